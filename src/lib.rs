@@ -1,0 +1,17 @@
+//! `recovery`: backup and recovery of a single-node OpenShift machine on an ostree operating system.
+//!
+//! One way leads through it, and nothing points back: command line → what is asked ([`backup`], [`recovery`]) → how it is done
+//! ([`archive`], [`etcd`], [`kube`], [`tools`]) → the [`node`].
+//!
+//! Read in this order:
+//!
+//! 1. [`error`]: how a failure ends, and its exit code.
+//! 2. [`node`]: the machine, as one value: root directory, programs, clock; the recovery directory and its lock; profile; identity.
+//! 3. [`backup`]: what a backup is on disk, and how one is taken, checked, listed, pruned, exported, and imported from the old script.
+//! 4. [`recovery`]: the pure transition function, the journal, the driver, and one file per phase with its steps in order.
+//! 5. [`archive`], [`etcd`], [`kube`], [`tools`]: the four ways in which things are done.
+//! 6. [`report`]: progress and log. [`cli`]: one file per command.
+
+#![warn(clippy::unwrap_used)]
+
+pub mod error;
