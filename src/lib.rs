@@ -15,3 +15,4 @@
 #![warn(clippy::unwrap_used)]
 
 pub mod error;
+pub mod node;

@@ -1,0 +1,192 @@
+//! The recovery directory: where its files are, who may write to it, and the one lock.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::fs::{FlockOperation, flock};
+
+use super::{Node, durable};
+use crate::error::{not_now, not_permitted};
+
+/// Where it is unless `--dir` says otherwise.
+pub const DEFAULT: &str = "/var/recovery";
+
+/// The recovery directory of a node (DESIGN: "a backup on disk").
+#[derive(Debug, Clone)]
+pub struct RecoveryDir {
+    shown: PathBuf,
+    path: PathBuf,
+}
+
+/// The lock, held until dropped. Released by the kernel when the process ends, however it ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl RecoveryDir {
+    /// The directory at the node's absolute path `dir`; nothing is made or checked yet.
+    #[must_use]
+    pub fn new(node: &Node, dir: &Path) -> Self {
+        Self { shown: dir.to_owned(), path: node.real_path(dir) }
+    }
+
+    /// Makes it when it is missing, and checks that nobody but root can write to it.
+    ///
+    /// # Errors
+    /// [`Failure::NotPermitted`](crate::error::Failure::NotPermitted) when it is another user's or writable by group or others.
+    pub fn prepare(&self) -> Result<()> {
+        if let Some(parent) = self.path.parent() {
+            std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
+        }
+        durable::create_dir(&self.path, 0o700)?;
+        durable::create_dir(&self.backups(), 0o700)?;
+        self.check()
+    }
+
+    /// Checks that it is a directory of root's that nobody else can write to; one that is missing passes.
+    ///
+    /// # Errors
+    /// As [`RecoveryDir::prepare`].
+    pub fn check(&self) -> Result<()> {
+        let Ok(meta) = self.path.symlink_metadata() else { return Ok(()) };
+        let shown = self.shown.display();
+        if !meta.is_dir() {
+            return Err(not_permitted(format!("{shown} is not a directory")));
+        }
+        if meta.uid() != 0 || meta.mode() & 0o022 != 0 {
+            return Err(not_permitted(format!(
+                "{shown} belongs to user {} with mode {:04o}: others could plant a backup there; run `chown 0:0 {shown} && chmod 0700 {shown}` \
+                 after a look at what is in it",
+                meta.uid(),
+                meta.mode() & 0o7777
+            )));
+        }
+        Ok(())
+    }
+
+    /// The directory, for this process.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory, as the node calls it: for messages and for what is written down.
+    #[must_use]
+    pub fn shown(&self) -> &Path {
+        &self.shown
+    }
+
+    /// `backups/`: the published backups and those being taken.
+    #[must_use]
+    pub fn backups(&self) -> PathBuf {
+        self.path.join("backups")
+    }
+
+    /// `progress`: the journal of the recovery that is in progress. The old launcher takes its presence for one, too.
+    #[must_use]
+    pub fn journal(&self) -> PathBuf {
+        self.path.join("progress")
+    }
+
+    /// `undo.json`: what the recovery in progress must put back.
+    #[must_use]
+    pub fn undo(&self) -> PathBuf {
+        self.path.join("undo.json")
+    }
+
+    /// `history/`: the journals and reports of finished runs.
+    #[must_use]
+    pub fn history(&self) -> PathBuf {
+        self.path.join("history")
+    }
+
+    /// `latest`: a link to the newest backup, for people.
+    #[must_use]
+    pub fn latest(&self) -> PathBuf {
+        self.path.join("latest")
+    }
+
+    /// True while a recovery is in progress.
+    #[must_use]
+    pub fn in_recovery(&self) -> bool {
+        self.journal().symlink_metadata().is_ok()
+    }
+
+    /// Takes the one lock of this directory, without waiting. The lock file is never replaced or removed: its inode is the lock.
+    ///
+    /// # Errors
+    /// [`Failure::NotNow`](crate::error::Failure::NotNow) when another process holds it; the message names the holder.
+    pub fn lock(&self, verb: &str) -> Result<Lock> {
+        let path = self.path.join("lock");
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))?;
+        if let Err(error) = try_lock(&file) {
+            if error != rustix::io::Errno::WOULDBLOCK {
+                return Err(error).with_context(|| format!("locking {}", path.display()));
+            }
+            let mut holder = String::new();
+            file.read_to_string(&mut holder).ok();
+            let holder = if holder.trim().is_empty() { "another process" } else { holder.trim() };
+            return Err(not_now(format!("{} is locked by {holder}; run this again when that has ended", self.shown.display())));
+        }
+        let holder = format!("`recovery {verb}` (process {}, since {})\n", std::process::id(), jiff::Timestamp::now());
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| file.write_all(holder.as_bytes()))
+            .context("writing the lock's holder")?;
+        Ok(Lock { _file: file })
+    }
+}
+
+/// Tries for a tenth of a second: a lock may be held for an instant by one who only looks whether it is free, or by a child between its fork
+/// and its exec, which have not closed the file yet.
+fn try_lock(file: &File) -> rustix::io::Result<()> {
+    for _ in 0..10 {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(10)),
+            result => return result,
+        }
+    }
+    flock(file, FlockOperation::NonBlockingLockExclusive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::exit_code;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn the_second_of_two_is_told_who_holds_the_lock() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let dir = RecoveryDir::new(&Node::at(root.path(), None), Path::new(DEFAULT));
+        dir.prepare()?;
+        let held = dir.lock("backup")?;
+        let error = dir.lock("resume").unwrap_err();
+        assert_eq!(exit_code(&error), 75);
+        assert!(error.to_string().contains("`recovery backup` (process"), "{error}");
+        drop(held);
+        dir.lock("resume").map(drop)
+    }
+
+    #[test]
+    fn a_directory_others_can_write_to_is_refused() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let dir = RecoveryDir::new(&Node::at(root.path(), None), Path::new(DEFAULT));
+        dir.prepare()?;
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777))?;
+        assert_eq!(exit_code(&dir.check().unwrap_err()), 77);
+        Ok(())
+    }
+}

@@ -1,0 +1,148 @@
+//! Files that survive a power cut: a temporary file beside the target, fsync, rename, fsync of the directory.
+//!
+//! After any function here has returned, its effect is on disk; before, the old state is. Callers never see something between.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+
+/// Writes `bytes` to `path` with permissions `mode`, replacing what is there in one step.
+///
+/// # Errors
+/// When anything on the way fails; the old file is then still there.
+pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let write = || -> Result<()> {
+        let temporary = beside(path)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        // The umask has had its say over `mode`; the file's permissions are what was asked for.
+        rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(mode))?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        rename(&temporary, path)
+    };
+    write().with_context(|| format!("writing {}", path.display()))
+}
+
+/// Renames `from` to `to` (which may exist, as rename(2) allows) and makes it durable in both directories.
+///
+/// # Errors
+/// When the rename or an fsync fails.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).with_context(|| format!("renaming {} to {}", from.display(), to.display()))?;
+    sync_dir(parent(to)?)?;
+    if parent(from)? == parent(to)? { Ok(()) } else { sync_dir(parent(from)?) }
+}
+
+/// Removes a file or a link; one that is not there is fine.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Ok(()) => sync_dir(parent(path)?),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("removing {}", path.display())),
+    }
+}
+
+/// Removes a directory and all below it; one that is not there is fine.
+///
+/// # Errors
+/// When something in it cannot be removed.
+pub fn remove_tree(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Ok(()) => sync_dir(parent(path)?),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("removing {}", path.display())),
+    }
+}
+
+/// Makes a directory with permissions `mode`; one that is there already is fine and keeps its own.
+///
+/// # Errors
+/// When it cannot be made, or something else is at that path.
+pub fn create_dir(path: &Path, mode: u32) -> Result<()> {
+    match std::fs::DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => sync_dir(parent(path)?),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("making the directory {}", path.display())),
+    }
+}
+
+/// Makes a symbolic link at `path` to `target`, replacing what is there in one step.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn symlink(target: &Path, path: &Path) -> Result<()> {
+    let temporary = beside(path)?;
+    remove(&temporary)?;
+    std::os::unix::fs::symlink(target, &temporary).with_context(|| format!("linking {}", path.display()))?;
+    rename(&temporary, path)
+}
+
+/// Makes the entries of a directory durable.
+///
+/// # Errors
+/// When it cannot be opened or synced.
+pub fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path).and_then(|dir| dir.sync_all()).with_context(|| format!("syncing the directory {}", path.display()))
+}
+
+/// Makes everything on the file system that holds `path` durable, errors of its write-back included (`syncfs(2)`, Linux 5.8).
+///
+/// # Errors
+/// When it cannot be opened or synced.
+pub fn sync_file_system(path: &Path) -> Result<()> {
+    let sync = || -> Result<()> { Ok(rustix::fs::syncfs(File::open(path)?)?) };
+    sync().with_context(|| format!("syncing the file system of {}", path.display()))
+}
+
+fn beside(path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().ok_or_else(|| anyhow!("{} has no file name", path.display()))?;
+    let mut temporary = std::ffi::OsString::from(".");
+    temporary.push(name);
+    temporary.push(".new");
+    Ok(path.with_file_name(temporary))
+}
+
+fn parent(path: &Path) -> Result<&Path> {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Ok(Path::new(".")),
+        Some(parent) => Ok(parent),
+        None => Err(anyhow!("{} has no parent directory", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_file_is_replaced_with_its_mode_and_nothing_stays_behind() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("state");
+        write(&path, b"one", 0o600)?;
+        write(&path, b"two", 0o644)?;
+        assert_eq!(std::fs::read(&path)?, b"two");
+        assert_eq!(path.metadata()?.permissions().mode() & 0o7777, 0o644);
+        assert_eq!(std::fs::read_dir(dir.path())?.count(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn removing_what_is_not_there_is_fine() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        remove(&dir.path().join("x"))?;
+        remove_tree(&dir.path().join("y"))?;
+        create_dir(&dir.path().join("z"), 0o700)?;
+        create_dir(&dir.path().join("z"), 0o700)?;
+        symlink(Path::new("a"), &dir.path().join("l"))?;
+        symlink(Path::new("b"), &dir.path().join("l"))?;
+        assert_eq!(std::fs::read_link(dir.path().join("l"))?, Path::new("b"));
+        Ok(())
+    }
+}

@@ -1,0 +1,262 @@
+//! External programs: one way to run them, with a time limit always, and errors that carry the argv and the tail of stderr.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+
+use super::clock::interrupted;
+use crate::error::{damaged, misfit, unanswered};
+
+/// The time limit of a program that was given none.
+pub const DEFAULT_LIMIT: Duration = Duration::from_secs(60);
+/// The most that is kept of a program's output: `rpm-ostree status --json` carries container manifests of over 100 KiB each.
+const MOST_OUTPUT: u64 = 64 << 20;
+/// How often a running program is looked at, at most: short calls are seen to end at once, long ones cost nothing.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// One call of an external program, built up and then [run](Command::run).
+#[derive(Debug)]
+pub struct Command {
+    program: PathBuf,
+    args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+    stdin: Vec<u8>,
+    limit: Duration,
+}
+
+/// How a program ended, and what it said.
+#[derive(Debug)]
+pub struct Output {
+    /// Its exit status.
+    pub status: ExitStatus,
+    /// All of its standard output.
+    pub stdout: Vec<u8>,
+    /// All of its standard error.
+    pub stderr: Vec<u8>,
+    argv: String,
+}
+
+impl Command {
+    pub(super) fn in_path(program: &str) -> Self {
+        Self { program: program.into(), args: Vec::new(), env: Vec::new(), stdin: Vec::new(), limit: DEFAULT_LIMIT }
+    }
+
+    pub(super) fn in_folder(folder: &Path, program: &str) -> Result<Self> {
+        let path = folder.join(program);
+        if path.exists() { Ok(Self { program: path, ..Self::in_path(program) }) } else { Err(missing(program)) }
+    }
+
+    /// Adds one argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(|a| a.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets a variable of its environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.env.push((name.into(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// What it reads from its standard input; nothing unless given.
+    #[must_use]
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = bytes.into();
+        self
+    }
+
+    /// Its time limit, [`DEFAULT_LIMIT`] unless given.
+    #[must_use]
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// The command line, for messages.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        std::iter::once(self.program.as_os_str())
+            .chain(self.args.iter().map(OsString::as_os_str))
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    /// Runs it and returns what it said; a status other than 0 is an error.
+    ///
+    /// # Errors
+    /// As [`Command::output`], and when it fails: with its argv, its status and the tail of its standard error.
+    pub fn run(self) -> Result<Output> {
+        let output = self.output()?;
+        if output.status.success() { Ok(output) } else { Err(output.error()) }
+    }
+
+    /// Runs it to its end, whatever its status.
+    ///
+    /// # Errors
+    /// [`Failure::Misfit`](crate::error::Failure::Misfit) when there is no such program,
+    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when it does not end within its limit (it and its process group are killed),
+    /// [`Failure::NotNow`](crate::error::Failure::NotNow) when the agent is interrupted meanwhile.
+    pub fn output(self) -> Result<Output> {
+        let argv = self.shown();
+        let mut command = std::process::Command::new(&self.program);
+        command.args(&self.args).envs(self.env.iter().map(|(k, v)| (k, v)));
+        // A group of its own, so that what it started can be killed with it. C locale: messages and numbers as the parsers expect.
+        command.env("LC_ALL", "C").process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => missing(&self.program.to_string_lossy()),
+            _ => anyhow!(error).context(format!("running `{argv}`")),
+        })?;
+        let stdin = child.stdin.take();
+        let input = self.stdin;
+        // A program that does not read its input gets a broken pipe, which is its own business.
+        std::thread::spawn(move || stdin.map(|mut pipe| pipe.write_all(&input)));
+        let (out, err) = (collect(child.stdout.take()), collect(child.stderr.take()));
+        let end = Instant::now() + self.limit;
+        let status = wait(&mut child, end, &argv, self.limit)?;
+        // What it left running may hold the pipes open: the limit covers that too.
+        let drain = |pipe: mpsc::Receiver<std::io::Result<Vec<u8>>>| {
+            let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(200));
+            let Ok(bytes) = pipe.recv_timeout(left) else {
+                kill_group(&child);
+                return Err(unanswered(format!("`{argv}` ended, but something it started keeps its output open")));
+            };
+            bytes.with_context(|| format!("reading the output of `{argv}`"))
+        };
+        Ok(Output { status, stdout: drain(out)?, stderr: drain(err)?, argv: argv.clone() })
+    }
+}
+
+impl Output {
+    /// Standard output as text.
+    ///
+    /// # Errors
+    /// When it is not UTF-8; the message names the command.
+    pub fn text(&self) -> Result<&str> {
+        std::str::from_utf8(&self.stdout).map_err(|_| damaged(format!("`{}` printed something that is not text", self.argv)))
+    }
+
+    /// The last lines of standard error, as one line.
+    #[must_use]
+    pub fn stderr_tail(&self) -> String {
+        let text = String::from_utf8_lossy(&self.stderr);
+        let lines: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+        let tail = lines[lines.len().saturating_sub(5)..].join(" | ");
+        let cut = tail.char_indices().rev().nth(800).map_or(0, |(at, _)| at);
+        tail[cut..].to_owned()
+    }
+
+    /// The error that this output stands for, when it is one: argv, status, tail of standard error.
+    #[must_use]
+    pub fn error(&self) -> anyhow::Error {
+        let how = match (self.status.code(), self.status.signal()) {
+            (Some(code), _) => format!("failed with exit status {code}"),
+            (None, Some(signal)) => format!("was killed by signal {signal}"),
+            (None, None) => "failed".to_owned(),
+        };
+        let tail = self.stderr_tail();
+        let said = if tail.is_empty() { "it said nothing".to_owned() } else { tail };
+        anyhow!("`{}` {how}: {said}", self.argv)
+    }
+}
+
+fn missing(program: &str) -> anyhow::Error {
+    misfit(format!("`{program}` is missing on this node"))
+}
+
+fn wait(child: &mut Child, end: Instant, argv: &str, limit: Duration) -> Result<ExitStatus> {
+    let mut look = Duration::from_millis(1);
+    loop {
+        if let Some(status) = child.try_wait().with_context(|| format!("waiting for `{argv}`"))? {
+            return Ok(status);
+        }
+        let stop = if Instant::now() >= end {
+            Some(unanswered(format!("`{argv}` did not end within {} s and was killed", limit.as_secs_f32())))
+        } else {
+            interrupted().err().map(|e| e.context(format!("running `{argv}`")))
+        };
+        if let Some(error) = stop {
+            kill_group(child);
+            child.wait().with_context(|| format!("waiting for `{argv}`"))?;
+            return Err(error);
+        }
+        std::thread::sleep(look);
+        look = (look * 2).min(LOOK);
+    }
+}
+
+fn kill_group(child: &Child) {
+    if let Some(pid) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+        // It may have ended a moment ago: nothing to kill is what is wanted.
+        let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+    }
+}
+
+fn collect(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<std::io::Result<Vec<u8>>> {
+    let (send, receive) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let end = match pipe {
+            Some(mut pipe) => (&mut pipe)
+                .take(MOST_OUTPUT)
+                .read_to_end(&mut bytes)
+                .and_then(|_| std::io::copy(&mut pipe, &mut std::io::sink()).map(|_| bytes)),
+            None => Ok(bytes),
+        };
+        // The receiver is gone when the command was given up.
+        let _ = send.send(end);
+    });
+    receive
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::exit_code;
+
+    fn sh(script: &str) -> Command {
+        Command::in_path("sh").args(["-c", script])
+    }
+
+    #[test]
+    fn output_and_input_pass_through() -> Result<()> {
+        let output = sh("tr a-z A-Z").stdin("abc").run()?;
+        assert_eq!(output.text()?, "ABC");
+        Ok(())
+    }
+
+    #[test]
+    fn a_failure_names_the_command_and_what_it_said() {
+        let error = sh("echo one >&2; echo two >&2; exit 3").run().unwrap_err().to_string();
+        assert!(error.contains("sh -c") && error.contains("exit status 3") && error.contains("one | two"), "{error}");
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_killed_with_what_it_started() {
+        let before = Instant::now();
+        let error = sh("sleep 60 & sleep 60").limit(Duration::from_millis(200)).run().unwrap_err();
+        assert_eq!(exit_code(&error), 69);
+        assert!(before.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_missing_program_does_not_fit_the_node() {
+        assert_eq!(exit_code(&Command::in_path("no-such-program-here").run().unwrap_err()), 78);
+    }
+}
