@@ -16,3 +16,4 @@
 
 pub mod error;
 pub mod node;
+pub mod report;

@@ -1,0 +1,172 @@
+//! What the agent tells while it works: [`Progress`] for people, and the [`log`] for journald and stderr.
+//!
+//! On a terminal, long work shows bars; elsewhere (a Job's log, a unit's journal) a plain line every few seconds. Reports go to standard
+//! output, everything here to standard error.
+
+pub mod log;
+
+use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+/// How often a log is told how far long work is.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// Where progress goes. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    form: Form,
+}
+
+#[derive(Debug, Clone)]
+enum Form {
+    Hidden,
+    Bars(MultiProgress),
+    Lines,
+}
+
+/// One piece of long work; it ends when dropped. Shared between threads by reference.
+#[derive(Debug)]
+pub struct Task {
+    what: String,
+    total: Option<u64>,
+    done: AtomicU64,
+    shown: Shown,
+}
+
+#[derive(Debug)]
+enum Shown {
+    Hidden,
+    Bar(ProgressBar),
+    Lines(Mutex<Instant>),
+}
+
+impl Progress {
+    /// Shows nothing.
+    #[must_use]
+    pub fn hidden() -> Self {
+        Self { form: Form::Hidden }
+    }
+
+    /// Bars when standard error is a terminal, lines otherwise.
+    #[must_use]
+    pub fn to_stderr() -> Self {
+        let form = if std::io::stderr().is_terminal() { Form::Bars(MultiProgress::new()) } else { Form::Lines };
+        Self { form }
+    }
+
+    /// Begins a piece of work called `what`, of `total` bytes when that is known.
+    #[must_use]
+    pub fn task(&self, what: &str, total: Option<u64>) -> Task {
+        let shown = match &self.form {
+            Form::Hidden => Shown::Hidden,
+            Form::Lines => Shown::Lines(Mutex::new(Instant::now())),
+            Form::Bars(all) => {
+                let bar = all.add(total.map_or_else(ProgressBar::new_spinner, ProgressBar::new));
+                let template = if total.is_some() {
+                    "{prefix:28} {bar:30} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {wide_msg}"
+                } else {
+                    "{prefix:28} {spinner} {elapsed} {wide_msg}"
+                };
+                bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+                bar.set_prefix(what.to_owned());
+                bar.enable_steady_tick(Duration::from_millis(200));
+                Shown::Bar(bar)
+            }
+        };
+        Task { what: what.to_owned(), total, done: AtomicU64::new(0), shown }
+    }
+
+    /// A line for people: what happens now.
+    pub fn say(&self, line: &str) {
+        if !matches!(self.form, Form::Hidden) {
+            self.pause(|| to_stderr(line));
+        }
+    }
+
+    /// Runs `show`, which writes to the terminal, with the bars out of the way.
+    pub fn pause<T>(&self, show: impl FnOnce() -> T) -> T {
+        match &self.form {
+            Form::Bars(all) => all.suspend(show),
+            Form::Hidden | Form::Lines => show(),
+        }
+    }
+}
+
+impl Task {
+    /// So many more bytes are done.
+    pub fn add(&self, bytes: u64) {
+        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        match &self.shown {
+            Shown::Hidden => {}
+            Shown::Bar(bar) => bar.inc(bytes),
+            Shown::Lines(last) => self.line(last, || match self.total {
+                Some(total) if total > 0 => format!("{} of {} ({} %)", mib(done), mib(total), done.min(total) * 100 / total),
+                _ => mib(done),
+            }),
+        }
+    }
+
+    /// What it is doing or waiting for now.
+    pub fn note(&self, what: &str) {
+        match &self.shown {
+            Shown::Hidden => {}
+            Shown::Bar(bar) => bar.set_message(what.to_owned()),
+            Shown::Lines(last) => self.line(last, || what.to_owned()),
+        }
+    }
+
+    fn line(&self, last: &Mutex<Instant>, text: impl FnOnce() -> String) {
+        // Another thread that is at this very moment writing the line is enough.
+        let Ok(mut last) = last.try_lock() else { return };
+        if last.elapsed() >= LINE_EVERY {
+            *last = Instant::now();
+            to_stderr(&format!("{}: {}", self.what, text()));
+        }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        if let Shown::Bar(bar) = &self.shown {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// A closed standard error must not end a recovery.
+fn to_stderr(line: &str) {
+    writeln!(std::io::stderr(), "{line}").ok();
+}
+
+/// Bytes for people: `12.3 MiB`.
+#[must_use]
+pub fn mib(bytes: u64) -> String {
+    let tenths = (u128::from(bytes) * 10 + (1 << 19)) >> 20;
+    format!("{}.{} MiB", tenths / 10, tenths % 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_well() {
+        assert_eq!(mib(0), "0.0 MiB");
+        assert_eq!(mib(1 << 20), "1.0 MiB");
+        assert_eq!(mib(1_600_000), "1.5 MiB");
+        assert_eq!(mib(u64::MAX), "17592186044416.0 MiB");
+    }
+
+    #[test]
+    fn hidden_progress_says_nothing_and_counts() {
+        let task = Progress::hidden().task("packing", Some(10));
+        task.add(4);
+        task.note("etc");
+        task.add(6);
+        assert_eq!(task.done.load(Ordering::Relaxed), 10);
+    }
+}
