@@ -14,6 +14,7 @@
 
 #![warn(clippy::unwrap_used)]
 
+pub mod archive;
 pub mod error;
 pub mod node;
 pub mod report;

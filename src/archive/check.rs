@@ -1,0 +1,130 @@
+//! Reading back from the disk what has been written to it, some way behind the writing, so that it costs no time of its own.
+//!
+//! Every frame is compared by its hash. As all that was written also went through SHA-256, that makes the sum of what was to be written the
+//! sum of what is there. Pages are dropped from memory first: what is read was on the disk.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{Scope, ScopedJoinHandle};
+
+use anyhow::{Context, Result};
+use nix::libc::{SYNC_FILE_RANGE_WAIT_AFTER, SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE};
+use rustix::fs::Advice;
+
+use super::frames::read_frame;
+use super::index::Frame;
+use crate::error::damaged;
+
+/// The kernel is asked to begin writing out whenever so many bytes have been written: the disk works while we do.
+const WRITE_OUT: u64 = 4 << 20;
+/// How far reading back stays behind, so that it does not wait for the disk.
+const BEHIND: u64 = 24 << 20;
+/// Pages of memory, on every architecture the agent is built for.
+const PAGE: u64 = 4096;
+
+enum Said {
+    Written(Frame),
+    /// All frames but the first so many are to be written again.
+    Rewound(usize),
+}
+
+/// The writer's end of it.
+pub(super) struct Checker<'scope> {
+    said: Sender<Said>,
+    worker: ScopedJoinHandle<'scope, Result<usize>>,
+}
+
+impl<'scope> Checker<'scope> {
+    /// Starts reading back what is written to `file`.
+    pub(super) fn start<'env>(scope: &'scope Scope<'scope, 'env>, file: &'env File) -> Self {
+        let (said, heard) = channel();
+        Self { said, worker: scope.spawn(move || follow(file, &heard)) }
+    }
+
+    /// A frame has been written.
+    pub(super) fn add(&self, frame: Frame) {
+        // When it has failed, that is said at the end.
+        self.said.send(Said::Written(frame)).unwrap_or_default();
+    }
+
+    /// All frames but the first `count` are to be written again.
+    pub(super) fn rewind(&self, count: usize) {
+        self.said.send(Said::Rewound(count)).unwrap_or_default();
+    }
+
+    /// Waits until it has nothing left to do for now; how many frames it has read back.
+    ///
+    /// # Errors
+    /// When one of them is not what was written.
+    pub(super) fn finish(self) -> Result<usize> {
+        drop(self.said);
+        self.worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+fn follow(file: &File, heard: &Receiver<Said>) -> Result<usize> {
+    let (mut frames, mut checked, mut begun) = (Vec::<Frame>::new(), 0, 0);
+    let end = |frame: Option<&Frame>| frame.map_or(0, |frame| frame.offset + u64::from(frame.len));
+    while let Ok(said) = heard.recv() {
+        match said {
+            Said::Written(frame) => frames.push(frame),
+            Said::Rewound(count) => {
+                frames.truncate(count);
+                checked = checked.min(count);
+                begun = begun.min(end(frames.last()));
+            }
+        }
+        let written = end(frames.last());
+        if written < begun + WRITE_OUT {
+            continue;
+        }
+        sync_range(file, begun, written - begun, SYNC_FILE_RANGE_WRITE);
+        begun = written;
+        // Up to where the disk has had some time; the page after it is written too.
+        let ready = written.saturating_sub(BEHIND);
+        let count = frames[checked..].iter().take_while(|frame| end(Some(frame)) <= ready).count();
+        if count > 0 {
+            let wait = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+            let from = frames[checked].offset;
+            sync_range(file, from, ready + PAGE - from, wait);
+            read_back(file, &frames[checked..checked + count])?;
+            checked += count;
+        }
+    }
+    Ok(checked)
+}
+
+/// Asks the kernel to write a part of a file to disk. `fsync` at the end is what makes sure, and reports errors.
+fn sync_range(file: &File, offset: u64, len: u64, flags: nix::libc::c_uint) {
+    let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
+    // SAFETY: a system call on an open file that takes no pointers.
+    unsafe { nix::libc::sync_file_range(file.as_raw_fd(), offset, len, flags) };
+}
+
+/// Reads consecutive frames, which are on disk, back from it.
+///
+/// # Errors
+/// When one is not what was written.
+pub(super) fn read_back(file: &File, frames: &[Frame]) -> Result<()> {
+    let (Some(first), Some(last)) = (frames.first(), frames.last()) else { return Ok(()) };
+    forget(file, first.offset, last.offset + u64::from(last.len))?;
+    let mut packed = Vec::new();
+    frames.iter().try_for_each(|frame| read_frame(file, frame, &mut packed)).context("reading the archive back from the disk")
+}
+
+/// As [`read_back`], for what follows the frames.
+pub(super) fn read_back_tail(file: &File, offset: u64, tail: &[u8]) -> Result<()> {
+    forget(file, offset, offset + tail.len() as u64)?;
+    let mut there = vec![0; tail.len()];
+    file.read_exact_at(&mut there, offset).context("reading the archive back from the disk")?;
+    if there == tail { Ok(()) } else { Err(damaged("the index on the disk is not what was written: the disk is failing")) }
+}
+
+/// Drops whole pages from memory.
+fn forget(file: &File, from: u64, to: u64) -> Result<()> {
+    let from = from / PAGE * PAGE;
+    let len = std::num::NonZeroU64::new(to.next_multiple_of(PAGE) - from);
+    rustix::fs::fadvise(file, from, len, Advice::DontNeed).context("dropping the archive from memory")
+}

@@ -1,0 +1,385 @@
+//! Comparing a tree on disk with an archive: everything but what the comparison itself must read is left alone, access times included.
+//!
+//! Several threads look at a directory each, and at parts of a large one; large files are begun with, so that the last of them does not
+//! keep everyone waiting. What is found is a set of differences for each row of the table, and a list of what the archive does not have.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result};
+use rustix::io::Errno;
+
+use super::entry::{Kind, join, split};
+use super::pack::Content;
+use super::select::{Selection, Standing};
+use super::table::{Id, Table};
+use super::tree::{Found, Inode, Tree, names};
+use super::work::{self, Pile};
+use super::{Extra, Tick};
+use crate::error::misfit;
+use crate::node::clock::interrupted;
+
+/// In what a path differs, as bits; [`SEEN`] alone: in nothing.
+pub(super) type Differences = u16;
+pub(super) const SEEN: Differences = 1;
+pub(super) const KIND: Differences = 1 << 1;
+pub(super) const CONTENT: Differences = 1 << 2;
+pub(super) const TARGET: Differences = 1 << 3;
+pub(super) const DEVICE: Differences = 1 << 4;
+/// It is another inode than it should be, or the same as something that it should not be.
+pub(super) const LINK: Differences = 1 << 5;
+pub(super) const MODE: Differences = 1 << 6;
+pub(super) const OWNER: Differences = 1 << 7;
+pub(super) const MTIME: Differences = 1 << 8;
+pub(super) const XATTRS: Differences = 1 << 9;
+pub(super) const FLAGS: Differences = 1 << 10;
+
+/// Files from this size on are compared first.
+const LARGE: u64 = 4 << 20;
+/// So many names of a directory are one piece of work.
+const BATCH: usize = 64;
+/// Files are read in pieces of so many bytes: they fit the processor's cache, where they are hashed.
+const CHUNK: usize = 256 << 10;
+
+/// A path that the archive does not have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Surplus {
+    pub(super) path: Vec<u8>,
+    pub(super) directory: bool,
+    pub(super) flags: u8,
+}
+
+/// An inode with several names.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shared {
+    pub(super) id: Id,
+    pub(super) inode: ((u32, u32), u64),
+    pub(super) links: u32,
+}
+
+/// What a comparison found.
+#[derive(Debug, Default)]
+pub(super) struct Comparison {
+    pub(super) differences: Vec<Differences>,
+    /// In an order in which they can be deleted.
+    pub(super) surplus: Vec<Surplus>,
+    pub(super) shared: Vec<Shared>,
+    /// Mount points that are also in the archive, with content that is not the tree's.
+    pub(super) mounts: Vec<Id>,
+    /// Directories on the way to what is selected where another file system begins.
+    pub(super) crossed: Vec<Vec<u8>>,
+}
+
+/// What a comparison works with.
+pub(super) struct Comparer<'a> {
+    pub(super) table: &'a Table,
+    pub(super) tree: &'a Tree,
+    pub(super) selection: &'a Selection,
+    pub(super) extra: Extra,
+    pub(super) tick: Tick<'a>,
+    /// Of hard links: see [`super::plan::leaders`].
+    pub(super) leaders: &'a HashMap<Id, Id>,
+    /// Security labels are in the archive, so they are compared.
+    pub(super) labelled: bool,
+}
+
+enum Item {
+    /// A row that is compared by itself.
+    Single(Id),
+    Directory(Id),
+    /// Some of the names in a directory, with their rows.
+    Batch(Arc<(OwnedFd, Found)>, Vec<(Vec<u8>, Id)>),
+    Surplus(Vec<u8>),
+}
+
+struct Scan<'a> {
+    with: &'a Comparer<'a>,
+    differences: Vec<AtomicU16>,
+    found: Mutex<Comparison>,
+}
+
+impl Comparer<'_> {
+    /// Compares.
+    ///
+    /// # Errors
+    /// When something cannot be read, or a mount point would have to be deleted.
+    pub(super) fn run(&self) -> Result<Comparison> {
+        let differences = self.table.ids().map(|_| AtomicU16::new(0)).collect();
+        let scan = Scan { with: self, differences, found: Mutex::new(Comparison::default()) };
+        // The last is begun with.
+        let mut items: Vec<Item> = Vec::new();
+        if self.table.len() > 0 && self.selection.standing(b"") != Standing::Outside {
+            items.push(Item::Single(0));
+            let mut large: Vec<Id> = self.table.ids().filter(|id| self.is_large(*id)).collect();
+            large.sort_by_key(|id| self.table.row(*id).size);
+            items.extend(large.into_iter().map(Item::Single));
+        }
+        work::run(items, || Ok(vec![0; CHUNK]), |buffer, item, pile| scan.work(buffer, item, pile))?;
+        let mut found = scan.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        found.differences = scan.differences.into_iter().map(AtomicU16::into_inner).collect();
+        found.shared.sort_by_key(|shared| shared.id);
+        Ok(found)
+    }
+
+    /// Large enough to be compared by itself, before everything else.
+    fn is_large(&self, id: Id) -> bool {
+        let row = self.table.row(id);
+        row.kind == Kind::File && row.size >= LARGE && !row.existence && self.selection.standing(self.table.path(id)) == Standing::Inside
+    }
+
+    /// True for a hard link whose content is that of another selected row.
+    fn is_follower(&self, id: Id) -> bool {
+        self.leaders.get(&self.table.leader(id)).is_some_and(|leader| *leader != id)
+    }
+}
+
+impl Scan<'_> {
+    fn found(&self) -> std::sync::MutexGuard<'_, Comparison> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, id: Id, differences: Differences) {
+        self.differences[id as usize].fetch_or(differences | SEEN, Ordering::Relaxed);
+    }
+
+    fn work(&self, buffer: &mut [u8], item: Item, pile: &Pile<Item>) -> Result<()> {
+        match item {
+            Item::Single(id) => {
+                let (parent, name) = split(self.with.table.path(id)).unwrap_or((b"", b""));
+                let Some(parent) = self.open(parent, Tree::dir)? else { return Ok(()) };
+                let found = Found::of(&parent)?;
+                self.compare(buffer, &(parent, found), name, id, pile)
+            }
+            Item::Directory(id) => self.directory(buffer, id, pile),
+            Item::Batch(directory, batch) => batch.into_iter().try_for_each(|(name, id)| self.compare(buffer, &directory, &name, id, pile)),
+            Item::Surplus(path) => {
+                let mut surplus = Vec::new();
+                self.surplus(path, &mut surplus)?;
+                self.found().surplus.append(&mut surplus);
+                Ok(())
+            }
+        }
+    }
+
+    /// Opens a directory; `None` when it is not there, or something else is, or a link leads to it.
+    fn open(&self, path: &[u8], open: impl Fn(&Tree, &[u8]) -> rustix::io::Result<OwnedFd>) -> Result<Option<OwnedFd>> {
+        match open(self.with.tree, path) {
+            Ok(directory) => Ok(Some(directory)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("opening {}", self.with.tree.shown(path))),
+        }
+    }
+
+    /// Looks at what is in a directory: what it holds on disk when that matters, else what the archive or the selection names.
+    fn directory(&self, buffer: &mut [u8], id: Id, pile: &Pile<Item>) -> Result<()> {
+        let Comparer { table, tree, selection, extra, .. } = self.with;
+        let path = table.path(id);
+        let standing = selection.standing(path);
+        let listed = standing == Standing::Inside && !table.row(id).existence && *extra == Extra::Delete;
+        let Some(directory) = self.open(path, if listed { Tree::list } else { Tree::dir })? else { return Ok(()) };
+        let names = if listed {
+            names(&directory).with_context(|| format!("listing {}", tree.shown(path)))?
+        } else if standing == Standing::Parent {
+            selection.names_from(path)
+        } else {
+            table.children(id).filter_map(|child| Some(split(table.path(child))?.1.to_vec())).collect()
+        };
+        let mut children = table.children(id).peekable();
+        let mut known = Vec::new();
+        for name in names {
+            let child = join(path, &name);
+            let standing = selection.standing(&child);
+            if standing == Standing::Outside {
+                continue;
+            }
+            while children.next_if(|id| table.path(*id) < child.as_slice()).is_some() {}
+            match children.next_if(|id| table.path(*id) == child) {
+                Some(id) if !self.with.is_large(id) => known.push((name, id)),
+                None if *extra == Extra::Delete => pile.add(Item::Surplus(child)),
+                _ => {}
+            }
+        }
+        let found = Found::of(&directory)?;
+        let directory = Arc::new((directory, found));
+        let mut batches = known.chunks(BATCH);
+        let first = batches.next().unwrap_or_default();
+        batches.for_each(|batch| pile.add(Item::Batch(directory.clone(), batch.to_vec())));
+        first.iter().try_for_each(|(name, id)| self.compare(buffer, &directory, name, *id, pile))
+    }
+
+    /// Compares one path with its row.
+    fn compare(&self, buffer: &mut [u8], directory: &(OwnedFd, Found), name: &[u8], id: Id, pile: &Pile<Item>) -> Result<()> {
+        let Comparer { table, tree, selection, tick, .. } = self.with;
+        interrupted()?;
+        let path = table.path(id);
+        let context = || format!("comparing {}", tree.shown(path));
+        let Some(found) = Found::at(&directory.0, name).with_context(context)? else { return Ok(()) };
+        let standing = selection.standing(path);
+        let mount = !path.is_empty() && found.is_mount(&directory.1);
+        let kind = table.row(table.leader(id)).kind;
+        if standing == Standing::Parent && kind != Kind::Directory {
+            // In the archive it leads nowhere, so nothing below it is there.
+            if self.with.extra == Extra::Delete && found.kind == Some(Kind::Directory) {
+                pile.add(Item::Surplus(path.to_vec()));
+            }
+            return Ok(());
+        }
+        if found.kind != Some(kind) {
+            return self.replaced(path, found, mount, id).with_context(context);
+        }
+        if standing == Standing::Parent || table.row(id).existence {
+            self.note(id, 0);
+            // What is below it in the archive was named there: it is restored even where it is on another file system. Without anything
+            // below it, it can be a mount point that was not entered.
+            if kind == Kind::Directory && (standing == Standing::Parent || table.row(id).end > id + 1) {
+                if mount {
+                    self.found().crossed.push(path.to_vec());
+                }
+                pile.add(Item::Directory(id));
+            }
+            return Ok(());
+        }
+        if mount {
+            self.found().mounts.push(id);
+        }
+        let differences = self.details(buffer, &directory.0, name, id, found);
+        if let Some(differences) = differences.with_context(context)? {
+            self.note(id, differences);
+            if differences & (CONTENT | TARGET | DEVICE) == 0 {
+                tick(table.row(id).size);
+            }
+            if kind == Kind::Directory {
+                pile.add(Item::Directory(id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Something of another kind is where a row should be: what is below it has to go.
+    fn replaced(&self, path: &[u8], found: Found, mount: bool, id: Id) -> Result<()> {
+        if mount {
+            return Err(mounted(path));
+        }
+        self.note(id, KIND);
+        if found.kind == Some(Kind::Directory) {
+            let mut surplus = Vec::new();
+            if !self.surplus_in(path, &mut surplus)? {
+                return Err(misfit("it is a directory here and not in the archive, and holds something that is to be left alone"));
+            }
+            self.found().surplus.append(&mut surplus);
+        }
+        Ok(())
+    }
+
+    /// In what an inode of the right kind differs; `None` when it vanished in the meantime.
+    fn details(&self, buffer: &mut [u8], directory: &OwnedFd, name: &[u8], id: Id, found: Found) -> Result<Option<Differences>> {
+        let Comparer { table, labelled, .. } = self.with;
+        let leader = table.leader(id);
+        let (row, attributes) = (table.row(leader), table.attributes(leader));
+        let inode = match Inode::open(directory, name, row.kind) {
+            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(None),
+            inode => inode?,
+        };
+        let mut differences = 0;
+        let mut differ = |difference, differs| differences |= if differs { difference } else { 0 };
+        differ(MODE, row.kind != Kind::Symlink && found.mode != attributes.mode);
+        differ(OWNER, (found.uid, found.gid) != (attributes.uid, attributes.gid));
+        differ(MTIME, found.mtime != row.mtime);
+        differ(FLAGS, found.flags != attributes.flags);
+        differ(DEVICE, found.device != table.device(leader));
+        if row.kind == Kind::Symlink {
+            differ(TARGET, rustix::fs::readlinkat(inode.file(), "", Vec::new())?.as_bytes() != table.target(leader));
+        }
+        let mut xattrs = inode.xattrs()?;
+        xattrs.retain(|(name, _)| *labelled || name != b"security.selinux");
+        differ(XATTRS, xattrs != attributes.xattrs);
+        if row.kind == Kind::File && !self.with.is_follower(id) {
+            differ(CONTENT, found.size != row.size || (row.size > 0 && !same_content(&inode, row.size, &row.hash, buffer)?));
+        }
+        if row.kind != Kind::Directory && (found.links > 1 || self.with.leaders.contains_key(&leader)) {
+            self.found().shared.push(Shared { id, inode: (found.file_system, found.inode), links: found.links });
+        }
+        Ok(Some(differences))
+    }
+
+    /// Lists `path`, which is not in the archive, after all below it; false when something of it is to be left alone.
+    fn surplus(&self, path: Vec<u8>, into: &mut Vec<Surplus>) -> Result<bool> {
+        let standing = self.with.selection.standing(&path);
+        let (parent, name) = split(&path).unwrap_or((b"", b""));
+        let Some(directory) = self.open(parent, Tree::dir)? else { return Ok(true) };
+        if standing == Standing::Outside {
+            return Ok(false);
+        }
+        let Some(found) = Found::at(&directory, name)? else { return Ok(true) };
+        let is_mount = found.is_mount(&Found::of(&directory)?);
+        drop(directory);
+        if is_mount && standing == Standing::Inside {
+            return Err(mounted(&path));
+        }
+        let is_directory = found.kind == Some(Kind::Directory);
+        let alone = !is_directory || self.surplus_in(&path, into)?;
+        if alone && standing == Standing::Inside {
+            into.push(Surplus { path, directory: is_directory, flags: found.flags });
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// As [`Scan::surplus`], for all that is in a directory.
+    fn surplus_in(&self, path: &[u8], into: &mut Vec<Surplus>) -> Result<bool> {
+        interrupted()?;
+        let names = if self.with.selection.standing(path) == Standing::Parent {
+            self.with.selection.names_from(path)
+        } else {
+            let Some(directory) = self.open(path, Tree::list)? else { return Ok(true) };
+            names(&directory)?
+        };
+        let mut all = true;
+        for name in names {
+            all &= self.surplus(join(path, &name), into)?;
+        }
+        Ok(all)
+    }
+}
+
+fn mounted(path: &[u8]) -> anyhow::Error {
+    let path = super::entry::shown(path);
+    misfit(format!(
+        "{path} is a mount point, and would have to be changed: what is mounted there is not the tree's; unmount it and run this again"
+    ))
+}
+
+/// Refuses differences in or below a mount point.
+///
+/// # Errors
+/// [`Failure::Misfit`](crate::error::Failure::Misfit) when there are any.
+pub(super) fn check_mounts(table: &Table, found: &Comparison, changes: impl Fn(Id) -> bool) -> Result<()> {
+    for mount in &found.mounts {
+        let path = table.path(*mount);
+        let differs = (*mount..table.row(*mount).end).any(&changes);
+        if differs || found.surplus.iter().any(|surplus| super::select::is_below(&surplus.path, path)) {
+            return Err(mounted(path));
+        }
+    }
+    Ok(())
+}
+
+fn same_content(inode: &Inode, size: u64, hash: &[u8; 32], buffer: &mut [u8]) -> Result<bool> {
+    let mut content = Content::default();
+    let mut at = 0;
+    while at < size {
+        let want = usize::try_from(size - at).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let read = rustix::io::pread(inode.file(), &mut buffer[..want], at)?;
+        if read == 0 {
+            return Ok(false);
+        }
+        content.add(at, &buffer[..read]);
+        at += read as u64;
+        if at < size {
+            interrupted()?;
+        }
+    }
+    Ok(content.finish(size) == *hash)
+}

@@ -1,0 +1,178 @@
+//! One entry of an archive: what it is, and everything about it that a restore brings back.
+
+use std::cmp::Ordering;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::error::damaged;
+
+/// The longest path the kernel takes (`PATH_MAX` less its terminating zero).
+pub(super) const LONGEST_PATH: usize = 4095;
+/// The longest name in a directory (`NAME_MAX`).
+const LONGEST_NAME: usize = 255;
+
+/// What an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) enum Kind {
+    File,
+    Directory,
+    Symlink,
+    /// Another name of an earlier entry that is not a directory.
+    HardLink,
+    Fifo,
+    CharDevice,
+    BlockDevice,
+}
+
+/// A time as file systems keep it: seconds since 1970, and the nanoseconds after them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub(super) struct Time {
+    pub(super) seconds: i64,
+    pub(super) nanoseconds: u32,
+}
+
+/// Extended attributes: name and value, sorted by name. ACLs are among them, as the kernel's `system.posix_acl_*`.
+pub(super) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// The flag that forbids every change (`chattr +i`).
+pub(super) const IMMUTABLE: u8 = 1;
+/// The flag that forbids every change but appending (`chattr +a`).
+pub(super) const APPEND_ONLY: u8 = 2;
+
+/// What many entries have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub(super) struct Attributes {
+    /// Permissions, set-id and sticky bits.
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// [`IMMUTABLE`], [`APPEND_ONLY`].
+    pub(super) flags: u8,
+    pub(super) xattrs: Xattrs,
+}
+
+/// One entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Entry {
+    /// Relative to the root of the tree, without a slash at either end; the root itself is empty.
+    pub(super) path: Vec<u8>,
+    pub(super) kind: Kind,
+    pub(super) attributes: Attributes,
+    pub(super) mtime: Time,
+    /// Of a file, bytes, holes included; else 0.
+    pub(super) size: u64,
+    /// Of a symbolic link, where it points; of a hard link, the path of the earlier entry; else empty.
+    pub(super) target: Vec<u8>,
+    /// Of a device, major and minor; else 0.
+    pub(super) device: (u32, u32),
+}
+
+/// BLAKE3 of a file's content, holes as the zeros that they read as.
+pub(super) type Hash = [u8; 32];
+
+/// The order of a walk that visits a directory before what is in it, and names by their bytes.
+pub(super) fn compare_paths(a: &[u8], b: &[u8]) -> Ordering {
+    // A slash ends a component, so it comes before every byte that could continue it; no name holds a zero byte.
+    let key = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
+    a.iter().map(key).cmp(b.iter().map(key))
+}
+
+/// The directory that holds `path`, and its name there; `None` for the root.
+pub(super) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    match path.iter().rposition(|b| *b == b'/') {
+        Some(at) => Some((&path[..at], &path[at + 1..])),
+        None if path.is_empty() => None,
+        None => Some((b"", path)),
+    }
+}
+
+/// A path with `name` added.
+pub(super) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    if directory.is_empty() { name.to_vec() } else { [directory, name].join(&b'/') }
+}
+
+/// A path, for messages: quoted, and what a terminal would act on is escaped.
+pub(super) fn shown(path: &[u8]) -> String {
+    if path.is_empty() { "the root of the tree".to_owned() } else { quoted(path) }
+}
+
+fn quoted(name: &[u8]) -> String {
+    let name = OsStr::from_bytes(name);
+    format!("{name:?}")
+}
+
+/// The path of an entry from its name in the archive; refuses every name that could lead out of the tree.
+///
+/// # Errors
+/// `Failure::Damaged` for a name that is empty, absolute, too long, or has an empty component, `.` or `..` in it.
+pub(super) fn path_from_name(name: &[u8]) -> Result<Vec<u8>> {
+    let refuse = |why: &str| damaged(format!("the archive is hostile or damaged: the name {} {why}", quoted(name)));
+    let mut path = name;
+    while let Some(rest) = path.strip_prefix(b"./") {
+        path = rest;
+    }
+    let path = path.strip_suffix(b"/").unwrap_or(path);
+    if path.is_empty() || path == b"." {
+        // "./" and "." are the root; a name that is nothing at all, or only slashes, is not.
+        return if name.starts_with(b".") { Ok(Vec::new()) } else { Err(refuse("is empty")) };
+    }
+    check_path(path).map_err(refuse)?;
+    Ok(path.to_vec())
+}
+
+/// Says what is wrong with a path, if anything: see [`path_from_name`].
+pub(super) fn check_path(path: &[u8]) -> Result<(), &'static str> {
+    if path.starts_with(b"/") {
+        return Err("is absolute");
+    }
+    if path.len() > LONGEST_PATH {
+        return Err("is too long");
+    }
+    if path.contains(&0) {
+        return Err("holds a zero byte");
+    }
+    for part in path.split(|b| *b == b'/') {
+        match part {
+            b"" => return Err("has an empty component"),
+            b"." | b".." => return Err("leaves its directory"),
+            _ if part.len() > LONGEST_NAME => return Err("has a component that is too long"),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::exit_code;
+
+    #[test]
+    fn names_that_leave_the_tree_are_refused() {
+        let long = "x".repeat(256);
+        let deep = "x/".repeat(3000);
+        for name in ["", "/", "/etc/passwd", "..", "a/..", "a/../../b", "../a", "a//b", "a/./b", "//", "a\0b", &long, &deep, ".//a"] {
+            let error = path_from_name(name.as_bytes()).unwrap_err();
+            assert_eq!(exit_code(&error), 65, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn names_of_gnu_tar_are_understood() -> Result<()> {
+        for (name, path) in [("./", ""), (".", ""), ("./a", "a"), ("./a/", "a"), ("a/b/", "a/b"), ("...", "..."), (".a", ".a")] {
+            assert_eq!(path_from_name(name.as_bytes())?, path.as_bytes(), "{name}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_order_is_that_of_a_walk() {
+        let sorted = ["", "a", "a/b", "a/b/c", "a/c", "a.b", "a0", "b"];
+        for pair in sorted.windows(2) {
+            assert_eq!(compare_paths(pair[0].as_bytes(), pair[1].as_bytes()), Ordering::Less, "{pair:?}");
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! tar + zstd archives of a tree, with full fidelity.
+//!
+//! An archive is a standard `.tar.zst`: GNU tar and zstd alone restore it (`tar --zstd -xp --xattrs --xattrs-include='*' --acls`). Behind
+//! the data stands an index ([`index`]) that both pass over, and that lets a restore check every name before anything is changed, skip
+//! what is equal without decompressing it, and a later backup take over what has not changed.
+//!
+//! Reading order: [`select`] (which part of a tree), [`entry`] (what is kept of a path), [`tree`] (a tree on disk); packing: [`walk`],
+//! [`header`], [`reuse`], [`pack`](mod@pack), [`sink`], [`check`], [`index`]; reading: [`parse`], [`records`], [`frames`], [`stream`], [`table`], [`verify`];
+//! restoring: [`compare`], [`plan`], [`needed`], [`stage`], [`restore`].
+
+mod acl;
+mod check;
+mod compare;
+mod entry;
+mod frames;
+mod header;
+mod index;
+mod needed;
+mod pack;
+mod parse;
+mod plan;
+mod records;
+mod restore;
+mod reuse;
+mod select;
+mod sink;
+mod stage;
+mod stream;
+mod table;
+mod tree;
+mod verify;
+mod walk;
+mod work;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::error::{damaged, usage};
+use entry::Kind;
+use frames::{FrameReader, Frames};
+use stream::Stream;
+use table::{Builder, Table};
+
+pub use select::Selection;
+
+/// Called with bytes done since the last call.
+pub type Tick<'a> = &'a (dyn Fn(u64) + Sync);
+
+/// [`Archive::read_file`] is for files of up to so many bytes.
+const LARGEST_READ: u64 = 64 << 20;
+
+/// What `pack` made.
+#[derive(Debug, Clone, Serialize)]
+pub struct Packed {
+    /// Entries of any kind.
+    pub entries: u64,
+    /// Bytes of file content.
+    pub bytes: u64,
+    /// Size of the archive file, bytes.
+    pub stored: u64,
+    /// SHA-256 of the archive file, hex.
+    pub sha256: String,
+    /// Of `bytes`, those taken over from the previous archive without reading them.
+    pub reused: u64,
+    /// Sockets, mount points, files that vanished while being read, and files that never rested: path and why.
+    pub skipped: Vec<(PathBuf, String)>,
+}
+
+/// Packs a tree into the new file `file` (0600, synced, not renamed). `previous` is an older archive of the same tree to take unchanged parts from.
+///
+/// The file is read back from the disk before this returns. Mount points below the tree are not entered. A file that changes while it is
+/// read is read again. When this fails, no file is left behind.
+///
+/// # Errors
+/// When something in the tree cannot be read, or the archive cannot be written; never for a `previous` that is missing or damaged.
+pub fn pack(tree: &Path, file: &Path, selection: &Selection, previous: Option<&Path>, tick: Tick<'_>) -> Result<Packed> {
+    pack::pack(tree, file, selection, previous, tick)
+}
+
+/// An archive, opened for reading, its names checked.
+#[derive(Debug)]
+pub struct Archive {
+    path: PathBuf,
+    table: Table,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// With an index: any part of it can be read, by several threads.
+    Indexed(Arc<Frames>),
+    /// Without one: it is read from start to end.
+    Stream(Stream),
+}
+
+/// What a restore does or would do to one path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// Relative to the tree's root.
+    pub path: PathBuf,
+    /// What is done.
+    pub action: Action,
+    /// Why: which of content, mode, owner, … differ.
+    pub why: String,
+}
+
+/// What is done to a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// It was not there.
+    Create,
+    /// Content or kind differ.
+    Replace,
+    /// Only owner, mode, times or attributes differ.
+    Metadata,
+    /// It is not in the archive.
+    Delete,
+}
+
+/// What a restore did or would do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Created.
+    pub created: u64,
+    /// Replaced.
+    pub replaced: u64,
+    /// Metadata only.
+    pub metadata: u64,
+    /// Deleted.
+    pub deleted: u64,
+    /// Equal already.
+    pub unchanged: u64,
+    /// Bytes of content written.
+    pub bytes: u64,
+}
+
+/// Whether a restore deletes what the archive does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extra {
+    /// The tree becomes equal to the archive.
+    Delete,
+    /// What else is there stays (`extras.tar.zst`).
+    Keep,
+}
+
+impl Archive {
+    /// Opens it and checks every name in it; nothing is changed by an archive that does not open.
+    ///
+    /// Archives without an index, from GNU tar, are taken too: compressed with zstd or gzip, or not at all. They are read to the end here.
+    ///
+    /// # Errors
+    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is damaged or truncated, or has a name that leads out of the tree, is
+    /// there twice, is below something that is not a directory, or is a hard link to something that does not come before it.
+    pub fn open(file: &Path) -> Result<Self> {
+        let open = || -> Result<(Table, Source)> {
+            let handle = File::open(file)?;
+            let Some(mut reader) = index::Reader::open(&handle)? else {
+                let (stream, table) = Stream::open(handle)?;
+                return Ok((table, Source::Stream(stream)));
+            };
+            let mut builder = Builder::default();
+            while let Some(record) = reader.next()? {
+                builder.add_record(record)?;
+            }
+            let (table, frames) = (builder.finish_index()?, std::mem::take(&mut reader.head.frames));
+            check_places(&table, frames.len())?;
+            Ok((table, Source::Indexed(Arc::new(Frames::new(handle, frames)))))
+        };
+        let (table, source) = open().with_context(|| format!("opening the archive {}", file.display()))?;
+        Ok(Self { path: file.to_owned(), table, source })
+    }
+
+    /// Decompresses all of it and checks every content against the index: `verify`.
+    ///
+    /// # Errors
+    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when anything is not as it was packed.
+    pub fn verify(&self, tick: Tick<'_>) -> Result<()> {
+        match &self.source {
+            Source::Indexed(frames) => verify::indexed(frames, &self.table, tick),
+            Source::Stream(stream) => verify::stream(stream, &self.table, tick),
+        }
+        .with_context(|| format!("verifying the archive {}", self.path.display()))
+    }
+
+    /// The paths in it, in order; that of the root is empty.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> + '_ {
+        self.table.paths()
+    }
+
+    /// The content of one (small) regular file, when it is there.
+    ///
+    /// # Errors
+    /// When it is damaged, or larger than 64 MiB.
+    pub fn read_file(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        use std::os::unix::ffi::OsStrExt;
+        let Some(id) = self.table.find(path.as_os_str().as_bytes()).map(|id| self.table.leader(id)) else { return Ok(None) };
+        let row = self.table.row(id);
+        if row.kind != Kind::File || row.existence {
+            return Ok(None);
+        }
+        if row.size > LARGEST_READ {
+            return Err(usage(format!("{} is {} bytes: too large to be read into memory", path.display(), row.size)));
+        }
+        let mut bytes = vec![0; usize::try_from(row.size)?];
+        let mut sink = |offset, chunk: &[u8]| {
+            let at = usize::try_from(offset)?;
+            bytes.get_mut(at..at + chunk.len()).context("reading beyond the end of the file")?.copy_from_slice(chunk);
+            Ok(())
+        };
+        match &self.source {
+            Source::Indexed(frames) => verify::content(&mut FrameReader::new(frames.clone())?, &self.table, id, &mut sink),
+            Source::Stream(stream) => stream.each(|row, member, reader| if row == id { reader.content(member, &mut sink) } else { Ok(()) }),
+        }
+        .with_context(|| format!("reading {} from the archive {}", path.display(), self.path.display()))?;
+        if *blake3::hash(&bytes).as_bytes() != self.table.row(id).hash {
+            return Err(damaged(format!("the archive {} is damaged: the content of {}", self.path.display(), path.display())));
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Bytes of file content.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.table.bytes()
+    }
+
+    /// What a restore would do; nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Archive::restore`], but for writing.
+    pub fn compare(&self, tree: &Path, selection: &Selection, extra: Extra, tick: Tick<'_>) -> Result<(Vec<Change>, Counts)> {
+        restore::compare(&self.table, &self.source, tree, selection, extra, tick)
+            .with_context(|| format!("comparing {} with the archive {}", tree.display(), self.path.display()))
+    }
+
+    /// Makes `tree` (within `selection`) equal to the archive, and durable. The directory is made when it is not there.
+    ///
+    /// What is equal is not written to. What differs is written beside the tree's content (`.recovery-stage`), given its metadata, and
+    /// renamed into place: the old or the new file is there at any instant. Interrupted anywhere, it can be run again.
+    ///
+    /// # Errors
+    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when a part that is needed is damaged, before anything is changed;
+    /// [`Failure::Misfit`](crate::error::Failure::Misfit) when a mount point below the tree would have to be changed;
+    /// exit code 73 when the disk is full; or when something cannot be restored faithfully.
+    pub fn restore(&self, tree: &Path, selection: &Selection, extra: Extra, tick: Tick<'_>) -> Result<Counts> {
+        restore::restore(&self.table, &self.source, tree, selection, extra, tick)
+            .with_context(|| format!("restoring {} from the archive {}", tree.display(), self.path.display()))
+    }
+}
+
+/// Checks that the entries are in the data in the order of the index, each in a frame that there is.
+fn check_places(table: &Table, frames: usize) -> Result<()> {
+    let place = |id| (table.row(id).frame, table.row(id).offset);
+    let in_order = table.ids().skip(1).all(|id| place(id - 1) < place(id));
+    if in_order && table.ids().last().is_none_or(|id| (table.row(id).frame as usize) < frames) {
+        return Ok(());
+    }
+    Err(damaged("the index of the archive is hostile or damaged: its entries are not where its frames are"))
+}

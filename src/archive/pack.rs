@@ -1,0 +1,373 @@
+//! Packing a tree: one thread walks, reads and hashes; others compress; another writes (see [`super::sink`]).
+
+use std::fmt::Write;
+use std::fs::{File, OpenOptions};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::buffer::spare_capacity;
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+use sha2::Digest;
+
+use super::check::{Checker, read_back, read_back_tail};
+use super::entry::{Hash, Kind, Time, shown, split};
+use super::header::{self, BLOCK, Segments};
+use super::index::{self, Record};
+use super::parse::MOST_SEGMENTS;
+use super::reuse::{Group, Previous};
+use super::select::Selection;
+use super::sink::{FRAME, Sink, Written};
+use super::tree::{Found, Inode, Tree};
+use super::walk::{Item, TRIES, Walk};
+use super::{Packed, Tick};
+use crate::node::clock::interrupted;
+
+/// Packs a tree: see [`super::pack`].
+pub(super) fn pack(tree: &Path, path: &Path, selection: &Selection, previous: Option<&Path>, tick: Tick<'_>) -> Result<Packed> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("making the archive {}", path.display()))?;
+    let packed = pack_into(&Tree::open(tree)?, &file, selection, previous.and_then(Previous::open), tick);
+    packed.with_context(|| format!("packing {} into {}", tree.display(), path.display())).inspect_err(|_| {
+        // What is there is of no use to anyone; the error is what matters.
+        let _ = std::fs::remove_file(path);
+    })
+}
+
+fn pack_into(tree: &Tree, file: &File, selection: &Selection, previous: Option<Previous>, tick: Tick<'_>) -> Result<Packed> {
+    let started = now();
+    let walk = Walk::new(tree, selection, Found::of(file)?);
+    let (packer, written) = std::thread::scope(|scope| {
+        let sink = Sink::start(scope, file, Checker::start(scope, file));
+        let mut packer = Packer::new(tree, walk, sink, tick)?;
+        let ended = packer.run(previous);
+        let Packer { sink, index, skipped, entries, bytes, reused, .. } = packer;
+        // When both have failed, the writer's error is the cause of the other.
+        let (written, checker) = sink.finish()?;
+        let written = (written, checker.finish()?);
+        ended.map(|()| ((index, skipped, entries, bytes, reused), written))
+    })?;
+    let (index, skipped, entries, bytes, reused) = packer;
+    let (stored, sha256) = finish(file, index, started, written.0, written.1)?;
+    Ok(Packed { entries, bytes, stored, sha256, reused, skipped })
+}
+
+/// Writes what follows the data, makes the file durable, and reads back all but the first `checked` frames, which were already; the file's
+/// size and its SHA-256.
+fn finish(file: &File, index: index::Writer, started: Time, mut written: Written, checked: usize) -> Result<(u64, String)> {
+    let tail = index.finish(started, written.frames.clone(), written.end)?;
+    file.write_all_at(&tail, written.end).context("writing the index")?;
+    written.sha256.update(&tail);
+    let stored = written.end + tail.len() as u64;
+    file.set_len(stored).context("setting the length of the archive")?;
+    file.sync_all().context("syncing the archive")?;
+    read_back(file, &written.frames[checked..])?;
+    read_back_tail(file, written.end, &tail)?;
+    let digest = written.sha256.finalize();
+    let mut hex = String::with_capacity(64);
+    digest.iter().try_for_each(|byte| write!(hex, "{byte:02x}"))?;
+    Ok((stored, hex))
+}
+
+fn now() -> Time {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    Time { seconds: now.tv_sec, nanoseconds: u32::try_from(now.tv_nsec).unwrap_or(0) }
+}
+
+struct Packer<'a, 'scope> {
+    tree: &'a Tree,
+    walk: Walk<'a>,
+    sink: Sink<'scope>,
+    tick: Tick<'a>,
+    index: index::Writer,
+    /// The frame that is being filled.
+    frame: Vec<u8>,
+    first: bool,
+    skipped: Vec<(PathBuf, String)>,
+    entries: u64,
+    bytes: u64,
+    reused: u64,
+}
+
+/// How reading a file ended.
+enum Reading {
+    /// It was the same before and after.
+    Steady(Hash),
+    /// It was written to meanwhile, but there was as much of it as expected.
+    Changed(Hash),
+    /// It became shorter.
+    Short,
+}
+
+impl<'a, 'scope> Packer<'a, 'scope> {
+    fn new(tree: &'a Tree, walk: Walk<'a>, sink: Sink<'scope>, tick: Tick<'a>) -> Result<Self> {
+        let (index, frame) = (index::Writer::new()?, sink.buffer()?);
+        Ok(Self { tree, walk, sink, tick, index, frame, first: true, skipped: Vec::new(), entries: 0, bytes: 0, reused: 0 })
+    }
+
+    fn run(&mut self, mut previous: Option<Previous>) -> Result<()> {
+        while let Some(item) = self.walk.next()? {
+            interrupted()?;
+            let Some(previous) = &mut previous else {
+                self.add(item)?;
+                continue;
+            };
+            let met = previous.meet(item)?;
+            met.pack.into_iter().try_for_each(|item| self.add(item))?;
+            if let Some(group) = met.take {
+                self.take(group, previous)?;
+            }
+        }
+        for item in previous.map(Previous::finish).unwrap_or_default() {
+            self.add(item)?;
+        }
+        self.skipped = std::mem::take(&mut self.walk.skipped);
+        self.cut()
+    }
+
+    fn add(&mut self, item: Item) -> Result<()> {
+        let shown = self.tree.shown(&item.entry.path);
+        if item.entry.kind == Kind::File && item.entry.size > 0 {
+            self.add_file(item).with_context(|| format!("packing {shown}"))?;
+        } else {
+            let offset = self.header(&item, None).with_context(|| format!("packing {shown}"))?;
+            let hash = if item.entry.kind == Kind::File { *blake3::hash(b"").as_bytes() } else { Hash::default() };
+            self.record(item, hash, (self.sink.next_frame(), offset))?;
+        }
+        if self.frame.len() >= FRAME { self.cut() } else { Ok(()) }
+    }
+
+    /// Packs a file with content. One that changes meanwhile is read again; one that never rests is taken as it was read last.
+    fn add_file(&mut self, mut item: Item) -> Result<()> {
+        for attempt in 1.. {
+            let Some(file) = self.open(&mut item)? else {
+                self.walk.skip(&item.entry.path, "vanished while the tree was being read");
+                return Ok(());
+            };
+            let segments = segments(&file, &item)?;
+            let stored = segments.as_ref().map_or(item.entry.size, |segments| segments.iter().map(|s| s.1).sum());
+            let large = stored > FRAME as u64;
+            let mark = self.frame.len();
+            if large {
+                self.cut()?;
+                self.sink.mark()?;
+            }
+            let place = self.sink.next_frame();
+            let offset = self.header(&item, segments.as_ref())?;
+            match (self.content(&file, &item, segments.as_ref(), large)?, attempt < TRIES) {
+                (Reading::Steady(hash), _) => return self.end_file(item, hash, (place, offset), large),
+                (Reading::Changed(hash), false) => {
+                    self.walk.skip(&item.entry.path, "is written to all the time: it was packed as it was read last");
+                    return self.end_file(item, hash, (place, offset), large);
+                }
+                (Reading::Short, false) => bail!("it became shorter each of the {TRIES} times it was read"),
+                (_, true) => {}
+            }
+            if large {
+                self.sink.rewind()?;
+                self.frame.clear();
+            } else {
+                self.frame.truncate(mark);
+            }
+            std::thread::sleep(Duration::from_millis(10 << attempt));
+            match self.walk.again(&item)? {
+                Some(again) => item = again,
+                None => item.file = None,
+            }
+            if item.entry.kind != Kind::File || item.entry.size == 0 {
+                return self.add(item);
+            }
+        }
+        Ok(())
+    }
+
+    fn end_file(&mut self, item: Item, hash: Hash, place: (u32, u32), large: bool) -> Result<()> {
+        self.record(item, hash, place)?;
+        if large { self.cut() } else { Ok(()) }
+    }
+
+    /// The item's open file; `None` when it is not there any more.
+    fn open(&self, item: &mut Item) -> Result<Option<OwnedFd>> {
+        if let Some(file) = item.file.take() {
+            return Ok(Some(file));
+        }
+        let Some((directory, name)) = split(&item.entry.path) else { return Ok(None) };
+        let open = || -> rustix::io::Result<Option<OwnedFd>> {
+            let inode = Inode::open(self.tree.dir(directory)?, name, Kind::File)?;
+            let found = Found::of(inode.file())?;
+            Ok((found.kind == Some(Kind::File)).then(|| inode.into_file()))
+        };
+        match open() {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => Ok(None),
+            result => Ok(result?),
+        }
+    }
+
+    /// Appends an entry's header to the frame; where it starts there.
+    fn header(&mut self, item: &Item, segments: Option<&Segments>) -> Result<u32> {
+        let offset = u32::try_from(self.frame.len())?;
+        header::encode(&item.entry, segments, self.first, &mut self.frame)?;
+        self.first = false;
+        Ok(offset)
+    }
+
+    /// Appends a file's content, and hashes it.
+    fn content(&mut self, file: &OwnedFd, item: &Item, segments: Option<&Segments>, large: bool) -> Result<Reading> {
+        let whole = vec![(0, item.entry.size)];
+        let mut content = Content::default();
+        for (offset, len) in segments.unwrap_or(&whole) {
+            let end = offset + len;
+            let mut at = *offset;
+            while at < end {
+                if large && self.frame.len() >= FRAME {
+                    interrupted()?;
+                    self.cut()?;
+                }
+                let before = self.frame.len();
+                let want = usize::try_from(end - at).unwrap_or(usize::MAX);
+                // A buffer's spare room, or for a small file all of it.
+                self.frame.reserve(if large { BLOCK } else { want });
+                rustix::io::pread(file, spare_capacity(&mut self.frame), at)?;
+                self.frame.truncate(before.saturating_add(want));
+                let read = &self.frame[before..];
+                if read.is_empty() {
+                    return Ok(Reading::Short);
+                }
+                content.add(at, read);
+                at += read.len() as u64;
+            }
+            self.frame.extend_from_slice(header::padding(*len));
+        }
+        let hash = content.finish(item.entry.size);
+        let after = Found::of(file)?;
+        if after.size < item.entry.size {
+            return Ok(Reading::Short);
+        }
+        Ok(if item.found.is_unchanged(&after) { Reading::Steady(hash) } else { Reading::Changed(hash) })
+    }
+
+    fn record(&mut self, item: Item, hash: Hash, (frame, offset): (u32, u32)) -> Result<()> {
+        let Item { entry, found, existence, .. } = item;
+        self.entries += 1;
+        self.bytes += entry.size;
+        (self.tick)(entry.size);
+        self.index.add(&Record { entry, existence, hash, frame, offset, inode: found.inode, ctime: found.ctime })
+    }
+
+    /// Ends the frame.
+    fn cut(&mut self) -> Result<()> {
+        if self.frame.is_empty() {
+            return Ok(());
+        }
+        let empty = self.sink.buffer()?;
+        self.sink.frame(std::mem::replace(&mut self.frame, empty))
+    }
+
+    /// Takes over a group of the older archive, or packs it when that is not worth while or not possible.
+    fn take(&mut self, group: Group, previous: &Previous) -> Result<()> {
+        let frames: Vec<index::Frame> =
+            group.frames.clone().filter_map(|number| previous.frames.table().get(number as usize)).copied().collect();
+        let plain: u64 = frames.iter().map(|frame| u64::from(frame.plain_len)).sum();
+        // A small frame is packed again, with what is beside it: else there would be ever more of them.
+        if plain < FRAME as u64 / 4 {
+            return group.items.into_iter().try_for_each(|item| self.add(item));
+        }
+        self.cut()?;
+        self.sink.mark()?;
+        let base = self.sink.next_frame();
+        for number in group.frames.clone() {
+            let mut packed = Vec::new();
+            match previous.frames.read(number, &mut packed) {
+                Ok(frame) => self.sink.copy(packed, frame)?,
+                Err(error) => {
+                    tracing::warn!("a part of the previous archive is not taken over: {error:#}");
+                    self.sink.rewind()?;
+                    return group.items.into_iter().try_for_each(|item| self.add(item));
+                }
+            }
+        }
+        self.first = false;
+        for record in group.records {
+            self.entries += 1;
+            self.bytes += record.entry.size;
+            self.reused += record.entry.size;
+            (self.tick)(record.entry.size);
+            self.index.add(&Record { frame: base + (record.frame - group.frames.start), ..record })?;
+        }
+        Ok(())
+    }
+}
+
+/// Where a file has data, when it has holes.
+fn segments(file: &OwnedFd, item: &Item) -> Result<Option<Segments>> {
+    if !item.found.holes {
+        return Ok(None);
+    }
+    let size = item.entry.size;
+    let mut segments = Segments::new();
+    let mut at = 0;
+    while at < size {
+        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            // Not every file system can tell.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("looking for holes in {}", shown(&item.entry.path))),
+        };
+        let end = rustix::fs::seek(file, SeekFrom::Hole(start))?.min(size);
+        // Pieces begin and end with blocks of the archive.
+        let (start, end) = (start / BLOCK as u64 * BLOCK as u64, end.next_multiple_of(BLOCK as u64).min(size));
+        match segments.last_mut() {
+            Some((last, len)) if *last + *len >= start => *len = end - *last,
+            _ => segments.push((start, end - start)),
+        }
+        at = end;
+    }
+    if segments.first().is_some_and(|(start, len)| *start == 0 && *len == size) || segments.len() >= MOST_SEGMENTS {
+        return Ok(None);
+    }
+    if segments.last().is_none_or(|(start, len)| start + len < size) {
+        segments.push((size, 0));
+    }
+    Ok(Some(segments))
+}
+
+/// Hashes a file's content as it would be read: holes are zeros.
+#[derive(Default)]
+pub(super) struct Content {
+    hasher: blake3::Hasher,
+    at: u64,
+}
+
+impl Content {
+    /// Adds the bytes at `offset`; what was left out before it is a hole.
+    pub(super) fn add(&mut self, offset: u64, bytes: &[u8]) {
+        self.zeros(offset);
+        self.hasher.update(bytes);
+        self.at += bytes.len() as u64;
+    }
+
+    /// The hash of a file of `size` bytes.
+    pub(super) fn finish(mut self, size: u64) -> Hash {
+        self.zeros(size);
+        *self.hasher.finalize().as_bytes()
+    }
+
+    fn zeros(&mut self, to: u64) {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        while self.at < to {
+            let len = usize::try_from(to - self.at).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
+            self.hasher.update(&ZEROS[..len]);
+            self.at += len as u64;
+        }
+    }
+}

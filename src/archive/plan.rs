@@ -1,0 +1,204 @@
+//! From what differs to what is done about it.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::compare::{CONTENT, Comparison, DEVICE, Differences, FLAGS, KIND, LINK, MODE, MTIME, OWNER, SEEN, Surplus, TARGET, XATTRS};
+use super::compare::{Shared, check_mounts};
+use super::entry::{Kind, compare_paths};
+use super::select::{Selection, Standing};
+use super::table::{Id, Table};
+use super::{Action, Change, Counts};
+
+/// Differences that need a new inode.
+const REPLACE: Differences = KIND | CONTENT | TARGET | DEVICE | LINK;
+
+/// What is done to one row.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Step {
+    pub(super) id: Id,
+    pub(super) action: Action,
+    differences: Differences,
+}
+
+impl Step {
+    /// Something of another kind is in the way.
+    pub(super) fn is_of_other_kind(self) -> bool {
+        self.differences & KIND != 0
+    }
+}
+
+/// All that is to be done.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// In the order of the rows.
+    pub(super) steps: Vec<Step>,
+    /// To be deleted, in this order.
+    pub(super) surplus: Vec<Surplus>,
+    /// Directories where another file system begins, on the way to what is selected.
+    pub(super) crossed: Vec<Vec<u8>>,
+    pub(super) counts: Counts,
+}
+
+/// Of everything that has several names, by the row that the archive has its content at: the first of its selected names, which the others
+/// are linked to.
+pub(super) fn leaders(table: &Table, selection: &Selection) -> HashMap<Id, Id> {
+    let mut leaders = HashMap::new();
+    let selected = |id: Id| selection.standing(table.path(id)) == Standing::Inside;
+    for id in table.ids().filter(|id| table.row(*id).kind == Kind::HardLink) {
+        let leader = table.leader(id);
+        if selected(leader) {
+            leaders.insert(leader, leader);
+        } else if selected(id) {
+            leaders.entry(leader).or_insert(id);
+        }
+    }
+    leaders
+}
+
+impl Plan {
+    /// Makes a plan.
+    ///
+    /// # Errors
+    /// [`Failure::Misfit`](crate::error::Failure::Misfit) when it would change something in or under a mount point.
+    pub(super) fn new(table: &Table, selection: &Selection, leaders: &HashMap<Id, Id>, mut found: Comparison) -> Result<Self> {
+        let mut differences = std::mem::take(&mut found.differences);
+        settle_links(table, leaders, &found.shared, &mut differences);
+        let wanted = wanted(table, selection, &differences);
+        check_mounts(table, &found, |id| wanted[id as usize] && differences[id as usize] != SEEN)?;
+        let mut plan = Self { surplus: found.surplus, crossed: found.crossed, ..Self::default() };
+        for id in table.ids().filter(|id| wanted[*id as usize]) {
+            plan.add(table, leaders, id, differences[id as usize]);
+        }
+        plan.counts.deleted = plan.surplus.len() as u64;
+        Ok(plan)
+    }
+
+    fn add(&mut self, table: &Table, leaders: &HashMap<Id, Id>, id: Id, differences: Differences) {
+        let counts = &mut self.counts;
+        let action = match differences {
+            SEEN => {
+                counts.unchanged += 1;
+                return;
+            }
+            0 => {
+                counts.created += 1;
+                Action::Create
+            }
+            _ if differences & REPLACE != 0 => {
+                counts.replaced += 1;
+                Action::Replace
+            }
+            _ => {
+                counts.metadata += 1;
+                Action::Metadata
+            }
+        };
+        let leader = table.leader(id);
+        let follows = leaders.get(&leader).is_some_and(|first| *first != id);
+        if action != Action::Metadata && !follows {
+            counts.bytes += table.row(leader).size;
+        }
+        self.steps.push(Step { id, action, differences });
+    }
+
+    /// Nothing differs.
+    pub(super) fn is_empty(&self) -> bool {
+        self.steps.is_empty() && self.surplus.is_empty()
+    }
+
+    /// The plan for people, in the order of the paths.
+    pub(super) fn changes(&self, table: &Table) -> Vec<Change> {
+        let path = |path: &[u8]| PathBuf::from(OsStr::from_bytes(path));
+        let steps = self.steps.iter().map(|step| (table.path(step.id), step.action, why(step.differences)));
+        let surplus = self.surplus.iter().map(|surplus| (&surplus.path[..], Action::Delete, "not in the archive".to_owned()));
+        let mut changes: Vec<_> = steps.chain(surplus).collect();
+        changes.sort_by(|a, b| compare_paths(a.0, b.0));
+        changes.into_iter().map(|(bytes, action, why)| Change { path: path(bytes), action, why }).collect()
+    }
+}
+
+fn why(differences: Differences) -> String {
+    if differences == 0 {
+        return "missing".to_owned();
+    }
+    let words = [
+        (KIND, "kind"),
+        (CONTENT, "content"),
+        (TARGET, "link target"),
+        (DEVICE, "device number"),
+        (LINK, "hard link"),
+        (MODE, "mode"),
+        (OWNER, "owner"),
+        (MTIME, "modification time"),
+        (XATTRS, "extended attributes"),
+        (FLAGS, "flags"),
+    ];
+    words.iter().filter(|(bit, _)| differences & bit != 0).map(|(_, word)| *word).collect::<Vec<_>>().join(", ")
+}
+
+/// Decides which names share an inode that should not, or do not share one that they should.
+fn settle_links(table: &Table, leaders: &HashMap<Id, Id>, shared: &[Shared], differences: &mut [Differences]) {
+    let first = |id: Id| leaders.get(&table.leader(id)).copied().unwrap_or(id);
+    let inodes: HashMap<Id, _> = shared.iter().map(|shared| (shared.id, shared.inode)).collect();
+    // An inode belongs to the first, in order, of the names that it has here and that are not to be made anew anyway.
+    let mut owners = HashMap::new();
+    let mut names_of: HashMap<_, u32> = HashMap::new();
+    for Shared { id, inode, .. } in shared.iter().filter(|shared| first(shared.id) == shared.id) {
+        if differences[*id as usize] & REPLACE == 0 && *owners.entry(*inode).or_insert(*id) != *id {
+            differences[*id as usize] |= LINK;
+        }
+    }
+    let followers: Vec<Id> = table.ids().filter(|id| first(*id) != *id).collect();
+    for id in followers.iter().copied() {
+        if differences[id as usize] & (SEEN | KIND) != SEEN {
+            continue;
+        }
+        let leader = first(id) as usize;
+        let kept = differences[leader] & (SEEN | REPLACE) == SEEN;
+        let same = inodes.get(&id).is_some_and(|inode| inodes.get(&first(id)) == Some(inode));
+        // Whatever else differs belongs to the inode, and so to the first name.
+        differences[id as usize] = if kept && same { SEEN } else { SEEN | LINK };
+    }
+    for Shared { id, inode, .. } in shared.iter().filter(|shared| differences[shared.id as usize] & REPLACE == 0) {
+        debug_assert!(differences[*id as usize] & SEEN != 0);
+        *names_of.entry(*inode).or_default() += 1;
+    }
+    // Names elsewhere would be changed with it: rather make it anew.
+    let mut made_anew = Vec::new();
+    for Shared { id, inode, links } in shared {
+        let metadata = differences[*id as usize] & !SEEN != 0 && differences[*id as usize] & REPLACE == 0;
+        if metadata && *links > names_of.get(inode).copied().unwrap_or(0) {
+            differences[*id as usize] |= LINK;
+            made_anew.push(*id);
+        }
+    }
+    for id in followers {
+        if differences[id as usize] & SEEN != 0 && made_anew.contains(&first(id)) {
+            differences[id as usize] |= LINK;
+        }
+    }
+}
+
+/// Which rows are to be as the archive says: those inside the selection, and of what leads to them, that which is there or has to be made.
+fn wanted(table: &Table, selection: &Selection, differences: &[Differences]) -> Vec<bool> {
+    let mut wanted = vec![false; table.len()];
+    let mut above: Vec<(Id, bool)> = Vec::new();
+    for id in table.ids() {
+        while above.last().is_some_and(|(top, _)| table.row(*top).end <= id) {
+            above.pop();
+        }
+        let standing = selection.standing(table.path(id));
+        let missing = differences[id as usize] & SEEN == 0 || differences[id as usize] & KIND != 0;
+        if standing == Standing::Inside {
+            wanted[id as usize] = true;
+            above.iter().filter(|(_, missing)| *missing).for_each(|(top, _)| wanted[*top as usize] = true);
+        }
+        above.push((id, missing && standing == Standing::Parent));
+    }
+    wanted
+}

@@ -1,0 +1,131 @@
+//! Taking over frames of an older archive of the same tree: whole ones, as they are, when nothing in them has changed.
+//!
+//! Nothing has changed when kind, metadata, size, inode and change time are all the same. The kernel sets the change time whenever content
+//! or metadata change and lets nobody else set it. Its ticks are coarse, so what had changed less than [`RACY`] before the older backup
+//! began could have changed again within the same tick, and is read again.
+
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::entry::{Time, compare_paths};
+use super::frames::Frames;
+use super::index::{Reader, Record};
+use super::walk::Item;
+
+/// Seconds. Ticks last some milliseconds on local file systems, up to two seconds on the coarsest (FAT).
+const RACY: i64 = 2;
+
+/// An older archive, read along with the walk through the tree.
+pub(super) struct Previous {
+    reader: Reader,
+    pub(super) frames: Frames,
+    /// The records whose headers are in one frame: they are taken over together or not at all.
+    group: Vec<Record>,
+    /// The first record of the next group.
+    ahead: Option<Record>,
+    /// Items that were met unchanged: those of the group's first records.
+    held: Vec<Item>,
+    settled: Time,
+}
+
+/// What follows from an item.
+#[derive(Default)]
+pub(super) struct Met {
+    /// To be packed now, in this order: it is not known, or has changed, or something beside it has.
+    pub(super) pack: Vec<Item>,
+    /// To be taken over after that.
+    pub(super) take: Option<Group>,
+}
+
+/// A whole group that is unchanged.
+pub(super) struct Group {
+    pub(super) items: Vec<Item>,
+    pub(super) records: Vec<Record>,
+    /// The frames that hold it, and nothing else.
+    pub(super) frames: std::ops::Range<u32>,
+}
+
+impl Previous {
+    /// Opens an older archive; `None`, with a line in the log, when there is nothing to be had from it.
+    pub(super) fn open(path: &Path) -> Option<Self> {
+        let open = || -> Result<Option<Self>> {
+            let file = File::open(path).context("opening it")?;
+            let Some(mut reader) = Reader::open(&file)? else { return Ok(None) };
+            let frames = Frames::new(file, std::mem::take(&mut reader.head.frames));
+            let settled = Time { seconds: reader.head.started.seconds.saturating_sub(RACY), ..reader.head.started };
+            let ahead = reader.next()?;
+            Ok(Some(Self { reader, frames, group: Vec::new(), ahead, held: Vec::new(), settled }))
+        };
+        open().unwrap_or_else(|error| {
+            tracing::warn!("nothing is taken over from {}: {error:#}", path.display());
+            None
+        })
+    }
+
+    /// Compares the next item of the walk.
+    pub(super) fn meet(&mut self, mut item: Item) -> Result<Met> {
+        let mut met = Met::default();
+        if !self.held.is_empty() && !self.goes_on_with(&item) {
+            met.pack = std::mem::take(&mut self.held);
+            self.next_group()?;
+        }
+        // What the walk has passed is gone from the tree, and its group with it.
+        while self.held.is_empty() && self.group.first().is_none_or(|first| compare_paths(&first.entry.path, &item.entry.path).is_lt()) {
+            if !self.next_group()? {
+                break;
+            }
+        }
+        if self.goes_on_with(&item) {
+            // It may be a while until it is known what becomes of it, and many are held.
+            item.file = None;
+            self.held.push(item);
+            if self.held.len() == self.group.len() {
+                met.take = Some(self.whole_group());
+            }
+        } else {
+            met.pack.push(item);
+        }
+        Ok(met)
+    }
+
+    /// What is still held at the end of the walk.
+    pub(super) fn finish(self) -> Vec<Item> {
+        self.held
+    }
+
+    fn goes_on_with(&self, item: &Item) -> bool {
+        self.group.get(self.held.len()).is_some_and(|record| {
+            item.entry == record.entry
+                && item.existence == record.existence
+                && item.found.inode == record.inode
+                && item.found.ctime == record.ctime
+                && record.ctime < self.settled
+        })
+    }
+
+    fn whole_group(&mut self) -> Group {
+        let (items, records) = (std::mem::take(&mut self.held), std::mem::take(&mut self.group));
+        let first = records.first().map_or(0, |record| record.frame);
+        let all = u32::try_from(self.frames.table().len()).unwrap_or(u32::MAX);
+        let end = self.ahead.as_ref().map_or(all, |next| next.frame);
+        Group { items, records, frames: first..end }
+    }
+
+    /// Goes on to the next group; false when there is none.
+    fn next_group(&mut self) -> Result<bool> {
+        self.group.clear();
+        let Some(first) = self.ahead.take() else { return Ok(false) };
+        let frame = first.frame;
+        self.group.push(first);
+        while let Some(record) = self.reader.next()? {
+            if record.frame != frame {
+                self.ahead = Some(record);
+                break;
+            }
+            self.group.push(record);
+        }
+        Ok(true)
+    }
+}

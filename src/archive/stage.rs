@@ -1,0 +1,192 @@
+//! Where a restore makes what it then renames into place: a directory at the root of the tree, on the tree's own file system and outside
+//! directories that something watches, such as `cron.d`.
+//!
+//! It is there from before the first change until everything is on disk: one that is found tells of a restore that was interrupted.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, Result};
+use rustix::fs::{AtFlags, Mode};
+use rustix::io::Errno;
+
+use super::acl;
+use super::entry::{join, split};
+use super::select::is_below;
+use super::tree::{Found, Inode, Tree, names};
+
+/// Its name.
+pub(super) const STAGE: &[u8] = b".recovery-stage";
+/// What is being made in it.
+const NEW: &str = "new";
+
+/// Removes the stage in the directory `root`, whose times stay as they are; true when there was one.
+///
+/// # Errors
+/// When it cannot be removed.
+pub(super) fn sweep(tree: &Tree, root: &[u8]) -> Result<bool> {
+    let directory = match tree.dir(root) {
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
+        directory => directory?,
+    };
+    if Found::at(&directory, STAGE)?.is_none() {
+        return Ok(false);
+    }
+    let before = Found::of(&directory)?;
+    remove(&directory, STAGE).with_context(|| format!("removing {}", tree.shown(&join(root, STAGE))))?;
+    Inode::of(tree.list(root)?).set_mtime(before.mtime)?;
+    Ok(true)
+}
+
+fn remove(directory: &OwnedFd, name: &[u8]) -> rustix::io::Result<()> {
+    match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        result => return result,
+    }
+    let inner = Inode::open(directory, name, super::entry::Kind::Directory)?;
+    for name in names(inner.file())? {
+        remove(inner.file(), &name)?;
+    }
+    rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR)
+}
+
+/// The stages of one restore: one on each file system where something is changed.
+#[derive(Debug)]
+pub(super) struct Stages<'a> {
+    tree: &'a Tree,
+    /// The directories they are in, the innermost first.
+    roots: Vec<Vec<u8>>,
+    /// How many benches there are: each has a directory of its own, so that they do not wait for each other.
+    benches: AtomicUsize,
+}
+
+impl<'a> Stages<'a> {
+    /// The stages that changes at `paths` need; `crossed` are the directories where another file system begins.
+    pub(super) fn new<'p>(tree: &'a Tree, crossed: &[Vec<u8>], paths: impl Iterator<Item = &'p [u8]>) -> Self {
+        let mut all: Vec<Vec<u8>> = crossed.iter().cloned().chain([Vec::new()]).collect();
+        all.sort_by_key(|root| std::cmp::Reverse(root.len()));
+        let mut used = vec![false; all.len()];
+        for path in paths {
+            // What is changed is in its parent: a directory where another file system begins is not in that itself.
+            let parent = split(path).map_or(path, |(parent, _)| parent);
+            if let Some(at) = all.iter().position(|root| is_below(parent, root)) {
+                used[at] = true;
+            }
+        }
+        let mut used = used.into_iter();
+        all.retain(|_| used.next().unwrap_or(false));
+        Self { tree, roots: all, benches: AtomicUsize::new(0) }
+    }
+
+    /// Makes them.
+    ///
+    /// # Errors
+    /// When one cannot be made.
+    pub(super) fn make(&self) -> Result<()> {
+        for root in &self.roots {
+            let make = || -> Result<()> {
+                let directory = self.tree.dir(root)?;
+                rustix::fs::mkdirat(&directory, STAGE, Mode::RWXU)?;
+                // Nothing made in it is to inherit an ACL.
+                let stage = Inode::open(&directory, STAGE, super::entry::Kind::Directory)?;
+                match rustix::fs::fremovexattr(stage.file(), acl::DEFAULT) {
+                    Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+                    result => Ok(result?),
+                }
+            };
+            make().with_context(|| format!("making {}", self.tree.shown(&join(root, STAGE))))?;
+        }
+        Ok(())
+    }
+
+    /// The directories they are in.
+    pub(super) fn roots(&self) -> &[Vec<u8>] {
+        &self.roots
+    }
+}
+
+/// One worker's place in the stages, and the directory it was last in.
+#[derive(Debug)]
+pub(super) struct Bench<'a> {
+    stages: &'a Stages<'a>,
+    number: usize,
+    own: HashMap<usize, OwnedFd>,
+    parent: Option<(Vec<u8>, OwnedFd)>,
+}
+
+impl<'a> Bench<'a> {
+    pub(super) fn new(stages: &'a Stages<'a>) -> Self {
+        let number = stages.benches.fetch_add(1, Ordering::Relaxed);
+        Self { stages, number, own: HashMap::new(), parent: None }
+    }
+
+    /// Makes something new with `make`, which is given a directory and a name, and renames it to `path`.
+    ///
+    /// # Errors
+    /// Those of `make`, and when it cannot be renamed; what was made is then removed.
+    pub(super) fn place<T>(&mut self, path: &[u8], make: impl FnOnce(&OwnedFd, &str) -> Result<T>) -> Result<T> {
+        let (directory, name) = split(path).context("replacing the root of the tree")?;
+        self.enter(directory)?;
+        let Some((_, parent)) = &self.parent else { anyhow::bail!("no directory is open") };
+        let stage = own(&mut self.own, self.stages, self.number, directory)?;
+        let placed = make(stage, NEW).and_then(|made| {
+            rename(stage, parent, name)?;
+            Ok(made)
+        });
+        // Left over after a failure, and where rename(2) does nothing: between two names of the same inode.
+        match rustix::fs::unlinkat(stage, NEW, AtFlags::empty()) {
+            Err(error) if error != Errno::NOENT && placed.is_ok() => Err(error).context("clearing the stage"),
+            _ => placed,
+        }
+    }
+
+    /// The open directory `path`.
+    pub(super) fn enter(&mut self, path: &[u8]) -> Result<&OwnedFd> {
+        if self.parent.as_ref().is_none_or(|(here, _)| here != path) {
+            let tree = self.stages.tree;
+            let directory = tree.dir(path).with_context(|| format!("opening {}", tree.shown(path)))?;
+            self.parent = Some((path.to_vec(), directory));
+        }
+        self.parent.as_ref().map(|(_, directory)| directory).context("no directory is open")
+    }
+}
+
+/// The worker's own directory in the stage that belongs to `directory`.
+fn own<'o>(own: &'o mut HashMap<usize, OwnedFd>, stages: &Stages<'_>, number: usize, directory: &[u8]) -> Result<&'o OwnedFd> {
+    let at = stages.roots.iter().position(|root| is_below(directory, root)).context("finding the stage")?;
+    if let std::collections::hash_map::Entry::Vacant(place) = own.entry(at) {
+        let path = join(&stages.roots[at], STAGE);
+        let make = || -> Result<OwnedFd> {
+            let stage = stages.tree.dir(&path)?;
+            let name = number.to_string();
+            rustix::fs::mkdirat(&stage, &name, Mode::RWXU)?;
+            Ok(stages.tree.dir(&join(&path, name.as_bytes()))?)
+        };
+        place.insert(make().with_context(|| format!("making a directory in {}", stages.tree.shown(&path)))?);
+    }
+    own.get(&at).context("finding the stage")
+}
+
+fn rename(stage: &OwnedFd, parent: &OwnedFd, name: &[u8]) -> Result<()> {
+    match rustix::fs::renameat(stage, NEW, parent, name) {
+        // What is there may be immutable.
+        Err(Errno::PERM) if unlock(parent, name)? => rustix::fs::renameat(stage, NEW, parent, name),
+        result => result,
+    }
+    .context("renaming it into place")
+}
+
+/// Clears the flags that forbid changes; false when there were none.
+///
+/// # Errors
+/// When they cannot be cleared.
+pub(super) fn unlock(directory: &OwnedFd, name: &[u8]) -> Result<bool> {
+    match Found::at(directory, name)? {
+        Some(Found { kind: Some(kind), flags, .. }) if flags != 0 => {
+            Inode::open(directory, name, kind)?.set_flags(0)?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}

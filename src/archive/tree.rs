@@ -1,0 +1,341 @@
+//! A tree on disk, reached through directory handles: no path is looked up from the top, no symbolic link is followed.
+
+use std::ffi::CStr;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rustix::fs::{AtFlags, FileType, IFlags, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxAttributes, StatxFlags, XattrFlags};
+use rustix::fs::{Timespec, Timestamps};
+use rustix::io::Errno;
+
+use super::acl;
+use super::entry::{APPEND_ONLY, Attributes, IMMUTABLE, Kind, Time, Xattrs, shown};
+
+/// For reading without changing the access time (which only the owner and root may ask for), never waiting for the other end of a fifo.
+const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+
+/// A directory, as the root of a tree.
+#[derive(Debug)]
+pub(super) struct Tree {
+    root: OwnedFd,
+    shown: PathBuf,
+}
+
+/// What `statx` says of one path.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Found {
+    /// `None` for a socket, which cannot be kept.
+    pub(super) kind: Option<Kind>,
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mtime: Time,
+    pub(super) ctime: Time,
+    pub(super) size: u64,
+    pub(super) inode: u64,
+    pub(super) file_system: (u32, u32),
+    pub(super) links: u32,
+    pub(super) device: (u32, u32),
+    pub(super) flags: u8,
+    /// It has fewer blocks than its size asks for.
+    pub(super) holes: bool,
+    mount_root: Option<bool>,
+}
+
+impl Tree {
+    /// Opens the directory `path`; links on the way to it are followed, it is the caller's.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty()).with_context(|| format!("opening the directory {}", path.display()))?;
+        Ok(Self { root, shown: path.to_owned() })
+    }
+
+    /// A path in it, for messages.
+    pub(super) fn shown(&self, path: &[u8]) -> String {
+        if path.is_empty() { self.shown.display().to_string() } else { format!("{} in {}", shown(path), self.shown.display()) }
+    }
+
+    /// A handle of the directory `path`, for use with the `*at` system calls.
+    pub(super) fn dir(&self, path: &[u8]) -> rustix::io::Result<OwnedFd> {
+        self.open_dir(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC)
+    }
+
+    /// A handle of the directory `path` that can be listed, without its access time being changed.
+    pub(super) fn list(&self, path: &[u8]) -> rustix::io::Result<OwnedFd> {
+        let flags = READ | OFlags::DIRECTORY;
+        self.open_dir(path, flags | OFlags::NOATIME).or_else(|error| match error {
+            Errno::PERM => self.open_dir(path, flags),
+            error => Err(error),
+        })
+    }
+
+    fn open_dir(&self, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let name = if path.is_empty() { b"." } else { path };
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        match rustix::fs::openat2(&self.root, name, flags, Mode::empty(), resolve) {
+            // Before Linux 5.6.
+            Err(Errno::NOSYS) => self.step_by_step(path, flags),
+            result => result,
+        }
+    }
+
+    fn step_by_step(&self, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let way = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut here = rustix::fs::openat(&self.root, ".", way, Mode::empty())?;
+        let (parents, name) = super::entry::split(path).unwrap_or((b"", b"."));
+        for part in parents.split(|b| *b == b'/').filter(|part| !part.is_empty()) {
+            here = rustix::fs::openat(&here, part, way, Mode::empty())?;
+        }
+        rustix::fs::openat(&here, name, flags, Mode::empty())
+    }
+}
+
+impl Found {
+    /// Looks at `name` in `directory`, not following a link; `None` when there is nothing.
+    pub(super) fn at(directory: impl AsFd, name: &[u8]) -> rustix::io::Result<Option<Self>> {
+        let name = if name.is_empty() { b"." } else { name };
+        match statx(directory.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT) {
+            Ok(found) => Ok(Some(found)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Looks at what is open.
+    pub(super) fn of(file: impl AsFd) -> rustix::io::Result<Self> {
+        statx(file.as_fd(), b"", AtFlags::EMPTY_PATH)
+    }
+
+    /// True when something is mounted here; `parent` is the directory that holds it.
+    ///
+    /// Linux says so itself from 5.8 on. Before, only a mount of another file system is seen.
+    pub(super) fn is_mount(&self, parent: &Self) -> bool {
+        self.mount_root.unwrap_or(self.file_system != parent.file_system)
+    }
+
+    /// True when neither content nor metadata can have changed between the two looks.
+    pub(super) fn is_unchanged(&self, later: &Self) -> bool {
+        (self.inode, self.size, self.mtime, self.ctime) == (later.inode, later.size, later.mtime, later.ctime)
+    }
+}
+
+fn statx(directory: BorrowedFd<'_>, name: &[u8], flags: AtFlags) -> rustix::io::Result<Found> {
+    let found: Statx = rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS)?;
+    let attribute = |attribute| found.stx_attributes.contains(attribute);
+    let kind = match FileType::from_raw_mode(found.stx_mode.into()) {
+        FileType::RegularFile => Some(Kind::File),
+        FileType::Directory => Some(Kind::Directory),
+        FileType::Symlink => Some(Kind::Symlink),
+        FileType::Fifo => Some(Kind::Fifo),
+        FileType::CharacterDevice => Some(Kind::CharDevice),
+        FileType::BlockDevice => Some(Kind::BlockDevice),
+        _ => None,
+    };
+    let is_device = matches!(kind, Some(Kind::CharDevice | Kind::BlockDevice));
+    let time = |time: rustix::fs::StatxTimestamp| Time { seconds: time.tv_sec, nanoseconds: time.tv_nsec };
+    Ok(Found {
+        kind,
+        mode: u32::from(found.stx_mode) & 0o7777,
+        uid: found.stx_uid,
+        gid: found.stx_gid,
+        mtime: time(found.stx_mtime),
+        ctime: time(found.stx_ctime),
+        size: if kind == Some(Kind::File) { found.stx_size } else { 0 },
+        inode: found.stx_ino,
+        file_system: (found.stx_dev_major, found.stx_dev_minor),
+        links: found.stx_nlink,
+        device: if is_device { (found.stx_rdev_major, found.stx_rdev_minor) } else { (0, 0) },
+        flags: if attribute(StatxAttributes::IMMUTABLE) { IMMUTABLE } else { 0 }
+            | if attribute(StatxAttributes::APPEND) { APPEND_ONLY } else { 0 },
+        holes: found.stx_blocks.saturating_mul(512) < found.stx_size,
+        mount_root: found
+            .stx_attributes_mask
+            .contains(StatxAttributes::MOUNT_ROOT)
+            .then_some(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
+    })
+}
+
+/// The names in an open directory, sorted by their bytes.
+pub(super) fn names(directory: &OwnedFd) -> rustix::io::Result<Vec<Vec<u8>>> {
+    let mut buffer = [MaybeUninit::uninit(); 16 << 10];
+    let mut entries = RawDir::new(directory, &mut buffer);
+    let mut names = Vec::new();
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name: &CStr = entry.file_name();
+        if !matches!(name.to_bytes(), b"." | b"..") {
+            names.push(name.to_bytes().to_vec());
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// One inode, held open: a file or directory for reading (or writing), anything else as a mere handle (`O_PATH`), which does not open a
+/// device or wait for a fifo.
+#[derive(Debug)]
+pub(super) struct Inode {
+    file: OwnedFd,
+    /// Of a mere handle, where `/proc` leads to the inode itself, a link not followed.
+    handle: Option<String>,
+}
+
+impl Inode {
+    /// Opens `name` in `directory`, which is of the kind `kind`.
+    pub(super) fn open(directory: impl AsFd, name: &[u8], kind: Kind) -> rustix::io::Result<Self> {
+        let directory = directory.as_fd();
+        let name = if name.is_empty() { b"." } else { name };
+        if matches!(kind, Kind::File | Kind::Directory) {
+            let open = |flags| rustix::fs::openat(directory, name, READ | flags, Mode::empty());
+            let file = open(OFlags::NOATIME).or_else(|error| if error == Errno::PERM { open(OFlags::empty()) } else { Err(error) })?;
+            return Ok(Self { file, handle: None });
+        }
+        let file = rustix::fs::openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let handle = Some(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        Ok(Self { file, handle })
+    }
+
+    /// A file that is open already.
+    pub(super) fn of(file: OwnedFd) -> Self {
+        Self { file, handle: None }
+    }
+
+    /// The open file.
+    pub(super) fn file(&self) -> &OwnedFd {
+        &self.file
+    }
+
+    /// The open file, for good.
+    pub(super) fn into_file(self) -> OwnedFd {
+        self.file
+    }
+
+    /// Its extended attributes, of the kinds that are [kept](is_kept), sorted by name.
+    pub(super) fn xattrs(&self) -> rustix::io::Result<Xattrs> {
+        let list = sized(256, |buffer| match &self.handle {
+            None => rustix::fs::flistxattr(&self.file, buffer),
+            Some(path) => rustix::fs::listxattr(path, buffer),
+        });
+        let list = match list {
+            Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+            list => list?,
+        };
+        let mut xattrs = Xattrs::new();
+        for name in list.split_inclusive(|b| *b == 0).filter(|name| is_kept(&name[..name.len() - 1])) {
+            let name = CStr::from_bytes_with_nul(name).map_err(|_| Errno::INVAL)?;
+            let value = sized(256, |buffer| match &self.handle {
+                None => rustix::fs::fgetxattr(&self.file, name, buffer),
+                Some(path) => rustix::fs::getxattr(path, name, buffer),
+            });
+            match value {
+                Ok(value) => xattrs.push((name.to_bytes().to_vec(), value)),
+                // Removed since it was listed.
+                Err(Errno::NODATA) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        xattrs.sort_unstable();
+        Ok(xattrs)
+    }
+
+    /// Makes owner, mode and extended attributes exactly those given, and the times too. Flags are not set here: see [`set_flags`].
+    ///
+    /// The order matters: a change of owner takes set-id bits and capabilities away, and an ACL changes the mode.
+    pub(super) fn set(&self, attributes: &Attributes, mtime: Time, kind: Kind) -> Result<()> {
+        let Attributes { mode, uid, gid, xattrs, .. } = attributes;
+        let (owner, group) = (rustix::fs::Uid::from_raw(*uid), rustix::fs::Gid::from_raw(*gid));
+        match &self.handle {
+            None => rustix::fs::fchown(&self.file, Some(owner), Some(group)),
+            Some(_) => rustix::fs::chownat(&self.file, "", Some(owner), Some(group), AtFlags::EMPTY_PATH),
+        }
+        .context("setting the owner")?;
+        self.set_xattrs(xattrs)?;
+        let mode = Mode::from_raw_mode(*mode);
+        match &self.handle {
+            None => rustix::fs::fchmod(&self.file, mode),
+            // The permissions of a link are always all.
+            Some(_) if kind == Kind::Symlink => Ok(()),
+            Some(path) => rustix::fs::chmod(path, mode),
+        }
+        .context("setting the mode")?;
+        self.set_mtime(mtime)
+    }
+
+    /// Sets the modification time and leaves the access time.
+    pub(super) fn set_mtime(&self, mtime: Time) -> Result<()> {
+        let omit = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
+        let time = Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanoseconds.into() };
+        let times = Timestamps { last_access: omit, last_modification: time };
+        match &self.handle {
+            None => rustix::fs::futimens(&self.file, &times),
+            Some(path) => rustix::fs::utimensat(rustix::fs::CWD, path, &times, AtFlags::empty()),
+        }
+        .context("setting the modification time")
+    }
+
+    fn set_xattrs(&self, wanted: &Xattrs) -> Result<()> {
+        let present = self.xattrs().context("reading the extended attributes")?;
+        for (name, _) in present.iter().filter(|(name, _)| !wanted.iter().any(|(other, _)| name == other)) {
+            match &self.handle {
+                None => rustix::fs::fremovexattr(&self.file, name.as_slice()),
+                Some(path) => rustix::fs::removexattr(path, name.as_slice()),
+            }
+            .with_context(|| format!("removing the extended attribute {}", name.escape_ascii()))?;
+        }
+        for (name, value) in wanted.iter().filter(|pair| !present.contains(pair)) {
+            match &self.handle {
+                None => rustix::fs::fsetxattr(&self.file, name.as_slice(), value, XattrFlags::empty()),
+                Some(path) => rustix::fs::setxattr(path, name.as_slice(), value, XattrFlags::empty()),
+            }
+            .with_context(|| format!("setting the extended attribute {}{}", name.escape_ascii(), hint(name)))?;
+        }
+        Ok(())
+    }
+
+    /// Sets or clears the flags that forbid changes. Asking for none where there are none needs no support by the file system.
+    pub(super) fn set_flags(&self, flags: u8) -> Result<()> {
+        let set = || -> rustix::io::Result<()> {
+            let present = match rustix::fs::ioctl_getflags(&self.file) {
+                Err(Errno::NOTTY | Errno::OPNOTSUPP) if flags == 0 => return Ok(()),
+                present => present?,
+            };
+            let mut wanted = present - (IFlags::IMMUTABLE | IFlags::APPEND);
+            wanted.set(IFlags::IMMUTABLE, flags & IMMUTABLE != 0);
+            wanted.set(IFlags::APPEND, flags & APPEND_ONLY != 0);
+            if wanted == present { Ok(()) } else { rustix::fs::ioctl_setflags(&self.file, wanted) }
+        };
+        set().context("setting the immutable and append-only flags")
+    }
+}
+
+fn hint(name: &[u8]) -> &'static str {
+    if name == b"security.selinux" { " (a label that the running policy does not know can be set in permissive mode only)" } else { "" }
+}
+
+/// True for the extended attributes that a backup keeps: users' and administrators' own, security's, and ACLs. The rest of `system.` and the
+/// file systems' own namespaces are views of something else.
+pub(super) fn is_kept(name: &[u8]) -> bool {
+    [&b"user."[..], b"trusted.", b"security."].iter().any(|namespace| name.starts_with(namespace) && name.len() > namespace.len())
+        || matches!(name, acl::ACCESS | acl::DEFAULT)
+}
+
+/// Calls `read` with a buffer that grows until the result fits.
+fn sized(first: usize, mut read: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {
+    let mut buffer = vec![0; first];
+    loop {
+        match read(&mut buffer) {
+            Ok(len) => {
+                buffer.truncate(len);
+                return Ok(buffer);
+            }
+            // XATTR_LIST_MAX and XATTR_SIZE_MAX are both 64 KiB.
+            Err(Errno::RANGE) if buffer.len() < 64 << 10 => buffer.resize(buffer.len() * 16, 0),
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Walking a tree to pack it: one item after the other, directories before what is in them, names by their bytes.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow};
+use rustix::io::Errno;
+
+use super::entry::{Attributes, Entry, Kind, LONGEST_PATH, join, shown, split};
+use super::select::{Selection, Standing};
+use super::tree::{Found, Inode, Tree, names};
+
+/// How often something that changes while it is looked at is looked at again.
+pub(super) const TRIES: u32 = 5;
+
+/// One path, as it was when it was looked at.
+#[derive(Debug)]
+pub(super) struct Item {
+    pub(super) entry: Entry,
+    pub(super) found: Found,
+    /// Only that it exists is meant.
+    pub(super) existence: bool,
+    /// Of a file with content, open for reading, unless it was let go.
+    pub(super) file: Option<OwnedFd>,
+}
+
+/// A walk through a tree.
+pub(super) struct Walk<'a> {
+    tree: &'a Tree,
+    selection: &'a Selection,
+    /// The file that is being written, should it be in the tree.
+    output: Found,
+    /// The directories that lead to where we are, with the names in them that are still to come, the next one last.
+    above: Vec<Level>,
+    /// The first name of every inode that has several.
+    first_names: HashMap<((u32, u32), u64), Vec<u8>>,
+    started: bool,
+    /// What was left out: path and why.
+    pub(super) skipped: Vec<(PathBuf, String)>,
+}
+
+struct Level {
+    path: Vec<u8>,
+    found: Found,
+    names: Vec<Vec<u8>>,
+    directory: Option<OwnedFd>,
+}
+
+impl<'a> Walk<'a> {
+    pub(super) fn new(tree: &'a Tree, selection: &'a Selection, output: Found) -> Self {
+        Self { tree, selection, output, above: Vec::new(), first_names: HashMap::new(), started: false, skipped: Vec::new() }
+    }
+
+    /// The next item; `None` at the end.
+    ///
+    /// # Errors
+    /// When something cannot be read; what has vanished in the meantime is skipped.
+    pub(super) fn next(&mut self) -> Result<Option<Item>> {
+        if !self.started {
+            self.started = true;
+            return self.visit(Vec::new());
+        }
+        loop {
+            let Some(level) = self.above.last_mut() else { return Ok(None) };
+            let Some(name) = level.names.pop() else {
+                self.above.pop();
+                continue;
+            };
+            let path = join(&level.path, &name);
+            if let Some(item) = self.visit(path)? {
+                return Ok(Some(item));
+            }
+        }
+    }
+
+    /// Looks at an item again, after it has changed; `None` when it has vanished.
+    pub(super) fn again(&mut self, item: &Item) -> Result<Option<Item>> {
+        let Some((directory, name)) = split(&item.entry.path) else { return Ok(None) };
+        let looked = match self.tree.dir(directory) {
+            Ok(directory) => look(&directory, name)?,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => None,
+            Err(error) => return Err(error.into()),
+        };
+        match looked {
+            Some((found, inode)) if found.kind == Some(Kind::File) => self.item(item.entry.path.clone(), found, inode).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Notes something that is left out.
+    pub(super) fn skip(&mut self, path: &[u8], why: &str) {
+        use std::os::unix::ffi::OsStrExt;
+        let path = PathBuf::from(std::ffi::OsStr::from_bytes(path));
+        tracing::warn!("{}: {why}", path.display());
+        self.skipped.push((path, why.to_owned()));
+    }
+
+    /// The item of `path`, whose parent is the directory we are in; `None` when there is none to be packed.
+    fn visit(&mut self, path: Vec<u8>) -> Result<Option<Item>> {
+        let standing = self.selection.standing(&path);
+        if standing == Standing::Outside {
+            return Ok(None);
+        }
+        if path.len() > LONGEST_PATH {
+            return Err(anyhow!("{} has a path of more than {LONGEST_PATH} bytes, which no system call takes", shown(&path)));
+        }
+        let context = || format!("reading {}", self.tree.shown(&path));
+        let Some((found, inode)) = self.look(&path).with_context(context)? else {
+            if standing == Standing::Inside && self.selection.standing(split(&path).map_or(b"", |s| s.0)) == Standing::Inside {
+                self.skip(&path, "vanished while the tree was being read");
+            }
+            return Ok(None);
+        };
+        let Some(kind) = found.kind else {
+            self.skip(&path, "is a socket");
+            return Ok(None);
+        };
+        if (found.file_system, found.inode) == (self.output.file_system, self.output.inode) {
+            self.skip(&path, "is the archive itself");
+            return Ok(None);
+        }
+        let mount = standing == Standing::Inside && self.above.last().is_some_and(|level| found.is_mount(&level.found));
+        if standing == Standing::Parent && kind != Kind::Directory {
+            return self.beside_the_way(&path, kind);
+        }
+        let mut item = self.item(path, found, inode).with_context(|| format!("reading {}", self.tree.shown(&[])))?;
+        item.existence = mount || standing == Standing::Parent;
+        if mount {
+            self.skip(&item.entry.path.clone(), "is a mount point: its content is not the tree's");
+            item.entry.size = 0;
+            item.file = None;
+        } else if kind == Kind::Directory {
+            self.enter(&item, standing)?;
+        }
+        Ok(Some(item))
+    }
+
+    /// What was to lead to something selected is not a directory.
+    fn beside_the_way(&self, path: &[u8], kind: Kind) -> Result<Option<Item>> {
+        if kind == Kind::Symlink {
+            return Err(anyhow!(
+                "{} is a symbolic link: name what is selected below it by the path that it leads to",
+                self.tree.shown(path)
+            ));
+        }
+        Ok(None)
+    }
+
+    fn look(&mut self, path: &[u8]) -> Result<Option<(Found, Inode)>> {
+        let Some((_, name)) = split(path) else { return look(self.tree.dir(b"")?, b"") };
+        let Some(level) = self.above.last_mut() else { return Ok(None) };
+        let directory = match level.directory.take() {
+            Some(directory) => directory,
+            None => match self.tree.dir(&level.path) {
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+                directory => directory?,
+            },
+        };
+        let looked = look(&directory, name);
+        level.directory = Some(directory);
+        looked
+    }
+
+    fn enter(&mut self, item: &Item, standing: Standing) -> Result<()> {
+        let path = &item.entry.path;
+        // One handle at a time is open: those of the directories above are opened again on the way back.
+        if let Some(level) = self.above.last_mut() {
+            level.directory = None;
+        }
+        let (names, directory) = if standing == Standing::Parent {
+            (self.selection.names_from(path), None)
+        } else {
+            match self.tree.list(path) {
+                Ok(directory) => (names(&directory).with_context(|| format!("listing {}", self.tree.shown(path)))?, Some(directory)),
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => (Vec::new(), None),
+                Err(error) => return Err(error).with_context(|| format!("opening {}", self.tree.shown(path))),
+            }
+        };
+        let names = names.into_iter().rev().collect();
+        self.above.push(Level { path: path.clone(), found: item.found, names, directory });
+        Ok(())
+    }
+
+    fn item(&mut self, path: Vec<u8>, found: Found, inode: Inode) -> Result<Item> {
+        let mut kind = found.kind.unwrap_or(Kind::File);
+        let mut target = Vec::new();
+        if kind != Kind::Directory && found.links > 1 {
+            let first = self.first_names.entry((found.file_system, found.inode)).or_insert_with(|| path.clone());
+            if *first != path {
+                (kind, target) = (Kind::HardLink, first.clone());
+            }
+        }
+        let mut attributes = Attributes { mode: found.mode, uid: found.uid, gid: found.gid, ..Attributes::default() };
+        if kind != Kind::HardLink {
+            attributes.flags = found.flags;
+            attributes.xattrs = inode.xattrs().with_context(|| format!("reading the extended attributes of {}", shown(&path)))?;
+        }
+        if kind == Kind::Symlink {
+            let link =
+                rustix::fs::readlinkat(inode.file(), "", Vec::new()).with_context(|| format!("reading the link {}", shown(&path)))?;
+            target = link.into_bytes();
+        }
+        let device = if kind == Kind::HardLink { (0, 0) } else { found.device };
+        let size = if kind == Kind::File { found.size } else { 0 };
+        let file = if kind == Kind::File && size > 0 { Some(inode.into_file()) } else { None };
+        let entry = Entry { path, kind, attributes, mtime: found.mtime, size, target, device };
+        Ok(Item { entry, found, existence: false, file })
+    }
+}
+
+/// Looks at `name` and holds on to it; `None` when there is nothing.
+fn look(directory: impl std::os::fd::AsFd, name: &[u8]) -> Result<Option<(Found, Inode)>> {
+    let directory = directory.as_fd();
+    for _ in 0..TRIES {
+        let Some(found) = Found::at(directory, name)? else { return Ok(None) };
+        // A socket is never opened; a handle of it is not needed either.
+        let inode = match Inode::open(directory, name, found.kind.unwrap_or(Kind::Fifo)) {
+            Ok(inode) => inode,
+            // It was replaced by something else since.
+            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::NOTDIR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let held = Found::of(inode.file())?;
+        if held.kind == found.kind {
+            return Ok(Some((held, inode)));
+        }
+    }
+    Found::at(directory, name)?.map_or(Ok(None), |_| Err(anyhow!("it is replaced by something else again and again")))
+}
