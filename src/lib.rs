@@ -16,5 +16,6 @@
 
 pub mod archive;
 pub mod error;
+pub mod etcd;
 pub mod node;
 pub mod report;

@@ -1,0 +1,298 @@
+//! etcd: saving a snapshot over gRPC, checking it, and rebuilding a single-member data directory from it without `etcdutl`.
+//!
+//! Reading order: this page, which is all that other rooms use; `client` and `save` (the node's etcd); `snapshot` and `pipe` (the file, as a
+//! stream); `bolt` and `status` (the database in it, and what is in that); `edit`, `wal`, `ids` and `restore` (a new member from it);
+//! `replace` (the same in place, safe against crashes).
+//!
+//! Everything is streamed: no snapshot, whatever its size, is held in memory.
+
+mod bolt;
+mod client;
+mod edit;
+mod ids;
+mod pipe;
+mod replace;
+mod restore;
+mod save;
+mod snapshot;
+mod status;
+mod wal;
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::node::Node;
+use crate::node::profile::Profile;
+use crate::node::static_pod::{EtcdAccess, etcd_access};
+/// Called with bytes done since the last call: of the stream while saving, of the file as it is stored otherwise.
+pub type Tick<'a> = &'a (dyn Fn(u64) + Sync);
+
+/// `--name` of `etcdutl snapshot restore`, unless given.
+pub const DEFAULT_NAME: &str = "default";
+/// `--initial-advertise-peer-urls` of `etcdutl snapshot restore`, unless given.
+pub const DEFAULT_PEER_URL: &str = "http://localhost:2380";
+/// `--initial-cluster-token` of `etcdutl snapshot restore`, unless given.
+pub const DEFAULT_TOKEN: &str = "etcd-cluster";
+
+/// How far a recovery moves revisions ahead when nothing more is known (etcd's disaster recovery guide, cluster-etcd-operator).
+const USUAL_BUMP: u64 = 1_000_000_000;
+/// What etcd may have answered beyond its database on disk: it commits every 100 ms or 10,000 operations.
+const UNCOMMITTED: u64 = 1_000_000;
+
+/// How the node's etcd is reached.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// `https://127.0.0.1:2379`: always a number, never a name that would have to be looked up (`localhost` stands for 127.0.0.1).
+    /// With `http://` there are no certificates.
+    pub url: String,
+    /// The name its certificate is checked for.
+    pub server_name: String,
+    /// CA bundle, PEM.
+    pub ca: PathBuf,
+    /// Client certificate, PEM.
+    pub cert: PathBuf,
+    /// Client key, PEM.
+    pub key: PathBuf,
+}
+
+impl Endpoint {
+    /// The etcd of `node`, as its static pod says it is reached.
+    ///
+    /// # Errors
+    /// When the static pod cannot be read; [`Failure::Misfit`](crate::error::Failure::Misfit) when no client certificate is there.
+    pub fn of(node: &Node, profile: &Profile) -> Result<Self> {
+        let EtcdAccess { url, server_name, ca, cert, key } = etcd_access(node, profile)?;
+        Ok(Self { url, server_name, ca: node.real_path(ca), cert: node.real_path(cert), key: node.real_path(key) })
+    }
+}
+
+/// What a healthy etcd says of itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Health {
+    /// Server version, `3.5.21`.
+    pub version: String,
+    /// Current revision.
+    pub revision: i64,
+    /// Live keys.
+    pub keys: i64,
+    /// Size of its database, bytes.
+    pub db_size: i64,
+    /// Members of the cluster.
+    pub members: usize,
+}
+
+/// What [`save`] wrote.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Saved {
+    /// Bytes of the stream, trailer included.
+    pub bytes: u64,
+    /// Size of the file written.
+    pub stored: u64,
+    /// SHA-256 of the file written, hex.
+    pub sha256: String,
+}
+
+/// What is in a snapshot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// CRC-32C over the names, keys and values of all buckets: "hash" of `etcdutl snapshot status`.
+    pub hash: u32,
+    /// Greatest revision.
+    pub revision: i64,
+    /// Live keys: "total keys" of etcdutl 3.6 and later.
+    pub total_keys: u64,
+    /// Items in all buckets, old revisions and etcd's own included: "total keys" of etcdutl and etcdctl up to 3.5.
+    pub items: u64,
+    /// Bytes of the database, trailer excluded: "total size" of etcdutl.
+    pub db_size: u64,
+    /// Version of the storage schema, `3.6.0`; up to 3.5 etcd does not record one.
+    pub version: Option<String>,
+    /// Members recorded.
+    pub members: Vec<Member>,
+}
+
+/// A member of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its id.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// Its peer URLs.
+    pub peer_urls: Vec<String>,
+    /// Its client URLs.
+    pub client_urls: Vec<String>,
+}
+
+/// How a data directory is rebuilt. Token, bump and checks default to those of `etcdutl snapshot restore`; name and peer URLs to those
+/// of the snapshot's own member (etcdutl's defaults for them are [`DEFAULT_NAME`] and [`DEFAULT_PEER_URL`]).
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Member name; the snapshot's own single member's unless given.
+    pub name: Option<String>,
+    /// Peer URLs; likewise.
+    pub peer_urls: Vec<String>,
+    /// Cluster token; [`DEFAULT_TOKEN`] unless given.
+    pub token: Option<String>,
+    /// Added to the greatest revision; 0 for none. Needs `mark_compacted`, as in etcdutl.
+    pub bump_revision: u64,
+    /// Old revisions answer "compacted". Needs `bump_revision`, as in etcdutl.
+    pub mark_compacted: bool,
+    /// Take a file without a valid trailer (a copied database).
+    pub skip_hash_check: bool,
+}
+
+/// What a restore made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// Member id.
+    pub member_id: u64,
+    /// Cluster id.
+    pub cluster_id: u64,
+    /// Member name.
+    pub name: String,
+    /// The revision etcd will start at.
+    pub revision: i64,
+}
+
+/// Asks etcd for its state; fails when it does not answer, has no leader, has an alarm, or does not serve a linearizable read.
+/// `limit` is for each of these answers.
+///
+/// # Errors
+/// [`Failure::Unanswered`](crate::error::Failure::Unanswered) with the cause when it does not answer or has no leader,
+/// [`Failure::Usage`](crate::error::Failure::Usage) for a URL that is not a number, and a plain error with the way out for an alarm.
+pub fn health(endpoint: &Endpoint, limit: Duration) -> Result<Health> {
+    client::health(endpoint, limit)
+}
+
+/// Streams a snapshot into the new file `file` (0600, synced; zstd-compressed when its name ends in `.zst`); the trailer is checked on the
+/// fly. `limit` is how long etcd may send nothing.
+///
+/// # Errors
+/// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when etcd does not answer, fails or stalls,
+/// [`Failure::Damaged`](crate::error::Failure::Damaged) when the stream ended before its trailer,
+/// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted; when the file is there already or cannot be written. What was
+/// written up to then stays, for the caller to discard.
+pub fn save(endpoint: &Endpoint, file: &Path, limit: Duration, tick: Tick<'_>) -> Result<Saved> {
+    save::save(endpoint, file, limit, tick)
+}
+
+/// Checks a snapshot's trailer and structure (plain or `.zst`; scratch space beside it when compressed) and says what is in it.
+///
+/// # Errors
+/// [`Failure::Damaged`](crate::error::Failure::Damaged) when anything in it does not hold; when it cannot be read, or there is no
+/// scratch space.
+pub fn status(file: &Path, tick: Tick<'_>) -> Result<Status> {
+    status::status(file, tick)
+}
+
+/// Checks only that the file is whole: decompresses it and compares the trailer. No scratch space.
+///
+/// # Errors
+/// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is not; when it cannot be read.
+pub fn verify(file: &Path, tick: Tick<'_>) -> Result<()> {
+    snapshot::check(file, tick).map(drop)
+}
+
+/// `etcdutl snapshot restore`: makes the data directory `data_dir`, which must not exist or be empty.
+///
+/// # Errors
+/// [`Failure::Damaged`](crate::error::Failure::Damaged) for a snapshot that is, [`Failure::Usage`](crate::error::Failure::Usage) for
+/// options that make no sense, [`Failure::Misfit`](crate::error::Failure::Misfit) when the snapshot does not tell which member to
+/// make; when the directory is not empty or cannot be written. What was made up to then is removed.
+pub fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> Result<Restored> {
+    restore::restore(file, data_dir, options, tick)
+}
+
+/// The phase's restore: rebuilds beside `member` inside `data_dir`, then swaps; the old one is kept as `member.before-<run>`. Safe to run
+/// again after a crash at any point: the run id in the new directory tells what is done. Owner, mode and security label are the old
+/// `member`'s. Other files in the data directory are left alone.
+///
+/// # Errors
+/// As [`restore`], and while etcd runs on `data_dir`. The old member is then untouched.
+pub fn replace(file: &Path, data_dir: &Path, run: &str, options: &Options, tick: Tick<'_>) -> Result<Restored> {
+    replace::replace(file, data_dir, run, options, tick)
+}
+
+/// True when `data_dir` holds the member that [`replace`] made for this run, whether or not etcd has run on it since.
+#[must_use]
+pub fn is_replaced(data_dir: &Path, run: &str) -> bool {
+    replace::is_replaced(data_dir, run)
+}
+
+/// At finish: removes what [`replace`] kept. Can be run again.
+///
+/// # Errors
+/// When the new member is not in place (what was kept may be the only copy then), or something cannot be removed.
+pub fn drop_kept(data_dir: &Path, run: &str) -> Result<()> {
+    replace::drop_kept(data_dir, run)
+}
+
+/// At abandon: undoes [`replace`] at whatever point it is. True when the member of before is in place again, or had never left it; false,
+/// with nothing changed, when etcd has started on the new member: clients may have seen what it answered, and static pods and files
+/// have been restored to match it, so going back needs a decision (the old member is still there as `member.before-<run>`). Can be
+/// run again after a crash at any point.
+///
+/// # Errors
+/// While etcd runs on `data_dir`, or when something cannot be renamed or removed.
+pub fn put_back(data_dir: &Path, run: &str) -> Result<bool> {
+    replace::put_back(data_dir, run)
+}
+
+/// The greatest revision in the data directory of a stopped etcd; `None` when there is none. After an unclean stop etcd may have
+/// answered a little more than is in its database: [`bump_for`] allows for that.
+///
+/// # Errors
+/// [`Failure::Damaged`](crate::error::Failure::Damaged) when the database cannot be made sense of; when it cannot be read.
+pub fn revision_of(data_dir: &Path) -> Result<Option<i64>> {
+    status::revision_of(data_dir)
+}
+
+/// The bump for a recovery from a snapshot at `snapshot_revision`, when the data directory being replaced was at `old`: 1,000,000,000,
+/// or as much more as it takes for revisions to begin beyond everything that any client has seen. A second recovery from
+/// the same snapshot would otherwise give out the revisions of the first one again.
+#[must_use]
+pub fn bump_for(snapshot_revision: i64, old: Option<i64>) -> u64 {
+    let ahead = old.map_or(0, |old| u64::try_from(old.saturating_sub(snapshot_revision)).unwrap_or(0));
+    USUAL_BUMP.max(ahead.saturating_add(UNCOMMITTED))
+}
+
+/// A new file that only its owner can read, for reading and writing.
+fn new_file(path: &Path) -> Result<File> {
+    let open = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
+    open.with_context(|| format!("making the file {}", path.display()))
+}
+
+/// Sets permissions, whatever the umask.
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).with_context(|| format!("setting the mode of {}", path.display()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        write!(text, "{byte:02x}").ok();
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bump_leaves_every_revision_behind() {
+        assert_eq!(bump_for(500, None), 1_000_000_000);
+        assert_eq!(bump_for(500, Some(700)), 1_000_000_000);
+        assert_eq!(bump_for(500, Some(100)), 1_000_000_000);
+        // The second recovery from the same snapshot: the first one had moved it by the usual bump.
+        let old = 500 + 1_000_000_000 + 42;
+        assert!(500 + i64::try_from(bump_for(500, Some(old))).unwrap() > old);
+    }
+}

@@ -1,0 +1,252 @@
+//! The recovery's restore, in place: the new member directory is built beside the live one, inside the data directory (which can be a
+//! mount of its own), and takes its place by two renames.
+//!
+//! What a crash can leave, and what [`replace`] does when it is run again with the same run id:
+//!
+//! | in the data directory | means | done |
+//! |---|---|---|
+//! | `member`, `member.new-RUN` without marker | the crash was while building | built afresh |
+//! | `member`, `member.new-RUN` with marker | built, nothing renamed | both renames |
+//! | `member.before-RUN`, `member.new-RUN` with marker | between the renames | the second rename |
+//! | `member` with this run's marker | done | nothing; etcd may have run on it since |
+//!
+//! The marker is the last thing written into the new directory, so its presence says that everything before it is on disk. etcd ignores
+//! it. Other files in the data directory are left alone.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{FlockOperation, XattrFlags};
+use serde::{Deserialize, Serialize};
+
+use super::restore::build;
+use super::{Options, Restored, Tick, wal};
+use crate::error::usage;
+use crate::node::durable;
+
+/// In the new member directory.
+const MARKER: &str = "recovery-run";
+const LABEL: &str = "security.selinux";
+
+/// The content of the marker.
+#[derive(Serialize, Deserialize)]
+struct Marker {
+    run: String,
+    restored: Restored,
+    /// Bytes of the write-ahead log's records, to tell whether etcd has written to it since.
+    log: u64,
+}
+
+/// The directories of one run.
+struct Place {
+    data_dir: PathBuf,
+    run: String,
+    member: PathBuf,
+    new: PathBuf,
+    before: PathBuf,
+}
+
+impl Place {
+    fn new(data_dir: &Path, run: &str) -> Result<Self> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if run.is_empty() || !run.chars().all(plain) {
+            return Err(usage(format!("the run id `{run}` cannot be part of a file name")));
+        }
+        let beside = |kind: &str| data_dir.join(format!("member.{kind}-{run}"));
+        let (member, new, before) = (data_dir.join("member"), beside("new"), beside("before"));
+        Ok(Self { data_dir: data_dir.to_owned(), run: run.to_owned(), member, new, before })
+    }
+
+    /// The marker of this run in a member directory.
+    fn marker(&self, member: &Path) -> Option<Marker> {
+        let text = std::fs::read(member.join(MARKER)).ok()?;
+        serde_json::from_slice(&text).ok().filter(|marker: &Marker| marker.run == self.run)
+    }
+
+    /// Everything in the data directory whose name begins with that of `path`.
+    fn like(&self, path: &Path) -> Result<Vec<PathBuf>> {
+        let prefix = path.file_name().unwrap_or_default().as_encoded_bytes();
+        let list = || -> std::io::Result<Vec<PathBuf>> {
+            let mut found = Vec::new();
+            for entry in std::fs::read_dir(&self.data_dir)? {
+                let entry = entry?;
+                if entry.file_name().as_encoded_bytes().starts_with(prefix) {
+                    found.push(entry.path());
+                }
+            }
+            found.sort();
+            Ok(found)
+        };
+        list().with_context(|| format!("reading the data directory {}", self.data_dir.display()))
+    }
+
+    /// Fails while etcd runs on `member`: bbolt holds a lock on its database.
+    fn check_stopped(&self) -> Result<()> {
+        let path = self.member.join("snap/db");
+        let Ok(db) = File::open(&path) else { return Ok(()) };
+        match rustix::fs::flock(&db, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                bail!("etcd is running on {}: stop it first (`crictl stop` its container)", self.data_dir.display())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts `member` aside, whatever it is, and the new directory in its place.
+    fn swap(&self) -> Result<()> {
+        if exists(&self.member) {
+            // The first one put aside is the member of before. Another one can only be there if something made a new `member` between
+            // the two renames; nothing is thrown away here.
+            let aside = self.like(&self.before)?.len();
+            let name = if aside == 0 { self.before.clone() } else { self.data_dir.join(format!("member.before-{}.{aside}", self.run)) };
+            durable::rename(&self.member, &name)?;
+        }
+        durable::rename(&self.new, &self.member)
+    }
+}
+
+/// Restores in place; see [`super::replace`].
+pub(super) fn replace(file: &Path, data_dir: &Path, run: &str, options: &Options, tick: Tick<'_>) -> Result<Restored> {
+    options.check()?;
+    let place = Place::new(data_dir, run)?;
+    if let Some(marker) = place.marker(&place.member) {
+        return Ok(marker.restored);
+    }
+    place.check_stopped()?;
+    if !exists(data_dir) {
+        durable::create_dir(data_dir, 0o700)?;
+    }
+    let marker = match place.marker(&place.new) {
+        Some(marker) => marker,
+        None => make(&place, file, options, tick).with_context(|| format!("restoring {} into {}", file.display(), data_dir.display()))?,
+    };
+    place.swap()?;
+    Ok(marker.restored)
+}
+
+/// Builds the new directory, up to its marker. Leaves nothing behind when it fails.
+fn make(place: &Place, file: &Path, options: &Options, tick: Tick<'_>) -> Result<Marker> {
+    // What any run has left half-built can be built again; its space is needed now.
+    for left in place.like(&place.data_dir.join("member.new-"))? {
+        durable::remove_tree(&left)?;
+    }
+    let look = Look::of(if exists(&place.member) { &place.member } else { &place.data_dir })?;
+    let build = || -> Result<Marker> {
+        let built = build(file, &place.new, options, tick)?;
+        let marker = Marker { run: place.run.clone(), restored: built.restored, log: built.log };
+        super::set_mode(&place.new, look.mode)?;
+        for part in ["snap/db", "snap", &format!("wal/{}", wal::NAME), "wal", ""] {
+            look.give(&place.new.join(part))?;
+        }
+        // Under its own name only with its content and its looks: it stands for everything else.
+        let part = place.new.join(format!("{MARKER}.part"));
+        super::new_file(&part)?.write_all(&serde_json::to_vec(&marker)?)?;
+        look.give(&part)?;
+        durable::rename(&part, &place.new.join(MARKER))?;
+        Ok(marker)
+    };
+    let made = build();
+    if made.is_err() {
+        durable::remove_tree(&place.new)?;
+    }
+    made
+}
+
+/// True when the new member of this run is in place; see [`super::is_replaced`].
+pub(super) fn is_replaced(data_dir: &Path, run: &str) -> bool {
+    Place::new(data_dir, run).is_ok_and(|place| place.marker(&place.member).is_some())
+}
+
+/// Removes what was put aside; see [`super::drop_kept`].
+pub(super) fn drop_kept(data_dir: &Path, run: &str) -> Result<()> {
+    let place = Place::new(data_dir, run)?;
+    if !exists(data_dir) {
+        return Ok(());
+    }
+    let kept = place.like(&place.before)?;
+    ensure!(
+        kept.is_empty() || place.marker(&place.member).is_some(),
+        "{} does not hold the member that run {run} restored: {} stays, as it may be the only copy",
+        data_dir.display(),
+        place.before.display()
+    );
+    kept.iter().chain([&place.new]).try_for_each(|path| durable::remove_tree(path))
+}
+
+/// Undoes [`replace`]; see [`super::put_back`].
+pub(super) fn put_back(data_dir: &Path, run: &str) -> Result<bool> {
+    let place = Place::new(data_dir, run)?;
+    if !exists(data_dir) {
+        return Ok(true);
+    }
+    if let Some(marker) = place.marker(&place.member) {
+        place.check_stopped()?;
+        if !is_pristine(&place.member, marker.log)? {
+            return Ok(false);
+        }
+        durable::rename(&place.member, &place.new)?;
+    }
+    if !exists(&place.member) && exists(&place.before) {
+        durable::rename(&place.before, &place.member)?;
+    }
+    durable::remove_tree(&place.new)?;
+    Ok(true)
+}
+
+/// True when etcd has never started on a member directory of ours. Whatever etcd does, it first makes its next segment
+/// (`1.tmp`), and with the election of its leader it adds to the log: it is pristine while there is nothing after our records.
+fn is_pristine(member: &Path, log: u64) -> Result<bool> {
+    let dir = member.join("wal");
+    let look = || -> std::io::Result<bool> {
+        if std::fs::read_dir(&dir)?.count() != 1 {
+            return Ok(false);
+        }
+        let mut after = [0; 4096];
+        File::open(dir.join(wal::NAME))?.read_exact_at(&mut after, log)?;
+        Ok(after.iter().all(|byte| *byte == 0))
+    };
+    look().with_context(|| format!("looking whether etcd has started on {}", member.display()))
+}
+
+/// Owner, mode and security label of a directory.
+struct Look {
+    owner: u32,
+    group: u32,
+    mode: u32,
+    label: Option<Vec<u8>>,
+}
+
+impl Look {
+    fn of(path: &Path) -> Result<Self> {
+        let meta = path.metadata().with_context(|| format!("looking at {}", path.display()))?;
+        let mut label = vec![0; 4096];
+        let label = match rustix::fs::getxattr(path, LABEL, &mut label) {
+            Ok(len) => {
+                label.truncate(len);
+                Some(label)
+            }
+            Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => None,
+            Err(error) => return Err(error).with_context(|| format!("reading the SELinux label of {}", path.display())),
+        };
+        Ok(Self { owner: meta.uid(), group: meta.gid(), mode: meta.mode() & 0o7777, label })
+    }
+
+    /// Gives owner and label to a file or directory, durably; its mode is its own.
+    fn give(&self, path: &Path) -> Result<()> {
+        std::os::unix::fs::chown(path, Some(self.owner), Some(self.group))
+            .with_context(|| format!("giving {} to user {} and group {}", path.display(), self.owner, self.group))?;
+        if let Some(label) = &self.label {
+            rustix::fs::setxattr(path, LABEL, label, XattrFlags::empty())
+                .with_context(|| format!("labelling {} for SELinux", path.display()))?;
+        }
+        File::open(path).and_then(|file| file.sync_all()).with_context(|| format!("syncing {}", path.display()))
+    }
+}
+
+/// True when there is something, be it a dangling link.
+fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}

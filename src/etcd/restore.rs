@@ -1,0 +1,144 @@
+//! Restoring: a member directory from a snapshot, as `etcdutl snapshot restore` makes it.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use super::bolt::Bolt;
+use super::edit::{Edit, Items, inline};
+use super::{DEFAULT_TOKEN, Member, Options, Restored, Tick, ids, snapshot, status, wal};
+use crate::error::{misfit, usage};
+use crate::node::durable;
+
+/// Restores into a new data directory; see [`super::restore`].
+pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> Result<Restored> {
+    options.check()?;
+    let existed = match std::fs::read_dir(data_dir) {
+        Ok(mut entries) => match entries.next() {
+            None => true,
+            Some(_) => bail!("the data directory {} is not empty: name one that is, or does not exist", data_dir.display()),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(error) => return Err(error).with_context(|| format!("reading the data directory {}", data_dir.display())),
+    };
+    if !existed {
+        durable::create_dir(data_dir, 0o700)?;
+    }
+    // Under its own name only when it is whole: nobody starts etcd on half of it.
+    let new = data_dir.join("member.new");
+    let made = build(file, &new, options, tick).and_then(|built| durable::rename(&new, &data_dir.join("member")).map(|()| built.restored));
+    if made.is_err() {
+        durable::remove_tree(&new)?;
+        if !existed {
+            durable::remove_tree(data_dir)?;
+        }
+    }
+    made.with_context(|| format!("restoring the snapshot {}", file.display()))
+}
+
+/// What [`build`] made.
+pub(super) struct Built {
+    pub(super) restored: Restored,
+    /// Bytes of the write-ahead log's records.
+    pub(super) log: u64,
+}
+
+/// Makes the new directory `dir` a member directory, and makes everything in it durable.
+pub(super) fn build(file: &Path, dir: &Path, options: &Options, tick: Tick<'_>) -> Result<Built> {
+    let (snap, log) = (dir.join("snap"), dir.join("wal"));
+    for dir in [dir, &snap, &log] {
+        std::fs::create_dir(dir).with_context(|| format!("making the directory {}", dir.display()))?;
+        super::set_mode(dir, 0o700)?;
+    }
+    let path = snap.join("db");
+    let db = super::new_file(&path)?;
+    let len = snapshot::unpack(file, &db, options.skip_hash_check, tick)?;
+    let bolt = Bolt::open(&db, len, &file.display().to_string())?;
+    let member = options.member(&bolt)?;
+    let revision = options.bumped(status::revision(&bolt)?)?;
+    rewrite(&bolt, &db, &member, options, revision)?;
+    db.sync_all().with_context(|| format!("syncing {}", path.display()))?;
+
+    let cluster_id = ids::cluster_id(member.id);
+    wal::create(&log, &member, cluster_id)?;
+    for dir in [&snap, &log, dir] {
+        durable::sync_dir(dir)?;
+    }
+    let log = wal::records(&member, cluster_id)?.len() as u64;
+    // An etcd on which nothing was ever written is at revision 1.
+    let restored = Restored { member_id: member.id, cluster_id, name: member.name, revision: revision.max(1) };
+    Ok(Built { restored, log })
+}
+
+impl Options {
+    /// Checks what can be checked without the snapshot.
+    pub(super) fn check(&self) -> Result<()> {
+        if (self.bump_revision > 0) != self.mark_compacted {
+            return Err(usage("--bump-revision and --mark-compacted go together (as in etcdutl): give both or neither"));
+        }
+        if self.name.as_deref() == Some("") {
+            return Err(usage("the member's name must not be empty"));
+        }
+        self.peer_urls.iter().try_for_each(|url| ids::check_peer_url(url))
+    }
+
+    /// The member to make: the snapshot's own, where nothing else is asked for.
+    fn member(&self, bolt: &Bolt<'_>) -> Result<Member> {
+        let token = self.token.as_deref().unwrap_or(DEFAULT_TOKEN);
+        if let (Some(name), false) = (&self.name, self.peer_urls.is_empty()) {
+            return Ok(Member::new(name, &self.peer_urls, token));
+        }
+        let mut members = status::members(bolt)?;
+        if let Some(name) = self.name.as_ref().filter(|_| members.len() > 1) {
+            members.retain(|member| member.name == *name);
+        }
+        let own = match members.as_slice() {
+            [own] => own,
+            others => {
+                return Err(misfit(format!(
+                    "the snapshot records {} members that could be meant, not one: say with --name and --initial-advertise-peer-urls which to make",
+                    others.len()
+                )));
+            }
+        };
+        let name = self.name.as_ref().unwrap_or(&own.name);
+        let peer_urls = if self.peer_urls.is_empty() { &own.peer_urls } else { &self.peer_urls };
+        if name.is_empty() || peer_urls.is_empty() {
+            return Err(misfit("the snapshot's member has no name or no peer URL: give --name and --initial-advertise-peer-urls"));
+        }
+        Ok(Member::new(name, peer_urls, token))
+    }
+
+    fn bumped(&self, latest: i64) -> Result<i64> {
+        i64::try_from(self.bump_revision)
+            .ok()
+            .and_then(|bump| latest.checked_add(bump))
+            .ok_or_else(|| usage(format!("revision {latest} cannot be bumped by {}: revisions end at {}", self.bump_revision, i64::MAX)))
+    }
+}
+
+/// Makes the database that of a new cluster of one: what etcdutl changes, in one transaction.
+fn rewrite(bolt: &Bolt<'_>, db: &std::fs::File, member: &Member, options: &Options, revision: i64) -> Result<()> {
+    let mut edit = Edit::new(bolt);
+    let mut root = edit.root()?;
+    let mut meta = edit.bucket(&root, b"meta")?;
+    let mut set = |key: &[u8], value: Vec<u8>| meta.insert(key.to_vec(), (0, value)).is_some();
+    set(b"consistent_index", wal::INDEX.to_be_bytes().to_vec());
+    // 3.4 keeps neither: what it does not keep up to date must not be there when a later version looks.
+    let since_3_5 = root.contains_key(&b"cluster"[..]);
+    if since_3_5 {
+        set(b"term", wal::TERM.to_be_bytes().to_vec());
+        set(b"confState", format!(r#"{{"voters":[{}],"auto_leave":false}}"#, member.id).into_bytes());
+    }
+    if options.mark_compacted {
+        set(b"scheduledCompactRev", status::key_of_revision(revision).to_vec());
+        let (flags, header) = root.get(&b"key"[..]).ok_or_else(|| status::not_etcd(bolt))?;
+        let (flags, bucket) = (*flags, bolt.bucket(header)?);
+        root.insert(b"key".to_vec(), (flags, edit.append(&bucket, &status::key_of_revision(revision), &[])?));
+    }
+    root.insert(b"meta".to_vec(), inline(&meta));
+    let id = format!("{:x}", member.id).into_bytes();
+    root.insert(b"members".to_vec(), inline(&Items::from([(id, (0, member.json()?))])));
+    root.insert(b"members_removed".to_vec(), inline(&Items::new()));
+    edit.commit(&root, db)
+}

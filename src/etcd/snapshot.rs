@@ -1,0 +1,272 @@
+//! A snapshot file: the stream that etcd sent, plain or `.zst`: a bbolt database and the SHA-256 over it.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::num::NonZeroU64;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use rustix::io::Errno;
+use sha2::{Digest, Sha256};
+
+use super::Tick;
+use super::pipe::{PIECE, Source, pump};
+use crate::error::damaged;
+
+/// Bytes of the SHA-256 after the database.
+const TRAILER: usize = 32;
+/// The database is whole pages of at least this, so the length alone tells whether a trailer follows (etcd, `hasChecksum`).
+const SECTOR: u64 = 512;
+/// As far back as a compressed file may refer, as a power of two: memory that the decompressor needs.
+const WINDOW: u32 = 25;
+
+/// Checks the trailer of a stream that passes by.
+#[derive(Default)]
+pub(super) struct Trailer {
+    hash: Sha256,
+    /// The last bytes so far: they may be the trailer.
+    held: Vec<u8>,
+    len: u64,
+}
+
+impl Trailer {
+    /// Takes the next bytes.
+    pub(super) fn update(&mut self, piece: &[u8]) {
+        self.len += piece.len() as u64;
+        let early = (self.held.len() + piece.len()).saturating_sub(TRAILER);
+        let from_held = early.min(self.held.len());
+        self.hash.update(&self.held[..from_held]);
+        self.held.drain(..from_held);
+        let (hashed, kept) = piece.split_at(early - from_held);
+        self.hash.update(hashed);
+        self.held.extend_from_slice(kept);
+    }
+
+    /// The length of the database, if the stream `name` is whole. With `skip` it need not be, as for `--skip-hash-check`: a trailer
+    /// is cut off when the length says that there is one.
+    pub(super) fn finish(self, name: &str, skip: bool) -> Result<u64> {
+        let has_trailer = self.len % SECTOR == TRAILER as u64;
+        match (has_trailer, skip) {
+            (false, true) => Ok(self.len),
+            (false, false) => Err(damaged(format!(
+                "{name} is not a whole snapshot: {} bytes cannot be a database and its SHA-256 (a database that was copied from a data \
+                 directory has none: --skip-hash-check takes it)",
+                self.len
+            ))),
+            (true, false) if self.hash.finalize().as_slice() != self.held => {
+                Err(damaged(format!("{name} is damaged: its SHA-256 does not match its content; use another backup")))
+            }
+            (true, _) => Ok(self.len - TRAILER as u64),
+        }
+    }
+}
+
+/// True for a name that ends in `.zst`.
+pub(super) fn is_compressed(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| extension == "zst")
+}
+
+/// Opens a snapshot for reading.
+pub(super) fn open(path: &Path) -> Result<File> {
+    File::open(path).with_context(|| format!("opening {}", path.display()))
+}
+
+/// The stream in a snapshot file.
+struct Stream<'a> {
+    reader: Box<dyn Read + Send + 'a>,
+    name: String,
+}
+
+impl<'a> Stream<'a> {
+    fn new(file: &'a File, path: &Path, tick: Tick<'a>) -> Result<Self> {
+        rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Sequential).ok();
+        let counted = Counted { file, tick };
+        let reader: Box<dyn Read + Send> = if is_compressed(path) {
+            let mut decoder = zstd::Decoder::new(counted)?;
+            decoder.window_log_max(WINDOW)?;
+            Box::new(decoder)
+        } else {
+            Box::new(counted)
+        };
+        Ok(Self { reader, name: path.display().to_string() })
+    }
+}
+
+impl Source for Stream<'_> {
+    fn fill(&mut self, piece: &mut Vec<u8>) -> Result<()> {
+        self.reader.fill(piece).map_err(|error| match error.downcast_ref::<std::io::Error>() {
+            // An error of the disk has a number; the decompressor's have none.
+            Some(cause) if cause.raw_os_error().is_none() => damaged(format!("{} is damaged: {cause}; use another backup", self.name)),
+            _ => error.context(format!("reading {}", self.name)),
+        })
+    }
+}
+
+/// Counts what is read from a file.
+struct Counted<'a> {
+    file: &'a File,
+    tick: Tick<'a>,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        (self.tick)(read as u64);
+        Ok(read)
+    }
+}
+
+/// Reads a snapshot through, and returns the length of its database if it is whole.
+pub(super) fn check(path: &Path, tick: Tick<'_>) -> Result<u64> {
+    pass(&mut Stream::new(&open(path)?, path, tick)?, path, false, &mut std::io::sink())
+}
+
+/// Writes the database of a snapshot to the new file `to`, and checks it on the way.
+pub(super) fn unpack(path: &Path, to: &File, skip: bool, tick: Tick<'_>) -> Result<u64> {
+    let from = open(path)?;
+    let copied = if is_compressed(path) { None } else { Copied::start(&from, to, tick)? };
+    let len = match copied {
+        Some(mut copied) => pass(&mut copied, path, skip, &mut std::io::sink())?,
+        None => pass(&mut Stream::new(&from, path, tick)?, path, skip, &mut Written(WriteBack::new(to)))?,
+    };
+    to.set_len(len).context("cutting the trailer off the database")?;
+    Ok(len)
+}
+
+fn pass(source: &mut dyn Source, path: &Path, skip: bool, sink: &mut (dyn Write + Send)) -> Result<u64> {
+    let mut trailer = Trailer::default();
+    let look = &mut |piece: &[u8]| {
+        trailer.update(piece);
+        Ok(())
+    };
+    pump(source, look, sink)?;
+    trailer.finish(&path.display().to_string(), skip)
+}
+
+/// A file that the kernel copies (or, on XFS and Btrfs, lets share the blocks) while it is read. What is read, and so checked,
+/// is the copy.
+struct Copied<'a> {
+    from: &'a File,
+    to: WriteBack<'a>,
+    read: u64,
+    tick: Tick<'a>,
+}
+
+/// Bytes that are copied at once: a little more than waits to be looked at.
+const COPIED: usize = 4 * PIECE;
+
+impl<'a> Copied<'a> {
+    /// Copies the first piece; `None` where the kernel cannot copy between these two files.
+    fn start(from: &'a File, to: &'a File, tick: Tick<'a>) -> Result<Option<Self>> {
+        let mut copied = Self { from, to: WriteBack::new(to), read: 0, tick };
+        match copied.advance() {
+            Ok(()) => Ok(Some(copied)),
+            Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(None),
+            Err(error) => Err(error).context("copying the database"),
+        }
+    }
+
+    fn advance(&mut self) -> Result<(), Errno> {
+        let (mut from, mut to) = (self.to.written, self.to.written);
+        let count = rustix::fs::copy_file_range(self.from, Some(&mut from), self.to.file, Some(&mut to), COPIED)?;
+        self.to.advance(count as u64);
+        Ok(())
+    }
+}
+
+impl Source for Copied<'_> {
+    fn fill(&mut self, piece: &mut Vec<u8>) -> Result<()> {
+        if self.read == self.to.written {
+            self.advance().context("copying the database")?;
+        }
+        let count = (self.to.written - self.read).min(PIECE as u64);
+        piece.resize(usize::try_from(count)?, 0);
+        self.to.file.read_exact_at(piece, self.read).context("reading the copy of the database")?;
+        self.read += count;
+        (self.tick)(count);
+        Ok(())
+    }
+}
+
+/// Has the kernel begin to write a file to disk long before the final sync.
+struct WriteBack<'a> {
+    file: &'a File,
+    written: u64,
+    started: u64,
+}
+
+/// Bytes that are handed to the disk at once.
+const BATCH: u64 = 8 << 20;
+
+impl<'a> WriteBack<'a> {
+    fn new(file: &'a File) -> Self {
+        Self { file, written: 0, started: 0 }
+    }
+
+    fn advance(&mut self, count: u64) {
+        self.written += count;
+        if self.written - self.started >= BATCH {
+            // Linux starts the write-back of a range that is said not to be needed again, and keeps what is dirty. Only a hint.
+            let range = NonZeroU64::new(self.written - self.started);
+            rustix::fs::fadvise(self.file, self.started, range, rustix::fs::Advice::DontNeed).ok();
+            self.started = self.written;
+        }
+    }
+}
+
+/// A file that is written piece by piece.
+struct Written<'a>(WriteBack<'a>);
+
+impl Write for Written<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = self.0.file.write(bytes)?;
+        self.0.advance(count as u64);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::exit_code;
+
+    fn whole(len: usize) -> Vec<u8> {
+        let mut bytes: Vec<u8> = (0..=250).cycle().take(len).collect();
+        let sum = Sha256::digest(&bytes);
+        bytes.extend_from_slice(&sum);
+        bytes
+    }
+
+    #[test]
+    fn the_trailer_is_found_however_the_stream_is_cut() -> Result<()> {
+        let bytes = whole(1024);
+        for size in [1, 7, 31, 32, 33, 500, 2000] {
+            let mut trailer = Trailer::default();
+            bytes.chunks(size).for_each(|piece| trailer.update(piece));
+            assert_eq!(trailer.finish("x", false)?, 1024);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn anything_but_the_whole_is_refused() {
+        let bytes = whole(1024);
+        for at in [0, 700, 1023, 1024, 1055] {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1;
+            let mut trailer = Trailer::default();
+            trailer.update(&flipped);
+            assert_eq!(exit_code(&trailer.finish("x", false).unwrap_err()), 65, "byte {at}");
+        }
+        for len in [0, 31, 32, 544, 1024, 1055] {
+            let mut trailer = Trailer::default();
+            trailer.update(&bytes[..len]);
+            assert_eq!(exit_code(&trailer.finish("x", false).unwrap_err()), 65, "{len} bytes");
+        }
+    }
+}
