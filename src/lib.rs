@@ -17,5 +17,6 @@
 pub mod archive;
 pub mod error;
 pub mod etcd;
+pub mod kube;
 pub mod node;
 pub mod report;

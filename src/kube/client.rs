@@ -1,0 +1,251 @@
+//! One request to the node's API server, with a limit; and the wait until it is ready.
+
+use std::convert::Infallible;
+use std::fmt::{Debug, Formatter};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ::kube::client::{Body, ConfigExt};
+use anyhow::{Context, Result};
+use http::{Method, Request, header};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::kubeconfig::{self, Access, LOOPBACK};
+use super::objects::List;
+use crate::error::unanswered;
+use crate::node::Node;
+use crate::node::clock::{Clock, Deadline};
+use crate::node::profile::Profile;
+
+/// The limit of one request, connecting included.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Between two looks of a wait.
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
+/// For how long a revision has to stay before it counts. Conditions and revisions of the operators were seen to disagree for up to 13 s,
+/// in which the revision numbers moved on within 3 s.
+const HOLD: Duration = Duration::from_secs(10);
+
+/// A client of the node's own API server. Every call has a time limit of its own; nothing is cached, and no connection is kept: the
+/// server is restarted under it more than once in a recovery.
+///
+/// It blocks. It can be shared by threads; they take turns.
+pub struct Client {
+    runtime: tokio::runtime::Runtime,
+    http: ::kube::Client,
+    token: Option<String>,
+    file: PathBuf,
+    server: String,
+    pub(super) profile: &'static Profile,
+    pub(super) clock: Clock,
+    limit: Duration,
+    pub(super) hold: Duration,
+}
+
+/// The API server answered, and refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the API server refused ({code} {reason}): {message}")]
+pub struct Refused {
+    /// HTTP status code.
+    pub code: u16,
+    /// Its machine-readable reason: `NotFound`, `Conflict`, `InternalError`, …
+    pub reason: String,
+    /// Its message, which names a webhook that failed, for example.
+    pub message: String,
+}
+
+impl Debug for Client {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("file", &self.file).field("server", &self.server).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// From the first of the profile's kubeconfigs that is there. No request is sent.
+    ///
+    /// # Errors
+    /// [`Failure::Misfit`](crate::error::Failure::Misfit) when the node has none of them, or one that cannot be used; when one of the files
+    /// it refers to cannot be read.
+    pub fn of(node: &Node, profile: &Profile) -> Result<Self> {
+        let access = kubeconfig::find(node, profile)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the client's runtime")?;
+        let http = {
+            // The client starts a task of its own at once.
+            let _inside = runtime.enter();
+            connect(&access)
+        };
+        let http = http.with_context(|| format!("using the kubeconfig {}", access.file.display()))?;
+        let Access { file, server, token, .. } = access;
+        let (profile, clock) = (profile.kind.profile(), node.clock().clone());
+        Ok(Self { runtime, http, token, file, server, profile, clock, limit: LIMIT, hold: HOLD })
+    }
+
+    /// The same with another limit of one request; 10 s unless set.
+    #[must_use]
+    pub fn with_limit(self, limit: Duration) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// The same with another time for which a revision must hold; 10 s unless set.
+    #[must_use]
+    pub fn with_hold(self, hold: Duration) -> Self {
+        Self { hold, ..self }
+    }
+
+    /// One look at `/readyz`: `Ok(())` when ready, else why not.
+    ///
+    /// # Errors
+    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when it does not answer; [`Refused`] with the checks that fail.
+    pub fn ready(&self) -> Result<()> {
+        match self.call(Method::GET, "/readyz", "", Vec::new()) {
+            Err(error) => match error.downcast::<Refused>() {
+                Ok(refused) => Err(Refused { message: failed_checks(&refused.message), ..refused }.into()),
+                Err(error) => Err(error),
+            },
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// Waits until the API server is ready.
+    ///
+    /// # Errors
+    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) at the deadline, with what it said last;
+    /// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted.
+    pub fn wait_ready(&self, deadline: Deadline) -> Result<()> {
+        self.patiently("the API server to be ready", deadline, || self.ready().map(Some))
+    }
+
+    /// Calls `look` until it returns something, about every second. An API server that does not answer, or refuses for whatever reason,
+    /// is normal while the control plane comes up: only the deadline and interruption end this.
+    ///
+    /// # Errors
+    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) at the deadline, with `what` was waited for and the last error;
+    /// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted.
+    pub fn patiently<T>(&self, what: &str, deadline: Deadline, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+        let said = std::cell::RefCell::new("it is not so yet".to_owned());
+        let attempt = || match look() {
+            Ok(found) => Ok(found),
+            Err(error) => {
+                said.replace(format!("{error:#}"));
+                Ok(None)
+            }
+        };
+        deadline.wait_for(what, PAUSE, attempt, || said.borrow().clone())
+    }
+
+    /// The object at `path`.
+    pub(super) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        parse(path, &self.call(Method::GET, path, "", Vec::new())?)
+    }
+
+    /// The items of the list at `path`; none where the API does not know the resource.
+    pub(super) fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>> {
+        match self.get::<List<T>>(path) {
+            // Custom resources are unknown, too, until the server has read their definitions, which its readiness waits for.
+            Err(error) if is_missing(&error) => self.ready().map(|()| Vec::new()),
+            list => Ok(list?.items),
+        }
+    }
+
+    /// Changes the object at `path` by a JSON merge patch.
+    pub(super) fn patch(&self, path: &str, change: &Value) -> Result<()> {
+        self.call(Method::PATCH, path, "application/merge-patch+json", change.to_string().into_bytes()).map(drop)
+    }
+
+    /// Puts `object` at `path`.
+    pub(super) fn put(&self, path: &str, object: &Value) -> Result<()> {
+        self.call(Method::PUT, path, "application/json", object.to_string().into_bytes()).map(drop)
+    }
+
+    /// Deletes the object at `path`; false when it is gone already.
+    pub(super) fn delete(&self, path: &str) -> Result<bool> {
+        match self.call(Method::DELETE, path, "", Vec::new()) {
+            Err(error) if is_missing(&error) => Ok(false),
+            done => done.map(|_| true),
+        }
+    }
+
+    fn call(&self, method: Method, path: &str, content_type: &str, body: Vec<u8>) -> Result<String> {
+        let what = format!("{method} {path}");
+        let mut request = Request::builder().method(method).uri(path).header(header::ACCEPT, "application/json");
+        if !content_type.is_empty() {
+            request = request.header(header::CONTENT_TYPE, content_type);
+        }
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let request = request.body(body).with_context(|| format!("asking for {what}"))?;
+        let answer = self.runtime.block_on(async { tokio::time::timeout(self.limit, self.http.request_text(request)).await });
+        match answer {
+            Ok(Ok(text)) => Ok(text),
+            Ok(Err(::kube::Error::Api(status))) => Err(self.refused(*status).into()),
+            Ok(Err(error)) => Err(unanswered(format!("the API server at {} does not answer: {}", self.server, root_cause(&error)))),
+            Err(_) => Err(unanswered(format!("the API server at {} took more than {} s to answer", self.server, self.limit.as_secs_f32()))),
+        }
+        .with_context(|| what)
+    }
+
+    fn refused(&self, status: ::kube::core::Status) -> Refused {
+        let message = match status.code {
+            401 => format!("the credentials in {} are not accepted; they may have expired, or be another cluster's", self.file.display()),
+            _ => status.message,
+        };
+        Refused { code: status.code, reason: status.reason, message }
+    }
+}
+
+/// An HTTP client that connects to the loopback address whatever the server's name is, without a proxy and without keeping connections.
+fn connect(access: &Access) -> Result<::kube::Client> {
+    let loopback =
+        tower::service_fn(|_name| async { Ok::<_, Infallible>(LOOPBACK.map(|address| SocketAddr::new(address, 0)).into_iter()) });
+    let mut connector = HttpConnector::new_with_resolver(loopback);
+    connector.enforce_http(false);
+    let connector = access.config.rustls_https_connector_with_connector(connector)?;
+    let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build::<_, Body>(connector);
+    let service = tower::ServiceBuilder::new().layer(access.config.base_uri_layer()).service(http);
+    Ok(::kube::Client::new(service, "default"))
+}
+
+fn parse<T: DeserializeOwned>(path: &str, text: &str) -> Result<T> {
+    serde_json::from_str(text).with_context(|| format!("reading what the API server has at {path}"))
+}
+
+/// True when the API server says that there is no such object, or no such resource.
+pub(super) fn is_missing(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Refused>().is_some_and(|refused| refused.code == 404)
+}
+
+/// True when somebody else changed the object meanwhile.
+pub(super) fn is_conflict(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Refused>().is_some_and(|refused| refused.code == 409)
+}
+
+/// The innermost cause: `Connection refused`, or why its certificate is not good. The layers above it only say "client error".
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+/// The lines of `/readyz` that begin with `[-]`, without the marks; the whole text where there are none.
+fn failed_checks(text: &str) -> String {
+    let failed: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("[-]")).collect();
+    if failed.is_empty() { text.trim().replace('\n', " ") } else { failed.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_checks_that_fail_are_told() {
+        let text = "[+]ping ok\n[-]etcd failed: reason withheld\n[-]poststarthook/crd-informer-synced failed: reason withheld\nreadyz check failed";
+        assert_eq!(failed_checks(text), "etcd failed: reason withheld, poststarthook/crd-informer-synced failed: reason withheld");
+        assert_eq!(failed_checks("apiserver not ready\n"), "apiserver not ready");
+    }
+}

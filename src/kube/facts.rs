@@ -1,0 +1,226 @@
+//! What the cluster is, and how its operators are.
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::Client;
+use super::client::is_missing;
+use super::objects::{Condition, Conditions, Object, Unread, condition, is_true, or_default};
+use crate::error::not_now;
+use crate::node::profile::Kind;
+
+/// State of one ClusterOperator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OperatorState {
+    /// Its name.
+    pub name: String,
+    /// Version of `operator`, when given.
+    pub version: Option<String>,
+    /// Available is True.
+    pub available: bool,
+    /// Progressing is True.
+    pub progressing: bool,
+    /// Degraded is True.
+    pub degraded: bool,
+}
+
+/// Which cluster and release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    /// `spec.clusterID` of the ClusterVersion; on a kubeadm cluster the uid of namespace kube-system.
+    pub id: String,
+    /// Version of the newest Completed history entry; on kubeadm the server's git version.
+    pub version: String,
+    /// Its release image, when there is one.
+    pub image: Option<String>,
+    /// True while the ClusterVersion is Progressing.
+    pub progressing: bool,
+}
+
+type ClusterVersion = Object<ClusterVersionSpec, ClusterVersionStatus>;
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct ClusterVersionSpec {
+    #[serde(rename = "clusterID")]
+    cluster_id: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct ClusterVersionStatus {
+    #[serde(deserialize_with = "or_default")]
+    conditions: Vec<Condition>,
+    #[serde(deserialize_with = "or_default")]
+    history: Vec<Release>,
+}
+
+/// An entry of the history, newest first; its version can stand twice (another architecture), its completion time is null while Partial.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct Release {
+    state: String,
+    version: String,
+    #[serde(deserialize_with = "or_default")]
+    image: String,
+}
+
+pub(super) type ClusterOperator = Object<Unread, ClusterOperatorStatus>;
+
+/// Status of a ClusterOperator.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ClusterOperatorStatus {
+    #[serde(deserialize_with = "or_default")]
+    conditions: Vec<Condition>,
+    #[serde(deserialize_with = "or_default")]
+    versions: Vec<OperandVersion>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct OperandVersion {
+    name: String,
+    version: String,
+}
+
+impl Client {
+    /// Which cluster and release.
+    ///
+    /// # Errors
+    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when the API does not answer,
+    /// [`Failure::NotNow`](crate::error::Failure::NotNow) while the cluster is still being installed.
+    pub fn cluster(&self) -> Result<Cluster> {
+        match self.profile.kind {
+            Kind::OpenShift => self
+                .get("/apis/config.openshift.io/v1/clusterversions/version")
+                .and_then(|v| cluster(&v))
+                .context("asking for the ClusterVersion"),
+            Kind::Kubeadm => {
+                let namespace: Object<Unread, Unread> = self.get("/api/v1/namespaces/kube-system")?;
+                let version: ServerVersion = self.get("/version")?;
+                Ok(Cluster { id: namespace.metadata.uid, version: version.git_version, image: None, progressing: false })
+            }
+        }
+    }
+
+    /// All `ClusterOperator` objects, by name; empty where the API has none.
+    ///
+    /// # Errors
+    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when the API does not answer.
+    pub fn operators(&self) -> Result<Vec<OperatorState>> {
+        let mut states: Vec<OperatorState> = self.cluster_operators()?.iter().map(operator).collect();
+        states.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(states)
+    }
+
+    pub(super) fn cluster_operators(&self) -> Result<Vec<ClusterOperator>> {
+        self.list("/apis/config.openshift.io/v1/clusteroperators").context("asking for the ClusterOperators")
+    }
+
+    /// True when the node's condition Ready is True; false when there is no such node.
+    ///
+    /// # Errors
+    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when the API does not answer.
+    pub fn node_ready(&self, name: &str) -> Result<bool> {
+        match self.get::<Object<Unread, Conditions>>(&format!("/api/v1/nodes/{name}")) {
+            Err(error) if is_missing(&error) => Ok(false),
+            node => Ok(is_true(&node?.status.conditions, "Ready")),
+        }
+    }
+}
+
+/// What `/version` says.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ServerVersion {
+    git_version: String,
+}
+
+fn cluster(version: &ClusterVersion) -> Result<Cluster> {
+    let done = version.status.history.iter().find(|release| release.state == "Completed");
+    let done = done.ok_or_else(|| not_now("this cluster is still being installed: its ClusterVersion has no completed release yet"))?;
+    Ok(Cluster {
+        id: version.spec.cluster_id.clone(),
+        version: done.version.clone(),
+        image: Some(done.image.clone()).filter(|image| !image.is_empty()),
+        progressing: is_true(&version.status.conditions, "Progressing"),
+    })
+}
+
+fn operator(operator: &ClusterOperator) -> OperatorState {
+    let status = &operator.status;
+    OperatorState {
+        name: operator.metadata.name.clone(),
+        version: status.versions.iter().find(|v| v.name == "operator").map(|v| v.version.clone()),
+        available: is_true(&status.conditions, "Available"),
+        progressing: is_true(&status.conditions, "Progressing"),
+        degraded: is_true(&status.conditions, "Degraded"),
+    }
+}
+
+impl ClusterOperatorStatus {
+    /// Why this operator is not well: what its Degraded condition says, or that it is not available.
+    pub(super) fn trouble(&self) -> Option<String> {
+        if is_true(&self.conditions, "Degraded") {
+            let message = condition(&self.conditions, "Degraded").map_or("", |c| c.message.as_str());
+            return Some(format!("is degraded: {}", first_line(message)));
+        }
+        let available = condition(&self.conditions, "Available").filter(|c| c.status.as_deref() == Some("False"))?;
+        Some(format!("is not available: {}", first_line(&available.message)))
+    }
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or("it does not say why")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::exit_code;
+    use crate::kube::objects::{List, capture};
+
+    #[test]
+    fn releases_are_read_before_while_and_after_an_upgrade() {
+        let read = |name: &str| cluster(&capture(name));
+        for fresh in ["clusterversion-sno-0-created.json", "clusterversion-sno-1-installing.json"] {
+            assert_eq!(exit_code(&read(fresh).unwrap_err()), 75, "{fresh}");
+        }
+        let installed = read("clusterversion-sno-2-installed.json").unwrap();
+        assert_eq!(installed.id, "f6f009e8-52a4-44f0-9da3-8f1555e3132b");
+        assert_eq!(installed.version, "4.13.0-0.ci.test-2023-03-09-115511-ci-ln-88xnydk-latest");
+        assert!(installed.image.unwrap().contains("@sha256:d1680bbb"));
+        assert!(!installed.progressing);
+        // In the middle of an upgrade the release is the one the cluster comes from.
+        let upgrading = read("clusterversion-sno-upgrading-4.16-to-4.17.json").unwrap();
+        assert!(upgrading.progressing && upgrading.version.starts_with("4.16."), "{upgrading:?}");
+        assert!(read("clusterversion-upgrading-failing-4.14.json").unwrap().progressing);
+        assert!(!read("clusterversion-after-upgrade-4.18.json").unwrap().progressing);
+        assert!(!read("clusterversion-fresh-4.14.json").unwrap().progressing);
+    }
+
+    #[test]
+    fn operators_are_read_in_the_middle_of_an_upgrade() {
+        let list: List<ClusterOperator> = capture("clusteroperators-sno-upgrading-4.16-to-4.17.json");
+        let states: Vec<_> = list.items.iter().map(operator).collect();
+        assert_eq!(
+            states.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(),
+            ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "machine-config"]
+        );
+        assert!(states[0].available && !states[0].progressing && !states[0].degraded);
+        assert!(states[1].progressing, "{:?}", states[1]);
+        assert!(states.iter().all(|s| s.version.is_some()));
+        assert!(list.items.iter().all(|o| o.status.trouble().is_none()));
+    }
+
+    #[test]
+    fn a_node_is_ready_by_its_condition() {
+        for name in ["node-sno-4.16.json", "real-node-ready-k8s-1.34.json"] {
+            let node: Object<Unread, Conditions> = capture(name);
+            assert!(is_true(&node.status.conditions, "Ready"), "{name}");
+        }
+    }
+}

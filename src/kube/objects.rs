@@ -1,0 +1,81 @@
+//! The few fields of API objects that are read. Whatever else there is is ignored, and what is missing or null is empty: `status` is
+//! absent on new objects, `history[].completionTime` null, `targetRevision` absent when idle.
+
+use serde::{Deserialize, Deserializer};
+
+/// Null as the default, like a field that is not there.
+pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+    Option::deserialize(from).map(Option::unwrap_or_default)
+}
+
+/// A list.
+#[derive(Debug, Deserialize)]
+pub(super) struct List<T> {
+    #[serde(default = "Vec::new", deserialize_with = "or_default", bound(deserialize = "T: Deserialize<'de>"))]
+    pub(super) items: Vec<T>,
+}
+
+/// An object with the parts that the reader is interested in.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(super) struct Object<Spec: Default, Status: Default> {
+    #[serde(default)]
+    pub(super) metadata: Metadata,
+    #[serde(default, deserialize_with = "or_default", bound(deserialize = "Spec: Deserialize<'de>"))]
+    pub(super) spec: Spec,
+    #[serde(default, deserialize_with = "or_default", bound(deserialize = "Status: Deserialize<'de>"))]
+    pub(super) status: Status,
+}
+
+/// Of every object.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Metadata {
+    pub(super) name: String,
+    pub(super) namespace: String,
+    pub(super) uid: String,
+    pub(super) resource_version: String,
+    pub(super) creation_timestamp: Option<jiff::Timestamp>,
+    #[serde(deserialize_with = "or_default")]
+    pub(super) annotations: std::collections::BTreeMap<String, String>,
+}
+
+/// Nothing of it is read.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(super) struct Unread {}
+
+/// A condition, of which there is at most one of each type, in no order. `status` was not there in v1beta1 certificate requests.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Condition {
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    pub(super) status: Option<String>,
+    #[serde(deserialize_with = "or_default")]
+    pub(super) message: String,
+}
+
+/// A status of which only the conditions are read.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Conditions {
+    #[serde(deserialize_with = "or_default")]
+    pub(super) conditions: Vec<Condition>,
+}
+
+/// The condition of this type, when it is there.
+pub(super) fn condition<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|condition| condition.kind == kind)
+}
+
+/// True when the condition of this type is True.
+pub(super) fn is_true(conditions: &[Condition], kind: &str) -> bool {
+    condition(conditions, kind).is_some_and(|condition| condition.status.as_deref() == Some("True"))
+}
+
+/// Reads a capture of a real cluster.
+#[cfg(test)]
+pub(super) fn capture<T: serde::de::DeserializeOwned>(name: &str) -> T {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/oc").join(name);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
