@@ -20,3 +20,4 @@ pub mod etcd;
 pub mod kube;
 pub mod node;
 pub mod report;
+pub mod tools;

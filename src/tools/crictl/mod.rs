@@ -1,0 +1,202 @@
+//! `crictl` (cri-tools): containers, sandboxes and images of the node's container runtime, CRI-O or containerd.
+//!
+//! JSON only: the columns of the tables change. Containers are told apart by kubelet's labels, never by name alone.
+
+mod parse;
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::node::Node;
+use crate::node::clock::interrupted;
+use crate::node::run::Command;
+
+/// crictl's own limit of each call to the runtime. Its default is 2 s, which a busy node exceeds.
+const RPC: Duration = Duration::from_secs(30);
+/// The same for removing a sandbox: a CNI plugin whose daemon is gone never answers, a slow one takes several seconds.
+const REMOVE: Duration = Duration::from_secs(60);
+/// How much longer than its own limit crictl may take before it is killed.
+const SLACK: Duration = Duration::from_secs(15);
+/// Containers stopped, or sandboxes removed, at a time: each mostly waits.
+const AT_A_TIME: usize = 8;
+
+/// A container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// Its id, 64 hex digits.
+    pub id: String,
+    /// Label `io.kubernetes.container.name`, else the name in its metadata.
+    pub name: String,
+    /// Label `io.kubernetes.pod.namespace`, empty when it was not made by kubelet.
+    pub namespace: String,
+    /// Label `io.kubernetes.pod.name`: of a static pod, with the node's name behind it.
+    pub pod: String,
+    /// True for `CONTAINER_RUNNING`.
+    pub running: bool,
+    /// `CONTAINER_…` as printed.
+    pub state: String,
+    /// Sandbox id.
+    pub sandbox: String,
+    /// The image as the runtime resolved it (`imageRef`: a digest or an id), else as it was asked for.
+    pub image: String,
+    /// When it was made, nanoseconds since the epoch.
+    pub created_at: i64,
+    /// How many came before it in the same sandbox.
+    pub attempt: u32,
+}
+
+/// A pod sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// Its id, 64 hex digits.
+    pub id: String,
+    /// Pod name.
+    pub name: String,
+    /// Pod namespace.
+    pub namespace: String,
+    /// True for `SANDBOX_READY`.
+    pub ready: bool,
+    /// Label `revision` of an OpenShift static pod, or empty.
+    pub revision: String,
+}
+
+/// An image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Its id.
+    pub id: String,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// Digests.
+    pub digests: Vec<String>,
+    /// Bytes.
+    pub size: u64,
+}
+
+fn crictl(node: &Node, limit: Duration) -> Result<Command> {
+    Ok(node.command("crictl")?.arg(format!("--timeout={}s", limit.as_secs())).limit(limit + SLACK))
+}
+
+/// All containers, exited ones too.
+///
+/// # Errors
+/// When the runtime does not answer; [`Failure::Damaged`](crate::error::Failure::Damaged) when crictl prints anything but its JSON.
+pub fn containers(node: &Node) -> Result<Vec<Container>> {
+    parse::containers(&crictl(node, RPC)?.args(["ps", "-a", "-o", "json"]).run()?.stdout)
+}
+
+/// All sandboxes.
+///
+/// # Errors
+/// As [`containers`].
+pub fn sandboxes(node: &Node) -> Result<Vec<Sandbox>> {
+    parse::sandboxes(&crictl(node, RPC)?.args(["pods", "-o", "json"]).run()?.stdout)
+}
+
+/// All images.
+///
+/// # Errors
+/// As [`containers`].
+pub fn images(node: &Node) -> Result<Vec<Image>> {
+    parse::images(&crictl(node, RPC)?.args(["images", "-o", "json"]).run()?.stdout)
+}
+
+/// Stops containers, several at a time, each with `grace` (whole seconds) before it is killed. One that is gone already is fine.
+///
+/// # Errors
+/// When one of them still runs afterwards, with what crictl said; the others are stopped all the same.
+pub fn stop(node: &Node, ids: &[String], grace: Duration) -> Result<()> {
+    let said = for_each(ids, |id| {
+        let limit = RPC + grace;
+        crictl(node, limit)?.arg("stop").arg(format!("--timeout={}", grace.as_secs())).arg(id).run().map(drop)
+    })?;
+    if said.is_empty() {
+        return Ok(());
+    }
+    // A complaint counts only if the container is still there: it may have ended by itself meanwhile.
+    let running: Vec<String> = containers(node)?.into_iter().filter(|c| c.running).map(|c| c.id).collect();
+    report("container", "still runs", &said, &running)
+}
+
+/// Stops and removes sandboxes by force, several at a time and in no particular order; one that is gone already is fine. Sandboxes of
+/// the host's network go in a call of their own after those of the pod network, whose removal may need them.
+///
+/// # Errors
+/// When one of them is still there afterwards, with what crictl said; the others are removed all the same. One whose network plugin
+/// hangs is given up after a minute.
+pub fn remove_sandboxes(node: &Node, ids: &[String]) -> Result<()> {
+    let said = for_each(ids, |id| crictl(node, REMOVE)?.args(["rmp", "-f"]).arg(id).run().map(drop))?;
+    if said.is_empty() {
+        return Ok(());
+    }
+    let there: Vec<String> = sandboxes(node)?.into_iter().map(|s| s.id).collect();
+    report("sandbox", "is still there", &said, &there)
+}
+
+/// True for a sandbox of the host's network (`inspectp`: `status.linux.namespaces.options.network` is `NODE`); false for one that is gone.
+///
+/// # Errors
+/// As [`containers`].
+pub fn is_host_network(node: &Node, sandbox: &str) -> Result<bool> {
+    let output = crictl(node, RPC)?.args(["inspectp", "-o", "json"]).arg(sandbox).output()?;
+    if output.status.success() {
+        return parse::is_host_network(&output.stdout);
+    }
+    if sandboxes(node)?.iter().any(|s| s.id == sandbox) { Err(output.error()) } else { Ok(false) }
+}
+
+/// The last lines of a container's log, both of its streams; empty when there is none or crictl cannot get it. For messages only.
+#[must_use]
+pub fn log_tail(node: &Node, id: &str, lines: u32) -> String {
+    let get = || crictl(node, RPC)?.args(["logs", &format!("--tail={lines}"), id]).run();
+    let Ok(output) = get() else { return String::new() };
+    // crictl sends each stream to its own; with both, their order is lost. Nearly every component logs to one.
+    let text = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&text).trim_end().to_owned()
+}
+
+/// True when the runtime answers.
+#[must_use]
+pub fn answers(node: &Node) -> bool {
+    crictl(node, Duration::from_secs(5)).and_then(|version| version.arg("version").run()).is_ok()
+}
+
+/// Calls `act` on each id, several at a time, and returns the complaints of those that failed.
+///
+/// # Errors
+/// When the agent is interrupted meanwhile.
+fn for_each(ids: &[String], act: impl Fn(&str) -> Result<()> + Sync) -> Result<Vec<(String, String)>> {
+    let (left, said) = (Mutex::new(ids.iter()), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..ids.len().min(AT_A_TIME) {
+            scope.spawn(|| {
+                while let Some(id) = next(&left).filter(|_| interrupted().is_ok()) {
+                    if let Err(error) = act(id) {
+                        lock(&said).push((id.clone(), format!("{error:#}")));
+                    }
+                }
+            });
+        }
+    });
+    interrupted()?;
+    Ok(said.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+}
+
+fn next<T>(left: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
+    lock(left).next()
+}
+
+/// A worker that panicked has left a whole list behind: nothing is changed under the lock but by one call.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// An error that names each complained-of id that is among `there`.
+fn report(kind: &str, state: &str, said: &[(String, String)], there: &[String]) -> Result<()> {
+    let left: Vec<String> =
+        said.iter().filter(|(id, _)| there.contains(id)).map(|(id, why)| format!("{kind} {id} {state}: {why}")).collect();
+    if left.is_empty() { Ok(()) } else { bail!("{}", left.join("; ")) }
+}

@@ -1,0 +1,166 @@
+//! `rpm-ostree`: deployments, and the change of what boots next.
+//!
+//! It is a client of a daemon that D-Bus starts when it is asked for; that start fails now and then, on a busy machine more often.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use super::ostree::{Deployment, mark_neighbours};
+use crate::error::damaged;
+use crate::node::Node;
+use crate::node::run::Output;
+
+/// How often a question is asked before its failure is believed, and the pause between.
+const ATTEMPTS: u32 = 4;
+const PAUSE: Duration = Duration::from_secs(2);
+/// For a change: it writes boot loader entries and prunes.
+const CHANGE: Duration = Duration::from_secs(300);
+
+#[derive(Deserialize)]
+struct Status {
+    deployments: Vec<Row>,
+}
+
+/// Only what is needed: the rest varies by release and origin, up to numbers that fit no type.
+#[derive(Deserialize)]
+struct Row {
+    osname: String,
+    checksum: String,
+    serial: u32,
+    booted: bool,
+    #[serde(default)]
+    staged: bool,
+    #[serde(default)]
+    pinned: bool,
+    version: Option<String>,
+}
+
+fn parse(bytes: &[u8]) -> Result<Vec<Deployment>> {
+    let status: Status =
+        serde_json::from_slice(bytes).map_err(|error| damaged(format!("`rpm-ostree status --json` printed something else: {error}")))?;
+    let deployment = |(index, row): (usize, Row)| Deployment {
+        index,
+        stateroot: row.osname,
+        checksum: row.checksum,
+        serial: row.serial,
+        booted: row.booted,
+        staged: row.staged,
+        pending: false,
+        rollback: false,
+        pinned: row.pinned,
+        version: row.version,
+    };
+    let mut all: Vec<Deployment> = status.deployments.into_iter().enumerate().map(deployment).collect();
+    mark_neighbours(&mut all);
+    Ok(all)
+}
+
+/// The deployments in boot order, as `rpm-ostree status --json` has them: the same as `ostree admin status`, and nothing printed of
+/// pending or rollback.
+///
+/// # Errors
+/// When it fails four times in a row; [`Failure::Damaged`](crate::error::Failure::Damaged) when it prints anything but its status.
+pub fn deployments(node: &Node) -> Result<Vec<Deployment>> {
+    parse(&patiently(node, &["status", "--json"])?.stdout)
+}
+
+/// Puts the rollback slot first in boot order; with only a pending deployment, the booted one. It does not reboot: what boots next is to
+/// be checked first.
+///
+/// # Errors
+/// When rpm-ostree fails: "No rollback deployment found", a staged deployment is in the way, another transaction runs.
+pub fn rollback(node: &Node) -> Result<()> {
+    change(node, &["rollback"])
+}
+
+/// Removes the staged or pending deployment (`rpm-ostree cleanup -p`); none is fine.
+///
+/// # Errors
+/// When rpm-ostree fails.
+pub fn cleanup_pending(node: &Node) -> Result<()> {
+    change(node, &["cleanup", "-p"])
+}
+
+fn change(node: &Node, arguments: &[&str]) -> Result<()> {
+    // The daemon is woken by a question first, so that the change itself, which must not be repeated blindly, meets a running one.
+    patiently(node, &["status", "--json"]).context("waking rpm-ostree's daemon")?;
+    node.command("rpm-ostree")?.args(arguments).limit(CHANGE).run().map(drop)
+}
+
+fn patiently(node: &Node, arguments: &[&str]) -> Result<Output> {
+    for _ in 1..ATTEMPTS {
+        let output = node.command("rpm-ostree")?.args(arguments).output()?;
+        if output.status.success() {
+            return Ok(output);
+        }
+        tracing::warn!("{:#}; asking again", output.error());
+        node.clock().sleep(PAUSE)?;
+    }
+    node.command("rpm-ostree")?.args(arguments).run()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::exit_code;
+    use std::path::PathBuf;
+
+    #[test]
+    fn every_arrangement_that_was_captured() -> Result<()> {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/rpm-ostree");
+        // `*` booted, `s` staged, `p` pending, `r` rollback, `P` pinned.
+        let expected = [
+            ("assembled-lca-two-stateroots", "* P "),
+            ("assembled-none-booted", " "),
+            ("assembled-rhcos-4.5-pivot-custom-origin", "* r"),
+            ("assembled-rhcos-booted-pinned-rollback", "* rP"),
+            ("assembled-rhcos-pending-not-booted", "p *P"),
+            ("assembled-rhcos-staged-booted-two-standby", "sp *P rP"),
+            ("booted-rollback-layered-rhel-edge", "* r"),
+            ("booted-rollback-layered-silverblue", "* r"),
+            ("single-booted-fcos-2019", "*"),
+            ("single-booted-fcos-oci-remote-image", "*"),
+            ("single-booted-fcos-oci-signed-zincati", "*"),
+            ("single-booted-rhcos-4.12-container", "*"),
+            ("single-booted-rhel-edge", "*"),
+            ("staged-booted-rollback-three", "sp * r"),
+            ("staged-container-plus-booted-ostree-fcos36", "sp *"),
+            ("staged-locked-plus-booted-fcos", "sp *"),
+            ("staged-only-bootc-no-origin", "s"),
+            ("staged-overrides-plus-booted-fcos37", "sp *"),
+        ];
+        for (name, marks) in expected {
+            let all = parse(&std::fs::read(folder.join(format!("{name}.json")))?)?;
+            let row = |d: &Deployment| -> String {
+                [(d.booted, '*'), (d.staged, 's'), (d.pending, 'p'), (d.rollback, 'r'), (d.pinned, 'P')]
+                    .iter()
+                    .filter_map(|(is, mark)| is.then_some(*mark))
+                    .collect()
+            };
+            assert_eq!(all.iter().map(row).collect::<Vec<_>>().join(" "), marks, "{name}");
+            assert!(all.iter().enumerate().all(|(place, d)| d.index == place && d.checksum.len() == 64), "{name}");
+        }
+        for entry in std::fs::read_dir(&folder)? {
+            let (path, bytes) = entry.and_then(|e| Ok((e.path(), std::fs::read(e.path())?)))?;
+            let name = path.file_name().expect("name").to_string_lossy().into_owned();
+            match name.strip_suffix(".json") {
+                Some(stem) => assert!(expected.iter().any(|(known, _)| *known == stem), "{name} is not looked at"),
+                None => assert_eq!(exit_code(&parse(&bytes).unwrap_err()), 65, "{name}"),
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_version_may_be_missing() -> Result<()> {
+        let row = format!(r#"{{"osname":"rhcos","checksum":"{}","serial":2,"booted":true}}"#, "b".repeat(64));
+        let all = parse(format!(r#"{{"deployments":[{row}],"transaction":null}}"#).as_bytes())?;
+        assert_eq!((all[0].version.as_deref(), all[0].serial, all[0].staged, all[0].pinned), (None, 2, false, false));
+        for bad in ["", "null", "{}", r#"{"deployments":[{}]}"#, "error: Could not activate remote peer"] {
+            assert_eq!(exit_code(&parse(bad.as_bytes()).unwrap_err()), 65);
+        }
+        Ok(())
+    }
+}

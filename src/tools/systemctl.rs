@@ -1,0 +1,165 @@
+//! `systemctl`: units and the reboot. What a unit is doing is read from `systemctl show`, never from an exit status.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::error::{damaged, exit_code, unanswered};
+use crate::node::Node;
+
+/// For a job to end: kubelet and the runtime have up to 90 s by default to stop before systemd kills them, and a start waits for a stop.
+const JOB: Duration = Duration::from_secs(240);
+
+/// A unit's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    /// `ActiveState`: active, reloading, inactive, failed, activating, deactivating.
+    pub active: String,
+    /// `SubState`: running, dead, auto-restart, …
+    pub sub: String,
+    /// `LoadState`: loaded, not-found, masked, …
+    pub load: String,
+    /// `ConditionResult`: whether its conditions were met when it was last started; false if it never was.
+    pub condition: bool,
+}
+
+impl Unit {
+    /// True for `active`.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.active == "active"
+    }
+
+    /// True when nothing of it runs: `inactive` or `failed`.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        matches!(self.active.as_str(), "inactive" | "failed")
+    }
+
+    /// False for a unit that systemd has no file of.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.load != "not-found"
+    }
+}
+
+impl std::fmt::Display for Unit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({}), {}", self.active, self.sub, self.load)
+    }
+}
+
+/// `systemctl show`'s `Key=value` lines.
+fn parse(text: &str) -> Result<Unit> {
+    let value = |key: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+            .filter(|value| !value.is_empty())
+            .map(str::to_owned)
+            .ok_or_else(|| damaged(format!("`systemctl show` printed no {key}: {:?}", text.chars().take(200).collect::<String>())))
+    };
+    Ok(Unit {
+        active: value("ActiveState")?,
+        sub: value("SubState")?,
+        load: value("LoadState")?,
+        condition: value("ConditionResult")? == "yes",
+    })
+}
+
+/// Its state now. A unit that does not exist is `inactive`, `not-found`.
+///
+/// # Errors
+/// When systemd does not answer; [`Failure::Damaged`](crate::error::Failure::Damaged) when what it prints is not its properties.
+pub fn show(node: &Node, unit: &str) -> Result<Unit> {
+    let output = node.command("systemctl")?.args(["show", "--property=ActiveState,SubState,LoadState,ConditionResult", unit]).run()?;
+    parse(output.text()?)
+}
+
+/// Starts it and checks that it is active: `systemctl start` exits 0 when a condition kept it from starting.
+///
+/// # Errors
+/// When systemctl fails; [`Failure::Unanswered`](crate::error::Failure::Unanswered) when the unit is not active afterwards.
+pub fn start(node: &Node, unit: &str) -> Result<()> {
+    bring_up(node, "start", unit)
+}
+
+/// Restarts it and checks that it is active.
+///
+/// # Errors
+/// As [`start`].
+pub fn restart(node: &Node, unit: &str) -> Result<()> {
+    bring_up(node, "restart", unit)
+}
+
+fn bring_up(node: &Node, verb: &str, unit: &str) -> Result<()> {
+    node.command("systemctl")?.args([verb, unit]).limit(JOB).run().with_context(|| format!("{verb}ing {unit}"))?;
+    let now = show(node, unit)?;
+    if now.is_active() {
+        return Ok(());
+    }
+    if now.is_stopped() && !now.condition {
+        bail!("{unit} was not started, because a condition of its unit file is not met: `systemctl status {unit}` names it");
+    }
+    Err(unanswered(format!("{unit} is {now} after `systemctl {verb}`: see `journalctl -u {unit}`")))
+}
+
+/// Stops it and checks that nothing of it runs. A unit that does not exist is fine.
+///
+/// # Errors
+/// When systemctl fails; [`Failure::Unanswered`](crate::error::Failure::Unanswered) when the unit is not stopped afterwards.
+pub fn stop(node: &Node, unit: &str) -> Result<()> {
+    let before = show(node, unit)?;
+    // A unit whose file is gone can still run: it is stopped as any other.
+    if !before.exists() && before.is_stopped() {
+        return Ok(());
+    }
+    node.command("systemctl")?.args(["stop", unit]).limit(JOB).run().with_context(|| format!("stopping {unit}"))?;
+    let now = show(node, unit)?;
+    if now.is_stopped() { Ok(()) } else { Err(unanswered(format!("{unit} is {now} after `systemctl stop`"))) }
+}
+
+/// Reloads unit files.
+///
+/// # Errors
+/// When systemctl fails.
+pub fn daemon_reload(node: &Node) -> Result<()> {
+    node.command("systemctl")?.arg("daemon-reload").limit(JOB).run().context("reloading the unit files")?;
+    Ok(())
+}
+
+/// Asks for a reboot. Its exit status proves nothing (the connection to systemd may be reset although the reboot is under way, or the
+/// reboot may end this process in the middle of the call): a failure is returned as text. A new boot id is the only proof.
+///
+/// # Errors
+/// When there is no systemctl to ask.
+pub fn reboot(node: &Node) -> Result<Option<String>> {
+    let asked = node.command("systemctl")?.arg("reboot").run();
+    match asked {
+        Ok(_) => Ok(None),
+        Err(error) if exit_code(&error) == 78 => Err(error),
+        Err(error) => Ok(Some(format!("{error:#}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn properties_in_any_order() -> Result<()> {
+        // As systemd 252 prints them: its own order, not that of the question.
+        let unit = parse("LoadState=loaded\nActiveState=active\nSubState=running\nConditionResult=yes\n")?;
+        assert!(unit.is_active() && unit.condition && unit.exists());
+        let unit = parse("LoadState=not-found\nActiveState=inactive\nSubState=dead\nConditionResult=no\n")?;
+        assert!(unit.is_stopped() && !unit.exists());
+        assert!(!parse("LoadState=loaded\nActiveState=deactivating\nSubState=stop-sigterm\nConditionResult=yes\n")?.is_stopped());
+        Ok(())
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for text in ["", "active\n", "ActiveState=\nSubState=dead\nLoadState=loaded\nConditionResult=no\n", "Failed to connect to bus"] {
+            assert_eq!(exit_code(&parse(text).unwrap_err()), 65);
+        }
+    }
+}
