@@ -15,6 +15,7 @@
 #![warn(clippy::unwrap_used)]
 
 pub mod archive;
+pub mod backup;
 pub mod error;
 pub mod etcd;
 pub mod kube;

@@ -1,0 +1,115 @@
+//! Who asked for a backup.
+//!
+//! A backup taken by a Job holds, in its etcd snapshot, that very Job as *running*: after a recovery it comes back to life and asks again. It is
+//! told by its id, and must end quietly.
+
+use std::fmt;
+use std::path::Path;
+
+use crate::node::mounts::{Mount, mounts};
+
+/// Variables that carry the Job's UID (downward API: `metadata.labels['batch.kubernetes.io/controller-uid']`), the first that is set counts.
+const JOB_VARIABLES: [&str; 2] = ["RECOVERY_JOB_UID", "JOB_UID"];
+
+/// Who asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AskedBy {
+    /// A Job, by its UID.
+    Job(String),
+    /// A pod, by its UID: a Job that does not pass its own on.
+    Pod(String),
+    /// A user of the node, by number.
+    User(u32),
+    /// The old script: an imported backup.
+    OldScript,
+}
+
+impl AskedBy {
+    /// Who asks now, from this process's environment and mounts. To be called before the namespaces of the host are entered: in them,
+    /// `/etc/hosts` is the host's own.
+    #[must_use]
+    pub fn this_process() -> Self {
+        let variable = |name: &str| std::env::var(name).ok();
+        Self::find(variable, &mounts().unwrap_or_default(), rustix::process::getuid().as_raw())
+    }
+
+    /// As [`AskedBy::this_process`], of what is given.
+    #[must_use]
+    pub fn find(variable: impl Fn(&str) -> Option<String>, mounts: &[Mount], user: u32) -> Self {
+        if let Some(uid) = JOB_VARIABLES.iter().filter_map(|name| variable(name)).find(|uid| is_uid(uid)) {
+            return Self::Job(uid);
+        }
+        mounts.iter().find_map(pod_of).map_or(Self::User(user), Self::Pod)
+    }
+
+    /// True for those whose second question is answered by "already done": a person who asks twice wants two backups.
+    #[must_use]
+    pub fn asks_once(&self) -> bool {
+        matches!(self, Self::Job(_) | Self::Pod(_))
+    }
+}
+
+impl fmt::Display for AskedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Job(uid) => write!(f, "job/{uid}"),
+            Self::Pod(uid) => write!(f, "pod/{uid}"),
+            Self::User(number) => write!(f, "user/{number}"),
+            Self::OldScript => f.write_str("upgrade-recovery.sh"),
+        }
+    }
+}
+
+/// kubelet mounts `…/pods/<uid>/etc-hosts` over `/etc/hosts`. What is before `pods` depends on where the file system of `/var/lib/kubelet` begins.
+fn pod_of(mount: &Mount) -> Option<String> {
+    if mount.point != Path::new("/etc/hosts") || mount.source_root.file_name()? != "etc-hosts" {
+        return None;
+    }
+    let pod = mount.source_root.parent()?;
+    let uid = pod.file_name()?.to_str()?;
+    (pod.parent()?.file_name()? == "pods" && is_uid(uid)).then(|| uid.to_owned())
+}
+
+/// A UID of the API (8-4-4-4-12), or the 32 digits of a static pod.
+fn is_uid(text: &str) -> bool {
+    (8..=63).contains(&text.len()) && text.chars().all(|c| c.is_ascii_hexdigit() || c == '-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::mounts::parse;
+
+    const POD: &str = "0a1b2c3d-1111-2222-3333-444455556666";
+
+    fn none(_: &str) -> Option<String> {
+        None
+    }
+
+    #[test]
+    fn a_job_is_known_by_its_variable_before_anything_else() {
+        let job = |name: &str| (name == "JOB_UID").then(|| POD.to_owned());
+        let mounts = parse(format!("1 2 8:4 /var/lib/kubelet/pods/{POD}/etc-hosts /etc/hosts rw - xfs /dev/x rw\n").as_bytes());
+        assert_eq!(AskedBy::find(job, &mounts, 0).to_string(), format!("job/{POD}"));
+        let odd = |name: &str| (name == "JOB_UID").then(|| "../../x".to_owned());
+        assert_eq!(AskedBy::find(odd, &[], 0), AskedBy::User(0));
+    }
+
+    #[test]
+    fn a_pod_is_known_by_its_hosts_file() {
+        for root in ["/var/lib/kubelet", "/ostree/deploy/rhcos/var/lib/kubelet", "/kubelet", ""] {
+            let line = format!("1 2 8:4 {root}/pods/{POD}/etc-hosts /etc/hosts rw,relatime - xfs /dev/vda4 rw\n");
+            let asked = AskedBy::find(none, &parse(line.as_bytes()), 0);
+            assert_eq!(asked.to_string(), format!("pod/{POD}"));
+            assert!(asked.asks_once());
+        }
+    }
+
+    #[test]
+    fn a_person_is_a_number() {
+        let docker = parse(b"1 2 8:4 /docker/containers/abc/hosts /etc/hosts rw - ext4 /dev/x rw\n");
+        let asked = AskedBy::find(none, &docker, 1000);
+        assert_eq!(asked.to_string(), "user/1000");
+        assert!(!asked.asks_once());
+    }
+}

@@ -1,0 +1,146 @@
+//! From a backup to the old script's layout, for `upgrade-recovery.sh`, `cluster-restore.sh` and people with a shell: see [`legacy`].
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use flate2::{Compression, write::GzEncoder};
+use jiff::tz::TimeZone;
+use serde::Serialize;
+
+use super::{Backup, ETC, ETCD, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL, excludes, legacy, verify};
+use crate::archive::{Archive, Extra, Selection};
+use crate::error::{damaged, misfit, usage};
+use crate::node::profile::{Kind, OPENSHIFT, StaticPod};
+use crate::node::static_pod::revision_in_use;
+use crate::node::{Node, clock::interrupted, durable};
+use crate::report::Progress;
+
+/// What was exported.
+#[derive(Debug, Clone, Serialize)]
+pub struct Exported {
+    /// Which backup.
+    pub id: String,
+    /// Where to.
+    pub to: PathBuf,
+}
+
+/// Writes `backup` into the directory `to`, which must be empty or not there, as the old script would have: directories 0700 and files 0600 where
+/// they are the layout's own.
+///
+/// # Errors
+/// [`Failure::Usage`](crate::error::Failure::Usage) when `to` holds something, [`Failure::Misfit`](crate::error::Failure::Misfit) for a
+/// backup of a kubeadm node, [`Failure::Damaged`](crate::error::Failure::Damaged) when the backup is; when something cannot be written, and then nothing stays.
+pub fn export(backup: &Backup, to: &Path, progress: &Progress) -> Result<Exported> {
+    if backup.manifest.profile != Kind::OpenShift {
+        return Err(misfit("the layout of upgrade-recovery.sh is that of an OpenShift node; this backup is of a kubeadm one"));
+    }
+    if std::fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(usage(format!("{} is not empty", to.display())));
+    }
+    verify(backup, false, progress)?;
+    durable::create_dir(to, 0o700)?;
+    let write = Export { backup, to, progress };
+    write.all().or_else(|error| {
+        let left = ["cluster", "etc", "local", "kubelet", legacy::EXTRAS, legacy::EXCLUDES, STAGING].map(|name| to.join(name));
+        left.iter().try_for_each(|path| if path.is_dir() { durable::remove_tree(path) } else { durable::remove(path) })?;
+        Err(error.context(format!("exporting the backup {}", backup.id)))
+    })?;
+    Ok(Exported { id: backup.id.clone(), to: to.to_owned() })
+}
+
+const STAGING: &str = ".extras";
+
+struct Export<'a> {
+    backup: &'a Backup,
+    to: &'a Path,
+    progress: &'a Progress,
+}
+
+impl Export<'_> {
+    fn all(&self) -> Result<()> {
+        self.tree(ETC, "etc")?;
+        self.tree(STATIC_PODS, "etc/kubernetes")?;
+        self.tree(USR_LOCAL, "local")?;
+        self.tree(KUBELET, "kubelet")?;
+        self.cluster()?;
+        self.extras()?;
+        let list = excludes::export(&self.backup.manifest.etc_excludes);
+        durable::write(&self.to.join(legacy::EXCLUDES), list.as_bytes(), 0o600)?;
+        durable::sync_file_system(self.to)
+    }
+
+    fn tree(&self, name: &str, place: &str) -> Result<()> {
+        interrupted()?;
+        let (archive, tree) = (Archive::open(&self.backup.file(name))?, self.to.join(place));
+        durable::create_dir(&tree, 0o700)?;
+        let task = self.progress.task(&format!("exporting {place}"), Some(archive.bytes()));
+        // `etc/kubernetes` holds files of `etc` already.
+        archive.restore(&tree, &Selection::all(), Extra::Keep, &|bytes| task.add(bytes)).with_context(|| format!("unpacking {name}"))?;
+        Ok(())
+    }
+
+    fn cluster(&self) -> Result<()> {
+        let dir = self.to.join("cluster");
+        durable::create_dir(&dir, 0o700)?;
+        let date = self.backup.manifest.taken.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d_%H%M%S");
+        let snapshot = || -> Result<()> {
+            let mut decoder = zstd::Decoder::new(File::open(self.backup.file(ETCD))?)?;
+            let mut file = private(&dir.join(format!("snapshot_{date}.db")))?;
+            std::io::copy(&mut decoder, &mut file)?;
+            Ok(file.sync_all()?)
+        };
+        snapshot().context("unpacking the etcd snapshot")?;
+        let file = dir.join(format!("static_kuberesources_{date}.tar.gz"));
+        tar_gz(&file, |tar| {
+            for (container, revision) in self.revisions()? {
+                let name = Path::new("static-pod-resources").join(format!("{container}-pod-{revision}"));
+                let from = self.to.join("etc/kubernetes").join(&name);
+                tar.append_dir_all(&name, &from).with_context(|| format!("packing {}", name.display()))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Container and revision in use of each static pod: from the manifest's label, never from times.
+    fn revisions(&self) -> Result<Vec<(&'static str, u32)>> {
+        let exported = Node::at(self.to, None);
+        let revision = |pod: &StaticPod| -> Result<u32> {
+            let none = || damaged(format!("the manifest {} of the backup does not say which revision it is", pod.manifest));
+            revision_in_use(&exported, &OPENSHIFT, pod)?.ok_or_else(none)
+        };
+        OPENSHIFT.static_pods.iter().map(|pod| Ok((pod.container, revision(pod)?))).collect()
+    }
+
+    fn extras(&self) -> Result<()> {
+        let file = self.backup.file(EXTRAS);
+        if !file.exists() {
+            return Ok(());
+        }
+        self.tree(EXTRAS, STAGING)?;
+        let (staging, archive) = (self.to.join(STAGING), Archive::open(&file)?);
+        let is_dir = |path: &Path| staging.join(path).symlink_metadata().is_ok_and(|meta| meta.is_dir());
+        tar_gz(&self.to.join(legacy::EXTRAS), |tar| {
+            for path in archive.paths().filter(|path| !is_dir(path)) {
+                tar.append_path_with_name(staging.join(path), path).with_context(|| format!("packing {}", path.display()))?;
+            }
+            Ok(())
+        })?;
+        durable::remove_tree(&staging)
+    }
+}
+
+fn tar_gz(path: &Path, fill: impl FnOnce(&mut tar::Builder<GzEncoder<File>>) -> Result<()>) -> Result<()> {
+    let write = || -> Result<()> {
+        let mut tar = tar::Builder::new(GzEncoder::new(private(path)?, Compression::default()));
+        tar.follow_symlinks(false);
+        fill(&mut tar)?;
+        Ok(tar.into_inner()?.finish()?.sync_all()?)
+    };
+    write().with_context(|| format!("writing {}", path.display()))
+}
+
+fn private(path: &Path) -> Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).with_context(|| format!("creating {}", path.display()))
+}

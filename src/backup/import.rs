@@ -1,0 +1,248 @@
+//! From what the old script left to a backup like any other. The original stays as it is.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions, Permissions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rustix::fs::{XattrFlags, lgetxattr, lsetxattr};
+
+use super::asked_by::AskedBy;
+use super::excludes;
+use super::legacy::{self, Legacy, Parts};
+use super::manifest::{Etcd, Manifest, VERSION};
+use super::partial::{Conditions, Finished, Partial};
+use super::publish::publish;
+use super::verify::{Cached, hash};
+use super::{Backup, ETC, ETCD, EXTRAS, KUBELET, LEGACY_ID, STATIC_PODS, USR_LOCAL, store, trees};
+use crate::archive::{self, Archive, Extra, Selection};
+use crate::error::{damaged, no_space};
+use crate::etcd;
+use crate::node::certificates::certificates_expire;
+use crate::node::identity::Identity;
+use crate::node::machine_config::MachineConfig;
+use crate::node::profile::{Kind, OPENSHIFT};
+use crate::node::{Node, clock::interrupted, dir::RecoveryDir, durable, mounts};
+use crate::report::Progress;
+
+/// The label by which an old backup that was imported is known.
+const FINGERPRINT: &str = "upgrade-recovery/fingerprint";
+/// Where the parts are put together, in the unfinished backup.
+const STAGING: &str = "staging";
+
+/// Makes a backup of the old one, once: the next time, it is found by its fingerprint. Its sequence is 0: all of the agent's own are newer. It records no
+/// deployment: its target is the pinned one.
+///
+/// # Errors
+/// [`Failure::Damaged`](crate::error::Failure::Damaged) when the old backup is; [`Failure::NoSpace`](crate::error::Failure::NoSpace) when
+/// there is no room for a second copy; when something cannot be read or written. Nothing is left behind then.
+pub fn import(node: &Node, dir: &RecoveryDir, old: &Legacy, progress: &Progress) -> Result<Backup> {
+    let fingerprint = old.fingerprint()?;
+    let survey = store::survey(dir)?;
+    if let Some(done) = survey.backups.iter().find(|b| b.manifest.labels.get(FINGERPRINT) == Some(&fingerprint)) {
+        return Ok(done.clone());
+    }
+    progress.say("importing the backup of upgrade-recovery.sh; it stays as it is");
+    let report = legacy::verify(old, progress)?;
+    if !report.good {
+        return Err(damaged(format!("the backup of upgrade-recovery.sh is damaged: {}", report.problems.join("; "))));
+    }
+    // Files are packed smaller than they are, but the snapshot is there twice for a while.
+    let (needed, (free, _)) = (old.usage(), mounts::space(dir.path())?);
+    if free < needed {
+        let shown = dir.shown().display();
+        return Err(no_space(format!(
+            "importing the backup of upgrade-recovery.sh takes up to {needed} bytes and {shown} has {free} free"
+        )));
+    }
+    let taken = old.taken().unwrap_or_else(|| node.clock().now());
+    let conditions = Conditions::of(node, None)?;
+    let mut partial = Partial::begin(node, dir, &conditions, taken, Some(LEGACY_ID))?;
+    let parts = old.parts()?;
+    let made = Import { node, dir, parts: &parts, progress }.make(&mut partial, fingerprint);
+    made.or_else(|error| {
+        partial.discard(dir)?;
+        Err(error.context("importing the backup of upgrade-recovery.sh"))
+    })
+}
+
+struct Import<'a> {
+    node: &'a Node,
+    dir: &'a RecoveryDir,
+    parts: &'a Parts<'a>,
+    progress: &'a Progress,
+}
+
+impl Import<'_> {
+    fn make(&self, partial: &mut Partial, fingerprint: String) -> Result<Backup> {
+        let staging = partial.path.join(STAGING);
+        durable::create_dir(&staging, 0o700)?;
+        self.pack(partial, ETC, &self.parts.etc, &trees::without_owned(&OPENSHIFT)?)?;
+        self.pack(partial, USR_LOCAL, self.parts.local, &Selection::all())?;
+        self.pack(partial, KUBELET, &self.parts.kubelet, &Selection::all())?;
+        if let Some(extras) = &self.parts.extras {
+            self.extras(partial, extras, &staging.join("extras"))?;
+        }
+        self.static_pods(partial, &staging)?;
+        let etcd = self.etcd(partial)?;
+        durable::remove_tree(&staging)?;
+        publish(self.dir, partial, self.manifest(partial, etcd, fingerprint)?, self.progress)
+    }
+
+    fn pack(&self, partial: &mut Partial, name: &str, tree: &Path, selection: &Selection) -> Result<()> {
+        interrupted()?;
+        let file = partial.room_for(name)?;
+        let task = self.progress.task(&format!("importing {name}"), None);
+        let packed = archive::pack(tree, &file, selection, None, &|bytes| task.add(bytes)).with_context(|| format!("packing {name}"))?;
+        partial.finish(name, Finished { bytes: packed.bytes, stored: packed.stored, sha256: packed.sha256 })
+    }
+
+    /// The old script's tar keeps no labels: each file gets that of what is at its place now.
+    fn extras(&self, partial: &mut Partial, tar: &Path, staging: &Path) -> Result<()> {
+        let names = unpack(tar, staging)?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        for name in &names {
+            label_like(&self.node.path(Path::new("/").join(name)), &staging.join(name))?;
+        }
+        self.pack(partial, EXTRAS, staging, &Selection::all().only(&names))
+    }
+
+    /// The whole of `manifests` and `static-pod-resources` from the copy of `/etc`; over it the revisions that were saved with the snapshot, and their
+    /// manifests.
+    fn static_pods(&self, partial: &mut Partial, staging: &Path) -> Result<()> {
+        let (kubernetes, resources) = (staging.join("kubernetes"), staging.join("resources"));
+        let (source, selection) = (self.parts.etc.join("kubernetes"), trees::owned(&OPENSHIFT)?);
+        let copy = staging.join("kubernetes.tar.zst");
+        archive::pack(&source, &copy, &selection, None, &|_| {}).context("copying the static pods")?;
+        copy_dir(&source, &kubernetes)?;
+        Archive::open(&copy)?.restore(&kubernetes, &Selection::all(), Extra::Delete, &|_| {}).context("copying the static pods")?;
+        let names = unpack(self.parts.resources, &resources)?;
+        let revisions = legacy::revisions(&names.into_iter().collect())?;
+        overlay(&resources, &kubernetes)?;
+        for (pod, revision) in OPENSHIFT.static_pods.iter().zip(revisions) {
+            let from = kubernetes.join(&revision).join(pod.manifest);
+            let to = kubernetes.join("manifests").join(pod.manifest);
+            let saved =
+                std::fs::read(&from).map_err(|e| damaged(format!("{} of the old backup: {e}", revision.join(pod.manifest).display())))?;
+            if std::fs::read(&to).ok().as_ref() != Some(&saved) {
+                std::fs::copy(&from, &to).with_context(|| format!("putting the manifest of {} in place", pod.container))?;
+                label_like(&kubernetes.join("manifests"), &to)?;
+            }
+        }
+        self.pack(partial, STATIC_PODS, &kubernetes, &selection)
+    }
+
+    fn etcd(&self, partial: &mut Partial) -> Result<Etcd> {
+        let from = self.parts.snapshot;
+        let status = etcd::status(from, &|_| {}).context("looking into the etcd snapshot")?;
+        let file = partial.room_for(ETCD)?;
+        let compress = || -> Result<u64> {
+            let out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file)?;
+            let mut encoder = zstd::Encoder::new(out, 1)?;
+            encoder.multithread(2)?;
+            encoder.include_checksum(true)?;
+            let bytes = std::io::copy(&mut File::open(from)?, &mut encoder)?;
+            encoder.finish()?.sync_all()?;
+            Ok(bytes)
+        };
+        let bytes = compress().context("compressing the etcd snapshot")?;
+        let sum = hash(&file, Cached::Take, &|_| {})?;
+        partial.finish(ETCD, Finished { bytes, stored: sum.bytes, sha256: sum.sha256 })?;
+        Ok(Etcd { version: None, revision: status.revision, keys: None, bytes })
+    }
+
+    fn manifest(&self, partial: &Partial, etcd: Etcd, fingerprint: String) -> Result<Manifest> {
+        // The copy of /etc stands where a node's would.
+        let copy = Node::at(self.dir.path(), None);
+        let expire = certificates_expire(&copy, &OPENSHIFT).unwrap_or_else(|error| {
+            self.progress.say(&format!("when the certificates in it expire is not known: {error:#}"));
+            None
+        });
+        Ok(Manifest {
+            version: VERSION,
+            sequence: 0,
+            id: partial.id.clone(),
+            name: None,
+            labels: BTreeMap::from([(FINGERPRINT.to_owned(), fingerprint)]),
+            asked_by: AskedBy::OldScript.to_string(),
+            taken: partial.taken(),
+            agent: env!("CARGO_PKG_VERSION").to_owned(),
+            profile: Kind::OpenShift,
+            identity: Identity::of(&copy, &OPENSHIFT)?,
+            boot_id: String::new(),
+            cluster: None,
+            deployment: None,
+            etcd,
+            operators: Vec::new(),
+            images: Vec::new(),
+            certificates_expire: expire.map(|(when, _)| when),
+            etc_excludes: excludes::import(&self.parts.excludes, &[&self.parts.etc, &self.node.real_path("/etc")])?,
+            managed_files: MachineConfig::current(&copy)?.map(|config| config.outside_etc()).unwrap_or_default(),
+            sizes: partial.finished().iter().map(|(name, finished)| (name.clone(), finished.bytes)).collect(),
+        })
+    }
+}
+
+/// Unpacks a tar.gz whose names were checked; what is in it that is no directory.
+fn unpack(file: &Path, into: &Path) -> Result<Vec<PathBuf>> {
+    let names = legacy::members(file)?;
+    durable::create_dir(into, 0o700)?;
+    let mut archive = legacy::open_tar_gz(file)?;
+    archive.set_preserve_permissions(true);
+    archive.set_preserve_ownerships(true);
+    archive.set_unpack_xattrs(true);
+    archive.unpack(into).with_context(|| format!("unpacking {}", file.display()))?;
+    Ok(names.into_iter().filter(|name| into.join(name).symlink_metadata().is_ok_and(|meta| !meta.is_dir())).collect())
+}
+
+/// Moves what is new or different below `from` to its place below `to`.
+fn overlay(from: &Path, to: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(from).with_context(|| format!("listing {}", from.display()))? {
+        let source = entry.with_context(|| format!("listing {}", from.display()))?.path();
+        let target = to.join(source.file_name().unwrap_or_default());
+        let (new, old) = (source.symlink_metadata().context("looking at a saved file")?, target.symlink_metadata().ok());
+        match old {
+            Some(old) if new.is_dir() && old.is_dir() => overlay(&source, &target)?,
+            Some(old) if new.is_file() && old.is_file() && std::fs::read(&source)? == std::fs::read(&target)? => {}
+            _ => {
+                std::fs::rename(&source, &target).with_context(|| format!("putting {} in place", target.display()))?;
+                label_tree(to, &target)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An empty directory with the owner, mode and label of another.
+fn copy_dir(from: &Path, to: &Path) -> Result<()> {
+    durable::create_dir(to, 0o700)?;
+    let meta = from.metadata().with_context(|| format!("looking at {}", from.display()))?;
+    std::os::unix::fs::chown(to, Some(meta.uid()), Some(meta.gid())).with_context(|| format!("changing the owner of {}", to.display()))?;
+    std::fs::set_permissions(to, Permissions::from_mode(meta.mode() & 0o7777))
+        .with_context(|| format!("changing the mode of {}", to.display()))?;
+    label_like(from, to)
+}
+
+fn label_tree(like: &Path, tree: &Path) -> Result<()> {
+    for entry in walkdir::WalkDir::new(tree) {
+        label_like(like, entry.context("walking through the static pods")?.path())?;
+    }
+    Ok(())
+}
+
+/// Gives `path` the `SELinux` label of `like` or, when that is not there, of what is nearest above it; without labels there is nothing to do.
+fn label_like(like: &Path, path: &Path) -> Result<()> {
+    const LABEL: &str = "security.selinux";
+    let Some(like) = like.ancestors().find(|place| place.symlink_metadata().is_ok()) else { return Ok(()) };
+    let mut label = [0; 256];
+    match lgetxattr(like, LABEL, &mut label) {
+        Ok(length) => {
+            lsetxattr(path, LABEL, &label[..length], XattrFlags::empty()).with_context(|| format!("labelling {}", path.display()))
+        }
+        Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("reading the label of {}", like.display())),
+    }
+}

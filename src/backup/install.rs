@@ -1,0 +1,130 @@
+//! What a backup puts into the recovery directory besides itself: the agent's own binary and the old tool's front. An upgrade that fails may leave a node
+//! without images or network: what recovers it must lie there already.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufReader, Cursor, Read, Seek};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use rustix::fs::{Mode, XattrFlags, fchmod, fsetxattr};
+
+use crate::node::{Node, dir::RecoveryDir, durable, selinux};
+
+/// The binary's name in the recovery directory: the resume unit runs it.
+pub const BINARY: &str = "recovery";
+/// The front's name.
+pub const FRONT: &str = "upgrade-recovery.sh";
+const FRONT_TEXT: &str = include_str!("../../packaging/upgrade-recovery.sh");
+/// This process's own program, wherever it was started from.
+pub(super) const SELF: &str = "/proc/self/exe";
+/// Below `/var`, files are labelled `var_t`, which systemd may not run.
+const LABEL: &[u8] = b"system_u:object_r:bin_t:s0\0";
+
+/// Installs both, replacing older ones in one step each. A file that is the same already is left alone.
+///
+/// # Errors
+/// When one cannot be written or, on a host with `SELinux`, labelled.
+pub fn install(node: &Node, dir: &RecoveryDir) -> Result<()> {
+    let labelled = selinux::mode(node)?.is_some();
+    let binary = File::open(SELF).with_context(|| format!("opening {SELF}"))?;
+    place(&dir.path().join(BINARY), binary, labelled).context("installing the agent in the recovery directory")?;
+    place(&dir.path().join(FRONT), Cursor::new(FRONT_TEXT), labelled).context("installing the front of the old tool")
+}
+
+fn place(path: &Path, mut content: impl Read + Seek, labelled: bool) -> Result<()> {
+    if is_same(path, &mut content)? {
+        return Ok(());
+    }
+    content.rewind()?;
+    let name = path.file_name().context("it has no name")?.to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.new"));
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o700).open(&temporary)?;
+    std::io::copy(&mut content, &mut file)?;
+    fchmod(&file, Mode::from_raw_mode(0o755))?;
+    if labelled {
+        fsetxattr(&file, "security.selinux", LABEL, XattrFlags::empty()).context("labelling it so that systemd may run it")?;
+    }
+    file.sync_all()?;
+    // A program that runs keeps the inode it has: the rename never disturbs it.
+    durable::rename(&temporary, path)
+}
+
+/// True when `path` is a regular file with this content already. Bytes decide: sizes and times of two builds can be the same.
+fn is_same(path: &Path, content: &mut impl Read) -> Result<bool> {
+    if !path.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
+        return Ok(false);
+    }
+    let (mut old, mut new) = (BufReader::new(File::open(path)?), BufReader::new(content));
+    let (mut left, mut right) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+    loop {
+        let (a, b) = (fill(&mut old, &mut left)?, fill(&mut new, &mut right)?);
+        if left[..a] != right[..b] {
+            return Ok(false);
+        }
+        if a == 0 {
+            return Ok(true);
+        }
+    }
+}
+
+/// Reads until the buffer is full or the end is reached.
+fn fill(from: &mut impl Read, buffer: &mut [u8]) -> Result<usize> {
+    let mut count = 0;
+    while count < buffer.len() {
+        match from.read(&mut buffer[count..])? {
+            0 => break,
+            more => count += more,
+        }
+    }
+    Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::process::Command;
+
+    /// A recovery directory with the front, and an agent that prints how it was called.
+    fn fronted() -> tempfile::TempDir {
+        let dir = tempfile::Builder::new().prefix("with blank ").tempdir().unwrap();
+        place(&dir.path().join(FRONT), Cursor::new(FRONT_TEXT), false).unwrap();
+        place(&dir.path().join(BINARY), Cursor::new("#!/bin/sh\nprintf '%s|' \"$@\"\n"), false).unwrap();
+        dir
+    }
+
+    fn handed_on(dir: &Path, flags: &[&str]) -> String {
+        let output = Command::new(dir.join(FRONT)).args(flags).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn the_old_flags_are_handed_on() {
+        let dir = fronted();
+        let here = dir.path().to_str().unwrap();
+        assert_eq!(handed_on(dir.path(), &[]), format!("restore-files|--dir={here}|--yes|"));
+        assert_eq!(handed_on(dir.path(), &["--force"]), format!("restore-files|--dir={here}|--yes|--force|"));
+        assert_eq!(handed_on(dir.path(), &["--dir", "/x y"]), "restore-files|--yes|--dir|/x y|");
+        assert_eq!(handed_on(dir.path(), &["--dir=/x", "--resume"]), "--yes|--dir=/x|--resume|");
+        assert_eq!(handed_on(dir.path(), &["--take-backup"]), format!("--dir={here}|--yes|--take-backup|"));
+        assert_eq!(handed_on(dir.path(), &["--restart", "--step"]), format!("--dir={here}|--yes|--restart|--step|"));
+    }
+
+    #[test]
+    fn both_are_installed_once_and_can_be_run() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let node = Node::at(root.path(), None);
+        let dir = RecoveryDir::new(&node, Path::new("/var/recovery"));
+        dir.prepare()?;
+        std::fs::write(dir.path().join(BINARY), "an older one")?;
+        install(&node, &dir)?;
+        let meta = dir.path().join(BINARY).metadata()?;
+        assert_eq!((meta.permissions().mode() & 0o7777, meta.len()), (0o755, std::env::current_exe()?.metadata()?.len()));
+        install(&node, &dir)?;
+        assert_eq!(dir.path().join(BINARY).metadata()?.ino(), meta.ino());
+        assert_eq!(std::fs::read_to_string(dir.path().join(FRONT))?, FRONT_TEXT);
+        Ok(())
+    }
+}

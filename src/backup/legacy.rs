@@ -1,0 +1,237 @@
+//! What the old `upgrade-recovery.sh` leaves in the recovery directory:
+//!
+//! ```text
+//! cluster/snapshot_<date>[__POSSIBLY_DIRTY__].db                  etcdctl snapshot save, trailer included
+//! cluster/static_kuberesources_<date>[…].tar.gz                   static-pod-resources/<pod>-pod-<revision>/… of the four pods
+//! etc/  local/ (before 4.10: usrlocal/)  kubelet/                  copies of /etc, /usr/local, /var/lib/kubelet
+//! extras.tgz                                                       managed files elsewhere, relative to /; may be missing
+//! etc.exclude.list                                                 rsync patterns that a restore of /etc leaves alone
+//! ```
+//!
+//! It has no sums: it is checked as far as that allows.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::BufReader;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result};
+use flate2::bufread::MultiGzDecoder;
+use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
+use sha2::{Digest, Sha256};
+
+use super::LEGACY_ID;
+use super::verify::{VerifyReport, hex};
+use crate::error::{damaged, exit_code};
+use crate::etcd;
+use crate::node::profile::OPENSHIFT;
+use crate::node::{clock::interrupted, dir::RecoveryDir, mounts};
+use crate::report::Progress;
+
+/// Where its patterns are.
+pub(super) const EXCLUDES: &str = "etc.exclude.list";
+/// Where its managed files are.
+pub(super) const EXTRAS: &str = "extras.tgz";
+const SNAPSHOT: (&str, &str) = ("snapshot_", ".db");
+const RESOURCES: (&str, &str) = ("static_kuberesources_", ".tar.gz");
+
+/// An old backup.
+#[derive(Debug, Clone)]
+pub struct Legacy {
+    root: PathBuf,
+    snapshot: Option<PathBuf>,
+    resources: Option<PathBuf>,
+    local: Option<PathBuf>,
+}
+
+/// The parts of one that has them all.
+#[derive(Debug)]
+pub(super) struct Parts<'a> {
+    pub(super) snapshot: &'a Path,
+    pub(super) resources: &'a Path,
+    pub(super) etc: PathBuf,
+    pub(super) local: &'a Path,
+    pub(super) kubelet: PathBuf,
+    /// `None` where no file is managed outside the three trees.
+    pub(super) extras: Option<PathBuf>,
+    pub(super) excludes: PathBuf,
+}
+
+/// The old backup in `dir`, when there is one, whole or not.
+#[must_use]
+pub fn find(dir: &RecoveryDir) -> Option<Legacy> {
+    let root = dir.path().to_owned();
+    if !is_dir(&root.join("cluster")) {
+        return None;
+    }
+    let snapshot = newest(&root.join("cluster"), SNAPSHOT, None);
+    let date = snapshot.as_deref().and_then(date);
+    let resources = newest(&root.join("cluster"), RESOURCES, date.as_deref()).or_else(|| newest(&root.join("cluster"), RESOURCES, None));
+    let local = ["local", "usrlocal"].map(|name| root.join(name)).into_iter().find(|path| is_dir(path));
+    Some(Legacy { root, snapshot, resources, local })
+}
+
+impl Legacy {
+    /// Its parts.
+    ///
+    /// # Errors
+    /// [`Failure::Damaged`](crate::error::Failure::Damaged) with what is missing.
+    pub(super) fn parts(&self) -> Result<Parts<'_>> {
+        let missing = |what: &str| damaged(format!("the backup of upgrade-recovery.sh has no {what}"));
+        let (etc, kubelet, extras) = (self.root.join("etc"), self.root.join("kubelet"), self.root.join(EXTRAS));
+        for path in [&etc, &kubelet] {
+            if !is_dir(path) {
+                return Err(missing(&format!("{}/", path.file_name().unwrap_or_default().display())));
+            }
+        }
+        Ok(Parts {
+            snapshot: self.snapshot.as_deref().ok_or_else(|| missing("cluster/snapshot_*.db"))?,
+            resources: self.resources.as_deref().ok_or_else(|| missing("cluster/static_kuberesources_*.tar.gz"))?,
+            etc,
+            local: self.local.as_deref().ok_or_else(|| missing("local/"))?,
+            kubelet,
+            extras: extras.is_file().then_some(extras),
+            excludes: self.root.join(EXCLUDES),
+        })
+    }
+
+    /// What is missing, when something is.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        self.parts().err().map(|error| format!("{error:#}"))
+    }
+
+    /// When it was taken: as its names say (nodes run on UTC), else the snapshot's time.
+    #[must_use]
+    pub fn taken(&self) -> Option<Timestamp> {
+        let snapshot = self.snapshot.as_deref()?;
+        let named = || DateTime::strptime("%Y-%m-%d_%H%M%S", date(snapshot)?).ok()?.to_zoned(TimeZone::UTC).ok();
+        named().map(|time| time.timestamp()).or_else(|| Timestamp::try_from(snapshot.metadata().ok()?.modified().ok()?).ok())
+    }
+
+    /// Bytes it takes on disk.
+    #[must_use]
+    pub fn usage(&self) -> u64 {
+        let parts = ["cluster", "etc", "kubelet", EXTRAS].map(|name| self.root.join(name));
+        parts.iter().chain(&self.local).map(|path| mounts::usage(path).unwrap_or(0)).sum()
+    }
+
+    /// Tells one old backup from the next in the same place: names, sizes and times of what is written anew with each.
+    ///
+    /// # Errors
+    /// When a part is missing or cannot be looked at.
+    pub(super) fn fingerprint(&self) -> Result<String> {
+        let parts = self.parts()?;
+        let mut hasher = Sha256::new();
+        for path in [parts.snapshot, parts.resources, &parts.excludes].into_iter().chain(parts.extras.as_deref()) {
+            let meta = path.symlink_metadata().with_context(|| format!("looking at {}", path.display()))?;
+            hasher.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+            hasher.update(format!("\0{}\0{}.{}\0", meta.len(), meta.mtime(), meta.mtime_nsec()));
+        }
+        Ok(hex(&hasher.finalize())[..32].to_owned())
+    }
+}
+
+/// Checks it as far as it allows: all parts there, the snapshot's trailer, both archives readable to their end with plain names, the revision of each of
+/// the four pods in them.
+///
+/// # Errors
+/// When interrupted; what is wrong is in the report.
+pub fn verify(old: &Legacy, progress: &Progress) -> Result<VerifyReport> {
+    let mut problems = Vec::new();
+    let parts = match old.parts() {
+        Ok(parts) => parts,
+        Err(error) => return Ok(report(vec![format!("{error:#}")])),
+    };
+    let task = progress.task("checking the backup of upgrade-recovery.sh", Some(old.usage()));
+    let mut note = |name: &str, result: Result<()>| match result {
+        Err(error) if exit_code(&error) == 75 => Err(error),
+        Err(error) => {
+            problems.push(format!("{name}: {error:#}"));
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    };
+    note("the etcd snapshot", etcd::verify(parts.snapshot, &|bytes| task.add(bytes)))?;
+    note("static_kuberesources", members(parts.resources).and_then(|names| revisions(&names).map(drop)))?;
+    if let Some(extras) = &parts.extras {
+        note(EXTRAS, members(extras).map(drop))?;
+    }
+    for needed in ["machine-id", "machine-config-daemon/currentconfig", "kubernetes/manifests"] {
+        if !parts.etc.join(needed).exists() {
+            note("etc", Err(damaged(format!("{needed} is missing"))))?;
+        }
+    }
+    Ok(report(problems))
+}
+
+fn report(problems: Vec<String>) -> VerifyReport {
+    VerifyReport { id: LEGACY_ID.to_owned(), deep: true, good: problems.is_empty(), files: std::collections::BTreeMap::new(), problems }
+}
+
+/// The revision directory of each of the four pods, in their order: `static-pod-resources/etcd-pod-3`.
+pub(super) fn revisions(members: &BTreeSet<PathBuf>) -> Result<Vec<PathBuf>> {
+    let revision = |container: &str| {
+        let prefix = format!("{container}-pod-");
+        let dirs = members.iter().filter_map(|path| {
+            let mut parts = path.components();
+            let (first, dir) = (parts.next()?.as_os_str(), parts.next()?.as_os_str().to_str()?);
+            let number: u64 = dir.strip_prefix(&prefix)?.parse().ok()?;
+            (first == "static-pod-resources").then(|| (number, Path::new(first).join(dir)))
+        });
+        dirs.max().map(|(_, dir)| dir).ok_or_else(|| damaged(format!("there is no revision of the static pod {container} in it")))
+    };
+    OPENSHIFT.static_pods.iter().map(|pod| revision(pod.container)).collect()
+}
+
+/// The members of a tar.gz, read to the end (gzip's own sum is behind it). Names that could lead out of a directory are refused.
+pub(super) fn members(file: &Path) -> Result<BTreeSet<PathBuf>> {
+    let read = || -> Result<BTreeSet<PathBuf>> {
+        let mut archive = open_tar_gz(file)?;
+        let mut names = BTreeSet::new();
+        for entry in archive.entries()? {
+            interrupted()?;
+            let mut entry = entry?;
+            let name: PathBuf = entry.path()?.components().filter(|c| !matches!(c, Component::CurDir)).collect();
+            if !name.components().all(|c| matches!(c, Component::Normal(_))) {
+                return Err(damaged(format!("it holds the name {}", name.display())));
+            }
+            std::io::copy(&mut entry, &mut std::io::sink())?;
+            names.insert(name);
+        }
+        // The tar ends before the gzip does: what follows must be whole as well.
+        std::io::copy(&mut archive.into_inner(), &mut std::io::sink())?;
+        Ok(names)
+    };
+    read().map_err(|error| match error.downcast::<std::io::Error>() {
+        Ok(error) => damaged(format!("{} is damaged: {error}", file.display())),
+        Err(error) => error.context(format!("reading {}", file.display())),
+    })
+}
+
+/// Opens a tar.gz.
+pub(super) fn open_tar_gz(file: &Path) -> Result<tar::Archive<MultiGzDecoder<BufReader<File>>>> {
+    let open = File::open(file).with_context(|| format!("opening {}", file.display()))?;
+    Ok(tar::Archive::new(MultiGzDecoder::new(BufReader::new(open))))
+}
+
+/// The last by name of the files `prefix…suffix`, of this date when one is given: what `cluster-restore.sh` takes.
+fn newest(dir: &Path, (prefix, suffix): (&str, &str), date: Option<&str>) -> Option<PathBuf> {
+    let fits = |path: &PathBuf| {
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let rest = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(suffix));
+        rest.is_some_and(|rest| date.is_none_or(|date| rest.starts_with(date))) && path.symlink_metadata().is_ok_and(|meta| meta.is_file())
+    };
+    std::fs::read_dir(dir).ok()?.filter_map(|entry| Some(entry.ok()?.path())).filter(fits).max()
+}
+
+/// `2024-05-01_120000` of `snapshot_2024-05-01_120000__POSSIBLY_DIRTY__.db`.
+fn date(snapshot: &Path) -> Option<String> {
+    let name = snapshot.file_name()?.to_str()?.strip_prefix(SNAPSHOT.0)?;
+    name.get(..17).map(str::to_owned)
+}
+
+fn is_dir(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|meta| meta.is_dir())
+}

@@ -1,0 +1,200 @@
+//! `manifest.json`: what a backup says of itself. Versioned; a field that this version does not know is refused, never guessed at.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::MANIFEST;
+use crate::error::damaged;
+use crate::node::{durable, identity::Identity, profile::Kind};
+use crate::{kube, tools::ostree::Deployment};
+
+/// The only version so far.
+pub const VERSION: u32 = 1;
+/// The most a manifest is read of: one of a real node has some 20 KiB.
+const MOST: u64 = 16 << 20;
+
+/// The manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Order of the backups of this recovery directory.
+    pub sequence: u64,
+    /// The backup's id.
+    pub id: String,
+    /// Given name.
+    pub name: Option<String>,
+    /// Given labels.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// Who asked: `job/<uid>`, `pod/<uid>` or `user/<uid>`.
+    pub asked_by: String,
+    /// When it was begun, by the node's clock.
+    pub taken: jiff::Timestamp,
+    /// Version of the agent.
+    pub agent: String,
+    /// The kind of control plane.
+    pub profile: Kind,
+    /// Which node.
+    pub identity: Identity,
+    /// Which boot.
+    pub boot_id: String,
+    /// Which cluster and release; `None` when the API did not say (imported backups).
+    pub cluster: Option<kube::Cluster>,
+    /// The deployment it belongs to; `None` where the node is not an ostree host, and for imported backups.
+    pub deployment: Option<DeploymentId>,
+    /// The etcd snapshot.
+    pub etcd: Etcd,
+    /// The operators' state then.
+    pub operators: Vec<kube::OperatorState>,
+    /// Images that were in use: name or digest as the containers name them, and the runtime's id.
+    pub images: Vec<Image>,
+    /// When the first of the certificates inside expires.
+    pub certificates_expire: Option<jiff::Timestamp>,
+    /// Paths below `/etc` (patterns of glob(7)) that a restore of `/etc` leaves alone.
+    pub etc_excludes: Vec<PathBuf>,
+    /// Paths of the managed files outside `/etc` at that time, absolute: what a newer `currentconfig` added beyond these is removed.
+    pub managed_files: Vec<PathBuf>,
+    /// Bytes of content per file of the backup, before compression.
+    pub sizes: std::collections::BTreeMap<String, u64>,
+}
+
+impl Manifest {
+    /// Reads the manifest of the backup in the directory `backup`.
+    ///
+    /// # Errors
+    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is missing, too large, of another version, or not exactly a manifest.
+    pub fn read(backup: &Path) -> Result<Self> {
+        let path = backup.join(MANIFEST);
+        let meta = path.symlink_metadata().map_err(|e| damaged(format!("it has no readable {MANIFEST}: {e}")))?;
+        if !meta.is_file() || meta.len() > MOST {
+            return Err(damaged(format!("its {MANIFEST} is not a file of a sane size")));
+        }
+        Self::parse(&std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?)
+    }
+
+    /// Parses one.
+    ///
+    /// # Errors
+    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is of another version, or not exactly a manifest.
+    pub fn parse(json: &[u8]) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let bad = |error: serde_json::Error| damaged(format!("its {MANIFEST} is not valid: {error}"));
+        // The version first: what a newer one looks like is not for this one to judge.
+        let Version { version } = serde_json::from_slice(json).map_err(bad)?;
+        if version != VERSION {
+            return Err(damaged(format!("its {MANIFEST} is of version {version}; this agent reads version {VERSION}")));
+        }
+        serde_json::from_slice(json).map_err(bad)
+    }
+
+    /// Writes it into the directory `backup`, durably.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, backup: &Path) -> Result<()> {
+        let mut json = serde_json::to_vec_pretty(self).context("putting the manifest into JSON")?;
+        json.push(b'\n');
+        durable::write(&backup.join(MANIFEST), &json, 0o600)
+    }
+}
+
+/// A deployment's identity: the same checksum can stand twice, with other kernel arguments and another `/etc`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeploymentId {
+    /// Stateroot.
+    pub stateroot: String,
+    /// Commit checksum.
+    pub checksum: String,
+    /// Serial.
+    pub serial: u32,
+    /// Version, when it has one.
+    pub version: Option<String>,
+    /// Kernel arguments.
+    pub kernel_arguments: Vec<String>,
+}
+
+impl DeploymentId {
+    /// The identity of `deployment`.
+    #[must_use]
+    pub fn of(deployment: &Deployment, kernel_arguments: Vec<String>) -> Self {
+        Self {
+            stateroot: deployment.stateroot.clone(),
+            checksum: deployment.checksum.clone(),
+            serial: deployment.serial,
+            version: deployment.version.clone(),
+            kernel_arguments,
+        }
+    }
+
+    /// True when `deployment` is this one: as `ostree_deployment_equal` compares, by stateroot, checksum and serial.
+    #[must_use]
+    pub fn is(&self, deployment: &Deployment) -> bool {
+        (&self.stateroot, &self.checksum, self.serial) == (&deployment.stateroot, &deployment.checksum, deployment.serial)
+    }
+}
+
+/// What the etcd snapshot holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Etcd {
+    /// Server version.
+    pub version: Option<String>,
+    /// Revision.
+    pub revision: i64,
+    /// Live keys.
+    pub keys: Option<i64>,
+    /// Bytes of the stream.
+    pub bytes: u64,
+}
+
+/// An image in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Image {
+    /// The runtime's id.
+    pub id: String,
+    /// A tag or digest, for people.
+    pub name: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::tests::manifest;
+    use crate::error::exit_code;
+
+    #[test]
+    fn it_reads_what_it_wrote() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let written = manifest("20260101T000000Z-4.16.8", 3);
+        written.write(dir.path())?;
+        assert_eq!(Manifest::read(dir.path())?, written);
+        Ok(())
+    }
+
+    #[test]
+    fn another_version_an_unknown_field_and_garbage_are_refused() -> Result<()> {
+        let good = serde_json::to_value(manifest("a", 1))?;
+        let mut newer = good.clone();
+        newer["version"] = 2.into();
+        newer["news"] = true.into();
+        let error = Manifest::parse(&serde_json::to_vec(&newer)?).unwrap_err();
+        assert_eq!(exit_code(&error), 65);
+        assert!(error.to_string().contains("version 2"), "{error}");
+        let mut unknown = good;
+        unknown["news"] = true.into();
+        let error = Manifest::parse(&serde_json::to_vec(&unknown)?).unwrap_err();
+        assert_eq!(exit_code(&error), 65);
+        assert!(error.to_string().contains("news"), "{error}");
+        assert_eq!(exit_code(&Manifest::parse(b"{").unwrap_err()), 65);
+        assert_eq!(exit_code(&Manifest::read(Path::new("/nowhere")).unwrap_err()), 65);
+        Ok(())
+    }
+}

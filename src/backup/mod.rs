@@ -1,0 +1,108 @@
+//! Backups: what one is on disk, and how one is taken, checked, listed, pruned, exported, and imported from the old script.
+//!
+//! Reading order: this page; [`manifest`] (what a backup says of itself); [`mod@take`] (the steps in order: [`preflight`], [`trees`],
+//! [`partial`], [`publish`], [`pins`]); [`mod@verify`]; [`store`] (list, choose, delete, prune); [`legacy`], [`import`], [`mod@export`] (the old
+//! script's layout).
+//!
+//! Whoever calls something here that changes the recovery directory holds its [lock](crate::node::dir::RecoveryDir::lock).
+
+pub mod asked_by;
+mod excludes;
+pub mod export;
+pub mod import;
+pub mod install;
+pub mod legacy;
+pub mod manifest;
+pub mod names;
+pub mod partial;
+pub mod pins;
+pub mod preflight;
+pub mod publish;
+pub mod store;
+pub mod take;
+pub mod tmpfiles;
+pub mod trees;
+pub mod verify;
+
+use std::path::PathBuf;
+
+pub use export::export;
+use manifest::Manifest;
+pub use store::choose;
+pub use take::take;
+pub use verify::verify;
+
+/// `/etc`, without what [`STATIC_PODS`] owns.
+pub const ETC: &str = "etc.tar.zst";
+/// `/usr/local`.
+pub const USR_LOCAL: &str = "usr-local.tar.zst";
+/// `/var/lib/kubelet`.
+pub const KUBELET: &str = "kubelet.tar.zst";
+/// Managed files elsewhere: the tree is `/`. It is missing when there are none.
+pub const EXTRAS: &str = "extras.tar.zst";
+/// `manifests` and `static-pod-resources` of `/etc/kubernetes`: the tree is `/etc/kubernetes`.
+pub const STATIC_PODS: &str = "static-pods.tar.zst";
+/// The etcd snapshot.
+pub const ETCD: &str = "etcd-snapshot.db.zst";
+/// The [`Manifest`].
+pub const MANIFEST: &str = "manifest.json";
+/// Sums of every other file.
+pub const SUMS: &str = "SHA256SUMS";
+/// The end of the name of a backup that is being taken.
+pub const PARTIAL: &str = ".partial";
+/// The end of the name of a backup that is being deleted.
+pub const DELETING: &str = ".deleting";
+/// The id of what the old script left in the recovery directory.
+pub const LEGACY_ID: &str = "upgrade-recovery";
+
+/// A published backup.
+#[derive(Debug, Clone)]
+pub struct Backup {
+    /// Its id: the name of its directory.
+    pub id: String,
+    /// Its directory.
+    pub path: PathBuf,
+    /// Its manifest.
+    pub manifest: Manifest,
+}
+
+impl Backup {
+    /// One of its files.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::manifest::{Etcd, Manifest, VERSION};
+    use crate::node::{identity::Identity, profile::Kind};
+    use std::collections::BTreeMap;
+
+    /// A manifest with nothing special in it.
+    pub(super) fn manifest(id: &str, sequence: u64) -> Manifest {
+        Manifest {
+            version: VERSION,
+            sequence,
+            id: id.to_owned(),
+            name: None,
+            labels: BTreeMap::new(),
+            asked_by: "user/0".to_owned(),
+            taken: jiff::Timestamp::UNIX_EPOCH,
+            agent: "0.1.0".to_owned(),
+            profile: Kind::OpenShift,
+            identity: Identity { machine_id: "m".to_owned(), node_name: "sno".to_owned(), root_ca: vec!["ca".to_owned()] },
+            boot_id: "b".to_owned(),
+            cluster: None,
+            deployment: None,
+            etcd: Etcd { version: None, revision: 7, keys: None, bytes: 1 },
+            operators: Vec::new(),
+            images: Vec::new(),
+            certificates_expire: None,
+            etc_excludes: Vec::new(),
+            managed_files: Vec::new(),
+            sizes: BTreeMap::new(),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Names, labels and ids: what may become a directory of `backups/` or a label of a report.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use jiff::{Timestamp, tz::TimeZone};
+
+use super::{DELETING, LEGACY_ID, PARTIAL};
+use crate::error::usage;
+
+/// The longest name or id: file systems take 255 bytes, and `.partial` and friends come behind it.
+const LONGEST: usize = 120;
+
+/// Checks that `text` can be a backup's name or id: one plain path component that is none of the agent's own.
+///
+/// # Errors
+/// [`Failure::Usage`](crate::error::Failure::Usage), with what is wrong.
+pub fn check_name(text: &str) -> Result<()> {
+    let wrong = if text.is_empty() {
+        Some("is empty")
+    } else if text.len() > LONGEST {
+        Some("is too long")
+    } else if !text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '+' | ':' | '@')) {
+        Some("may hold letters, digits and . _ - + : @ only")
+    } else if !text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+        Some("must begin with a letter or digit")
+    } else if text.ends_with(PARTIAL) || text.ends_with(DELETING) {
+        Some("ends as only an unfinished backup may")
+    } else if text == LEGACY_ID || text == "latest" {
+        Some("is taken")
+    } else {
+        None
+    };
+    wrong.map_or(Ok(()), |wrong| Err(usage(format!("`{text}` cannot name a backup: it {wrong}"))))
+}
+
+/// Parses `key=value` labels. Keys and values are as in Kubernetes: `[prefix/]name=value`.
+///
+/// # Errors
+/// [`Failure::Usage`](crate::error::Failure::Usage), with what is wrong; also when a key is given twice.
+pub fn parse_labels<S: AsRef<str>>(given: &[S]) -> Result<BTreeMap<String, String>> {
+    let mut labels = BTreeMap::new();
+    for label in given {
+        let label = label.as_ref();
+        let (key, value) = label.split_once('=').ok_or_else(|| usage(format!("the label `{label}` is not KEY=VALUE")))?;
+        if labels.insert(key.to_owned(), value.to_owned()).is_some() {
+            return Err(usage(format!("the label `{key}` is given twice")));
+        }
+    }
+    check_labels(&labels)?;
+    Ok(labels)
+}
+
+/// Checks keys and values of labels, as Kubernetes does.
+///
+/// # Errors
+/// [`Failure::Usage`](crate::error::Failure::Usage), with what is wrong.
+pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<()> {
+    for (key, value) in labels {
+        let (prefix, name) = key.split_once('/').map_or((None, key.as_str()), |(prefix, name)| (Some(prefix), name));
+        let prefix_fits = prefix.is_none_or(|p| {
+            p.len() <= 253 && p.split('.').all(|part| is_label(part) && part.chars().all(|c| !c.is_ascii_uppercase() && c != '_'))
+        });
+        if !prefix_fits || !is_label(name) {
+            return Err(usage(format!("`{key}` cannot be the key of a label: [PREFIX/]NAME of letters, digits and . _ -")));
+        }
+        if !value.is_empty() && !is_label(value) {
+            return Err(usage(format!("`{value}` cannot be the value of the label `{key}`: up to 63 letters, digits and . _ -")));
+        }
+    }
+    Ok(())
+}
+
+/// An id for a backup begun at `taken` of a node at `release`: sorts by time, tells people what it is.
+#[must_use]
+pub fn id(taken: Timestamp, release: Option<&str>) -> String {
+    let time = taken.to_zoned(TimeZone::UTC).strftime("%Y%m%dT%H%M%SZ").to_string();
+    let release: String =
+        release.unwrap_or_default().chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '+')).take(60).collect();
+    let what = if release.is_empty() { uuid::Uuid::new_v4().simple().to_string()[..6].to_owned() } else { release };
+    format!("{time}-{what}")
+}
+
+/// Letters, digits and `-_.`, letters or digits at both ends, at most 63.
+fn is_label(text: &str) -> bool {
+    let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let ends = |c: char| c.is_ascii_alphanumeric();
+    text.len() <= 63 && text.chars().all(inner) && text.starts_with(ends) && text.ends_with(ends)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::exit_code;
+
+    #[test]
+    fn a_name_is_one_plain_path_component() {
+        for good in ["before-4.17", "a", "20261121T060536Z-4.16.8", "x_y+1:2@3"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        let long = "x".repeat(121);
+        for bad in
+            ["", ".", "..", "a/b", "/a", "-v", ".hidden", "a b", "ä", "a\n", "a.partial", "a.deleting", "upgrade-recovery", "latest", &long]
+        {
+            assert_eq!(check_name(bad).map_err(|e| exit_code(&e)), Err(2), "{bad}");
+        }
+    }
+
+    #[test]
+    fn labels_are_those_of_kubernetes() -> Result<()> {
+        let labels = parse_labels(&["app=x", "example.com/policy=before-4.17", "empty="])?;
+        assert_eq!(labels.len(), 3);
+        assert_eq!(labels["example.com/policy"], "before-4.17");
+        for bad in ["x", "=v", "a b=c", "a=b c", "Ex.com/a=b", "a/b/c=d", "-a=b", "a=b-", "/a=b"] {
+            assert_eq!(parse_labels(&[bad]).map_err(|e| exit_code(&e)), Err(2), "{bad}");
+        }
+        assert!(parse_labels(&["a=1", "a=2"]).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn an_id_says_when_and_which_release() -> Result<()> {
+        let taken: Timestamp = "2026-11-21T06:05:36Z".parse()?;
+        assert_eq!(id(taken, Some("4.16.8/../x")), "20261121T060536Z-4.16.8..x");
+        assert_eq!(id(taken, None).len(), "20261121T060536Z-".len() + 6);
+        check_name(&id(taken, Some("v1.34.4")))
+    }
+}

@@ -1,0 +1,316 @@
+//! A backup that is being taken: a directory `<id>.partial` with a journal of its own, so that the next `backup` can go on with it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::manifest::DeploymentId;
+use super::store::{self, Survey};
+use super::{ETCD, PARTIAL, STATIC_PODS, names, verify};
+use crate::node::profile::CURRENT_CONFIG;
+use crate::node::{Node, dir::RecoveryDir, durable};
+
+/// Its journal; not there any more once it is published.
+pub const STATE: &str = "state.json";
+const VERSION: u32 = 1;
+/// What is older is not the same moment any more, seconds.
+const GOES_STALE: u64 = 3600;
+
+/// What must be the same for a backup to be continued.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Conditions {
+    /// Booted deployment.
+    pub deployment: Option<DeploymentId>,
+    /// Boot.
+    pub boot_id: String,
+    /// SHA-256 of `currentconfig`, where there is one.
+    pub current_config: Option<String>,
+    /// Version of the agent.
+    pub agent: String,
+}
+
+/// A file of the backup that is finished and on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Finished {
+    /// Bytes of content, before compression.
+    pub bytes: u64,
+    /// Bytes of the file.
+    pub stored: u64,
+    /// Of the file, hex.
+    pub sha256: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    version: u32,
+    taken: Timestamp,
+    /// Seconds since boot: with the boot id the same, time that no clock set wrong can change.
+    begun: u64,
+    conditions: Conditions,
+    finished: BTreeMap<String, Finished>,
+}
+
+/// A backup that is being taken.
+#[derive(Debug)]
+pub struct Partial {
+    /// The id it will have.
+    pub id: String,
+    /// Its directory.
+    pub path: PathBuf,
+    state: State,
+}
+
+impl Conditions {
+    /// As the node is now.
+    ///
+    /// # Errors
+    /// When the boot id or `currentconfig` cannot be read.
+    pub fn of(node: &Node, deployment: Option<DeploymentId>) -> Result<Self> {
+        let config = if node.exists(CURRENT_CONFIG) { Some(verify::hex(&Sha256::digest(node.read(CURRENT_CONFIG)?))) } else { None };
+        Ok(Self { deployment, boot_id: node.clock().boot_id()?, current_config: config, agent: env!("CARGO_PKG_VERSION").to_owned() })
+    }
+}
+
+impl Partial {
+    /// Goes on with the newest unfinished backup when `conditions` are the same and it is not an hour old, else begins a new one. All other
+    /// unfinished ones are discarded.
+    ///
+    /// # Errors
+    /// When one cannot be discarded, or the new directory cannot be made.
+    pub fn open(node: &Node, dir: &RecoveryDir, survey: &Survey, conditions: &Conditions, release: Option<&str>) -> Result<Self> {
+        let continued = newest(node, dir, survey, conditions);
+        for id in survey.partial.iter().filter(|id| continued.as_ref().is_none_or(|c| c.path.file_name() != Some(id.as_ref()))) {
+            store::remove(dir, id)?;
+        }
+        for id in &survey.deleting {
+            durable::remove_tree(&dir.backups().join(id))?;
+        }
+        let Some(mut partial) = continued else { return Self::begin(node, dir, conditions, node.clock().now(), release) };
+        partial.keep_what_is_whole()?;
+        Ok(partial)
+    }
+
+    /// Begins a new one, of something `taken` then.
+    ///
+    /// # Errors
+    /// When its directory cannot be made.
+    pub fn begin(node: &Node, dir: &RecoveryDir, conditions: &Conditions, taken: Timestamp, release: Option<&str>) -> Result<Self> {
+        let wanted = names::id(taken, release);
+        let free = |id: &String| !dir.backups().join(id).exists() && !dir.backups().join(format!("{id}{PARTIAL}")).exists();
+        let id = std::iter::once(wanted.clone()).chain((2..100).map(|n| format!("{wanted}-{n}"))).find(free).unwrap_or(wanted);
+        let path = dir.backups().join(format!("{id}{PARTIAL}"));
+        durable::create_dir(&path, 0o700)?;
+        let state = State {
+            version: VERSION,
+            taken,
+            begun: node.clock().since_boot().as_secs(),
+            conditions: conditions.clone(),
+            finished: BTreeMap::new(),
+        };
+        let partial = Self { id, path, state };
+        partial.save()?;
+        Ok(partial)
+    }
+
+    /// When it was begun.
+    #[must_use]
+    pub fn taken(&self) -> Timestamp {
+        self.state.taken
+    }
+
+    /// The finished files.
+    #[must_use]
+    pub fn finished(&self) -> &BTreeMap<String, Finished> {
+        &self.state.finished
+    }
+
+    /// Where the file `name` is to be written. What an earlier attempt left there is removed.
+    ///
+    /// # Errors
+    /// When it cannot be removed, or forgotten.
+    pub fn room_for(&mut self, name: &str) -> Result<PathBuf> {
+        if self.state.finished.remove(name).is_some() {
+            self.save()?;
+        }
+        let path = self.path.join(name);
+        durable::remove(&path)?;
+        Ok(path)
+    }
+
+    /// Notes, durably, that the file `name` is finished: it was synced before.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub fn finish(&mut self, name: &str, finished: Finished) -> Result<()> {
+        self.state.finished.insert(name.to_owned(), finished);
+        self.save()
+    }
+
+    /// Gives it up: a full disk must not be kept full by what does not fit on it.
+    ///
+    /// # Errors
+    /// When it cannot be deleted.
+    pub fn discard(self, dir: &RecoveryDir) -> Result<()> {
+        store::remove(dir, &format!("{}{PARTIAL}", self.id))
+    }
+
+    /// Forgets finished files that are not as they were, and etcd's and the static pods' always: those are taken together, last.
+    fn keep_what_is_whole(&mut self) -> Result<()> {
+        let path = self.path.clone();
+        self.state.finished.retain(|name, finished| {
+            let whole = || verify::hash(&path.join(name), verify::Cached::Take, &|_| {});
+            name != ETCD && name != STATIC_PODS && whole().is_ok_and(|sum| sum.bytes == finished.stored && sum.sha256 == finished.sha256)
+        });
+        self.save()?;
+        for entry in std::fs::read_dir(&path).with_context(|| format!("listing {}", path.display()))? {
+            let entry = entry.with_context(|| format!("listing {}", path.display()))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name != STATE && !self.state.finished.contains_key(&name) {
+                let is_dir = entry.file_type().with_context(|| format!("looking at {name}"))?.is_dir();
+                if is_dir { durable::remove_tree(&entry.path())? } else { durable::remove(&entry.path())? }
+            }
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> Result<()> {
+        let json = serde_json::to_vec_pretty(&self.state).context("putting the backup's state into JSON")?;
+        durable::write(&self.path.join(STATE), &json, 0o600)
+    }
+}
+
+fn newest(node: &Node, dir: &RecoveryDir, survey: &Survey, conditions: &Conditions) -> Option<Partial> {
+    let now = node.clock().since_boot().as_secs();
+    let fits = |state: &State| state.version == VERSION && state.conditions == *conditions && !is_stale(state.begun, now);
+    let read = |id: &String| {
+        let path = dir.backups().join(id);
+        let state = read_state(&path)?;
+        Some(Partial { id: id.strip_suffix(PARTIAL)?.to_owned(), path, state })
+    };
+    survey.partial.iter().filter_map(read).filter(|p| fits(&p.state)).max_by_key(|p| p.state.begun)
+}
+
+/// Both in seconds since the same boot.
+fn is_stale(begun: u64, now: u64) -> bool {
+    now < begun || now - begun >= GOES_STALE
+}
+
+/// One that cannot be read is one that cannot be continued.
+fn read_state(path: &Path) -> Option<State> {
+    serde_json::from_slice(&std::fs::read(path.join(STATE)).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Place {
+        _root: tempfile::TempDir,
+        node: Node,
+        dir: RecoveryDir,
+        conditions: Conditions,
+    }
+
+    fn place() -> Place {
+        let root = tempfile::tempdir().unwrap();
+        let node = Node::at(root.path(), None);
+        std::fs::create_dir_all(root.path().join("proc/sys/kernel/random")).unwrap();
+        std::fs::write(root.path().join("proc/sys/kernel/random/boot_id"), "b-1\n").unwrap();
+        let dir = RecoveryDir::new(&node, Path::new("/var/recovery"));
+        dir.prepare().unwrap();
+        let conditions = Conditions::of(&node, None).unwrap();
+        Place { _root: root, node, dir, conditions }
+    }
+
+    impl Place {
+        fn open(&self, conditions: &Conditions) -> Partial {
+            let survey = store::survey(&self.dir).unwrap();
+            Partial::open(&self.node, &self.dir, &survey, conditions, Some("4.16.8")).unwrap()
+        }
+
+        fn with_files(&self) -> Partial {
+            let mut partial = self.open(&self.conditions);
+            for name in ["etc.tar.zst", "kubelet.tar.zst", ETCD, STATIC_PODS] {
+                let path = partial.room_for(name).unwrap();
+                std::fs::write(&path, name).unwrap();
+                let sum = verify::hash(&path, verify::Cached::Take, &|_| {}).unwrap();
+                partial.finish(name, Finished { bytes: 7, stored: sum.bytes, sha256: sum.sha256 }).unwrap();
+            }
+            partial
+        }
+    }
+
+    #[test]
+    fn it_is_continued_with_the_archives_that_are_whole() {
+        let place = place();
+        let first = place.with_files();
+        std::fs::write(first.path.join("usr-local.tar.zst"), "half").unwrap();
+        std::fs::write(first.path.join("kubelet.tar.zst"), "kubelet.tar.zsx").unwrap();
+        let second = place.open(&place.conditions);
+        assert_eq!((&second.id, second.taken()), (&first.id, first.taken()));
+        assert_eq!(second.finished().keys().collect::<Vec<_>>(), ["etc.tar.zst"]);
+        let left: Vec<_> = std::fs::read_dir(&second.path).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left.len(), 2, "{left:?}");
+    }
+
+    #[test]
+    fn other_conditions_discard_it() {
+        let place = place();
+        let first = place.with_files();
+        for change in [
+            |c: &mut Conditions| c.boot_id.push('x'),
+            |c: &mut Conditions| c.current_config = Some("x".to_owned()),
+            |c: &mut Conditions| c.agent.push('x'),
+        ] {
+            let mut conditions = place.conditions.clone();
+            change(&mut conditions);
+            assert!(place.open(&conditions).finished().is_empty());
+            let survey = store::survey(&place.dir).unwrap();
+            assert_eq!((survey.partial.len(), survey.deleting.len()), (1, 0));
+        }
+        assert!(!first.path.join("etc.tar.zst").exists());
+    }
+
+    #[test]
+    fn one_without_a_journal_or_of_another_time_is_discarded() {
+        let place = place();
+        let first = place.with_files();
+        std::fs::write(first.path.join(STATE), "{").unwrap();
+        assert!(place.open(&place.conditions).finished().is_empty());
+        let mut second = place.with_files();
+        second.state.begun += 1000;
+        second.save().unwrap();
+        assert!(place.open(&place.conditions).finished().is_empty());
+    }
+
+    #[test]
+    fn an_hour_makes_it_stale() {
+        assert!(!is_stale(10, 10) && !is_stale(10, 3609));
+        assert!(is_stale(10, 3610) && is_stale(10, 9));
+    }
+
+    #[test]
+    fn two_in_one_second_have_two_ids() {
+        let place = place();
+        let first = place.with_files();
+        let mut other = place.conditions.clone();
+        std::fs::rename(&first.path, place.dir.backups().join(&first.id)).unwrap();
+        other.boot_id.push('x');
+        let second = place.open(&other);
+        assert_ne!(first.id, second.id);
+    }
+
+    #[test]
+    fn giving_up_leaves_nothing() {
+        let place = place();
+        place.with_files().discard(&place.dir).unwrap();
+        assert_eq!(std::fs::read_dir(place.dir.backups()).unwrap().count(), 0);
+    }
+}

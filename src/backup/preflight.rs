@@ -1,0 +1,297 @@
+//! What is looked at before a backup changes anything: whether it can be taken now, and what will stand in its manifest.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use indicatif::HumanBytes;
+use jiff::Timestamp;
+
+use super::install;
+use super::manifest::{DeploymentId, Image};
+use super::partial::Partial;
+use super::store::Survey;
+use super::take::TakeOptions;
+use super::trees::Trees;
+use crate::error::{misfit, no_space, not_now, not_permitted};
+use crate::etcd::{self, Endpoint, Health};
+use crate::kube;
+use crate::node::certificates::certificates_expire;
+use crate::node::identity::Identity;
+use crate::node::profile::Profile;
+use crate::node::{Node, dir::RecoveryDir, mounts};
+use crate::report::Progress;
+use crate::tools::crictl;
+use crate::tools::ostree::{self, Deployment};
+
+/// How long etcd has to answer while it is only asked how it is.
+const ETCD_ANSWERS: Duration = Duration::from_secs(30);
+/// What a byte takes on disk when no earlier backup tells: more than configuration and binaries do, less than what is compressed already.
+/// In thousandths.
+const COMPRESSED: u64 = 700;
+/// What a byte takes when it took one in an earlier backup, in thousandths.
+const MORE_THAN_BEFORE: u64 = 1100;
+
+/// What was found.
+#[derive(Debug)]
+pub struct Facts {
+    /// The kind of control plane.
+    pub profile: &'static Profile,
+    /// Which node.
+    pub identity: Identity,
+    /// Which cluster and release.
+    pub cluster: Option<kube::Cluster>,
+    /// The operators' state.
+    pub operators: Vec<kube::OperatorState>,
+    /// How etcd is reached.
+    pub endpoint: Endpoint,
+    /// How etcd is.
+    pub health: Health,
+    /// The booted deployment, on an ostree host.
+    pub booted: Option<(Deployment, DeploymentId)>,
+    /// Images in use.
+    pub images: Vec<Image>,
+    /// When the first certificate expires, and which.
+    pub certificates_expire: Option<(Timestamp, PathBuf)>,
+    /// What is archived.
+    pub trees: Trees,
+    /// What somebody should know, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Looks at everything; changes nothing.
+///
+/// # Errors
+/// [`Failure::NotPermitted`](crate::error::Failure::NotPermitted) when not root, [`Failure::Misfit`](crate::error::Failure::Misfit) when this is no
+/// single-node control plane, [`Failure::Unanswered`](crate::error::Failure::Unanswered) when etcd or the API do not answer,
+/// [`Failure::NotNow`](crate::error::Failure::NotNow) when something is being rolled out.
+pub fn look(node: &Node, dir: &RecoveryDir, options: &TakeOptions, survey: &Survey, progress: &Progress) -> Result<Facts> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(not_permitted("a backup is taken by root: nobody else can read all of it"));
+    }
+    dir.check()?;
+    progress.say("looking at the node");
+    let mut warnings = Vec::new();
+    let profile = Profile::of(node)?;
+    let identity = Identity::of(node, profile)?;
+    let trees = Trees::of(node, profile)?;
+    let booted = booted(node, &mut warnings)?;
+    clock(node, survey, &mut warnings);
+    let endpoint = Endpoint::of(node, profile)?;
+    let health = single_member(&endpoint)?;
+    let (cluster, operators) = cluster(node, profile, options.force, &mut warnings)?;
+    let images = images(node).unwrap_or_else(|error| {
+        warnings.push(format!("the images in use are not recorded: {error:#}"));
+        Vec::new()
+    });
+    let certificates_expire = certificates_expire(node, profile)?;
+    if let Some((when, path)) = certificates_expire.as_ref().filter(|(when, _)| *when < node.clock().now()) {
+        warnings.push(format!("the certificate {} expired at {when}", path.display()));
+    }
+    Ok(Facts { profile, identity, cluster, operators, endpoint, health, booted, images, certificates_expire, trees, warnings })
+}
+
+/// The booted deployment, and what about it and `/boot` is worth a warning.
+fn booted(node: &Node, warnings: &mut Vec<String>) -> Result<Option<(Deployment, DeploymentId)>> {
+    if !ostree::is_ostree(node) {
+        warnings.push("this is not an ostree host: there is no deployment to pin or to roll back to".to_owned());
+        return Ok(None);
+    }
+    let deployments = ostree::deployments(node)?;
+    let Some(booted) = deployments.iter().find(|d| d.booted) else {
+        return Err(misfit("ostree shows no booted deployment: in a container, the agent must see the host's /run and /sysroot"));
+    };
+    for ahead in deployments.iter().take_while(|d| !d.booted) {
+        let what = ahead.version.as_deref().unwrap_or(&ahead.checksum);
+        warnings.push(format!("the deployment {what} boots next, not the one that this backup belongs to"));
+    }
+    if let Some(warning) = boot_space(node)? {
+        warnings.push(warning);
+    }
+    let arguments = ostree::kernel_arguments(node, booted)?;
+    Ok(Some((booted.clone(), DeploymentId::of(booted, arguments))))
+}
+
+/// A pinned deployment keeps its kernel in `/boot`, and the upgrade brings another: says so when that will not fit.
+fn boot_space(node: &Node) -> Result<Option<String>> {
+    let boot = node.real_path("/boot");
+    let Ok(kernels) = std::fs::read_dir(boot.join("ostree")) else { return Ok(None) };
+    let mut largest = 0;
+    for kernel in kernels {
+        largest = largest.max(mounts::usage(&kernel.context("listing /boot/ostree")?.path())?);
+    }
+    let (free, _) = mounts::space(&boot)?;
+    Ok((free < largest).then(|| {
+        format!(
+            "/boot has {} free and a kernel takes up to {}: with the booted deployment pinned, the upgrade's may not fit; drop old pins \
+             (`ostree admin status`, `recovery prune`)",
+            HumanBytes(free),
+            HumanBytes(largest)
+        )
+    }))
+}
+
+/// Order does not depend on the clock, but certificates and people do.
+fn clock(node: &Node, survey: &Survey, warnings: &mut Vec<String>) {
+    let now = node.clock().now();
+    if let Some(newest) = survey.backups.iter().map(|b| b.manifest.taken).max().filter(|newest| *newest > now) {
+        warnings.push(format!("the clock says {now}, which is before the newest backup was taken ({newest})"));
+    }
+    let built = std::env::current_exe().and_then(|exe| exe.metadata()).and_then(|meta| meta.modified());
+    if let Some(built) = built.ok().and_then(|time| Timestamp::try_from(time).ok()).filter(|built| *built > now) {
+        warnings.push(format!("the clock says {now}, which is before this agent was installed ({built})"));
+    }
+}
+
+fn single_member(endpoint: &Endpoint) -> Result<Health> {
+    let health = etcd::health(endpoint, ETCD_ANSWERS).context("asking etcd how it is")?;
+    if health.members != 1 {
+        return Err(misfit(format!("etcd has {} members: this agent is for clusters of a single node", health.members)));
+    }
+    Ok(health)
+}
+
+/// Which cluster this is, and that nothing is being rolled out: a backup from the middle of a roll-out restores a state that never was.
+fn cluster(
+    node: &Node,
+    profile: &'static Profile,
+    force: bool,
+    warnings: &mut Vec<String>,
+) -> Result<(Option<kube::Cluster>, Vec<kube::OperatorState>)> {
+    let ask = || -> Result<_> {
+        let client = kube::Client::of(node, profile)?;
+        Ok((client.cluster()?, client.operators()?, client.rolling_out(profile.redeployed)?))
+    };
+    let (cluster, operators, rolling) = match ask() {
+        Ok(answers) => answers,
+        Err(error) if force => {
+            warnings.push(format!("the API server did not say which release this is and whether it is at rest: {error:#}"));
+            return Ok((None, Vec::new()));
+        }
+        Err(error) => return Err(error.context("asking the API server whether the cluster is at rest")),
+    };
+    warnings.extend(at_rest(&cluster, &operators, &rolling, force)?);
+    Ok((Some(cluster), operators))
+}
+
+/// Refuses a cluster where something is being rolled out, unless forced; what is worth a warning.
+fn at_rest(cluster: &kube::Cluster, operators: &[kube::OperatorState], rolling: &[String], force: bool) -> Result<Vec<String>> {
+    let version = cluster.progressing.then(|| "the ClusterVersion".to_owned());
+    let progressing = operators.iter().filter(|o| o.progressing).map(|o| format!("the operator {}", o.name));
+    let busy: Vec<String> =
+        version.into_iter().chain(progressing).chain(rolling.iter().map(|r| format!("the static pod of {r}"))).collect();
+    let mut warnings = Vec::new();
+    if !busy.is_empty() {
+        let what = format!("not at rest: {} (progressing or being rolled out)", busy.join(", "));
+        if !force {
+            return Err(not_now(format!("the cluster is {what}; wait for it (`oc get clusteroperators`), or use --force")));
+        }
+        warnings.push(format!("taken although the cluster was {what}"));
+    }
+    for operator in operators.iter().filter(|o| o.degraded || !o.available) {
+        let how = if operator.available { "degraded" } else { "not available" };
+        warnings.push(format!("the operator {} is {how}", operator.name));
+    }
+    Ok(warnings)
+}
+
+/// The images of the containers there are: an edge site may have no registry to pull them from again.
+fn images(node: &Node) -> Result<Vec<Image>> {
+    let (containers, images) = (crictl::containers(node)?, crictl::images(node)?);
+    let mut used: Vec<Image> = Vec::new();
+    for container in containers.iter().filter(|c| !c.image.is_empty()) {
+        let names = |i: &&crictl::Image| i.tags.iter().chain(&i.digests).chain([&i.id]).any(|name| same_image(name, &container.image));
+        let image = match images.iter().find(names) {
+            Some(image) => {
+                let name = image.tags.iter().chain(&image.digests).next().unwrap_or(&image.id);
+                Image { id: image.id.clone(), name: name.clone() }
+            }
+            None => Image { id: container.image.clone(), name: container.image.clone() },
+        };
+        if !used.contains(&image) {
+            used.push(image);
+        }
+    }
+    used.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(used)
+}
+
+/// Ids come with and without `sha256:`.
+fn same_image(a: &str, b: &str) -> bool {
+    a.strip_prefix("sha256:").unwrap_or(a) == b.strip_prefix("sha256:").unwrap_or(b)
+}
+
+/// Checks that what is still to be written fits into the recovery directory.
+///
+/// # Errors
+/// [`Failure::NoSpace`](crate::error::Failure::NoSpace), with the numbers and what to do.
+pub fn space(dir: &RecoveryDir, facts: &Facts, survey: &Survey, partial: &Partial) -> Result<()> {
+    let files = facts.trees.usage()? + u64::try_from(facts.health.db_size).unwrap_or(0);
+    let done: u64 = partial.finished().values().map(|f| f.stored).sum();
+    let length = |path: &Path| path.metadata().map_or(0, |meta| meta.len());
+    let (own, installed) = (length(Path::new(install::SELF)), length(&dir.path().join(install::BINARY)));
+    let agent = if own == installed { 0 } else { own };
+    let needed = (files.saturating_mul(ratio(survey)) / 1000 + agent).saturating_sub(done);
+    let (free, size) = mounts::space(dir.path())?;
+    if free >= needed {
+        return Ok(());
+    }
+    let shown = dir.shown().display();
+    Err(no_space(format!(
+        "the backup takes about {} ({} before compression) and {shown} has {} free of {}: {} are missing; free them, or delete old backups \
+         (`recovery list`, `recovery prune --keep 1`)",
+        HumanBytes(needed),
+        HumanBytes(files),
+        HumanBytes(free),
+        HumanBytes(size),
+        HumanBytes(needed - free)
+    )))
+}
+
+/// Thousandths that a byte takes on disk: as in the newest backup, with something on top.
+fn ratio(survey: &Survey) -> u64 {
+    let Some(newest) = survey.backups.first() else { return COMPRESSED };
+    let sizes = &newest.manifest.sizes;
+    let stored: u64 = sizes.keys().filter_map(|name| newest.file(name).metadata().ok()).map(|meta| meta.len()).sum();
+    let bytes: u64 = sizes.values().sum();
+    stored.saturating_mul(MORE_THAN_BEFORE).checked_div(bytes).map_or(COMPRESSED, |ratio| ratio.min(1000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::exit_code;
+
+    fn operator(name: &str, available: bool, progressing: bool, degraded: bool) -> kube::OperatorState {
+        kube::OperatorState { name: name.to_owned(), version: None, available, progressing, degraded }
+    }
+
+    fn cluster(progressing: bool) -> kube::Cluster {
+        kube::Cluster { id: "c".to_owned(), version: "4.16.8".to_owned(), image: None, progressing }
+    }
+
+    #[test]
+    fn a_cluster_at_rest_is_backed_up_and_a_busy_one_only_by_force() -> Result<()> {
+        let calm = [operator("etcd", true, false, false)];
+        assert_eq!(at_rest(&cluster(false), &calm, &[], false)?, Vec::<String>::new());
+        let busy = [operator("network", true, true, false)];
+        for (cluster, operators, rolling, named) in [
+            (cluster(true), &calm, vec![], "the ClusterVersion"),
+            (cluster(false), &busy, vec![], "the operator network"),
+            (cluster(false), &calm, vec!["etcds".to_owned()], "the static pod of etcds"),
+        ] {
+            let error = at_rest(&cluster, operators, &rolling, false).unwrap_err();
+            assert_eq!(exit_code(&error), 75);
+            assert!(error.to_string().contains(named), "{error}");
+            assert_eq!(at_rest(&cluster, operators, &rolling, true)?.len(), 1);
+        }
+        let ill = [operator("dns", true, false, true), operator("ingress", false, false, false)];
+        assert_eq!(at_rest(&cluster(false), &ill, &[], false)?, ["the operator dns is degraded", "the operator ingress is not available"]);
+        Ok(())
+    }
+
+    #[test]
+    fn an_image_is_the_same_with_and_without_its_algorithm() {
+        assert!(same_image("sha256:abc", "abc") && same_image("abc", "sha256:abc") && !same_image("abc", "abd"));
+    }
+}

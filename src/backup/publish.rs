@@ -1,0 +1,63 @@
+//! From a finished partial to a published backup: check what was written, sums, fsync, rename, fsync.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+
+use anyhow::{Context, Result};
+
+use super::manifest::Manifest;
+use super::partial::{Partial, STATE};
+use super::verify::{self, Cached, Sum};
+use super::{Backup, ETCD, MANIFEST};
+use crate::archive::Archive;
+use crate::error::damaged;
+use crate::etcd;
+use crate::node::{dir::RecoveryDir, durable};
+use crate::report::Progress;
+
+/// Checks the files of `partial` as they are on disk, and makes it the backup of `manifest`. Until the rename in here, nothing has changed for anybody
+/// who looks for a backup.
+///
+/// # Errors
+/// [`Failure::Damaged`](crate::error::Failure::Damaged) when a file is not what was written; when anything cannot be written or synced.
+pub fn publish(dir: &RecoveryDir, partial: &Partial, manifest: Manifest, progress: &Progress) -> Result<Backup> {
+    let mut sums = check(partial, progress)?;
+    manifest.write(&partial.path)?;
+    sums.insert(MANIFEST.to_owned(), verify::hash(&partial.path.join(MANIFEST), Cached::Take, &|_| {})?);
+    verify::write_sums(&partial.path, &sums)?;
+    durable::remove(&partial.path.join(STATE))?;
+    verify::complete(&partial.path).context("checking the backup before it is published")?;
+    for name in sums.keys() {
+        File::open(partial.path.join(name)).and_then(|file| file.sync_all()).with_context(|| format!("syncing {name}"))?;
+    }
+    durable::sync_dir(&partial.path)?;
+    let path = dir.backups().join(&partial.id);
+    durable::rename(&partial.path, &path).context("publishing the backup")?;
+    Ok(Backup { id: partial.id.clone(), path, manifest })
+}
+
+/// Checks the finished files: archives were read back from the disk when they were packed, or hashed when this backup was continued, so that their
+/// length and index say that they are still those; the snapshot is read here, from the disk.
+fn check(partial: &Partial, progress: &Progress) -> Result<BTreeMap<String, Sum>> {
+    let mut sums = BTreeMap::new();
+    for (name, written) in partial.finished() {
+        let path = partial.path.join(name);
+        let sum = if name == ETCD {
+            let task = progress.task("checking the etcd snapshot", Some(written.stored));
+            let sum = verify::hash(&path, Cached::Drop, &|bytes| task.add(bytes))?;
+            etcd::verify(&path, &|_| {}).context("checking the etcd snapshot")?;
+            sum
+        } else {
+            Archive::open(&path).with_context(|| format!("opening {name} again"))?;
+            let bytes = path.metadata().with_context(|| format!("looking at {name}"))?.len();
+            Sum { bytes, sha256: written.sha256.clone() }
+        };
+        if sum.bytes != written.stored || sum.sha256 != written.sha256 {
+            return Err(damaged(format!(
+                "{name} reads differently from what was written: look at the disk (`dmesg`), then take the backup again"
+            )));
+        }
+        sums.insert(name.clone(), sum);
+    }
+    Ok(sums)
+}

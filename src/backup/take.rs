@@ -1,0 +1,311 @@
+//! Taking a backup: the steps, in order.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::asked_by::AskedBy;
+use super::manifest::{Etcd, Manifest, VERSION};
+use super::partial::{Conditions, Finished, Partial};
+use super::preflight::{self, Facts};
+use super::publish::publish;
+use super::store::{self, Survey};
+use super::trees::{self, Tree};
+use super::{Backup, ETCD, install, names, pins};
+use crate::archive;
+use crate::error::{exit_code, not_now};
+use crate::etcd;
+use crate::node::{Node, clock::interrupted, dir::RecoveryDir, hold};
+use crate::report::Progress;
+use crate::tools::ostree;
+
+/// How many good backups are kept unless said otherwise.
+pub const KEEP: usize = 3;
+/// How often etcd and the static pods are taken when a roll-out gets between them.
+const ATTEMPTS: u32 = 3;
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct TakeOptions {
+    /// A name, for people.
+    pub name: Option<String>,
+    /// Labels, for programs.
+    pub labels: BTreeMap<String, String>,
+    /// Go on although operators progress or the API does not answer.
+    pub force: bool,
+    /// How many good backups are kept.
+    pub keep: usize,
+    /// The deadline of each wait.
+    pub wait: Duration,
+    /// Who asks: found out before the host's namespaces are entered.
+    pub asked_by: AskedBy,
+}
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// A backup was taken.
+    Taken,
+    /// The same Job has had its backup: there is nothing to do.
+    AlreadyDone,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Serialize)]
+pub struct Taken {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The backup's directory, as the node calls it.
+    pub path: PathBuf,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// Bytes it takes on disk.
+    pub stored: u64,
+    /// Bytes of content that were taken over from the backup before.
+    pub reused: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// Sockets, and files that vanished meanwhile: path and why.
+    pub skipped: Vec<(String, String)>,
+    /// Standby deployments that were removed.
+    pub undeployed: Vec<String>,
+    /// Older backups that were removed.
+    pub pruned: Vec<String>,
+    /// What somebody should know, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Takes a backup. The caller holds the lock of `dir`, and asked [`trees::refuse_dir_inside`] before it was made.
+///
+/// An interrupted one is continued; one that does not fit on the disk is given up. The backup before is not touched until the new one is
+/// published.
+///
+/// # Errors
+/// [`Failure::NotNow`](crate::error::Failure::NotNow) during a recovery, unless the same Job asks again; [`Failure::Usage`](crate::error::Failure::Usage)
+/// for a name or label that cannot be; as [`preflight::look`] and [`preflight::space`]; when anything cannot be read or written.
+pub fn take(node: &Node, dir: &RecoveryDir, options: &TakeOptions, progress: &Progress) -> Result<Taken> {
+    let began = Instant::now();
+    check_options(options)?;
+    trees::refuse_dir_inside(node, dir)?;
+    let survey = store::survey(dir)?;
+    if let Some(done) = already_done(&survey, &options.asked_by) {
+        return Ok(Taken::of(node, done, Outcome::AlreadyDone, began));
+    }
+    refuse_during_a_recovery(dir)?;
+    let facts = preflight::look(node, dir, options, &survey, progress)?;
+    let conditions = Conditions::of(node, facts.booted.as_ref().map(|(_, id)| id.clone()))?;
+    let release = facts.cluster.as_ref().map(|cluster| cluster.version.as_str());
+    let mut partial = Partial::open(node, dir, &survey, &conditions, release)?;
+    let mut run = Run { node, dir, options, progress, survey: &survey, facts: &facts, reused: 0, skipped: Vec::new() };
+    let backup = match run.make(&mut partial) {
+        Ok(backup) => backup,
+        Err(error) => return Err(give_up(error, partial, dir)),
+    };
+    let (reused, skipped) = (run.reused, run.skipped);
+    let mut taken = Taken { reused, skipped, warnings: facts.warnings, ..Taken::of(node, &backup, Outcome::Taken, began) };
+    make_room(node, dir, options, &backup, &mut taken, progress);
+    taken.seconds = began.elapsed().as_secs_f64();
+    Ok(taken)
+}
+
+fn check_options(options: &TakeOptions) -> Result<()> {
+    options.name.as_deref().map_or(Ok(()), names::check_name)?;
+    names::check_labels(&options.labels)?;
+    if options.keep == 0 { Err(crate::error::usage("the last good backup is never pruned: keep at least 1")) } else { Ok(()) }
+}
+
+/// The backup that the same Job or pod has had: it lives again, out of that backup's etcd, and asks what it asked then.
+fn already_done<'a>(survey: &'a Survey, asked_by: &AskedBy) -> Option<&'a Backup> {
+    let asked = asked_by.to_string();
+    survey.backups.iter().find(|backup| asked_by.asks_once() && backup.manifest.asked_by == asked)
+}
+
+fn refuse_during_a_recovery(dir: &RecoveryDir) -> Result<()> {
+    if dir.in_recovery() {
+        return Err(not_now(
+            "a recovery is in progress: no backup is taken before it has ended (`recovery status` shows it, `recovery resume` continues it, \
+             `recovery abandon` ends it)",
+        ));
+    }
+    Ok(())
+}
+
+/// What is unfinished stays for the next attempt, unless it is what filled the disk.
+fn give_up(error: anyhow::Error, partial: Partial, dir: &RecoveryDir) -> anyhow::Error {
+    if exit_code(&error) != 73 {
+        return error;
+    }
+    match partial.discard(dir) {
+        Ok(()) => error.context("the unfinished backup was deleted again, older ones are untouched"),
+        Err(second) => error.context(format!("the unfinished backup could not be deleted ({second:#})")),
+    }
+}
+
+/// One attempt at a backup.
+struct Run<'a> {
+    node: &'a Node,
+    dir: &'a RecoveryDir,
+    options: &'a TakeOptions,
+    progress: &'a Progress,
+    survey: &'a Survey,
+    facts: &'a Facts,
+    reused: u64,
+    skipped: Vec<(String, String)>,
+}
+
+impl Run<'_> {
+    /// The steps that make the backup.
+    fn make(&mut self, partial: &mut Partial) -> Result<Backup> {
+        preflight::space(self.dir, self.facts, self.survey, partial)?;
+        install::install(self.node, self.dir)?;
+        if let Some((booted, _)) = &self.facts.booted {
+            pins::pin(self.node, self.dir, booted)?;
+        }
+        // Before /etc is archived: every deployment that is restored from here has both files.
+        hold::install(&self.node.real_path("/etc")).context("putting the kubelet hold and the resume unit into /etc")?;
+        for tree in &self.facts.trees.first {
+            self.archive(tree, partial)?;
+        }
+        let etcd = self.etcd_and_static_pods(partial)?;
+        interrupted()?;
+        publish(self.dir, partial, self.manifest(partial, etcd)?, self.progress)
+    }
+
+    fn archive(&mut self, tree: &Tree, partial: &mut Partial) -> Result<()> {
+        interrupted()?;
+        if partial.finished().contains_key(tree.file) {
+            self.progress.say(&format!("{} is finished already", tree.shown));
+            return Ok(());
+        }
+        let file = partial.room_for(tree.file)?;
+        let previous = self.survey.backups.iter().map(|b| b.file(tree.file)).find(|file| file.is_file());
+        let task = self.progress.task(&format!("archiving {}", tree.shown), None);
+        let packed = archive::pack(&tree.root, &file, &tree.selection, previous.as_deref(), &|bytes| task.add(bytes))
+            .with_context(|| format!("archiving {}", tree.shown))?;
+        self.reused += packed.reused;
+        let shown = |path: PathBuf| Path::new(tree.shown).join(path).display().to_string();
+        self.skipped.extend(packed.skipped.into_iter().map(|(path, why)| (shown(path), why)));
+        partial.finish(tree.file, Finished { bytes: packed.bytes, stored: packed.stored, sha256: packed.sha256 })
+    }
+
+    /// etcd's data and what is on disk of the static pods must be of one moment (the keys of encrypted secrets are among the latter): when a manifest
+    /// changes in between, both are taken again.
+    fn etcd_and_static_pods(&mut self, partial: &mut Partial) -> Result<Etcd> {
+        for _ in 0..ATTEMPTS {
+            let before = self.manifests_in_use()?;
+            let etcd = self.save_etcd(partial)?;
+            let tree = self.facts.trees.static_pods.clone();
+            // The one of an attempt before is of another moment.
+            partial.room_for(tree.file)?;
+            self.archive(&tree, partial)?;
+            if self.manifests_in_use()? == before {
+                return Ok(etcd);
+            }
+            self.progress.say("a static pod was rolled out meanwhile: etcd and static pods are taken again");
+        }
+        Err(not_now("static pods are being rolled out again and again: wait until the operators are at rest (`oc get clusteroperators`)"))
+    }
+
+    fn save_etcd(&self, partial: &mut Partial) -> Result<Etcd> {
+        let file = partial.room_for(ETCD)?;
+        // What is counted here is in the snapshot, which is begun a moment later.
+        let health = etcd::health(&self.facts.endpoint, self.options.wait).context("asking etcd how it is")?;
+        let task = self.progress.task("saving etcd", u64::try_from(health.db_size).ok());
+        let saved = etcd::save(&self.facts.endpoint, &file, self.options.wait, &|bytes| task.add(bytes)).context("saving etcd")?;
+        partial.finish(ETCD, Finished { bytes: saved.bytes, stored: saved.stored, sha256: saved.sha256 })?;
+        Ok(Etcd { version: Some(health.version), revision: health.revision, keys: Some(health.keys), bytes: saved.bytes })
+    }
+
+    /// What identifies the revision of each static pod: its manifest, which names it. (Times of files say nothing.)
+    fn manifests_in_use(&self) -> Result<Vec<Option<Vec<u8>>>> {
+        let digest = |path: PathBuf| {
+            if !self.node.exists(&path) {
+                return Ok(None);
+            }
+            self.node.read(&path).map(|bytes| Some(Sha256::digest(bytes).to_vec()))
+        };
+        self.facts.profile.static_pods.iter().map(|pod| digest(self.facts.profile.manifest(pod))).collect()
+    }
+
+    fn manifest(&self, partial: &Partial, etcd: Etcd) -> Result<Manifest> {
+        Ok(Manifest {
+            version: VERSION,
+            sequence: self.survey.next_sequence(),
+            id: partial.id.clone(),
+            name: self.options.name.clone(),
+            labels: self.options.labels.clone(),
+            asked_by: self.options.asked_by.to_string(),
+            taken: partial.taken(),
+            agent: env!("CARGO_PKG_VERSION").to_owned(),
+            profile: self.facts.profile.kind,
+            identity: self.facts.identity.clone(),
+            boot_id: self.node.clock().boot_id()?,
+            cluster: self.facts.cluster.clone(),
+            deployment: self.facts.booted.as_ref().map(|(_, id)| id.clone()),
+            etcd,
+            operators: self.facts.operators.clone(),
+            images: self.facts.images.clone(),
+            certificates_expire: self.facts.certificates_expire.as_ref().map(|(when, _)| *when),
+            etc_excludes: self.facts.trees.etc_excludes.clone(),
+            managed_files: self.facts.trees.managed_files.clone(),
+            sizes: partial.finished().iter().map(|(name, finished)| (name.clone(), finished.bytes)).collect(),
+        })
+    }
+}
+
+/// What follows only a published backup: the link, standby deployments, older backups. What fails here is a warning: the backup is there.
+fn make_room(node: &Node, dir: &RecoveryDir, options: &TakeOptions, backup: &Backup, taken: &mut Taken, progress: &Progress) {
+    if let Err(error) = store::link_latest(dir, Some(backup)) {
+        taken.warnings.push(format!("{error:#}"));
+    }
+    match remove_standbys(node, &mut taken.undeployed) {
+        Ok(()) => {}
+        Err(error) => taken.warnings.push(format!("standby deployments stay: {error:#}")),
+    }
+    match store::prune(node, dir, options.keep, Some(&backup.id), progress) {
+        Ok(removed) => {
+            taken.pruned = removed.removed;
+            taken.warnings.extend(removed.warnings);
+        }
+        Err(error) => taken.warnings.push(format!("older backups stay: {error:#}")),
+    }
+}
+
+/// Removes what stands behind the booted deployment in its own stateroot and is not pinned: the upgrade needs the room, in `/boot` above all.
+fn remove_standbys(node: &Node, removed: &mut Vec<String>) -> Result<()> {
+    if !ostree::is_ostree(node) {
+        return Ok(());
+    }
+    let deployments = ostree::deployments(node)?;
+    let Some(at) = deployments.iter().position(|d| d.booted) else { return Ok(()) };
+    let standby = |d: &&ostree::Deployment| !d.pinned && !d.staged && !d.pending && d.stateroot == deployments[at].stateroot;
+    // From the last one up: the indexes of those before do not shift.
+    for deployment in deployments[at + 1..].iter().rev().filter(standby) {
+        ostree::undeploy(node, deployment)?;
+        removed.push(format!("{}.{}", deployment.checksum, deployment.serial));
+    }
+    Ok(())
+}
+
+impl Taken {
+    fn of(node: &Node, backup: &Backup, outcome: Outcome, began: Instant) -> Self {
+        let stored = backup.manifest.sizes.keys().filter_map(|name| backup.file(name).metadata().ok()).map(|meta| meta.len()).sum();
+        Self {
+            outcome,
+            path: node.shown(&backup.path),
+            manifest: backup.manifest.clone(),
+            stored,
+            reused: 0,
+            seconds: began.elapsed().as_secs_f64(),
+            skipped: Vec::new(),
+            undeployed: Vec::new(),
+            pruned: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+}

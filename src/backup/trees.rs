@@ -1,0 +1,218 @@
+//! Which trees a backup holds, and what of each: one owner for each path.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::{ETC, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL, tmpfiles};
+use crate::archive::{Archive, Selection};
+use crate::error::{misfit, usage};
+use crate::node::machine_config::MachineConfig;
+use crate::node::profile::Profile;
+use crate::node::{Node, dir::RecoveryDir, hold, mounts};
+
+/// The trees that are archived whole, as the node calls them, and their archives.
+const WHOLE: [(&str, &str); 3] = [("/etc", ETC), ("/usr/local", USR_LOCAL), ("/var/lib/kubelet", KUBELET)];
+/// systemd's marker of `/etc` having been updated: it says something of this boot, not of the configuration (systemd-update-done.service(8)).
+const UPDATED: &str = ".updated";
+/// Rewrites the API server's manifest when a roll-out fails: never to be started out of a backup.
+pub const STARTUP_MONITOR: &str = "manifests/kube-apiserver-startup-monitor-pod.yaml";
+
+/// One tree, and what of it belongs to one archive.
+#[derive(Debug, Clone)]
+pub struct Tree {
+    /// The archive's file.
+    pub file: &'static str,
+    /// As the node calls it.
+    pub shown: &'static str,
+    /// Where it is for this process, links followed.
+    pub root: PathBuf,
+    /// What of it.
+    pub selection: Selection,
+}
+
+/// All that is archived.
+#[derive(Debug, Clone)]
+pub struct Trees {
+    /// In the order in which they are taken; static pods are not among them.
+    pub first: Vec<Tree>,
+    /// Taken together with etcd, last.
+    pub static_pods: Tree,
+    /// Paths below `/etc` that a restore leaves alone.
+    pub etc_excludes: Vec<PathBuf>,
+    /// Managed files outside `/etc`, absolute.
+    pub managed_files: Vec<PathBuf>,
+    /// Those of them that the extras hold, relative to `/`.
+    extras: Vec<PathBuf>,
+}
+
+impl Trees {
+    /// Those of a node of this profile.
+    ///
+    /// # Errors
+    /// [`Failure::Misfit`](crate::error::Failure::Misfit) when one of the trees is not there; when `currentconfig` or `/etc/tmpfiles.d` cannot be read.
+    pub fn of(node: &Node, profile: &'static Profile) -> Result<Self> {
+        let managed_files = MachineConfig::current(node)?.map(|config| config.outside_etc()).unwrap_or_default();
+        let extras = extras(node, &managed_files)?;
+        let mut first = Vec::new();
+        for (shown, file) in WHOLE {
+            let selection = if file == ETC { without_owned(profile)? } else { Selection::all() };
+            first.push(Tree { file, shown, root: existing(node, shown)?, selection });
+        }
+        if !extras.is_empty() {
+            first.push(Tree { file: EXTRAS, shown: "/", root: node.root().to_owned(), selection: Selection::all().only(&extras) });
+        }
+        let static_pods =
+            Tree { file: STATIC_PODS, shown: profile.kubernetes, root: existing(node, profile.kubernetes)?, selection: owned(profile)? };
+        Ok(Self { first, static_pods, etc_excludes: etc_excludes(node)?, managed_files, extras })
+    }
+
+    /// Bytes of content of all of it, mounts not entered; something more than is archived, as little as what a restore of `/etc` leaves alone.
+    ///
+    /// # Errors
+    /// As [`mounts::usage`].
+    pub fn usage(&self) -> Result<u64> {
+        let whole = self.first.iter().filter(|tree| tree.file != EXTRAS).map(|tree| mounts::usage(&tree.root));
+        let extras = self
+            .first
+            .iter()
+            .filter(|tree| tree.file == EXTRAS)
+            .flat_map(|tree| self.extras.iter().map(|p| mounts::usage(&tree.root.join(p))));
+        whole.chain(extras).sum()
+    }
+}
+
+/// What of `/etc` its own archive holds: all but what [`STATIC_PODS`] owns.
+///
+/// # Errors
+/// Never for the profiles there are.
+pub fn without_owned(profile: &Profile) -> Result<Selection> {
+    let kubernetes = Path::new(profile.kubernetes).strip_prefix("/etc").context("the profile's Kubernetes directory is not below /etc")?;
+    Selection::all().except(profile.owned.iter().map(|owned| kubernetes.join(owned)))
+}
+
+/// What of the profile's Kubernetes directory [`STATIC_PODS`] holds.
+///
+/// # Errors
+/// Never for the profiles there are.
+pub fn owned(profile: &Profile) -> Result<Selection> {
+    Selection::all().only(profile.owned).except([STARTUP_MONITOR])
+}
+
+/// What of `/` the archive of the extras holds: its files, each by its whole path. The directories above them are passed on the way and may be mount
+/// points, as `/var` is on an ostree host: a selection that holds those as well stops there.
+#[must_use]
+pub fn extras_in(archive: &Archive) -> Selection {
+    let paths: Vec<&Path> = archive.paths().collect();
+    // In order, what leads to something is followed by it.
+    let leads_on = |at: usize| paths.get(at + 1).is_some_and(|next| next.starts_with(paths[at]));
+    Selection::all().only((0..paths.len()).filter(|at| !leads_on(*at)).map(|at| paths[at]))
+}
+
+/// Paths below `/etc` that a restore leaves alone: what tmpfiles.d makes, and the agent's own two files.
+fn etc_excludes(node: &Node) -> Result<Vec<PathBuf>> {
+    let mut paths = tmpfiles::paths_below_etc(node)?;
+    paths.extend(always_excluded());
+    paths.sort();
+    paths.dedup();
+    Ok(paths)
+}
+
+/// What no restore of `/etc` touches, on any node.
+pub(super) fn always_excluded() -> [PathBuf; 3] {
+    [UPDATED, hold::DROP_IN, hold::RESUME_UNIT].map(PathBuf::from)
+}
+
+/// The managed files that are there and in none of the other trees, relative to `/`, links on the way followed: the archive follows none.
+fn extras(node: &Node, managed: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let others: Vec<PathBuf> = WHOLE.iter().map(|(shown, _)| real(node, Path::new(shown))).collect();
+    let mut paths = Vec::new();
+    for path in managed {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { continue };
+        let path = real(node, parent).join(name);
+        if path.symlink_metadata().is_ok() && !others.iter().any(|other| path.starts_with(other)) {
+            paths.push(path.strip_prefix(node.root()).with_context(|| format!("{} is outside of the node", path.display()))?.to_owned());
+        }
+    }
+    paths.sort();
+    paths.dedup();
+    Ok(paths)
+}
+
+fn existing(node: &Node, shown: &str) -> Result<PathBuf> {
+    let path = real(node, Path::new(shown));
+    if path.is_dir() { Ok(path) } else { Err(misfit(format!("there is no directory {shown} on this node"))) }
+}
+
+/// Where the node's `path` is for this process, every link followed; what does not exist is joined on.
+fn real(node: &Node, path: &Path) -> PathBuf {
+    if !node.is_live() {
+        return node.real_path(path);
+    }
+    match (path.canonicalize(), path.parent(), path.file_name()) {
+        (Ok(real), _, _) => real,
+        (Err(_), Some(parent), Some(name)) => real(node, parent).join(name),
+        _ => path.to_owned(),
+    }
+}
+
+/// Refuses a recovery directory inside a tree that is archived: a backup would hold all earlier ones, and a restore delete them. To be called before
+/// the directory is made.
+///
+/// # Errors
+/// [`Failure::Usage`](crate::error::Failure::Usage) when it is.
+pub fn refuse_dir_inside(node: &Node, dir: &RecoveryDir) -> Result<()> {
+    let place = real(node, dir.shown());
+    for (shown, _) in WHOLE {
+        if place.starts_with(real(node, Path::new(shown))) {
+            return Err(usage(format!(
+                "the recovery directory {} is inside {shown}, which every backup holds: choose another with --dir",
+                dir.shown().display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::exit_code;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_recovery_directory_inside_a_tree_is_refused_through_links_too() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        std::fs::create_dir_all(root.path().join("var/usrlocal"))?;
+        std::fs::create_dir_all(root.path().join("usr"))?;
+        symlink("../var/usrlocal", root.path().join("usr/local"))?;
+        symlink("/etc", root.path().join("var/link"))?;
+        let node = Node::at(root.path(), None);
+        for bad in ["/etc/recovery", "/etc", "/usr/local/r", "/var/usrlocal/deep/r", "/var/lib/kubelet/x", "/var/link/r"] {
+            let refused = refuse_dir_inside(&node, &RecoveryDir::new(&node, Path::new(bad)));
+            assert_eq!(refused.map_err(|e| exit_code(&e)), Err(2), "{bad}");
+        }
+        for good in ["/var/recovery", "/var/lib/kubelet2", "/etcetera", "/var"] {
+            assert!(refuse_dir_inside(&node, &RecoveryDir::new(&node, Path::new(good))).is_ok(), "{good}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn extras_are_the_managed_files_that_no_other_archive_holds() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        for dir in ["etc", "var/usrlocal/bin", "var/opt/x", "usr", "var/lib/kubelet"] {
+            std::fs::create_dir_all(root.path().join(dir))?;
+        }
+        symlink("../var/usrlocal", root.path().join("usr/local"))?;
+        symlink("/var/opt", root.path().join("opt"))?;
+        for file in ["var/usrlocal/bin/a", "var/opt/x/b", "var/lib/kubelet/config.json"] {
+            std::fs::write(root.path().join(file), "x")?;
+        }
+        let node = Node::at(root.path(), None);
+        let managed =
+            ["/usr/local/bin/a", "/var/usrlocal/bin/a", "/opt/x/b", "/var/opt/x/b", "/var/lib/kubelet/config.json", "/opt/missing"];
+        assert_eq!(extras(&node, &managed.map(PathBuf::from))?, [PathBuf::from("var/opt/x/b")]);
+        Ok(())
+    }
+}

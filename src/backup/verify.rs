@@ -1,0 +1,233 @@
+//! `SHA256SUMS`: writing it, and checking a backup against it, so that `sha256sum -c SHA256SUMS` says the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, Result};
+use rustix::fs::{Advice, fadvise};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::manifest::Manifest;
+use super::{Backup, ETCD, MANIFEST, SUMS};
+use crate::archive::{Archive, Tick};
+use crate::error::{damaged, exit_code};
+use crate::etcd;
+use crate::node::{clock::interrupted, durable};
+use crate::report::Progress;
+
+/// Size and SHA-256 (hex) of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Sum {
+    /// Bytes.
+    pub bytes: u64,
+    /// Hex.
+    pub sha256: String,
+}
+
+/// What a check of one backup found.
+#[derive(Debug, Clone, Serialize)]
+pub struct VerifyReport {
+    /// The backup.
+    pub id: String,
+    /// True when the contents of the archives were checked too.
+    pub deep: bool,
+    /// True when nothing is wrong.
+    pub good: bool,
+    /// Its files, as they are.
+    pub files: BTreeMap<String, Sum>,
+    /// What is wrong, one sentence each.
+    pub problems: Vec<String>,
+}
+
+/// Checks every file against `SHA256SUMS`, and that nothing is missing or added. `deep` also decompresses everything: every content of an archive
+/// against its index, the etcd snapshot against its trailer.
+///
+/// # Errors
+/// [`Failure::Damaged`](crate::error::Failure::Damaged) with all that is wrong; [`Failure::NotNow`](crate::error::Failure::NotNow) when
+/// interrupted.
+pub fn verify(backup: &Backup, deep: bool, progress: &Progress) -> Result<()> {
+    let report = report(&backup.path, &backup.id, deep, progress)?;
+    if report.good { Ok(()) } else { Err(damaged(format!("the backup {} is damaged: {}", report.id, report.problems.join("; ")))) }
+}
+
+/// As [`verify`], for any directory that should be the backup `id`; what is wrong is in the report.
+///
+/// # Errors
+/// When the directory cannot be listed, or the agent is interrupted.
+pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<VerifyReport> {
+    let mut problems = Vec::new();
+    match complete(path) {
+        Ok(manifest) if manifest.id != id => problems.push(format!("its manifest says that it is {}", manifest.id)),
+        Ok(_) => {}
+        Err(error) => problems.push(format!("{error:#}")),
+    }
+    let sums = read_sums(path).unwrap_or_default();
+    let names: Vec<String> = sums.keys().filter(|name| is_file(&path.join(name))).cloned().collect();
+    let total = names.iter().filter_map(|n| path.join(n).metadata().ok()).map(|m| m.len()).sum();
+    let task = progress.task(&format!("checking {id}"), Some(total));
+    let mut files = BTreeMap::new();
+    for (name, result) in hash_all(path, &names, &|bytes| task.add(bytes))? {
+        match result {
+            Ok(sum) => {
+                if sum.sha256 != sums[&name] {
+                    problems.push(format!("{name} is not what {SUMS} says"));
+                }
+                files.insert(name, sum);
+            }
+            Err(error) => problems.push(format!("{error:#}")),
+        }
+    }
+    if deep {
+        task.note("contents");
+        for name in &names {
+            interrupted()?;
+            if let Err(error) = check_content(&path.join(name), &|_| {}) {
+                // An interruption is no damage.
+                if exit_code(&error) == 75 {
+                    return Err(error);
+                }
+                problems.push(format!("{name}: {error:#}"));
+            }
+        }
+    }
+    Ok(VerifyReport { id: id.to_owned(), deep, good: problems.is_empty(), files, problems })
+}
+
+/// Reads the manifest of the backup at `path`, and checks that its files are exactly those that `SHA256SUMS` lists. Nothing is hashed.
+///
+/// # Errors
+/// [`Failure::Damaged`](crate::error::Failure::Damaged) with the first thing that is wrong.
+pub(super) fn complete(path: &Path) -> Result<Manifest> {
+    let manifest = Manifest::read(path)?;
+    let listed: BTreeSet<String> = read_sums(path)?.into_keys().collect();
+    let mut there = BTreeSet::new();
+    for entry in std::fs::read_dir(path).with_context(|| format!("listing {}", path.display()))? {
+        let entry = entry.with_context(|| format!("listing {}", path.display()))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !is_file(&entry.path()) {
+            return Err(damaged(format!("{name} is not a regular file")));
+        }
+        if name != SUMS {
+            there.insert(name);
+        }
+    }
+    let expected: BTreeSet<String> = manifest.sizes.keys().cloned().chain([MANIFEST.to_owned()]).collect();
+    if let Some(name) = expected.difference(&listed).next() {
+        return Err(damaged(format!("{name} is not in {SUMS}")));
+    }
+    if let Some(name) = listed.difference(&there).next() {
+        return Err(damaged(format!("{name} is missing")));
+    }
+    match there.difference(&listed).next() {
+        Some(name) => Err(damaged(format!("{name} was added: it is not in {SUMS}"))),
+        None => Ok(manifest),
+    }
+}
+
+/// Writes `SHA256SUMS` of `sums` into `path`, durably.
+pub(super) fn write_sums(path: &Path, sums: &BTreeMap<String, Sum>) -> Result<()> {
+    let lines: Vec<String> = sums.iter().map(|(name, sum)| format!("{}  {name}", sum.sha256)).collect();
+    durable::write(&path.join(SUMS), (lines.join("\n") + "\n").as_bytes(), 0o600)
+}
+
+/// Name and sum of each line of `SHA256SUMS`, as sha256sum(1) prints them.
+fn read_sums(path: &Path) -> Result<BTreeMap<String, String>> {
+    let text = std::fs::read_to_string(path.join(SUMS)).map_err(|e| damaged(format!("it has no readable {SUMS}: {e}")))?;
+    let mut sums = BTreeMap::new();
+    for line in text.lines() {
+        let wrong = || damaged(format!("{SUMS} has a line that is no sum: `{}`", line.escape_default()));
+        let (sum, name) = line.split_once("  ").ok_or_else(wrong)?;
+        let hex = sum.len() == 64 && sum.chars().all(|c| c.is_ascii_hexdigit());
+        if !hex
+            || name.is_empty()
+            || name.contains('/')
+            || name.starts_with('.')
+            || sums.insert(name.to_owned(), sum.to_lowercase()).is_some()
+        {
+            return Err(wrong());
+        }
+    }
+    Ok(sums)
+}
+
+/// Whether a file that was just written may be read from memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cached {
+    /// Whatever is quickest.
+    Take,
+    /// From the disk: what was written is to be seen as it arrived there.
+    Drop,
+}
+
+/// Hashes files of the directory `path`, the largest first, on both cores.
+fn hash_all(path: &Path, names: &[String], tick: Tick<'_>) -> Result<Vec<(String, Result<Sum>)>> {
+    let size = |name: &String| path.join(name).metadata().map_or(0, |m| m.len());
+    let mut order: Vec<&String> = names.iter().collect();
+    order.sort_by_key(|name| std::cmp::Reverse(size(name)));
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        while let Some(name) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+            done.push(((*name).clone(), hash(&path.join(name), Cached::Take, tick)));
+        }
+        done
+    };
+    let results = std::thread::scope(|scope| {
+        let other = scope.spawn(work);
+        let mut results = work();
+        results.extend(other.join().map_err(|_| anyhow::anyhow!("a thread that was hashing {} panicked", path.display()))?);
+        anyhow::Ok(results)
+    })?;
+    interrupted()?;
+    Ok(results)
+}
+
+/// Size and SHA-256 of one file.
+pub(super) fn hash(path: &Path, cached: Cached, tick: Tick<'_>) -> Result<Sum> {
+    let read = || -> Result<Sum> {
+        let mut file = File::open(path)?;
+        if cached == Cached::Drop {
+            fadvise(&file, 0, None, Advice::DontNeed)?;
+        }
+        let (mut hasher, mut buffer, mut bytes) = (Sha256::new(), vec![0; 256 << 10], 0);
+        loop {
+            interrupted()?;
+            let count = file.read(&mut buffer)?;
+            if count == 0 {
+                return Ok(Sum { bytes, sha256: hex(&hasher.finalize()) });
+            }
+            hasher.update(&buffer[..count]);
+            bytes += count as u64;
+            tick(count as u64);
+        }
+    };
+    read().with_context(|| format!("hashing {}", path.display()))
+}
+
+/// Lower-case hex.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Decompresses an archive or the snapshot and checks what is in it; any other file passes.
+pub(super) fn check_content(file: &Path, tick: Tick<'_>) -> Result<()> {
+    if file.ends_with(ETCD) {
+        etcd::verify(file, tick)
+    } else if file.to_string_lossy().ends_with(".tar.zst") {
+        Archive::open(file)?.verify(tick)
+    } else {
+        Ok(())
+    }
+}
+
+fn is_file(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|meta| meta.is_file())
+}
