@@ -20,5 +20,6 @@ pub mod error;
 pub mod etcd;
 pub mod kube;
 pub mod node;
+pub mod recovery;
 pub mod report;
 pub mod tools;

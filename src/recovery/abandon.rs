@@ -1,0 +1,119 @@
+//! Giving a recovery up.
+
+use std::path::Path;
+
+use anyhow::Result;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::journal::{Journal, Reading};
+use super::machine::{Event, Phase, State};
+use super::status::{RunStatus, StepState};
+use super::undo::{Undo, Units};
+use super::{history, verbs};
+use crate::node::dir::RecoveryDir;
+use crate::node::profile::Profile;
+use crate::node::{Node, hold};
+
+/// What giving up left behind.
+#[derive(Debug, Clone, Serialize)]
+pub struct AbandonReport {
+    /// The run, when its journal could be read.
+    pub run: Option<RunStatus>,
+    /// What was put back, and what is left to do by hand.
+    pub put_back: Vec<String>,
+    /// Steps that changed the node's disk and were done, or begun.
+    pub changed: Vec<String>,
+    /// What state the node is in, in words.
+    pub state: String,
+}
+
+/// Steps that change what the node would boot or run, by phase: once one has begun, the node is no longer what it was.
+const CHANGING: [(Phase, &str); 9] = [
+    (Phase::RestoreFiles, "newer-files"),
+    (Phase::RestoreFiles, "usr-local"),
+    (Phase::RestoreFiles, "etc"),
+    (Phase::RestoreFiles, "extras"),
+    (Phase::Resume, "kubelet-files"),
+    (Phase::Resume, "network-databases"),
+    (Phase::Resume, "no-manifests"),
+    (Phase::Resume, "static-pods"),
+    (Phase::Resume, "etcd-data"),
+];
+
+/// Ends the run: puts back what `undo.json` holds, lifts the hold, moves the journal to `history/`. The files stay as they are; the report
+/// says what that is. It needs no readable journal.
+///
+/// # Errors
+/// [`Failure::NotNow`](crate::error::Failure::NotNow) when another agent has the lock; when something cannot be put back: the recovery is
+/// then still in progress.
+pub fn abandon(node: &Node, dir: &RecoveryDir) -> Result<Option<AbandonReport>> {
+    dir.check()?;
+    if !dir.in_recovery() && !dir.undo().exists() && !hold::is_placed(node) {
+        return Ok(None);
+    }
+    let _lock = verbs::locked(dir, "abandon")?;
+    let (undo, reading) = (Undo::load(dir)?, history::readable(dir)?);
+    let changed = reading.as_ref().map(changed).unwrap_or_default();
+    let untouched = changed.is_empty() && reading.as_ref().is_some_and(|r| r.beginning.restarts.is_none());
+    let mut put_back = match undo.clone() {
+        Some(mut undo) => undo.put_back(node, dir, if untouched { Units::Start } else { Units::Leave })?,
+        None if hold::is_placed(node) => {
+            hold::lift(node)?;
+            vec!["the hold on kubelet is lifted".to_owned()]
+        }
+        None => Vec::new(),
+    };
+    let run = reading.as_ref().map(RunStatus::of);
+    let state = state_of(reading.as_ref(), untouched, &changed);
+    let old = reading.as_ref().map(|r| r.run().to_owned()).or(undo.as_ref().and_then(|u| u.runs.last().cloned()));
+    put_back.extend(kept_etcd(node, reading.as_ref(), undo.as_ref()));
+    let report = AbandonReport { run, put_back, changed, state };
+    if reading.is_some_and(|r| matches!(r.state, State::Open(_)))
+        && let Some(mut journal) = Journal::open(&dir.journal(), &node.clock().boot_id()?)?
+    {
+        journal.append(&Event::Abandoned, Value::Null)?;
+    }
+    history::close(dir, old.as_deref(), &report)?;
+    Ok(Some(report))
+}
+
+/// The etcd data that the runs replaced is kept, and stays: whether it or the restored one is wanted, a person decides.
+fn kept_etcd(node: &Node, reading: Option<&Reading>, undo: Option<&Undo>) -> Vec<String> {
+    let Some(profile) = reading.map(|r| r.beginning.profile.profile()).or_else(|| Profile::of(node).ok()) else { return Vec::new() };
+    let kept = |run: &String| {
+        let shown = Path::new(profile.etcd_data).join(format!("member.before-{run}"));
+        node.exists(&shown).then(|| format!("the etcd data from before the recovery is kept as {}", shown.display()))
+    };
+    undo.iter().flat_map(|u| &u.runs).filter_map(kept).collect()
+}
+
+fn changed(reading: &Reading) -> Vec<String> {
+    let phases = RunStatus::of(reading).phases;
+    let is_changing = |phase: Phase, step: &str| CHANGING.iter().any(|(p, s)| *p == phase && *s == step);
+    let steps = phases.iter().flat_map(|p| p.steps.iter().map(move |s| (p.phase, s)));
+    let begun = steps.filter(|(phase, step)| step.state != StepState::Waiting && is_changing(*phase, &step.name));
+    begun
+        .map(
+            |(phase, step)| {
+                if step.state == StepState::Done { format!("{phase}: {}", step.name) } else { format!("{phase}: {} (in part)", step.name) }
+            },
+        )
+        .collect()
+}
+
+fn state_of(reading: Option<&Reading>, untouched: bool, changed: &[String]) -> String {
+    match reading {
+        None => {
+            "the journal could not be read, so nobody knows how far the recovery came: treat the node's files as half restored".to_owned()
+        }
+        Some(reading) if !matches!(reading.state, State::Open(_)) => "the recovery was over already".to_owned(),
+        Some(_) if untouched => "nothing on disk was changed: the node is as it was before the recovery".to_owned(),
+        Some(reading) => format!(
+            "the recovery ended as {}; restored so far: {}; the rest is the newer release's: do not start kubelet before the node is whole (`recovery \
+             restore-files` recovers it)",
+            reading.state.describe(),
+            if changed.is_empty() { "what the runs before it restored".to_owned() } else { changed.join(", ") }
+        ),
+    }
+}

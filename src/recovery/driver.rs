@@ -1,0 +1,171 @@
+//! Carries a run out: asks the machine what is next, writes the intent down, acts, writes the end down.
+//!
+//! It knows neither the steps nor the node: those are behind [`Work`], so that crashes can be tried at every boundary with steps that
+//! are none.
+
+use serde_json::{Value, json};
+
+use anyhow::Result;
+
+use super::journal::{Journal, Kind, Reading};
+use super::machine::{Event, Next, Phase, PlannedStep, Stage, State};
+use crate::error::{Failure, exit_code};
+
+/// `MESSAGE_ID` of the journald entry that a run writes when it begins or ends a phase (`systemd.journal-fields(7)`).
+pub const MESSAGE_PHASE: &str = "a4c4c7eb11d94d0385259294778c1f2f";
+/// `MESSAGE_ID` of the entry of a failed step.
+pub const MESSAGE_FAILED: &str = "f1c594d3ffff49419f5bfc4c56dcce99";
+
+/// What the driver carries out.
+pub trait Work {
+    /// Does one step and returns its figures. The step decides from the node whether something is left to do; it may be done again at
+    /// any time. It writes its notes through `journal`, which knows the step as the one that acts.
+    ///
+    /// # Errors
+    /// When it could not be done. [`Failure::NotNow`] is an interruption: the step stays open.
+    fn perform(&mut self, journal: &mut Journal, phase: Phase, step: &str) -> Result<Value>;
+
+    /// Called before each event is written: progress, and a place to stop for tests.
+    ///
+    /// # Errors
+    /// Whatever must stop the run here, with nothing written.
+    fn before(&mut self, journal: &Journal, event: &Event) -> Result<()>;
+}
+
+/// How far a run goes in one go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// To the end, or to the reboot.
+    End,
+    /// To the end of the phase in which something was done, or to the reboot.
+    Phase,
+}
+
+/// Why a run stopped without a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Halt {
+    /// Every phase is done and the journal says so: what is left is to put it away.
+    Finished,
+    /// The phase is done but for the reboot.
+    Reboot(Phase),
+    /// This phase was the one that was asked for.
+    After(Phase),
+}
+
+/// Carries the run of `journal` on from wherever it stands.
+///
+/// # Errors
+/// That of a step, with the step's name and the next command around it; it is in the journal by then. That of the journal itself.
+pub fn drive(journal: &mut Journal, work: &mut impl Work, until: Until) -> Result<Halt> {
+    let mut worked = None;
+    loop {
+        let State::Open(open) = &journal.reading().state else { return Ok(Halt::Finished) };
+        let open = open.clone();
+        let phase = open.planned().map(|p| p.phase);
+        if let (Until::Phase, Some(worked), Some(_), Stage::Before) = (until, worked, phase, open.stage) {
+            return Ok(Halt::After(worked));
+        }
+        let rebooted = phase.and_then(|p| journal.reading().boot_of_last_step(p)).is_some_and(|boot| boot != journal.boot());
+        match open.next(|step| phase.is_some_and(|p| is_lost(journal.reading(), journal.boot(), p, step)), rebooted) {
+            Next::Begin(phase) => {
+                write(journal, work, &Event::PhaseBegun(phase), Value::Null)?;
+                tell_phase(journal.reading(), phase, "begins");
+            }
+            Next::Step(phase, step) => {
+                worked = Some(phase);
+                one_step(journal, work, phase, &step.name)?;
+            }
+            Next::Reboot(phase) => {
+                let why = if rebooted { json!({"already": "the node has rebooted since the last step"}) } else { Value::Null };
+                write(journal, work, &Event::RebootRequested(phase), why)?;
+                if !rebooted {
+                    return Ok(Halt::Reboot(phase));
+                }
+            }
+            Next::End(phase) => {
+                write(journal, work, &Event::PhaseDone(phase), Value::Null)?;
+                tell_phase(journal.reading(), phase, "is done");
+            }
+            Next::Finish => write(journal, work, &Event::Finished, Value::Null)?,
+        }
+    }
+}
+
+/// Writes the intent, does the step, writes its end or its failure.
+fn one_step(journal: &mut Journal, work: &mut impl Work, phase: Phase, step: &str) -> Result<()> {
+    write(journal, work, &Event::StepIntent(phase, step.to_owned()), Value::Null)?;
+    let run = journal.reading().run().to_owned();
+    match work.perform(journal, phase, step) {
+        Ok(figures) => write(journal, work, &Event::StepDone(phase, step.to_owned()), figures),
+        Err(error) => {
+            let code = exit_code(&error);
+            let message = failure_message(Some(phase), step, &format!("{error:#}"), code);
+            // An interruption is no failure: the step is open and is taken up again.
+            if code != 75 {
+                tracing::error!(recovery_run = %run, recovery_phase = phase.name(), recovery_step = step, message_id = MESSAGE_FAILED, "{message}");
+                let cause = json!({"cause": format!("{error:#}"), "exit": code});
+                if let Err(unwritten) = write(journal, work, &Event::StepFailed(phase, step.to_owned()), cause) {
+                    tracing::warn!("the failure could not be written to the journal: {unwritten:#}");
+                }
+            }
+            Err(same_kind(&error, message))
+        }
+    }
+}
+
+fn write(journal: &mut Journal, work: &mut impl Work, event: &Event, detail: Value) -> Result<()> {
+    work.before(journal, event)?;
+    journal.append(event, detail)
+}
+
+/// True when a volatile step was last done in another boot.
+fn is_lost(reading: &Reading, boot: &str, phase: Phase, step: &PlannedStep) -> bool {
+    reading.last_of(phase, &step.name, Kind::StepDone).is_none_or(|done| done.boot != boot)
+}
+
+/// What to do about a failure of this exit code.
+fn next_command(code: u8) -> &'static str {
+    match code {
+        65 => "`recovery verify`, then `recovery restart --backup ID` with a backup that is whole, or `recovery abandon`",
+        73 => "make room, then `recovery resume`",
+        75 => "`recovery resume` to go on",
+        _ => "put the cause right and `recovery resume`, or `recovery abandon`",
+    }
+}
+
+/// An error of the kind, and thus of the exit code, of `error`, that says `message`.
+fn same_kind(error: &anyhow::Error, message: String) -> anyhow::Error {
+    of_code(exit_code(error), message)
+}
+
+fn of_code(code: u8, message: String) -> anyhow::Error {
+    match code {
+        2 => Failure::Usage(message).into(),
+        65 => Failure::Damaged(message).into(),
+        69 => Failure::Unanswered(message).into(),
+        73 => Failure::NoSpace(message).into(),
+        75 => Failure::NotNow(message).into(),
+        77 => Failure::NotPermitted(message).into(),
+        78 => Failure::Misfit(message).into(),
+        _ => anyhow::Error::msg(message),
+    }
+}
+
+/// The failure that a journal ends with, as the agent that met it reported it.
+pub(super) fn recorded_failure(reading: &Reading) -> anyhow::Error {
+    let last = reading.last();
+    let code = last.detail.get("exit").and_then(Value::as_u64).and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+    of_code(code, failure_message(last.phase, last.step.as_deref().unwrap_or("?"), last.cause().unwrap_or("?"), code))
+}
+
+fn failure_message(phase: Option<Phase>, step: &str, cause: &str, code: u8) -> String {
+    let how = if code == 75 { "was interrupted" } else { "failed" };
+    format!("phase {}, step {step} {how}: {cause}; next: {}", phase.map_or("?", Phase::name), next_command(code))
+}
+
+fn tell_phase(reading: &Reading, phase: Phase, what: &str) {
+    tracing::info!(recovery_run = reading.run(), recovery_phase = phase.name(), message_id = MESSAGE_PHASE, "phase {phase} {what}");
+}
+
+#[cfg(test)]
+mod tests;

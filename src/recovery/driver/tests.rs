@@ -1,0 +1,191 @@
+//! A run of steps that are none, stopped at every point at which it can be stopped, and carried on in the same boot or in another.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::anyhow;
+
+use super::*;
+use crate::error::{not_now, unanswered};
+use crate::node::profile;
+use crate::recovery::journal::{Asked, Beginning};
+use crate::recovery::machine::{Plan, PlannedPhase};
+
+const RESTORED: &[(&str, bool)] = &[("stop", true), ("note", false), ("restore", false), ("check", false)];
+const RESUMED: &[(&str, bool)] = &[("etcd", false), ("start", true), ("lift", false), ("wait", false)];
+const FINISHED: &[(&str, bool)] = &[("clear", false)];
+
+fn plan() -> Plan {
+    let phase = |phase, reboot, steps: &[(&str, bool)]| PlannedPhase {
+        phase,
+        reboot,
+        steps: steps.iter().map(|(name, volatile)| PlannedStep { name: (*name).to_owned(), volatile: *volatile }).collect(),
+    };
+    vec![phase(Phase::RestoreFiles, true, RESTORED), phase(Phase::Resume, false, RESUMED), phase(Phase::Finish, false, FINISHED)]
+}
+
+/// A node whose state is which steps had their effect, and in which boot.
+#[derive(Default)]
+struct Fake {
+    effects: BTreeMap<String, String>,
+    /// Points passed, and the one at which the power fails.
+    points: usize,
+    power_fails_at: Option<usize>,
+    fails_once: Option<&'static str>,
+    noted: Option<usize>,
+}
+
+impl Fake {
+    fn point(&mut self) -> Result<()> {
+        self.points += 1;
+        if self.power_fails_at == Some(self.points) { Err(not_now("the power fails")) } else { Ok(()) }
+    }
+
+    fn reboot(&mut self) {
+        self.effects.retain(|step, _| !is_volatile(step));
+    }
+}
+
+fn is_volatile(step: &str) -> bool {
+    plan().iter().flat_map(|p| p.steps.clone()).any(|s| s.name == step && s.volatile)
+}
+
+impl Work for Fake {
+    fn perform(&mut self, journal: &mut Journal, phase: Phase, step: &str) -> Result<Value> {
+        let planned = plan().into_iter().find(|p| p.phase == phase).unwrap();
+        let here = planned.steps.iter().position(|s| s.name == step).unwrap();
+        for before in &planned.steps[..here] {
+            assert!(self.effects.contains_key(&before.name), "{step} acts, but {} has no effect in this boot", before.name);
+        }
+        self.point()?;
+        if self.fails_once == Some(step) {
+            self.fails_once = None;
+            return Err(unanswered("it hangs"));
+        }
+        if step == "note" && journal.reading().last_of(phase, step, Kind::StepNoted).is_none() {
+            journal.append(&Event::StepNoted(phase, step.to_owned()), json!({"seen": 7}))?;
+            self.noted = Some(self.noted.unwrap_or(0) + 1);
+            self.point()?;
+        }
+        self.effects.insert(step.to_owned(), journal.boot().to_owned());
+        self.point()?;
+        Ok(Value::Null)
+    }
+
+    fn before(&mut self, _: &Journal, _: &Event) -> Result<()> {
+        self.point()
+    }
+}
+
+fn begin(dir: &Path) -> PathBuf {
+    let path = dir.join("progress");
+    let beginning = Beginning {
+        profile: profile::Kind::Kubeadm,
+        target: None,
+        asked: Asked::default(),
+        restarts: None,
+        warnings: Vec::new(),
+        phases: plan(),
+    };
+    Journal::begin(&path, "r", "b", "boot-0", &beginning).unwrap();
+    path
+}
+
+/// Carries on until the run is finished, rebooting when asked to; returns the events without repetitions.
+fn to_the_end(path: &Path, fake: &mut Fake, mut boot: u32) -> Vec<String> {
+    loop {
+        let mut journal = Journal::open(path, &format!("boot-{boot}")).unwrap().unwrap();
+        match drive(&mut journal, fake, Until::End).unwrap() {
+            Halt::Finished => break,
+            Halt::Reboot(_) => {
+                fake.reboot();
+                boot += 1;
+            }
+            Halt::After(phase) => panic!("stopped after {phase}"),
+        }
+    }
+    let mut seen = Vec::new();
+    for record in &Reading::of(path).unwrap().unwrap().records {
+        let event = record.event().unwrap().describe();
+        if !seen.contains(&event) {
+            seen.push(event);
+        }
+    }
+    seen
+}
+
+#[test]
+fn a_run_stopped_at_any_point_ends_as_one_that_was_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fake = Fake::default();
+    let expected = to_the_end(&begin(dir.path()), &mut fake, 0);
+    let points = fake.points;
+    assert!(points > 40);
+    for (at, reboots, torn) in (1..=points).flat_map(|at| [(at, false, false), (at, true, false), (at, true, true)]) {
+        let path = begin(dir.path());
+        let mut fake = Fake { power_fails_at: Some(at), ..Fake::default() };
+        let mut boot = 0;
+        loop {
+            let mut journal = Journal::open(&path, &format!("boot-{boot}")).unwrap().unwrap();
+            match drive(&mut journal, &mut fake, Until::End) {
+                Ok(Halt::Reboot(_)) => {}
+                Ok(halt) => panic!("{halt:?} before the power failed at {at}"),
+                Err(error) => {
+                    assert_eq!(exit_code(&error), 75);
+                    break;
+                }
+            }
+            fake.reboot();
+            boot += 1;
+        }
+        if torn {
+            std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"version\":1,\"sequ").unwrap();
+        }
+        if reboots {
+            fake.reboot();
+            boot += 1;
+        }
+        assert_eq!(to_the_end(&path, &mut fake, boot), expected, "stopped at point {at}, rebooted: {reboots}");
+        assert_eq!(fake.noted, Some(1), "noted once, not more, when stopped at point {at}");
+    }
+}
+
+#[test]
+fn a_failure_is_in_the_journal_and_the_step_is_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = begin(dir.path());
+    let mut fake = Fake { fails_once: Some("restore"), ..Fake::default() };
+    let mut journal = Journal::open(&path, "boot-0").unwrap().unwrap();
+    let error = drive(&mut journal, &mut fake, Until::End).unwrap_err();
+    assert_eq!(exit_code(&error), 69);
+    let text = format!("{error:#}");
+    assert_eq!(
+        text,
+        "phase restore-files, step restore failed: it hangs; next: put the cause right and `recovery resume`, or `recovery abandon`"
+    );
+    let last = journal.reading().last().clone();
+    assert_eq!((last.event, last.cause()), (Kind::StepFailed, Some("it hangs")));
+    drop(journal);
+    assert!(to_the_end(&path, &mut fake, 0).contains(&"the end of the run".to_owned()));
+}
+
+#[test]
+fn one_phase_at_a_time_stops_after_each_in_which_something_was_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = begin(dir.path());
+    let mut fake = Fake::default();
+    let mut halts = Vec::new();
+    for boot in ["boot-0", "boot-1", "boot-1"] {
+        let mut journal = Journal::open(&path, boot).unwrap().unwrap();
+        halts.push(drive(&mut journal, &mut fake, Until::Phase).unwrap());
+    }
+    assert_eq!(halts, [Halt::Reboot(Phase::RestoreFiles), Halt::After(Phase::Resume), Halt::Finished]);
+}
+
+#[test]
+fn a_full_disk_keeps_its_exit_code() {
+    let full = anyhow::Error::from(std::io::Error::from(std::io::ErrorKind::StorageFull)).context("writing");
+    assert_eq!(exit_code(&same_kind(&full, "x".to_owned())), 73);
+    assert_eq!(exit_code(&same_kind(&anyhow!("odd"), "x".to_owned())), 1);
+}

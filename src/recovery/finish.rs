@@ -1,0 +1,123 @@
+//! Phase `finish`: the cluster is as the backup recorded it, and what the run needed is cleared away.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::run::{Doing, Step};
+use super::undo::Units;
+use super::waits::{self, PAUSE};
+use crate::etcd;
+use crate::kube::{Client, OperatorState};
+use crate::node::durable;
+
+pub(super) const STEPS: &[Step] = &[
+    Step::new("cluster", "waiting for the cluster to be as the backup recorded it", cluster),
+    Step::new("etcd-copy", "removing the etcd data that was replaced", drop_old_etcd),
+    Step::new("put-back", "putting back what the recovery changed", put_back),
+];
+
+fn cluster(here: &mut Doing<'_, '_>) -> Result<()> {
+    let client = waits::api(here)?;
+    let manifest = here.run.backup.manifest.clone();
+    let last = std::cell::RefCell::new(Vec::new());
+    here.wait_for(
+        "the cluster to be as the backup recorded it",
+        PAUSE,
+        |here| {
+            waits::approve(here, &client);
+            *last.borrow_mut() = unlike(&client, &manifest.identity.node_name, &manifest.operators);
+            Ok(last.borrow().is_empty().then_some(()))
+        },
+        |_| waits::with_obstacles(last.borrow().join("; "), Some(&client)),
+    )?;
+    if let (Some(then), Ok(now)) = (&manifest.cluster, client.cluster())
+        && now.version != then.version
+    {
+        here.warn(format!("the cluster says it is at {}, the backup was taken at {}", now.version, then.version));
+    }
+    Ok(())
+}
+
+/// What is not yet as it was, in sentences. An API server that is away for a moment is one of them.
+fn unlike(client: &Client, node: &str, then: &[OperatorState]) -> Vec<String> {
+    let mut said = match client.node_ready(node) {
+        Ok(true) => Vec::new(),
+        Ok(false) => vec![format!("the node {node} is not Ready")],
+        Err(error) => return vec![format!("{error:#}")],
+    };
+    match client.operators() {
+        Ok(now) => said.extend(operators_unlike(then, &now)),
+        Err(error) => said.push(format!("{error:#}")),
+    }
+    said
+}
+
+/// Operators that were available then must be available again and settled. One that was degraded need not be better now; one that was
+/// not available, or was progressing, is not waited for.
+fn operators_unlike(then: &[OperatorState], now: &[OperatorState]) -> Vec<String> {
+    let unlike = |was: &OperatorState| {
+        let Some(is) = now.iter().find(|o| o.name == was.name) else {
+            return was.available.then(|| format!("the operator {} is not there", was.name));
+        };
+        let complaints = [
+            (was.available && !is.available, "not available"),
+            (!was.progressing && is.progressing, "progressing"),
+            (was.available && !was.degraded && is.degraded, "degraded"),
+        ];
+        let complaints: Vec<&str> = complaints.iter().filter(|(is, _)| *is).map(|(_, what)| *what).collect();
+        (!complaints.is_empty()).then(|| format!("the operator {} is {}", was.name, complaints.join(" and ")))
+    };
+    then.iter().filter_map(unlike).collect()
+}
+
+/// What this run replaced, and what the runs before it did that this one restarted.
+fn drop_old_etcd(here: &mut Doing<'_, '_>) -> Result<()> {
+    let data = here.run.node.real_path(here.run.profile.etcd_data);
+    etcd::drop_kept(&data, &here.id())?;
+    let before = &here.run.undo.runs;
+    for path in entries(&data)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if before.iter().any(|run| name == format!("member.before-{run}")) {
+            durable::remove_tree(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let list = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        list => list.with_context(|| format!("listing {}", dir.display()))?,
+    };
+    list.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>().with_context(|| format!("listing {}", dir.display()))
+}
+
+fn put_back(here: &mut Doing<'_, '_>) -> Result<()> {
+    let run = &mut *here.run;
+    let said = run.undo.put_back(run.node, run.dir, Units::Start)?;
+    here.figure("put-back", said);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn operator(name: &str, available: bool, progressing: bool, degraded: bool) -> OperatorState {
+        OperatorState { name: name.to_owned(), version: None, available, progressing, degraded }
+    }
+
+    #[test]
+    fn an_operator_is_waited_for_until_it_is_what_it_was() {
+        let unlike = |then: OperatorState, now: OperatorState| operators_unlike(&[then], &[now]).join(", ");
+        let good = || operator("dns", true, false, false);
+        assert_eq!(unlike(good(), good()), "");
+        assert_eq!(unlike(good(), operator("dns", false, true, false)), "the operator dns is not available and progressing");
+        assert_eq!(unlike(good(), operator("dns", true, false, true)), "the operator dns is degraded");
+        assert_eq!(unlike(operator("dns", true, false, true), operator("dns", true, false, true)), "", "degraded then, degraded now");
+        assert_eq!(unlike(operator("dns", false, false, true), operator("dns", false, false, true)), "");
+        assert_eq!(operators_unlike(&[good()], &[]), ["the operator dns is not there"]);
+        assert_eq!(operators_unlike(&[], &[operator("new", false, true, true)]), Vec::<String>::new());
+    }
+}

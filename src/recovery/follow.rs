@@ -1,0 +1,67 @@
+//! Watching another agent at its work: `resume` while the unit is already at it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::driver;
+use super::journal::Reading;
+use super::machine::{Stage, State};
+use super::verbs::{Outcome, RunReport};
+use crate::error::{exit_code, not_now};
+use crate::node::Node;
+use crate::node::dir::RecoveryDir;
+use crate::report::Progress;
+
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Shows what happens to the open run until its agent ends, and ends as that did.
+///
+/// # Errors
+/// The failure that the other agent met; [`Failure::NotNow`](crate::error::Failure::NotNow) when it was interrupted, or this one is.
+pub(super) fn follow(node: &Node, dir: &RecoveryDir, progress: &Progress) -> Result<RunReport> {
+    progress.say("another agent is at work on this recovery; showing its progress until it ends");
+    let (mut last, mut said) = (Reading::of(&dir.journal())?, String::new());
+    loop {
+        let held = match dir.lock("resume") {
+            Ok(free) => {
+                drop(free);
+                None
+            }
+            Err(error) if exit_code(&error) == 75 => Some(error),
+            Err(error) => return Err(error),
+        };
+        if let Some(reading) = Reading::of(&dir.journal())? {
+            last = Some(reading);
+        }
+        let state = last.as_ref().map_or_else(String::new, |r| r.state.describe());
+        if state != said {
+            progress.say(&state);
+            said = state;
+        }
+        let Some(held) = held else { break };
+        // Without a journal there is nothing to show: it is some other verb that holds the lock.
+        if last.is_none() {
+            return Err(held);
+        }
+        node.clock().sleep(PAUSE)?;
+    }
+    result(dir, last.as_ref())
+}
+
+/// What the other agent left: the journal's last line, or the report of the finished run.
+fn result(dir: &RecoveryDir, last: Option<&Reading>) -> Result<RunReport> {
+    let last = last.context("the journal is gone")?;
+    let report = dir.history().join(format!("{}.json", last.run()));
+    if !dir.in_recovery() {
+        let json = std::fs::read(&report).with_context(|| format!("reading {}", report.display()))?;
+        return serde_json::from_slice(&json).with_context(|| format!("the recovery has ended; reading {}", report.display()));
+    }
+    let State::Open(open) = &last.state else { return Ok(RunReport::of(last, Outcome::Finished)) };
+    match open.stage {
+        Stage::Failed(_) => Err(driver::recorded_failure(last)),
+        Stage::Reboot => Ok(RunReport::of(last, Outcome::RebootNeeded)),
+        Stage::Before if last.beginning.asked.step => Ok(RunReport::of(last, Outcome::PhaseDone)),
+        _ => Err(not_now(format!("the other agent was interrupted in {}; next: `recovery resume`", last.state.describe()))),
+    }
+}

@@ -1,0 +1,62 @@
+//! Where runs go when they are over: journal and report of each, by its id, in `history/`.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::journal::Reading;
+use super::undo::Undo;
+use super::verbs::{Outcome, RunReport};
+use crate::error::exit_code;
+use crate::node::dir::RecoveryDir;
+use crate::node::durable;
+
+/// The journal if it can be read; damage is what `restart` and `abandon` are for.
+pub(super) fn readable(dir: &RecoveryDir) -> Result<Option<Reading>> {
+    match Reading::of(&dir.journal()) {
+        Err(error) if exit_code(&error) == 65 => {
+            tracing::warn!("{error:#}");
+            Ok(None)
+        }
+        reading => reading,
+    }
+}
+
+/// Puts a run that is over away: its report, then its journal, go to `history/`. Done again after a crash, it ends the same.
+pub(super) fn settle(dir: &RecoveryDir, reading: &Reading) -> Result<()> {
+    close(dir, Some(reading.run()), &RunReport::of(reading, Outcome::Finished))
+}
+
+fn write_report(dir: &RecoveryDir, name: &str, report: &impl Serialize) -> Result<()> {
+    let json = serde_json::to_vec_pretty(report).context("serializing the report")?;
+    durable::write(&dir.history().join(format!("{name}.json")), &json, 0o600)
+}
+
+/// Gives the journal so far a second name in `history/`: the new one replaces the first in one step, so there is never none.
+pub(super) fn file_away(dir: &RecoveryDir, run: Option<&str>) -> Result<()> {
+    let path = dir.history().join(format!("{}.progress", name_of(dir, run)?));
+    if !dir.in_recovery() {
+        return Ok(());
+    }
+    durable::remove(&path)?;
+    std::fs::hard_link(dir.journal(), &path).with_context(|| format!("moving the journal to {}", path.display()))?;
+    durable::sync_dir(&dir.history())
+}
+
+/// The name of a run's files in `history/`, which is made. A run nobody can name is called by the time.
+fn name_of(dir: &RecoveryDir, run: Option<&str>) -> Result<String> {
+    durable::create_dir(&dir.history(), 0o700)?;
+    let plain = |run: &&str| Path::new(run).components().count() == 1 && !run.contains(['/', '.']) && !run.is_empty();
+    Ok(run.filter(plain).map_or_else(|| format!("unknown-{}", jiff::Timestamp::now().as_second()), str::to_owned))
+}
+
+/// Report and journal of a run go to `history/`, in this order; then nothing is left to undo.
+pub(super) fn close(dir: &RecoveryDir, run: Option<&str>, report: &impl Serialize) -> Result<()> {
+    let name = name_of(dir, run)?;
+    write_report(dir, &name, report)?;
+    if dir.in_recovery() {
+        durable::rename(&dir.journal(), &dir.history().join(format!("{name}.progress")))?;
+    }
+    Undo::forget(dir)
+}

@@ -1,0 +1,173 @@
+//! Torn, damaged, foreign and newer journals.
+
+use super::*;
+use crate::error::exit_code;
+use crate::recovery::machine::{PlannedPhase, PlannedStep};
+
+fn beginning() -> Beginning {
+    let step = |name: &str| PlannedStep { name: name.to_owned(), volatile: name == "stop" };
+    Beginning {
+        profile: profile::Kind::Kubeadm,
+        target: None,
+        asked: Asked { force: true, ..Asked::default() },
+        restarts: None,
+        warnings: vec!["a warning".to_owned()],
+        phases: vec![PlannedPhase { phase: Phase::Resume, reboot: false, steps: vec![step("stop"), step("restore")] }],
+    }
+}
+
+fn events() -> Vec<Event> {
+    let step = |kind: fn(Phase, String) -> Event, name: &str| kind(Phase::Resume, name.to_owned());
+    vec![
+        Event::PhaseBegun(Phase::Resume),
+        step(Event::StepIntent, "stop"),
+        step(Event::StepNoted, "stop"),
+        step(Event::StepDone, "stop"),
+        step(Event::StepIntent, "restore"),
+        step(Event::StepFailed, "restore"),
+        step(Event::StepIntent, "restore"),
+        step(Event::StepDone, "restore"),
+        Event::PhaseDone(Phase::Resume),
+        Event::Finished,
+    ]
+}
+
+/// A journal with every kind of line but one, and the lines.
+fn sample(dir: &Path) -> (PathBuf, Vec<String>) {
+    let path = dir.join("progress");
+    let mut journal = Journal::begin(&path, "run-1", "b-1", "boot-1", &beginning()).unwrap();
+    for event in events() {
+        journal.append(&event, serde_json::json!({"é": ["quoted \" and \n"]})).unwrap();
+    }
+    let lines = std::fs::read_to_string(&path).unwrap().split_inclusive('\n').map(str::to_owned).collect();
+    (path, lines)
+}
+
+fn refusal(path: &Path, bytes: &[u8]) -> String {
+    std::fs::write(path, bytes).unwrap();
+    let error = Reading::of(path).unwrap_err();
+    assert_eq!(exit_code(&error), 65, "{error:#}");
+    let text = format!("{error:#}");
+    assert!(text.contains("recovery restart") && text.contains("recovery abandon"), "{text}");
+    text
+}
+
+/// A line with this change made to its record, and a checksum that matches.
+fn altered(line: &str, change: impl FnOnce(&mut Record)) -> String {
+    let mut record = Record::of_line(line.trim_end().as_bytes()).unwrap();
+    change(&mut record);
+    record.to_line().unwrap()
+}
+
+#[test]
+fn what_was_written_is_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, lines) = sample(dir.path());
+    let reading = Reading::of(&path).unwrap().unwrap();
+    assert_eq!((reading.records.len(), lines.len()), (events().len() + 1, events().len() + 1));
+    assert_eq!(reading.state, State::Finished);
+    assert_eq!(reading.beginning, beginning());
+    assert_eq!((reading.run(), reading.backup()), ("run-1", "b-1"));
+    let sequence: Vec<u64> = reading.records.iter().map(|r| r.sequence).collect();
+    assert_eq!(sequence, (1..=lines.len() as u64).collect::<Vec<_>>());
+    assert!(Reading::of(&dir.path().join("none")).unwrap().is_none());
+}
+
+#[test]
+fn a_last_line_torn_at_any_byte_is_cut_off_and_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, lines) = sample(dir.path());
+    for last in [1, 4, lines.len() - 1] {
+        let whole = lines[..last].concat();
+        for torn in 0..lines[last].len() {
+            let mut bytes = whole.clone().into_bytes();
+            bytes.extend_from_slice(&lines[last].as_bytes()[..torn]);
+            std::fs::write(&path, &bytes).unwrap();
+            let reading = Reading::of(&path).unwrap().unwrap();
+            assert_eq!((reading.records.len(), reading.torn()), (last, torn as u64));
+            assert_eq!(std::fs::read(&path).unwrap(), bytes, "reading changes nothing");
+            let mut journal = Journal::open(&path, "boot-2").unwrap().unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), whole);
+            journal.append(&events()[last - 1], Value::Null).unwrap();
+            assert_eq!(Reading::of(&path).unwrap().unwrap().records.len(), last + 1);
+        }
+    }
+}
+
+#[test]
+fn a_last_line_whose_bytes_never_reached_the_disk_is_torn_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, lines) = sample(dir.path());
+    let whole = lines[..4].concat();
+    for tail in [vec![0; 300], b"\xff\xfe garbage\n".to_vec(), lines[4].replace("stop", "st0p").into_bytes()] {
+        std::fs::write(&path, [whole.as_bytes(), &tail].concat()).unwrap();
+        assert_eq!(Reading::of(&path).unwrap().unwrap().records.len(), 4);
+    }
+}
+
+#[test]
+fn a_flipped_byte_before_the_last_line_is_refused_wherever_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, lines) = sample(dir.path());
+    let (bytes, before_last) = (lines.concat().into_bytes(), lines[..lines.len() - 1].concat().len());
+    for at in (0..before_last - 1).step_by(3) {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 0x04;
+        refusal(&path, &flipped);
+    }
+}
+
+#[test]
+fn gaps_repetitions_and_foreign_lines_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, lines) = sample(dir.path());
+    let with = |at: usize, line: &str| [&lines[..at].concat(), line, &lines[at + 1..].concat()].concat().into_bytes();
+    assert!(refusal(&path, &with(3, "")).contains("line 4: it has number 5, not 4"));
+    assert!(refusal(&path, &with(3, &lines[3].repeat(2))).contains("line 5: it has number 4, not 5"));
+    assert!(refusal(&path, &with(3, "\n")).contains("line 4"));
+    assert!(refusal(&path, &with(3, &altered(&lines[3], |r| r.run = "other".to_owned()))).contains("belongs to run other"));
+    assert!(refusal(&path, &with(3, &altered(&lines[3], |r| r.backup = "other".to_owned()))).contains("speaks of backup other"));
+    assert!(refusal(&path, &with(3, &altered(&lines[3], |r| r.event = Kind::StepDone))).contains("cannot follow"));
+    assert!(refusal(&path, &with(3, &altered(&lines[3], |r| r.step = None))).contains("names no step"));
+    // A last line that is whole is not torn, whatever it says.
+    let last = lines.len() - 1;
+    assert!(refusal(&path, &with(last, &altered(&lines[last], |r| r.event = Kind::RunBegun))).contains(&format!("line {}", last + 1)));
+}
+
+#[test]
+fn a_newer_journal_is_refused_even_in_its_last_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, lines) = sample(dir.path());
+    let last = lines.len() - 1;
+    for at in [0, 2, last] {
+        let newer = [&lines[..at].concat(), "{\"version\":2,\"shape\":\"another\"}\n", &lines[at + 1..].concat()].concat();
+        assert!(refusal(&path, newer.as_bytes()).contains("newer agent (journal version 2"));
+    }
+}
+
+#[test]
+fn an_empty_or_torn_first_line_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, lines) = sample(dir.path());
+    assert!(refusal(&path, b"").contains("it is empty"));
+    assert!(refusal(&path, &lines[0].as_bytes()[..40]).contains("line 1"));
+    assert!(refusal(&path, b"garbage\n").contains("line 1"));
+}
+
+#[test]
+fn an_event_that_cannot_happen_is_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("progress");
+    let mut journal = Journal::begin(&path, "run-1", "b-1", "boot-1", &beginning()).unwrap();
+    assert!(format!("{:#}", journal.append(&Event::Finished, Value::Null).unwrap_err()).contains("cannot follow"));
+    assert_eq!(Reading::of(&path).unwrap().unwrap().records.len(), 1);
+}
+
+#[test]
+fn the_journal_of_version_1_stays_readable() {
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/journal/v1.progress");
+    let reading = Reading::of(&sample).unwrap().unwrap();
+    assert_eq!(reading.state, State::Finished);
+    assert_eq!(reading.beginning, beginning());
+    assert_eq!(reading.records[1].boot, "boot-1");
+}

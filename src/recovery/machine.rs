@@ -1,0 +1,303 @@
+//! The machine of a recovery: which events may follow which, and what is to be done next. Pure: no clock, no file, no node.
+//!
+//! A run follows the [`Plan`] that its first event carries, so that a journal can be replayed, shown and judged by itself, whatever
+//! steps the agent that reads it would take today.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// The phases of a run, in order. Each has a file of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// The files of the operating system: `/usr/local`, `/etc`, managed files elsewhere. Ends with a reboot.
+    RestoreFiles,
+    /// The control plane: kubelet's files, static pods, etcd; starts it again.
+    Resume,
+    /// Every static-pod operator rolls its pods out once more.
+    Redeploy,
+    /// The cluster is as the backup recorded it, and what the run needed is cleared away.
+    Finish,
+}
+
+impl Phase {
+    /// Its name, as users and the journal write it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RestoreFiles => "restore-files",
+            Self::Resume => "resume",
+            Self::Redeploy => "redeploy",
+            Self::Finish => "finish",
+        }
+    }
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A step, as the plan of a run lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedStep {
+    /// Its name, unique within its phase.
+    pub name: String,
+    /// Its effect is lost at a reboot: it is done again when one comes before the phase has ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub volatile: bool,
+}
+
+/// A phase, as the plan of a run lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedPhase {
+    /// Which one.
+    pub phase: Phase,
+    /// It ends with a reboot of the node.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reboot: bool,
+    /// Its steps, in order.
+    pub steps: Vec<PlannedStep>,
+}
+
+impl PlannedPhase {
+    fn position(&self, step: &str) -> Option<usize> {
+        self.steps.iter().position(|s| s.name == step)
+    }
+}
+
+/// Everything a run will do, in order.
+pub type Plan = Vec<PlannedPhase>;
+
+/// What can happen to a run. Each is one line of the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A run was begun, to follow this plan.
+    RunBegun(Arc<Plan>),
+    /// A phase was begun.
+    PhaseBegun(Phase),
+    /// A step is about to act.
+    StepIntent(Phase, String),
+    /// A step in the middle of its work writes down what it must still know after a crash.
+    StepNoted(Phase, String),
+    /// A step has its effect.
+    StepDone(Phase, String),
+    /// A step has failed. It may be tried again.
+    StepFailed(Phase, String),
+    /// The phase has nothing left to do but the reboot.
+    RebootRequested(Phase),
+    /// A phase has ended.
+    PhaseDone(Phase),
+    /// The run has reached its end.
+    Finished,
+    /// The run was given up.
+    Abandoned,
+}
+
+/// Where a run stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// There is no run.
+    Idle,
+    /// There is one, and it is not over.
+    Open(Open),
+    /// The run is over: it reached its end.
+    Finished,
+    /// The run is over: it was given up.
+    Abandoned,
+}
+
+/// An open run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Open {
+    /// What it will do.
+    pub plan: Arc<Plan>,
+    /// Index in the plan of the phase it is in, or before which it stands; the plan's length when every phase is done.
+    pub phase: usize,
+    /// How many of that phase's steps are done: the index of the first that is not.
+    pub done: usize,
+    /// What it is doing there.
+    pub stage: Stage,
+}
+
+/// What an open run is doing in its phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The phase has not begun.
+    Before,
+    /// Between two steps.
+    Between,
+    /// The step of this index has said what it will do. After a crash, nobody knows how far it came.
+    Acting(usize),
+    /// The step of this index has failed.
+    Failed(usize),
+    /// Nothing is left of the phase but the reboot.
+    Reboot,
+}
+
+/// An event that cannot happen in a state: a journal that holds one was not written by this agent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{event} cannot follow {state}")]
+pub struct IllegalTransition {
+    state: String,
+    event: String,
+}
+
+/// What an open run must do next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next<'a> {
+    /// Begin this phase.
+    Begin(Phase),
+    /// Do this step.
+    Step(Phase, &'a PlannedStep),
+    /// Reboot, before this phase can end.
+    Reboot(Phase),
+    /// End this phase.
+    End(Phase),
+    /// Finish the run.
+    Finish,
+}
+
+/// The state after `event`, or why there is none. Total: every pair has an answer.
+///
+/// # Errors
+/// [`IllegalTransition`] when `event` cannot happen in `state`.
+pub fn transition(state: &State, event: &Event) -> Result<State, IllegalTransition> {
+    let next = match (state, event) {
+        (State::Idle, Event::RunBegun(plan)) if is_sound(plan) => {
+            Some(State::Open(Open { plan: plan.clone(), phase: 0, done: 0, stage: Stage::Before }))
+        }
+        (State::Open(_), Event::Abandoned) => Some(State::Abandoned),
+        (State::Open(open), Event::Finished) if open.phase == open.plan.len() => Some(State::Finished),
+        (State::Open(open), event) => open.after(event).map(State::Open),
+        _ => None,
+    };
+    next.ok_or_else(|| IllegalTransition { state: state.describe(), event: event.describe() })
+}
+
+/// A plan has phases in their order, each once, with steps whose names are unique.
+fn is_sound(plan: &Plan) -> bool {
+    let names_differ = |p: &PlannedPhase| p.steps.iter().enumerate().all(|(i, s)| p.position(&s.name) == Some(i));
+    !plan.is_empty()
+        && plan.windows(2).all(|pair| pair[0].phase < pair[1].phase)
+        && plan.iter().all(|p| !p.steps.is_empty() && names_differ(p))
+}
+
+impl Open {
+    /// The phase it is in or stands before; `None` when all are done.
+    #[must_use]
+    pub fn planned(&self) -> Option<&PlannedPhase> {
+        self.plan.get(self.phase)
+    }
+
+    /// The step it is at: the one that acts, failed, or comes next.
+    #[must_use]
+    pub fn step(&self) -> Option<&PlannedStep> {
+        let at = match self.stage {
+            Stage::Before | Stage::Reboot => return None,
+            Stage::Between => self.done,
+            Stage::Acting(i) | Stage::Failed(i) => i,
+        };
+        self.planned()?.steps.get(at)
+    }
+
+    /// What is to be done next. `lost` says of a volatile step that is done whether a reboot has undone it; `rebooted`, whether the node
+    /// has rebooted since the phase's last step.
+    pub fn next(&self, lost: impl Fn(&PlannedStep) -> bool, rebooted: bool) -> Next<'_> {
+        let Some(planned) = self.planned() else { return Next::Finish };
+        let phase = planned.phase;
+        if self.stage == Stage::Before {
+            return Next::Begin(phase);
+        }
+        let Some(step) = planned.steps.get(self.done) else {
+            return if planned.reboot && !(rebooted && self.stage == Stage::Reboot) { Next::Reboot(phase) } else { Next::End(phase) };
+        };
+        let again = planned.steps[..self.done].iter().find(|s| s.volatile && lost(s));
+        Next::Step(phase, again.unwrap_or(step))
+    }
+
+    fn after(&self, event: &Event) -> Option<Self> {
+        let planned = self.planned()?;
+        let here = |phase: &Phase| *phase == planned.phase;
+        let at = |phase: &Phase, step: &str| planned.position(step).filter(|_| here(phase));
+        let acting = |phase: &Phase, step: &str| at(phase, step).filter(|i| self.stage == Stage::Acting(*i));
+        let all_done = self.done == planned.steps.len();
+        let (mut next, in_steps) = (self.clone(), !matches!(self.stage, Stage::Before | Stage::Reboot));
+        match event {
+            Event::PhaseBegun(phase) if here(phase) && self.stage == Stage::Before => next.stage = Stage::Between,
+            Event::StepIntent(phase, step) => {
+                let i = at(phase, step)?;
+                let allowed = i == self.done || (i < self.done && !all_done && planned.steps[i].volatile);
+                next.stage = (in_steps && allowed).then_some(Stage::Acting(i))?;
+            }
+            Event::StepNoted(phase, step) => {
+                acting(phase, step)?;
+            }
+            Event::StepDone(phase, step) => {
+                next.done = self.done.max(acting(phase, step)? + 1);
+                next.stage = Stage::Between;
+            }
+            Event::StepFailed(phase, step) => next.stage = Stage::Failed(acting(phase, step)?),
+            Event::RebootRequested(phase)
+                if here(phase) && planned.reboot && all_done && matches!(self.stage, Stage::Between | Stage::Reboot) =>
+            {
+                next.stage = Stage::Reboot;
+            }
+            Event::PhaseDone(phase)
+                if here(phase) && all_done && self.stage == if planned.reboot { Stage::Reboot } else { Stage::Between } =>
+            {
+                next = Self { plan: self.plan.clone(), phase: self.phase + 1, done: 0, stage: Stage::Before };
+            }
+            _ => return None,
+        }
+        Some(next)
+    }
+}
+
+impl Event {
+    /// The event in words, for messages.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self {
+            Self::RunBegun(_) => "the beginning of a run".to_owned(),
+            Self::PhaseBegun(phase) => format!("the beginning of phase {phase}"),
+            Self::StepIntent(phase, step) => format!("the intent of step {step} of {phase}"),
+            Self::StepNoted(phase, step) => format!("a note of step {step} of {phase}"),
+            Self::StepDone(phase, step) => format!("the end of step {step} of {phase}"),
+            Self::StepFailed(phase, step) => format!("the failure of step {step} of {phase}"),
+            Self::RebootRequested(phase) => format!("the reboot of phase {phase}"),
+            Self::PhaseDone(phase) => format!("the end of phase {phase}"),
+            Self::Finished => "the end of the run".to_owned(),
+            Self::Abandoned => "giving the run up".to_owned(),
+        }
+    }
+}
+
+impl State {
+    /// The state in words, for messages.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let open = match self {
+            Self::Idle => return "no run".to_owned(),
+            Self::Finished => return "a finished run".to_owned(),
+            Self::Abandoned => return "an abandoned run".to_owned(),
+            Self::Open(open) => open,
+        };
+        let Some(planned) = open.planned() else { return "a run whose phases are all done".to_owned() };
+        let (phase, step) = (planned.phase, open.step().map_or("its end", |s| s.name.as_str()));
+        match open.stage {
+            Stage::Before => format!("a run before phase {phase}"),
+            Stage::Between => format!("a run before {step} of {phase}"),
+            Stage::Acting(_) => format!("a run in step {step} of {phase}"),
+            Stage::Failed(_) => format!("a run whose step {step} of {phase} failed"),
+            Stage::Reboot => format!("a run that waits for the reboot of {phase}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

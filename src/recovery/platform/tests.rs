@@ -1,0 +1,190 @@
+//! Every row of the table, and the table over every captured list of deployments.
+
+use std::path::Path;
+
+use super::*;
+use crate::tools::rpm_ostree;
+
+/// Deployments from a sketch, in boot order: `*` booted, `s` staged, `!` pinned; the letter is the checksum, `x/` another stateroot.
+fn sketch(text: &str) -> Vec<Deployment> {
+    let deployment = |(index, word): (usize, &str)| {
+        let (stateroot, rest) = word.split_once('/').map_or(("os", word), |(stateroot, rest)| (stateroot, rest));
+        Deployment {
+            index,
+            stateroot: stateroot.to_owned(),
+            checksum: rest[..1].repeat(64),
+            serial: 0,
+            booted: rest.contains('*'),
+            staged: rest.contains('s'),
+            pending: false,
+            rollback: false,
+            pinned: rest.contains('!'),
+            version: None,
+        }
+    };
+    text.split_whitespace().enumerate().map(deployment).collect()
+}
+
+fn recorded(stateroot: &str, letter: &str) -> Target {
+    Target::Recorded(DeploymentId {
+        stateroot: stateroot.to_owned(),
+        checksum: letter.repeat(64),
+        serial: 0,
+        version: None,
+        kernel_arguments: Vec::new(),
+    })
+}
+
+/// The action as a word and the commands.
+fn row(text: &str, target: &Target) -> String {
+    let action = judge(&sketch(text), target);
+    match &action {
+        Action::Nothing => "none".to_owned(),
+        Action::Refuse { why } => format!("refuse: {why}"),
+        _ => action.commands().join("; "),
+    }
+}
+
+#[test]
+fn every_row_of_the_table_has_its_action() {
+    let a = recorded("os", "a");
+    assert_eq!(row("a*! b", &a), "none");
+    assert_eq!(row("a*", &a), "none", "booted and next is enough");
+    assert_eq!(row("bs a*!", &a), "rpm-ostree cleanup -p");
+    assert_eq!(row("b a*!", &a), "rpm-ostree cleanup -p");
+    assert_eq!(row("b* a!", &a), "rpm-ostree rollback; systemctl reboot");
+    assert_eq!(row("cs b* a!", &a), "rpm-ostree cleanup -p; rpm-ostree rollback; systemctl reboot");
+    assert_eq!(row("b* c d a!", &a), "ostree admin undeploy 2; ostree admin undeploy 1; rpm-ostree rollback; systemctl reboot");
+    assert_eq!(row("b* x/c a!", &a), "rpm-ostree rollback; systemctl reboot", "another stateroot's standby is not in the way");
+    assert_eq!(row("a! b*", &a), "systemctl reboot");
+    assert_eq!(row("cs a! b*", &a), "rpm-ostree cleanup -p; systemctl reboot");
+}
+
+#[test]
+fn what_is_no_row_is_refused() {
+    let a = recorded("os", "a");
+    for (text, why) in [
+        ("b* x/a!", "is gone; pinned is x"),
+        ("b* a", "is not pinned"),
+        ("a b*", "is not pinned"),
+        ("b* c!", "is gone; pinned is os cccc"),
+        ("b*", "is gone; nothing is pinned"),
+        ("b* c! a!", "something else is pinned before"),
+        ("c! a*!", "something else is pinned and boots next"),
+        ("x/c a*!", "another stateroot boots next"),
+        ("a! b", "no booted deployment"),
+        ("", "no booted deployment"),
+    ] {
+        assert!(row(text, &a).starts_with("refuse: ") && row(text, &a).contains(why), "{text}: {}", row(text, &a));
+    }
+    assert!(row("b* x/a!", &recorded("x", "a")).contains("another stateroot than the booted"));
+}
+
+#[test]
+fn a_backup_that_records_no_deployment_means_the_pinned_one() {
+    assert_eq!(row("b* a!", &Target::Pinned), "rpm-ostree rollback; systemctl reboot");
+    assert_eq!(row("a*! b", &Target::Pinned), "none");
+    assert!(row("b* a", &Target::Pinned).contains("nothing is pinned"));
+    assert!(row("b* a! c!", &Target::Pinned).contains("more than one is pinned"));
+}
+
+#[test]
+fn the_same_checksum_with_another_serial_is_another_deployment() {
+    let mut all = sketch("a* a!");
+    all[1].serial = 1;
+    assert_eq!(judge(&all, &recorded("os", "a")), Action::Nothing);
+    all[0].serial = 2;
+    assert!(matches!(judge(&all, &recorded("os", "a")), Action::Refuse { .. }));
+}
+
+/// A node whose `ostree` and `rpm-ostree` print this capture.
+fn printing(capture: &Path) -> (tempfile::TempDir, Node) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("root/run")).unwrap();
+    std::fs::write(dir.path().join("root/run/ostree-booted"), "").unwrap();
+    std::os::unix::fs::symlink(capture, dir.path().join("capture")).unwrap();
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tools/print-capture");
+    for tool in ["ostree", "rpm-ostree"] {
+        std::os::unix::fs::symlink(&program, dir.path().join(tool)).unwrap();
+    }
+    let node = Node::at(&dir.path().join("root"), Some(dir.path()));
+    (dir, node)
+}
+
+fn captures(folder: &str, wanted: &str) -> Vec<std::path::PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(folder);
+    let mut all: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    all.retain(|path| path.file_name().unwrap().to_string_lossy().ends_with(wanted));
+    all.sort();
+    assert!(all.len() > 5);
+    all
+}
+
+/// Whatever the list, each of its deployments as the target has an action that fits where it stands, and doing it leads to the target.
+fn every_target_of(all: &[Deployment], from: &Path) {
+    let running = all.iter().position(|d| d.booted);
+    for (at, wanted) in all.iter().enumerate() {
+        let target = Target::Recorded(DeploymentId {
+            stateroot: wanted.stateroot.clone(),
+            checksum: wanted.checksum.clone(),
+            serial: wanted.serial,
+            version: None,
+            kernel_arguments: Vec::new(),
+        });
+        let action = judge(all, &target);
+        let Some(running) = running else {
+            assert!(matches!(action, Action::Refuse { .. }), "{}", from.display());
+            continue;
+        };
+        match &action {
+            Action::Nothing => assert!(wanted.booted && at == 0),
+            Action::Drop { ahead } => assert!(wanted.booted && ahead.len() == at && at > 0),
+            Action::RollBack { between, .. } => {
+                assert!(at > running && wanted.pinned && between.len() < at - running);
+                assert_eq!(between.is_empty(), wanted.rollback, "{}: the rollback slot is what ostree marks", from.display());
+            }
+            Action::Reboot { ahead } => assert!(at < running && wanted.pinned && ahead.len() == at),
+            Action::Refuse { why } => assert!(!(why.is_empty() || wanted.booted && at == 0), "{}: {why}", from.display()),
+        }
+    }
+}
+
+#[test]
+fn the_table_holds_for_every_capture_of_ostree() {
+    for capture in captures("ostree", ".txt").into_iter().chain(captures("ostree", ".json")) {
+        let (_dir, node) = printing(&capture);
+        every_target_of(&ostree::deployments(&node).unwrap(), &capture);
+    }
+}
+
+#[test]
+fn the_table_holds_for_every_capture_of_rpm_ostree() {
+    for capture in captures("rpm-ostree", ".json") {
+        let (_dir, node) = printing(&capture);
+        every_target_of(&rpm_ostree::deployments(&node).unwrap(), &capture);
+    }
+}
+
+#[test]
+fn captured_arrangements_are_the_rows_they_look_like() {
+    let judged = |name: &str| {
+        let (_dir, node) = printing(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ostree").join(name));
+        report(&node, Target::Pinned).unwrap()
+    };
+    let rollback = judged("gen-05-booted-plus-pinned-rollback.txt");
+    assert_eq!(rollback.commands, ["rpm-ostree rollback", "systemctl reboot"], "{}", rollback.summary);
+    assert_eq!(judged("gen-02-single-booted-pinned.txt").action, Action::Nothing);
+    assert!(judged("gen-15-staged-booted-pinned.txt").deployments[0].staged);
+    assert!(matches!(judged("gen-01-single-booted.txt").action, Action::Refuse { .. }));
+}
+
+#[test]
+fn what_is_refused_shows_the_table_and_can_be_forced() {
+    let (_dir, node) =
+        printing(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ostree/gen-05-booted-plus-pinned-rollback.txt"));
+    let error = check(&node, Target::Pinned, false).unwrap_err();
+    assert_eq!(crate::error::exit_code(&error), 78);
+    let text = error.to_string();
+    assert!(text.contains("rollback, pinned") && text.contains("next: rpm-ostree rollback && systemctl reboot"), "{text}");
+    assert!(check(&node, Target::Pinned, true).unwrap().unwrap().contains("by --force"));
+}

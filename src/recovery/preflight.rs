@@ -1,0 +1,241 @@
+//! What is looked at before a recovery begins. It changes nothing, and finds what would stop the recovery half-way.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::platform::{self, PlatformReport, Target};
+use super::restore_files;
+use crate::archive::{Change, Counts};
+use crate::backup::manifest::{Image, Manifest};
+use crate::backup::{self, Backup, ETC, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL};
+use crate::error::{misfit, no_space};
+use crate::node::identity::Identity;
+use crate::node::profile::Profile;
+use crate::node::{Node, mounts};
+use crate::report::Progress;
+use crate::tools::crictl;
+
+/// How long a clock that is earlier than the backup is given to be set: time synchronisation often comes minutes after the network.
+const CLOCK_WAIT: Duration = Duration::from_secs(30);
+/// Kept free on every file system beyond what the restore is known to need, bytes.
+const SPARE: u64 = 64 << 20;
+
+/// What a recovery is asked to do.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Id or name of the backup; the newest unless given.
+    pub backup: Option<String>,
+    /// Choices that hold for the whole run.
+    pub asked: super::journal::Asked,
+    /// The deadline of each wait.
+    pub wait: super::Wait,
+    /// Compare every tree and list what would change.
+    pub compare: bool,
+}
+
+/// What a recovery found and would do, for people to agree to.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlanReport {
+    /// The backup.
+    pub backup: String,
+    /// When it was taken.
+    pub taken: Timestamp,
+    /// The release it belongs to.
+    pub release: Option<String>,
+    /// The platform table.
+    pub platform: PlatformReport,
+    /// What is wrong and gone on with.
+    pub warnings: Vec<String>,
+    /// Images that were in use and are not on the node: they have to be pulled.
+    pub missing_images: Vec<Image>,
+    /// How long checking the backup took, seconds.
+    pub verified_seconds: f64,
+    /// The run this goes on with, when one is open in its first phase.
+    pub continues: Option<String>,
+    /// What would change, tree by tree, when that was asked for.
+    pub changes: Vec<TreeChanges>,
+    /// The phases and their steps.
+    pub phases: super::machine::Plan,
+}
+
+/// What a restore would change in one tree.
+#[derive(Debug, Clone, Serialize)]
+pub struct TreeChanges {
+    /// The tree.
+    pub tree: String,
+    /// Each change.
+    pub changes: Vec<Change>,
+    /// Their numbers.
+    pub counts: Counts,
+}
+
+/// How strictly the node is compared with the backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum First {
+    /// This is the first run: all is checked.
+    Run,
+    /// It was checked by the run that is restarted, which may have taken away what the identity is read from.
+    Restart,
+}
+
+/// Looks at the backup and the node.
+///
+/// # Errors
+/// Those of choosing and verifying the backup; [`Failure::Misfit`](crate::error::Failure::Misfit) when it is another node's or the target
+/// does not boot next (unless forced); [`Failure::NoSpace`](crate::error::Failure::NoSpace).
+pub(super) fn look(node: &Node, backup: &Backup, options: &Options, first: First, progress: &Progress) -> Result<PlanReport> {
+    let manifest = &backup.manifest;
+    let profile = manifest.profile.profile();
+    let force = options.asked.force;
+    let begun = node.clock().since_boot();
+    backup::verify(backup, false, progress).with_context(|| format!("checking backup {}", backup.id))?;
+    let verified_seconds = node.clock().since_boot().saturating_sub(begun).as_secs_f64();
+    let mut warnings = identity(node, manifest, profile, force, first)?;
+    warnings.extend(dates(node, manifest, progress)?);
+    let target = target(manifest);
+    warnings.extend(platform::check(node, target.clone(), force)?);
+    space(node, manifest, profile)?;
+    let missing_images = missing_images(node, manifest, &mut warnings);
+    let changes = if options.compare { compare(node, profile, backup, progress)? } else { Vec::new() };
+    Ok(PlanReport {
+        backup: backup.id.clone(),
+        taken: manifest.taken,
+        release: manifest.cluster.as_ref().map(|c| c.version.clone()),
+        platform: platform::report(node, target)?,
+        warnings,
+        missing_images,
+        verified_seconds,
+        continues: None,
+        changes,
+        phases: super::run::plan(profile),
+    })
+}
+
+/// The deployment a backup belongs to.
+pub(super) fn target(manifest: &Manifest) -> Target {
+    manifest.deployment.clone().map_or(Target::Pinned, Target::Recorded)
+}
+
+/// Whether this is the backup's node. It works with the API down.
+fn identity(node: &Node, manifest: &Manifest, profile: &Profile, force: bool, first: First) -> Result<Vec<String>> {
+    let differences = match Identity::of(node, profile) {
+        Ok(now) => manifest.identity.differences(&now),
+        Err(error) => vec![format!("the node does not say who it is: {error:#}")],
+    };
+    if differences.is_empty() || force || first == First::Restart {
+        return Ok(differences);
+    }
+    Err(misfit(format!(
+        "this node is not the one that backup {} was taken of: {}; next: `recovery list` shows the backups, --force restores it all the same",
+        manifest.id,
+        differences.join("; ")
+    )))
+}
+
+/// Expired certificates and a clock before the backup are warnings: OpenShift can renew, dead clocks happen.
+fn dates(node: &Node, manifest: &Manifest, progress: &Progress) -> Result<Vec<String>> {
+    let clock = node.clock();
+    if clock.now() < manifest.taken {
+        let task = progress.task("waiting for the clock to be set", None);
+        let deadline = clock.deadline(CLOCK_WAIT);
+        while clock.now() < manifest.taken && !deadline.passed() {
+            clock.sleep(Duration::from_secs(1))?;
+        }
+        drop(task);
+    }
+    Ok(date_warnings(clock.now(), manifest))
+}
+
+fn date_warnings(now: Timestamp, manifest: &Manifest) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if now < manifest.taken {
+        warnings.push(format!(
+            "the clock says {now:.0}, before the backup was taken ({:.0}): certificates may count as not yet valid",
+            manifest.taken
+        ));
+    }
+    if let Some(expired) = manifest.certificates_expire.filter(|expire| *expire <= now) {
+        warnings
+            .push(format!("the first of the backup's certificates expired on {expired:.0}: the cluster has to renew them before it works"));
+    }
+    warnings
+}
+
+/// Whether what grows has room: each tree beyond what is there now, and etcd's data, of which there are two for a while.
+fn space(node: &Node, manifest: &Manifest, profile: &Profile) -> Result<()> {
+    let mut needs: BTreeMap<u64, (u64, Vec<&str>)> = BTreeMap::new();
+    let mut need = |shown, bytes: u64| -> Result<()> {
+        let place = node.real_path(shown);
+        let device = existing(&place).metadata().with_context(|| format!("looking at {shown}"))?.dev();
+        let (sum, trees) = needs.entry(device).or_default();
+        *sum = sum.saturating_add(bytes);
+        trees.push(shown);
+        Ok(())
+    };
+    for (shown, file) in
+        [("/etc", ETC), ("/usr/local", USR_LOCAL), ("/var/lib/kubelet", KUBELET), ("/", EXTRAS), (profile.kubernetes, STATIC_PODS)]
+    {
+        let size = manifest.sizes.get(file).copied().unwrap_or(0);
+        // The extras' tree is the whole node, of which nothing goes for them.
+        let there = if file == EXTRAS || size == 0 { 0 } else { mounts::usage(&node.real_path(shown))? };
+        need(shown, size.saturating_sub(there))?;
+    }
+    need(profile.etcd_data, manifest.etcd.bytes)?;
+    for (bytes, trees) in needs.into_values() {
+        let (free, _) = mounts::space(existing(&node.real_path(trees[0])))?;
+        if bytes.saturating_add(SPARE) > free {
+            return Err(no_space(format!(
+                "the file system of {} has {free} bytes free; the restore needs {bytes}, and {SPARE} to spare; next: make room, then run this again",
+                trees.join(", ")
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The nearest directory on the way to `path` that exists.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"))
+}
+
+fn missing_images(node: &Node, manifest: &Manifest, warnings: &mut Vec<String>) -> Vec<Image> {
+    if manifest.images.is_empty() {
+        return Vec::new();
+    }
+    let there = match crictl::images(node) {
+        Ok(there) => there,
+        Err(error) => {
+            warnings.push(format!("whether the images are still there cannot be told: {error:#}"));
+            return Vec::new();
+        }
+    };
+    let missing = images_not_among(&manifest.images, &there);
+    if !missing.is_empty() {
+        let names: Vec<&str> = missing.iter().map(|i| i.name.as_str()).collect();
+        warnings.push(format!("{} images are gone and have to be pulled again: {}", missing.len(), names.join(", ")));
+    }
+    missing
+}
+
+fn images_not_among(then: &[Image], now: &[crictl::Image]) -> Vec<Image> {
+    let is_there = |image: &Image| now.iter().any(|n| n.id == image.id || n.digests.contains(&image.name) || n.tags.contains(&image.name));
+    then.iter().filter(|image| !is_there(image)).cloned().collect()
+}
+
+/// What the first phase would change.
+fn compare(node: &Node, profile: &Profile, backup: &Backup, progress: &Progress) -> Result<Vec<TreeChanges>> {
+    let mut all = Vec::new();
+    for (tree, archive, selection, extra) in restore_files::trees(profile, backup)? {
+        let task = progress.task(&format!("comparing {tree}"), Some(archive.bytes()));
+        let compared = archive.compare(&node.real_path(tree), &selection, extra, &|bytes| task.add(bytes));
+        let (changes, counts) = compared.with_context(|| format!("comparing {tree} with backup {}", backup.id))?;
+        all.push(TreeChanges { tree: tree.to_owned(), changes, counts });
+    }
+    Ok(all)
+}

@@ -1,0 +1,36 @@
+//! Phase `redeploy`: each static-pod operator rolls its pods out once more, so that none goes on with files of before the rollback.
+//!
+//! Every operator is a step of its own. The reason is the run's own, and the revision to wait for is kept with it in the operator's
+//! object: a step that is done again after a crash does not ask twice, and waits for the same revision.
+
+use anyhow::{Context, Result};
+
+use super::run::{Doing, Step};
+use super::waits;
+use crate::node::profile::Profile;
+
+pub(super) const STEPS: &[Step] = &[
+    Step::new("etcds", "redeploying etcd", redeploy).only(|p| has(p, "etcds")),
+    Step::new("kubeapiservers", "redeploying kube-apiserver", redeploy).only(|p| has(p, "kubeapiservers")),
+    Step::new("kubecontrollermanagers", "redeploying kube-controller-manager", redeploy).only(|p| has(p, "kubecontrollermanagers")),
+    Step::new("kubeschedulers", "redeploying kube-scheduler", redeploy).only(|p| has(p, "kubeschedulers")),
+];
+
+fn has(profile: &Profile, resource: &str) -> bool {
+    profile.redeployed.iter().any(|r| r.resource == resource)
+}
+
+fn redeploy(here: &mut Doing<'_, '_>) -> Result<()> {
+    let profile = here.run.profile;
+    let operator = profile.redeployed.iter().find(|r| r.resource == here.step()).context("the profile has no such operator")?;
+    let client = waits::api(here)?;
+    let revision = client.force_redeployment(operator, &format!("recovery {}", here.id()))?;
+    here.figure("revision", revision);
+    here.waiting(&format!("waiting for revision {revision} of {}", operator.resource), |here, task| {
+        let deadline = here.run.node.clock().deadline(here.run.wait);
+        client.wait_revision(operator, revision, deadline, &|state| {
+            task.note(state);
+            waits::approve(here, &client);
+        })
+    })
+}

@@ -1,0 +1,218 @@
+//! Phase `restore-files`: the files of the operating system, as the backup has them. It ends with a reboot.
+//!
+//! From the hold on, kubelet does not start whatever boots; so every step may be cut short anywhere and done again.
+
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::platform;
+use super::run::{Doing, KUBELET_UNIT, Step};
+use crate::archive::{Archive, Extra, Selection};
+use crate::backup::trees::extras_in;
+use crate::backup::{Backup, ETC, EXTRAS, USR_LOCAL};
+use crate::error::exit_code;
+use crate::node::machine_config::MachineConfig;
+use crate::node::profile::{Kind, Profile};
+use crate::node::{durable, hold};
+use crate::tools::{crictl, systemctl};
+
+/// How long a container has to end before it is killed. Its work is about to be undone: it needs no more than to close its files.
+const GRACE: Duration = Duration::from_secs(10);
+/// CRI-O leaves it behind when it stops in order; without it, its next start erases the whole image store (cri-o `server/server.go`).
+const CLEAN_SHUTDOWN: &str = "/var/lib/crio/clean.shutdown";
+
+pub(super) const STEPS: &[Step] = &[
+    Step::new("deployment", "checking which deployment is booted and which boots next", deployment),
+    Step::new("hold", "holding kubelet, whatever boots", place_hold),
+    Step::new("stop-kubelet", "stopping kubelet", stop_kubelet).volatile(),
+    Step::new("old-containers", "noting which containers there are", note_containers),
+    Step::new("stop-containers", "stopping containers and removing pod sandboxes", stop_containers).volatile(),
+    Step::new("stop-runtime", "stopping the container runtime", stop_runtime).volatile(),
+    Step::new("newer-files", "removing files that only the newer release put outside /etc", remove_newer_files),
+    Step::new("usr-local", "restoring /usr/local", restore_usr_local),
+    Step::new("etc", "restoring /etc", restore_etc),
+    Step::new("extras", "restoring managed files elsewhere", restore_extras),
+    Step::new("unit-files", "reloading the unit files", reload),
+    Step::new("next-boot", "checking again what boots next", deployment),
+];
+
+/// The target is booted and boots next; everything else would restore one release's files onto another.
+pub(super) fn deployment(here: &mut Doing<'_, '_>) -> Result<()> {
+    if let Some(warning) = platform::check(here.run.node, here.target(), here.asked().force)? {
+        here.warn(warning);
+    }
+    Ok(())
+}
+
+fn place_hold(here: &mut Doing<'_, '_>) -> Result<()> {
+    let node = here.run.node;
+    hold::install(&node.real_path("/etc"))?;
+    here.run.undo.place_hold(node, here.run.dir)?;
+    // systemd must know of the condition before anyone starts kubelet in this boot.
+    systemctl::daemon_reload(node)
+}
+
+fn stop_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
+    stop_unit(here, KUBELET_UNIT)
+}
+
+fn stop_unit(here: &mut Doing<'_, '_>, unit: &str) -> Result<()> {
+    let run = &mut *here.run;
+    run.undo.note_unit(run.node, run.dir, unit)?;
+    systemctl::stop(run.node, unit)
+}
+
+/// The ids of all containers, once, before they are gone: at the end, only containers with other ids count as restarted.
+fn note_containers(here: &mut Doing<'_, '_>) -> Result<()> {
+    if here.noted::<Vec<String>>()?.is_some() {
+        return Ok(());
+    }
+    let ids: Vec<String> = if crictl::answers(here.run.node) {
+        crictl::containers(here.run.node)?.into_iter().map(|c| c.id).collect()
+    } else {
+        here.warn("the container runtime does not answer: containers are told apart by the reboot alone".to_owned());
+        Vec::new()
+    };
+    here.note(&ids)
+}
+
+/// Containers first, then sandboxes, those on the pod network before those on the host's: removing a sandbox asks the network's own
+/// pods for help, and hangs when they are gone. What cannot be removed is a warning: the reboot ends it anyway.
+fn stop_containers(here: &mut Doing<'_, '_>) -> Result<()> {
+    let node = here.run.node;
+    if !crictl::answers(node) {
+        return Ok(());
+    }
+    let running: Vec<String> = crictl::containers(node)?.into_iter().filter(|c| c.running).map(|c| c.id).collect();
+    here.figure("stopped", running.len());
+    let stopped = crictl::stop(node, &running, GRACE);
+    tolerate(here, stopped)?;
+    let (mut on_host, mut on_pods) = (Vec::new(), Vec::new());
+    for sandbox in crictl::sandboxes(node)? {
+        crate::node::clock::interrupted()?;
+        // One that cannot be asked goes first, with those that need the network's pods most.
+        let host = crictl::is_host_network(node, &sandbox.id).unwrap_or(false);
+        if host { &mut on_host } else { &mut on_pods }.push(sandbox.id);
+    }
+    here.figure("sandboxes", on_host.len() + on_pods.len());
+    for ids in [on_pods, on_host] {
+        let removed = crictl::remove_sandboxes(node, &ids);
+        tolerate(here, removed)?;
+    }
+    Ok(())
+}
+
+/// Turns a failure into a warning, unless it is an interruption.
+fn tolerate(here: &mut Doing<'_, '_>, result: Result<()>) -> Result<()> {
+    match result {
+        Err(error) if exit_code(&error) == 75 => Err(error),
+        Err(error) => {
+            here.warn(format!("{error:#}"));
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+fn stop_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
+    let profile = here.run.profile;
+    stop_unit(here, profile.runtime_unit)?;
+    if profile.kind == Kind::OpenShift && !here.run.node.exists(CLEAN_SHUTDOWN) {
+        here.warn(format!(
+            "CRI-O left no {CLEAN_SHUTDOWN}: it did not stop in order, and its next start erases all images; they are pulled again"
+        ));
+    }
+    Ok(())
+}
+
+/// What the newer release's configuration manages outside `/etc` and the backup's does not. It goes before `/etc` is restored, because
+/// that brings the older configuration back, which knows nothing of these files.
+fn remove_newer_files(here: &mut Doing<'_, '_>) -> Result<()> {
+    let newer = newer_files(here)?;
+    let mut removed = Vec::new();
+    for path in newer {
+        let place = here.run.node.path(&path);
+        let Ok(meta) = place.symlink_metadata() else { continue };
+        let kind = meta.file_type();
+        if kind.is_file() || kind.is_symlink() || kind.is_fifo() {
+            durable::remove(&place)?;
+            removed.push(path);
+        } else {
+            here.warn(format!("{} is not a file any more and stays", path.display()));
+        }
+    }
+    here.figure("removed", removed);
+    Ok(())
+}
+
+fn newer_files(here: &mut Doing<'_, '_>) -> Result<Vec<PathBuf>> {
+    let run = &*here.run;
+    let known = run.backup.manifest.managed_files.clone();
+    let Some(config) = MachineConfig::current(run.node)? else { return Ok(Vec::new()) };
+    if known.is_empty() {
+        here.warn("the backup does not say which files its configuration managed: files of the newer release outside /etc stay".to_owned());
+        return Ok(Vec::new());
+    }
+    // What another archive holds is not this step's: that tree is made equal as a whole.
+    let trees = ["/usr/local", "/var/lib/kubelet"].map(|tree| run.node.real_path(tree));
+    let own = run.dir.path();
+    let elsewhere = |path: &Path| {
+        let real = run.node.path(path);
+        !real.starts_with(own) && !trees.iter().any(|tree| real.starts_with(tree))
+    };
+    Ok(config.outside_etc().into_iter().filter(|path| !known.contains(path) && elsewhere(path)).collect())
+}
+
+fn restore_usr_local(here: &mut Doing<'_, '_>) -> Result<()> {
+    here.restore(USR_LOCAL, "/usr/local", &Selection::all(), Extra::Delete)
+}
+
+fn restore_etc(here: &mut Doing<'_, '_>) -> Result<()> {
+    let selection = etc_selection(here.run.profile, &here.run.backup.manifest.etc_excludes)?;
+    here.restore(ETC, "/etc", &selection, Extra::Delete)
+}
+
+/// All of `/etc` but what the backup says to leave alone, what belongs to the static pods' archive, and the two files of the hold: those
+/// are never removed, nor replaced by older ones.
+pub(super) fn etc_selection(profile: &Profile, excludes: &[PathBuf]) -> Result<Selection> {
+    let kubernetes = Path::new(profile.kubernetes).strip_prefix("/etc").context("the profile's Kubernetes directory is not below /etc")?;
+    let owned = profile.owned.iter().map(|name| kubernetes.join(name));
+    let hold = [hold::DROP_IN, hold::RESUME_UNIT].map(PathBuf::from);
+    Selection::all().except(excludes.iter().cloned().chain(owned).chain(hold))
+}
+
+fn restore_extras(here: &mut Doing<'_, '_>) -> Result<()> {
+    if !here.run.backup.file(EXTRAS).exists() {
+        return Ok(());
+    }
+    let selection = extras_in(&open(&here.run.backup, EXTRAS)?);
+    here.restore(EXTRAS, "/", &selection, Extra::Keep)
+}
+
+fn reload(here: &mut Doing<'_, '_>) -> Result<()> {
+    let node = here.run.node;
+    hold::install(&node.real_path("/etc"))?;
+    anyhow::ensure!(hold::is_placed(node), "the hold file {} is gone: kubelet would start after the reboot", hold::HOLD);
+    systemctl::daemon_reload(node)
+}
+
+/// What the phase would change, for `--dry-run`: each tree with its archive, and what of it is compared.
+pub(super) fn trees(profile: &Profile, backup: &Backup) -> Result<Vec<(&'static str, Archive, Selection, Extra)>> {
+    let mut trees = vec![
+        ("/usr/local", open(backup, USR_LOCAL)?, Selection::all(), Extra::Delete),
+        ("/etc", open(backup, ETC)?, etc_selection(profile, &backup.manifest.etc_excludes)?, Extra::Delete),
+    ];
+    if backup.file(EXTRAS).exists() {
+        let extras = open(backup, EXTRAS)?;
+        let selection = extras_in(&extras);
+        trees.push(("/", extras, selection, Extra::Keep));
+    }
+    Ok(trees)
+}
+
+fn open(backup: &Backup, file: &str) -> Result<Archive> {
+    Archive::open(&backup.file(file)).with_context(|| format!("opening {file} of backup {}", backup.id))
+}

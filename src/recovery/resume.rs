@@ -1,0 +1,293 @@
+//! Phase `resume`: the control plane, as the backup has it, started in order.
+//!
+//! kubelet is held until everything on disk is restored. Then etcd's manifest is the only one, so that etcd comes first; the API server
+//! is next, then the rest.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::journal::EtcdRestore;
+use super::machine::Phase;
+use super::restore_files;
+use super::run::{Doing, KUBELET_UNIT, Step};
+use super::waits::{self, PAUSE};
+use crate::archive::{Extra, Selection};
+use crate::backup::trees::STARTUP_MONITOR;
+use crate::backup::{self, ETCD, KUBELET, STATIC_PODS};
+use crate::etcd::{self, Endpoint};
+use crate::kube::Client;
+use crate::node::machine_config::MachineConfig;
+use crate::node::profile::{Kind, Profile};
+use crate::node::{durable, hold};
+use crate::tools::{crictl, systemctl};
+
+/// Where OVN-Kubernetes keeps a node's databases from 4.14 on. They are rebuilt from the cluster, whose older state they contradict.
+const OVN: &str = "/var/lib/ovn-ic/etc";
+/// The units that hold the switch's own state, in the order in which they are restarted.
+const OVS_UNITS: [&str; 2] = ["ovs-vswitchd.service", "ovsdb-server.service"];
+/// The pods that read those databases: label `app`, with the name they had in earlier releases.
+const OVN_PODS: (&str, &[&str]) = ("openshift-ovn-kubernetes", &["ovnkube-control-plane", "ovnkube-master", "ovnkube-node"]);
+/// The script of cluster-etcd-operator.
+const CLUSTER_RESTORE: &str = "/usr/local/bin/cluster-restore.sh";
+/// How long one look at etcd may take.
+const ONE_LOOK: Duration = Duration::from_secs(10);
+
+pub(super) const STEPS: &[Step] = &[
+    Step::new("backup", "checking the backup again", check_backup),
+    Step::new("deployment", "checking that the backup's deployment is booted", restore_files::deployment),
+    Step::new("stop-kubelet", "making sure that kubelet is stopped", stop_kubelet),
+    Step::new("kubelet-files", "restoring /var/lib/kubelet", restore_kubelet),
+    Step::new("network-databases", "removing OVN's databases", remove_ovn).only(is_openshift),
+    Step::new("no-manifests", "emptying the directory of static pods", empty_manifests),
+    Step::new("static-pods", "restoring what the static pods read", restore_resources),
+    Step::new("etcd-data", "restoring etcd's data", restore_etcd),
+    Step::new("etcd-manifest", "putting etcd's manifest in place", etcd_manifest),
+    Step::new("machine-config", "comparing the files with the machine configuration", machine_config).only(is_openshift),
+    Step::new("start-runtime", "starting the container runtime", start_runtime).volatile(),
+    Step::new("lift-hold", "lifting the hold on kubelet", lift_hold),
+    Step::new("start-kubelet", "starting kubelet", start_kubelet).volatile(),
+    Step::new("etcd-answers", "waiting for etcd", etcd_answers),
+    Step::new("api-server-manifest", "putting the API server's manifest in place", api_server_manifest),
+    Step::new("api-server-ready", "waiting for the API server", api_server_ready),
+    Step::new("manifests", "putting the other manifests in place", other_manifests),
+    Step::new("network-pods", "restarting OVN's pods", restart_ovn).only(is_openshift),
+    Step::new("containers", "waiting for the control plane's containers", containers),
+];
+
+fn is_openshift(profile: &Profile) -> bool {
+    profile.kind == Kind::OpenShift
+}
+
+/// Days may lie between the two phases.
+fn check_backup(here: &mut Doing<'_, '_>) -> Result<()> {
+    backup::verify(&here.run.backup, false, here.run.progress)
+}
+
+/// The hold has kept it from starting; somebody may have started it in spite of that, before the hold's drop-in was there.
+fn stop_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
+    let node = here.run.node;
+    if !hold::is_placed(node) {
+        here.run.undo.place_hold(node, here.run.dir)?;
+    }
+    systemctl::stop(node, KUBELET_UNIT)
+}
+
+/// The state files of kubelet's CPU and memory managers come from the same moment as its configuration in `/etc`, so their policies
+/// agree; on OpenShift, `kubelet-cleanup.service` deletes them anyway.
+fn restore_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
+    here.restore(KUBELET, "/var/lib/kubelet", &Selection::all(), Extra::Delete)
+}
+
+fn remove_ovn(here: &mut Doing<'_, '_>) -> Result<()> {
+    let node = here.run.node;
+    let dir = node.real_path(OVN);
+    if !dir.is_dir() {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(&dir).with_context(|| format!("listing {OVN}"))? {
+        let path = entry.with_context(|| format!("listing {OVN}"))?.path();
+        if path.extension().is_some_and(|e| e == "db") {
+            durable::remove(&path)?;
+        }
+    }
+    for unit in OVS_UNITS {
+        if systemctl::show(node, unit)?.exists() {
+            systemctl::restart(node, unit)?;
+        }
+    }
+    Ok(())
+}
+
+/// The newer release's manifests must be gone before kubelet starts. Those of the backup come one by one.
+fn empty_manifests(here: &mut Doing<'_, '_>) -> Result<()> {
+    let shown = here.run.profile.manifests;
+    let dir = here.run.node.real_path(shown);
+    let entries = match std::fs::read_dir(&dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(|| format!("listing {shown}"))?,
+    };
+    for entry in entries {
+        let entry = entry.with_context(|| format!("listing {shown}"))?;
+        let kind = entry.file_type().with_context(|| format!("looking at {}", entry.path().display()))?;
+        if kind.is_dir() { durable::remove_tree(&entry.path()) } else { durable::remove(&entry.path()) }?;
+    }
+    Ok(())
+}
+
+/// Every directory that the static pods' archive owns but that of the manifests.
+fn restore_resources(here: &mut Doing<'_, '_>) -> Result<()> {
+    let profile = here.run.profile;
+    let manifests = here.below_kubernetes(profile.manifests)?;
+    let resources = profile.owned.iter().map(Path::new).filter(|owned| **owned != manifests);
+    let selection = Selection::all().only(resources);
+    here.restore(STATIC_PODS, profile.kubernetes, &selection, Extra::Delete)
+}
+
+fn restore_etcd(here: &mut Doing<'_, '_>) -> Result<()> {
+    match here.asked().etcd {
+        EtcdRestore::Native => restore_etcd_natively(here),
+        EtcdRestore::ClusterRestore => run_cluster_restore(here),
+    }
+}
+
+/// Rebuilds etcd's data from the snapshot. The revision is raised so far that no client's cache can outlive the rollback; by how much is
+/// noted first, because after a crash in the middle the old data cannot be asked any more.
+fn restore_etcd_natively(here: &mut Doing<'_, '_>) -> Result<()> {
+    let data = here.run.node.real_path(here.run.profile.etcd_data);
+    let id = here.id();
+    if etcd::is_replaced(&data, &id) {
+        return Ok(());
+    }
+    super::ports::check_free(here.run.node, here.run.profile)?;
+    let bump_revision = if let Some(noted) = here.noted::<u64>()? { noted } else { note_bump(here, &data)? };
+    let options = etcd::Options { bump_revision, mark_compacted: true, ..etcd::Options::default() };
+    let snapshot = here.run.backup.file(ETCD);
+    let task = here.run.progress.task("restoring etcd", Some(here.run.backup.manifest.etcd.bytes));
+    let restored = etcd::replace(&snapshot, &data, &id, &options, &|bytes| task.add(bytes)).context("restoring etcd's data")?;
+    drop(task);
+    here.figure("member", restored);
+    Ok(())
+}
+
+fn note_bump(here: &mut Doing<'_, '_>, data: &Path) -> Result<u64> {
+    let old = etcd::revision_of(data).unwrap_or_else(|error| {
+        here.warn(format!("the revision of the etcd that is replaced cannot be read, so the usual distance is kept from it: {error:#}"));
+        None
+    });
+    let bump = etcd::bump_for(here.run.backup.manifest.etcd.revision, old);
+    here.note(&bump)?;
+    Ok(bump)
+}
+
+/// The cluster's own script, on the old script's layout. It brings etcd's manifest itself and needs the runtime.
+fn run_cluster_restore(here: &mut Doing<'_, '_>) -> Result<()> {
+    start_runtime(here)?;
+    let run = &*here.run;
+    let exported = run.dir.path().join("cluster-restore");
+    durable::remove_tree(&exported)?;
+    backup::export(&run.backup, &exported, run.progress).context("exporting the backup for the cluster's own restore")?;
+    let script = run.node.real_path(CLUSTER_RESTORE);
+    let result = run.node.command("bash")?.arg(script).arg(exported.join("cluster")).limit(run.wait).run();
+    durable::remove_tree(&exported)?;
+    result.map(drop).context("running the cluster's own restore")
+}
+
+fn etcd_manifest(here: &mut Doing<'_, '_>) -> Result<()> {
+    // The cluster's own restore has put a manifest there that restores when it starts: etcd's operator replaces it.
+    if here.asked().etcd == EtcdRestore::ClusterRestore {
+        return Ok(());
+    }
+    manifest(here, here.run.profile.etcd().manifest)
+}
+
+fn manifest(here: &mut Doing<'_, '_>, file: &str) -> Result<()> {
+    let path = here.below_kubernetes(here.run.profile.manifests)?.join(file);
+    here.restore_static_pods(&path, Extra::Keep)
+}
+
+/// machine-config-daemon stops with "unexpected on-disk state" on any difference: better known now than found later. The manifests are not
+/// all there yet; they come one by one.
+fn machine_config(here: &mut Doing<'_, '_>) -> Result<()> {
+    let (node, manifests) = (here.run.node, here.run.profile.manifests);
+    let Some(config) = MachineConfig::current(node)? else { return Ok(()) };
+    for difference in config.differences_on_disk(node)?.into_iter().filter(|difference| !difference.path.starts_with(manifests)) {
+        here.warn(format!("{} {}, unlike the machine configuration", difference.path.display(), difference.what));
+    }
+    Ok(())
+}
+
+fn start_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
+    let unit = here.run.profile.runtime_unit;
+    systemctl::start(here.run.node, unit)?;
+    here.wait_for(
+        "the container runtime to answer",
+        Duration::from_secs(1),
+        |here| Ok(crictl::answers(here.run.node).then_some(())),
+        |_| format!("crictl gets no answer: see `journalctl -u {unit}`"),
+    )
+}
+
+fn lift_hold(here: &mut Doing<'_, '_>) -> Result<()> {
+    here.run.undo.lift_hold(here.run.node, here.run.dir)
+}
+
+fn start_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
+    systemctl::start(here.run.node, KUBELET_UNIT)
+}
+
+fn etcd_answers(here: &mut Doing<'_, '_>) -> Result<()> {
+    let endpoint = Endpoint::of(here.run.node, here.run.profile)?;
+    let pod = here.run.profile.etcd();
+    let last = std::cell::RefCell::new(String::new());
+    let health = here.wait_for(
+        "etcd to answer",
+        PAUSE,
+        |_| {
+            let health = etcd::health(&endpoint, ONE_LOOK);
+            Ok(health.map_err(|error| *last.borrow_mut() = format!("{error:#}")).ok())
+        },
+        |node| format!("{}; {}", last.borrow(), waits::explain(node, &[(pod.container, pod.namespace)])),
+    )?;
+    here.figure("etcd", health);
+    Ok(())
+}
+
+fn api_server_manifest(here: &mut Doing<'_, '_>) -> Result<()> {
+    manifest(here, here.run.profile.api_server().manifest)
+}
+
+fn api_server_ready(here: &mut Doing<'_, '_>) -> Result<()> {
+    waits::api(here).map(drop)
+}
+
+/// The whole directory, so that it has every file that the backup has, and no other.
+fn other_manifests(here: &mut Doing<'_, '_>) -> Result<()> {
+    let manifests = here.below_kubernetes(here.run.profile.manifests)?;
+    let mut left_alone = vec![PathBuf::from(STARTUP_MONITOR)];
+    if here.asked().etcd == EtcdRestore::ClusterRestore {
+        left_alone.push(manifests.join(here.run.profile.etcd().manifest));
+    }
+    let selection = Selection::all().only([&manifests]).except(left_alone)?;
+    here.restore(STATIC_PODS, here.run.profile.kubernetes, &selection, Extra::Delete)
+}
+
+fn restart_ovn(here: &mut Doing<'_, '_>) -> Result<()> {
+    if !here.run.node.exists(OVN) {
+        return Ok(());
+    }
+    let client = waits::api(here)?;
+    let (namespace, apps) = OVN_PODS;
+    let last = std::cell::RefCell::new(String::new());
+    let deleted = here.wait_for(
+        "OVN's pods to be deleted",
+        PAUSE,
+        |_| Ok(client.delete_pods(namespace, apps).map_err(|error| *last.borrow_mut() = format!("{error:#}")).ok()),
+        |_| last.borrow().clone(),
+    )?;
+    here.figure("deleted", deleted);
+    Ok(())
+}
+
+/// The end of the phase: everything the profile names runs in a container that is not one of the old ones.
+fn containers(here: &mut Doing<'_, '_>) -> Result<()> {
+    let wanted = waits::wanted(here.run.profile);
+    let old: Vec<String> =
+        here.noted_by(Phase::RestoreFiles, "old-containers")?.context("the journal does not say which containers are old")?;
+    let client = Client::of(here.run.node, here.run.profile)?;
+    let left = std::cell::RefCell::new(wanted.clone());
+    here.wait_for(
+        "the control plane's containers",
+        PAUSE,
+        |here| {
+            waits::approve(here, &client);
+            // A runtime that does not answer this time may do so the next.
+            if let Ok(containers) = crictl::containers(here.run.node) {
+                *left.borrow_mut() = waits::missing(&wanted, &containers, &old);
+            }
+            Ok(left.borrow().is_empty().then_some(()))
+        },
+        |node| waits::with_obstacles(waits::explain(node, &left.borrow()), Some(&client)),
+    )
+}

@@ -1,0 +1,275 @@
+//! `undo.json`: what a recovery changed that is not part of the backup, and must put back however the recovery ends.
+//!
+//! It is written before the change, so that nothing is forgotten when the power fails between the two; and it is a file of its own, so
+//! that `restart` and `abandon` need no journal.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::journal::Asked;
+use crate::error::damaged;
+use crate::node::dir::RecoveryDir;
+use crate::node::selinux::{self, Mode};
+use crate::node::{Node, durable, hold};
+use crate::tools::systemctl;
+
+/// The only version so far.
+pub const VERSION: u32 = 1;
+
+/// What must be put back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Undo {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The run, and before it those that it restarts, oldest first: each may have kept an etcd member.
+    pub runs: Vec<String>,
+    /// The backup that is being restored: `restart` takes it from here when the journal cannot be read.
+    pub backup: String,
+    /// What was asked for: likewise.
+    pub asked: Asked,
+    /// The SELinux mode to put back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux: Option<Mode>,
+    /// The hold was placed.
+    pub hold: bool,
+    /// Units that were stopped, and whether they were running before the first of the runs.
+    pub units: BTreeMap<String, bool>,
+}
+
+/// Whether the units that were running before are started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Units {
+    /// They are: the node's files are of one release.
+    Start,
+    /// They are not: the files may be half restored, and a person decides.
+    Leave,
+}
+
+impl Undo {
+    /// What a recovery from a backup must undo before it has begun: nothing.
+    #[must_use]
+    pub fn of(backup: &str, asked: Asked) -> Self {
+        Self { version: VERSION, runs: Vec::new(), backup: backup.to_owned(), asked, selinux: None, hold: false, units: BTreeMap::new() }
+    }
+
+    /// Reads it; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is not what an agent of this version writes.
+    pub fn load(dir: &RecoveryDir) -> Result<Option<Self>> {
+        let path = dir.undo();
+        let bytes = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            bytes => bytes.with_context(|| format!("reading {}", path.display()))?,
+        };
+        let refused = |why: String| {
+            damaged(format!(
+                "{} cannot be read: {why}; it says which SELinux mode and units to put back, so have a look at it, see to them by hand, then move \
+                 it away and run the same command again",
+                path.display()
+            ))
+        };
+        let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| refused(e.to_string()))?;
+        if let Some(version) = value.get("version").and_then(serde_json::Value::as_u64).filter(|v| *v > u64::from(VERSION)) {
+            return Err(refused(format!("it was written by a newer agent (version {version}; this one reads up to {VERSION})")));
+        }
+        serde_json::from_value(value).map(Some).map_err(|e| refused(e.to_string()))
+    }
+
+    /// Writes it, durably. To be called before the change it notes.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save(&self, dir: &RecoveryDir) -> Result<()> {
+        let bytes = serde_json::to_vec_pretty(self).context("serializing what the recovery must undo")?;
+        durable::write(&dir.undo(), &bytes, 0o600)
+    }
+
+    /// Notes whether a unit runs, the first time it is asked about: before it is stopped.
+    ///
+    /// # Errors
+    /// When systemd does not say, or the note cannot be written.
+    pub fn note_unit(&mut self, node: &Node, dir: &RecoveryDir, unit: &str) -> Result<()> {
+        if self.units.contains_key(unit) {
+            return Ok(());
+        }
+        let active = systemctl::show(node, unit)?.is_active();
+        self.units.insert(unit.to_owned(), active);
+        self.save(dir)
+    }
+
+    /// Places the hold.
+    ///
+    /// # Errors
+    /// When it cannot be noted or placed.
+    pub fn place_hold(&mut self, node: &Node, dir: &RecoveryDir) -> Result<()> {
+        self.hold = true;
+        self.save(dir)?;
+        hold::place(node, self.runs.last().map_or("", String::as_str))
+    }
+
+    /// Lifts the hold.
+    ///
+    /// # Errors
+    /// When it cannot be removed or that cannot be noted.
+    pub fn lift_hold(&mut self, node: &Node, dir: &RecoveryDir) -> Result<()> {
+        hold::lift(node)?;
+        self.hold = false;
+        self.save(dir)
+    }
+
+    /// Does `work` with SELinux permissive where it is enforcing: only then can labels be written that the running policy does not know.
+    /// The mode is put back in every case: when `work` fails or panics, and by whatever verb comes next when the power does.
+    ///
+    /// # Errors
+    /// Those of `work`; and when the mode cannot be noted, set or put back.
+    pub fn permissive<T>(&mut self, node: &Node, dir: &RecoveryDir, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        if selinux::mode(node)? != Some(Mode::Enforcing) {
+            return work();
+        }
+        self.selinux = Some(Mode::Enforcing);
+        self.save(dir)?;
+        selinux::set_mode(node, Mode::Permissive)?;
+        let guard = Enforce(node);
+        let result = work();
+        drop(guard);
+        let put_back = self.restore_selinux(node, dir);
+        // The failure of the work is the one to show; that of putting back is shown by the next verb, which tries it again.
+        result.and_then(|value| put_back.map(|_| value))
+    }
+
+    /// Puts the SELinux mode back when one is noted; says so.
+    ///
+    /// # Errors
+    /// When it cannot be set, or that cannot be noted.
+    pub fn restore_selinux(&mut self, node: &Node, dir: &RecoveryDir) -> Result<Option<String>> {
+        let Some(mode) = self.selinux else { return Ok(None) };
+        selinux::set_mode(node, mode)?;
+        self.selinux = None;
+        self.save(dir)?;
+        Ok(Some(format!("SELinux is {mode:?} again")))
+    }
+
+    /// Puts back all that is noted, and says what it did. What is noted stays in the file until [`Undo::forget`].
+    ///
+    /// # Errors
+    /// When something cannot be put back; the rest of it is tried all the same.
+    pub fn put_back(&mut self, node: &Node, dir: &RecoveryDir, units: Units) -> Result<Vec<String>> {
+        let mut said = Vec::new();
+        let mode = self.restore_selinux(node, dir).map(|line| said.extend(line));
+        let held = hold::is_placed(node);
+        let lifted = self.lift_hold(node, dir);
+        if held && lifted.is_ok() {
+            said.push("the hold on kubelet is lifted".to_owned());
+        }
+        mode.and(lifted)?;
+        let were_running: Vec<&String> = self.units.iter().filter(|(_, active)| **active).map(|(unit, _)| unit).collect();
+        for unit in were_running {
+            if systemctl::show(node, unit)?.is_active() {
+                continue;
+            }
+            if units == Units::Start {
+                systemctl::start(node, unit)?;
+                said.push(format!("{unit} is running again"));
+            } else {
+                said.push(format!(
+                    "{unit} was running before the recovery and is stopped: `systemctl start {unit}` when the node is whole"
+                ));
+            }
+        }
+        Ok(said)
+    }
+
+    /// Removes the file: everything is put back.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn forget(dir: &RecoveryDir) -> Result<()> {
+        durable::remove(&dir.undo())
+    }
+}
+
+/// Makes SELinux enforcing again when it goes out of scope by a panic as well.
+struct Enforce<'a>(&'a Node);
+
+impl Drop for Enforce<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = selinux::set_mode(self.0, Mode::Enforcing) {
+            tracing::error!("SELinux is still permissive: {error:#}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::exit_code;
+    use std::path::Path;
+
+    fn node() -> (tempfile::TempDir, Node, RecoveryDir) {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("sys/fs/selinux")).unwrap();
+        std::fs::write(root.path().join("sys/fs/selinux/enforce"), "1").unwrap();
+        let node = Node::at(root.path(), None);
+        let dir = RecoveryDir::new(&node, Path::new("/var/recovery"));
+        dir.prepare().unwrap();
+        (root, node, dir)
+    }
+
+    #[test]
+    fn what_is_noted_is_read_again() {
+        let (_root, _node, dir) = node();
+        assert_eq!(Undo::load(&dir).unwrap(), None);
+        let mut undo = Undo::of("b1", Asked::default());
+        undo.units.insert("kubelet.service".to_owned(), true);
+        undo.selinux = Some(Mode::Enforcing);
+        undo.save(&dir).unwrap();
+        assert_eq!(Undo::load(&dir).unwrap(), Some(undo));
+        Undo::forget(&dir).unwrap();
+        assert_eq!(Undo::load(&dir).unwrap(), None);
+    }
+
+    #[test]
+    fn another_version_or_unknown_fields_are_refused() {
+        let (_root, _node, dir) = node();
+        Undo::of("b1", Asked::default()).save(&dir).unwrap();
+        let text = std::fs::read_to_string(dir.undo()).unwrap();
+        for changed in [text.replace("\"version\": 1", "\"version\": 2"), text.replace("\"hold\"", "\"more\": 1, \"hold\""), "{".to_owned()]
+        {
+            assert_ne!(changed, text);
+            std::fs::write(dir.undo(), changed).unwrap();
+            assert_eq!(exit_code(&Undo::load(&dir).unwrap_err()), 65);
+        }
+    }
+
+    #[test]
+    fn selinux_is_permissive_only_while_the_work_goes_on() {
+        let (_root, node, dir) = node();
+        let mut undo = Undo::of("b1", Asked::default());
+        let looked = undo.permissive(&node, &dir, || Ok((selinux::mode(&node)?, Undo::load(&dir)?.unwrap().selinux))).unwrap();
+        assert_eq!(looked, (Some(Mode::Permissive), Some(Mode::Enforcing)), "permissive, and noted before");
+        assert_eq!(selinux::mode(&node).unwrap(), Some(Mode::Enforcing));
+        assert_eq!(Undo::load(&dir).unwrap().unwrap().selinux, None);
+        assert!(undo.permissive(&node, &dir, || Err::<(), _>(anyhow::anyhow!("no"))).is_err());
+        assert_eq!(selinux::mode(&node).unwrap(), Some(Mode::Enforcing));
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| undo.permissive::<()>(&node, &dir, || panic!("oh"))));
+        assert!(panicked.is_err());
+        assert_eq!(selinux::mode(&node).unwrap(), Some(Mode::Enforcing));
+    }
+
+    #[test]
+    fn what_a_crash_left_behind_is_put_back() {
+        let (_root, node, dir) = node();
+        let mut undo = Undo::of("b1", Asked::default());
+        undo.selinux = Some(Mode::Enforcing);
+        undo.place_hold(&node, &dir).unwrap();
+        selinux::set_mode(&node, Mode::Permissive).unwrap();
+        let said = Undo::load(&dir).unwrap().unwrap().put_back(&node, &dir, Units::Start).unwrap();
+        assert_eq!(said, ["SELinux is Enforcing again", "the hold on kubelet is lifted"]);
+        assert_eq!(selinux::mode(&node).unwrap(), Some(Mode::Enforcing));
+        assert!(!hold::is_placed(&node));
+    }
+}
