@@ -16,6 +16,7 @@
 
 pub mod archive;
 pub mod backup;
+pub mod cli;
 pub mod error;
 pub mod etcd;
 pub mod kube;

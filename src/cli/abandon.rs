@@ -1,0 +1,24 @@
+//! `recovery abandon`: ends the open recovery where it is.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::context::Context;
+use crate::recovery::{AbandonReport, abandon};
+
+pub(super) fn run(context: &Context) -> Result<ExitCode> {
+    context.confirm(&[
+        "The recovery will be ended where it is: what it has restored stays, what it holds back (kubelet, SELinux) is let go.".to_owned(),
+        "`recovery status` says how far it came.".to_owned(),
+    ])?;
+    let report = abandon(&context.node, &context.dir)?;
+    context.print(&report, |report| report.as_ref().map_or_else(|| "no recovery is in progress: nothing to do\n".to_owned(), describe))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(report: &AbandonReport) -> String {
+    let mut text = report.put_back.iter().map(|line| format!("{line}\n")).collect::<String>();
+    text += &format!("{}\n", report.state);
+    text
+}

@@ -1,0 +1,93 @@
+//! `recovery archive`: the archives of the phases, for administrators and tests.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use super::args::{ArchiveArgs, ArchiveVerb};
+use super::context::Context;
+use crate::archive::{Action, Archive, Change, Counts, Extra, Packed, Selection, pack};
+use crate::report::mib;
+
+/// `archive diff --json`
+#[derive(Debug, Serialize)]
+struct Diff {
+    changes: Vec<Change>,
+    counts: Counts,
+}
+
+pub(super) fn run(context: &Context, args: &ArchiveArgs) -> Result<ExitCode> {
+    match &args.verb {
+        ArchiveVerb::Pack { tree, file, previous } => {
+            let task = context.progress.task("packing", None);
+            let packed = pack(tree, file, &Selection::all(), previous.as_deref(), &|n| task.add(n))
+                .with_context(|| format!("packing {} into {}", tree.display(), file.display()))?;
+            drop(task);
+            context.print(&packed, describe_packed)?;
+        }
+        ArchiveVerb::Diff { file, tree } => {
+            let archive = Archive::open(file).with_context(|| format!("opening {}", file.display()))?;
+            let task = context.progress.task("comparing", Some(archive.bytes()));
+            let (changes, counts) = archive.compare(tree, &Selection::all(), Extra::Delete, &|n| task.add(n))?;
+            drop(task);
+            let equal = changes.is_empty();
+            context.print(&Diff { changes, counts }, |diff| describe_changes(&diff.changes))?;
+            return Ok(ExitCode::from(u8::from(!equal)));
+        }
+        ArchiveVerb::Restore { file, tree } => {
+            let archive = Archive::open(file).with_context(|| format!("opening {}", file.display()))?;
+            context.confirm(&[format!(
+                "{} will be made equal to {}: what is not in the archive is deleted.",
+                tree.display(),
+                file.display()
+            )])?;
+            std::fs::create_dir_all(tree).with_context(|| format!("making {}", tree.display()))?;
+            let task = context.progress.task("restoring", Some(archive.bytes()));
+            let counts = archive.restore(tree, &Selection::all(), Extra::Delete, &|n| task.add(n))?;
+            drop(task);
+            context.print(&counts, describe_counts)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe_packed(packed: &Packed) -> String {
+    let mut text = format!(
+        "{} entries, {} of content in {} ({} taken over)\nsha256 {}\n",
+        packed.entries,
+        mib(packed.bytes),
+        mib(packed.stored),
+        mib(packed.reused),
+        packed.sha256
+    );
+    for (path, why) in &packed.skipped {
+        text += &format!("skipped {}: {why}\n", path.display());
+    }
+    text
+}
+
+/// One line for each change: `+` created, `*` replaced, `~` metadata, `-` deleted.
+pub(super) fn describe_changes(changes: &[Change]) -> String {
+    let sign = |action| match action {
+        Action::Create => '+',
+        Action::Replace => '*',
+        Action::Metadata => '~',
+        Action::Delete => '-',
+    };
+    let shown = |path: &Path| if path.as_os_str().is_empty() { ".".to_owned() } else { path.display().to_string() };
+    changes.iter().map(|c| format!("{} {}  {}\n", sign(c.action), shown(&c.path), c.why)).collect()
+}
+
+pub(super) fn describe_counts(counts: &Counts) -> String {
+    format!(
+        "{} created, {} replaced, {} with new metadata, {} deleted, {} unchanged; {} written",
+        counts.created,
+        counts.replaced,
+        counts.metadata,
+        counts.deleted,
+        counts.unchanged,
+        mib(counts.bytes)
+    )
+}

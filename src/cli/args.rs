@@ -1,0 +1,459 @@
+//! What can be said on the command line: these definitions make the parser, the man pages and the shell completions.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueHint};
+
+use crate::error::usage;
+use crate::etcd::DEFAULT_TOKEN;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  done, or nothing to do (`archive diff`: equal)
+   1  failed, look: the message names the step and the next command (`archive diff`: differs)
+   2  usage, or not confirmed
+  65  damaged, hostile or of another version (backup, journal, snapshot, archive)
+  69  a component did not answer by its deadline
+  73  no space
+  75  not now, run it again (interrupted, locked, a recovery is in progress, operators are progressing)
+  77  not root, or the recovery directory is writable by others
+  78  does not fit this node (other node or cluster, deployment table, missing tool)";
+
+/// Backup and recovery of a single-node OpenShift machine.
+///
+/// Without a verb: prints the status and the next command, and changes nothing.
+#[derive(Debug, Parser)]
+#[command(name = "recovery", version, after_help = EXIT_CODES, args_conflicts_with_subcommands = false)]
+pub struct Cli {
+    /// Options of every verb.
+    #[command(flatten)]
+    pub global: Global,
+    /// The flags of upgrade-recovery.sh.
+    #[command(flatten)]
+    pub old: OldFlags,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Option<Verb>,
+}
+
+/// Options of every verb.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The recovery directory, as the node calls it
+    #[arg(long, global = true, value_name = "DIR", default_value = crate::node::dir::DEFAULT, value_hint = ValueHint::DirPath)]
+    pub dir: PathBuf,
+    /// Show what is done in more detail
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// Print the report as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Do it without asking
+    #[arg(short, long, global = true)]
+    pub yes: bool,
+    /// Deadline of each wait
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 1200)]
+    pub wait: u64,
+    /// The node's files are below DIR (a mounted disk); its programs are never the live host's
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub root: Option<PathBuf>,
+    /// With --root: the folder to take programs from
+    #[arg(long, global = true, value_name = "DIR", requires = "root", value_hint = ValueHint::DirPath)]
+    pub tools: Option<PathBuf>,
+}
+
+/// The flags of upgrade-recovery.sh, on the bare command.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Flags of upgrade-recovery.sh")]
+pub struct OldFlags {
+    /// As `recovery backup`
+    #[arg(long = "take-backup", conflicts_with_all = ["resume", "restart"])]
+    pub take_backup: bool,
+    /// As `recovery resume`
+    #[arg(long, conflicts_with = "restart")]
+    pub resume: bool,
+    /// One phase at a time: alone, or with --resume
+    #[arg(long)]
+    pub step: bool,
+    /// As `recovery restart`
+    #[arg(long)]
+    pub restart: bool,
+    /// Go on where a check would stop it
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// The verbs.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Verb {
+    /// Take a backup of this node
+    #[command(alias = "launchBackup")]
+    Backup(BackupArgs),
+    /// Begin a recovery: restore /usr/local, /etc and the managed files; a reboot follows
+    RestoreFiles(RestoreFilesArgs),
+    /// Continue the recovery after the last finished step
+    Resume(ResumeArgs),
+    /// Begin this recovery again from its first phase
+    Restart(RestartArgs),
+    /// End this recovery where it is: undo what can be undone, and say what state the node is in
+    Abandon,
+    /// Show which deployment a recovery needs, and what it would take to boot it
+    Platform(PlatformArgs),
+    /// Show the recovery in progress, or what there is to recover from
+    Status(StatusArgs),
+    /// List the backups
+    List,
+    /// Show a backup's manifest
+    Show(ChosenArgs),
+    /// Check backups: every file against its sum, and all content
+    Verify(VerifyArgs),
+    /// Delete a backup
+    Delete(DeleteArgs),
+    /// Delete all but the newest verified backups
+    Prune(PruneArgs),
+    /// Write a backup in the layout of upgrade-recovery.sh
+    Export(ExportArgs),
+    /// Save, look at and restore etcd snapshots
+    Etcd(EtcdArgs),
+    /// Pack, compare and restore archives of a directory
+    Archive(ArchiveArgs),
+    /// Write man pages or shell completions
+    #[command(hide = true)]
+    Generate(GenerateArgs),
+}
+
+/// `backup`
+#[derive(Debug, Clone, Default, Args)]
+pub struct BackupArgs {
+    /// A name to find it by
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// A label; can be given several times
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub labels: Vec<String>,
+    /// Go on although operators are progressing
+    #[arg(long)]
+    pub force: bool,
+    /// Verified backups to keep, this one included
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep: u32,
+}
+
+/// `restore-files`
+#[derive(Debug, Clone, Default, Args)]
+pub struct RestoreFilesArgs {
+    /// The backup, by id or name; the newest good one unless given
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<String>,
+    /// Reboot when done instead of asking for it
+    #[arg(long)]
+    pub reboot: bool,
+    /// Print what would change, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Go on against the deployment table, the identity and the clock checks
+    #[arg(long)]
+    pub force: bool,
+    /// One phase at a time: nothing continues by itself after the reboot
+    #[arg(long)]
+    pub step: bool,
+    /// Restore etcd with the cluster's own script instead of natively
+    #[arg(long, value_name = "HOW", default_value = "native", value_parser = ["native", "cluster-restore"])]
+    pub etcd_restore: String,
+}
+
+/// `resume`
+#[derive(Debug, Clone, Default, Args)]
+pub struct ResumeArgs {
+    /// Do the next phase only
+    #[arg(long)]
+    pub step: bool,
+    /// It is the systemd unit that asks: a recovery begun with --step is left to a person
+    #[arg(long, hide = true)]
+    pub unit: bool,
+}
+
+/// `restart`
+#[derive(Debug, Clone, Default, Args)]
+pub struct RestartArgs {
+    /// The backup, when the journal can no longer say which
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<String>,
+    /// Go on against the deployment table, the identity and the clock checks
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `platform`
+#[derive(Debug, Clone, Default, Args)]
+pub struct PlatformArgs {
+    /// The backup, by id or name; the newest good one unless given
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<String>,
+}
+
+/// `status`
+#[derive(Debug, Clone, Default, Args)]
+pub struct StatusArgs {
+    /// Keep showing it
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// A backup
+#[derive(Debug, Clone, Args)]
+pub struct ChosenArgs {
+    /// The backup, by id or name
+    #[arg(value_name = "ID")]
+    pub backup: String,
+}
+
+/// `verify`
+#[derive(Debug, Clone, Args)]
+pub struct VerifyArgs {
+    /// The backup, by id or name; all of them unless given
+    #[arg(value_name = "ID")]
+    pub backup: Option<String>,
+}
+
+/// `delete`
+#[derive(Debug, Clone, Args)]
+pub struct DeleteArgs {
+    /// The backup, by id or name
+    #[arg(value_name = "ID")]
+    pub backup: String,
+    /// Delete it although it is the last good one
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `prune`
+#[derive(Debug, Clone, Args)]
+pub struct PruneArgs {
+    /// Verified backups to keep
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep: u32,
+}
+
+/// `export`
+#[derive(Debug, Clone, Args)]
+pub struct ExportArgs {
+    /// The backup, by id or name
+    #[arg(value_name = "ID")]
+    pub backup: String,
+    /// Where to: must not exist, or be empty
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub to: PathBuf,
+}
+
+/// `etcd`
+#[derive(Debug, Clone, Args)]
+pub struct EtcdArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: EtcdVerb,
+}
+
+/// The verbs of `etcd`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum EtcdVerb {
+    /// Save a snapshot of this node's etcd; compressed when FILE ends in .zst
+    Save(EtcdSaveArgs),
+    /// Check a snapshot and say what is in it
+    Status {
+        /// The snapshot, plain or .zst
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// Make a data directory from a snapshot, as `etcdutl snapshot restore` does
+    Restore(EtcdRestoreArgs),
+}
+
+/// `etcd save`
+#[derive(Debug, Clone, Args)]
+pub struct EtcdSaveArgs {
+    /// The new file
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// Client URL; this node's etcd unless given
+    #[arg(long, value_name = "URL", requires_all = ["cacert", "cert", "key"])]
+    pub endpoint: Option<String>,
+    /// CA bundle that etcd's certificate is checked against
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub cacert: Option<PathBuf>,
+    /// Client certificate
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub cert: Option<PathBuf>,
+    /// Client key
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub key: Option<PathBuf>,
+}
+
+/// `etcd restore`: the flags and defaults of `etcdutl snapshot restore`.
+#[derive(Debug, Clone, Args)]
+pub struct EtcdRestoreArgs {
+    /// The snapshot, plain or .zst
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// The new data directory
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub data_dir: PathBuf,
+    /// Name of the member
+    #[arg(long, default_value = "default")]
+    pub name: String,
+    /// Peer URLs of the member, separated by commas
+    #[arg(long, value_name = "URLS", value_delimiter = ',', default_value = "http://localhost:2380")]
+    pub initial_advertise_peer_urls: Vec<String>,
+    /// Token of the cluster
+    #[arg(long, value_name = "TOKEN", default_value = DEFAULT_TOKEN)]
+    pub initial_cluster_token: String,
+    /// How much to raise the newest revision by
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub bump_revision: u64,
+    /// Mark the revisions before the newest as compacted; needs --bump-revision
+    #[arg(long)]
+    pub mark_compacted: bool,
+    /// Take a database that has no hash at its end, as one copied from a data directory
+    #[arg(long)]
+    pub skip_hash_check: bool,
+}
+
+/// `archive`
+#[derive(Debug, Clone, Args)]
+pub struct ArchiveArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: ArchiveVerb,
+}
+
+/// The verbs of `archive`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ArchiveVerb {
+    /// Pack a directory
+    Pack {
+        /// The directory
+        #[arg(value_hint = ValueHint::DirPath)]
+        tree: PathBuf,
+        /// The new archive
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+        /// An older archive of the same directory, to take unchanged parts from
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        previous: Option<PathBuf>,
+    },
+    /// Print what a restore would change: exit 0 when equal, 1 when not
+    Diff {
+        /// The archive
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+        /// The directory
+        #[arg(value_hint = ValueHint::DirPath)]
+        tree: PathBuf,
+    },
+    /// Make a directory equal to an archive
+    Restore {
+        /// The archive
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+        /// The directory; made when it is not there
+        #[arg(value_hint = ValueHint::DirPath)]
+        tree: PathBuf,
+    },
+}
+
+/// `generate`
+#[derive(Debug, Clone, Args)]
+pub struct GenerateArgs {
+    /// `man`, or a shell: bash, zsh, fish
+    pub what: String,
+    /// Where to: a directory for man pages
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub to: PathBuf,
+}
+
+impl Cli {
+    /// The verb that is meant, old flags included; the bare command is `status`.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`](crate::error::Failure::Usage) for an old flag together with a verb.
+    pub fn verb(&self) -> Result<Verb> {
+        let OldFlags { take_backup, resume, step, restart, force } = self.old;
+        if let Some(verb) = &self.verb {
+            if take_backup || resume || step || restart || force {
+                return Err(usage("the flags of upgrade-recovery.sh go without a verb: put the verb's own options after it"));
+            }
+            return Ok(verb.clone());
+        }
+        Ok(if take_backup {
+            Verb::Backup(BackupArgs { force, keep: 3, ..BackupArgs::default() })
+        } else if restart {
+            Verb::Restart(RestartArgs { force, ..RestartArgs::default() })
+        } else if resume {
+            Verb::Resume(ResumeArgs { step, unit: false })
+        } else if step {
+            Verb::RestoreFiles(RestoreFilesArgs { force, step, etcd_restore: "native".to_owned(), ..RestoreFilesArgs::default() })
+        } else {
+            Verb::Status(StatusArgs::default())
+        })
+    }
+}
+
+impl Global {
+    /// `--wait`.
+    #[must_use]
+    pub fn wait(&self) -> Duration {
+        Duration::from_secs(self.wait)
+    }
+}
+
+impl Verb {
+    /// True for all but the plumbing that only touches files it is given.
+    #[must_use]
+    pub fn needs_root(&self) -> bool {
+        match self {
+            Self::Etcd(args) => matches!(args.verb, EtcdVerb::Save(EtcdSaveArgs { endpoint: None, .. })),
+            Self::Archive(args) => matches!(args.verb, ArchiveVerb::Restore { .. }),
+            Self::Generate(_) => false,
+            _ => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn verb(words: &[&str]) -> Verb {
+        Cli::try_parse_from([&["recovery"], words].concat()).unwrap().verb().unwrap()
+    }
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_old_flags_mean_what_they_meant() {
+        assert!(matches!(verb(&["--take-backup", "--force"]), Verb::Backup(BackupArgs { force: true, keep: 3, .. })));
+        assert!(matches!(verb(&["--resume"]), Verb::Resume(ResumeArgs { step: false, .. })));
+        assert!(matches!(verb(&["--resume", "--step"]), Verb::Resume(ResumeArgs { step: true, .. })));
+        assert!(matches!(verb(&["--restart"]), Verb::Restart(_)));
+        assert!(matches!(verb(&["--step"]), Verb::RestoreFiles(RestoreFilesArgs { step: true, reboot: false, .. })));
+        assert!(matches!(verb(&["launchBackup"]), Verb::Backup(_)));
+    }
+
+    #[test]
+    fn the_bare_command_changes_nothing() {
+        assert!(matches!(verb(&[]), Verb::Status(_)));
+        assert!(matches!(verb(&["--force", "--dir", "/var/recovery"]), Verb::Status(_)));
+    }
+
+    #[test]
+    fn an_old_flag_and_a_verb_exclude_each_other() {
+        let cli = Cli::try_parse_from(["recovery", "--resume", "list"]).unwrap();
+        assert_eq!(crate::error::exit_code(&cli.verb().unwrap_err()), 2);
+    }
+}

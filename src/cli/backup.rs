@@ -1,0 +1,57 @@
+//! `recovery backup`.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+
+use super::args::BackupArgs;
+use super::context::Context;
+use crate::backup::asked_by::AskedBy;
+use crate::backup::names::parse_labels;
+use crate::backup::take::{Outcome, TakeOptions, Taken, take};
+use crate::backup::trees::refuse_dir_inside;
+use crate::report::mib;
+
+pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<ExitCode> {
+    let options = TakeOptions {
+        name: args.name.clone(),
+        labels: parse_labels(&args.labels)?,
+        force: args.force,
+        keep: args.keep as usize,
+        wait: context.wait,
+        asked_by: AskedBy::this_process(),
+    };
+    refuse_dir_inside(&context.node, &context.dir)?;
+    context.dir.prepare()?;
+    let _lock = context.dir.lock("backup")?;
+    let taken = take(&context.node, &context.dir, &options, &context.progress).context("taking a backup")?;
+    context.print(&taken, describe)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(taken: &Taken) -> String {
+    let manifest = &taken.manifest;
+    if taken.outcome == Outcome::AlreadyDone {
+        return format!("already done: {} asked for the backup {} before; nothing to do\n", manifest.asked_by, manifest.id);
+    }
+    let content: u64 = manifest.sizes.values().sum();
+    let mut text = format!(
+        "backup {} is complete: {} of content in {} ({} taken over from the one before), {:.1} s\n  in {}\n",
+        manifest.id,
+        mib(content),
+        mib(taken.stored),
+        mib(taken.reused),
+        taken.seconds,
+        taken.path.display()
+    );
+    for (path, why) in &taken.skipped {
+        text += &format!("  skipped {path}: {why}\n");
+    }
+    for deployment in &taken.undeployed {
+        text += &format!("  removed the standby deployment {deployment}\n");
+    }
+    for id in &taken.pruned {
+        text += &format!("  removed the older backup {id}\n");
+    }
+    text
+}

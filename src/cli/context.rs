@@ -1,0 +1,93 @@
+//! What every command has: the node, the recovery directory, consent, and output.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use super::args::Global;
+use crate::error::{misfit, not_permitted, usage};
+use crate::node::{Node, dir::RecoveryDir};
+use crate::report::Progress;
+
+/// What every command has.
+#[derive(Debug)]
+pub(super) struct Context {
+    /// The node that is meant.
+    pub(super) node: Node,
+    /// Its recovery directory.
+    pub(super) dir: RecoveryDir,
+    /// Where progress goes.
+    pub(super) progress: Progress,
+    /// Deadline of each wait.
+    pub(super) wait: Duration,
+    /// Reports are printed as JSON.
+    pub(super) json: bool,
+    yes: bool,
+}
+
+impl Context {
+    pub(super) fn new(global: &Global, progress: Progress) -> Result<Self> {
+        if !global.dir.is_absolute() {
+            return Err(usage(format!("--dir {} is not an absolute path", global.dir.display())));
+        }
+        let node = match &global.root {
+            None => Node::live(),
+            Some(root) => {
+                let root = root.canonicalize().map_err(|e| misfit(format!("--root {}: {e}", root.display())))?;
+                let tools = global.tools.as_deref().map(|t| t.canonicalize().map_err(|e| misfit(format!("--tools {}: {e}", t.display()))));
+                Node::at(&root, tools.transpose()?.as_deref())
+            }
+        };
+        let dir = RecoveryDir::new(&node, &global.dir);
+        Ok(Self { node, dir, progress, wait: global.wait(), json: global.json, yes: global.yes })
+    }
+
+    /// Fails unless this process is root and the recovery directory is root's alone.
+    pub(super) fn require_root(&self) -> Result<()> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(not_permitted("this needs root: run it with sudo, or as root"));
+        }
+        self.dir.check()
+    }
+
+    /// Says what is about to be done and asks. `--yes` is consent; without a terminal to ask on there is none.
+    pub(super) fn confirm(&self, what: &[String]) -> Result<()> {
+        if self.yes {
+            return Ok(());
+        }
+        self.progress.pause(|| what.iter().for_each(|line| drop(writeln!(std::io::stderr(), "{line}"))));
+        if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+            return Err(usage("not confirmed: there is no terminal to ask on; give --yes to do it"));
+        }
+        let mut answer = String::new();
+        self.progress.pause(|| {
+            write!(std::io::stderr(), "Do it? [y/N] ")?;
+            std::io::stdin().lock().read_line(&mut answer)
+        })?;
+        if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(usage("not confirmed: nothing was changed")) }
+    }
+
+    /// Prints a report: as JSON, or as `people` writes it.
+    pub(super) fn print<T: Serialize>(&self, report: &T, people: impl FnOnce(&T) -> String) -> Result<()> {
+        if self.json {
+            print_json(&serde_json::to_value(report).context("writing the report as JSON")?);
+        } else {
+            print_text(&people(report));
+        }
+        Ok(())
+    }
+}
+
+/// Prints one JSON document on standard output.
+pub(super) fn print_json(value: &serde_json::Value) {
+    print_text(&format!("{value:#}"));
+}
+
+/// Prints text on standard output, whole lines. A reader that has gone away (`| head`) is not an error.
+pub(super) fn print_text(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+    out.write_all(text.as_bytes()).and_then(|()| out.write_all(end.as_bytes())).and_then(|()| out.flush()).ok();
+}

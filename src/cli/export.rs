@@ -1,0 +1,16 @@
+//! `recovery export`: a backup in the layout of upgrade-recovery.sh.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::args::ExportArgs;
+use super::context::Context;
+use crate::backup::{choose, export};
+
+pub(super) fn run(context: &Context, args: &ExportArgs) -> Result<ExitCode> {
+    let backup = choose(&context.node, &context.dir, Some(&args.backup), &context.progress)?;
+    let exported = export(&backup, &args.to, &context.progress)?;
+    context.print(&exported, |e| format!("exported {} to {}\n", e.id, e.to.display()))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,75 @@
+//! `recovery list`, `delete`, `prune`: the backups there are, and fewer of them.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::args::{DeleteArgs, PruneArgs};
+use super::context::Context;
+use crate::backup::store::{self, Listed, Removed, State};
+use crate::report::mib;
+
+pub(super) fn run(context: &Context) -> Result<ExitCode> {
+    let listed = store::list(&context.dir)?;
+    context.print(&listed, |listed| describe(listed))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode> {
+    let _lock = context.dir.lock("delete")?;
+    context.confirm(&[format!("The backup {} will be deleted.", args.backup)])?;
+    let removed = store::delete(&context.node, &context.dir, &args.backup, args.force, &context.progress)?;
+    context.print(&removed, describe_removed)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn prune(context: &Context, args: &PruneArgs) -> Result<ExitCode> {
+    let _lock = context.dir.lock("prune")?;
+    context.confirm(&[format!("All but the newest {} good backups will be deleted.", args.keep)])?;
+    let removed = store::prune(&context.node, &context.dir, args.keep as usize, None, &context.progress)?;
+    context.print(&removed, describe_removed)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One line for each backup, newest first.
+pub(super) fn describe(listed: &[Listed]) -> String {
+    if listed.is_empty() {
+        return "there is no backup; `recovery backup` takes one\n".to_owned();
+    }
+    let mut text = format!("{:<34} {:<8} {:<20} {:>11}  {:<10} {}\n", "ID", "STATE", "TAKEN", "SIZE", "RELEASE", "NAME");
+    for one in listed {
+        let state = match one.state {
+            State::Complete => "complete",
+            State::Partial => "partial",
+            State::Damaged => "damaged",
+            State::Legacy => "old",
+        };
+        let taken = one.taken.map_or_else(|| "-".to_owned(), |t| t.strftime("%Y-%m-%d %H:%M:%SZ").to_string());
+        let name = [one.name.clone().unwrap_or_default(), one.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",")];
+        text += &format!(
+            "{:<34} {state:<8} {taken:<20} {:>11}  {:<10} {}\n",
+            one.id,
+            mib(one.stored),
+            one.release.as_deref().unwrap_or("-"),
+            name.iter().filter(|n| !n.is_empty()).cloned().collect::<Vec<_>>().join(" ")
+        );
+        if let Some(reason) = &one.reason {
+            text += &format!("    {reason}\n");
+        }
+    }
+    text
+}
+
+fn describe_removed(removed: &Removed) -> String {
+    let mut text = String::new();
+    for id in &removed.removed {
+        text += &format!("deleted {id}\n");
+    }
+    for deployment in &removed.unpinned {
+        text += &format!("unpinned the deployment {deployment}\n");
+    }
+    if removed.removed.is_empty() {
+        text += "nothing to delete\n";
+    }
+    text + &format!("kept: {}\n", if removed.kept.is_empty() { "none".to_owned() } else { removed.kept.join(", ") })
+}

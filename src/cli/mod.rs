@@ -1,0 +1,87 @@
+//! The command line: one file per command, each of which parses its arguments, calls, prints, and leaves the exit code to [`run`].
+//!
+//! Reading order: [`args`] (what can be said), this page (from there to the command), [`context`] (what every command has: the node, the
+//! recovery directory, consent, output), then the commands.
+
+mod abandon;
+mod archive;
+pub mod args;
+mod backup;
+mod context;
+mod etcd;
+mod export;
+mod generate;
+mod list;
+mod platform;
+mod restart;
+mod restore_files;
+mod resume;
+mod show;
+mod status;
+mod verify;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+use crate::error::{exit_code, to_exit};
+use crate::node::clock::catch_signals;
+use crate::report::{Progress, log};
+use args::{Cli, Verb};
+use context::Context;
+
+/// The whole program: parses the command line, runs the command, says how it ended, and returns the documented exit code.
+#[must_use]
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are asked for; anything else is usage, which clap ends with 2 as documented.
+            error.print().ok();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let progress = Progress::to_stderr();
+    log::start(cli.global.root.is_none(), cli.global.verbose, &progress);
+    let json = cli.global.json;
+    match catch_signals().and_then(|()| dispatch(&cli, &progress)) {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            if json {
+                context::print_json(&serde_json::json!({ "error": format!("{error:#}"), "exit": exit_code(&error) }));
+            }
+            to_exit(&error)
+        }
+    }
+}
+
+fn dispatch(cli: &Cli, progress: &Progress) -> Result<ExitCode> {
+    let verb = cli.verb()?;
+    if let Verb::Generate(args) = &verb {
+        return generate::run(args);
+    }
+    let context = Context::new(&cli.global, progress.clone())?;
+    if verb.needs_root() {
+        context.require_root()?;
+    }
+    match verb {
+        Verb::Backup(args) => backup::run(&context, &args),
+        Verb::RestoreFiles(args) => restore_files::run(&context, &args),
+        Verb::Resume(args) => resume::run(&context, &args),
+        Verb::Restart(args) => restart::run(&context, &args),
+        Verb::Abandon => abandon::run(&context),
+        Verb::Platform(args) => platform::run(&context, &args),
+        Verb::Status(args) => status::run(&context, &args),
+        Verb::List => list::run(&context),
+        Verb::Show(args) => show::run(&context, &args),
+        Verb::Verify(args) => verify::run(&context, &args),
+        Verb::Delete(args) => list::delete(&context, &args),
+        Verb::Prune(args) => list::prune(&context, &args),
+        Verb::Export(args) => export::run(&context, &args),
+        Verb::Etcd(args) => etcd::run(&context, &args),
+        Verb::Archive(args) => archive::run(&context, &args),
+        Verb::Generate(args) => generate::run(&args),
+    }
+}

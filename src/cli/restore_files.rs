@@ -1,0 +1,52 @@
+//! `recovery restore-files`: begins a recovery.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::args::RestoreFilesArgs;
+use super::context::Context;
+use super::status::describe_run_report;
+use crate::recovery::preflight::PlanReport;
+use crate::recovery::{Asked, EtcdRestore, Options, Wait, plan};
+
+pub(super) fn run(context: &Context, args: &RestoreFilesArgs) -> Result<ExitCode> {
+    let etcd = if args.etcd_restore == "cluster-restore" { EtcdRestore::ClusterRestore } else { EtcdRestore::Native };
+    let options = Options {
+        backup: args.backup.clone(),
+        asked: Asked { force: args.force, reboot: args.reboot, step: args.step, etcd },
+        wait: Wait(context.wait),
+        compare: args.dry_run,
+    };
+    let proposal = plan(&context.node, &context.dir, options, &context.progress)?;
+    if args.dry_run {
+        context.print(&proposal.report, |report| describe_plan(report).join("\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    context.confirm(&describe_plan(&proposal.report))?;
+    let report = proposal.begin()?;
+    context.print(&report, describe_run_report)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a recovery found and would do, one line each.
+pub(super) fn describe_plan(plan: &PlanReport) -> Vec<String> {
+    let release = plan.release.as_deref().map_or_else(String::new, |release| format!(" (release {release})"));
+    let mut lines = vec![format!("This node will be brought back to the backup {} of {}{release}.", plan.backup, plan.taken)];
+    lines.extend(plan.continues.iter().map(|run| format!("It goes on with the open recovery {run}.")));
+    lines.push(format!("deployment: {}", plan.platform.summary));
+    lines.push(format!("the backup's sums are right (checked in {:.1} s)", plan.verified_seconds));
+    lines.extend(plan.warnings.iter().map(|warning| format!("warning: {warning}")));
+    for image in &plan.missing_images {
+        lines.push(format!("warning: the image {} was in use and is not on the node: it will have to be pulled", image.name));
+    }
+    for tree in &plan.changes {
+        lines.push(format!("{}: {}", tree.tree, super::archive::describe_counts(&tree.counts)));
+        lines.extend(super::archive::describe_changes(&tree.changes).lines().map(|line| format!("  {line}")));
+    }
+    for phase in &plan.phases {
+        let steps: Vec<&str> = phase.steps.iter().map(|step| step.name.as_str()).collect();
+        lines.push(format!("{}: {}{}", phase.phase, steps.join(", "), if phase.reboot { ", reboot" } else { "" }));
+    }
+    lines
+}

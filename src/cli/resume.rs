@@ -1,0 +1,20 @@
+//! `recovery resume`: what the unit runs after each reboot, and an administrator by hand.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::args::ResumeArgs;
+use super::context::Context;
+use super::status::describe_run_report;
+use crate::recovery::{ResumeOptions, Wait, resume};
+
+pub(super) fn run(context: &Context, args: &ResumeArgs) -> Result<ExitCode> {
+    let options = ResumeOptions { step: args.step, unit: args.unit, wait: Wait(context.wait) };
+    let report = resume(&context.node, &context.dir, &options, &context.progress)?;
+    context.print(&report, |report| match report {
+        Some(report) => describe_run_report(report),
+        None => "no recovery is in progress: nothing to do\n".to_owned(),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,46 @@
+//! `recovery show`: one backup's manifest.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::args::ChosenArgs;
+use super::context::Context;
+use crate::backup::store::{self, Shown};
+use crate::report::mib;
+
+pub(super) fn run(context: &Context, args: &ChosenArgs) -> Result<ExitCode> {
+    let shown = store::show(&context.node, &context.dir, &args.backup)?;
+    context.print(&shown, describe)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(shown: &Shown) -> String {
+    let m = &shown.manifest;
+    let none = || "-".to_owned();
+    let deployment = m
+        .deployment
+        .as_ref()
+        .map_or_else(none, |d| format!("{} {}.{} {}", d.stateroot, d.checksum, d.serial, d.version.as_deref().unwrap_or("")));
+    let cluster = m.cluster.as_ref().map_or_else(none, |c| format!("{} at {}", c.id, c.version));
+    let lines = [
+        ("backup", m.id.clone()),
+        ("name", m.name.clone().unwrap_or_else(none)),
+        ("labels", m.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" ")),
+        ("taken", m.taken.to_string()),
+        ("asked by", m.asked_by.clone()),
+        ("node", format!("{} (machine {})", m.identity.node_name, m.identity.machine_id)),
+        ("cluster", cluster),
+        ("deployment", deployment.trim_end().to_owned()),
+        ("etcd", format!("revision {}, {} keys, {}", m.etcd.revision, m.etcd.keys.map_or_else(none, |k| k.to_string()), mib(m.etcd.bytes))),
+        ("certificates expire", m.certificates_expire.map_or_else(none, |t| t.to_string())),
+        ("images in use", m.images.len().to_string()),
+        ("in", shown.path.display().to_string()),
+    ];
+    let mut text: String = lines.iter().map(|(what, value)| format!("{what:<20} {value}\n")).collect();
+    for (file, stored) in &shown.files {
+        let content = m.sizes.get(file).map_or_else(String::new, |bytes| format!("  of {}", mib(*bytes)));
+        text += &format!("  {file:<26} {:>11}{content}\n", mib(*stored));
+    }
+    text
+}

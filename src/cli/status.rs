@@ -1,0 +1,110 @@
+//! `recovery status`, and the bare command: the recovery in progress, or what there is to recover from.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::args::StatusArgs;
+use super::context::{Context, print_text};
+use super::list;
+use crate::backup::store::{self, Listed};
+use crate::recovery::status::{RunStatus, StepState};
+use crate::recovery::{Outcome, RunReport, StatusReport, status};
+
+/// How often `--watch` looks.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// `status --json`
+#[derive(Debug, Serialize)]
+struct Status {
+    #[serde(flatten)]
+    recovery: StatusReport,
+    backups: Vec<Listed>,
+}
+
+pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<ExitCode> {
+    loop {
+        let report = Status { recovery: status(&context.node, &context.dir)?, backups: store::list(&context.dir)? };
+        if args.watch && !context.json {
+            // Home, and clear to the end of the screen: a screen that is rewritten does not flicker.
+            print_text(&format!("\x1b[H\x1b[2J{}", describe(&report)));
+        } else {
+            context.print(&report, describe)?;
+        }
+        if !args.watch {
+            return Ok(ExitCode::SUCCESS);
+        }
+        context.node.clock().sleep(WATCH)?;
+    }
+}
+
+fn describe(report: &Status) -> String {
+    let mut text = String::new();
+    let recovery = &report.recovery;
+    match (&recovery.run, &recovery.unreadable) {
+        (Some(run), _) => text += &describe_run(run),
+        (None, Some(why)) => text += &format!("a recovery is in progress, but its journal cannot be read: {why}\n"),
+        (None, None) => text += "no recovery is in progress\n",
+    }
+    if recovery.hold {
+        text += "kubelet is held: it does not start\n";
+    }
+    if recovery.run.is_none() {
+        text += &list::describe(&report.backups);
+    }
+    let next = recovery.next.clone().or_else(|| {
+        (!report.backups.is_empty()).then(|| "`recovery platform`, then `recovery restore-files`, to recover this node".to_owned())
+    });
+    if let Some(next) = next {
+        text += &format!("next: {next}\n");
+    }
+    text
+}
+
+/// A run: where it is, and every step with what became of it.
+fn describe_run(run: &RunStatus) -> String {
+    let mut text = format!("recovery {} from backup {}, begun {}\n{}, since {}\n", run.id, run.backup, run.begun, run.state, run.since);
+    for phase in &run.phases {
+        writeln!(text, "  {}", phase.phase).ok();
+        for step in &phase.steps {
+            let sign = match step.state {
+                StepState::Waiting => ' ',
+                StepState::Begun => '>',
+                StepState::Failed => '!',
+                StepState::Done => '+',
+            };
+            let time = step.seconds.map_or_else(String::new, |seconds| match step.waited {
+                Some(waited) if waited >= 0.05 => format!("{seconds:8.1} s, {waited:.1} of it waiting"),
+                _ => format!("{seconds:8.1} s"),
+            });
+            writeln!(text, "  {sign} {:<28}{time}", step.name).ok();
+        }
+    }
+    if let Some(failure) = &run.failure {
+        writeln!(text, "failed: {failure}").ok();
+    }
+    for warning in &run.warnings {
+        writeln!(text, "warning: {warning}").ok();
+    }
+    text
+}
+
+/// How far a recovery came.
+pub(super) fn describe_run_report(report: &RunReport) -> String {
+    let how = match report.outcome {
+        Outcome::Finished => "the recovery is finished: the node is as the backup recorded it",
+        Outcome::RebootNeeded => "the files are restored; the node has to reboot now",
+        Outcome::Rebooting => "the files are restored; the node is going down for its reboot",
+        Outcome::PhaseDone => "the phase is done",
+        Outcome::LeftToAPerson => "this recovery goes one phase at a time: it is left to a person",
+    };
+    let mut text = describe_run(&report.run);
+    writeln!(text, "{how} ({:.1} s, {:.1} s of it waiting)", report.seconds, report.waited).ok();
+    if let Some(next) = &report.next {
+        writeln!(text, "next: {next}").ok();
+    }
+    text
+}
