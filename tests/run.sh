@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Every test, from a clean checkout, as root on Debian 12 with a Rust toolchain: `tests/run.sh`. Arguments go to `cargo test`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ "$(id -u)" = 0 ] || { echo "tests/run.sh: needs root: the tests mount file systems and set owners, labels and device nodes" >&2; exit 77; }
+tests/setup.sh
+go version >/dev/null 2>&1 || export PATH="$PWD/target/go/bin:$PATH"
+tests/etcd-tools/build.sh
+cargo test "$@"

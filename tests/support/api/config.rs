@@ -1,0 +1,117 @@
+//! What an emulated API server is started with, and the faults it can be given while it runs.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use super::operators::Operators;
+use super::store::{Etcd, Store};
+
+/// Everything one server is started with.
+pub(crate) struct ApiConfig {
+    /// Where it listens; taken by the server.
+    pub(crate) listener: Option<TcpListener>,
+    /// Its serving certificates and keys, PEM; the one whose names fit the client's TLS name is shown, else the first.
+    pub(crate) serving: Vec<(PathBuf, PathBuf)>,
+    /// Who signs its clients' certificates, PEM.
+    pub(crate) client_ca: PathBuf,
+    /// Its objects.
+    pub(crate) store: Arc<Store>,
+    /// The static-pod operators; without them this is an upstream cluster, and OpenShift's resources answer 404.
+    pub(crate) operators: Option<Operators>,
+    /// A JSON file of [`Faults`], looked at for each connection and request; none when it is missing.
+    pub(crate) faults: Option<PathBuf>,
+    /// Where each request is noted, one JSON object a line: method, path, query, user, sni, code.
+    pub(crate) log: Option<PathBuf>,
+}
+
+/// What is wrong with the server: `{"fault": "refuse", "delay_ms": 100}`. Write the file beside and rename it: it is read at any time.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Faults {
+    /// The fault.
+    pub(crate) fault: Option<Fault>,
+    /// Each answer takes this many milliseconds more.
+    pub(crate) delay_ms: u64,
+}
+
+/// One fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Fault {
+    /// Nobody listens.
+    Refuse,
+    /// Requests are taken and not answered for as long as this stands.
+    Hang,
+    /// Every answer is 503.
+    Unavailable,
+    /// `/readyz` says not ready, for the reason the real one gives while it starts.
+    NotReady,
+}
+
+impl ApiConfig {
+    /// Reads kube-apiserver's own command line (`--secure-port=`, `--tls-cert-file=`, `--tls-private-key-file=`, `--tls-sni-cert-key=`,
+    /// `--client-ca-file=`, `--etcd-servers=`, `--etcd-cafile=`, `--etcd-certfile=`, `--etcd-keyfile=`, `--etcd-prefix=`); its paths
+    /// are below `root`. Without `--etcd-servers=` the objects are in memory. An OpenShift node (one with `/etc/kubernetes/static-pod-resources`) gets the operators. Faults are read from
+    /// `/var/lib/emulated/api-faults.json`, operators' delays from `api-operators.json` there; the log is `api-requests.log` there.
+    ///
+    /// # Errors
+    /// When a flag is missing or the port is taken.
+    pub(crate) fn from_args(root: &Path, args: &[String]) -> Result<Self> {
+        let all = |name: &str| -> Vec<String> {
+            args.iter().filter_map(|arg| arg.strip_prefix(&format!("--{name}=")).map(str::to_owned)).collect()
+        };
+        let one = |name: &str| all(name).pop().with_context(|| format!("--{name}= is missing"));
+        let below = |path: &str| root.join(path.trim_start_matches('/'));
+        let port: u16 = all("secure-port").pop().map_or(Ok(6443), |p| p.parse()).context("reading --secure-port=")?;
+        let mut serving = vec![(below(&one("tls-cert-file")?), below(&one("tls-private-key-file")?))];
+        for pair in all("tls-sni-cert-key") {
+            let (cert, key) = pair.split_once(',').with_context(|| format!("--tls-sni-cert-key={pair} is no pair"))?;
+            serving.push((below(cert), below(key)));
+        }
+        let store = match all("etcd-servers").pop() {
+            None => Store::memory(),
+            Some(servers) => Store::etcd(Etcd {
+                url: servers.split(',').next().unwrap_or_default().replace("//localhost:", "//127.0.0.1:"),
+                ca: below(&one("etcd-cafile")?),
+                cert: below(&one("etcd-certfile")?),
+                key: below(&one("etcd-keyfile")?),
+                prefix: all("etcd-prefix").pop().unwrap_or_else(|| "registry".into()),
+            }),
+        };
+        let state = root.join("var/lib/emulated");
+        std::fs::create_dir_all(&state).with_context(|| format!("making {}", state.display()))?;
+        let operators = if root.join("etc/kubernetes/static-pod-resources").exists() {
+            Some(Operators::of_node(root, &state.join("api-operators.json"))?)
+        } else {
+            None
+        };
+        Ok(Self {
+            listener: Some(TcpListener::bind(("127.0.0.1", port)).with_context(|| format!("listening on port {port}"))?),
+            serving,
+            client_ca: below(&one("client-ca-file")?),
+            store: Arc::new(store),
+            operators,
+            faults: Some(state.join("api-faults.json")),
+            log: Some(state.join("api-requests.log")),
+        })
+    }
+
+    /// The faults at this moment.
+    pub(crate) fn faults(&self) -> Faults {
+        let Some(text) = self.faults.as_ref().and_then(|path| std::fs::read_to_string(path).ok()) else { return Faults::default() };
+        serde_json::from_str(&text).unwrap_or_else(|error| {
+            eprintln!("api: reading the faults: {error}");
+            Faults::default()
+        })
+    }
+}
+
+/// Milliseconds, as the delay files write them.
+pub(crate) fn ms<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    u64::deserialize(from).map(Duration::from_millis)
+}

@@ -1,0 +1,458 @@
+//! An emulated single-node cluster for tests and the demo: a real ostree sysroot, a real etcd, an emulated API server in front of it, and
+//! programs that behave as the real ones do (`tests/standin`). `tests/README.md` lists what is real and what is not.
+//!
+//! A test takes it in with `#[path = "support/node.rs"] pub mod node;` (`pub`: not every test uses every function).
+//!
+//! Mounts are made in a mount namespace of the calling thread, so that they are gone when the test is, however it ends; every other
+//! use of the node must be on that thread or on one that it started.
+
+#![allow(clippy::missing_errors_doc, reason = "every one fails when the node cannot be made to do it, which ends the test")]
+
+#[path = "node/compare.rs"]
+pub mod compare;
+#[path = "node/fill.rs"]
+mod fill;
+#[path = "node/layout.rs"]
+mod layout;
+#[path = "pki.rs"]
+mod pki;
+#[path = "../standin/place.rs"]
+pub mod place;
+#[path = "node/pods.rs"]
+mod pods;
+#[path = "node/wreck.rs"]
+mod wreck;
+
+use std::fs::File;
+use std::io::Read;
+use std::net::TcpListener;
+use std::os::unix::fs::{FileExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{FlockOperation, flock};
+
+pub use compare::Snapshot;
+pub use place::{Call, Fault, Wrong};
+use place::{Config, Image, MARK, Place};
+
+/// How long a boot, or the cluster after it, may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What each program of the node is called.
+const TOOLS: [&str; 7] = ["crictl", "systemctl", "machine", "inside", "kubelet", "container", "kube-apiserver"];
+const OSTREE_TOOLS: [&str; 2] = ["ostree", "rpm-ostree"];
+
+/// Which kind of control plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// OpenShift on ostree.
+    OpenShift,
+    /// As kubeadm lays it out, on an ordinary root file system.
+    Kubeadm,
+}
+
+/// What is made.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The kind of control plane.
+    pub kind: Kind,
+    /// The etcd it runs.
+    pub etcd: PathBuf,
+    /// The etcd that the release after an upgrade runs; the same unless given.
+    pub etcd_after_upgrade: Option<PathBuf>,
+    /// Settings in the cluster (a `ConfigMap` each), besides what every cluster has.
+    pub settings: usize,
+    /// Plain files in `/etc`, besides what every node has.
+    pub files: usize,
+    /// kubelet asks for its certificates with certificate requests at every start, and is Ready only when they are approved.
+    pub bootstrap: bool,
+    /// The installed agent is started at boot, as its unit would.
+    pub resume_unit: bool,
+    /// The mounts are made where everyone sees them, and the node stays when it is dropped: for people to look at.
+    pub keep: bool,
+}
+
+impl Options {
+    /// A node of this kind with this etcd.
+    #[must_use]
+    pub fn new(kind: Kind, etcd: &Path) -> Self {
+        Self {
+            kind,
+            etcd: etcd.to_owned(),
+            etcd_after_upgrade: None,
+            settings: 20,
+            files: 100,
+            bootstrap: false,
+            resume_unit: false,
+            keep: false,
+        }
+    }
+}
+
+/// The ports of a node: its own, so that many can run side by side.
+#[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
+pub struct Ports {
+    /// etcd's clients.
+    pub etcd: u16,
+    /// etcd's peers.
+    pub peer: u16,
+    /// etcd's metrics.
+    pub metrics: u16,
+    /// The API server.
+    pub api: u16,
+}
+
+/// An emulated node.
+#[derive(Debug)]
+pub struct Node {
+    place: Place,
+    options: Options,
+    ports: Ports,
+    runtime: tokio::runtime::Runtime,
+    ports_taken: Vec<File>,
+}
+
+impl Node {
+    /// Makes a node in `dir`, boots it, and fills its cluster. What an earlier test left in `dir` is removed first.
+    pub fn build(dir: &Path, options: &Options) -> Result<Self> {
+        if !options.keep {
+            own_mounts()?;
+        }
+        std::fs::create_dir_all(dir)?;
+        let dir = dir.canonicalize()?;
+        let whole = |program: &PathBuf| program.canonicalize().with_context(|| format!("finding {}", program.display()));
+        let options = &Options {
+            etcd: whole(&options.etcd)?,
+            etcd_after_upgrade: options.etcd_after_upgrade.as_ref().map(whole).transpose()?,
+            ..options.clone()
+        };
+        clean(&dir)?;
+        let (ports, locks) = free_ports(&dir, options.keep)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let node = Self { place: Place::new(&dir), options: options.clone(), ports, runtime, ports_taken: locks };
+        node.make().with_context(|| format!("making a node in {}", dir.display()))?;
+        node.boot()?;
+        node.seed()?;
+        Ok(node)
+    }
+
+    /// The directory of the node.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// What it was made of.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Its ports.
+    #[must_use]
+    pub fn ports(&self) -> Ports {
+        self.ports
+    }
+
+    /// Its `/`, while it is on.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.place.root()
+    }
+
+    /// Where its absolute path is.
+    #[must_use]
+    pub fn at(&self, path: &str) -> PathBuf {
+        self.place.at(path)
+    }
+
+    /// The node as the library takes it.
+    #[must_use]
+    pub fn agent(&self) -> recovery::node::Node {
+        recovery::node::Node::at(&self.root(), Some(&self.place.tools()))
+    }
+
+    fn make(&self) -> Result<()> {
+        for folder in ["state", "tools", "root", "pki"] {
+            std::fs::create_dir_all(self.place.dir().join(folder))?;
+        }
+        let program = stand_in()?;
+        let ostree = self.options.kind == Kind::OpenShift;
+        for tool in TOOLS.iter().chain(OSTREE_TOOLS.iter().filter(|_| ostree)) {
+            symlink(&program, self.place.tools().join(tool))?;
+        }
+        self.place.save("ports.json", &self.ports)?;
+        self.place.save("config.json", &self.config())?;
+        self.place.save("runtime.json", &serde_json::json!({"sandboxes": [], "containers": [], "images": self.images()}))?;
+        self.lay_out()
+    }
+
+    fn config(&self) -> Config {
+        let openshift = self.options.kind == Kind::OpenShift;
+        let runtime_unit = if openshift { "crio.service" } else { "containerd.service" };
+        let mut enabled = vec![runtime_unit.to_owned()];
+        if openshift {
+            enabled.extend(["ovsdb-server.service", "ovs-vswitchd.service"].map(str::to_owned));
+        }
+        enabled.push("kubelet.service".to_owned());
+        Config {
+            node: layout::NODE_NAME.to_owned(),
+            ostree: openshift,
+            enabled,
+            runtime_unit: runtime_unit.to_owned(),
+            resume_unit: self.options.resume_unit,
+            bootstrap: self.options.bootstrap,
+            api_pods: if openshift { pods::operators() } else { Vec::new() },
+        }
+    }
+
+    fn images(&self) -> Vec<Image> {
+        pods::images(&self.options.etcd, self.options.etcd_after_upgrade.as_deref().unwrap_or(&self.options.etcd))
+    }
+
+    /// Turns it on: what the boot loader's first entry leads to is mounted, and the units start.
+    pub fn boot(&self) -> Result<()> {
+        self.machine(&["boot"])
+    }
+
+    /// An orderly reboot.
+    pub fn reboot(&self) -> Result<()> {
+        self.machine(&["reboot"])
+    }
+
+    /// An orderly end.
+    pub fn shutdown(&self) -> Result<()> {
+        self.machine(&["shutdown"])
+    }
+
+    /// Every process of the node ends at once, the agent too; it is off then.
+    pub fn power_cut(&self) -> Result<()> {
+        self.machine(&["power-cut"])
+    }
+
+    fn machine(&self, args: &[&str]) -> Result<()> {
+        checked(Command::new(self.place.tools().join("machine")).args(args)).map(drop)
+    }
+
+    /// True while it is on, and how often it has booted.
+    pub fn power(&self) -> Result<(bool, u32)> {
+        self.place.load("power.json")
+    }
+
+    /// Waits until it has booted more often than `boots`: after something on it asked for a reboot.
+    pub fn wait_boot(&self, boots: u32) -> Result<()> {
+        wait_for("the node to boot", || Ok(self.power().is_ok_and(|(on, now)| on && now > boots)))
+    }
+
+    /// Waits until its API server is ready, etcd included.
+    pub fn wait_api(&self) -> Result<()> {
+        let agent = self.agent();
+        let client = recovery::kube::Client::of(&agent, recovery::node::profile::Profile::of(&agent)?)?;
+        wait_for("the API server", || Ok(client.ready().is_ok()))
+    }
+
+    /// Waits until containers of all these names run.
+    pub fn wait_containers(&self, names: &[&str]) -> Result<()> {
+        wait_for(&format!("containers {names:?}"), || {
+            let all = recovery::tools::crictl::containers(&self.agent())?;
+            Ok(names.iter().all(|name| all.iter().any(|c| c.running && c.name == *name)))
+        })
+    }
+
+    /// One of its programs.
+    #[must_use]
+    pub fn tool(&self, name: &str) -> Command {
+        let mut command = Command::new(self.place.tools().join(name));
+        command.env(MARK, self.place.dir());
+        command
+    }
+
+    /// The agent, on this node: ready for a verb.
+    pub fn recovery(&self) -> Result<Command> {
+        let mut command = Command::new(agent()?);
+        command.env(MARK, self.place.dir()).arg("--root").arg(self.root()).arg("--tools").arg(self.place.tools());
+        Ok(command)
+    }
+
+    /// Runs the agent to its end; its exit status is the caller's to judge.
+    pub fn run(&self, args: &[&str]) -> Result<Output> {
+        self.recovery()?.args(args).output().context("running the agent")
+    }
+
+    /// Lets a call of a tool go wrong.
+    pub fn fault(&self, tool: &str, matching: &str, times: Option<u32>, what: Wrong) -> Result<()> {
+        self.place.change("faults.json", |faults: &mut Vec<Fault>| {
+            faults.push(Fault { tool: tool.to_owned(), matching: matching.to_owned(), times, what });
+            Ok(())
+        })
+    }
+
+    /// Lets every tool work again.
+    pub fn clear_faults(&self) -> Result<()> {
+        self.place.save("faults.json", &Vec::<Fault>::new())
+    }
+
+    /// The calls of tools so far.
+    pub fn calls(&self) -> Result<Vec<Call>> {
+        self.place.calls()
+    }
+
+    /// Everything that a recovery has to bring back: every file with all of its attributes, and every key.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        Snapshot::take(self)
+    }
+
+    /// Rolls the platform back as an administrator does, and waits until it has booted.
+    pub fn roll_back_platform(&self) -> Result<()> {
+        let (_, boots) = self.power()?;
+        checked(self.tool("rpm-ostree").args(["rollback", "-r"]))?;
+        self.wait_boot(boots)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.options.keep {
+            return;
+        }
+        // A test that has failed already must not hide why behind a second panic.
+        if let Err(error) = clean(self.place.dir()) {
+            eprintln!("cleaning up {}: {error:#}", self.place.dir().display());
+            return;
+        }
+        for file in &self.ports_taken {
+            file.set_len(0).ok();
+        }
+    }
+}
+
+/// Ends what runs of the node in `dir`, takes its mounts apart, and removes everything in it.
+pub fn clean(dir: &Path) -> Result<()> {
+    let place = Place::new(dir);
+    place.kill_all()?;
+    for _ in 0..64 {
+        let below = |line: &str| line.split(' ').nth(4).filter(|point| Path::new(point).starts_with(dir)).map(str::to_owned);
+        // This thread's: its mount namespace need not be the process's.
+        let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
+        let Some(point) = mounts.lines().filter_map(below).next_back() else { break };
+        rustix::mount::unmount(&point, rustix::mount::UnmountFlags::DETACH).with_context(|| format!("unmounting {point}"))?;
+    }
+    // Deployments are immutable, and a test may have made other files so; what cannot have the flag complains, and does not matter.
+    Command::new("chattr").args(["-R", "-f", "-i", "-a"]).arg(dir).output().context("running chattr (package e2fsprogs)")?;
+    for entry in std::fs::read_dir(dir).into_iter().flatten() {
+        let path = entry?.path();
+        let removed = if path.is_dir() && !path.is_symlink() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        removed.with_context(|| format!("removing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Runs a command; anything but success is an error with what it said.
+pub fn checked(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("running {command:?}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?} ended with {}: {said}", output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Waits for something, up to a minute.
+pub fn wait_for(what: &str, mut is_there: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    while !is_there()? {
+        if Instant::now() > end {
+            bail!("waited {} s for {what}", PATIENCE.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// A mount namespace of this thread's own: what it starts inherits it, and its mounts end with the last of them.
+fn own_mounts() -> Result<()> {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+    // SAFETY: neither flag touches file descriptors or memory. The working directory is unshared with the namespace, for this thread alone.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.context("making a mount namespace: tests run as root")?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context("making the mounts private")
+}
+
+/// Four free ports, locked against other tests on this machine for as long as the files are open. Each file names the node that has the
+/// port: one that nobody holds any more was left by a test that was killed, and is cleaned up here.
+fn free_ports(dir: &Path, keep: bool) -> Result<(Ports, Vec<File>)> {
+    let folder = std::env::temp_dir().join("emulated-node-ports");
+    std::fs::create_dir_all(&folder)?;
+    // One at a time: two would clean up the same node.
+    let alone = File::create(folder.join("lock"))?;
+    flock(&alone, FlockOperation::LockExclusive)?;
+    let (mut ports, mut locks) = (Vec::new(), Vec::new());
+    // Below the range that the kernel takes ports of outgoing connections from.
+    for port in 21_000..31_000_u16 {
+        let path = folder.join(port.to_string());
+        let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            continue;
+        }
+        let mut left = String::new();
+        file.read_to_string(&mut left)?;
+        if Place::new(Path::new(&left)).state("config.json").exists() {
+            clean(Path::new(&left)).with_context(|| format!("cleaning up {left}, which a killed test has left"))?;
+        }
+        file.set_len(0)?;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            if !keep {
+                file.write_all_at(dir.as_os_str().as_encoded_bytes(), 0)?;
+            }
+            ports.push(port);
+            locks.push(file);
+        }
+        if let [etcd, peer, metrics, api] = ports[..] {
+            return Ok((Ports { etcd, peer, metrics, api }, locks));
+        }
+    }
+    bail!("no free ports")
+}
+
+/// The folder that cargo builds into for this profile, from where this test or example is.
+fn target() -> Result<PathBuf> {
+    let me = std::env::current_exe()?;
+    let folder = me.ancestors().find(|folder| folder.join("deps").is_dir()).context("this is no program of cargo's")?;
+    Ok(folder.to_owned())
+}
+
+/// The agent: the one that the variable `RECOVERY` names, else the one of this profile.
+fn agent() -> Result<PathBuf> {
+    let path = match (std::env::var_os("RECOVERY"), option_env!("CARGO_BIN_EXE_recovery")) {
+        (Some(path), _) => PathBuf::from(path).canonicalize().context("finding the agent that RECOVERY names")?,
+        (None, Some(path)) => PathBuf::from(path),
+        (None, None) => target()?.join("recovery"),
+    };
+    ensure!(path.exists(), "{} is missing: run `cargo build`", path.display());
+    Ok(path)
+}
+
+/// The stand-in, up to date: `cargo test --test NAME` does not build examples.
+fn stand_in() -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let build = || -> Result<PathBuf> {
+        let target = target()?;
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["build", "--quiet", "--example", "standin"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        // Cargo tells this test about its own package; a build script that looks at such variables would run again, and with it the
+        // compilation of everything that needs what it builds.
+        let ours =
+            |name: &str| ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|prefix| name.starts_with(prefix));
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
+            cargo.env_remove(name);
+        }
+        cargo.env_remove("LD_LIBRARY_PATH");
+        if target.file_name().is_some_and(|profile| profile == "release") {
+            cargo.arg("--release");
+        }
+        checked(&mut cargo)?;
+        Ok(target.join("examples/standin"))
+    };
+    BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
+}

@@ -1,0 +1,60 @@
+//! Certificates for tests: an authority, what it signs, and kubeconfigs.
+
+#[path = "csr.rs"]
+mod csr;
+
+use anyhow::Result;
+use base64::Engine;
+use rcgen::{BasicConstraints, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+
+pub(crate) use csr::{params, request};
+
+/// A certificate authority.
+pub(crate) struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+/// A certificate and its key, PEM.
+#[derive(Debug, Clone)]
+pub(crate) struct Pair {
+    /// The certificate.
+    pub(crate) cert: String,
+    /// The key.
+    pub(crate) key: String,
+}
+
+impl Authority {
+    /// A new one, self-signed.
+    pub(crate) fn new(name: &str) -> Result<Self> {
+        let mut params = params(name, None, &[])?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Ok(Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate()?)? })
+    }
+
+    /// Its certificate, PEM.
+    pub(crate) fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// Signs a certificate for a server and a client: common name, organisation, names and addresses.
+    pub(crate) fn issue(&self, name: &str, organisation: Option<&str>, alternative: &[&str]) -> Result<Pair> {
+        let key = KeyPair::generate()?;
+        let mut params = params(name, organisation, alternative)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let cert = params.signed_by(&key, &self.issuer)?.pem();
+        Ok(Pair { cert, key: key.serialize_pem() })
+    }
+}
+
+/// A kubeconfig with everything in it; `cluster` is added to its cluster entry.
+pub(crate) fn kubeconfig(server: &str, authority: &Authority, user: &Pair, cluster: &str) -> String {
+    let data = |pem: &str| base64::engine::general_purpose::STANDARD.encode(pem);
+    format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: c\n  cluster:\n    server: {server}\n    certificate-authority-data: {}\n{cluster}\
+         users:\n- name: u\n  user:\n    client-certificate-data: {}\n    client-key-data: {}\n\
+         contexts:\n- name: x\n  context:\n    cluster: c\n    user: u\ncurrent-context: x\n",
+        data(&authority.pem()),
+        data(&user.cert),
+        data(&user.key)
+    )
+}
