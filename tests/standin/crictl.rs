@@ -1,0 +1,337 @@
+//! `crictl` 1.36: what it prints, and how it fails, as captured (`tests/fixtures/crictl`).
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::place::{Place, Process};
+use crate::runtime::{Container, Runtime, STORE, Sandbox, remove_sandbox, stop_sandbox};
+use crate::systemctl;
+
+/// The grace of `stopp` and `rmp`, which take no time-out. Containers here that end at all end at once.
+const SANDBOX_GRACE: Duration = Duration::from_secs(2);
+
+/// Arguments, sorted out.
+#[expect(clippy::struct_excessive_bools, reason = "they are crictl's own flags")]
+#[derive(Default)]
+struct Args {
+    verb: String,
+    ids: Vec<String>,
+    all: bool,
+    force: bool,
+    json: bool,
+    quiet: bool,
+    timeout: u64,
+    tail: Option<usize>,
+    labels: Vec<(String, String)>,
+}
+
+pub(crate) fn run(place: &Place, args: &[String]) -> Result<ExitCode> {
+    let args = match parse(args) {
+        Ok(args) => args,
+        Err(error) => return Ok(fatal(&format!("{error:#}"))),
+    };
+    let config = place.config()?;
+    if !systemctl::is_active(place, &config.runtime_unit)? {
+        let socket = if config.runtime_unit.starts_with("crio") { "/var/run/crio/crio.sock" } else { "/run/containerd/containerd.sock" };
+        return Ok(fatal(&format!(
+            "validate service connection: validate CRI v1 runtime API for endpoint \"unix://{socket}\": rpc error: code = Unavailable desc = \
+             connection error: desc = \"transport: Error while dialing: dial unix {socket}: connect: no such file or directory\""
+        )));
+    }
+    let runtime = Runtime::load(place)?;
+    match args.verb.as_str() {
+        "version" => print!("Version:  0.1.0\nRuntimeName:  cri-o\nRuntimeVersion:  1.29.5\nRuntimeApiVersion:  v1\n"),
+        "info" => {
+            show(&json!({"status": {"conditions": [{"type": "RuntimeReady", "status": true}, {"type": "NetworkReady", "status": true}]}}))?;
+        }
+        "ps" => list_containers(&args, &runtime)?,
+        "pods" => list_sandboxes(&args, &runtime)?,
+        "images" | "img" => {
+            let image = |i: &crate::place::Image| json!({"id": i.id, "repoTags": [i.name], "repoDigests": [], "size": i.size.to_string(), "username": "", "pinned": false});
+            show(&json!({"images": runtime.images.iter().map(image).collect::<Vec<_>>()}))?;
+        }
+        "logs" => return Ok(logs(place, &args, &runtime)),
+        _ => return Ok(for_each(place, &args, &runtime)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The verbs that take ids, one after the other; as crictl does, the first that fails ends it.
+fn for_each(place: &Place, args: &Args, runtime: &Runtime) -> ExitCode {
+    let mut ids = args.ids.clone();
+    if args.all {
+        ids = match args.verb.as_str() {
+            "rmp" => runtime.sandboxes.iter().map(|s| s.id.clone()).collect(),
+            _ => runtime.containers.iter().map(|c| c.id.clone()).collect(),
+        };
+        if ids.is_empty() {
+            eprintln!("{} level=info msg=\"No {} to remove\"", stamp(), if args.verb == "rmp" { "pods" } else { "containers" });
+        }
+    }
+    for id in ids {
+        let done = match args.verb.as_str() {
+            "inspect" => inspect(runtime, &id),
+            "inspectp" => inspect_sandbox(runtime, &id),
+            "stop" => stop(runtime, &id, args.timeout),
+            "rm" => remove(place, runtime, &id, args.force),
+            "stopp" => stop_pod(place, runtime, &id),
+            "rmp" => remove_pod(place, runtime, &id, args.force),
+            other => Err(anyhow::anyhow!("No help topic for '{other}'")),
+        };
+        if let Err(error) = done {
+            return fatal(&format!("{error:#}"));
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn parse(words: &[String]) -> Result<Args> {
+    let mut args = Args { timeout: 10, ..Args::default() };
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let (name, joined) = word.split_once('=').map_or((word.as_str(), None), |(n, v)| (n, Some(v.to_owned())));
+        let mut value = || joined.clone().or_else(|| words.next().cloned()).with_context(|| format!("flag needs an argument: {name}"));
+        match (args.verb.is_empty(), name) {
+            (true, "--timeout" | "-t" | "--runtime-endpoint" | "-r" | "--image-endpoint" | "-i" | "--config" | "-c") => drop(value()?),
+            (_, "--timeout" | "-t") => args.timeout = value()?.parse().context("invalid value for flag -timeout")?,
+            (_, "-o" | "--output") => args.json = value()? == "json",
+            (_, "--tail") => args.tail = Some(value()?.parse().context("invalid value for flag -tail")?),
+            (_, "--label") => {
+                let pair = value()?;
+                let (key, wanted) = pair.split_once('=').with_context(|| format!("incorrectly formatted input: {pair}"))?;
+                args.labels.push((key.to_owned(), wanted.to_owned()));
+            }
+            (_, "-a" | "--all") => args.all = true,
+            (_, "-f" | "--force") => args.force = true,
+            (_, "-fa" | "-af") => (args.force, args.all) = (true, true),
+            (_, "-q" | "--quiet") => args.quiet = true,
+            (_, flag) if flag.starts_with('-') => anyhow::bail!("flag provided but not defined: {flag}"),
+            (true, verb) => verb.clone_into(&mut args.verb),
+            (false, _) => args.ids.push(word.clone()),
+        }
+    }
+    Ok(args)
+}
+
+fn stamp() -> String {
+    format!("time=\"{}\"", jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ"))
+}
+
+fn fatal(message: &str) -> ExitCode {
+    eprintln!("{} level=fatal msg={message:?}", stamp());
+    ExitCode::FAILURE
+}
+
+/// The line that the CRI client logs before crictl fails.
+fn client_log(call: &str, error: &str, key: &str, id: &str) {
+    let now = jiff::Timestamp::now().strftime("%m%d %H:%M:%S.%6f").to_string();
+    eprintln!("E{now} {:>7} remote_runtime.go:569] \"{call} from runtime service failed\" err={error:?} {key}={id:?}", std::process::id());
+}
+
+fn show(value: &Value) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+fn has_labels(args: &Args, labels: &Value) -> bool {
+    args.labels.iter().all(|(key, value)| labels[key] == *value)
+}
+
+fn list_containers(args: &Args, runtime: &Runtime) -> Result<()> {
+    let mut chosen: Vec<&Container> = runtime.containers.iter().filter(|c| args.all || c.runs()).collect();
+    chosen.sort_by_key(|c| std::cmp::Reverse(c.created_at));
+    let rows: Vec<Value> = chosen.into_iter().map(|c| container_row(runtime, c)).filter(|row| has_labels(args, &row["labels"])).collect();
+    if args.quiet {
+        for row in &rows {
+            println!("{}", row["id"].as_str().unwrap_or_default());
+        }
+        return Ok(());
+    }
+    if args.json {
+        return show(&json!({"containers": rows}));
+    }
+    // Whoever reads the table gets the columns of this release and none of the promises.
+    println!(
+        "CONTAINER           IMAGE               CREATED             STATE               NAME                ATTEMPT             POD ID              POD"
+    );
+    for row in rows {
+        println!("{}  {}  {}", &row["id"].as_str().unwrap_or_default()[..13], row["state"], row["metadata"]["name"]);
+    }
+    Ok(())
+}
+
+fn state(container: &Container) -> &'static str {
+    if container.runs() { "CONTAINER_RUNNING" } else { "CONTAINER_EXITED" }
+}
+
+fn labels(runtime: &Runtime, container: &Container) -> Value {
+    let sandbox = runtime.sandbox(&container.sandbox);
+    json!({
+        "io.kubernetes.container.name": container.name,
+        "io.kubernetes.pod.name": sandbox.map(|s| &s.name),
+        "io.kubernetes.pod.namespace": sandbox.map(|s| &s.namespace),
+        "io.kubernetes.pod.uid": sandbox.map(|s| &s.uid),
+    })
+}
+
+fn container_row(runtime: &Runtime, container: &Container) -> Value {
+    json!({
+        "id": container.id,
+        "podSandboxId": container.sandbox,
+        "metadata": {"name": container.name, "attempt": container.attempt},
+        "image": {"image": container.image, "annotations": {}, "userSpecifiedImage": "", "runtimeHandler": "", "imageRef": ""},
+        "imageRef": container.image,
+        "state": state(container),
+        "createdAt": container.created_at.to_string(),
+        "labels": labels(runtime, container),
+        "annotations": {
+            "io.kubernetes.container.hash": &container.id[..8],
+            "io.kubernetes.container.restartCount": container.attempt.to_string(),
+            "io.kubernetes.container.terminationMessagePath": "/dev/termination-log",
+            "io.kubernetes.container.terminationMessagePolicy": "File",
+        },
+        "imageId": "",
+    })
+}
+
+fn sandbox_row(sandbox: &Sandbox) -> Value {
+    let mut labels = json!({
+        "io.kubernetes.pod.name": sandbox.name,
+        "io.kubernetes.pod.namespace": sandbox.namespace,
+        "io.kubernetes.pod.uid": sandbox.uid,
+    });
+    for (key, value) in &sandbox.labels {
+        labels[key] = json!(value);
+    }
+    let mut annotations = json!({"kubernetes.io/config.source": sandbox.source});
+    if sandbox.source == "file" {
+        annotations["kubernetes.io/config.hash"] = json!(sandbox.uid);
+    }
+    json!({
+        "id": sandbox.id,
+        "metadata": {"name": sandbox.name, "uid": sandbox.uid, "namespace": sandbox.namespace, "attempt": sandbox.attempt},
+        "state": if sandbox.ready { "SANDBOX_READY" } else { "SANDBOX_NOTREADY" },
+        "createdAt": sandbox.created_at.to_string(),
+        "labels": labels,
+        "annotations": annotations,
+        "runtimeHandler": "",
+    })
+}
+
+fn list_sandboxes(args: &Args, runtime: &Runtime) -> Result<()> {
+    let rows: Vec<Value> = runtime.sandboxes.iter().rev().map(sandbox_row).filter(|row| has_labels(args, &row["labels"])).collect();
+    show(&json!({"items": rows}))
+}
+
+fn rfc3339(nanoseconds: i64) -> String {
+    jiff::Timestamp::from_nanosecond(i128::from(nanoseconds)).unwrap_or_default().to_string()
+}
+
+fn found<'a>(runtime: &'a Runtime, id: &str, call: &str, prefix: &str) -> Result<&'a Container> {
+    runtime.container(id).ok_or_else(|| {
+        let error = format!("rpc error: code = NotFound desc = an error occurred when try to find container {id:?}: not found");
+        client_log(call, &error, "containerID", id);
+        anyhow::anyhow!("{prefix}: {error}")
+    })
+}
+
+fn found_sandbox<'a>(runtime: &'a Runtime, id: &str, prefix: &str) -> Result<&'a Sandbox> {
+    let missing = || anyhow::anyhow!("{prefix}: rpc error: code = NotFound desc = an error occurred when try to find sandbox: not found");
+    runtime.sandbox(id).ok_or_else(missing)
+}
+
+fn inspect(runtime: &Runtime, id: &str) -> Result<()> {
+    let container = found(runtime, id, "ContainerStatus", "get the status of containers: get container status")?;
+    show(&json!({
+        "info": {"pid": container.process.pid, "config": {"command": container.command}},
+        "status": {
+            "id": container.id,
+            "metadata": {"attempt": container.attempt, "name": container.name},
+            "state": state(container),
+            "createdAt": rfc3339(container.created_at),
+            "startedAt": rfc3339(container.created_at),
+            "finishedAt": if container.runs() { "0001-01-01T00:00:00Z".to_owned() } else { rfc3339(container.created_at) },
+            "exitCode": i32::from(!container.runs()),
+            "image": {"image": container.image, "annotations": {}, "userSpecifiedImage": ""},
+            "imageRef": container.image,
+            "reason": if container.runs() { "" } else { "Error" },
+            "message": "",
+            "labels": labels(runtime, container),
+        }
+    }))
+}
+
+fn inspect_sandbox(runtime: &Runtime, id: &str) -> Result<()> {
+    let sandbox = found_sandbox(runtime, id, "get the status of pod sandboxes: get pod sandbox status")?;
+    let mut status = sandbox_row(sandbox);
+    status["createdAt"] = json!(rfc3339(sandbox.created_at));
+    let network = if sandbox.host_network { "NODE" } else { "POD" };
+    status["linux"] = json!({"namespaces": {"options": {"ipc": "POD", "network": network, "pid": "CONTAINER", "targetId": ""}}});
+    status["network"] = json!({"additionalIps": [], "ip": if sandbox.host_network { "" } else { "10.128.0.5" }});
+    show(&json!({"info": {}, "status": status}))
+}
+
+fn stop(runtime: &Runtime, id: &str, timeout: u64) -> Result<()> {
+    let container = found(runtime, id, "StopContainer", &format!("stopping the container {id:?}"))?;
+    container.process.stop(Duration::from_secs(timeout));
+    println!("{}", container.id);
+    Ok(())
+}
+
+fn remove(place: &Place, runtime: &Runtime, id: &str, force: bool) -> Result<()> {
+    let container = found(runtime, id, "ContainerStatus", &format!("getting container status {id:?}"))?;
+    anyhow::ensure!(force || !container.runs(), "container {:?} is running, please stop it first", container.id);
+    container.process.stop(Duration::ZERO);
+    place.change(STORE, |store: &mut Runtime| {
+        store.containers.retain(|c| c.id != container.id);
+        Ok(())
+    })?;
+    println!("{}", container.id);
+    Ok(())
+}
+
+fn stop_pod(place: &Place, runtime: &Runtime, id: &str) -> Result<()> {
+    let sandbox = runtime.sandbox(id).ok_or_else(|| {
+        let error = format!("rpc error: code = NotFound desc = an error occurred when try to find sandbox {id:?}: not found");
+        client_log("StopPodSandbox", &error, "podSandboxID", id);
+        anyhow::anyhow!("stopping the pod sandbox {id:?}: {error}")
+    })?;
+    stop_sandbox(place, &sandbox.id, SANDBOX_GRACE)?;
+    println!("Stopped sandbox {}", sandbox.id);
+    Ok(())
+}
+
+fn remove_pod(place: &Place, runtime: &Runtime, id: &str, force: bool) -> Result<()> {
+    let sandbox = found_sandbox(runtime, id, &format!("getting sandbox status of pod {id:?}"))?;
+    anyhow::ensure!(force || !sandbox.ready, "pod sandbox {:?} is running, please stop it first", sandbox.id);
+    if sandbox.ready {
+        stop_sandbox(place, &sandbox.id, SANDBOX_GRACE)?;
+        println!("Stopped sandbox {}", sandbox.id);
+    }
+    remove_sandbox(place, &sandbox.id)?;
+    println!("Removed sandbox {}", sandbox.id);
+    Ok(())
+}
+
+fn logs(place: &Place, args: &Args, runtime: &Runtime) -> ExitCode {
+    let id = args.ids.first().map(String::as_str).unwrap_or_default();
+    let Ok(container) = found(runtime, id, "ContainerStatus", "get the status of containers") else {
+        return fatal("rpc error: code = NotFound desc = an error occurred when try to find container: not found");
+    };
+    let text = std::fs::read(place.state(&format!("logs/{}", container.id))).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    // Every program here logs to standard error.
+    for line in &lines[lines.len().saturating_sub(args.tail.unwrap_or(usize::MAX))..] {
+        eprintln!("{line}");
+    }
+    ExitCode::SUCCESS
+}
+
+/// The processes of every container there is.
+pub(crate) fn processes(runtime: &Runtime) -> Vec<Process> {
+    runtime.containers.iter().map(|c| c.process).collect()
+}

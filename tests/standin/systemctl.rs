@@ -1,0 +1,255 @@
+//! `systemctl` 252, with as much of systemd behind it as a recovery touches: unit files and drop-ins as they were when systemd last read
+//! them, conditions, kubelet, the container runtime, and the reboot.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::place::{MARK, Place, Process};
+use crate::runtime::{Runtime, STORE};
+
+const UNITS: &str = "units.json";
+/// Written by an orderly stop of CRI-O; without it, its next start wipes the image store.
+const CLEAN: &str = "/var/lib/crio/clean.shutdown";
+/// How long kubelet has to stop: `DefaultTimeoutStopSec`.
+const STOP_LIMIT: Duration = Duration::from_secs(90);
+
+/// What systemd has in mind of a unit.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Unit {
+    /// Its conditions and what it pulls in, as read when it was loaded: a drop-in that came later counts only after a daemon-reload.
+    conditions: Vec<String>,
+    wants: Vec<String>,
+    active: bool,
+    condition_met: bool,
+    /// The main process, of a unit that has one here.
+    process: Option<Process>,
+}
+
+type Units = BTreeMap<String, Unit>;
+
+pub(crate) fn run(place: &Place, args: &[String]) -> Result<ExitCode> {
+    let words: Vec<&str> = args.iter().map(String::as_str).filter(|word| !word.starts_with('-')).collect();
+    let Some((&verb, units)) = words.split_first() else { anyhow::bail!("systemctl without a verb is not played here") };
+    let units: Vec<String> =
+        units.iter().map(|unit| if unit.contains('.') { (*unit).to_owned() } else { format!("{unit}.service") }).collect();
+    match verb {
+        "daemon-reload" => load_all(place)?,
+        "reboot" => crate::machine::begin_reboot(place)?,
+        "show" => units.iter().try_for_each(|unit| show(place, unit))?,
+        "is-active" => {
+            let unit = units.first().context("is-active needs a unit")?;
+            let active = is_active(place, unit)?;
+            println!("{}", if active { "active" } else { "inactive" });
+            return Ok(if active { ExitCode::SUCCESS } else { ExitCode::from(3) });
+        }
+        "start" | "stop" | "restart" => {
+            for unit in &units {
+                if !exists(place, unit) && verb != "stop" {
+                    eprintln!("Failed to {verb} {unit}: Unit {unit} not found.");
+                    return Ok(ExitCode::from(5));
+                }
+                if verb == "stop" && !exists(place, unit) && !is_active(place, unit)? {
+                    eprintln!("Failed to stop {unit}: Unit {unit} not loaded.");
+                    return Ok(ExitCode::from(5));
+                }
+                if verb != "start" {
+                    stop(place, unit)?;
+                }
+                if verb != "stop" {
+                    start(place, unit)?;
+                }
+            }
+        }
+        other => {
+            eprintln!("Unknown command verb {other}.");
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The files of a unit: its own, the drop-ins after it; of `/etc` before `/usr/lib`.
+fn files(place: &Place, unit: &str) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for folder in ["/etc/systemd/system", "/usr/lib/systemd/system"] {
+        let folder = place.at(folder);
+        if files.is_empty() && folder.join(unit).exists() {
+            files.push(folder.join(unit));
+        }
+    }
+    for folder in ["/usr/lib/systemd/system", "/etc/systemd/system"] {
+        let entries = std::fs::read_dir(place.at(folder).join(format!("{unit}.d")));
+        let mut conf: Vec<_> = entries.into_iter().flatten().filter_map(|e| Some(e.ok()?.path())).collect();
+        conf.retain(|path| path.extension().is_some_and(|extension| extension == "conf"));
+        conf.sort();
+        files.extend(conf);
+    }
+    files
+}
+
+fn exists(place: &Place, unit: &str) -> bool {
+    files(place, unit).iter().any(|path| path.file_name().is_some_and(|name| name == unit))
+}
+
+/// What a unit's files say now: every value of a setting.
+fn values(place: &Place, unit: &str, setting: &str) -> Vec<String> {
+    let texts = files(place, unit).into_iter().filter_map(|path| std::fs::read_to_string(path).ok());
+    let of = |text: String| text.lines().filter_map(|line| Some(line.strip_prefix(setting)?.trim().to_owned())).collect::<Vec<_>>();
+    texts.flat_map(of).collect()
+}
+
+fn load(place: &Place, unit: &str, into: &mut Unit) {
+    into.conditions = values(place, unit, "ConditionPathExists=");
+    let wants = values(place, unit, "Wants=");
+    into.wants = wants.iter().flat_map(|wants| wants.split_whitespace()).map(str::to_owned).collect();
+}
+
+/// Reads every unit that is in use again: at a boot, and for `daemon-reload`.
+pub(crate) fn load_all(place: &Place) -> Result<()> {
+    let enabled = place.config()?.enabled;
+    place.change(UNITS, |units: &mut Units| {
+        for unit in enabled {
+            units.entry(unit).or_default();
+        }
+        for (name, unit) in units.iter_mut() {
+            load(place, name, unit);
+        }
+        Ok(())
+    })
+}
+
+/// Everything is off: before a boot.
+pub(crate) fn forget(place: &Place) -> Result<()> {
+    place.save(UNITS, &Units::new())
+}
+
+fn unit(place: &Place, name: &str) -> Result<Unit> {
+    place.change(UNITS, |units: &mut Units| {
+        if !units.contains_key(name) {
+            let mut unit = Unit::default();
+            load(place, name, &mut unit);
+            units.insert(name.to_owned(), unit);
+        }
+        Ok(units[name].clone())
+    })
+}
+
+fn set(place: &Place, name: &str, change: impl FnOnce(&mut Unit)) -> Result<()> {
+    unit(place, name)?;
+    place.change(UNITS, |units: &mut Units| {
+        change(units.entry(name.to_owned()).or_default());
+        Ok(())
+    })
+}
+
+/// True while it is active: of a unit with a process, while that runs.
+pub(crate) fn is_active(place: &Place, name: &str) -> Result<bool> {
+    let unit = unit(place, name)?;
+    Ok(unit.active && unit.process.is_none_or(Process::is_alive))
+}
+
+fn show(place: &Place, name: &str) -> Result<()> {
+    let (load, active) = (if exists(place, name) { "loaded" } else { "not-found" }, is_active(place, name)?);
+    let failed = !active && unit(place, name)?.active;
+    let (active, sub) = match (active, failed) {
+        (true, _) => ("active", "running"),
+        (_, true) => ("failed", "failed"),
+        _ => ("inactive", "dead"),
+    };
+    let condition = if unit(place, name)?.condition_met { "yes" } else { "no" };
+    println!("LoadState={load}\nActiveState={active}\nSubState={sub}\nConditionResult={condition}");
+    Ok(())
+}
+
+fn is_met(place: &Place, condition: &str) -> bool {
+    let (negated, path) = condition.strip_prefix('!').map_or((false, condition), |path| (true, path));
+    place.at(path).symlink_metadata().is_ok() != negated
+}
+
+/// Starts a unit. With a condition unmet this does nothing, and is no failure; what the unit wants is started all the same.
+pub(crate) fn start(place: &Place, name: &str) -> Result<()> {
+    let unit = unit(place, name)?;
+    let config = place.config()?;
+    for wanted in unit.wants.iter().filter(|wanted| exists(place, wanted)) {
+        if wanted.as_str() != "recovery-resume.service" || config.resume_unit {
+            start(place, wanted)?;
+        }
+    }
+    if is_active(place, name)? {
+        return Ok(());
+    }
+    let met = unit.conditions.iter().all(|condition| is_met(place, condition));
+    set(place, name, |unit| unit.condition_met = met)?;
+    if !met {
+        return Ok(());
+    }
+    let process = match name {
+        "kubelet.service" => Some(daemon(place, Command::new(place.tools().join("kubelet")), "kubelet")?),
+        "recovery-resume.service" => Some(resume(place, name)?),
+        _ => None,
+    };
+    if name == config.runtime_unit {
+        start_runtime(place)?;
+    }
+    set(place, name, |unit| (unit.active, unit.process) = (true, process))
+}
+
+/// Runs what the resume unit runs, on this node. It is started once; whether it is to be started again is the unit's to say.
+fn resume(place: &Place, name: &str) -> Result<Process> {
+    let line = values(place, name, "ExecStart=").pop().context("the resume unit runs nothing")?;
+    let mut words = line.split_whitespace();
+    let mut agent = Command::new(place.at(words.next().context("the resume unit runs nothing")?));
+    agent.arg("--root").arg(place.root()).arg("--tools").arg(place.tools()).args(words);
+    daemon(place, agent, "resume.log")
+}
+
+/// Starts a process that belongs to nobody but the node.
+pub(crate) fn daemon(place: &Place, mut command: Command, log: &str) -> Result<Process> {
+    let log = log_file(&place.state(log))?;
+    command.env(MARK, place.dir()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir(place.dir()).process_group(0);
+    let child = command.spawn().with_context(|| format!("starting {}", command.get_program().display()))?;
+    Ok(Process::of(i32::try_from(child.id())?))
+}
+
+pub(crate) fn log_file(path: &Path) -> Result<std::fs::File> {
+    let open = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    open.with_context(|| format!("opening {}", path.display()))
+}
+
+/// Stops a unit. kubelet leaves its containers running, and so does the runtime.
+pub(crate) fn stop(place: &Place, name: &str) -> Result<()> {
+    let unit = unit(place, name)?;
+    if let Some(process) = unit.process {
+        process.stop(STOP_LIMIT);
+    }
+    if unit.active && name == "crio.service" {
+        let clean = place.at(CLEAN);
+        std::fs::create_dir_all(clean.parent().context("no parent")?)?;
+        std::fs::write(clean, "")?;
+    }
+    set(place, name, |unit| (unit.active, unit.process) = (false, None))
+}
+
+/// CRI-O looks for its mark of an orderly stop, and takes it away; containerd keeps its images whatever happens.
+fn start_runtime(place: &Place) -> Result<()> {
+    let config = place.config()?;
+    let clean = place.at(CLEAN);
+    let wipe = config.runtime_unit == "crio.service" && !clean.exists();
+    place.change(STORE, |runtime: &mut Runtime| {
+        if wipe {
+            crate::runtime::stop_all(&crate::crictl::processes(runtime), Duration::ZERO);
+            *runtime = Runtime::default();
+        }
+        Ok(())
+    })?;
+    if clean.exists() {
+        std::fs::remove_file(&clean).context("removing the mark of an orderly stop")?;
+    }
+    Ok(())
+}
