@@ -1,0 +1,218 @@
+//! Archives that are hostile, damaged or cut off: refused before anything is changed.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use recovery::archive::{Archive, Extra, Selection};
+use recovery::error::exit_code;
+
+use crate::tree::{Scratch, noise};
+use crate::{pack, restore, stamps};
+
+/// One entry of a tar archive made by hand: a ustar header and its content.
+fn entry(name: &str, kind: u8, link: &str, content: &[u8]) -> Vec<u8> {
+    header(name.as_bytes(), kind, link, &format!("{:011o}", content.len()), content)
+}
+
+fn header(name: &[u8], kind: u8, link: &str, size: &str, content: &[u8]) -> Vec<u8> {
+    let mut block = vec![0; 512];
+    let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, name);
+    put(100, b"0000644\x000000000\x000000000\0");
+    put(124, size.as_bytes());
+    put(136, b"14000000000\0");
+    put(148, b"        ");
+    put(156, &[kind]);
+    put(157, link.as_bytes());
+    put(257, b"ustar\x0000");
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    block.extend_from_slice(content);
+    block.resize(block.len().next_multiple_of(512), 0);
+    block
+}
+
+fn pax(records: &[(&str, &str)]) -> Vec<u8> {
+    let mut text = String::new();
+    for (key, value) in records {
+        let rest = key.len() + value.len() + 3;
+        let len = (rest + 1..rest + 8).find(|len| len.to_string().len() + rest == *len).unwrap();
+        text.push_str(&format!("{len} {key}={value}\n"));
+    }
+    entry("PaxHeaders/x", b'x', "", text.as_bytes())
+}
+
+fn write(file: &Path, entries: &[Vec<u8>]) {
+    let mut bytes = entries.concat();
+    bytes.extend_from_slice(&[0; 1024]);
+    fs::write(file, zstd::encode_all(&bytes[..], 1).unwrap()).unwrap();
+}
+
+/// A small tree that every attack would change, and the directory outside it that they are after.
+fn victim(scratch: &Scratch) -> std::path::PathBuf {
+    let tree = scratch.path("tree");
+    fs::create_dir_all(tree.join("dir")).unwrap();
+    fs::write(tree.join("file"), "as it was").unwrap();
+    fs::write(tree.join("extra"), "would be deleted").unwrap();
+    fs::create_dir(scratch.path("outside")).unwrap();
+    fs::write(scratch.path("outside/secret"), "secret").unwrap();
+    symlink(scratch.path("outside"), tree.join("way-out")).unwrap();
+    tree
+}
+
+fn refused(file: &Path, tree: &Path, scratch: &Scratch, what: &str) {
+    let before = (stamps(tree), stamps(&scratch.path("outside")));
+    let error = restore(file, tree).expect_err(what);
+    assert_eq!(exit_code(&error), 65, "{what}: {error:#}");
+    assert_eq!((stamps(tree), stamps(&scratch.path("outside"))), before, "{what}: something was changed");
+}
+
+#[test]
+fn hostile_archives_are_refused() {
+    let scratch = Scratch::new();
+    let (tree, file) = (victim(&scratch), scratch.path("a.tar.zst"));
+    let long = "x".repeat(300);
+    let deep = "d/".repeat(2100);
+    let dir = || entry("dir/", b'5', "", b"");
+    let cases: Vec<(&str, Vec<Vec<u8>>)> = vec![
+        ("dots", vec![entry("../outside/secret", b'0', "", b"evil")]),
+        ("dots in the middle", vec![entry("dir/../../outside/secret", b'0', "", b"evil")]),
+        ("absolute", vec![entry("/etc/evil", b'0', "", b"evil")]),
+        ("absolute, by a record", vec![pax(&[("path", "/etc/evil")]), entry("x", b'0', "", b"evil")]),
+        ("an empty component", vec![entry("dir//x", b'0', "", b"evil")]),
+        ("no name", vec![entry("", b'0', "", b"evil")]),
+        ("a name that is too long", vec![pax(&[("path", &long)]), entry("x", b'0', "", b"evil")]),
+        ("a path that is too long", vec![pax(&[("path", &deep)]), entry("x", b'5', "", b"")]),
+        ("a zero byte in a name", vec![pax(&[("path", "a\0b")]), entry("x", b'0', "", b"evil")]),
+        ("a link used as a directory", vec![entry("l", b'2', "../outside", b""), entry("l/secret", b'0', "", b"evil")]),
+        ("the same, the other way round", vec![entry("l/secret", b'0', "", b"evil"), entry("l", b'2', "../outside", b"")]),
+        ("a file used as a directory", vec![entry("f", b'0', "", b"1"), entry("f/g", b'0', "", b"evil")]),
+        ("a hard link to outside", vec![entry("h", b'1', "../outside/secret", b"")]),
+        ("a hard link to an absolute path", vec![entry("h", b'1', "/etc/passwd", b"")]),
+        ("a hard link to what is not there", vec![entry("h", b'1', "nothing", b"")]),
+        ("a hard link to what comes later", vec![entry("h", b'1', "late", b""), entry("late", b'0', "", b"1")]),
+        ("a hard link to itself", vec![entry("h", b'1', "h", b"")]),
+        ("a hard link to a directory", vec![dir(), entry("h", b'1', "dir", b"")]),
+        ("a hard link through a link", vec![entry("l", b'2', "../outside", b""), entry("h", b'1', "l/secret", b"")]),
+        ("a name twice", vec![entry("a", b'0', "", b"1"), entry("a", b'0', "", b"2")]),
+        ("a name twice, differently written", vec![entry("a", b'0', "", b"1"), entry("./a", b'0', "", b"2")]),
+        ("the root as a file", vec![entry(".", b'0', "", b"")]),
+        ("the root as a link", vec![entry(".", b'2', "/etc", b"")]),
+        ("a bad size", vec![header(b"a", b'0', "", "9999999999\0", b"1")]),
+        ("a negative size", vec![pax(&[("size", "-1")]), entry("a", b'0', "", b"1")]),
+        ("a huge size", vec![pax(&[("size", "18446744073709551615")]), entry("a", b'0', "", b"1")]),
+        ("a size that is not there", vec![header(b"a", b'0', "", "00077777777\0", b"1")]),
+        ("a directory with content", vec![entry("dir/", b'5', "", b"content")]),
+        ("a huge extended header", vec![header(b"x", b'x', "", "77777777777\0", b"")]),
+        ("a record that is too long", vec![entry("PaxHeaders/x", b'x', "", b"99 path=x\n"), entry("a", b'0', "", b"1")]),
+        ("a record without an end", vec![entry("PaxHeaders/x", b'x', "", b"9 path=xyz"), entry("a", b'0', "", b"1")]),
+        ("an unknown type", vec![entry("a", b'Z', "", b"1")]),
+        ("an old sparse file", vec![entry("a", b'S', "", b"1")]),
+        ("a sparse map beyond the end", vec![sparse("1\n5\n100\n"), sparse_file("1\n5\n100\n")]),
+        ("a sparse map that is no map", vec![sparse("x"), sparse_file("x")]),
+        ("an empty link", vec![entry("l", b'2', "", b"")]),
+        ("an ACL with a name", vec![pax(&[("SCHILY.acl.access", "user:joe:rwx")]), entry("a", b'0', "", b"1")]),
+        (
+            "the mark of an index that is not there",
+            vec![pax(&[("comment", "recovery: an index follows the data")]), entry("./", b'5', "", b"")],
+        ),
+    ];
+    for (what, entries) in cases {
+        write(&file, &entries);
+        refused(&file, &tree, &scratch, what);
+    }
+}
+
+fn sparse(map: &str) -> Vec<u8> {
+    assert!(map.len() < 512);
+    pax(&[("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"), ("GNU.sparse.name", "s"), ("GNU.sparse.realsize", "50")])
+}
+
+fn sparse_file(map: &str) -> Vec<u8> {
+    let mut content = map.as_bytes().to_vec();
+    content.resize(512, 0);
+    entry("GNUSparseFile.0/s", b'0', "", &content)
+}
+
+#[test]
+fn links_that_lead_out_of_the_tree_are_not_followed() {
+    let scratch = Scratch::new();
+    let (tree, file) = (victim(&scratch), scratch.path("a.tar.zst"));
+    // Here the archive is honest and the tree has the link.
+    write(&file, &[entry("way-out/", b'5', "", b""), entry("way-out/secret", b'0', "", b"from the archive")]);
+    restore(&file, &tree).unwrap();
+    assert_eq!(fs::read(scratch.path("outside/secret")).unwrap(), b"secret");
+    assert!(tree.join("way-out").symlink_metadata().unwrap().is_dir());
+    assert_eq!(fs::read(tree.join("way-out/secret")).unwrap(), b"from the archive");
+}
+
+/// A small tree that is packed, to be damaged byte by byte.
+fn small(scratch: &Scratch) -> Vec<u8> {
+    let (from, file) = (scratch.path("from"), scratch.path("whole.tar.zst"));
+    fs::create_dir_all(from.join("dir")).unwrap();
+    fs::write(from.join("file"), noise(1, 300)).unwrap();
+    fs::write(from.join("dir/text"), "text ".repeat(50)).unwrap();
+    fs::hard_link(from.join("file"), from.join("name")).unwrap();
+    symlink("file", from.join("link")).unwrap();
+    pack(&from, &file);
+    fs::read(file).unwrap()
+}
+
+#[test]
+fn an_archive_that_is_cut_off_anywhere_is_refused() {
+    let scratch = Scratch::new();
+    let (tree, file) = (victim(&scratch), scratch.path("a.tar.zst"));
+    let whole = small(&scratch);
+    for len in 0..whole.len() {
+        fs::write(&file, &whole[..len]).unwrap();
+        refused(&file, &tree, &scratch, &format!("cut to {len} of {} bytes", whole.len()));
+    }
+}
+
+#[test]
+fn a_byte_that_is_flipped_anywhere_is_refused() {
+    let scratch = Scratch::new();
+    let (tree, file) = (victim(&scratch), scratch.path("a.tar.zst"));
+    let mut bytes = small(&scratch);
+    for at in 0..bytes.len() {
+        for bit in [0x01, 0x80] {
+            bytes[at] ^= bit;
+            fs::write(&file, &bytes).unwrap();
+            refused(&file, &tree, &scratch, &format!("flipped at {at} of {} bytes", bytes.len()));
+            let checked = Archive::open(&file).and_then(|archive| archive.verify(&|_| ()));
+            assert_eq!(checked.map_err(|error| exit_code(&error)), Err(65), "flipped at {at}");
+            bytes[at] ^= bit;
+        }
+    }
+    fs::write(&file, &bytes).unwrap();
+    restore(&file, &tree).unwrap();
+}
+
+#[test]
+fn a_foreign_archive_that_is_cut_off_or_flipped_is_refused() {
+    let scratch = Scratch::new();
+    let (tree, file) = (victim(&scratch), scratch.path("a.tar.zst"));
+    write(&file, &[entry("dir/", b'5', "", b""), entry("dir/a", b'0', "", &noise(1, 100)), entry("b", b'0', "", b"1")]);
+    let whole = fs::read(&file).unwrap();
+    // The checksum at the end of the frame, which `zstd` itself writes, is the last thing in it; this one has none.
+    for len in 0..whole.len() {
+        fs::write(&file, &whole[..len]).unwrap();
+        refused(&file, &tree, &scratch, &format!("cut to {len}"));
+    }
+}
+
+#[test]
+fn a_comparison_with_a_hostile_archive_is_refused_too() {
+    let scratch = Scratch::new();
+    let file = scratch.path("a.tar.zst");
+    write(&file, &[entry("../x", b'0', "", b"evil")]);
+    assert_eq!(exit_code(&Archive::open(&file).unwrap_err()), 65);
+    fs::write(&file, "not an archive at all").unwrap();
+    assert_eq!(exit_code(&Archive::open(&file).unwrap_err()), 65);
+    assert_eq!(exit_code(&Archive::open(&scratch.path("nowhere")).unwrap_err()), 1);
+    write(&file, &[entry("a", b'0', "", b"1")]);
+    let archive = Archive::open(&file).unwrap();
+    fs::write(&file, "something else by now").unwrap();
+    assert!(archive.restore(&scratch.path("to"), &Selection::all(), Extra::Delete, &|_| ()).is_err());
+}

@@ -1,0 +1,184 @@
+//! What upgrade-recovery.sh left: listed, checked, imported; and exported again.
+
+use std::path::{Path, PathBuf};
+
+use recovery::backup::{self, Backup};
+use recovery::error::exit_code;
+use recovery::node::{Node, dir::RecoveryDir};
+use recovery::report::Progress;
+
+use crate::place::{PODS, Sno, fingerprint, sh};
+
+/// Takes a backup as the old script does: its own commands, on this node.
+fn old_backup(sno: &Sno, to: &Path) {
+    let cluster = to.join("cluster");
+    std::fs::create_dir_all(&cluster).unwrap();
+    let snapshot = cluster.join("snapshot_2024-05-01_120000__POSSIBLY_DIRTY__.db");
+    sno.etcd.etcdctl(&["snapshot", "save", snapshot.to_str().unwrap()]).unwrap();
+    let dirs: Vec<String> = PODS.iter().map(|(pod, revision)| format!("static-pod-resources/{pod}-pod-{revision}")).collect();
+    let tar = cluster.join("static_kuberesources_2024-05-01_120000__POSSIBLY_DIRTY__.tar.gz");
+    sh(sno.root(), &format!("tar -cpzf {} -C etc/kubernetes {}", tar.display(), dirs.join(" ")));
+    let to = to.display();
+    sh(
+        sno.root(),
+        &format!(
+            "cat etc/tmpfiles.d/* | sed 's/#.*//' | awk '{{print $2}}' | grep '^/etc/' | sed 's#^/etc/##' > {to}/etc.exclude.list
+             echo .updated >> {to}/etc.exclude.list; echo kubernetes/manifests >> {to}/etc.exclude.list
+             cp -Ra etc/ {to}/; cp -Ra usr/local/ {to}/; cp -Ra var/lib/kubelet/ {to}/
+             tar czf {to}/extras.tgz opt/managed/tool"
+        ),
+    );
+}
+
+fn choose(node: &Node, dir: &RecoveryDir, wanted: Option<&str>) -> Result<Backup, (u8, String)> {
+    backup::choose(node, dir, wanted, &Progress::hidden()).map_err(|e| (exit_code(&e), format!("{e:#}")))
+}
+
+/// The archive `name` of a backup, unpacked by tar(1).
+fn unpacked(backup: &Backup, name: &str) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    sh(&backup.path, &format!("tar --zstd --xattrs --xattrs-include='*' --acls -xpf {name} -C {}", to.path().display()));
+    to
+}
+
+#[test]
+fn an_old_backup_is_listed_checked_and_imported_once() {
+    let sno = Sno::new();
+    let (node, dir) = (&sno.place.node, &sno.place.dir);
+    old_backup(&sno, dir.path());
+    let original = fingerprint(dir.path());
+    assert_eq!(sno.place.listed(), [("upgrade-recovery".to_owned(), "legacy".to_owned())]);
+    let old = backup::legacy::find(dir).unwrap();
+    assert_eq!(old.taken().unwrap().to_string(), "2024-05-01T12:00:00Z");
+    let report = backup::legacy::verify(&old, &Progress::hidden()).unwrap();
+    assert!(report.good, "{:?}", report.problems);
+
+    let found = backup::store::find(dir, None, &Progress::hidden()).unwrap();
+    assert!(matches!(found, backup::store::Found::Old(_)));
+    assert_eq!(fingerprint(dir.path()), original, "a report changes nothing");
+    let imported = choose(node, dir, None).unwrap();
+    assert_eq!(choose(node, dir, Some("upgrade-recovery")).unwrap().id, imported.id);
+    backup::verify(&imported, true, &Progress::hidden()).unwrap();
+    let manifest = &imported.manifest;
+    assert_eq!(manifest.asked_by, "upgrade-recovery.sh");
+    assert_eq!((manifest.sequence, &manifest.deployment, manifest.taken.to_string().as_str()), (0, &None, "2024-05-01T12:00:00Z"));
+    assert_eq!((manifest.identity.node_name.as_str(), manifest.etcd.revision), ("sno", 4));
+    assert!(manifest.managed_files.contains(&"/opt/managed/tool".into()));
+    for left_alone in ["resolv.conf", "deep/resolv.conf", ".updated"] {
+        assert!(manifest.etc_excludes.contains(&PathBuf::from(left_alone)), "{left_alone}: {:?}", manifest.etc_excludes);
+    }
+    let before: Vec<&str> = original.lines().filter(|l| !l.contains(" ./backups") && !l.ends_with(" .")).collect();
+    let now = fingerprint(dir.path());
+    let after: Vec<&str> = now.lines().filter(|l| !l.contains("./backups/") && !l.contains(" ./backups") && !l.ends_with(" .")).collect();
+    assert_eq!(before, after, "the original is untouched");
+
+    let kubernetes = unpacked(&imported, "static-pods.tar.zst");
+    for owned in ["manifests", "static-pod-resources"] {
+        let copied = sums(&dir.path().join("etc/kubernetes").join(owned));
+        let expected: Vec<&str> = copied.lines().filter(|line| !line.contains("startup-monitor")).collect();
+        assert_eq!(sums(&kubernetes.path().join(owned)).lines().collect::<Vec<_>>(), expected);
+    }
+    assert_eq!(fingerprint(unpacked(&imported, "kubelet.tar.zst").path()), fingerprint(&dir.path().join("kubelet")));
+    assert_eq!(fingerprint(unpacked(&imported, "usr-local.tar.zst").path()), fingerprint(&dir.path().join("local")));
+    // Newer ones of the agent's own come first, whatever the clock says.
+    let taken = backup::take(node, dir, &crate::take::options(), &Progress::hidden()).unwrap();
+    assert_eq!(choose(node, dir, None).unwrap().id, taken.manifest.id);
+}
+
+fn sums(dir: &Path) -> String {
+    sh(dir, "find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum")
+}
+
+#[test]
+fn the_pods_are_those_saved_with_the_snapshot() {
+    let sno = Sno::new();
+    old_backup(&sno, sno.place.dir.path());
+    // /etc was copied a moment later, with the scheduler at its next revision and without the directory of the one before.
+    let kubernetes = sno.place.dir.path().join("etc/kubernetes");
+    sh(
+        &kubernetes,
+        "mv static-pod-resources/kube-scheduler-pod-5 static-pod-resources/kube-scheduler-pod-6 && echo later > manifests/kube-scheduler-pod.yaml",
+    );
+    let imported = choose(&sno.place.node, &sno.place.dir, None).unwrap();
+    let out = unpacked(&imported, "static-pods.tar.zst");
+    let text = std::fs::read_to_string(out.path().join("manifests/kube-scheduler-pod.yaml")).unwrap();
+    assert!(text.contains(r#""revision":"5""#), "{text}");
+    assert!(out.path().join("static-pod-resources/kube-scheduler-pod-5/secrets/encryption-config/key").exists());
+    assert!(out.path().join("manifests/criometricsproxy.yaml").exists());
+}
+
+#[test]
+fn a_damaged_old_backup_is_refused_and_leaves_nothing() {
+    let sno = Sno::new();
+    let dir = sno.place.dir.path().to_owned();
+    old_backup(&sno, &dir);
+    let refused = |damage: &str, says: &str| {
+        let copy = tempfile::tempdir().unwrap();
+        sh(&dir, &format!("cp -a . {}", copy.path().display()));
+        sh(&dir, damage);
+        let (code, message) = choose(&sno.place.node, &sno.place.dir, Some("upgrade-recovery")).unwrap_err();
+        assert_eq!(code, 65, "{damage}: {message}");
+        assert!(message.contains(says), "{damage}: {message}");
+        assert_eq!(sh(&sno.place.dir.backups(), "ls -A"), "");
+        sh(&dir, &format!("rm -rf cluster etc local kubelet extras.tgz etc.exclude.list && cp -a {}/. .", copy.path().display()));
+    };
+    refused("printf x | dd of=$(ls cluster/*.db) bs=1 seek=5000 conv=notrunc status=none", "snapshot");
+    refused("truncate -s -20 cluster/*.tar.gz", "static_kuberesources");
+    refused("truncate -s -5 extras.tgz", "extras.tgz");
+    refused("rm -r local", "local/");
+    refused("rm cluster/*.db", "snapshot");
+    refused("rm etc/machine-id", "machine-id");
+    refused("cd etc/kubernetes && tar -czf ../../cluster/*.tar.gz static-pod-resources/etcd-pod-3", "kube-apiserver");
+    refused("ln etc/machine-id x && tar -P -czf extras.tgz --transform 's#^x#../../x#' x", "holds the name");
+    assert!(choose(&sno.place.node, &sno.place.dir, Some("upgrade-recovery")).is_ok());
+}
+
+#[test]
+fn what_is_exported_is_an_old_backup_and_imports_to_the_same() {
+    let sno = Sno::new();
+    let (node, dir) = (&sno.place.node, &sno.place.dir);
+    let taken = backup::take(node, dir, &crate::take::options(), &Progress::hidden()).unwrap();
+    let native = choose(node, dir, None).unwrap();
+    let elsewhere = RecoveryDir::new(node, Path::new("/var/elsewhere"));
+    let to = elsewhere.path().to_owned();
+    backup::export(&native, &to, &Progress::hidden()).unwrap();
+
+    assert_eq!(sh(&to, "ls -A"), "cluster\netc\netc.exclude.list\nextras.tgz\nkubelet\nlocal\n");
+    assert_eq!(sh(&to, "stat -c '%a' . cluster cluster/* extras.tgz etc.exclude.list"), "700\n700\n600\n600\n600\n600\n");
+    let status = sno.etcd.etcdctl(&["snapshot", "status", sh(&to, "ls $PWD/cluster/*.db").trim(), "-w", "json"]).unwrap();
+    assert!(status.contains(&format!("\"revision\":{}", taken.manifest.etcd.revision)), "{status}");
+    // As `cluster-restore.sh` looks for a manifest.
+    assert_eq!(sh(&to, "tar --wildcards -tf cluster/*.tar.gz '*etcd-pod.yaml'"), "static-pod-resources/etcd-pod-3/etcd-pod.yaml\n");
+    assert_eq!(sh(&to, "tar -tf extras.tgz"), "var/opt/managed/tool\n");
+    assert!(sh(&to, "cat etc.exclude.list").lines().any(|line| line == "/kubernetes/manifests"));
+    // The tree is the node's, but for the monitor that no backup holds.
+    sh(&sno.root().join("etc"), "rm kubernetes/manifests/kube-apiserver-startup-monitor-pod.yaml");
+    assert_eq!(without_dirs(&to.join("etc")), without_dirs(&sno.root().join("etc")));
+    // rsync, with that list, has nothing to do.
+    let rsync = sh(&to, &format!("rsync -aAXnic --delete --exclude-from etc.exclude.list etc/ {}/etc/", sno.root().display()));
+    assert_eq!(rsync.lines().filter(|line| !line.starts_with(".d..t")).collect::<Vec<_>>(), Vec::<&str>::new());
+    assert_eq!(exit_code(&backup::export(&native, &to, &Progress::hidden()).unwrap_err()), 2);
+
+    elsewhere.prepare().unwrap();
+    let imported = choose(node, &elsewhere, None).unwrap();
+    for name in ["etc.tar.zst", "usr-local.tar.zst", "kubelet.tar.zst", "static-pods.tar.zst"] {
+        assert_eq!(without_dirs(unpacked(&imported, name).path()), without_dirs(unpacked(&native, name).path()), "{name}");
+    }
+    // The old layout's tar keeps whole seconds.
+    let [one, other] = [&imported, &native].map(|b| unpacked(b, "extras.tar.zst"));
+    for dir in [one.path(), other.path()] {
+        sh(dir, "find . -type f -exec sh -c 'touch -d @$(stat -c %Y {}) {}' ';'");
+    }
+    assert_eq!(without_dirs(one.path()), without_dirs(other.path()));
+    let snapshot = |b: &Backup| sh(&b.path, "zstd -qdc etcd-snapshot.db.zst | sha256sum");
+    assert_eq!(snapshot(&imported), snapshot(&native));
+    let (a, b) = (&imported.manifest, &native.manifest);
+    assert_eq!((&a.etc_excludes, &a.managed_files, &a.identity), (&b.etc_excludes, &b.managed_files, &b.identity));
+    assert_eq!(a.certificates_expire, b.certificates_expire);
+}
+
+/// Directories change when something is put into them.
+fn without_dirs(dir: &Path) -> String {
+    let all = fingerprint(dir);
+    all.lines().filter(|line| !line.starts_with("d ")).collect::<Vec<_>>().join("\n")
+}

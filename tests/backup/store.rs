@@ -1,0 +1,226 @@
+//! list, choose, verify, delete, prune.
+
+use std::path::Path;
+
+use recovery::backup::store::{self, prune};
+use recovery::backup::{self, Backup};
+use recovery::error::exit_code;
+use recovery::report::Progress;
+
+use crate::place::{Place, manifest, sh};
+
+fn choose(place: &Place, wanted: Option<&str>) -> Result<String, (u8, String)> {
+    let chosen = backup::choose(&place.node, &place.dir, wanted, &Progress::hidden());
+    chosen.map(|b| b.id).map_err(|e| (exit_code(&e), format!("{e:#}")))
+}
+
+fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
+    list.iter().map(|(id, state)| ((*id).to_owned(), (*state).to_owned())).collect()
+}
+
+#[test]
+fn the_order_is_the_manifests_and_latest_is_never_read() {
+    let place = Place::new();
+    assert_eq!(choose(&place, None).unwrap_err().0, 78);
+    place.published("z-first", 1);
+    place.published("a-third", 3);
+    let mut named = manifest("m-second", 2);
+    named.name = Some("before-4.17".to_owned());
+    place.published_as(&named);
+    named.id = "n-fourth".to_owned();
+    named.sequence = 4;
+    place.published_as(&named);
+    std::os::unix::fs::symlink("backups/z-first", place.dir.latest()).unwrap();
+    std::fs::create_dir(place.dir.backups().join("x.partial")).unwrap();
+    std::fs::create_dir(place.dir.backups().join("y.deleting")).unwrap();
+
+    let complete =
+        [("n-fourth", "complete"), ("a-third", "complete"), ("m-second", "complete"), ("z-first", "complete"), ("x.partial", "partial")];
+    assert_eq!(place.listed(), pairs(&complete));
+    assert_eq!(choose(&place, None), Ok("n-fourth".to_owned()));
+    assert_eq!(choose(&place, Some("z-first")), Ok("z-first".to_owned()));
+    // Of two with the same name, the newer one.
+    assert_eq!(choose(&place, Some("before-4.17")), Ok("n-fourth".to_owned()));
+    assert_eq!(choose(&place, Some("x")).unwrap_err().0, 78);
+    assert_eq!(choose(&place, Some("../z-first")).unwrap_err().0, 78);
+    let shown = store::show(&place.node, &place.dir, "m-second").unwrap();
+    assert_eq!(shown.path, Path::new("/var/recovery/backups/m-second"));
+    assert_eq!(shown.files.len(), 5);
+}
+
+#[test]
+fn damage_is_seen_named_and_passed_over() {
+    let damages: [(&str, &str, &str); 9] = [
+        ("missing", "rm etc.tar.zst", "etc.tar.zst is missing"),
+        ("added", "echo x > more", "more was added"),
+        ("version", "sed -i 's/\"version\": 1/\"version\": 2/' manifest.json", "version 2"),
+        ("unknown", "sed -i 's/\"version\": 1/\"version\": 1, \"news\": 1/' manifest.json", "news"),
+        ("garbage", "echo garbage > manifest.json", "not valid"),
+        ("renamed", "sed -i 's/\"id\": \"renamed\"/\"id\": \"other\"/' manifest.json", "says that it is other"),
+        ("nosums", "rm SHA256SUMS", "SHA256SUMS"),
+        ("hostile", "echo \"$(printf '0%.0s' {1..64})  ../../etc/passwd\" >> SHA256SUMS", "no sum"),
+        ("link", "mv etc.tar.zst ../../e && ln -s ../../e etc.tar.zst", "not a regular file"),
+    ];
+    let place = Place::new();
+    place.published("good", 1);
+    for (at, (id, damage, _)) in damages.iter().enumerate() {
+        sh(&place.published(id, 10 + at as u64), damage);
+    }
+    assert_eq!(choose(&place, None), Ok("good".to_owned()));
+    for (id, _, says) in damages {
+        let (code, message) = choose(&place, Some(id)).unwrap_err();
+        assert_eq!(code, 65, "{message}");
+        assert!(message.contains(says), "{message}");
+    }
+    let listed = store::list(&place.dir).unwrap();
+    assert_eq!(listed.iter().filter(|line| line.reason.is_some()).count(), damages.len());
+    let only_damaged = Place::new();
+    sh(&only_damaged.published("bad", 1), "rm etc.tar.zst");
+    assert_eq!(choose(&only_damaged, None).unwrap_err().0, 65);
+}
+
+#[test]
+fn a_flipped_byte_is_found_by_us_and_by_sha256sum() {
+    let place = Place::new();
+    let path = place.published("b", 1);
+    let backup = backup::choose(&place.node, &place.dir, None, &Progress::hidden()).unwrap();
+    let check = |backup: &Backup| backup::verify(backup, false, &Progress::hidden());
+    check(&backup).unwrap();
+    sh(&path, "sha256sum -c --quiet --strict SHA256SUMS");
+    for name in ["kubelet.tar.zst", "manifest.json"] {
+        let file = path.join(name);
+        let good = std::fs::read(&file).unwrap();
+        let mut bad = good.clone();
+        let at = bad.len() / 2;
+        bad[at] ^= 1;
+        std::fs::write(&file, bad).unwrap();
+        let error = check(&backup).unwrap_err();
+        assert_eq!(exit_code(&error), 65);
+        assert!(format!("{error:#}").contains(name), "{error:#}");
+        std::fs::write(&file, good).unwrap();
+    }
+    check(&backup).unwrap();
+    let report = backup::verify::report(&path, "b", false, &Progress::hidden()).unwrap();
+    assert!(report.good && report.files.len() == 4);
+}
+
+#[test]
+fn prune_keeps_the_newest_good_ones_and_never_the_last() {
+    let place = Place::new();
+    for (at, id) in ["one", "two", "three", "four", "five"].iter().enumerate() {
+        place.published(id, at as u64 + 1);
+    }
+    // Looks whole, but is not: it does not count.
+    sh(&place.dir.backups().join("four"), "echo x >> etc.tar.zst");
+    std::fs::create_dir_all(place.dir.backups().join("old.deleting/deep")).unwrap();
+    std::fs::create_dir(place.dir.backups().join("stale.partial")).unwrap();
+    assert_eq!(exit_code(&prune(&place.node, &place.dir, 0, None, &Progress::hidden()).unwrap_err()), 2);
+    let done = prune(&place.node, &place.dir, 3, None, &Progress::hidden()).unwrap();
+    assert_eq!(done.kept, ["five", "three", "two"]);
+    assert_eq!(done.removed, ["stale.partial", "one"]);
+    assert!(done.warnings[0].contains("four"), "{:?}", done.warnings);
+    assert_eq!(sh(&place.dir.backups(), "ls"), "five\nfour\nthree\ntwo\n");
+    assert_eq!(std::fs::read_link(place.dir.latest()).unwrap(), Path::new("backups/five"));
+
+    sh(&place.dir.backups(), "for b in five three; do echo x >> $b/etc.tar.zst; done");
+    let done = prune(&place.node, &place.dir, 1, None, &Progress::hidden()).unwrap();
+    assert_eq!((done.kept.as_slice(), done.removed.len()), (["two".to_owned()].as_slice(), 0));
+    let done = prune(&place.node, &place.dir, 1, Some("five"), &Progress::hidden()).unwrap();
+    assert_eq!(done.removed, ["four", "three", "two"]);
+}
+
+#[test]
+fn nothing_is_deleted_during_a_recovery() {
+    let place = Place::new();
+    place.published("one", 1);
+    place.published("two", 2);
+    std::fs::write(place.dir.journal(), "{}").unwrap();
+    let progress = Progress::hidden();
+    assert_eq!(exit_code(&prune(&place.node, &place.dir, 1, None, &progress).unwrap_err()), 75);
+    assert_eq!(exit_code(&store::delete(&place.node, &place.dir, "one", true, &progress).unwrap_err()), 75);
+    assert_eq!(sh(&place.dir.backups(), "ls"), "one\ntwo\n");
+}
+
+#[test]
+fn the_last_good_one_is_deleted_by_force_only() {
+    let place = Place::new();
+    let progress = Progress::hidden();
+    let delete = |id: &str, force| store::delete(&place.node, &place.dir, id, force, &progress).map_err(|e| exit_code(&e));
+    place.published("one", 1);
+    place.published("two", 2);
+    place.published("three", 3);
+    sh(&place.dir.backups().join("two"), "rm etc.tar.zst");
+    std::fs::create_dir(place.dir.backups().join("p.partial")).unwrap();
+    assert_eq!(delete("nothing", false).map(drop), Err(78));
+    assert_eq!(delete("three", false).unwrap().removed, ["three"]);
+    assert_eq!(delete("p.partial", false).unwrap().removed, ["p.partial"]);
+    // The other one is damaged: this is the last.
+    assert_eq!(delete("one", false).map(drop), Err(2));
+    assert_eq!(delete("two", false).unwrap().removed, ["two"]);
+    assert_eq!(delete("one", false).map(drop), Err(2));
+    assert_eq!(delete("one", true).unwrap().removed, ["one"]);
+    assert_eq!(sh(&place.dir.backups(), "ls"), "");
+    assert!(place.dir.latest().symlink_metadata().is_err());
+}
+
+/// The list of deployments as ostree 2022.7 prints it; the state is in files, so that a pin stays.
+const OSTREE: &str = r#"#!/bin/sh
+cd "$(dirname "$0")"
+case "$*" in
+    *--json*) echo "error: Unknown option --json" >&2; exit 1 ;;
+    "admin status")
+        for n in 0 1; do
+            [ $n = 0 ] && printf '* ' || printf '  '
+            printf 'rhcos %064d.0%s\n    Version: 4.1%d\n' $n "$([ $n = 1 ] && echo ' (rollback)')" $n
+            [ -e pinned.$n ] && echo '    Pinned: yes'
+            echo '    origin: <unknown origin type>'
+        done ;;
+    "admin pin --unpin "*) rm pinned.$4 ;;
+    "admin pin "*) touch pinned.$3 ;;
+    *) echo "what? $*" >&2; exit 1 ;;
+esac
+"#;
+
+#[test]
+fn pins_of_ours_go_with_the_last_backup_that_needs_them() {
+    use recovery::backup::manifest::DeploymentId;
+    use recovery::backup::pins;
+    use recovery::tools::ostree::deployments;
+
+    let place = Place::new();
+    let tool = place.put("tools/ostree", OSTREE);
+    sh(place.root.path(), &format!("chmod +x {}", tool.display()));
+    let pinned = || deployments(&place.node).unwrap().iter().map(|d| d.pinned).collect::<Vec<_>>();
+    let all = deployments(&place.node).unwrap();
+    place.put("tools/pinned.1", "");
+    for deployment in deployments(&place.node).unwrap() {
+        pins::pin(&place.node, &place.dir, &deployment).unwrap();
+    }
+    assert_eq!(pinned(), [true, true]);
+    for (id, sequence) in [("one", 1), ("two", 2)] {
+        let mut manifest = manifest(id, sequence);
+        manifest.deployment = Some(DeploymentId::of(&all[0], vec!["quiet".to_owned()]));
+        place.published_as(&manifest);
+    }
+    let progress = Progress::hidden();
+    let delete = |id: &str| store::delete(&place.node, &place.dir, id, true, &progress).unwrap();
+    assert!(delete("one").unpinned.is_empty());
+    assert_eq!(pinned(), [true, true]);
+    place.published("other", 3);
+    sh(&place.dir.backups().join("other"), "rm manifest.json");
+    // A backup that does not say what it needs may need it.
+    assert_eq!(delete("two").warnings.len(), 1);
+    assert_eq!(pinned(), [true, true]);
+    assert_eq!(delete("other").unpinned, [all[0].checksum.clone()]);
+    // The other pin was there before: it is somebody else's.
+    assert_eq!(pinned(), [false, true]);
+    assert!(delete_none(&place));
+}
+
+/// With no pins of ours left, ostree is not even called.
+fn delete_none(place: &Place) -> bool {
+    std::fs::remove_file(place.root.path().join("tools/ostree")).unwrap();
+    place.published("last", 9);
+    let done = store::delete(&place.node, &place.dir, "last", true, &Progress::hidden()).unwrap();
+    done.warnings.is_empty()
+}

@@ -1,0 +1,175 @@
+//! The command line as a user has it: exit codes, messages, output, and what the binary is made of.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_recovery");
+
+fn recovery(args: &[&str]) -> Output {
+    Command::new(BINARY).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// The agent on an empty node below `root`.
+fn on(root: &Path, args: &[&str]) -> Output {
+    recovery(&[&["--root", root.to_str().unwrap()], args].concat())
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn printed(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn the_binary_is_static() {
+    let ldd = Command::new("ldd").arg(BINARY).output().unwrap();
+    let text = printed(&ldd) + &said(&ldd);
+    assert!(text.contains("statically linked") || text.contains("not a dynamic executable"), "{text}");
+}
+
+#[test]
+fn the_bare_command_prints_the_status_and_changes_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let output = on(root.path(), &[]);
+    assert_eq!(code(&output), 0, "{}", said(&output));
+    assert!(printed(&output).contains("no recovery is in progress"), "{}", printed(&output));
+    assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn usage_is_exit_2() {
+    assert_eq!(code(&recovery(&["no-such-verb"])), 2);
+    assert_eq!(code(&recovery(&["--resume", "list"])), 2);
+    assert_eq!(code(&recovery(&["--take-backup", "--resume"])), 2);
+    assert_eq!(code(&recovery(&["--dir", "relative", "list"])), 2);
+    assert_eq!(code(&recovery(&["--tools", "/tmp", "list"])), 2, "--tools without --root");
+    assert_eq!(code(&recovery(&["prune", "--keep", "0"])), 2);
+}
+
+#[test]
+fn help_and_version_are_exit_0() {
+    let help = recovery(&["--help"]);
+    assert_eq!(code(&help), 0);
+    for word in ["backup", "restore-files", "resume", "--take-backup", "Exit codes", "75"] {
+        assert!(printed(&help).contains(word), "{word} is not in the help");
+    }
+    assert!(!printed(&help).contains("generate"), "a hidden verb is in the help");
+    assert!(printed(&recovery(&["--version"])).starts_with("recovery "));
+}
+
+#[test]
+fn every_report_is_json_when_asked_errors_included() {
+    let root = tempfile::tempdir().unwrap();
+    let json = |args: &[&str]| -> Value { serde_json::from_slice(&on(root.path(), &[&["--json"], args].concat()).stdout).unwrap() };
+    assert_eq!(json(&["list"]), serde_json::json!([]));
+    assert_eq!(json(&["status"])["run"], Value::Null);
+    let error = json(&["show", "nothing"]);
+    assert_eq!(error["exit"], 78);
+    assert!(error["error"].as_str().unwrap().contains("nothing"), "{error}");
+}
+
+#[test]
+fn a_node_without_a_control_plane_is_told_so() {
+    let root = tempfile::tempdir().unwrap();
+    let output = on(root.path(), &["backup"]);
+    assert_eq!(code(&output), 78);
+    assert!(said(&output).contains("neither an OpenShift node"), "{}", said(&output));
+}
+
+#[test]
+fn resume_without_a_recovery_has_nothing_to_do() {
+    let root = tempfile::tempdir().unwrap();
+    let output = on(root.path(), &["resume"]);
+    assert_eq!(code(&output), 0, "{}", said(&output));
+    assert!(printed(&output).contains("nothing to do"));
+    assert_eq!(code(&on(root.path(), &["--yes", "abandon"])), 0);
+}
+
+#[test]
+fn a_destructive_verb_without_a_terminal_needs_yes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tree, archive) = (dir.path().join("tree"), dir.path().join("a.tar.zst"));
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("f"), "one").unwrap();
+    let (tree, archive) = (tree.to_str().unwrap(), archive.to_str().unwrap());
+    assert_eq!(code(&recovery(&["archive", "pack", tree, archive])), 0);
+    std::fs::write(format!("{tree}/f"), "two").unwrap();
+    let refused = recovery(&["archive", "restore", archive, tree]);
+    assert_eq!(code(&refused), 2, "{}", said(&refused));
+    assert!(said(&refused).contains("--yes"));
+    assert_eq!(std::fs::read(format!("{tree}/f")).unwrap(), b"two", "not confirmed, yet changed");
+    assert_eq!(code(&recovery(&["archive", "diff", archive, tree])), 1);
+    assert_eq!(code(&recovery(&["--yes", "archive", "restore", archive, tree])), 0);
+    assert_eq!(code(&recovery(&["archive", "diff", archive, tree])), 0);
+    assert_eq!(std::fs::read(format!("{tree}/f")).unwrap(), b"one");
+}
+
+#[test]
+fn who_is_not_root_is_told_so() {
+    // The binary lies below root's home or a checkout that others may not read: a copy of it is where they may.
+    let dir = tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755)).tempdir_in("/tmp").unwrap();
+    let copy = dir.path().join("recovery");
+    std::fs::copy(BINARY, &copy).unwrap();
+    let output = Command::new("setpriv").args(["--reuid", "65534", "--clear-groups"]).arg(&copy).arg("list").output().unwrap();
+    assert_eq!(code(&output), 77, "{}", said(&output));
+    assert!(said(&output).contains("root"));
+}
+
+#[test]
+fn a_recovery_directory_that_others_can_write_to_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("var/recovery");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    for verb in ["backup", "list", "resume", "status", "restore-files"] {
+        let output = on(root.path(), &[verb]);
+        assert_eq!(code(&output), 77, "{verb}: {}", said(&output));
+        assert!(said(&output).contains("chmod 0700"), "{verb}: {}", said(&output));
+    }
+}
+
+#[test]
+fn programs_of_the_live_host_are_never_run_on_another_root() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(root.path().join("run")).unwrap();
+    std::fs::write(root.path().join("run/ostree-booted"), "").unwrap();
+    let output = on(root.path(), &["platform"]);
+    assert_eq!(code(&output), 2, "{}", said(&output));
+    assert!(said(&output).contains("--tools"), "{}", said(&output));
+}
+
+#[test]
+fn man_pages_and_completions_are_made_of_the_definitions() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().to_str().unwrap();
+    assert_eq!(code(&recovery(&["generate", "man", to])), 0);
+    let page = std::fs::read_to_string(dir.path().join("recovery.8")).unwrap();
+    assert!(page.contains("Exit codes") && page.contains("75"), "the exit codes are not in the man page");
+    assert!(dir.path().join("recovery-etcd-restore.8").exists());
+    for shell in ["bash", "zsh", "fish"] {
+        assert_eq!(code(&recovery(&["generate", shell, to])), 0, "{shell}");
+    }
+    assert_eq!(code(&recovery(&["generate", "tcsh", to])), 2);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_not_an_error() {
+    let status = Command::new("sh").arg("-c").arg(format!("{BINARY} --help | true; {BINARY} list --root / | head -c 0")).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn an_endpoint_is_an_address_not_a_name() {
+    let output =
+        recovery(&["etcd", "save", "/tmp/x", "--endpoint", "https://etcd.example:2379", "--cacert", "a", "--cert", "b", "--key", "c"]);
+    assert_eq!(code(&output), 2);
+    assert!(said(&output).contains("not looked up"), "{}", said(&output));
+}

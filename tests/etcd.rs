@@ -1,0 +1,743 @@
+//! The room `etcd`, as its users see it: against real etcd, etcdctl and etcdutl.
+
+#[path = "support/etcd.rs"]
+pub mod real_etcd;
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use etcd_client::{CompactionOptions, GetOptions, PutOptions, WatchOptions};
+use real_etcd::{Certs, Etcd, HashKv, Options as Start, Version};
+use recovery::error::exit_code;
+use recovery::etcd::{self, Endpoint, Options};
+use sha2::{Digest, Sha256};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn save(etcd: &Etcd, file: &Path) -> Result<()> {
+    let saved = etcd::save(&etcd.endpoint, file, LIMIT, &|_| ())?;
+    let meta = file.metadata()?;
+    assert_eq!((meta.permissions().mode() & 0o7777, meta.len()), (0o600, saved.stored));
+    assert_eq!(hex(&Sha256::digest(std::fs::read(file)?)), saved.sha256);
+    etcd::verify(file, &|_| ())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
+}
+
+/// `etcdutl snapshot restore` of the snapshot's own version, with the name and URL that the native restore takes from the snapshot.
+fn etcdutl_restore(version: Version, file: &Path, data_dir: &Path, peer_url: &str, more: &[&str]) -> Result<()> {
+    let mut command = version.restorer()?;
+    command.arg(file).arg("--data-dir").arg(data_dir).args(["--name", "default", "--initial-advertise-peer-urls", peer_url]);
+    let output = command.arg(format!("--initial-cluster=default={peer_url}")).args(more).output()?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// What an etcd on `data_dir` says of itself, before and after a write and a restart.
+fn look(version: Version, data_dir: &Path) -> Result<(HashKv, String, usize, HashKv)> {
+    let etcd = Etcd::start(version, data_dir, &Start::default())?;
+    let (hash, members, contents) = (settled(&etcd)?, etcd.etcdctl(&["member", "list"])?, etcd.contents()?);
+    etcd.with_client(async |client| Ok(client.put("written", "after", None).await.map(drop)?))?;
+    etcd.stop()?;
+    let etcd = Etcd::start(version, data_dir, &Start::default())?;
+    let (value, _) = etcd.contents()?.remove(&b"written"[..]).context("what was written is not there after a restart")?;
+    assert_eq!(value, b"after");
+    // The client URL is the port of the moment.
+    let members = members.split(", ").take(4).collect::<Vec<_>>().join(", ");
+    Ok((hash, members, contents.len(), settled(&etcd)?))
+}
+
+/// The hash, once the compaction that a restart may have scheduled is through.
+fn settled(etcd: &Etcd) -> Result<HashKv> {
+    let mut last = etcd.hashkv()?;
+    loop {
+        std::thread::sleep(Duration::from_millis(300));
+        let next = etcd.hashkv()?;
+        if next == last {
+            return Ok(next);
+        }
+        last = next;
+    }
+}
+
+/// Snapshots of one etcd: empty, small, with leases and compacted, large.
+fn snapshots(version: Version, dir: &Path) -> Result<(String, Vec<PathBuf>)> {
+    let etcd = Etcd::start(version, &dir.join("source"), &Start::default())?;
+    let mut files = Vec::new();
+    let mut keep = |name: &str| -> Result<()> {
+        let file = dir.join(name);
+        save(&etcd, &file)?;
+        files.push(file);
+        Ok(())
+    };
+    keep("empty.db")?;
+    etcd.put_many(30)?;
+    keep("small.db.zst")?;
+    etcd.with_client(async |client| {
+        let lease = client.lease_grant(3600, None).await?.id();
+        for i in 0..50 {
+            client.put(format!("leased/{i}"), "for an hour", Some(PutOptions::new().with_lease(lease))).await?;
+            client.put("changing", format!("{i}"), None).await?;
+            client.delete(format!("leased/{}", i / 2), None).await?;
+        }
+        let revision = client.get("changing", None).await?.header().context("no header")?.revision();
+        client.compact(revision - 20, Some(CompactionOptions::new().with_physical())).await?;
+        Ok(())
+    })?;
+    keep("compacted.db")?;
+    etcd.put_many(50_000)?;
+    etcd.with_client(async |client| {
+        client.put("large", vec![b'x'; 1_400_000], None).await?;
+        Ok(())
+    })?;
+    keep("large.db.zst")?;
+    keep("large.db")?;
+    let peer_url = etcd.peer_url.clone();
+    etcd.stop()?;
+    Ok((peer_url, files))
+}
+
+fn native_equals_etcdutl(version: Version) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (peer_url, files) = snapshots(version, dir.path())?;
+    for file in &files {
+        let plain = file.with_extension("plain");
+        if file.extension().is_some_and(|extension| extension == "zst") {
+            let unpacked = Command::new("zstd").args(["-q", "-d"]).arg(file).arg("-o").arg(&plain).status()?;
+            ensure!(unpacked.success(), "zstd -d {}", file.display());
+        } else {
+            std::fs::copy(file, &plain)?;
+        }
+        same_status(version, file, &plain)?;
+        let (theirs, ours) = (file.with_extension("theirs"), file.with_extension("ours"));
+        etcdutl_restore(version, &plain, &theirs, &peer_url, &[])?;
+        let restored = etcd::restore(file, &ours, &Options::default(), &|_| ())?;
+        assert_eq!(restored.name, "default");
+        let (theirs, ours) = (look(version, &theirs)?, look(version, &ours)?);
+        assert_eq!(theirs, ours, "{version:?}, {}", file.display());
+        assert_eq!(restored.revision, ours.0.revision);
+        assert!(ours.1.starts_with(&format!("{:x}, started, default, {peer_url}", restored.member_id)), "{}", ours.1);
+    }
+    Ok(())
+}
+
+/// Compares `status` with `snapshot status -w json`.
+fn same_status(version: Version, file: &Path, plain: &Path) -> Result<()> {
+    let tool = version.program(if version == Version::V34 { "etcdctl" } else { "etcdutl" })?;
+    let output = Command::new(tool).env("ETCDCTL_API", "3").args(["snapshot", "status", "-w", "json"]).arg(plain).output()?;
+    let theirs: serde_json::Value =
+        serde_json::from_slice(&output.stdout).with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    let ours = etcd::status(file, &|_| ())?;
+    assert_eq!(theirs["hash"], ours.hash);
+    assert_eq!(theirs["revision"], ours.revision);
+    assert_eq!(theirs["totalSize"], ours.db_size);
+    let live = matches!(version, Version::V36 | Version::V37);
+    assert_eq!(theirs["totalKey"], if live { ours.total_keys } else { ours.items }, "{version:?}, {}", file.display());
+    assert_eq!(theirs["version"].as_str().filter(|version| !version.is_empty()), ours.version.as_deref());
+    assert_eq!(ours.members.len(), 1);
+    Ok(())
+}
+
+#[test]
+fn native_restore_equals_etcdutl_3_4() -> Result<()> {
+    native_equals_etcdutl(Version::V34)
+}
+
+#[test]
+fn native_restore_equals_etcdutl_3_5() -> Result<()> {
+    native_equals_etcdutl(Version::V35)
+}
+
+#[test]
+fn native_restore_equals_etcdutl_3_6() -> Result<()> {
+    native_equals_etcdutl(Version::V36)
+}
+
+#[test]
+fn native_restore_equals_etcdutl_3_7() -> Result<()> {
+    native_equals_etcdutl(Version::V37)
+}
+
+#[test]
+fn a_bump_leaves_old_revisions_behind() -> Result<()> {
+    const BUMP: u64 = 1_000_000_000;
+    for version in [Version::V34, Version::V35, Version::V36, Version::V37] {
+        let dir = tempfile::tempdir()?;
+        for (name, keys) in [("none", 0), ("few", 10), ("many", 3000)] {
+            let data = dir.path().join(format!("{name}-source"));
+            let source = Etcd::start(version, &data, &Start::default())?;
+            source.put_many(keys)?;
+            let old = source.hashkv()?.revision;
+            let file = dir.path().join(format!("{name}.db"));
+            save(&source, &file)?;
+            let peer_url = source.peer_url.clone();
+            source.stop()?;
+
+            let ours = dir.path().join(format!("{name}-ours"));
+            let options = Options { bump_revision: BUMP, mark_compacted: true, ..Options::default() };
+            let restored = etcd::restore(&file, &ours, &options, &|_| ())?;
+            let etcd = Etcd::start(version, &ours, &Start::default())?;
+            let hash = settled(&etcd)?;
+            assert_eq!(hash.revision, restored.revision);
+            // The database of an etcd on which nothing was written, which says that it is at revision 1, has none.
+            let latest = if keys == 0 { 0 } else { old };
+            assert_eq!(hash.revision, latest + i64::try_from(BUMP)?);
+            compacted(&etcd, old)?;
+            assert_eq!(etcd.contents()?.len(), keys, "{version:?}, {name}");
+            etcd.stop()?;
+            if version != Version::V34 {
+                let theirs = dir.path().join(format!("{name}-theirs"));
+                let more = ["--bump-revision", &BUMP.to_string(), "--mark-compacted"];
+                etcdutl_restore(version, &file, &theirs, &peer_url, &more)?;
+                assert_eq!(look(version, &theirs)?, look(version, &ours)?, "{version:?}, {name}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads and watches at revision `old` are told that it is compacted.
+fn compacted(etcd: &Etcd, old: i64) -> Result<()> {
+    etcd.with_client(async |client| {
+        let read = client.get("x", Some(GetOptions::new().with_revision(old))).await;
+        assert!(read.as_ref().is_err_and(|error| error.to_string().contains("compacted")), "{read:?}");
+        let mut watch = client.watch("x", Some(WatchOptions::new().with_start_revision(old))).await?;
+        loop {
+            let answer = watch.message().await?.context("the watch ended")?;
+            if answer.canceled() {
+                assert!(answer.compact_revision() > old, "compacted up to {}", answer.compact_revision());
+                return Ok(());
+            }
+        }
+    })
+}
+
+/// A snapshot of `keys` keys, with the data directory it is from.
+fn small(dir: &Path, version: Version, keys: usize) -> Result<(PathBuf, PathBuf)> {
+    let data = dir.join("data");
+    let etcd = Etcd::start(version, &data, &Start::default())?;
+    etcd.put_many(keys)?;
+    let file = dir.join("snapshot.db");
+    save(&etcd, &file)?;
+    etcd.stop()?;
+    Ok((data, file))
+}
+
+/// A file, with owner, mode and content.
+type Seen = (PathBuf, u32, u32, Vec<u8>);
+
+/// Every file below `dir`.
+fn everything(dir: &Path) -> Result<Vec<Seen>> {
+    let mut all = Vec::new();
+    for entry in walkdir::WalkDir::new(dir).sort_by_file_name() {
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        let content = if meta.is_file() { std::fs::read(entry.path())? } else { Vec::new() };
+        all.push((entry.path().to_owned(), meta.uid(), meta.mode(), content));
+    }
+    Ok(all)
+}
+
+/// The names in a directory.
+fn names(dir: &Path) -> Result<Vec<String>> {
+    let mut names: Vec<String> =
+        std::fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<Result<_>>()?;
+    names.sort();
+    Ok(names)
+}
+
+#[test]
+fn a_flipped_byte_or_a_missing_end_is_refused_before_anything_is_touched() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (data, file) = small(dir.path(), Version::V35, 1000)?;
+    let packed = dir.path().join("snapshot.db.zst");
+    std::fs::write(&packed, zstd::encode_all(std::fs::File::open(&file)?, 1)?)?;
+    let before = everything(&data)?;
+    let refused = |bad: &Path, what: &str| {
+        for error in [
+            etcd::verify(bad, &|_| ()).err(),
+            etcd::status(bad, &|_| ()).err(),
+            etcd::replace(bad, &data, "run-1", &Options::default(), &|_| ()).err(),
+            etcd::restore(bad, &dir.path().join("new"), &Options::default(), &|_| ()).err(),
+        ] {
+            assert_eq!(error.as_ref().map(exit_code), Some(65), "{what}: {error:?}");
+        }
+        assert!(!dir.path().join("new").exists(), "{what}");
+    };
+    for (source, bad) in [(&file, dir.path().join("bad.db")), (&packed, dir.path().join("bad.db.zst"))] {
+        let good = std::fs::read(source)?;
+        // The compressed file has no check on a few bits of its header that change nothing (the content's checksum is optional).
+        let first = if source == &packed { 12 } else { 0 };
+        for at in (first..good.len()).step_by(good.len() / 40).chain([good.len() - 1]) {
+            let mut bytes = good.clone();
+            bytes[at] ^= 0x10;
+            std::fs::write(&bad, bytes)?;
+            refused(&bad, &format!("{} with byte {at} flipped", source.display()));
+        }
+        for len in [0, 1, 31, 32, 100, 4096, good.len() / 2, good.len() - 512, good.len() - 32, good.len() - 1] {
+            std::fs::write(&bad, &good[..len])?;
+            refused(&bad, &format!("{} cut to {len} bytes", source.display()));
+        }
+    }
+    let nonsense = dir.path().join("nonsense.db");
+    let mut bytes = b"not a database ".repeat(1024);
+    bytes.truncate(8192);
+    std::fs::write(&nonsense, with_trailer(bytes))?;
+    let error = etcd::replace(&nonsense, &data, "run-1", &Options::default(), &|_| ()).unwrap_err();
+    assert_eq!(exit_code(&error), 65);
+    assert!(format!("{error:#}").contains("is not an etcd database"), "{error:#}");
+    assert!(everything(&data)? == before);
+    Ok(())
+}
+
+fn with_trailer(mut database: Vec<u8>) -> Vec<u8> {
+    let sum = Sha256::digest(&database);
+    database.extend_from_slice(&sum);
+    database
+}
+
+/// A snapshot with a valid trailer over a database that lies: every 8 bytes of its structure in turn say something evil.
+#[test]
+fn a_hostile_database_ends_with_65_and_nothing_else() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (_, file) = small(dir.path(), Version::V35, 200)?;
+    let good = std::fs::read(&file)?;
+    let database = &good[..good.len() - 32];
+    let (bad, new) = (dir.path().join("bad.db"), dir.path().join("new"));
+    let bump = Options { bump_revision: 5, mark_compacted: true, ..Options::default() };
+    let (mut refused, mut harmless) = (0, 0);
+    for page in (0..database.len()).step_by(4096) {
+        for at in (page..page + 160).step_by(8) {
+            for evil in [0, 1, 2, 3, 0xFFFF, u64::MAX, u64::from_le_bytes(*b"\x02\0\xff\xff\xff\xff\xff\x7f"), page as u64 / 4096] {
+                let mut bytes = database.to_vec();
+                bytes[at..at + 8].copy_from_slice(&evil.to_le_bytes());
+                // A meta page is taken only with its checksum.
+                if at >= page + 16 && at < page + 72 && page < 8192 {
+                    let sum = bytes[page + 16..page + 72]
+                        .iter()
+                        .fold(0xCBF2_9CE4_8422_2325, |sum: u64, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01B3));
+                    bytes[page + 72..page + 80].copy_from_slice(&sum.to_le_bytes());
+                }
+                std::fs::write(&bad, with_trailer(bytes))?;
+                let mut results = vec![etcd::status(&bad, &|_| ()).map(drop)];
+                // A restore takes its time to be durable: only for what is in a page's header and first element.
+                if at < page + 32 && results[0].is_err() {
+                    results.push(etcd::restore(&bad, &new, &bump, &|_| ()).map(drop));
+                }
+                for result in results {
+                    match result {
+                        Ok(()) => harmless += 1,
+                        Err(error) if [65, 78].contains(&exit_code(&error)) => refused += 1,
+                        Err(error) => panic!("{evil:#x} at {at}: {error:#}"),
+                    }
+                }
+                if new.exists() {
+                    std::fs::remove_dir_all(&new)?;
+                }
+            }
+        }
+    }
+    println!("{refused} refused, {harmless} harmless");
+    assert!(refused > 500 && harmless > 0);
+    Ok(())
+}
+
+#[test]
+fn the_trailer_is_missed_in_a_copied_database_unless_asked_not_to() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (data, _) = small(dir.path(), Version::V36, 1000)?;
+    let copy = dir.path().join("copy.db");
+    std::fs::copy(data.join("member/snap/db"), &copy)?;
+    let new = dir.path().join("new");
+    let error = etcd::restore(&copy, &new, &Options::default(), &|_| ()).unwrap_err();
+    assert_eq!(exit_code(&error), 65);
+    assert!(format!("{error:#}").contains("--skip-hash-check"), "{error:#}");
+    let skip = Options { skip_hash_check: true, ..Options::default() };
+    etcd::restore(&copy, &new, &skip, &|_| ())?;
+    let etcd = Etcd::start(Version::V36, &new, &Start::default())?;
+    assert_eq!(etcd.contents()?.len(), 1000);
+    Ok(())
+}
+
+#[test]
+fn options_are_those_of_etcdutl() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (data, file) = small(dir.path(), Version::V36, 1000)?;
+    let new = dir.path().join("new");
+    let error = etcd::restore(&file, &data, &Options::default(), &|_| ()).unwrap_err();
+    assert!(format!("{error:#}").contains("is not empty"), "{error:#}");
+    let only_bump = Options { bump_revision: 1, ..Options::default() };
+    let only_mark = Options { mark_compacted: true, ..Options::default() };
+    let too_far = Options { bump_revision: u64::MAX, mark_compacted: true, ..Options::default() };
+    let no_port = Options { peer_urls: vec!["https://host".to_owned()], ..Options::default() };
+    for options in [only_bump, only_mark, too_far, no_port] {
+        let error = etcd::restore(&file, &new, &options, &|_| ()).unwrap_err();
+        assert_eq!(exit_code(&error), 2, "{options:?}: {error:#}");
+        assert!(!new.exists());
+    }
+    // The real one, for comparison.
+    let refused = Version::V36.restorer()?.arg(&file).arg("--data-dir").arg(&new).arg("--mark-compacted").output()?;
+    assert!(!refused.status.success());
+
+    let options = Options {
+        name: Some(etcd::DEFAULT_NAME.to_owned()),
+        peer_urls: vec![etcd::DEFAULT_PEER_URL.to_owned()],
+        token: Some(etcd::DEFAULT_TOKEN.to_owned()),
+        ..Options::default()
+    };
+    let ours = etcd::restore(&file, &new, &options, &|_| ())?;
+    let theirs = dir.path().join("theirs");
+    let output = Version::V36.restorer()?.arg(&file).arg("--data-dir").arg(&theirs).output()?;
+    assert!(output.status.success());
+    assert_eq!(look(Version::V36, &new)?, look(Version::V36, &theirs)?);
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(log.contains(&format!("\"cluster-id\": \"{:x}\"", ours.cluster_id)), "{log}");
+    Ok(())
+}
+
+const RUN: &str = "0198-run";
+
+/// A data directory whose etcd has gone on since the snapshot, with files that are not etcd's.
+fn advanced(dir: &Path) -> Result<(PathBuf, PathBuf)> {
+    let (data, file) = small(dir, Version::V35, 1000)?;
+    let etcd = Etcd::start(Version::V35, &data, &Start::default())?;
+    etcd.with_client(async |client| Ok(client.put("after", "the snapshot", None).await.map(drop)?))?;
+    etcd.stop()?;
+    std::fs::write(data.join("revision.json"), "")?;
+    std::fs::create_dir(data.join("lost+found"))?;
+    Ok((data, file))
+}
+
+fn bumped(data: &Path, file: &Path) -> Result<Options> {
+    let snapshot = etcd::status(file, &|_| ())?.revision;
+    Ok(Options { bump_revision: etcd::bump_for(snapshot, etcd::revision_of(data)?), mark_compacted: true, ..Options::default() })
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status()?;
+    ensure!(copied.success(), "cp -a {}", from.display());
+    Ok(())
+}
+
+/// Makes a data directory what a crash would have left of it.
+type Crash<'a> = &'a dyn Fn(&Path) -> Result<()>;
+
+#[test]
+fn a_replacement_survives_a_crash_at_every_boundary() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (data, file) = advanced(dir.path())?;
+    let options = bumped(&data, &file)?;
+    let old = everything(&data.join("member"))?.len();
+    // The untroubled run, on a copy.
+    let done = dir.path().join("done");
+    copy(&data, &done)?;
+    let restored = etcd::replace(&file, &done, RUN, &options, &|_| ())?;
+    let whole = done.join("member");
+    let end = ["lost+found", "member", "member.before-0198-run", "revision.json"];
+    assert_eq!(names(&done)?, end);
+
+    let new = format!("member.new-{RUN}");
+    let crashes: [(&str, Crash<'_>); 6] = [
+        ("before anything", &|_| Ok(())),
+        ("with an empty directory made", &|at| Ok(std::fs::create_dir(at.join(&new))?)),
+        ("in the middle of the database", &|at| {
+            copy(&whole, &at.join(&new))?;
+            std::fs::remove_file(at.join(&new).join("recovery-run"))?;
+            std::fs::remove_dir_all(at.join(&new).join("wal"))?;
+            Ok(std::fs::File::options().write(true).open(at.join(&new).join("snap/db"))?.set_len(5000)?)
+        }),
+        ("before the renames", &|at| copy(&whole, &at.join(&new))),
+        ("between the renames", &|at| {
+            copy(&whole, &at.join(&new))?;
+            Ok(std::fs::rename(at.join("member"), at.join(format!("member.before-{RUN}")))?)
+        }),
+        ("after the renames", &|at| {
+            std::fs::rename(at.join("member"), at.join(format!("member.before-{RUN}")))?;
+            copy(&whole, &at.join("member"))
+        }),
+    ];
+    for (name, crash) in crashes {
+        let at = dir.path().join("crashed");
+        copy(&data, &at)?;
+        crash(&at)?;
+        assert_eq!(etcd::is_replaced(&at, RUN), name == "after the renames", "{name}");
+        assert_eq!(etcd::replace(&file, &at, RUN, &options, &|_| ())?, restored, "{name}");
+        assert!(etcd::is_replaced(&at, RUN) && !etcd::is_replaced(&at, "another"), "{name}");
+        assert_eq!(names(&at)?, end, "{name}");
+        assert_eq!(everything(&at.join("member.before-0198-run"))?.len(), old, "{name}");
+        // Again, after etcd has run on it: nothing happens.
+        let etcd = Etcd::start(Version::V35, &at, &Start::default())?;
+        assert_eq!(etcd.contents()?.len(), 1000, "{name}");
+        assert_eq!(settled(&etcd)?.revision, restored.revision, "{name}");
+        etcd.with_client(async |client| Ok(client.put("kept", "", None).await.map(drop)?))?;
+        etcd.stop()?;
+        assert_eq!(etcd::replace(&file, &at, RUN, &options, &|_| ())?, restored, "{name}");
+        assert_eq!(etcd::revision_of(&at)?, Some(restored.revision + 1), "{name}");
+        etcd::drop_kept(&at, RUN)?;
+        etcd::drop_kept(&at, RUN)?;
+        assert_eq!(names(&at)?, ["lost+found", "member", "revision.json"], "{name}");
+        std::fs::remove_dir_all(&at)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_abandoned_replacement_is_put_back_unless_etcd_ran_on_it() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (data, file) = advanced(dir.path())?;
+    let before = everything(&data)?;
+    let options = bumped(&data, &file)?;
+    assert!(etcd::put_back(&data, RUN)?);
+    etcd::replace(&file, &data, RUN, &options, &|_| ())?;
+    assert!(etcd::put_back(&data, RUN)?);
+    assert!(everything(&data)? == before);
+    // Crashes of `put_back` itself: after its first rename, and before the new member is removed.
+    etcd::replace(&file, &data, RUN, &options, &|_| ())?;
+    std::fs::rename(data.join("member"), data.join(format!("member.new-{RUN}")))?;
+    assert!(etcd::put_back(&data, RUN)?);
+    assert!(everything(&data)? == before);
+    etcd::replace(&file, &data, RUN, &options, &|_| ())?;
+    let error = etcd::drop_kept(&data, "another").err();
+    assert!(error.is_none(), "nothing of another run is there: {error:?}");
+
+    let etcd = Etcd::start(Version::V35, &data, &Start::default())?;
+    let running = etcd::put_back(&data, RUN).unwrap_err();
+    assert!(format!("{running:#}").contains("etcd is running on"), "{running:#}");
+    let running = etcd::replace(&file, &data, "another", &options, &|_| ()).unwrap_err();
+    assert!(format!("{running:#}").contains("etcd is running on"), "{running:#}");
+    etcd.kill()?;
+    assert!(!etcd::put_back(&data, RUN)?);
+    assert!(etcd::is_replaced(&data, RUN));
+
+    // Without the new member in place, the old one is never removed.
+    std::fs::rename(data.join("member"), dir.path().join("gone"))?;
+    assert!(etcd::drop_kept(&data, RUN).is_err());
+    assert!(data.join("member.before-0198-run/snap/db").exists());
+    Ok(())
+}
+
+#[test]
+fn a_second_recovery_does_not_repeat_revisions() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (data, file) = advanced(dir.path())?;
+    let mut highest = 0;
+    for run in ["first", "second", "third"] {
+        let restored = etcd::replace(&file, &data, run, &bumped(&data, &file)?, &|_| ())?;
+        assert!(restored.revision > highest, "{run}: {} after {highest}", restored.revision);
+        let etcd = Etcd::start(Version::V35, &data, &Start::default())?;
+        etcd.put_many(500)?;
+        highest = etcd.hashkv()?.revision;
+        compacted(&etcd, restored.revision - 1)?;
+        // Its database may lag behind what it has answered, as after a crash.
+        etcd.kill()?;
+        let seen = etcd::revision_of(&data)?.context("no revision")?;
+        assert!(seen >= restored.revision && seen <= highest, "{seen}, {highest}");
+        etcd::drop_kept(&data, run)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_new_member_looks_like_the_old_one() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (data, file) = advanced(dir.path())?;
+    let member = data.join("member");
+    let label = b"system_u:object_r:container_var_lib_t:s0\0";
+    std::os::unix::fs::chown(&member, Some(1234), Some(4321))?;
+    std::fs::set_permissions(&member, std::fs::Permissions::from_mode(0o710))?;
+    rustix::fs::setxattr(&member, "security.selinux", label, rustix::fs::XattrFlags::empty())?;
+    etcd::replace(&file, &data, RUN, &Options::default(), &|_| ())?;
+    assert_eq!(member.metadata()?.mode() & 0o7777, 0o710);
+    for entry in walkdir::WalkDir::new(&member) {
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        assert_eq!((meta.uid(), meta.gid()), (1234, 4321), "{}", entry.path().display());
+        let mut value = vec![0; 100];
+        let len = rustix::fs::getxattr(entry.path(), "security.selinux", &mut value)?;
+        assert_eq!(&value[..len], label, "{}", entry.path().display());
+        if meta.is_file() {
+            assert_eq!(meta.mode() & 0o7777, 0o600, "{}", entry.path().display());
+        }
+    }
+    // Where there was no member at all.
+    let empty = dir.path().join("empty");
+    etcd::replace(&file, &empty, RUN, &Options::default(), &|_| ())?;
+    assert_eq!(names(&empty)?, ["member"]);
+    assert_eq!(etcd::revision_of(&empty)?, Some(11));
+    Ok(())
+}
+
+/// A file system of its own, gone with the test.
+struct Mounted(tempfile::TempDir);
+
+impl Mounted {
+    fn tmpfs(size: &str) -> Result<Self> {
+        Self::mount(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+    }
+
+    fn xfs(image: &Path) -> Result<Self> {
+        std::fs::File::create(image)?.set_len(400 << 20)?;
+        let made = Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(image).status()?;
+        ensure!(made.success(), "mkfs.xfs {}", image.display());
+        Self::mount(&["-o", "loop", &image.display().to_string()])
+    }
+
+    fn mount(args: &[&str]) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let mounted = Command::new("mount").args(args).arg(dir.path()).status()?;
+        ensure!(mounted.success(), "mount {args:?}");
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        Command::new("umount").arg(self.0.path()).status().ok();
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_and_leaves_nothing_behind() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (data, file) = advanced(dir.path())?;
+    let etcd = Etcd::start(Version::V35, &data, &Start::default())?;
+    let full = Mounted::tmpfs("100k")?;
+    for name in ["snapshot.db", "snapshot.db.zst"] {
+        let error = etcd::save(&etcd.endpoint, &full.0.path().join(name), LIMIT, &|_| ()).unwrap_err();
+        assert_eq!(exit_code(&error), 73, "{error:#}");
+        std::fs::remove_file(full.0.path().join(name))?;
+    }
+    etcd.stop()?;
+    // Room for the database, but not for the log.
+    let small = Mounted::tmpfs("20m")?;
+    let there = small.0.path().join("etcd");
+    copy(&data.join("member/snap"), &there)?;
+    let before = everything(&there)?;
+    let error = etcd::replace(&file, &there, RUN, &Options::default(), &|_| ()).unwrap_err();
+    assert_eq!(exit_code(&error), 73, "{error:#}");
+    assert!(everything(&there)? == before);
+    let error = etcd::restore(&file, &small.0.path().join("new"), &Options::default(), &|_| ()).unwrap_err();
+    assert_eq!(exit_code(&error), 73, "{error:#}");
+    assert!(!small.0.path().join("new").exists());
+    Ok(())
+}
+
+#[test]
+fn where_blocks_can_be_shared_the_database_is_checked_all_the_same() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (_, file) = small(dir.path(), Version::V36, 1000)?;
+    let xfs = Mounted::xfs(&dir.path().join("xfs.img"))?;
+    let (here, data) = (xfs.0.path().join("snapshot.db"), xfs.0.path().join("etcd"));
+    std::fs::copy(&file, &here)?;
+    let restored = etcd::restore(&here, &data, &Options::default(), &|_| ())?;
+    let etcd = Etcd::start(Version::V36, &data, &Start::default())?;
+    assert_eq!((etcd.contents()?.len(), etcd.hashkv()?.revision), (1000, restored.revision));
+    etcd.stop()?;
+    // The snapshot's own blocks are as they were.
+    assert!(std::fs::read(&here)? == std::fs::read(&file)?);
+    let mut bytes = std::fs::read(&file)?;
+    bytes[20_000] ^= 1;
+    std::fs::write(&here, bytes)?;
+    let error = etcd::restore(&here, &xfs.0.path().join("new"), &Options::default(), &|_| ()).unwrap_err();
+    assert_eq!(exit_code(&error), 65, "{error:#}");
+    Ok(())
+}
+
+#[test]
+fn a_healthy_etcd_says_so() -> Result<()> {
+    for (version, number) in [(Version::V34, "3.4.23"), (Version::V35, "3.5.21"), (Version::V36, "3.6.8"), (Version::V37, "3.7.3")] {
+        let dir = tempfile::tempdir()?;
+        let etcd = Etcd::start(version, &dir.path().join("data"), &Start::default())?;
+        etcd.put_many(250)?;
+        let health = etcd::health(&etcd.endpoint, LIMIT)?;
+        assert_eq!((health.version.as_str(), health.keys, health.revision, health.members), (number, 250, 4, 1));
+        assert!(health.db_size > 0);
+    }
+    Ok(())
+}
+
+#[test]
+fn an_alarm_is_told_with_the_way_out() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let options = Start { args: vec!["--quota-backend-bytes=2000000".to_owned()], ..Start::default() };
+    let etcd = Etcd::start(Version::V35, &dir.path().join("data"), &options)?;
+    assert!(etcd.put_many(20_000).is_err());
+    let error = etcd::health(&etcd.endpoint, LIMIT).unwrap_err();
+    assert!(error.to_string().contains("alarm NOSPACE") && error.to_string().contains("`etcdctl alarm disarm`"), "{error:#}");
+    assert_eq!(exit_code(&error), 1);
+    Ok(())
+}
+
+#[test]
+fn whatever_keeps_etcd_from_answering_is_69_with_its_cause() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let short = Duration::from_secs(2);
+    let etcd = Etcd::start(Version::V36, &dir.path().join("data"), &Start::default())?;
+    let other = Certs::make()?;
+    let unknown_ca = Endpoint { ca: other.dir().join("ca.pem"), ..etcd.endpoint.clone() };
+    let wrong_name = Endpoint { server_name: "etcd.example".to_owned(), ..etcd.endpoint.clone() };
+    let stranger = Endpoint { cert: other.dir().join("client.pem"), key: other.dir().join("client.key"), ..etcd.endpoint.clone() };
+    let nobody = Endpoint { url: "https://127.0.0.1:1".to_owned(), ..etcd.endpoint.clone() };
+    let file = dir.path().join("snapshot.db.zst");
+    for (endpoint, cause) in [
+        (unknown_ca, "invalid peer certificate"),
+        (wrong_name, "not valid for name"),
+        (stranger, "does etcd accept the client certificate?"),
+        (nobody, "Connection refused"),
+    ] {
+        for error in [etcd::health(&endpoint, short).unwrap_err(), etcd::save(&endpoint, &file, short, &|_| ()).unwrap_err()] {
+            assert_eq!(exit_code(&error), 69, "{error:#}");
+            assert!(format!("{error:#}").contains(cause), "wanted `{cause}`: {error:#}");
+        }
+    }
+
+    // Two members are asked for and one is there: it never gets a leader.
+    let args = vec![
+        "--initial-cluster=default=http://127.0.0.1:1,other=http://127.0.0.1:2".to_owned(),
+        "--initial-advertise-peer-urls=http://127.0.0.1:1".to_owned(),
+    ];
+    let lonely = Etcd::start(Version::V36, &dir.path().join("lonely"), &Start { args, do_not_wait: true, ..Start::default() })?;
+    std::thread::sleep(short);
+    let error = etcd::health(&lonely.endpoint, short).unwrap_err();
+    assert_eq!(exit_code(&error), 69, "{error:#}");
+
+    // Frozen.
+    let pid = rustix::process::Pid::from_raw(i32::try_from(etcd.pid())?).context("no pid")?;
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP)?;
+    let error = etcd::health(&etcd.endpoint, short).unwrap_err();
+    assert!(exit_code(&error) == 69 && error.to_string().contains("within 2 s"), "{error:#}");
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT)?;
+    etcd::health(&etcd.endpoint, LIMIT)?;
+    Ok(())
+}
+
+#[test]
+fn a_stream_that_stalls_or_breaks_off_is_69() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let etcd = Etcd::start(Version::V35, &dir.path().join("data"), &Start::default())?;
+    etcd.put_bytes(30_000_000)?;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(etcd.pid())?).context("no pid")?;
+    for (signal, cause) in
+        [(rustix::process::Signal::STOP, "did not answer within"), (rustix::process::Signal::KILL, "receiving the snapshot")]
+    {
+        let file = dir.path().join(format!("{signal:?}.db"));
+        // With the first megabyte the signal comes; the rest is more than the buffers in between hold.
+        let seen = std::sync::atomic::AtomicBool::new(false);
+        let stop = |_| {
+            if !seen.swap(true, std::sync::atomic::Ordering::Relaxed) {
+                rustix::process::kill_process(pid, signal).unwrap();
+            }
+        };
+        let error = etcd::save(&etcd.endpoint, &file, Duration::from_secs(2), &stop).unwrap_err();
+        assert_eq!(exit_code(&error), 69, "{error:#}");
+        assert!(format!("{error:#}").contains(cause), "{error:#}");
+        assert!(etcd::verify(&file, &|_| ()).is_err());
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,16 @@
+//! A recovery from the outside of its room: what each verb does to a node, and what it refuses.
+
+#[path = "support/etcd.rs"]
+pub mod real_etcd;
+
+#[path = "support/node.rs"]
+pub mod node;
+
+#[path = "recovery/place.rs"]
+mod place;
+#[path = "recovery/refusals.rs"]
+mod refusals;
+#[path = "recovery/walk.rs"]
+mod walk;
+#[path = "recovery/whole.rs"]
+mod whole;

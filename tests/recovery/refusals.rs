@@ -1,0 +1,113 @@
+//! What is refused before anything is changed, with the documented exit code and a way out.
+
+use recovery::error::exit_code;
+use recovery::node::dir::RecoveryDir;
+use recovery::recovery::{Asked, Options, ResumeOptions};
+
+use crate::place::{Place, authority};
+
+/// The plan fails with this code and these words, and has changed nothing.
+fn refused(place: &Place, options: Options, code: u8, words: &[&str]) {
+    let (files, calls) = (place.files(), place.calls());
+    let Err(error) = place.plan(options) else { panic!("it was not refused: {words:?}") };
+    let text = format!("{error:#}");
+    assert_eq!(exit_code(&error), code, "{text}");
+    assert!(words.iter().all(|word| text.contains(word)), "{text}");
+    assert_eq!((place.files(), place.calls()), (files, calls));
+    assert!(!place.dir.in_recovery() && !place.dir.undo().exists());
+}
+
+fn forced() -> Options {
+    Options { asked: Asked { force: true, ..Asked::default() }, ..Options::default() }
+}
+
+#[test]
+fn a_damaged_backup() {
+    let place = Place::new();
+    let file = place.dir.backups().join("b1/kubelet.tar.zst");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    refused(&place, Options::default(), 65, &["kubelet.tar.zst"]);
+    refused(&place, forced(), 65, &["kubelet.tar.zst"]);
+}
+
+#[test]
+fn a_backup_of_another_node_unless_forced() {
+    let place = Place::new();
+    place.put("/etc/machine-id", "4567\n");
+    place.put("/etc/kubernetes/pki/ca.crt", authority());
+    refused(&place, Options::default(), 78, &["the machine id is 4567, not 0123", "different clusters", "--force"]);
+    let plan = place.plan(forced()).unwrap();
+    assert!(plan.report.warnings.iter().any(|w| w.contains("machine id")), "{:?}", plan.report.warnings);
+}
+
+#[test]
+fn too_little_space_even_when_forced() {
+    let place = Place::new();
+    let mut manifest = place.manifest("b1", 1);
+    manifest.etcd.bytes = 1 << 60;
+    Place::publish(&place.dir.backups().join("b1"), &manifest);
+    refused(&place, Options::default(), 73, &["/var/lib/etcd", "bytes free"]);
+    refused(&place, forced(), 73, &["make room"]);
+}
+
+#[test]
+fn expired_certificates_and_missing_images_are_warnings() {
+    let place = Place::new();
+    let plan = place.plan(Options::default()).unwrap();
+    let warnings = plan.report.warnings.join("\n");
+    assert!(warnings.contains("certificates expired on 2026-02-01"), "{warnings}");
+    assert!(warnings.contains("1 images are gone and have to be pulled again: registry/gone:1"), "{warnings}");
+    assert_eq!(plan.report.missing_images.len(), 1);
+}
+
+#[test]
+fn a_second_agent_while_one_is_at_work() {
+    let place = Place::new();
+    let held = place.plan(Options::default()).unwrap();
+    for error in [place.plan(Options::default()).unwrap_err(), place.restart(None).unwrap_err()] {
+        assert_eq!(exit_code(&error), 75);
+        assert!(error.to_string().contains("`recovery restore-files` (process"), "{error}");
+    }
+    drop(held);
+    place.restore_files(Asked::default()).unwrap();
+}
+
+#[test]
+fn another_backup_or_a_new_run_while_one_is_open() {
+    let place = Place::new();
+    place.back_up("b2", 2);
+    let b1 = || Options { backup: Some("b1".to_owned()), ..Options::default() };
+    place.plan(b1()).unwrap().begin().unwrap();
+    let other = place.plan(Options { backup: Some("b2".to_owned()), ..Options::default() }).unwrap_err();
+    assert_eq!(exit_code(&other), 75);
+    assert!(other.to_string().contains("from backup b1 is in progress"), "{other}");
+    place.reboot("boot-2");
+    let later = place.plan(b1()).unwrap_err();
+    assert_eq!(exit_code(&later), 75, "after the reboot it is resume's turn: {later}");
+}
+
+#[test]
+fn a_recovery_directory_that_others_can_write_to() {
+    let place = Place::new();
+    std::fs::set_permissions(place.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    refused(&place, Options::default(), 77, &["chmod 0700"]);
+    assert_eq!(exit_code(&place.resume(&ResumeOptions::default()).unwrap_err()), 77);
+    assert_eq!(exit_code(&place.abandon().unwrap_err()), 77);
+}
+
+#[test]
+fn nothing_to_go_on_with() {
+    let place = Place::new();
+    assert!(place.resume(&ResumeOptions::default()).unwrap().is_none());
+    assert!(place.abandon().unwrap().is_none());
+    assert_eq!(exit_code(&place.restart(None).unwrap_err()), 2);
+    let status = place.status();
+    assert!(status.run.is_none() && !status.hold && status.next.is_none());
+    let nowhere = RecoveryDir::new(&place.node, std::path::Path::new("/var/nowhere"));
+    let progress = recovery::report::Progress::hidden();
+    let error = recovery::recovery::plan(&place.node, &nowhere, Options::default(), &progress).unwrap_err();
+    assert_eq!(exit_code(&error), 78);
+}

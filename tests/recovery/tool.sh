@@ -1,0 +1,20 @@
+#!/bin/bash
+# `systemctl` and `crictl` of a small node, by the name it is called by: units and calls are files in ../state; one call can be made to fail.
+name=${0##*/} state=$(dirname "$0")/../state
+[[ $1 == --timeout=* ]] && shift
+echo "$name $*" >> "$state/calls"
+if [[ -s $state/fault && "$name $*" == *"$(cat "$state/fault")"* ]]; then rm "$state/fault"; echo "as told" >&2; exit 1; fi
+unit() { cat "$state/$1" 2>/dev/null || echo inactive; }
+case "$name $1" in
+  "systemctl show") active=$(unit "$3")
+    printf 'ActiveState=%s\nSubState=x\nLoadState=loaded\nConditionResult=yes\n' "$active" ;;
+  "systemctl start"|"systemctl restart") echo active > "$state/$2" ;;
+  "systemctl stop") echo inactive > "$state/$2" ;;
+  "systemctl daemon-reload"|"systemctl reboot") ;;
+  "crictl version") [[ $(unit containerd.service) == active ]] ;;
+  "crictl ps") cat "$state/containers.json" ;;
+  "crictl pods") echo '{"items":[]}' ;;
+  "crictl images") echo '{"images":[{"id":"sha256:1111","repoTags":["registry/etcd:1"],"repoDigests":[],"size":"1"}]}' ;;
+  "crictl stop") ;;
+  *) echo "nobody knows $name $*" >&2; exit 9 ;;
+esac

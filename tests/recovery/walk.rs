@@ -1,0 +1,229 @@
+//! The way through the first phase, over the reboot, to etcd's data; and every way out of it.
+
+use recovery::error::exit_code;
+use recovery::recovery::machine::Phase;
+use recovery::recovery::{Asked, Options, Outcome, ResumeOptions};
+
+use crate::place::Place;
+
+const HOLD: &str = "/var/lib/recovery/hold-kubelet";
+const DROP_IN: &str = "/etc/systemd/system/kubelet.service.d/10-recovery-hold.conf";
+
+fn resumed() -> ResumeOptions {
+    ResumeOptions::default()
+}
+
+#[test]
+fn the_first_phase_restores_the_files_and_asks_for_the_reboot() {
+    let place = Place::new();
+    let report = place.restore_files(Asked::default()).unwrap();
+    assert_eq!(report.outcome, Outcome::RebootNeeded);
+    assert!(report.next.unwrap().contains("systemctl reboot"));
+    assert_eq!(place.read("/etc/site/settings"), "before");
+    assert_eq!(place.read("/etc/site/gone"), "before");
+    assert_eq!(place.read("/usr/local/bin/tool"), "before");
+    assert!(!place.at("/etc/site/added").exists());
+    assert!(place.at(HOLD).exists() && place.at(DROP_IN).exists(), "held, though the backup's /etc knows nothing of it");
+    let calls = place.calls();
+    let order = ["systemctl stop kubelet.service", "crictl stop", "systemctl stop containerd.service", "systemctl daemon-reload"];
+    let at: Vec<usize> = order.iter().map(|call| calls.iter().rposition(|c| c.starts_with(call)).unwrap()).collect();
+    assert!(at.is_sorted(), "{calls:?}");
+    assert!(!calls.contains(&"systemctl reboot".to_owned()), "the reboot is asked for, not done");
+    let status = place.status();
+    assert!(status.hold && status.run.unwrap().needs_reboot);
+    assert_eq!(status.next.unwrap(), "`systemctl reboot`");
+}
+
+#[test]
+fn the_reboot_is_done_when_it_was_asked_for() {
+    let place = Place::new();
+    let report = place.restore_files(Asked { reboot: true, ..Asked::default() }).unwrap();
+    assert_eq!(report.outcome, Outcome::Rebooting);
+    assert_eq!(place.calls().last().unwrap(), "systemctl reboot");
+}
+
+#[test]
+fn a_reboot_asked_for_later_is_done_then() {
+    let place = Place::new();
+    place.restore_files(Asked::default()).unwrap();
+    let report = place.restore_files(Asked { reboot: true, ..Asked::default() }).unwrap();
+    assert_eq!(report.outcome, Outcome::Rebooting);
+    assert_eq!(place.done().iter().filter(|(_, times)| *times > 1).count(), 0, "nothing is done twice");
+}
+
+#[test]
+fn resume_needs_the_reboot_and_goes_on_after_it() {
+    let place = Place::new();
+    place.restore_files(Asked::default()).unwrap();
+    let error = place.resume(&resumed()).unwrap_err();
+    assert_eq!(exit_code(&error), 75);
+    assert!(error.to_string().contains("has not rebooted"), "{error:#}");
+    place.reboot("boot-2");
+    place.put("/etc/kubernetes/manifests/kube-apiserver.yaml", "after");
+    place.put("/etc/kubernetes/manifests/added.yaml", "after");
+    place.put("/var/lib/kubelet/config.yaml", "after");
+    // There is no snapshot in the backup: the phase comes as far as etcd's data, and leaves what is there alone.
+    let error = place.resume(&resumed()).unwrap_err();
+    let text = format!("{error:#}");
+    assert!(text.starts_with("phase resume, step etcd-data failed: ") && text.contains("; next: "), "{text}");
+    assert_eq!(place.read("/var/lib/kubelet/config.yaml"), "before");
+    assert_eq!(std::fs::read_dir(place.at("/etc/kubernetes/manifests")).unwrap().count(), 0, "emptied, and etcd is not restored yet");
+    assert_eq!(place.read("/var/lib/etcd/member/old"), "before");
+    assert!(place.at(HOLD).exists());
+    assert!(!place.calls().iter().any(|call| call.starts_with("systemctl start kubelet")));
+    let run = place.status().run.unwrap();
+    assert_eq!((run.phase, run.step.as_deref()), (Some(Phase::Resume), Some("etcd-data")));
+    assert!(run.failure.is_some());
+}
+
+#[test]
+fn a_reboot_in_the_middle_makes_the_volatile_steps_come_again() {
+    let place = Place::new();
+    // A directory where the archive wants a file, that cannot be removed: a mount point would be one.
+    place.fail("systemctl stop containerd.service");
+    let error = place.restore_files(Asked::default()).unwrap_err();
+    assert!(format!("{error:#}").starts_with("phase restore-files, step stop-runtime failed: "), "{error:#}");
+    place.reboot("boot-2");
+    let report = place.resume(&resumed()).unwrap().unwrap();
+    assert_eq!(report.outcome, Outcome::RebootNeeded, "the files were restored in this boot");
+    let twice: Vec<String> = place.done().into_iter().filter(|(_, times)| *times == 2).map(|(step, _)| step).collect();
+    assert_eq!(twice, ["stop-kubelet", "stop-containers"]);
+    assert_eq!(place.read("/etc/site/settings"), "before");
+}
+
+#[test]
+fn one_phase_at_a_time_waits_for_a_person() {
+    let place = Place::new();
+    place.restore_files(Asked { step: true, ..Asked::default() }).unwrap();
+    place.reboot("boot-2");
+    let report = place.resume(&ResumeOptions { unit: true, ..resumed() }).unwrap().unwrap();
+    assert_eq!(report.outcome, Outcome::LeftToAPerson);
+    assert_eq!(place.status().next.unwrap(), "`recovery resume --step`");
+    assert!(place.resume(&resumed()).unwrap_err().to_string().contains("step etcd-data"));
+}
+
+#[test]
+fn old_containers_are_noted_once() {
+    let place = Place::new();
+    place.fail("systemctl stop containerd.service");
+    place.restore_files(Asked::default()).unwrap_err();
+    place.state("containers.json", r#"{"containers":[]}"#);
+    place.resume(&resumed()).unwrap();
+    let notes: Vec<_> =
+        place.journal().records.iter().filter(|r| r.detail == serde_json::json!(["old-etcd"])).map(|r| r.sequence).collect();
+    assert_eq!(notes.len(), 1);
+}
+
+#[test]
+fn a_dry_run_lists_the_changes_and_makes_none() {
+    let place = Place::new();
+    let before = place.files();
+    let plan = place.plan(Options { compare: true, ..Options::default() }).unwrap();
+    let etc = plan.report.changes.iter().find(|c| c.tree == "/etc").unwrap();
+    let mut paths: Vec<String> = etc.changes.iter().map(|c| c.path.display().to_string()).collect();
+    paths.retain(|path| path.starts_with("site/"));
+    paths.sort();
+    assert_eq!(paths, ["site/added", "site/gone", "site/settings"]);
+    drop(plan);
+    assert_eq!(place.files(), before);
+    assert!(place.status().run.is_none() && place.calls().is_empty());
+}
+
+#[test]
+fn selinux_is_put_back_when_a_restore_fails() {
+    let place = Place::new();
+    place.put("/sys/fs/selinux/enforce", "1");
+    let backup = place.dir.backups().join("b1");
+    let plan = place.plan(Options::default()).unwrap();
+    // Damaged after it was checked.
+    std::fs::write(backup.join("etc.tar.zst"), "no archive").unwrap();
+    assert_eq!(exit_code(&plan.begin().unwrap_err()), 65);
+    assert_eq!(place.read("/sys/fs/selinux/enforce"), "1");
+    assert_eq!(place.read("/etc/site/settings"), "after");
+}
+
+#[test]
+fn abandoning_before_anything_was_changed_leaves_the_node_as_it_was() {
+    let place = Place::new();
+    place.fail("systemctl stop containerd.service");
+    place.restore_files(Asked::default()).unwrap_err();
+    let report = place.abandon().unwrap().unwrap();
+    assert!(report.changed.is_empty() && report.state.contains("as it was before"), "{report:?}");
+    assert!(!place.at(HOLD).exists() && !place.dir.in_recovery() && !place.dir.undo().exists());
+    assert!(place.calls().contains(&"systemctl start kubelet.service".to_owned()), "it was running before");
+    assert_eq!(place.history().len(), 2, "journal and report");
+    assert!(place.abandon().unwrap().is_none());
+}
+
+#[test]
+fn abandoning_half_way_says_so_and_starts_nothing() {
+    let place = Place::new();
+    place.restore_files(Asked::default()).unwrap();
+    let report = place.abandon().unwrap().unwrap();
+    assert_eq!(report.changed.len(), 4, "{:?}", report.changed);
+    assert!(report.put_back.iter().any(|line| line.contains("kubelet.service was running")), "{:?}", report.put_back);
+    assert!(!place.at(HOLD).exists());
+    assert!(!place.calls().contains(&"systemctl start kubelet.service".to_owned()));
+    // What is on the node now can be recovered again.
+    assert_eq!(place.restore_files(Asked::default()).unwrap().outcome, Outcome::RebootNeeded);
+}
+
+#[test]
+fn restart_begins_a_new_run_and_keeps_the_old_journal() {
+    let place = Place::new();
+    place.fail("systemctl stop containerd.service");
+    place.restore_files(Asked::default()).unwrap_err();
+    let old = place.journal().run().to_owned();
+    let report = place.restart(None).unwrap();
+    assert_eq!(report.outcome, Outcome::RebootNeeded);
+    assert_ne!(report.run.id, old);
+    assert_eq!(place.journal().beginning.restarts, Some(old.clone()));
+    assert_eq!(place.history(), [format!("{old}.progress")]);
+    let undo = std::fs::read_to_string(place.dir.undo()).unwrap();
+    assert!(undo.contains(&old) && undo.contains(&report.run.id) && undo.contains("\"kubelet.service\": true"), "{undo}");
+}
+
+#[test]
+fn a_journal_that_cannot_be_read_can_be_restarted_and_abandoned() {
+    for restart in [true, false] {
+        let place = Place::new();
+        place.restore_files(Asked::default()).unwrap();
+        let text = std::fs::read_to_string(place.dir.journal()).unwrap();
+        std::fs::write(place.dir.journal(), text.replacen("phase-begun", "phase-bogun", 1)).unwrap();
+        for error in [place.resume(&resumed()).unwrap_err(), place.restore_files(Asked::default()).unwrap_err()] {
+            assert_eq!(exit_code(&error), 65);
+            assert!(error.to_string().contains("recovery abandon"));
+        }
+        assert!(place.status().unreadable.is_some());
+        if restart {
+            assert_eq!(place.restart(None).unwrap().outcome, Outcome::RebootNeeded);
+        } else {
+            let report = place.abandon().unwrap().unwrap();
+            assert!(report.state.contains("half restored"));
+            assert!(!place.at(HOLD).exists() && !place.dir.in_recovery());
+        }
+        assert!(place.history().iter().any(|name| name.ends_with(".progress")));
+    }
+}
+
+#[test]
+fn restart_without_journal_and_undo_needs_to_be_told_the_backup() {
+    let place = Place::new();
+    place.restore_files(Asked::default()).unwrap();
+    std::fs::write(place.dir.journal(), "garbage\n").unwrap();
+    std::fs::remove_file(place.dir.undo()).unwrap();
+    assert_eq!(exit_code(&place.restart(None).unwrap_err()), 2);
+    assert_eq!(place.restart(Some("b1")).unwrap().outcome, Outcome::RebootNeeded);
+}
+
+#[test]
+fn a_run_that_was_over_when_the_power_failed_is_put_away() {
+    let place = Place::new();
+    place.restore_files(Asked::default()).unwrap();
+    let mut journal = recovery::recovery::journal::Journal::open(&place.dir.journal(), "boot-1").unwrap().unwrap();
+    journal.append(&recovery::recovery::machine::Event::Abandoned, serde_json::Value::Null).unwrap();
+    drop(journal);
+    place.resume(&resumed()).unwrap();
+    assert!(!place.dir.in_recovery() && !place.dir.undo().exists());
+    assert_eq!(place.history().len(), 2);
+}
