@@ -91,6 +91,8 @@ pub enum Verb {
     /// Take a backup of this node
     #[command(alias = "launchBackup")]
     Backup(BackupArgs),
+    /// Recover this node: every phase, rebooting and continuing by itself
+    Recover(RecoverArgs),
     /// Begin a recovery: restore /usr/local, /etc and the managed files; a reboot follows
     RestoreFiles(RestoreFilesArgs),
     /// Continue the recovery after the last finished step
@@ -99,7 +101,7 @@ pub enum Verb {
     Restart(RestartArgs),
     /// End this recovery where it is: undo what can be undone, and say what state the node is in
     Abandon,
-    /// Show which deployment a recovery needs, and what it would take to boot it
+    /// Show which deployment a recovery needs and what it takes to boot it; with --rollback, do that
     Platform(PlatformArgs),
     /// Show the recovery in progress, or what there is to recover from
     Status(StatusArgs),
@@ -139,6 +141,20 @@ pub struct BackupArgs {
     /// Verified backups to keep, this one included
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub keep: u32,
+}
+
+/// `recover`
+#[derive(Debug, Clone, Default, Args)]
+pub struct RecoverArgs {
+    /// The backup, by id or name; the newest good one unless given
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<String>,
+    /// Go on against the deployment table, the identity and the clock checks
+    #[arg(long)]
+    pub force: bool,
+    /// Restore etcd with the cluster's own script instead of natively
+    #[arg(long, value_name = "HOW", default_value = "native", value_parser = ["native", "cluster-restore"])]
+    pub etcd_restore: String,
 }
 
 /// `restore-files`
@@ -192,6 +208,9 @@ pub struct PlatformArgs {
     /// The backup, by id or name; the newest good one unless given
     #[arg(long, value_name = "ID")]
     pub backup: Option<String>,
+    /// Begin a recovery with what the deployments need, reboot included
+    #[arg(long)]
+    pub rollback: bool,
 }
 
 /// `status`

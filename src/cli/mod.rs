@@ -13,6 +13,7 @@ mod export;
 mod generate;
 mod list;
 mod platform;
+mod recover;
 mod restart;
 mod restore_files;
 mod resume;
@@ -68,6 +69,7 @@ fn dispatch(cli: &Cli, progress: &Progress) -> Result<ExitCode> {
     }
     match verb {
         Verb::Backup(args) => backup::run(&context, &args),
+        Verb::Recover(args) => recover::run(&context, &args),
         Verb::RestoreFiles(args) => restore_files::run(&context, &args),
         Verb::Resume(args) => resume::run(&context, &args),
         Verb::Restart(args) => restart::run(&context, &args),

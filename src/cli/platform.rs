@@ -1,4 +1,4 @@
-//! `recovery platform`: which deployment a recovery needs, and what it takes to boot it.
+//! `recovery platform`: which deployment a recovery needs, and what it takes to boot it; with `--rollback`, that is done.
 
 use std::process::ExitCode;
 
@@ -6,17 +6,36 @@ use anyhow::Result;
 
 use super::args::PlatformArgs;
 use super::context::Context;
+use super::restore_files::begin;
 use crate::error::misfit;
-use crate::recovery::platform::{Action, PlatformReport, table};
-use crate::recovery::platform_report;
+use crate::recovery::platform::table::{Action, PlatformReport, table};
+use crate::recovery::{Asked, From, Options, Wait, plan, platform_report};
 
 pub(super) fn run(context: &Context, args: &PlatformArgs) -> Result<ExitCode> {
     let report = platform_report(&context.node, &context.dir, args.backup.as_deref(), &context.progress)?;
-    context.print(&report, describe)?;
     match &report.action {
-        Action::Refuse { why } => Err(misfit(why)),
-        _ => Ok(ExitCode::SUCCESS),
+        Action::Drop { .. } | Action::RollBack { .. } | Action::Reboot { .. } if args.rollback => roll_back(context, args),
+        Action::Refuse { why } => {
+            context.print(&report, describe)?;
+            Err(misfit(why))
+        }
+        _ => {
+            context.print(&report, describe)?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
+}
+
+/// The first phase of a recovery, by itself: the next one is for a person to begin.
+fn roll_back(context: &Context, args: &PlatformArgs) -> Result<ExitCode> {
+    let options = Options {
+        backup: args.backup.clone(),
+        asked: Asked { reboot: true, step: true, ..Asked::default() },
+        wait: Wait(context.wait),
+        from: From::Platform,
+        compare: false,
+    };
+    begin(context, plan(&context.node, &context.dir, options, &context.progress)?)
 }
 
 fn describe(report: &PlatformReport) -> String {

@@ -8,14 +8,14 @@ use super::args::RestoreFilesArgs;
 use super::context::Context;
 use super::status::describe_run_report;
 use crate::recovery::preflight::PlanReport;
-use crate::recovery::{Asked, EtcdRestore, Options, Wait, plan};
+use crate::recovery::{Asked, EtcdRestore, From, Options, Proposal, Wait, plan};
 
 pub(super) fn run(context: &Context, args: &RestoreFilesArgs) -> Result<ExitCode> {
-    let etcd = if args.etcd_restore == "cluster-restore" { EtcdRestore::ClusterRestore } else { EtcdRestore::Native };
     let options = Options {
         backup: args.backup.clone(),
-        asked: Asked { force: args.force, reboot: args.reboot, step: args.step, etcd },
+        asked: Asked { force: args.force, reboot: args.reboot, step: args.step, etcd: etcd_restore(&args.etcd_restore) },
         wait: Wait(context.wait),
+        from: From::Files,
         compare: args.dry_run,
     };
     let proposal = plan(&context.node, &context.dir, options, &context.progress)?;
@@ -23,6 +23,16 @@ pub(super) fn run(context: &Context, args: &RestoreFilesArgs) -> Result<ExitCode
         context.print(&proposal.report, |report| describe_plan(report).join("\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
+    begin(context, proposal)
+}
+
+/// `--etcd-restore`; the parser has refused anything else.
+pub(super) fn etcd_restore(how: &str) -> EtcdRestore {
+    if how == "cluster-restore" { EtcdRestore::ClusterRestore } else { EtcdRestore::Native }
+}
+
+/// Asks, begins the recovery, and says how far it came.
+pub(super) fn begin(context: &Context, proposal: Proposal<'_>) -> Result<ExitCode> {
     context.confirm(&describe_plan(&proposal.report))?;
     let report = proposal.begin()?;
     context.print(&report, describe_run_report)?;

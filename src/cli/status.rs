@@ -55,9 +55,10 @@ fn describe(report: &Status) -> String {
     if recovery.run.is_none() {
         text += &list::describe(&report.backups);
     }
-    let next = recovery.next.clone().or_else(|| {
-        (!report.backups.is_empty()).then(|| "`recovery platform`, then `recovery restore-files`, to recover this node".to_owned())
-    });
+    let next = recovery
+        .next
+        .clone()
+        .or_else(|| (!report.backups.is_empty()).then(|| "`recovery recover` brings this node back to the newest backup".to_owned()));
     if let Some(next) = next {
         text += &format!("next: {next}\n");
     }
@@ -96,8 +97,8 @@ fn describe_run(run: &RunStatus) -> String {
 pub(super) fn describe_run_report(report: &RunReport) -> String {
     let how = match report.outcome {
         Outcome::Finished => "the recovery is finished: the node is as the backup recorded it",
-        Outcome::RebootNeeded => "the files are restored; the node has to reboot now",
-        Outcome::Rebooting => "the files are restored; the node is going down for its reboot",
+        Outcome::RebootNeeded => "what comes before the reboot is done; the node has to reboot now",
+        Outcome::Rebooting => "what comes before the reboot is done; the node is going down for it",
         Outcome::PhaseDone => "the phase is done",
         Outcome::LeftToAPerson => "this recovery goes one phase at a time: it is left to a person",
     };

@@ -10,7 +10,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use nix::sched::CloneFlags;
+use rustix::fs::StatVfsMountFlags;
+use rustix::mount::{MountFlags, MountPropagationFlags, mount_change, mount_remount};
 
+use super::Node;
 use super::clock::interrupted;
 
 /// Mounts of this process (`proc_pid_mountinfo(5)`). Bind mounts of the same file system are told by nothing else: their device is the same.
@@ -43,6 +47,27 @@ pub fn parse(text: &[u8]) -> Vec<Mount> {
             Some(Mount { source_root: unescape(fields.next()?), point: unescape(fields.next()?) })
         })
         .collect()
+}
+
+/// Does `work` with what the node mounts at `point` writable. Where that mount is read-only, as `/sysroot` of an ostree host is, `work` runs in
+/// a thread with mounts of its own, in which it is not: nobody else ever sees it writable.
+///
+/// # Errors
+/// Those of `work`; when the mounts cannot be made private, or the mount not writable.
+pub fn writable<T: Send>(node: &Node, point: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let place = node.real_path(point);
+    let read_only = rustix::fs::statvfs(&place).is_ok_and(|stat| stat.f_flag.contains(StatVfsMountFlags::RDONLY));
+    if !read_only {
+        return work();
+    }
+    let in_private = || {
+        // Only this thread, which ends with the work, leaves the common mounts.
+        nix::sched::unshare(CloneFlags::CLONE_NEWNS).context("making the mounts of a thread its own")?;
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context("keeping mounts private")?;
+        mount_remount(&place, MountFlags::BIND, c"").with_context(|| format!("mounting {point} writable"))?;
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(in_private).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Bytes free for root on the file system that holds `path`, and its size.

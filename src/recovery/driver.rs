@@ -30,6 +30,13 @@ pub trait Work {
     /// # Errors
     /// Whatever must stop the run here, with nothing written.
     fn before(&mut self, journal: &Journal, event: &Event) -> Result<()>;
+
+    /// Whether the reboot at the end of a phase is still to come, as the node has it. It is asked only when the node has not rebooted
+    /// since the phase's last step.
+    ///
+    /// # Errors
+    /// When the node does not say.
+    fn needs_reboot(&self, journal: &Journal, phase: Phase) -> Result<bool>;
 }
 
 /// How far a run goes in one go.
@@ -65,7 +72,10 @@ pub fn drive(journal: &mut Journal, work: &mut impl Work, until: Until) -> Resul
         if let (Until::Phase, Some(worked), Some(_), Stage::Before) = (until, worked, phase, open.stage) {
             return Ok(Halt::After(worked));
         }
-        let rebooted = phase.and_then(|p| journal.reading().boot_of_last_step(p)).is_some_and(|boot| boot != journal.boot());
+        let rebooted = open.awaits_reboot().map_or(Ok(false), |phase| {
+            let other_boot = journal.reading().boot_of_last_step(phase).is_some_and(|boot| boot != journal.boot());
+            Ok::<_, anyhow::Error>(other_boot || !work.needs_reboot(journal, phase)?)
+        })?;
         match open.next(|step| phase.is_some_and(|p| is_lost(journal.reading(), journal.boot(), p, step)), rebooted) {
             Next::Begin(phase) => {
                 write(journal, work, &Event::PhaseBegun(phase), Value::Null)?;
@@ -76,7 +86,7 @@ pub fn drive(journal: &mut Journal, work: &mut impl Work, until: Until) -> Resul
                 one_step(journal, work, phase, &step.name)?;
             }
             Next::Reboot(phase) => {
-                let why = if rebooted { json!({"already": "the node has rebooted since the last step"}) } else { Value::Null };
+                let why = if rebooted { json!({"already": "what it is for has happened"}) } else { Value::Null };
                 write(journal, work, &Event::RebootRequested(phase), why)?;
                 if !rebooted {
                     return Ok(Halt::Reboot(phase));

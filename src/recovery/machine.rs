@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
+    /// The deployment: the backup's boots next. Ends with a reboot into it.
+    Platform,
     /// The files of the operating system: `/usr/local`, `/etc`, managed files elsewhere. Ends with a reboot.
     RestoreFiles,
     /// The control plane: kubelet's files, static pods, etcd; starts it again.
@@ -26,6 +28,7 @@ impl Phase {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Platform => "platform",
             Self::RestoreFiles => "restore-files",
             Self::Resume => "resume",
             Self::Redeploy => "redeploy",
@@ -205,8 +208,15 @@ impl Open {
         self.planned()?.steps.get(at)
     }
 
-    /// What is to be done next. `lost` says of a volatile step that is done whether a reboot has undone it; `rebooted`, whether the node
-    /// has rebooted since the phase's last step.
+    /// The phase whose steps are all done and which ends with a reboot.
+    #[must_use]
+    pub fn awaits_reboot(&self) -> Option<Phase> {
+        let planned = self.planned().filter(|p| p.reboot && self.done == p.steps.len())?;
+        (self.stage != Stage::Before).then_some(planned.phase)
+    }
+
+    /// What is to be done next. `lost` says of a volatile step that is done whether a reboot has undone it; `rebooted`, whether the reboot
+    /// at the end of the phase is behind it.
     pub fn next(&self, lost: impl Fn(&PlannedStep) -> bool, rebooted: bool) -> Next<'_> {
         let Some(planned) = self.planned() else { return Next::Finish };
         let phase = planned.phase;

@@ -5,8 +5,8 @@
 //! 1. [`machine`]: which events may follow which, and what is next. Pure.
 //! 2. [`journal`]: those events on disk. [`undo`]: what must be put back however it ends.
 //! 3. [`driver`]: asks the machine, writes down, acts, writes down.
-//! 4. `run` (what a step has at hand), then one file per phase with its steps in order: [`preflight`] and [`platform`] (before a run),
-//!    `restore_files`, `resume`, `redeploy`, `finish`; `waits` and `ports` are what they look at.
+//! 4. `run` (what a step has at hand), then one file per phase with its steps in order: [`preflight`] (before a run), [`platform`] (with the table
+//!    of deployments), `restore_files`, `resume`, `redeploy`, `finish`; `waits` and `ports` are what they look at.
 //! 5. `verbs`, [`fn@abandon`]: what users ask for. [`mod@status`]: what they are told. `follow`: watching another agent at it. `history`: where
 //!    runs end.
 
@@ -33,7 +33,7 @@ use std::time::Duration;
 
 pub use abandon::{AbandonReport, abandon};
 pub use journal::{Asked, EtcdRestore};
-pub use preflight::{Options, PlanReport};
+pub use preflight::{From, Options, PlanReport};
 pub use status::{StatusReport, status};
 pub use verbs::{Outcome, Proposal, ResumeOptions, RunReport, plan, plan_restart, platform_report, resume};
 

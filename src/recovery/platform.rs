@@ -1,219 +1,125 @@
-//! Which deployment is booted, which boots next, and what has to be done so that both are the backup's: DESIGN's platform table.
+//! Phase `platform`: the backup's deployment is what boots next. It ends with a reboot, unless that deployment is booted already.
 //!
-//! The table is a pure function of the list of deployments and the target. It is reported, with the commands that do what it asks for.
+//! What is still to be done is asked of the node before every step, by the [`table`]: a rollback that is done again would take the first
+//! one back. From the hold on, and with its two files in the `/etc` of both deployments, kubelet does not start in either of them.
 
-use anyhow::Result;
-use serde::Serialize;
+pub mod table;
 
-use crate::backup::manifest::DeploymentId;
+use anyhow::{Context, Result};
+
+use self::table::{Action, Target, judge};
+use super::restore_files;
+use super::run::{Doing, Step};
 use crate::error::misfit;
-use crate::node::Node;
+use crate::node::profile::{Kind, Profile};
+use crate::node::{Node, hold, mounts};
 use crate::tools::ostree::{self, Deployment};
+use crate::tools::{crictl, rpm_ostree};
 
-/// Which deployment a backup belongs to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Target {
-    /// The one it recorded.
-    Recorded(DeploymentId),
-    /// The one that is pinned: a backup by the old script records none, but pinned what was booted.
-    Pinned,
+/// machine-config-daemon drives rpm-ostree itself: a transaction of its own would stand in the way of ours.
+const DAEMON: (&str, &str) = ("machine-config-daemon", "openshift-machine-config-operator");
+
+pub(super) const STEPS: &[Step] = &[
+    Step::new("hold", "holding kubelet, whatever boots", restore_files::place_hold),
+    Step::new("stop-kubelet", "stopping kubelet", restore_files::stop_kubelet).volatile(),
+    Step::new("stop-daemon", "stopping machine-config-daemon", stop_daemon).volatile().only(is_openshift),
+    Step::new("target-files", "holding kubelet in the backup's deployment too", target_files),
+    Step::new("drop-ahead", "dropping what would boot before the backup's deployment", drop_ahead),
+    Step::new("undeploy-between", "removing standbys before the backup's deployment", undeploy_between),
+    Step::new("roll-back", "rolling back to the backup's deployment", roll_back),
+    Step::new("next-boot", "checking that the backup's deployment boots next", next_boot),
+];
+
+fn is_openshift(profile: &Profile) -> bool {
+    profile.kind == Kind::OpenShift
 }
 
-/// What has to be done before the target is booted and first in boot order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "do")]
-pub enum Action {
-    /// Nothing.
-    Nothing,
-    /// The target is booted: drop what stands before it.
-    Drop {
-        /// Staged or pending deployments.
-        ahead: Vec<Deployment>,
-    },
-    /// Drop what stands before the booted one, undeploy what stands between it and the target, `rpm-ostree rollback`, reboot.
-    RollBack {
-        /// Staged or pending deployments.
-        ahead: Vec<Deployment>,
-        /// Unpinned standbys between the booted one and the target.
-        between: Vec<Deployment>,
-    },
-    /// The target is first after those are dropped: reboot.
-    Reboot {
-        /// Staged or pending deployments before it.
-        ahead: Vec<Deployment>,
-    },
-    /// There is no way that this agent takes by itself.
-    Refuse {
-        /// Why.
-        why: String,
-    },
-}
-
-/// The table, filled in.
-#[derive(Debug, Clone, Serialize)]
-pub struct PlatformReport {
-    /// The deployments in boot order; empty where the node is not an ostree host.
-    pub deployments: Vec<Deployment>,
-    /// What the backup wants; `None` where deployments do not matter.
-    pub target: Option<Target>,
-    /// What has to be done.
-    pub action: Action,
-    /// The same in words.
-    pub summary: String,
-    /// The commands that do it, in order.
-    pub commands: Vec<String>,
-}
-
-impl Target {
-    /// Finds it, or says why it is not there.
-    fn find<'a>(&self, all: &'a [Deployment]) -> Result<&'a Deployment, String> {
-        let mut pinned = all.iter().filter(|d| d.pinned);
-        match self {
-            Self::Recorded(id) => all.iter().find(|d| id.is(d)).ok_or_else(|| {
-                let other = pinned.next().map_or("nothing is pinned".to_owned(), |d| format!("pinned is {}", short(d)));
-                format!(
-                    "the backup's deployment {} {}.{} is gone; {other}",
-                    id.stateroot,
-                    &id.checksum[..id.checksum.len().min(12)],
-                    id.serial
-                )
-            }),
-            Self::Pinned => match (pinned.next(), pinned.next()) {
-                (Some(one), None) => Ok(one),
-                (None, _) => Err("the backup records no deployment, and nothing is pinned".to_owned()),
-                (Some(one), Some(two)) => {
-                    Err(format!("the backup records no deployment, and more than one is pinned: {} and {}", short(one), short(two)))
-                }
-            },
-        }
+/// What the table asks for now.
+///
+/// # Errors
+/// [`Failure::Misfit`](crate::error::Failure::Misfit) with the table when it refuses; when ostree does not answer.
+fn action(here: &Doing<'_, '_>) -> Result<Action> {
+    let all = ostree::deployments(here.run.node)?;
+    match judge(&all, &here.target()) {
+        Action::Refuse { why } => Err(misfit(format!("{why}\n{}", table::table(&all)))),
+        action => Ok(action),
     }
 }
 
-/// What the table asks for: a pure function. `all` is in boot order.
-#[must_use]
-pub fn judge(all: &[Deployment], target: &Target) -> Action {
-    decide(all, target).unwrap_or_else(|why| Action::Refuse { why })
-}
-
-fn decide(all: &[Deployment], target: &Target) -> Result<Action, String> {
-    let place = |wanted: &Deployment| all.iter().position(|d| std::ptr::eq(d, wanted)).unwrap_or(all.len());
-    let booted = all.iter().find(|d| d.booted).ok_or("ostree sees no booted deployment here")?;
-    let target = target.find(all)?;
-    let (at, running) = (place(target), place(booted));
-    if target.stateroot != booted.stateroot {
-        return Err(format!("the backup's deployment {} is in another stateroot than the booted {}", short(target), short(booted)));
-    }
-    // What stands before the first of the two boots next, and has to go.
-    let ahead: Vec<Deployment> = all[..at.min(running)].to_vec();
-    if let Some(other) = ahead.iter().find(|d| d.stateroot != booted.stateroot) {
-        return Err(format!("{} of another stateroot boots next", short(other)));
-    }
-    if let Some(other) = ahead.iter().find(|d| d.pinned) {
-        return Err(format!("something else is pinned and boots next: {}", short(other)));
-    }
-    if target.booted {
-        return Ok(if ahead.is_empty() { Action::Nothing } else { Action::Drop { ahead } });
-    }
-    if !target.pinned {
-        return Err(format!("the backup's deployment {} is not pinned: it may be about to be removed", short(target)));
-    }
-    if at < running {
-        return Ok(Action::Reboot { ahead });
-    }
-    let between: Vec<Deployment> = all[running + 1..at].iter().filter(|d| d.stateroot == booted.stateroot).cloned().collect();
-    match between.iter().find(|d| d.pinned) {
-        Some(other) => Err(format!("something else is pinned before the backup's deployment: {}", short(other))),
-        None => Ok(Action::RollBack { ahead, between }),
-    }
-}
-
-/// The platform table of a node for a target.
+/// True when the phase has to end with a reboot: the target boots next, and is not what runs.
 ///
 /// # Errors
 /// When ostree does not answer.
-pub fn report(node: &Node, target: Target) -> Result<PlatformReport> {
-    if !ostree::is_ostree(node) {
-        let summary = "this node is not an ostree host: it has no deployments to choose from".to_owned();
-        return Ok(PlatformReport { deployments: Vec::new(), target: None, action: Action::Nothing, summary, commands: Vec::new() });
-    }
-    let deployments = ostree::deployments(node)?;
-    let action = judge(&deployments, &target);
-    let (summary, commands) = (action.summary(), action.commands());
-    Ok(PlatformReport { deployments, target: Some(target), action, summary, commands })
+pub(super) fn needs_reboot(node: &Node, target: &Target) -> Result<bool> {
+    Ok(judge(&ostree::deployments(node)?, target) != Action::Nothing)
 }
 
-/// Checks that the target is booted and first in boot order; with `force`, a difference is returned as a warning.
-///
-/// # Errors
-/// [`Failure::Misfit`](crate::error::Failure::Misfit) with the table when it is not, and not forced; when ostree does not answer.
-pub fn check(node: &Node, target: Target, force: bool) -> Result<Option<String>> {
-    let report = report(node, target)?;
-    if report.action == Action::Nothing {
-        return Ok(None);
+fn stop_daemon(here: &mut Doing<'_, '_>) -> Result<()> {
+    let node = here.run.node;
+    if !crictl::answers(node) {
+        return Ok(());
     }
-    if force {
-        return Ok(Some(format!("going on with what is booted, by --force: {}", report.summary)));
-    }
-    let way = if report.commands.is_empty() { "`--force` goes on with what is booted".to_owned() } else { report.commands.join(" && ") };
-    Err(misfit(format!("{}\n{}next: {way}", report.summary, table(&report.deployments))))
+    let (name, namespace) = DAEMON;
+    let mine = |c: &crictl::Container| c.running && c.name == name && c.namespace == namespace;
+    let ids: Vec<String> = crictl::containers(node)?.into_iter().filter(mine).map(|c| c.id).collect();
+    let stopped = crictl::stop(node, &ids, restore_files::GRACE);
+    restore_files::tolerate(here, stopped)
 }
 
-/// The deployments as lines for people.
-#[must_use]
-pub fn table(deployments: &[Deployment]) -> String {
-    deployments.iter().fold(String::new(), |text, d| {
-        let marks = [(d.booted, "booted"), (d.staged, "staged"), (d.pending, "pending"), (d.rollback, "rollback"), (d.pinned, "pinned")];
-        let marks: Vec<&str> = marks.iter().filter(|(is, _)| *is).map(|(_, mark)| *mark).collect();
-        format!("{text}  {} {} {}\n", d.index, short(d), marks.join(", "))
-    })
+/// `/etc` belongs to a deployment: the target's may be of before the backup, and know nothing of the hold.
+fn target_files(here: &mut Doing<'_, '_>) -> Result<()> {
+    let node = here.run.node;
+    let all = ostree::deployments(node)?;
+    let target = here.target().find(&all).map_err(misfit)?;
+    // The booted one has them by now, and a staged one takes them over when it is merged at shutdown.
+    if target.booted || target.staged {
+        return Ok(());
+    }
+    let etc = node.real_path(ostree::etc_of(target));
+    anyhow::ensure!(etc.is_dir(), "the deployment {target} has no {}", node.shown(&etc).display());
+    let install = || hold::install(&etc).map(drop);
+    mounts::writable(node, ostree::SYSROOT, install)
+        .with_context(|| format!("putting the hold's files into {}", node.shown(&etc).display()))
 }
 
-impl Action {
-    /// The action in words.
-    #[must_use]
-    pub fn summary(&self) -> String {
-        let list = |all: &[Deployment]| all.iter().map(short).collect::<Vec<_>>().join(", ");
-        let first = |all: &[Deployment]| if all.is_empty() { String::new() } else { format!("drop {}; ", list(all)) };
-        match self {
-            Self::Nothing => "the backup's deployment is booted and boots next".to_owned(),
-            Self::Drop { ahead } => format!("the backup's deployment is booted, but another one boots next: drop {}", list(ahead)),
-            Self::RollBack { ahead, between } if between.is_empty() => {
-                format!("the backup's deployment is the rollback slot: {}roll back and reboot", first(ahead))
-            }
-            Self::RollBack { ahead, between } => {
-                format!("the backup's deployment stands further down: {}undeploy {}; roll back and reboot", first(ahead), list(between))
-            }
-            Self::Reboot { ahead } => format!("the backup's deployment is pending: {}reboot", first(ahead)),
-            Self::Refuse { why } => why.clone(),
-        }
+fn drop_ahead(here: &mut Doing<'_, '_>) -> Result<()> {
+    let ahead = action(here)?.ahead();
+    if ahead.is_empty() {
+        return Ok(());
     }
+    here.figure("dropped", names(&ahead));
+    rpm_ostree::cleanup_pending(here.run.node)?;
+    // It removes what is staged and pending; anything that it leaves is removed by name.
+    for left in action(here)?.ahead() {
+        ostree::undeploy(here.run.node, &left)?;
+    }
+    let left = action(here)?.ahead();
+    anyhow::ensure!(left.is_empty(), "{} would still boot before the backup's deployment", names(&left).join(", "));
+    Ok(())
+}
 
-    /// The commands that do it, in order. Indexes are those of now; the highest goes first, so that the others stay right.
-    #[must_use]
-    pub fn commands(&self) -> Vec<String> {
-        let (ahead, between, roll_back, reboot) = match self {
-            Self::Nothing | Self::Refuse { .. } => return Vec::new(),
-            Self::Drop { ahead } => (ahead, &Vec::new(), false, false),
-            Self::RollBack { ahead, between } => (ahead, between, true, true),
-            Self::Reboot { ahead } => (ahead, &Vec::new(), false, true),
-        };
-        let mut commands: Vec<String> = between.iter().rev().map(|d| format!("ostree admin undeploy {}", d.index)).collect();
-        commands.extend((!ahead.is_empty()).then(|| "rpm-ostree cleanup -p".to_owned()));
-        commands.extend(roll_back.then(|| "rpm-ostree rollback".to_owned()));
-        commands.extend(reboot.then(|| "systemctl reboot".to_owned()));
-        commands
+fn undeploy_between(here: &mut Doing<'_, '_>) -> Result<()> {
+    let Action::RollBack { between, .. } = action(here)? else { return Ok(()) };
+    here.figure("undeployed", names(&between));
+    between.iter().try_for_each(|standby| ostree::undeploy(here.run.node, standby))
+}
+
+fn roll_back(here: &mut Doing<'_, '_>) -> Result<()> {
+    match action(here)? {
+        Action::RollBack { .. } => rpm_ostree::rollback(here.run.node),
+        _ => Ok(()),
     }
 }
 
-fn short(d: &Deployment) -> String {
-    let version = d.version.as_ref().map_or(String::new(), |v| format!(" ({v})"));
-    format!("{} {}.{}{version}", d.stateroot, shortened(&d.checksum), d.serial)
+fn next_boot(here: &mut Doing<'_, '_>) -> Result<()> {
+    let all = ostree::deployments(here.run.node)?;
+    match judge(&all, &here.target()) {
+        Action::Nothing => Ok(()),
+        Action::Reboot { ahead } if ahead.is_empty() => Ok(()),
+        other => Err(misfit(format!("the backup's deployment does not boot next: {}\n{}", other.summary(), table::table(&all)))),
+    }
 }
 
-fn shortened(checksum: &str) -> String {
-    checksum.chars().take(12).collect()
+fn names(deployments: &[Deployment]) -> Vec<String> {
+    deployments.iter().map(ToString::to_string).collect()
 }
-
-#[cfg(test)]
-mod tests;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::platform::{self, PlatformReport, Target};
+use super::platform::table::{self, Action, PlatformReport, Target};
 use super::restore_files;
 use crate::archive::{Change, Counts};
 use crate::backup::manifest::{Image, Manifest};
@@ -35,8 +35,20 @@ pub struct Options {
     pub asked: super::journal::Asked,
     /// The deadline of each wait.
     pub wait: super::Wait,
+    /// Where it begins.
+    pub from: From,
     /// Compare every tree and list what would change.
     pub compare: bool,
+}
+
+/// Where a recovery begins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum From {
+    /// With the deployment, when the table asks for something there.
+    Platform,
+    /// With the files: the deployment must be right already.
+    #[default]
+    Files,
 }
 
 /// What a recovery found and would do, for people to agree to.
@@ -99,7 +111,15 @@ pub(super) fn look(node: &Node, backup: &Backup, options: &Options, first: First
     let mut warnings = identity(node, manifest, profile, force, first)?;
     warnings.extend(dates(node, manifest, progress)?);
     let target = target(manifest);
-    warnings.extend(platform::check(node, target.clone(), force)?);
+    let platform = table::report(node, target)?;
+    let action = match (&platform.action, options.from) {
+        (Action::Nothing, _) => Action::Nothing,
+        (Action::Drop { .. } | Action::RollBack { .. } | Action::Reboot { .. }, From::Platform) => platform.action.clone(),
+        _ => {
+            warnings.push(platform.refused(force)?);
+            Action::Nothing
+        }
+    };
     space(node, manifest, profile)?;
     let missing_images = missing_images(node, manifest, &mut warnings);
     let changes = if options.compare { compare(node, profile, backup, progress)? } else { Vec::new() };
@@ -107,13 +127,13 @@ pub(super) fn look(node: &Node, backup: &Backup, options: &Options, first: First
         backup: backup.id.clone(),
         taken: manifest.taken,
         release: manifest.cluster.as_ref().map(|c| c.version.clone()),
-        platform: platform::report(node, target)?,
+        phases: super::run::plan(profile, &action),
+        platform,
         warnings,
         missing_images,
         verified_seconds,
         continues: None,
         changes,
-        phases: super::run::plan(profile),
     })
 }
 

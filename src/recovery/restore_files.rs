@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::platform;
+use super::platform::table;
 use super::run::{Doing, KUBELET_UNIT, Step};
 use crate::archive::{Archive, Extra, Selection};
 use crate::backup::trees::extras_in;
@@ -20,7 +20,7 @@ use crate::node::{durable, hold};
 use crate::tools::{crictl, systemctl};
 
 /// How long a container has to end before it is killed. Its work is about to be undone: it needs no more than to close its files.
-const GRACE: Duration = Duration::from_secs(10);
+pub(super) const GRACE: Duration = Duration::from_secs(10);
 /// CRI-O leaves it behind when it stops in order; without it, its next start erases the whole image store (cri-o `server/server.go`).
 const CLEAN_SHUTDOWN: &str = "/var/lib/crio/clean.shutdown";
 
@@ -41,13 +41,13 @@ pub(super) const STEPS: &[Step] = &[
 
 /// The target is booted and boots next; everything else would restore one release's files onto another.
 pub(super) fn deployment(here: &mut Doing<'_, '_>) -> Result<()> {
-    if let Some(warning) = platform::check(here.run.node, here.target(), here.asked().force)? {
+    if let Some(warning) = table::check(here.run.node, here.target(), here.asked().force)? {
         here.warn(warning);
     }
     Ok(())
 }
 
-fn place_hold(here: &mut Doing<'_, '_>) -> Result<()> {
+pub(super) fn place_hold(here: &mut Doing<'_, '_>) -> Result<()> {
     let node = here.run.node;
     hold::install(&node.real_path("/etc"))?;
     here.run.undo.place_hold(node, here.run.dir)?;
@@ -55,7 +55,7 @@ fn place_hold(here: &mut Doing<'_, '_>) -> Result<()> {
     systemctl::daemon_reload(node)
 }
 
-fn stop_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
+pub(super) fn stop_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
     stop_unit(here, KUBELET_UNIT)
 }
 
@@ -106,7 +106,7 @@ fn stop_containers(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 /// Turns a failure into a warning, unless it is an interruption.
-fn tolerate(here: &mut Doing<'_, '_>, result: Result<()>) -> Result<()> {
+pub(super) fn tolerate(here: &mut Doing<'_, '_>, result: Result<()>) -> Result<()> {
     match result {
         Err(error) if exit_code(&error) == 75 => Err(error),
         Err(error) => {

@@ -12,8 +12,9 @@ use serde_json::{Map, Value};
 use super::driver::Work;
 use super::journal::{Journal, Kind};
 use super::machine::{Event, Phase, Plan, PlannedPhase, PlannedStep};
+use super::platform::table::{Action, Target};
 use super::undo::Undo;
-use super::{finish, redeploy, restore_files, resume};
+use super::{finish, platform, redeploy, restore_files, resume};
 use crate::archive::{Archive, Extra, Selection};
 use crate::backup::Backup;
 use crate::error::damaged;
@@ -67,6 +68,7 @@ impl Step {
 /// The steps of a phase, for every kind of node.
 fn steps(phase: Phase) -> &'static [Step] {
     match phase {
+        Phase::Platform => platform::STEPS,
         Phase::RestoreFiles => restore_files::STEPS,
         Phase::Resume => resume::STEPS,
         Phase::Redeploy => redeploy::STEPS,
@@ -74,19 +76,24 @@ fn steps(phase: Phase) -> &'static [Step] {
     }
 }
 
-/// Everything a recovery of a node of this profile does.
-pub(super) fn plan(profile: &Profile) -> Plan {
+/// Everything a recovery of a node of this profile does; with the platform phase, when that has something to do.
+pub(super) fn plan(profile: &Profile, platform: &Action) -> Plan {
+    let reboot = |phase| match phase {
+        Phase::Platform => matches!(platform, Action::RollBack { .. } | Action::Reboot { .. }),
+        phase => phase == Phase::RestoreFiles,
+    };
     let planned = |phase: Phase| PlannedPhase {
         phase,
-        reboot: phase == Phase::RestoreFiles,
+        reboot: reboot(phase),
         steps: steps(phase)
             .iter()
             .filter(|step| (step.applies)(profile))
             .map(|step| PlannedStep { name: step.name.to_owned(), volatile: step.volatile })
             .collect(),
     };
-    let phases = [Phase::RestoreFiles, Phase::Resume, Phase::Redeploy, Phase::Finish];
-    phases.into_iter().map(planned).filter(|planned| !planned.steps.is_empty()).collect()
+    let first = (*platform != Action::Nothing).then_some(Phase::Platform);
+    let phases = first.into_iter().chain([Phase::RestoreFiles, Phase::Resume, Phase::Redeploy, Phase::Finish]);
+    phases.map(planned).filter(|planned| !planned.steps.is_empty()).collect()
 }
 
 impl Work for Run<'_> {
@@ -117,6 +124,14 @@ impl Work for Run<'_> {
     fn before(&mut self, _: &Journal, _: &Event) -> Result<()> {
         crate::node::clock::interrupted()
     }
+
+    fn needs_reboot(&self, journal: &Journal, phase: Phase) -> Result<bool> {
+        if phase == Phase::Platform { platform::needs_reboot(self.node, &target(journal)) } else { Ok(true) }
+    }
+}
+
+fn target(journal: &Journal) -> Target {
+    journal.reading().beginning.target.clone().map_or(Target::Pinned, Target::Recorded)
 }
 
 /// A step while it is being done.
@@ -147,8 +162,8 @@ impl Doing<'_, '_> {
     }
 
     /// Which deployment the run restores.
-    pub(super) fn target(&self) -> super::platform::Target {
-        self.journal.reading().beginning.target.clone().map_or(super::platform::Target::Pinned, super::platform::Target::Recorded)
+    pub(super) fn target(&self) -> Target {
+        target(self.journal)
     }
 
     /// Something people should know, which does not stop the recovery.
@@ -254,21 +269,26 @@ mod tests {
     #[test]
     fn the_plans_of_both_profiles_are_sound_and_differ_where_they_should() {
         for profile in [&OPENSHIFT, &KUBEADM] {
-            assert!(transition(&State::Idle, &Event::RunBegun(Arc::new(plan(profile)))).is_ok());
+            assert!(transition(&State::Idle, &Event::RunBegun(Arc::new(plan(profile, &Action::Nothing)))).is_ok());
         }
-        let phases = |profile| plan(profile).iter().map(|p| p.phase).collect::<Vec<_>>();
+        let phases = |profile| plan(profile, &Action::Nothing).iter().map(|p| p.phase).collect::<Vec<_>>();
         assert_eq!(phases(&OPENSHIFT), [Phase::RestoreFiles, Phase::Resume, Phase::Redeploy, Phase::Finish]);
         assert_eq!(phases(&KUBEADM), [Phase::RestoreFiles, Phase::Resume, Phase::Finish]);
-        let redeployed: Vec<String> = plan(&OPENSHIFT)[2].steps.iter().map(|s| s.name.clone()).collect();
+        let redeployed: Vec<String> = plan(&OPENSHIFT, &Action::Nothing)[2].steps.iter().map(|s| s.name.clone()).collect();
         assert_eq!(redeployed, OPENSHIFT.redeployed.iter().map(|r| r.resource).collect::<Vec<_>>());
     }
 
     #[test]
     fn the_hold_comes_before_everything_and_goes_when_everything_is_restored() {
-        for planned in [&OPENSHIFT, &KUBEADM].into_iter().flat_map(plan) {
+        let roll_back = Action::RollBack { ahead: Vec::new(), between: Vec::new() };
+        for planned in [&OPENSHIFT, &KUBEADM].into_iter().flat_map(|profile| plan(profile, &roll_back)) {
             let names: Vec<&str> = planned.steps.iter().map(|s| s.name.as_str()).collect();
             let at = |name: &str| names.iter().position(|n| *n == name).unwrap();
             match planned.phase {
+                Phase::Platform => {
+                    assert!(planned.reboot && at("hold") < at("stop-kubelet") && at("stop-kubelet") < at("target-files"));
+                    assert!(at("target-files") < at("drop-ahead") && at("roll-back") < at("next-boot"));
+                }
                 Phase::RestoreFiles => {
                     assert!(at("hold") < at("stop-kubelet") && at("stop-kubelet") < at("stop-containers"));
                     assert!(at("old-containers") < at("stop-containers") && at("stop-containers") < at("stop-runtime"));

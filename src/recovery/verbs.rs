@@ -2,25 +2,32 @@
 //!
 //! Each takes the lock first and looks at the journal then. [`plan`] and [`plan_restart`] keep the lock while a person reads the plan.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::driver::{Halt, Until, drive};
 use super::journal::{Beginning, Journal, Reading};
-use super::machine::{Phase, Stage, State};
+use super::machine::{Open, Phase, Stage, State};
+use super::platform::table::{self, PlatformReport, Target};
 use super::preflight::{self, First, Options, PlanReport};
 use super::run::Run;
 use super::status::RunStatus;
 use super::undo::{Undo, Units};
-use super::{Wait, follow, history, platform};
+use super::{Wait, follow, history};
 use crate::backup::store::{self, Found};
 use crate::backup::{self, Backup};
-use crate::error::{exit_code, misfit, not_now, usage};
+use crate::error::{exit_code, misfit, not_now, unanswered, usage};
 use crate::node::dir::{Lock, RecoveryDir};
 use crate::node::{Node, hold};
 use crate::report::Progress;
 use crate::tools::systemctl;
+
+/// How often a reboot is asked for that systemd does not agree to, and how long it has to happen all the same.
+const REBOOT_ATTEMPTS: u32 = 3;
+const REBOOT_PAUSE: Duration = Duration::from_secs(20);
 
 /// A recovery that has been looked into and waits for consent. It holds the lock.
 #[derive(Debug)]
@@ -95,10 +102,9 @@ pub fn plan<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, prog
     let boot = node.clock().boot_id()?;
     if let Some(reading) = Reading::of(&dir.journal())? {
         if let State::Open(open) = &reading.state {
-            let first =
-                open.phase == 0 && !(open.stage == Stage::Reboot && reading.boot_of_last_step(Phase::RestoreFiles) != Some(boot.as_str()));
+            let way = way_of(open, &reading, &boot);
             let same = options.backup.as_ref().is_none_or(|wanted| wanted == reading.backup());
-            if !first || !same {
+            if way == Way::Elsewhere || !same {
                 return Err(not_now(format!(
                     "a recovery from backup {} is in progress ({}); next: `recovery resume` to go on, `recovery restart` to begin again, `recovery abandon` \
                      to end it",
@@ -110,14 +116,41 @@ pub fn plan<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, prog
             let backup = backup::choose(node, dir, Some(reading.backup()), progress)?;
             let mut report = preflight::look(node, &backup, &options, First::Restart, progress)?;
             report.continues = Some(reading.run().to_owned());
-            let journal = Journal::open(&dir.journal(), &boot)?.context("the journal is gone")?;
-            return Ok(Proposal { node, dir, progress, options, backup, origin: Origin::Continue(Box::new(journal)), report, lock });
+            let origin = if way == Way::Anew {
+                Origin::Restart { old: report.continues.clone() }
+            } else {
+                Origin::Continue(Box::new(Journal::open(&dir.journal(), &boot)?.context("the journal is gone")?))
+            };
+            return Ok(Proposal { node, dir, progress, options, backup, origin, report, lock });
         }
         history::settle(dir, &reading)?;
     }
     let backup = backup::choose(node, dir, options.backup.as_deref(), progress)?;
     let report = preflight::look(node, &backup, &options, First::Run, progress)?;
     Ok(Proposal { node, dir, progress, options, backup, origin: Origin::New, report, lock })
+}
+
+/// How a verb that begins a recovery goes on with one that is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// No file is restored yet: a new run takes its place, with the phases and choices of now.
+    Anew,
+    /// It is restoring files: it goes on.
+    On,
+    /// It is beyond that.
+    Elsewhere,
+}
+
+fn way_of(open: &Open, reading: &Reading, boot: &str) -> Way {
+    match open.planned().map(|p| p.phase) {
+        Some(Phase::Platform) => Way::Anew,
+        Some(Phase::RestoreFiles) if open.stage == Stage::Before => Way::Anew,
+        Some(Phase::RestoreFiles) => {
+            let rebooted = open.stage == Stage::Reboot && reading.boot_of_last_step(Phase::RestoreFiles) != Some(boot);
+            if rebooted { Way::Elsewhere } else { Way::On }
+        }
+        _ => Way::Elsewhere,
+    }
 }
 
 /// Looks into beginning the open run again from its first phase. It needs no readable journal.
@@ -133,8 +166,7 @@ pub fn plan_restart<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Optio
     let known = reading.as_ref().map(|r| (r.backup().to_owned(), r.beginning.asked)).or(undo.as_ref().map(|u| (u.backup.clone(), u.asked)));
     if let Some((backup, asked)) = known {
         options.backup.get_or_insert(backup);
-        options.asked =
-            super::Asked { force: options.asked.force || asked.force, reboot: options.asked.reboot || asked.reboot, ..options.asked };
+        options.asked = super::Asked { force: options.asked.force || asked.force, ..asked };
     }
     let wanted = options.backup.as_deref().ok_or_else(|| {
         usage("neither the journal nor undo.json says which backup was being restored; next: `recovery restart --backup ID` (`recovery list`)")
@@ -239,16 +271,16 @@ pub fn resume(node: &Node, dir: &RecoveryDir, options: &ResumeOptions, progress:
     if reading.beginning.asked.step && options.unit {
         return Ok(Some(RunReport::of(reading, Outcome::LeftToAPerson)));
     }
-    if let State::Open(at) = &reading.state {
-        let phase = at.planned().map(|p| p.phase);
-        let rebooted = phase.and_then(|p| reading.boot_of_last_step(p)).is_some_and(|b| b != boot);
-        if at.stage == Stage::Reboot && !rebooted {
-            return Err(not_now(
-                "the node has not rebooted since its files were restored; next: `systemctl reboot`, then `recovery resume`",
-            ));
-        }
-    }
     let asked = reading.beginning.asked;
+    // With consent to reboot, the reboot is asked for again: the first time, something may have held it up.
+    if let State::Open(open) = &reading.state
+        && let (Stage::Reboot, Some(phase), false) = (open.stage, open.awaits_reboot(), asked.reboot)
+        && reading.boot_of_last_step(phase) == Some(boot.as_str())
+    {
+        return Err(not_now(format!(
+            "the node has not rebooted since phase {phase} was done; next: `systemctl reboot`, then `recovery resume`"
+        )));
+    }
     let until = if options.step || asked.step { Until::Phase } else { Until::End };
     let undo = undo_of(node, dir, reading)?;
     let report = carry_on(node, dir, &mut journal, undo, None, Go { wait: options.wait, until, reboot: asked.reboot }, progress)?;
@@ -288,27 +320,33 @@ fn carry_on(
     match outcome {
         Outcome::Finished => history::settle(dir, journal.reading())?,
         // Every line of the journal is synced by now. What systemctl says proves nothing; the next boot does.
-        Outcome::Rebooting => {
-            if let Some(said) = systemctl::reboot(node)? {
-                progress.say(&format!("asked for the reboot; systemctl said: {said}"));
-            }
-        }
+        Outcome::Rebooting => ask_for_the_reboot(node, progress)?,
         _ => {}
     }
     Ok(report)
+}
+
+/// Asks again after a failure, which may be one of the connection alone, or of something that held the reboot up for a moment.
+fn ask_for_the_reboot(node: &Node, progress: &Progress) -> Result<()> {
+    for _ in 0..REBOOT_ATTEMPTS {
+        let Some(said) = systemctl::reboot(node)? else { return Ok(()) };
+        progress.say(&format!("asked for the reboot; systemctl said: {said}"));
+        node.clock().sleep(REBOOT_PAUSE)?;
+    }
+    Err(unanswered("the reboot was asked for and does not come; next: `systemctl reboot`; what holds it up is in `systemd-inhibit --list`"))
 }
 
 /// The platform table for a backup; for the pinned deployment when there is no backup to ask.
 ///
 /// # Errors
 /// When the backup that was asked for cannot be had, or ostree does not answer.
-pub fn platform_report(node: &Node, dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Result<platform::PlatformReport> {
+pub fn platform_report(node: &Node, dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Result<PlatformReport> {
     let target = match store::find(dir, wanted, progress) {
         Ok(Found::Backup(backup)) => preflight::target(&backup.manifest),
         Err(error) if wanted.is_some() => return Err(error),
-        Ok(Found::Old(_)) | Err(_) => platform::Target::Pinned,
+        Ok(Found::Old(_)) | Err(_) => Target::Pinned,
     };
-    platform::report(node, target)
+    table::report(node, target)
 }
 
 impl RunReport {

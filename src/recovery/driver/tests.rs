@@ -33,6 +33,8 @@ struct Fake {
     points: usize,
     power_fails_at: Option<usize>,
     fails_once: Option<&'static str>,
+    /// What the reboot is for has happened without one.
+    reboot_is_behind: bool,
     noted: Option<usize>,
 }
 
@@ -75,6 +77,10 @@ impl Work for Fake {
 
     fn before(&mut self, _: &Journal, _: &Event) -> Result<()> {
         self.point()
+    }
+
+    fn needs_reboot(&self, _: &Journal, _: Phase) -> Result<bool> {
+        Ok(!self.reboot_is_behind)
     }
 }
 
@@ -181,6 +187,16 @@ fn one_phase_at_a_time_stops_after_each_in_which_something_was_done() {
         halts.push(drive(&mut journal, &mut fake, Until::Phase).unwrap());
     }
     assert_eq!(halts, [Halt::Reboot(Phase::RestoreFiles), Halt::After(Phase::Resume), Halt::Finished]);
+}
+
+#[test]
+fn a_reboot_whose_purpose_is_behind_the_node_is_not_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = begin(dir.path());
+    let mut fake = Fake { reboot_is_behind: true, ..Fake::default() };
+    let mut journal = Journal::open(&path, "boot-0").unwrap().unwrap();
+    assert_eq!(drive(&mut journal, &mut fake, Until::End).unwrap(), Halt::Finished);
+    assert!(journal.reading().records.iter().all(|record| record.boot == "boot-0"));
 }
 
 #[test]

@@ -41,7 +41,7 @@ fn states() -> Vec<State> {
 /// Every event that the plan can know, and some that it cannot.
 fn events() -> Vec<Event> {
     let mut events = vec![Event::RunBegun(plan()), Event::RunBegun(Arc::new(Vec::new())), Event::Finished, Event::Abandoned];
-    for phase in [Phase::RestoreFiles, Phase::Resume, Phase::Redeploy, Phase::Finish] {
+    for phase in [Phase::Platform, Phase::RestoreFiles, Phase::Resume, Phase::Redeploy, Phase::Finish] {
         events.extend([Event::PhaseBegun(phase), Event::RebootRequested(phase), Event::PhaseDone(phase)]);
         for step in ["stop", "restore", "check", "start", "wait", "unheard-of"] {
             let step = step.to_owned();

@@ -6,6 +6,7 @@
 mod boot;
 mod parse;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -57,6 +58,16 @@ impl std::fmt::Display for Deployment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {}.{}", self.stateroot, self.checksum, self.serial)
     }
+}
+
+/// Where the physical root is mounted, read-only on most hosts.
+pub const SYSROOT: &str = "/sysroot";
+
+/// The `/etc` of a deployment that is not booted, as the node calls it.
+#[must_use]
+pub fn etc_of(deployment: &Deployment) -> PathBuf {
+    let Deployment { stateroot, checksum, serial, .. } = deployment;
+    PathBuf::from(format!("{SYSROOT}/ostree/deploy/{stateroot}/deploy/{checksum}.{serial}/etc"))
 }
 
 /// True where this node is an ostree host (`/run/ostree-booted`).

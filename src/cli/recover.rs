@@ -1,0 +1,21 @@
+//! `recovery recover`: every phase of a recovery, through its reboots.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::args::RecoverArgs;
+use super::context::Context;
+use super::restore_files::{begin, etcd_restore};
+use crate::recovery::{Asked, From, Options, Wait, plan};
+
+pub(super) fn run(context: &Context, args: &RecoverArgs) -> Result<ExitCode> {
+    let options = Options {
+        backup: args.backup.clone(),
+        asked: Asked { force: args.force, reboot: true, step: false, etcd: etcd_restore(&args.etcd_restore) },
+        wait: Wait(context.wait),
+        from: From::Platform,
+        compare: false,
+    };
+    begin(context, plan(&context.node, &context.dir, options, &context.progress)?)
+}

@@ -1,0 +1,238 @@
+//! Which deployment is booted, which boots next, and what has to be done so that both are the backup's: DESIGN's platform table.
+//!
+//! The table is a pure function of the list of deployments and the target. It is reported, with the commands that do what it asks for.
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::backup::manifest::DeploymentId;
+use crate::error::misfit;
+use crate::node::Node;
+use crate::tools::ostree::{self, Deployment};
+
+/// Which deployment a backup belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// The one it recorded.
+    Recorded(DeploymentId),
+    /// The one that is pinned: a backup by the old script records none, but pinned what was booted.
+    Pinned,
+}
+
+/// What has to be done before the target is booted and first in boot order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "do")]
+pub enum Action {
+    /// Nothing.
+    Nothing,
+    /// The target is booted: drop what stands before it.
+    Drop {
+        /// Staged or pending deployments.
+        ahead: Vec<Deployment>,
+    },
+    /// Drop what stands before the booted one, undeploy what stands between it and the target, `rpm-ostree rollback`, reboot.
+    RollBack {
+        /// Staged or pending deployments.
+        ahead: Vec<Deployment>,
+        /// Unpinned standbys between the booted one and the target.
+        between: Vec<Deployment>,
+    },
+    /// The target is first after those are dropped: reboot.
+    Reboot {
+        /// Staged or pending deployments before it.
+        ahead: Vec<Deployment>,
+    },
+    /// There is no way that this agent takes by itself.
+    Refuse {
+        /// Why.
+        why: String,
+    },
+}
+
+/// The table, filled in.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlatformReport {
+    /// The deployments in boot order; empty where the node is not an ostree host.
+    pub deployments: Vec<Deployment>,
+    /// What the backup wants; `None` where deployments do not matter.
+    pub target: Option<Target>,
+    /// What has to be done.
+    pub action: Action,
+    /// The same in words.
+    pub summary: String,
+    /// The commands that do it, in order.
+    pub commands: Vec<String>,
+}
+
+impl Target {
+    /// Finds it, or says why it is not there.
+    pub(in crate::recovery) fn find<'a>(&self, all: &'a [Deployment]) -> Result<&'a Deployment, String> {
+        let mut pinned = all.iter().filter(|d| d.pinned);
+        match self {
+            Self::Recorded(id) => all.iter().find(|d| id.is(d)).ok_or_else(|| {
+                let other = pinned.next().map_or("nothing is pinned".to_owned(), |d| format!("pinned is {}", short(d)));
+                format!(
+                    "the backup's deployment {} {}.{} is gone; {other}",
+                    id.stateroot,
+                    &id.checksum[..id.checksum.len().min(12)],
+                    id.serial
+                )
+            }),
+            Self::Pinned => match (pinned.next(), pinned.next()) {
+                (Some(one), None) => Ok(one),
+                (None, _) => Err("the backup records no deployment, and nothing is pinned".to_owned()),
+                (Some(one), Some(two)) => {
+                    Err(format!("the backup records no deployment, and more than one is pinned: {} and {}", short(one), short(two)))
+                }
+            },
+        }
+    }
+}
+
+/// What the table asks for: a pure function. `all` is in boot order.
+#[must_use]
+pub fn judge(all: &[Deployment], target: &Target) -> Action {
+    decide(all, target).unwrap_or_else(|why| Action::Refuse { why })
+}
+
+fn decide(all: &[Deployment], target: &Target) -> Result<Action, String> {
+    let place = |wanted: &Deployment| all.iter().position(|d| std::ptr::eq(d, wanted)).unwrap_or(all.len());
+    let booted = all.iter().find(|d| d.booted).ok_or("ostree sees no booted deployment here")?;
+    let target = target.find(all)?;
+    let (at, running) = (place(target), place(booted));
+    if target.stateroot != booted.stateroot {
+        return Err(format!("the backup's deployment {} is in another stateroot than the booted {}", short(target), short(booted)));
+    }
+    // What stands before the first of the two boots next, and has to go.
+    let ahead: Vec<Deployment> = all[..at.min(running)].to_vec();
+    if let Some(other) = ahead.iter().find(|d| d.stateroot != booted.stateroot) {
+        return Err(format!("{} of another stateroot boots next", short(other)));
+    }
+    if let Some(other) = ahead.iter().find(|d| d.pinned) {
+        return Err(format!("something else is pinned and boots next: {}", short(other)));
+    }
+    if target.booted {
+        return Ok(if ahead.is_empty() { Action::Nothing } else { Action::Drop { ahead } });
+    }
+    if !target.pinned {
+        return Err(format!("the backup's deployment {} is not pinned: it may be about to be removed", short(target)));
+    }
+    if at < running {
+        return Ok(Action::Reboot { ahead });
+    }
+    let between: Vec<Deployment> = all[running + 1..at].iter().filter(|d| d.stateroot == booted.stateroot).cloned().collect();
+    match between.iter().find(|d| d.pinned) {
+        Some(other) => Err(format!("something else is pinned before the backup's deployment: {}", short(other))),
+        None => Ok(Action::RollBack { ahead, between }),
+    }
+}
+
+/// The platform table of a node for a target.
+///
+/// # Errors
+/// When ostree does not answer.
+pub fn report(node: &Node, target: Target) -> Result<PlatformReport> {
+    if !ostree::is_ostree(node) {
+        let summary = "this node is not an ostree host: it has no deployments to choose from".to_owned();
+        return Ok(PlatformReport { deployments: Vec::new(), target: None, action: Action::Nothing, summary, commands: Vec::new() });
+    }
+    let deployments = ostree::deployments(node)?;
+    let action = judge(&deployments, &target);
+    let (summary, commands) = (action.summary(), action.commands());
+    Ok(PlatformReport { deployments, target: Some(target), action, summary, commands })
+}
+
+/// Checks that the target is booted and first in boot order; with `force`, a difference is returned as a warning.
+///
+/// # Errors
+/// [`Failure::Misfit`](crate::error::Failure::Misfit) with the table when it is not, and not forced; when ostree does not answer.
+pub fn check(node: &Node, target: Target, force: bool) -> Result<Option<String>> {
+    let report = report(node, target)?;
+    if report.action == Action::Nothing { Ok(None) } else { report.refused(force).map(Some) }
+}
+
+impl PlatformReport {
+    /// Why a recovery does not go on with these deployments; with `force`, the warning with which it does.
+    ///
+    /// # Errors
+    /// [`Failure::Misfit`](crate::error::Failure::Misfit), with the table, unless forced.
+    pub fn refused(&self, force: bool) -> Result<String> {
+        if force {
+            return Ok(format!("going on with what is booted, by --force: {}", self.summary));
+        }
+        let way = match self.action {
+            Action::Refuse { .. } => "`--force` goes on with what is booted",
+            _ => "`recovery platform --rollback` does that, `recovery recover` the whole recovery",
+        };
+        Err(misfit(format!("{}\n{}next: {way}", self.summary, table(&self.deployments))))
+    }
+}
+
+/// The deployments as lines for people.
+#[must_use]
+pub fn table(deployments: &[Deployment]) -> String {
+    deployments.iter().fold(String::new(), |text, d| {
+        let marks = [(d.booted, "booted"), (d.staged, "staged"), (d.pending, "pending"), (d.rollback, "rollback"), (d.pinned, "pinned")];
+        let marks: Vec<&str> = marks.iter().filter(|(is, _)| *is).map(|(_, mark)| *mark).collect();
+        format!("{text}  {} {} {}\n", d.index, short(d), marks.join(", "))
+    })
+}
+
+impl Action {
+    /// What has to be dropped because it would boot before the target.
+    #[must_use]
+    pub fn ahead(self) -> Vec<Deployment> {
+        match self {
+            Self::Drop { ahead } | Self::RollBack { ahead, .. } | Self::Reboot { ahead } => ahead,
+            Self::Nothing | Self::Refuse { .. } => Vec::new(),
+        }
+    }
+
+    /// The action in words.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let list = |all: &[Deployment]| all.iter().map(short).collect::<Vec<_>>().join(", ");
+        let first = |all: &[Deployment]| if all.is_empty() { String::new() } else { format!("drop {}; ", list(all)) };
+        match self {
+            Self::Nothing => "the backup's deployment is booted and boots next".to_owned(),
+            Self::Drop { ahead } => format!("the backup's deployment is booted, but another one boots next: drop {}", list(ahead)),
+            Self::RollBack { ahead, between } if between.is_empty() => {
+                format!("the backup's deployment is the rollback slot: {}roll back and reboot", first(ahead))
+            }
+            Self::RollBack { ahead, between } => {
+                format!("the backup's deployment stands further down: {}undeploy {}; roll back and reboot", first(ahead), list(between))
+            }
+            Self::Reboot { ahead } => format!("the backup's deployment is pending: {}reboot", first(ahead)),
+            Self::Refuse { why } => why.clone(),
+        }
+    }
+
+    /// The commands that do it, in order. Indexes are those of now; the highest goes first, so that the others stay right.
+    #[must_use]
+    pub fn commands(&self) -> Vec<String> {
+        let (ahead, between, roll_back, reboot) = match self {
+            Self::Nothing | Self::Refuse { .. } => return Vec::new(),
+            Self::Drop { ahead } => (ahead, &Vec::new(), false, false),
+            Self::RollBack { ahead, between } => (ahead, between, true, true),
+            Self::Reboot { ahead } => (ahead, &Vec::new(), false, true),
+        };
+        let mut commands: Vec<String> = between.iter().rev().map(|d| format!("ostree admin undeploy {}", d.index)).collect();
+        commands.extend((!ahead.is_empty()).then(|| "rpm-ostree cleanup -p".to_owned()));
+        commands.extend(roll_back.then(|| "rpm-ostree rollback".to_owned()));
+        commands.extend(reboot.then(|| "systemctl reboot".to_owned()));
+        commands
+    }
+}
+
+fn short(d: &Deployment) -> String {
+    let version = d.version.as_ref().map_or(String::new(), |v| format!(" ({v})"));
+    format!("{} {}.{}{version}", d.stateroot, shortened(&d.checksum), d.serial)
+}
+
+fn shortened(checksum: &str) -> String {
+    checksum.chars().take(12).collect()
+}
+
+#[cfg(test)]
+mod tests;
