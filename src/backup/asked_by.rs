@@ -11,6 +11,9 @@ use crate::node::mounts::{Mount, mounts};
 /// Variables that carry the Job's UID (downward API: `metadata.labels['batch.kubernetes.io/controller-uid']`), the first that is set counts.
 const JOB_VARIABLES: [&str; 2] = ["RECOVERY_JOB_UID", "JOB_UID"];
 
+/// Carries who asked over the way from a container to its host, where neither variables nor mounts tell it any more.
+pub const HANDED_ON: &str = "RECOVERY_ASKED_BY";
+
 /// Who asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AskedBy {
@@ -36,10 +39,22 @@ impl AskedBy {
     /// As [`AskedBy::this_process`], of what is given.
     #[must_use]
     pub fn find(variable: impl Fn(&str) -> Option<String>, mounts: &[Mount], user: u32) -> Self {
+        if let Some(asked) = variable(HANDED_ON).and_then(|text| Self::handed_on(&text)) {
+            return asked;
+        }
         if let Some(uid) = JOB_VARIABLES.iter().filter_map(|name| variable(name)).find(|uid| is_uid(uid)) {
             return Self::Job(uid);
         }
         mounts.iter().find_map(pod_of).map_or(Self::User(user), Self::Pod)
+    }
+
+    fn handed_on(text: &str) -> Option<Self> {
+        let (kind, uid) = text.split_once('/').filter(|(_, uid)| is_uid(uid))?;
+        match kind {
+            "job" => Some(Self::Job(uid.to_owned())),
+            "pod" => Some(Self::Pod(uid.to_owned())),
+            _ => None,
+        }
     }
 
     /// True for those whose second question is answered by "already done": a person who asks twice wants two backups.
@@ -93,6 +108,15 @@ mod tests {
         assert_eq!(AskedBy::find(job, &mounts, 0).to_string(), format!("job/{POD}"));
         let odd = |name: &str| (name == "JOB_UID").then(|| "../../x".to_owned());
         assert_eq!(AskedBy::find(odd, &[], 0), AskedBy::User(0));
+    }
+
+    #[test]
+    fn who_asked_is_handed_on_to_the_host() {
+        for asked in [AskedBy::Job(POD.to_owned()), AskedBy::Pod(POD.to_owned())] {
+            let variable = |name: &str| (name == HANDED_ON).then(|| asked.to_string());
+            assert_eq!(AskedBy::find(variable, &[], 0), asked);
+        }
+        assert_eq!(AskedBy::find(|_| Some("job/../x".to_owned()), &[], 7), AskedBy::User(7));
     }
 
     #[test]

@@ -80,7 +80,7 @@ pub struct Taken {
     pub warnings: Vec<String>,
 }
 
-/// Takes a backup. The caller holds the lock of `dir`, and asked [`trees::refuse_dir_inside`] before it was made.
+/// Takes a backup. The caller holds the lock of `dir`, asked [`trees::refuse_dir_inside`] before it was made.
 ///
 /// An interrupted one is continued; one that does not fit on the disk is given up. The backup before is not touched until the new one is
 /// published.
@@ -92,10 +92,10 @@ pub fn take(node: &Node, dir: &RecoveryDir, options: &TakeOptions, progress: &Pr
     let began = Instant::now();
     check_options(options)?;
     trees::refuse_dir_inside(node, dir)?;
-    let survey = store::survey(dir)?;
-    if let Some(done) = already_done(&survey, &options.asked_by) {
-        return Ok(Taken::of(node, done, Outcome::AlreadyDone, began));
+    if let Some(done) = already_taken(node, dir, &options.asked_by)? {
+        return Ok(done);
     }
+    let survey = store::survey(dir)?;
     refuse_during_a_recovery(dir)?;
     let facts = preflight::look(node, dir, options, &survey, progress)?;
     let conditions = Conditions::of(node, facts.booted.as_ref().map(|(_, id)| id.clone()))?;
@@ -119,10 +119,21 @@ fn check_options(options: &TakeOptions) -> Result<()> {
     if options.keep == 0 { Err(crate::error::usage("the last good backup is never pruned: keep at least 1")) } else { Ok(()) }
 }
 
-/// The backup that the same Job or pod has had: it lives again, out of that backup's etcd, and asks what it asked then.
-fn already_done<'a>(survey: &'a Survey, asked_by: &AskedBy) -> Option<&'a Backup> {
+/// The backup that the same Job or pod has had: it lives again, out of that backup's etcd, and asks what it asked then. Published
+/// backups never change, so this needs no lock; and it must not: it is asked in the middle of the recovery that brought the Job back.
+///
+/// # Errors
+/// When the backups cannot be listed.
+pub fn already_taken(node: &Node, dir: &RecoveryDir, asked_by: &AskedBy) -> Result<Option<Taken>> {
+    let began = Instant::now();
+    if !asked_by.asks_once() || !dir.backups().exists() {
+        return Ok(None);
+    }
+    dir.check()?;
     let asked = asked_by.to_string();
-    survey.backups.iter().find(|backup| asked_by.asks_once() && backup.manifest.asked_by == asked)
+    let survey = store::survey(dir)?;
+    let done = survey.backups.iter().find(|backup| backup.manifest.asked_by == asked);
+    Ok(done.map(|backup| Taken::of(node, backup, Outcome::AlreadyDone, began)))
 }
 
 fn refuse_during_a_recovery(dir: &RecoveryDir) -> Result<()> {

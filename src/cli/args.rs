@@ -428,6 +428,12 @@ impl Global {
 }
 
 impl Verb {
+    /// True for those that a container carries out on its host: all but the plumbing, whose files are the container's own.
+    #[must_use]
+    pub fn is_about_the_node(&self) -> bool {
+        !matches!(self, Self::Etcd(_) | Self::Archive(_) | Self::Generate(_))
+    }
+
     /// True for all but the plumbing that only touches files it is given.
     #[must_use]
     pub fn needs_root(&self) -> bool {

@@ -8,7 +8,7 @@ use super::args::BackupArgs;
 use super::context::Context;
 use crate::backup::asked_by::AskedBy;
 use crate::backup::names::parse_labels;
-use crate::backup::take::{Outcome, TakeOptions, Taken, take};
+use crate::backup::take::{Outcome, TakeOptions, Taken, already_taken, take};
 use crate::backup::trees::refuse_dir_inside;
 use crate::report::mib;
 
@@ -22,6 +22,11 @@ pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<ExitCode> {
         asked_by: AskedBy::this_process(),
     };
     refuse_dir_inside(&context.node, &context.dir)?;
+    // Before the lock, which a recovery holds while the Job of its own backup comes back to life.
+    if let Some(done) = already_taken(&context.node, &context.dir, &options.asked_by)? {
+        context.print(&done, describe)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     context.dir.prepare()?;
     let _lock = context.dir.lock("backup")?;
     let taken = take(&context.node, &context.dir, &options, &context.progress).context("taking a backup")?;

@@ -1,13 +1,15 @@
 //! The command line: one file per command, each of which parses its arguments, calls, prints, and leaves the exit code to [`run`].
 //!
 //! Reading order: [`args`] (what can be said), this page (from there to the command), [`context`] (what every command has: the node, the
-//! recovery directory, consent, output), then the commands.
+//! recovery directory, consent, output), [`enter`] (from a
+//! container to its host), then the commands.
 
 mod abandon;
 mod archive;
 pub mod args;
 mod backup;
 mod context;
+mod enter;
 mod etcd;
 mod export;
 mod generate;
@@ -43,6 +45,11 @@ pub fn run() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
+    // Before any thread exists: a process with threads cannot change its mounts.
+    if let Err(error) = enter::host(&cli) {
+        eprintln!("error: {error:#}");
+        return to_exit(&error);
+    }
     let progress = Progress::to_stderr();
     log::start(cli.global.root.is_none(), cli.global.verbose, &progress);
     let json = cli.global.json;

@@ -3,13 +3,14 @@
 //! Reading order: this page, [`run`] (external programs), [`clock`] (time, boot id, deadlines, interruption), [`durable`] (files that
 //! survive a power cut), [`dir`] (the recovery directory and its lock), [`profile`] (what kind of control plane), [`identity`]
 //! (which node this is), [`static_pod`] and [`certificates`] (what its manifests and certificates say), [`machine_config`] (which files are
-//! managed), [`mounts`] and [`selinux`].
+//! managed), [`mounts`] and [`selinux`], [`host`] (the way to it from a container).
 
 pub mod certificates;
 pub mod clock;
 pub mod dir;
 pub mod durable;
 pub mod hold;
+pub mod host;
 pub mod identity;
 pub mod machine_config;
 pub mod mounts;

@@ -1,0 +1,45 @@
+//! From a container to its host: a verb about the node is carried out by the copy of the agent that is installed there.
+
+use std::ffi::OsStr;
+
+use anyhow::{Context as _, Result};
+
+use super::args::Cli;
+use crate::backup::asked_by::{AskedBy, HANDED_ON};
+use crate::backup::install::{self, BINARY};
+use crate::backup::trees::refuse_dir_inside;
+use crate::error::exit_code;
+use crate::node::host::{self, Host};
+use crate::node::{Node, dir::RecoveryDir};
+
+/// In a container: joins its host, installs the agent there and becomes it. Elsewhere, and for verbs that are not about the node, does nothing.
+///
+/// # Errors
+/// When no way leads from this pod to its node; when the agent cannot be installed there.
+pub(super) fn host(cli: &Cli) -> Result<()> {
+    if cli.global.root.is_some() || !cli.verb()?.is_about_the_node() || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let Some(host) = Host::outside()? else { return Ok(()) };
+    let asked_by = AskedBy::this_process().to_string();
+    host.join().context("entering the host")?;
+    let (node, dir) = (Node::live(), RecoveryDir::new(&Node::live(), &cli.global.dir));
+    install(&node, &dir)?;
+    let variables = [(HANDED_ON, OsStr::new(&asked_by))];
+    host::exec(&dir.path().join(BINARY), &variables).map(|never| match never {})
+}
+
+/// Installs this program on the host. While a recovery is open, or another agent at work, the one that is there already stays.
+fn install(node: &Node, dir: &RecoveryDir) -> Result<()> {
+    refuse_dir_inside(node, dir)?;
+    let there = dir.path().join(BINARY).exists();
+    if there && dir.in_recovery() {
+        return Ok(());
+    }
+    dir.prepare()?;
+    match dir.lock("backup") {
+        Ok(_lock) => install::install(node, dir).context("installing the agent on the host"),
+        Err(error) if there && exit_code(&error) == 75 => Ok(()),
+        Err(error) => Err(error),
+    }
+}
