@@ -8,10 +8,18 @@ use super::args::ResumeArgs;
 use super::context::Context;
 use super::status::describe_run_report;
 use crate::recovery::{ResumeOptions, Wait, resume};
+use crate::report::unit;
 
 pub(super) fn run(context: &Context, args: &ResumeArgs) -> Result<ExitCode> {
     let options = ResumeOptions { step: args.step, unit: args.unit, wait: Wait(context.wait) };
-    let report = resume(&context.node, &context.dir, &options, &context.progress)?;
+    if args.unit {
+        unit::ready();
+    }
+    let report = resume(&context.node, &context.dir, &options, &context.progress).inspect_err(|error| {
+        if args.unit {
+            unit::status(&format!("{error:#}"));
+        }
+    })?;
     context.print(&report, |report| match report {
         Some(report) => describe_run_report(report),
         None => "no recovery is in progress: nothing to do\n".to_owned(),

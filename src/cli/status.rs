@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
+use jiff::{Timestamp, Unit};
 use serde::Serialize;
 
 use super::args::StatusArgs;
@@ -45,12 +46,15 @@ fn describe(report: &Status) -> String {
     let mut text = String::new();
     let recovery = &report.recovery;
     match (&recovery.run, &recovery.unreadable) {
-        (Some(run), _) => text += &describe_run(run),
+        (Some(run), _) => text += &describe_run(run, false),
         (None, Some(why)) => text += &format!("a recovery is in progress, but its journal cannot be read: {why}\n"),
         (None, None) => text += "no recovery is in progress\n",
     }
     if recovery.hold {
         text += "kubelet is held: it does not start\n";
+    }
+    if let Some(last) = &recovery.last {
+        text += &format!("last: recovery {} from backup {}, {} at {:.0}\n", last.id, last.backup, last.state, last.since);
     }
     if recovery.run.is_none() {
         text += &list::describe(&report.backups);
@@ -65,22 +69,26 @@ fn describe(report: &Status) -> String {
     text
 }
 
-/// A run: where it is, and every step with what became of it.
-fn describe_run(run: &RunStatus) -> String {
-    let mut text = format!("recovery {} from backup {}, begun {}\n{}, since {}\n", run.id, run.backup, run.begun, run.state, run.since);
+/// A run: where it is; the steps of the phase it is in, or of `all` phases, with what became of each.
+fn describe_run(run: &RunStatus, all: bool) -> String {
+    let mut text =
+        format!("recovery {} from backup {}, begun {:.0}\n{}, since {:.0}\n", run.id, run.backup, run.begun, run.state, run.since);
     for phase in &run.phases {
-        writeln!(text, "  {}", phase.phase).ok();
+        let seconds: f64 = phase.steps.iter().filter_map(|s| s.seconds).sum();
+        let waited: f64 = phase.steps.iter().filter_map(|s| s.waited).sum();
+        let done = phase.steps.iter().all(|s| s.state == StepState::Done);
+        let time = if seconds > 0.0 { took(seconds, waited) } else { String::new() };
+        writeln!(text, "{} {:<30}{time}", if done { '+' } else { ' ' }, phase.phase.name()).ok();
+        if !all && run.phase != Some(phase.phase) {
+            continue;
+        }
         for step in &phase.steps {
-            let sign = match step.state {
-                StepState::Waiting => ' ',
-                StepState::Begun => '>',
-                StepState::Failed => '!',
-                StepState::Done => '+',
+            let (sign, time) = match step.state {
+                StepState::Waiting => (' ', String::new()),
+                StepState::Begun => ('>', format!("{:8.0} s so far", (Timestamp::now() - run.since).total(Unit::Second).unwrap_or(0.0))),
+                StepState::Failed => ('!', "  failed".to_owned()),
+                StepState::Done => ('+', step.seconds.map_or_else(String::new, |seconds| took(seconds, step.waited.unwrap_or(0.0)))),
             };
-            let time = step.seconds.map_or_else(String::new, |seconds| match step.waited {
-                Some(waited) if waited >= 0.05 => format!("{seconds:8.1} s, {waited:.1} of it waiting"),
-                _ => format!("{seconds:8.1} s"),
-            });
             writeln!(text, "  {sign} {:<28}{time}", step.name).ok();
         }
     }
@@ -93,6 +101,10 @@ fn describe_run(run: &RunStatus) -> String {
     text
 }
 
+fn took(seconds: f64, waited: f64) -> String {
+    if waited >= 0.05 { format!("{seconds:8.1} s, {waited:.1} of it waiting") } else { format!("{seconds:8.1} s") }
+}
+
 /// How far a recovery came.
 pub(super) fn describe_run_report(report: &RunReport) -> String {
     let how = match report.outcome {
@@ -102,8 +114,9 @@ pub(super) fn describe_run_report(report: &RunReport) -> String {
         Outcome::PhaseDone => "the phase is done",
         Outcome::LeftToAPerson => "this recovery goes one phase at a time: it is left to a person",
     };
-    let mut text = describe_run(&report.run);
-    writeln!(text, "{how} ({:.1} s, {:.1} s of it waiting)", report.seconds, report.waited).ok();
+    let mut text = describe_run(&report.run, report.outcome == Outcome::Finished);
+    let own = report.seconds - report.waited;
+    writeln!(text, "{how} ({own:.1} s of its own work, {:.1} s of waiting)", report.waited).ok();
     if let Some(next) = &report.next {
         writeln!(text, "next: {next}").ok();
     }

@@ -31,6 +31,16 @@ pub fn catch_signals() -> Result<()> {
     Ok(())
 }
 
+/// Lets the work outlive the connection it was started from: SIGHUP is ignored from here on.
+///
+/// # Errors
+/// When that cannot be set.
+pub fn ignore_hangup() -> Result<()> {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: ignoring a signal runs no code.
+    unsafe { signal(Signal::SIGHUP, SigHandler::SigIgn) }.context("ignoring SIGHUP").map(drop)
+}
+
 /// Fails once a signal has asked the agent to stop: called between pieces of work that can be stopped.
 ///
 /// # Errors

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::journal::Reading;
+use super::status::RunStatus;
 use super::undo::Undo;
 use super::verbs::{Outcome, RunReport};
 use crate::error::exit_code;
@@ -26,6 +27,17 @@ pub(super) fn readable(dir: &RecoveryDir) -> Result<Option<Reading>> {
 /// Puts a run that is over away: its report, then its journal, go to `history/`. Done again after a crash, it ends the same.
 pub(super) fn settle(dir: &RecoveryDir, reading: &Reading) -> Result<()> {
     close(dir, Some(reading.run()), &RunReport::of(reading, Outcome::Finished))
+}
+
+/// The run that ended last, when its report can be read: for people, so that nothing is made of one that cannot.
+pub(super) fn last(dir: &RecoveryDir) -> Option<RunStatus> {
+    let report = |entry: std::io::Result<std::fs::DirEntry>| {
+        let path = entry.ok()?.path();
+        let json = (path.extension()? == "json").then(|| std::fs::read(&path).ok())??;
+        let mut report: serde_json::Value = serde_json::from_slice(&json).ok()?;
+        serde_json::from_value::<RunStatus>(report.get_mut("run")?.take()).ok()
+    };
+    std::fs::read_dir(dir.history()).ok()?.filter_map(report).max_by_key(|run| run.since)
 }
 
 fn write_report(dir: &RecoveryDir, name: &str, report: &impl Serialize) -> Result<()> {

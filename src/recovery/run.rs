@@ -21,7 +21,7 @@ use crate::error::damaged;
 use crate::node::Node;
 use crate::node::dir::RecoveryDir;
 use crate::node::profile::Profile;
-use crate::report::{Progress, Task};
+use crate::report::{Progress, Task, unit};
 
 /// kubelet, on every kind of node.
 pub(super) const KUBELET_UNIT: &str = "kubelet.service";
@@ -106,6 +106,7 @@ impl Work for Run<'_> {
         })?;
         let run = journal.reading().run();
         tracing::info!(recovery_run = run, recovery_phase = phase.name(), recovery_step = name, "{phase}: {says}");
+        unit::status(&format!("{phase}: {says}"));
         let begun = self.node.clock().since_boot();
         let mut here = Doing { run: self, journal, phase, step: name, figures: Map::new(), warnings: Vec::new(), waited: Duration::ZERO };
         act(&mut here)?;

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::history;
 use super::journal::{Kind, Reading};
 use super::machine::{Phase, Stage, State};
 use crate::node::dir::RecoveryDir;
@@ -19,6 +20,8 @@ pub struct StatusReport {
     pub unreadable: Option<String>,
     /// kubelet is held.
     pub hold: bool,
+    /// The run that ended last, while none is in progress.
+    pub last: Option<RunStatus>,
     /// The command to go on with.
     pub next: Option<String>,
 }
@@ -110,7 +113,8 @@ pub fn status(node: &Node, dir: &RecoveryDir) -> Result<StatusReport> {
         (None, None) if hold || dir.undo().exists() => Some("`recovery abandon` puts back what an ended recovery left behind".to_owned()),
         (None, None) => None,
     };
-    Ok(StatusReport { run, unreadable, hold, next })
+    let last = if dir.in_recovery() { None } else { history::last(dir) };
+    Ok(StatusReport { run, unreadable, hold, last, next })
 }
 
 impl RunStatus {

@@ -20,6 +20,7 @@ use super::{Wait, follow, history};
 use crate::backup::store::{self, Found};
 use crate::backup::{self, Backup};
 use crate::error::{exit_code, misfit, not_now, unanswered, usage};
+use crate::node::clock::ignore_hangup;
 use crate::node::dir::{Lock, RecoveryDir};
 use crate::node::{Node, hold};
 use crate::report::Progress;
@@ -297,6 +298,8 @@ fn carry_on(
     go: Go,
     progress: &Progress,
 ) -> Result<RunReport> {
+    // A connection that drops must not leave the node between two releases, held.
+    ignore_hangup()?;
     // A step that was cut short may have left it permissive.
     undo.restore_selinux(node, dir)?;
     if !matches!(journal.reading().state, State::Open(_)) {

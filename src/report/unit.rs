@@ -1,0 +1,21 @@
+//! What systemd is told when it started the agent: that it is at work, and at what. `systemctl status` shows it as `Status:`, also after a
+//! failure.
+
+use sd_notify::{NotifyState, notify};
+
+/// The agent is at work: for a unit of type `notify`, it has started.
+pub fn ready() {
+    tell(NotifyState::Ready);
+}
+
+/// What it is doing, or why it stopped, in one line.
+pub fn status(text: &str) {
+    tell(NotifyState::Status(&text.replace('\n', " ")));
+}
+
+/// Without systemd, nobody wants to know; with it, a message that is lost is no reason to stop.
+fn tell(state: NotifyState<'_>) {
+    if let Err(error) = notify(&[state]) {
+        tracing::debug!("telling systemd: {error}");
+    }
+}
