@@ -7,12 +7,14 @@ pub mod real_etcd;
 #[path = "support/node.rs"]
 pub mod node;
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use base64::Engine;
 use node::{Kind, Node, Options, Wrong, checked, wait_for};
 use recovery::error::exit_code;
+use recovery::node::dir::RecoveryDir;
 use recovery::node::hold;
 use recovery::tools::{crictl, ostree, rpm_ostree, systemctl};
 
@@ -154,6 +156,7 @@ fn containers_are_listed_stopped_and_removed() -> Result<()> {
 fn a_held_kubelet_does_not_start_and_a_power_cut_costs_the_images() -> Result<()> {
     let (_dir, node) = new_node(Kind::OpenShift)?;
     let agent = node.agent();
+    let dir = RecoveryDir::new(&agent, Path::new("/var/recovery"));
     assert!(systemctl::show(&agent, "kubelet.service")?.is_active());
     systemctl::stop(&agent, "kubelet.service")?;
     systemctl::stop(&agent, "no-such.service")?;
@@ -162,10 +165,10 @@ fn a_held_kubelet_does_not_start_and_a_power_cut_costs_the_images() -> Result<()
     assert!(format!("{error:#}").contains("starting no-such.service"), "{error}");
 
     // A hold without the drop-in holds nothing, and nor does a drop-in that systemd has not read.
-    hold::place(&agent, "r1")?;
+    hold::place(&agent, &dir, "r1")?;
     systemctl::start(&agent, "kubelet.service")?;
     systemctl::stop(&agent, "kubelet.service")?;
-    hold::install(&node.at("/etc"))?;
+    hold::install(&node.at("/etc"), &dir)?;
     systemctl::start(&agent, "kubelet.service")?;
     systemctl::stop(&agent, "kubelet.service")?;
     systemctl::daemon_reload(&agent)?;
@@ -203,10 +206,10 @@ fn tools_that_hang_fail_and_babble_have_their_exit_codes() -> Result<()> {
     for tool in ["crictl", "systemctl", "ostree", "rpm-ostree"] {
         node.fault(tool, "", None, Wrong::Print("Segmentation fault, but politely\n".into()))?;
     }
-    assert_eq!(exit_code(&crictl::containers(&agent).unwrap_err()), 65);
-    assert_eq!(exit_code(&systemctl::show(&agent, "kubelet.service").unwrap_err()), 65);
-    assert_eq!(exit_code(&ostree::deployments(&agent).unwrap_err()), 65);
-    assert_eq!(exit_code(&rpm_ostree::deployments(&agent).unwrap_err()), 65);
+    assert_eq!(exit_code(&crictl::containers(&agent).unwrap_err()), 1);
+    assert_eq!(exit_code(&systemctl::show(&agent, "kubelet.service").unwrap_err()), 1);
+    assert_eq!(exit_code(&ostree::deployments(&agent).unwrap_err()), 1);
+    assert_eq!(exit_code(&rpm_ostree::deployments(&agent).unwrap_err()), 1);
     node.clear_faults()?;
     // D-Bus needs a moment now and then.
     let activation = "error: Loading sysroot: exit status: 1\nCould not activate remote peer: activation request failed";

@@ -121,6 +121,12 @@ pub struct DeploymentId {
 }
 
 impl DeploymentId {
+    /// Stateroot, the beginning of the checksum, serial: for messages.
+    #[must_use]
+    pub fn short(&self) -> String {
+        format!("{} {}.{}", self.stateroot, self.checksum.get(..12).unwrap_or(&self.checksum), self.serial)
+    }
+
     /// The identity of `deployment`.
     #[must_use]
     pub fn of(deployment: &Deployment, kernel_arguments: Vec<String>) -> Self {

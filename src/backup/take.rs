@@ -178,7 +178,7 @@ impl Run<'_> {
             pins::pin(self.node, self.dir, booted)?;
         }
         // Before /etc is archived: every deployment that is restored from here has both files.
-        hold::install(&self.node.real_path("/etc")).context("putting the kubelet hold and the resume unit into /etc")?;
+        hold::install(&self.node.real_path("/etc"), self.dir).context("putting the kubelet hold and the resume unit into /etc")?;
         for tree in &self.facts.trees.first {
             self.archive(tree, partial)?;
         }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::args::{ArchiveArgs, ArchiveVerb};
 use super::context::Context;
 use crate::archive::{Action, Archive, Change, Counts, Extra, Packed, Selection, pack};
+use crate::error::{exit_code, usage};
 use crate::report::mib;
 
 /// `archive diff --json`
@@ -27,15 +28,7 @@ pub(super) fn run(context: &Context, args: &ArchiveArgs) -> Result<ExitCode> {
             drop(task);
             context.print(&packed, describe_packed)?;
         }
-        ArchiveVerb::Diff { file, tree } => {
-            let archive = Archive::open(file).with_context(|| format!("opening {}", file.display()))?;
-            let task = context.progress.task("comparing", Some(archive.bytes()));
-            let (changes, counts) = archive.compare(tree, &Selection::all(), Extra::Delete, &|n| task.add(n))?;
-            drop(task);
-            let equal = changes.is_empty();
-            context.print(&Diff { changes, counts }, |diff| describe_changes(&diff.changes))?;
-            return Ok(ExitCode::from(u8::from(!equal)));
-        }
+        ArchiveVerb::Diff { file, tree } => return diff(context, file, tree).map_err(trouble),
         ArchiveVerb::Restore { file, tree } => {
             let archive = Archive::open(file).with_context(|| format!("opening {}", file.display()))?;
             context.confirm(&[format!(
@@ -51,6 +44,21 @@ pub(super) fn run(context: &Context, args: &ArchiveArgs) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn diff(context: &Context, file: &Path, tree: &Path) -> Result<ExitCode> {
+    let archive = Archive::open(file).with_context(|| format!("opening {}", file.display()))?;
+    let task = context.progress.task("comparing", Some(archive.bytes()));
+    let (changes, counts) = archive.compare(tree, &Selection::all(), Extra::Delete, &|n| task.add(n))?;
+    drop(task);
+    let equal = changes.is_empty();
+    context.print(&Diff { changes, counts }, |diff| describe_changes(&diff.changes))?;
+    Ok(ExitCode::from(u8::from(!equal)))
+}
+
+/// An error of no other kind must not look like "differs", which is 1: as with diff(1), trouble is 2.
+fn trouble(error: anyhow::Error) -> anyhow::Error {
+    if exit_code(&error) == 1 { usage(format!("{error:#}")) } else { error }
 }
 
 fn describe_packed(packed: &Packed) -> String {

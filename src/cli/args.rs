@@ -13,7 +13,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
    0  done, or nothing to do (`archive diff`: equal)
    1  failed, look: the message names the step and the next command (`archive diff`: differs)
-   2  usage, or not confirmed
+   2  usage, or not confirmed (`archive diff`: any other trouble)
   65  damaged, hostile or of another version (backup, journal, snapshot, archive)
   69  a component did not answer by its deadline
   73  no space
@@ -69,10 +69,10 @@ pub struct Global {
 #[command(next_help_heading = "Flags of upgrade-recovery.sh")]
 pub struct OldFlags {
     /// As `recovery backup`
-    #[arg(long = "take-backup", conflicts_with_all = ["resume", "restart"])]
+    #[arg(long = "take-backup", conflicts_with_all = ["resume", "restart", "step"])]
     pub take_backup: bool,
     /// As `recovery resume`
-    #[arg(long, conflicts_with = "restart")]
+    #[arg(long)]
     pub resume: bool,
     /// One phase at a time: alone, or with --resume
     #[arg(long)]
@@ -200,6 +200,9 @@ pub struct RestartArgs {
     /// Go on against the deployment table, the identity and the clock checks
     #[arg(long)]
     pub force: bool,
+    /// One phase at a time: nothing continues by itself after the reboot
+    #[arg(long)]
+    pub step: bool,
 }
 
 /// `platform`
@@ -393,11 +396,12 @@ pub struct GenerateArgs {
 }
 
 impl Cli {
-    /// The verb that is meant, old flags included; the bare command is `status`.
+    /// The verb that is meant, old flags included; the bare command is `status`. `--step` alone is the next phase of the recovery that is
+    /// open, when one is, and the first phase of a new one otherwise.
     ///
     /// # Errors
     /// [`Failure::Usage`](crate::error::Failure::Usage) for an old flag together with a verb.
-    pub fn verb(&self) -> Result<Verb> {
+    pub fn verb(&self, in_recovery: bool) -> Result<Verb> {
         let OldFlags { take_backup, resume, step, restart, force } = self.old;
         if let Some(verb) = &self.verb {
             if take_backup || resume || step || restart || force {
@@ -408,8 +412,8 @@ impl Cli {
         Ok(if take_backup {
             Verb::Backup(BackupArgs { force, keep: 3, ..BackupArgs::default() })
         } else if restart {
-            Verb::Restart(RestartArgs { force, ..RestartArgs::default() })
-        } else if resume {
+            Verb::Restart(RestartArgs { force, step, ..RestartArgs::default() })
+        } else if resume || (step && in_recovery) {
             Verb::Resume(ResumeArgs { step, unit: false })
         } else if step {
             Verb::RestoreFiles(RestoreFilesArgs { force, step, etcd_restore: "native".to_owned(), ..RestoreFilesArgs::default() })
@@ -452,7 +456,7 @@ mod tests {
     use clap::CommandFactory;
 
     fn verb(words: &[&str]) -> Verb {
-        Cli::try_parse_from([&["recovery"], words].concat()).unwrap().verb().unwrap()
+        Cli::try_parse_from([&["recovery"], words].concat()).unwrap().verb(false).unwrap()
     }
 
     #[test]
@@ -468,6 +472,9 @@ mod tests {
         assert!(matches!(verb(&["--restart"]), Verb::Restart(_)));
         assert!(matches!(verb(&["--step"]), Verb::RestoreFiles(RestoreFilesArgs { step: true, reboot: false, .. })));
         assert!(matches!(verb(&["launchBackup"]), Verb::Backup(_)));
+        assert!(matches!(verb(&["--restart", "--resume", "--step"]), Verb::Restart(RestartArgs { step: true, .. })));
+        let stepped = Cli::try_parse_from(["recovery", "--step"]).unwrap().verb(true).unwrap();
+        assert!(matches!(stepped, Verb::Resume(ResumeArgs { step: true, .. })));
     }
 
     #[test]
@@ -479,6 +486,6 @@ mod tests {
     #[test]
     fn an_old_flag_and_a_verb_exclude_each_other() {
         let cli = Cli::try_parse_from(["recovery", "--resume", "list"]).unwrap();
-        assert_eq!(crate::error::exit_code(&cli.verb().unwrap_err()), 2);
+        assert_eq!(crate::error::exit_code(&cli.verb(false).unwrap_err()), 2);
     }
 }

@@ -32,6 +32,10 @@ impl Context {
         if !global.dir.is_absolute() {
             return Err(usage(format!("--dir {} is not an absolute path", global.dir.display())));
         }
+        // It goes into a unit file, and into commands for people to copy.
+        if !global.dir.to_str().is_some_and(|dir| dir.chars().all(|c| c.is_ascii_alphanumeric() || "/_.-".contains(c))) {
+            return Err(usage(format!("--dir {} has other characters than letters, digits, / _ . -", global.dir.display())));
+        }
         let node = match &global.root {
             None => Node::live(),
             Some(root) => {
@@ -54,10 +58,10 @@ impl Context {
 
     /// Says what is about to be done and asks. `--yes` is consent; without a terminal to ask on there is none.
     pub(super) fn confirm(&self, what: &[String]) -> Result<()> {
+        self.progress.pause(|| what.iter().for_each(|line| drop(writeln!(std::io::stderr(), "{}", as_called(line)))));
         if self.yes {
             return Ok(());
         }
-        self.progress.pause(|| what.iter().for_each(|line| drop(writeln!(std::io::stderr(), "{line}"))));
         if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
             return Err(usage("not confirmed: there is no terminal to ask on; give --yes to do it"));
         }
@@ -74,10 +78,25 @@ impl Context {
         if self.json {
             print_json(&serde_json::to_value(report).context("writing the report as JSON")?);
         } else {
-            print_text(&people(report));
+            print_text(&as_called(&people(report)));
         }
         Ok(())
     }
+}
+
+/// Commands in texts for people, `recovery …`, as they have to be typed here: the agent is in nobody's `PATH` on the node, and its recovery
+/// directory may be another.
+pub(super) fn as_called(text: &str) -> String {
+    let mut words = std::env::args();
+    let Some(program) = words.next().filter(|program| program.contains('/')) else { return text.to_owned() };
+    let words: Vec<String> = words.collect();
+    let dir = words.iter().enumerate().find_map(|(at, word)| match word.strip_prefix("--dir") {
+        Some("") => words.get(at + 1).cloned(),
+        Some(value) => value.strip_prefix('=').map(str::to_owned),
+        None => None,
+    });
+    let dir = dir.filter(|dir| dir != crate::node::dir::DEFAULT).map_or(String::new(), |dir| format!("--dir {dir} "));
+    text.replace("`recovery --dir ", &format!("`{program} --dir ")).replace("`recovery ", &format!("`{program} {dir}"))
 }
 
 /// Prints one JSON document on standard output.

@@ -17,7 +17,7 @@ use crate::node::{Node, dir::RecoveryDir};
 /// # Errors
 /// When no way leads from this pod to its node; when the agent cannot be installed there.
 pub(super) fn host(cli: &Cli) -> Result<()> {
-    if cli.global.root.is_some() || !cli.verb()?.is_about_the_node() || !rustix::process::geteuid().is_root() {
+    if cli.global.root.is_some() || !cli.verb(false)?.is_about_the_node() || !rustix::process::geteuid().is_root() {
         return Ok(());
     }
     let Some(host) = Host::outside()? else { return Ok(()) };

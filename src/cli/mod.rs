@@ -47,7 +47,7 @@ pub fn run() -> ExitCode {
     };
     // Before any thread exists: a process with threads cannot change its mounts.
     if let Err(error) = enter::host(&cli) {
-        eprintln!("error: {error:#}");
+        eprintln!("error: {}", context::as_called(&format!("{error:#}")));
         return to_exit(&error);
     }
     let progress = Progress::to_stderr();
@@ -56,7 +56,7 @@ pub fn run() -> ExitCode {
     match catch_signals().and_then(|()| dispatch(&cli, &progress)) {
         Ok(code) => code,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!("{}", context::as_called(&format!("{error:#}")));
             if json {
                 context::print_json(&serde_json::json!({ "error": format!("{error:#}"), "exit": exit_code(&error) }));
             }
@@ -66,11 +66,11 @@ pub fn run() -> ExitCode {
 }
 
 fn dispatch(cli: &Cli, progress: &Progress) -> Result<ExitCode> {
-    let verb = cli.verb()?;
-    if let Verb::Generate(args) = &verb {
-        return generate::run(args);
+    if let Verb::Generate(args) = cli.verb(false)? {
+        return generate::run(&args);
     }
     let context = Context::new(&cli.global, progress.clone())?;
+    let verb = cli.verb(context.dir.in_recovery())?;
     if verb.needs_root() {
         context.require_root()?;
     }

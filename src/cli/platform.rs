@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::args::PlatformArgs;
 use super::context::Context;
 use super::restore_files::begin;
-use crate::error::misfit;
+use crate::error::{misfit, to_exit};
 use crate::recovery::platform::table::{Action, PlatformReport, table};
 use crate::recovery::{Asked, From, Options, Wait, plan, platform_report};
 
@@ -15,9 +15,9 @@ pub(super) fn run(context: &Context, args: &PlatformArgs) -> Result<ExitCode> {
     let report = platform_report(&context.node, &context.dir, args.backup.as_deref(), &context.progress)?;
     match &report.action {
         Action::Drop { .. } | Action::RollBack { .. } | Action::Reboot { .. } if args.rollback => roll_back(context, args),
-        Action::Refuse { why } => {
+        Action::Refuse { .. } => {
             context.print(&report, describe)?;
-            Err(misfit(why))
+            Ok(to_exit(&misfit("")))
         }
         _ => {
             context.print(&report, describe)?;

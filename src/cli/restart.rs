@@ -12,7 +12,7 @@ use crate::recovery::{Asked, From, Options, Wait, plan_restart};
 pub(super) fn run(context: &Context, args: &RestartArgs) -> Result<ExitCode> {
     let options = Options {
         backup: args.backup.clone(),
-        asked: Asked { force: args.force, ..Asked::default() },
+        asked: Asked { force: args.force, step: args.step, ..Asked::default() },
         wait: Wait(context.wait),
         from: From::Platform,
         compare: false,

@@ -9,7 +9,7 @@ use jiff::{Timestamp, Unit};
 use serde::Serialize;
 
 use super::args::StatusArgs;
-use super::context::{Context, print_text};
+use super::context::{Context, as_called, print_text};
 use super::list;
 use crate::backup::store::{self, Listed};
 use crate::recovery::status::{RunStatus, StepState};
@@ -31,7 +31,7 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<ExitCode> {
         let report = Status { recovery: status(&context.node, &context.dir)?, backups: store::list(&context.dir)? };
         if args.watch && !context.json {
             // Home, and clear to the end of the screen: a screen that is rewritten does not flicker.
-            print_text(&format!("\x1b[H\x1b[2J{}", describe(&report)));
+            print_text(&format!("\x1b[H\x1b[2J{}", as_called(&describe(&report))));
         } else {
             context.print(&report, describe)?;
         }
@@ -109,6 +109,7 @@ fn took(seconds: f64, waited: f64) -> String {
 pub(super) fn describe_run_report(report: &RunReport) -> String {
     let how = match report.outcome {
         Outcome::Finished => "the recovery is finished: the node is as the backup recorded it",
+        Outcome::Abandoned => "the recovery was given up before; what it changed and could be put back is",
         Outcome::RebootNeeded => "what comes before the reboot is done; the node has to reboot now",
         Outcome::Rebooting => "what comes before the reboot is done; the node is going down for it",
         Outcome::PhaseDone => "the phase is done",

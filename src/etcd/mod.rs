@@ -244,7 +244,8 @@ pub fn put_back(data_dir: &Path, run: &str) -> Result<bool> {
     replace::put_back(data_dir, run)
 }
 
-/// The greatest revision in the data directory of a stopped etcd; `None` when there is none. After an unclean stop etcd may have
+/// The greatest revision in the data directory of a stopped etcd, members that a recovery has put aside included: clients have seen those
+/// too. `None` when there is none. After an unclean stop etcd may have
 /// answered a little more than is in its database: [`bump_for`] allows for that.
 ///
 /// # Errors

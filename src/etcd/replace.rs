@@ -68,19 +68,7 @@ impl Place {
 
     /// Everything in the data directory whose name begins with that of `path`.
     fn like(&self, path: &Path) -> Result<Vec<PathBuf>> {
-        let prefix = path.file_name().unwrap_or_default().as_encoded_bytes();
-        let list = || -> std::io::Result<Vec<PathBuf>> {
-            let mut found = Vec::new();
-            for entry in std::fs::read_dir(&self.data_dir)? {
-                let entry = entry?;
-                if entry.file_name().as_encoded_bytes().starts_with(prefix) {
-                    found.push(entry.path());
-                }
-            }
-            found.sort();
-            Ok(found)
-        };
-        list().with_context(|| format!("reading the data directory {}", self.data_dir.display()))
+        beginning_with(&self.data_dir, path.file_name().unwrap_or_default().as_encoded_bytes())
     }
 
     /// Fails while etcd runs on `member`: bbolt holds a lock on its database.
@@ -153,6 +141,27 @@ fn make(place: &Place, file: &Path, options: &Options, tick: Tick<'_>) -> Result
         durable::remove_tree(&place.new)?;
     }
     made
+}
+
+/// The members that runs have put aside in a data directory.
+pub(super) fn kept(data_dir: &Path) -> Result<Vec<PathBuf>> {
+    if exists(data_dir) { beginning_with(data_dir, b"member.before-") } else { Ok(Vec::new()) }
+}
+
+/// Everything in the data directory whose name begins so, by name.
+fn beginning_with(data_dir: &Path, prefix: &[u8]) -> Result<Vec<PathBuf>> {
+    let list = || -> std::io::Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(data_dir)? {
+            let entry = entry?;
+            if entry.file_name().as_encoded_bytes().starts_with(prefix) {
+                found.push(entry.path());
+            }
+        }
+        found.sort();
+        Ok(found)
+    };
+    list().with_context(|| format!("reading the data directory {}", data_dir.display()))
 }
 
 /// True when the new member of this run is in place; see [`super::is_replaced`].

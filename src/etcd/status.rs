@@ -89,7 +89,15 @@ pub(super) fn revision(bolt: &Bolt<'_>) -> Result<i64> {
 
 /// The greatest revision in the data directory of a stopped etcd; see [`super::revision_of`].
 pub(super) fn revision_of(data_dir: &Path) -> Result<Option<i64>> {
-    let path = data_dir.join("member/snap/db");
+    let mut newest = revision_of_member(&data_dir.join("member"))?;
+    for kept in super::replace::kept(data_dir)? {
+        newest = newest.max(revision_of_member(&kept)?);
+    }
+    Ok(newest)
+}
+
+fn revision_of_member(member: &Path) -> Result<Option<i64>> {
+    let path = member.join("snap/db");
     let file = match std::fs::File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),

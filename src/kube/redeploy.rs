@@ -148,7 +148,7 @@ impl Client {
 
     /// Waits until every node's current revision has reached `revision`, is the latest, and has held there for a while.
     ///
-    /// `note` is told each change of what is waited for.
+    /// `note` is told at every look what is waited for.
     ///
     /// # Errors
     /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) at the deadline, with where the operator is and what may be in its way;
@@ -164,10 +164,8 @@ impl Client {
                     Err(why) => (false, unmanaged(&object.spec, why)),
                 },
             };
-            if *state.borrow() != now {
-                note(&format!("{}: {now}", operator.resource));
-                state.replace(now);
-            }
+            note(&format!("{}: {now}", operator.resource));
+            state.replace(now);
             Ok(holding.look(settled, self.clock.since_boot()).then_some(()))
         };
         let why = || [vec![state.borrow().clone()], self.obstacles()].concat().join("; ");

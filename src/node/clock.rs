@@ -160,7 +160,8 @@ impl Deadline {
     }
 }
 
-fn boottime() -> Duration {
+/// The time since boot, suspend included, of the machine this process runs on.
+pub(super) fn boottime() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }

@@ -138,7 +138,11 @@ impl RecoveryDir {
             let mut holder = String::new();
             file.read_to_string(&mut holder).ok();
             let holder = if holder.trim().is_empty() { "another process" } else { holder.trim() };
-            return Err(not_now(format!("{} is locked by {holder}; run this again when that has ended", self.shown.display())));
+            return Err(not_now(format!(
+                "{} is locked by {holder}; next: run this again when that has ended; `recovery resume` shows a recovery at work, `systemctl stop \
+                 recovery-resume.service` stops the unit's",
+                self.shown.display()
+            )));
         }
         let holder = format!("`recovery {verb}` (process {}, since {})\n", std::process::id(), jiff::Timestamp::now());
         file.set_len(0)

@@ -7,27 +7,38 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use super::dir::{DEFAULT, RecoveryDir};
 use super::{Node, durable};
+use crate::error::misfit;
 
 /// While this file exists, kubelet does not start. On `/var`, which every deployment shares.
 pub const HOLD: &str = "/var/lib/recovery/hold-kubelet";
+/// Begins the line of the hold file that names the recovery directory.
+const OWNER: &str = "directory: ";
 /// The drop-in of `kubelet.service`, relative to `/etc`.
 pub const DROP_IN: &str = "systemd/system/kubelet.service.d/10-recovery-hold.conf";
 /// The resume unit, relative to `/etc`.
 pub const RESUME_UNIT: &str = "systemd/system/recovery-resume.service";
-/// The resume unit's name.
-pub const RESUME_UNIT_NAME: &str = "recovery-resume.service";
 
-const FILES: [(&str, &str); 2] =
-    [(DROP_IN, include_str!("../../systemd/10-recovery-hold.conf")), (RESUME_UNIT, include_str!("../../systemd/recovery-resume.service"))];
+/// The files, for a recovery directory.
+fn files(dir: &RecoveryDir) -> [(&'static str, String); 2] {
+    let unit = include_str!("../../systemd/recovery-resume.service");
+    let unit = match dir.shown().to_str() {
+        Some(other) if other != DEFAULT => {
+            unit.replace(&format!("{DEFAULT}/recovery resume"), &format!("{DEFAULT}/recovery --dir {other} resume")).replace(DEFAULT, other)
+        }
+        _ => unit.to_owned(),
+    };
+    [(DROP_IN, include_str!("../../systemd/10-recovery-hold.conf").to_owned()), (RESUME_UNIT, unit)]
+}
 
 /// Puts both files into the `/etc` at `etc` (the booted one, or another deployment's); true when something was written.
 ///
 /// # Errors
 /// When they cannot be written.
-pub fn install(etc: &Path) -> Result<bool> {
+pub fn install(etc: &Path, dir: &RecoveryDir) -> Result<bool> {
     let mut wrote = false;
-    for (name, text) in FILES {
+    for (name, text) in files(dir) {
         let path = etc.join(name);
         if std::fs::read(&path).is_ok_and(|have| have == text.as_bytes()) {
             continue;
@@ -43,21 +54,45 @@ pub fn install(etc: &Path) -> Result<bool> {
 
 /// True when both files are in the `/etc` at `etc`, as this version writes them.
 #[must_use]
-pub fn is_installed(etc: &Path) -> bool {
-    FILES.iter().all(|(name, text)| std::fs::read(etc.join(name)).is_ok_and(|have| have == text.as_bytes()))
+pub fn is_installed(etc: &Path, dir: &RecoveryDir) -> bool {
+    files(dir).iter().all(|(name, text)| std::fs::read(etc.join(name)).is_ok_and(|have| have == text.as_bytes()))
 }
 
-/// Creates the hold file, durably. `run` is written into it, for people.
+/// Creates the hold file, durably. It says whose it is: the run, for people, and the recovery directory.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn place(node: &Node, run: &str) -> Result<()> {
+pub fn place(node: &Node, dir: &RecoveryDir, run: &str) -> Result<()> {
+    let shown = dir.shown().display();
     let path = node.path(HOLD);
-    let dir = path.parent().context("the hold file has no directory")?;
-    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-    durable::write(&path, format!("kubelet is held by recovery {run}: see `recovery status`\n").as_bytes(), 0o644)?;
+    let parent = path.parent().context("the hold file has no directory")?;
+    std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
+    let text = format!("kubelet is held by recovery {run}: see `{shown}/recovery --dir {shown} status`\n{OWNER}{shown}\n");
+    durable::write(&path, text.as_bytes(), 0o644)?;
     // The directory itself may be new.
-    dir.parent().map_or(Ok(()), durable::sync_dir)
+    parent.parent().map_or(Ok(()), durable::sync_dir)
+}
+
+/// The recovery directory whose run holds kubelet, as the node calls it, when that is another one than `dir`.
+#[must_use]
+pub fn other_owner(node: &Node, dir: &RecoveryDir) -> Option<String> {
+    let text = node.read_text(HOLD).ok()?;
+    let owner = text.lines().find_map(|line| line.strip_prefix(OWNER))?;
+    (Path::new(owner) != dir.shown()).then(|| owner.to_owned())
+}
+
+/// Fails when the hold is that of a recovery with another recovery directory.
+///
+/// # Errors
+/// [`Failure::Misfit`](crate::error::Failure::Misfit), with the command that is about that recovery.
+pub fn check_owner(node: &Node, dir: &RecoveryDir) -> Result<()> {
+    match other_owner(node, dir) {
+        Some(owner) => Err(misfit(format!(
+            "kubelet is held by a recovery whose directory is {owner}, not {}; next: `recovery --dir {owner} status`",
+            dir.shown().display()
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Removes the hold file, durably.
@@ -82,9 +117,12 @@ mod tests {
     fn the_hold_is_placed_and_lifted() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let node = Node::at(dir.path(), None);
-        place(&node, "r1")?;
-        place(&node, "r1")?;
-        assert!(is_placed(&node));
+        let (ours, other) = (RecoveryDir::new(&node, Path::new(DEFAULT)), RecoveryDir::new(&node, Path::new("/var/other")));
+        place(&node, &ours, "r1")?;
+        place(&node, &ours, "r1")?;
+        assert!(is_placed(&node) && other_owner(&node, &ours).is_none());
+        assert_eq!(other_owner(&node, &other).as_deref(), Some(DEFAULT));
+        assert_eq!(crate::error::exit_code(&check_owner(&node, &other).unwrap_err()), 78);
         lift(&node)?;
         lift(&node)?;
         assert!(!is_placed(&node));
@@ -94,10 +132,16 @@ mod tests {
     #[test]
     fn the_files_are_installed_once() -> Result<()> {
         let etc = tempfile::tempdir()?;
-        assert!(!is_installed(etc.path()));
-        assert!(install(etc.path())?);
-        assert!(!install(etc.path())?);
-        assert!(is_installed(etc.path()));
+        let node = Node::at(etc.path(), None);
+        let (dir, other) = (RecoveryDir::new(&node, Path::new(DEFAULT)), RecoveryDir::new(&node, Path::new("/var/recovery/b")));
+        assert!(!is_installed(etc.path(), &dir));
+        assert!(install(etc.path(), &dir)?);
+        assert!(!install(etc.path(), &dir)?);
+        assert!(is_installed(etc.path(), &dir) && !is_installed(etc.path(), &other));
+        assert!(install(etc.path(), &other)?);
+        let unit = std::fs::read_to_string(etc.path().join(RESUME_UNIT))?;
+        assert!(unit.contains("ExecStart=/var/recovery/b/recovery --dir /var/recovery/b resume --unit\n"), "{unit}");
+        assert!(unit.contains("ConditionPathExists=/var/recovery/b/progress\n"), "{unit}");
         Ok(())
     }
 }

@@ -6,12 +6,12 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
-use super::clock::interrupted;
-use crate::error::{damaged, misfit, unanswered};
+use super::clock::{boottime, interrupted};
+use crate::error::{misfit, unanswered};
 
 /// The time limit of a program that was given none.
 pub const DEFAULT_LIMIT: Duration = Duration::from_secs(60);
@@ -128,11 +128,11 @@ impl Command {
         // A program that does not read its input gets a broken pipe, which is its own business.
         std::thread::spawn(move || stdin.map(|mut pipe| pipe.write_all(&input)));
         let (out, err) = (collect(child.stdout.take()), collect(child.stderr.take()));
-        let end = Instant::now() + self.limit;
+        let end = boottime() + self.limit;
         let status = wait(&mut child, end, &argv, self.limit)?;
         // What it left running may hold the pipes open: the limit covers that too.
         let drain = |pipe: mpsc::Receiver<std::io::Result<Vec<u8>>>| {
-            let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(200));
+            let left = end.saturating_sub(boottime()).max(Duration::from_millis(200));
             let Ok(bytes) = pipe.recv_timeout(left) else {
                 kill_group(&child);
                 return Err(unanswered(format!("`{argv}` ended, but something it started keeps its output open")));
@@ -149,7 +149,7 @@ impl Output {
     /// # Errors
     /// When it is not UTF-8; the message names the command.
     pub fn text(&self) -> Result<&str> {
-        std::str::from_utf8(&self.stdout).map_err(|_| damaged(format!("`{}` printed something that is not text", self.argv)))
+        std::str::from_utf8(&self.stdout).map_err(|_| anyhow!("`{}` printed something that is not text", self.argv))
     }
 
     /// The last lines of standard error, as one line.
@@ -180,13 +180,13 @@ fn missing(program: &str) -> anyhow::Error {
     misfit(format!("`{program}` is missing on this node"))
 }
 
-fn wait(child: &mut Child, end: Instant, argv: &str, limit: Duration) -> Result<ExitStatus> {
+fn wait(child: &mut Child, end: Duration, argv: &str, limit: Duration) -> Result<ExitStatus> {
     let mut look = Duration::from_millis(1);
     loop {
         if let Some(status) = child.try_wait().with_context(|| format!("waiting for `{argv}`"))? {
             return Ok(status);
         }
-        let stop = if Instant::now() >= end {
+        let stop = if boottime() >= end {
             Some(unanswered(format!("`{argv}` did not end within {} s and was killed", limit.as_secs_f32())))
         } else {
             interrupted().err().map(|e| e.context(format!("running `{argv}`")))
@@ -229,6 +229,7 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<std::io::
 mod tests {
     use super::*;
     use crate::error::exit_code;
+    use std::time::Instant;
 
     fn sh(script: &str) -> Command {
         Command::in_path("sh").args(["-c", script])

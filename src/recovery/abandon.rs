@@ -14,6 +14,7 @@ use super::{history, verbs};
 use crate::node::dir::RecoveryDir;
 use crate::node::profile::Profile;
 use crate::node::{Node, hold};
+use crate::tools::ostree;
 
 /// What giving up left behind.
 #[derive(Debug, Clone, Serialize)]
@@ -29,7 +30,10 @@ pub struct AbandonReport {
 }
 
 /// Steps that change what the node would boot or run, by phase: once one has begun, the node is no longer what it was.
-const CHANGING: [(Phase, &str); 9] = [
+const CHANGING: [(Phase, &str); 12] = [
+    (Phase::Platform, "drop-ahead"),
+    (Phase::Platform, "undeploy-between"),
+    (Phase::Platform, "roll-back"),
     (Phase::RestoreFiles, "newer-files"),
     (Phase::RestoreFiles, "usr-local"),
     (Phase::RestoreFiles, "etc"),
@@ -48,12 +52,24 @@ const CHANGING: [(Phase, &str); 9] = [
 /// [`Failure::NotNow`](crate::error::Failure::NotNow) when another agent has the lock; when something cannot be put back: the recovery is
 /// then still in progress.
 pub fn abandon(node: &Node, dir: &RecoveryDir) -> Result<Option<AbandonReport>> {
+    let nothing = || !dir.in_recovery() && !dir.undo().exists() && !hold::is_placed(node);
     dir.check()?;
-    if !dir.in_recovery() && !dir.undo().exists() && !hold::is_placed(node) {
+    if nothing() {
         return Ok(None);
     }
     let _lock = verbs::locked(dir, "abandon")?;
+    // Another agent may have ended it before it let the lock go.
+    if nothing() {
+        return Ok(None);
+    }
+    hold::check_owner(node, dir)?;
     let (undo, reading) = (Undo::load(dir)?, history::readable(dir)?);
+    // First of all: what is put back from here on must not be gone on with.
+    if reading.as_ref().is_some_and(|r| matches!(r.state, State::Open(_)))
+        && let Some(mut journal) = Journal::open(&dir.journal(), &node.clock().boot_id()?)?
+    {
+        journal.append(&Event::Abandoned, Value::Null)?;
+    }
     let changed = reading.as_ref().map(changed).unwrap_or_default();
     let untouched = changed.is_empty() && reading.as_ref().is_some_and(|r| r.beginning.restarts.is_none());
     let mut put_back = match undo.clone() {
@@ -68,12 +84,8 @@ pub fn abandon(node: &Node, dir: &RecoveryDir) -> Result<Option<AbandonReport>> 
     let state = state_of(reading.as_ref(), untouched, &changed);
     let old = reading.as_ref().map(|r| r.run().to_owned()).or(undo.as_ref().and_then(|u| u.runs.last().cloned()));
     put_back.extend(kept_etcd(node, reading.as_ref(), undo.as_ref()));
+    put_back.extend(next_boot(node).filter(|_| changed.iter().any(|step| step.starts_with(Phase::Platform.name()))));
     let report = AbandonReport { run, put_back, changed, state };
-    if reading.is_some_and(|r| matches!(r.state, State::Open(_)))
-        && let Some(mut journal) = Journal::open(&dir.journal(), &node.clock().boot_id()?)?
-    {
-        journal.append(&Event::Abandoned, Value::Null)?;
-    }
     history::close(dir, old.as_deref(), &report)?;
     Ok(Some(report))
 }
@@ -86,6 +98,13 @@ fn kept_etcd(node: &Node, reading: Option<&Reading>, undo: Option<&Undo>) -> Vec
         node.exists(&shown).then(|| format!("the etcd data from before the recovery is kept as {}", shown.display()))
     };
     undo.iter().flat_map(|u| &u.runs).filter_map(kept).collect()
+}
+
+/// What boots next, after a recovery that had begun to change that.
+fn next_boot(node: &Node) -> Option<String> {
+    let next = ostree::deployments(node).ok()?.into_iter().next()?;
+    let booted = if next.booted { "the one that is booted" } else { "not the one that is booted" };
+    Some(format!("the deployment {next} boots next: {booted}"))
 }
 
 fn changed(reading: &Reading) -> Vec<String> {

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::journal::Reading;
+use super::machine::State;
 use super::status::RunStatus;
 use super::undo::Undo;
 use super::verbs::{Outcome, RunReport};
@@ -25,8 +26,10 @@ pub(super) fn readable(dir: &RecoveryDir) -> Result<Option<Reading>> {
 }
 
 /// Puts a run that is over away: its report, then its journal, go to `history/`. Done again after a crash, it ends the same.
-pub(super) fn settle(dir: &RecoveryDir, reading: &Reading) -> Result<()> {
-    close(dir, Some(reading.run()), &RunReport::of(reading, Outcome::Finished))
+pub(super) fn settle(dir: &RecoveryDir, reading: &Reading) -> Result<Outcome> {
+    let outcome = if reading.state == State::Abandoned { Outcome::Abandoned } else { Outcome::Finished };
+    close(dir, Some(reading.run()), &RunReport::of(reading, outcome))?;
+    Ok(outcome)
 }
 
 /// The run that ended last, when its report can be read: for people, so that nothing is made of one that cannot.
@@ -63,12 +66,16 @@ fn name_of(dir: &RecoveryDir, run: Option<&str>) -> Result<String> {
     Ok(run.filter(plain).map_or_else(|| format!("unknown-{}", jiff::Timestamp::now().as_second()), str::to_owned))
 }
 
-/// Report and journal of a run go to `history/`, in this order; then nothing is left to undo.
+/// Nothing is left to undo; report and journal of a run go to `history/`. The journal goes last: until then, every verb sees a run that is
+/// over and puts it away.
 pub(super) fn close(dir: &RecoveryDir, run: Option<&str>, report: &impl Serialize) -> Result<()> {
     let name = name_of(dir, run)?;
     write_report(dir, &name, report)?;
+    Undo::forget(dir)?;
     if dir.in_recovery() {
         durable::rename(&dir.journal(), &dir.history().join(format!("{name}.progress")))?;
+        // A restart that was cut short has linked it there before, and a rename between two names of one file does nothing.
+        durable::remove(&dir.journal())?;
     }
-    Undo::forget(dir)
+    Ok(())
 }

@@ -77,7 +77,8 @@ fn target_files(here: &mut Doing<'_, '_>) -> Result<()> {
     }
     let etc = node.real_path(ostree::etc_of(target));
     anyhow::ensure!(etc.is_dir(), "the deployment {target} has no {}", node.shown(&etc).display());
-    let install = || hold::install(&etc).map(drop);
+    let dir = here.run.dir;
+    let install = || hold::install(&etc, dir).map(drop);
     mounts::writable(node, ostree::SYSROOT, install)
         .with_context(|| format!("putting the hold's files into {}", node.shown(&etc).display()))
 }

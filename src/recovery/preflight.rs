@@ -15,9 +15,10 @@ use crate::archive::{Change, Counts};
 use crate::backup::manifest::{Image, Manifest};
 use crate::backup::{self, Backup, ETC, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL};
 use crate::error::{misfit, no_space};
+use crate::node::dir::RecoveryDir;
 use crate::node::identity::Identity;
 use crate::node::profile::Profile;
-use crate::node::{Node, mounts};
+use crate::node::{Node, hold, mounts};
 use crate::report::Progress;
 use crate::tools::crictl;
 
@@ -101,10 +102,18 @@ pub(super) enum First {
 /// # Errors
 /// Those of choosing and verifying the backup; [`Failure::Misfit`](crate::error::Failure::Misfit) when it is another node's or the target
 /// does not boot next (unless forced); [`Failure::NoSpace`](crate::error::Failure::NoSpace).
-pub(super) fn look(node: &Node, backup: &Backup, options: &Options, first: First, progress: &Progress) -> Result<PlanReport> {
+pub(super) fn look(
+    node: &Node,
+    dir: &RecoveryDir,
+    backup: &Backup,
+    options: &Options,
+    first: First,
+    progress: &Progress,
+) -> Result<PlanReport> {
     let manifest = &backup.manifest;
     let profile = manifest.profile.profile();
     let force = options.asked.force;
+    hold::check_owner(node, dir)?;
     let begun = node.clock().since_boot();
     backup::verify(backup, false, progress).with_context(|| format!("checking backup {}", backup.id))?;
     let verified_seconds = node.clock().since_boot().saturating_sub(begun).as_secs_f64();

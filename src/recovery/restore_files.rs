@@ -25,7 +25,7 @@ pub(super) const GRACE: Duration = Duration::from_secs(10);
 const CLEAN_SHUTDOWN: &str = "/var/lib/crio/clean.shutdown";
 
 pub(super) const STEPS: &[Step] = &[
-    Step::new("deployment", "checking which deployment is booted and which boots next", deployment),
+    Step::new("deployment", "checking which deployment is booted and which boots next", deployment).volatile(),
     Step::new("hold", "holding kubelet, whatever boots", place_hold),
     Step::new("stop-kubelet", "stopping kubelet", stop_kubelet).volatile(),
     Step::new("old-containers", "noting which containers there are", note_containers),
@@ -49,7 +49,7 @@ pub(super) fn deployment(here: &mut Doing<'_, '_>) -> Result<()> {
 
 pub(super) fn place_hold(here: &mut Doing<'_, '_>) -> Result<()> {
     let node = here.run.node;
-    hold::install(&node.real_path("/etc"))?;
+    hold::install(&node.real_path("/etc"), here.run.dir)?;
     here.run.undo.place_hold(node, here.run.dir)?;
     // systemd must know of the condition before anyone starts kubelet in this boot.
     systemctl::daemon_reload(node)
@@ -70,11 +70,13 @@ fn note_containers(here: &mut Doing<'_, '_>) -> Result<()> {
     if here.noted::<Vec<String>>()?.is_some() {
         return Ok(());
     }
-    let ids: Vec<String> = if crictl::answers(here.run.node) {
-        crictl::containers(here.run.node)?.into_iter().map(|c| c.id).collect()
-    } else {
-        here.warn("the container runtime does not answer: containers are told apart by the reboot alone".to_owned());
-        Vec::new()
+    let ids: Vec<String> = match crictl::containers(here.run.node) {
+        Ok(containers) => containers.into_iter().map(|c| c.id).collect(),
+        Err(error) if exit_code(&error) == 75 => return Err(error),
+        Err(error) => {
+            here.warn(format!("the container runtime does not answer, so containers are told apart by the reboot alone: {error:#}"));
+            Vec::new()
+        }
     };
     here.note(&ids)
 }
@@ -82,10 +84,15 @@ fn note_containers(here: &mut Doing<'_, '_>) -> Result<()> {
 /// Containers first, then sandboxes, those on the pod network before those on the host's: removing a sandbox asks the network's own
 /// pods for help, and hangs when they are gone. What cannot be removed is a warning: the reboot ends it anyway.
 fn stop_containers(here: &mut Doing<'_, '_>) -> Result<()> {
-    let node = here.run.node;
-    if !crictl::answers(node) {
+    if !crictl::answers(here.run.node) {
         return Ok(());
     }
+    let stopped = stop_and_remove(here);
+    tolerate(here, stopped)
+}
+
+fn stop_and_remove(here: &mut Doing<'_, '_>) -> Result<()> {
+    let node = here.run.node;
     let running: Vec<String> = crictl::containers(node)?.into_iter().filter(|c| c.running).map(|c| c.id).collect();
     here.figure("stopped", running.len());
     let stopped = crictl::stop(node, &running, GRACE);
@@ -194,7 +201,7 @@ fn restore_extras(here: &mut Doing<'_, '_>) -> Result<()> {
 
 fn reload(here: &mut Doing<'_, '_>) -> Result<()> {
     let node = here.run.node;
-    hold::install(&node.real_path("/etc"))?;
+    hold::install(&node.real_path("/etc"), here.run.dir)?;
     anyhow::ensure!(hold::is_placed(node), "the hold file {} is gone: kubelet would start after the reboot", hold::HOLD);
     systemctl::daemon_reload(node)
 }

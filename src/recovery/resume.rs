@@ -23,8 +23,8 @@ use crate::node::profile::{Kind, Profile};
 use crate::node::{durable, hold};
 use crate::tools::{crictl, systemctl};
 
-/// Where OVN-Kubernetes keeps a node's databases from 4.14 on. They are rebuilt from the cluster, whose older state they contradict.
-const OVN: &str = "/var/lib/ovn-ic/etc";
+/// Where OVN-Kubernetes keeps a node's databases: from 4.14 on, and before. They are rebuilt from the cluster, whose older state they contradict.
+const OVN: [&str; 2] = ["/var/lib/ovn-ic/etc", "/var/lib/ovn/etc"];
 /// The units that hold the switch's own state, in the order in which they are restarted.
 const OVS_UNITS: [&str; 2] = ["ovs-vswitchd.service", "ovsdb-server.service"];
 /// The pods that read those databases: label `app`, with the name they had in earlier releases.
@@ -36,7 +36,7 @@ const ONE_LOOK: Duration = Duration::from_secs(10);
 
 pub(super) const STEPS: &[Step] = &[
     Step::new("backup", "checking the backup again", check_backup),
-    Step::new("deployment", "checking that the backup's deployment is booted", restore_files::deployment),
+    Step::new("deployment", "checking that the backup's deployment is booted", restore_files::deployment).volatile(),
     Step::new("stop-kubelet", "making sure that kubelet is stopped", stop_kubelet),
     Step::new("kubelet-files", "restoring /var/lib/kubelet", restore_kubelet),
     Step::new("network-databases", "removing OVN's databases", remove_ovn).only(is_openshift),
@@ -82,14 +82,16 @@ fn restore_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
 
 fn remove_ovn(here: &mut Doing<'_, '_>) -> Result<()> {
     let node = here.run.node;
-    let dir = node.real_path(OVN);
-    if !dir.is_dir() {
+    let dirs: Vec<&str> = OVN.into_iter().filter(|dir| node.real_path(dir).is_dir()).collect();
+    if dirs.is_empty() {
         return Ok(());
     }
-    for entry in std::fs::read_dir(&dir).with_context(|| format!("listing {OVN}"))? {
-        let path = entry.with_context(|| format!("listing {OVN}"))?.path();
-        if path.extension().is_some_and(|e| e == "db") {
-            durable::remove(&path)?;
+    for dir in dirs {
+        for entry in std::fs::read_dir(node.real_path(dir)).with_context(|| format!("listing {dir}"))? {
+            let path = entry.with_context(|| format!("listing {dir}"))?.path();
+            if path.extension().is_some_and(|e| e == "db") {
+                durable::remove(&path)?;
+            }
         }
     }
     for unit in OVS_UNITS {
@@ -213,7 +215,11 @@ fn lift_hold(here: &mut Doing<'_, '_>) -> Result<()> {
     here.run.undo.lift_hold(here.run.node, here.run.dir)
 }
 
+/// Noted by both clocks: which certificate requests are newer is asked of the wall clock, which may be set right in between.
 fn start_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
+    let clock = here.run.node.clock();
+    let started = waits::KubeletStart { boot: clock.boot_id()?, wall: clock.now(), since_boot: clock.since_boot().as_secs_f64() };
+    here.note(&started)?;
     systemctl::start(here.run.node, KUBELET_UNIT)
 }
 
@@ -254,7 +260,7 @@ fn other_manifests(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 fn restart_ovn(here: &mut Doing<'_, '_>) -> Result<()> {
-    if !here.run.node.exists(OVN) {
+    if !OVN.iter().any(|dir| here.run.node.exists(dir)) {
         return Ok(());
     }
     let client = waits::api(here)?;

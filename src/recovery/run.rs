@@ -4,7 +4,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -203,12 +202,6 @@ impl Doing<'_, '_> {
         read.map(Some).map_err(|error| damaged(format!("the note of step {step} in the journal cannot be read: {error}")))
     }
 
-    /// When a step first said in this run that it would act.
-    pub(super) fn first_intent(&self, phase: Phase, step: &str) -> Option<Timestamp> {
-        let is = |r: &&super::journal::Record| r.event == Kind::StepIntent && r.phase == Some(phase) && r.step.as_deref() == Some(step);
-        self.journal.reading().records.iter().find(is).map(|r| r.time)
-    }
-
     /// Waits until `look` finds something, at most until the run's deadline; `why` then says what is in the way. The time counts as waiting.
     pub(super) fn wait_for<T>(
         &mut self,
@@ -217,9 +210,14 @@ impl Doing<'_, '_> {
         mut look: impl FnMut(&mut Self) -> Result<Option<T>>,
         why: impl FnOnce(&Node) -> String,
     ) -> Result<T> {
-        let node = self.run.node;
-        self.waiting(&format!("waiting for {what}"), |here, _| {
-            node.clock().deadline(here.run.wait).wait_for(what, pause, || look(here), || why(node))
+        let (node, wait) = (self.run.node, self.run.wait);
+        unit::status(&format!("{}: waiting for {what}", self.phase));
+        self.waiting(&format!("waiting for {what}"), |here, task| {
+            let looked = || {
+                task.alive();
+                look(here)
+            };
+            node.clock().deadline(wait).wait_for(what, pause, looked, || why(node))
         })
     }
 

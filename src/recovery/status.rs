@@ -108,6 +108,9 @@ pub fn status(node: &Node, dir: &RecoveryDir) -> Result<StatusReport> {
         Err(error) => return Err(error),
     };
     let next = match (&run, &unreadable) {
+        (None, None) if hold && hold::other_owner(node, dir).is_some() => {
+            hold::other_owner(node, dir).map(|owner| format!("`recovery --dir {owner} status`: kubelet is held by a recovery there"))
+        }
         (Some(run), _) => Some(run.next(node.clock().boot_id().ok().as_deref(), dir)),
         (None, Some(_)) => Some("`recovery restart`, or `recovery abandon`".to_owned()),
         (None, None) if hold || dir.undo().exists() => Some("`recovery abandon` puts back what an ended recovery left behind".to_owned()),

@@ -108,7 +108,7 @@ impl Undo {
     pub fn place_hold(&mut self, node: &Node, dir: &RecoveryDir) -> Result<()> {
         self.hold = true;
         self.save(dir)?;
-        hold::place(node, self.runs.last().map_or("", String::as_str))
+        hold::place(node, dir, self.runs.last().map_or("", String::as_str))
     }
 
     /// Lifts the hold.
@@ -147,10 +147,14 @@ impl Undo {
     /// When it cannot be set, or that cannot be noted.
     pub fn restore_selinux(&mut self, node: &Node, dir: &RecoveryDir) -> Result<Option<String>> {
         let Some(mode) = self.selinux else { return Ok(None) };
-        selinux::set_mode(node, mode)?;
+        // A node that booted with SELinux disabled since has no mode to put back.
+        let is_on = selinux::mode(node)?.is_some();
+        if is_on {
+            selinux::set_mode(node, mode)?;
+        }
         self.selinux = None;
         self.save(dir)?;
-        Ok(Some(format!("SELinux is {mode:?} again")))
+        Ok(is_on.then(|| format!("SELinux is {mode:?} again")))
     }
 
     /// Puts back all that is noted, and says what it did. What is noted stays in the file until [`Undo::forget`].
@@ -172,8 +176,10 @@ impl Undo {
                 continue;
             }
             if units == Units::Start {
-                systemctl::start(node, unit)?;
-                said.push(format!("{unit} is running again"));
+                said.push(match systemctl::start(node, unit) {
+                    Ok(()) => format!("{unit} is running again"),
+                    Err(error) => format!("{unit} was running before the recovery and does not start: {error:#}"),
+                });
             } else {
                 said.push(format!(
                     "{unit} was running before the recovery and is stopped: `systemctl start {unit}` when the node is whole"

@@ -48,7 +48,7 @@ pub struct Proposal<'a> {
 enum Origin {
     New,
     Restart { old: Option<String> },
-    Continue(Box<Journal>),
+    Continue,
 }
 
 /// How far a recovery came in one go.
@@ -57,6 +57,8 @@ enum Origin {
 pub enum Outcome {
     /// It is finished.
     Finished,
+    /// It was given up before.
+    Abandoned,
     /// The node has to be rebooted by whoever runs it.
     RebootNeeded,
     /// The node is going down for its reboot.
@@ -103,8 +105,13 @@ pub fn plan<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, prog
     let boot = node.clock().boot_id()?;
     if let Some(reading) = Reading::of(&dir.journal())? {
         if let State::Open(open) = &reading.state {
-            let way = way_of(open, &reading, &boot);
-            let same = options.backup.as_ref().is_none_or(|wanted| wanted == reading.backup());
+            let way = match way_of(open, &reading, &boot) {
+                // The steps go by what the run was asked.
+                Way::On if options.asked.force && !reading.beginning.asked.force => Way::Anew,
+                way => way,
+            };
+            let wanted = options.backup.as_deref().map(|wanted| backup::choose(node, dir, Some(wanted), progress)).transpose()?;
+            let same = wanted.is_none_or(|wanted| wanted.id == reading.backup());
             if way == Way::Elsewhere || !same {
                 return Err(not_now(format!(
                     "a recovery from backup {} is in progress ({}); next: `recovery resume` to go on, `recovery restart` to begin again, `recovery abandon` \
@@ -115,19 +122,14 @@ pub fn plan<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, prog
             }
             options.asked.force |= reading.beginning.asked.force;
             let backup = backup::choose(node, dir, Some(reading.backup()), progress)?;
-            let mut report = preflight::look(node, &backup, &options, First::Restart, progress)?;
+            let mut report = preflight::look(node, dir, &backup, &options, First::Restart, progress)?;
             report.continues = Some(reading.run().to_owned());
-            let origin = if way == Way::Anew {
-                Origin::Restart { old: report.continues.clone() }
-            } else {
-                Origin::Continue(Box::new(Journal::open(&dir.journal(), &boot)?.context("the journal is gone")?))
-            };
+            let origin = if way == Way::Anew { Origin::Restart { old: report.continues.clone() } } else { Origin::Continue };
             return Ok(Proposal { node, dir, progress, options, backup, origin, report, lock });
         }
-        history::settle(dir, &reading)?;
     }
     let backup = backup::choose(node, dir, options.backup.as_deref(), progress)?;
-    let report = preflight::look(node, &backup, &options, First::Run, progress)?;
+    let report = preflight::look(node, dir, &backup, &options, First::Run, progress)?;
     Ok(Proposal { node, dir, progress, options, backup, origin: Origin::New, report, lock })
 }
 
@@ -165,15 +167,19 @@ pub fn plan_restart<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Optio
         return Err(usage("no recovery is in progress here; next: `recovery restore-files` begins one"));
     }
     let known = reading.as_ref().map(|r| (r.backup().to_owned(), r.beginning.asked)).or(undo.as_ref().map(|u| (u.backup.clone(), u.asked)));
+    let known_backup = known.as_ref().map(|(backup, _)| backup.clone());
     if let Some((backup, asked)) = known {
         options.backup.get_or_insert(backup);
-        options.asked = super::Asked { force: options.asked.force || asked.force, ..asked };
+        options.asked = super::Asked { force: options.asked.force || asked.force, step: options.asked.step || asked.step, ..asked };
     }
     let wanted = options.backup.as_deref().ok_or_else(|| {
         usage("neither the journal nor undo.json says which backup was being restored; next: `recovery restart --backup ID` (`recovery list`)")
     })?;
     let backup = backup::choose(node, dir, Some(wanted), progress)?;
-    let report = preflight::look(node, &backup, &options, First::Restart, progress)?;
+    // The run before may have taken away what the identity is read from; it was checked for the backup of that run, and its likes.
+    let checked = known_backup.and_then(|id| backup::choose(node, dir, Some(&id), progress).ok());
+    let first = if checked.is_some_and(|one| one.manifest.identity == backup.manifest.identity) { First::Restart } else { First::Run };
+    let report = preflight::look(node, dir, &backup, &options, first, progress)?;
     let old = reading.map(|r| r.run().to_owned()).or(undo.and_then(|u| u.runs.last().cloned()));
     Ok(Proposal { node, dir, progress, options, backup, origin: Origin::Restart { old }, report, lock })
 }
@@ -187,14 +193,14 @@ impl Proposal<'_> {
         let (node, dir) = (self.node, self.dir);
         let boot = node.clock().boot_id()?;
         let (mut journal, undo) = match self.origin {
-            Origin::Continue(journal) => {
+            Origin::Continue => {
+                let journal = Journal::open(&dir.journal(), &boot)?.context("the journal is gone")?;
                 let undo = undo_of(node, dir, journal.reading())?;
-                (*journal, undo)
+                (journal, undo)
             }
             Origin::New => {
-                if let Some(mut stale) = Undo::load(dir)? {
-                    stale.put_back(node, dir, Units::Leave).context("putting back what an ended recovery left behind")?;
-                    Undo::forget(dir)?;
+                if let Some(over) = Reading::of(&dir.journal())? {
+                    history::settle(dir, &over)?;
                 }
                 open(dir, &self.backup, &self.report, &self.options, &boot, None)?
             }
@@ -233,7 +239,7 @@ fn open(
     restarts: Option<String>,
 ) -> Result<(Journal, Undo)> {
     let id = Uuid::new_v4().to_string();
-    // What the runs before a restart changed is still to be put back.
+    // What runs before it changed, and did not put back, is still to be put back.
     let mut undo = Undo::load(dir)?.unwrap_or_else(|| Undo::of(&backup.id, options.asked));
     undo.runs.extend(restarts.clone().filter(|old| !undo.runs.contains(old)));
     undo.runs.push(id.clone());
@@ -282,7 +288,7 @@ pub fn resume(node: &Node, dir: &RecoveryDir, options: &ResumeOptions, progress:
             "the node has not rebooted since phase {phase} was done; next: `systemctl reboot`, then `recovery resume`"
         )));
     }
-    let until = if options.step || asked.step { Until::Phase } else { Until::End };
+    let until = if options.step { Until::Phase } else { Until::End };
     let undo = undo_of(node, dir, reading)?;
     let report = carry_on(node, dir, &mut journal, undo, None, Go { wait: options.wait, until, reboot: asked.reboot }, progress)?;
     drop(lock);
@@ -303,9 +309,12 @@ fn carry_on(
     // A step that was cut short may have left it permissive.
     undo.restore_selinux(node, dir)?;
     if !matches!(journal.reading().state, State::Open(_)) {
-        history::settle(dir, journal.reading())?;
-        return Ok(RunReport::of(journal.reading(), Outcome::Finished));
+        if journal.reading().state == State::Abandoned {
+            undo.put_back(node, dir, Units::Leave)?;
+        }
+        return history::settle(dir, journal.reading()).map(|outcome| RunReport::of(journal.reading(), outcome));
     }
+    hold_again(node, dir, journal.reading(), &mut undo)?;
     let backup = match backup {
         Some(backup) => backup,
         None => backup::choose(node, dir, Some(journal.reading().backup()), progress)?,
@@ -321,12 +330,21 @@ fn carry_on(
     };
     let report = RunReport::of(journal.reading(), outcome);
     match outcome {
-        Outcome::Finished => history::settle(dir, journal.reading())?,
+        Outcome::Finished => drop(history::settle(dir, journal.reading())?),
         // Every line of the journal is synced by now. What systemctl says proves nothing; the next boot does.
         Outcome::Rebooting => ask_for_the_reboot(node, progress)?,
         _ => {}
     }
     Ok(report)
+}
+
+/// From the step that places it to the one that lifts it, the hold is there, whoever took it away meanwhile.
+fn hold_again(node: &Node, dir: &RecoveryDir, reading: &Reading, undo: &mut Undo) -> Result<()> {
+    if reading.attempted("hold") && !reading.attempted("lift-hold") && !hold::is_placed(node) {
+        tracing::warn!("the hold on kubelet was taken away in the middle of the recovery; it is placed again");
+        undo.place_hold(node, dir)?;
+    }
+    Ok(())
 }
 
 /// Asks again after a failure, which may be one of the connection alone, or of something that held the reboot up for a moment.
@@ -359,7 +377,7 @@ impl RunReport {
             run.phases.iter().flat_map(|p| &p.steps).filter_map(of).fold(0.0, std::ops::Add::add)
         };
         let next = match outcome {
-            Outcome::Finished => None,
+            Outcome::Finished | Outcome::Abandoned => None,
             Outcome::RebootNeeded => Some("`systemctl reboot`, then `recovery resume` (the unit does that by itself)".to_owned()),
             Outcome::Rebooting => Some("`recovery resume` after the reboot (the unit does that by itself)".to_owned()),
             Outcome::PhaseDone | Outcome::LeftToAPerson => Some("`recovery resume --step`".to_owned()),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::machine::Phase;
 use super::run::{Doing, KUBELET_UNIT};
@@ -61,7 +62,7 @@ pub(super) fn with_obstacles(said: String, client: Option<&Client>) -> String {
     if obstacles.is_empty() { said } else { format!("{said}; {}", obstacles.join("; ")) }
 }
 
-/// Approves this node's certificate requests that are newer than the first start of kubelet in this run. An API server that is away now
+/// Approves this node's certificate requests that are newer than the start of kubelet by this run. An API server that is away now
 /// is asked again by the next look.
 pub(super) fn approve(here: &Doing<'_, '_>, client: &Client) {
     let Some(since) = kubelet_started(here) else { return };
@@ -72,8 +73,24 @@ pub(super) fn approve(here: &Doing<'_, '_>, client: &Client) {
     }
 }
 
+/// When this recovery started kubelet, by both clocks: the note of that step.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct KubeletStart {
+    pub boot: String,
+    pub wall: Timestamp,
+    /// Seconds.
+    pub since_boot: f64,
+}
+
+/// When kubelet was started, as the wall clock of now has it.
 fn kubelet_started(here: &Doing<'_, '_>) -> Option<Timestamp> {
-    here.first_intent(Phase::Resume, "start-kubelet")
+    let started: KubeletStart = here.noted_by(Phase::Resume, "start-kubelet").ok()??;
+    let clock = here.run.node.clock();
+    if clock.boot_id().ok()? != started.boot {
+        return Some(started.wall);
+    }
+    let ago = clock.since_boot().as_secs_f64() - started.since_boot;
+    Some(clock.now() - Duration::try_from_secs_f64(ago).ok()?)
 }
 
 /// Waits until the API server is ready, and returns a client of it.

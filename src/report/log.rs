@@ -42,6 +42,7 @@ struct Plain {
 #[derive(Default)]
 struct Message {
     text: String,
+    journal_only: bool,
 }
 
 impl Visit for Message {
@@ -50,12 +51,20 @@ impl Visit for Message {
             write!(self.text, "{value:?}").ok();
         }
     }
+
+    /// What is on its way to the end of the program as an error is printed there.
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.journal_only |= value && field.name() == "journal_only";
+    }
 }
 
 impl<S: Subscriber> Layer<S> for Plain {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut message = Message::default();
         event.record(&mut message);
+        if message.journal_only {
+            return;
+        }
         let level = match *event.metadata().level() {
             Level::ERROR => "error: ",
             Level::WARN => "warning: ",

@@ -35,6 +35,7 @@ pub struct Task {
     what: String,
     total: Option<u64>,
     done: AtomicU64,
+    begun: Instant,
     shown: Shown,
 }
 
@@ -78,7 +79,7 @@ impl Progress {
                 Shown::Bar(bar)
             }
         };
-        Task { what: what.to_owned(), total, done: AtomicU64::new(0), shown }
+        Task { what: what.to_owned(), total, done: AtomicU64::new(0), begun: Instant::now(), shown }
     }
 
     /// A line for people: what happens now.
@@ -108,6 +109,13 @@ impl Task {
                 Some(total) if total > 0 => format!("{} of {} ({} %)", mib(done), mib(total), done.min(total) * 100 / total),
                 _ => mib(done),
             }),
+        }
+    }
+
+    /// It still waits.
+    pub fn alive(&self) {
+        if let Shown::Lines(last) = &self.shown {
+            self.line(last, || format!("{} s so far", self.begun.elapsed().as_secs()));
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
-use crate::error::{damaged, exit_code, unanswered};
+use crate::error::{exit_code, unanswered};
 use crate::node::Node;
 
 /// For a job to end: kubelet and the runtime have up to 90 s by default to stop before systemd kills them, and a start waits for a stop.
@@ -56,7 +56,7 @@ fn parse(text: &str) -> Result<Unit> {
             .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
             .filter(|value| !value.is_empty())
             .map(str::to_owned)
-            .ok_or_else(|| damaged(format!("`systemctl show` printed no {key}: {:?}", text.chars().take(200).collect::<String>())))
+            .ok_or_else(|| anyhow!("`systemctl show` printed no {key}: {:?}", text.chars().take(200).collect::<String>()))
     };
     Ok(Unit {
         active: value("ActiveState")?,
@@ -69,7 +69,7 @@ fn parse(text: &str) -> Result<Unit> {
 /// Its state now. A unit that does not exist is `inactive`, `not-found`.
 ///
 /// # Errors
-/// When systemd does not answer; [`Failure::Damaged`](crate::error::Failure::Damaged) when what it prints is not its properties.
+/// When systemd does not answer; when what it prints is not its properties.
 pub fn show(node: &Node, unit: &str) -> Result<Unit> {
     let output = node.command("systemctl")?.args(["show", "--property=ActiveState,SubState,LoadState,ConditionResult", unit]).run()?;
     parse(output.text()?)
@@ -78,7 +78,8 @@ pub fn show(node: &Node, unit: &str) -> Result<Unit> {
 /// Starts it and checks that it is active: `systemctl start` exits 0 when a condition kept it from starting.
 ///
 /// # Errors
-/// When systemctl fails; [`Failure::Unanswered`](crate::error::Failure::Unanswered) when the unit is not active afterwards.
+/// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when the job fails or the unit is not active afterwards; when a condition of
+/// its unit file keeps it from starting.
 pub fn start(node: &Node, unit: &str) -> Result<()> {
     bring_up(node, "start", unit)
 }
@@ -92,10 +93,14 @@ pub fn restart(node: &Node, unit: &str) -> Result<()> {
 }
 
 fn bring_up(node: &Node, verb: &str, unit: &str) -> Result<()> {
-    node.command("systemctl")?.args([verb, unit]).limit(JOB).run().with_context(|| format!("{verb}ing {unit}"))?;
+    let asked = node.command("systemctl")?.args([verb, unit]).limit(JOB).output().with_context(|| format!("{verb}ing {unit}"))?;
     let now = show(node, unit)?;
-    if now.is_active() {
+    if asked.status.success() && now.is_active() {
         return Ok(());
+    }
+    if !asked.status.success() {
+        // What a unit depends on may be there the next time.
+        return Err(unanswered(format!("{verb}ing {unit}: {:#}; it is {now}: see `journalctl -u {unit}`", asked.error())));
     }
     if now.is_stopped() && !now.condition {
         bail!("{unit} was not started, because a condition of its unit file is not met: `systemctl status {unit}` names it");
@@ -159,7 +164,7 @@ mod tests {
     #[test]
     fn anything_else_is_refused() {
         for text in ["", "active\n", "ActiveState=\nSubState=dead\nLoadState=loaded\nConditionResult=no\n", "Failed to connect to bus"] {
-            assert_eq!(exit_code(&parse(text).unwrap_err()), 65);
+            assert_eq!(exit_code(&parse(text).unwrap_err()), 1);
         }
     }
 }

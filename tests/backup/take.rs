@@ -90,7 +90,7 @@ fn the_agent_is_installed_and_the_node_holds_both_files() {
     let dir = sno.place.dir.path();
     assert_eq!(dir.join("recovery").metadata().unwrap().permissions().mode() & 0o7777, 0o755);
     assert!(std::fs::read_to_string(dir.join("upgrade-recovery.sh")).unwrap().contains("exec"));
-    assert!(recovery::node::hold::is_installed(&sno.root().join("etc")));
+    assert!(recovery::node::hold::is_installed(&sno.root().join("etc"), &sno.place.dir));
 }
 
 #[test]

@@ -87,7 +87,7 @@ fn a_reboot_in_the_middle_makes_the_volatile_steps_come_again() {
     let report = place.resume(&resumed()).unwrap().unwrap();
     assert_eq!(report.outcome, Outcome::RebootNeeded, "the files were restored in this boot");
     let twice: Vec<String> = place.done().into_iter().filter(|(_, times)| *times == 2).map(|(step, _)| step).collect();
-    assert_eq!(twice, ["stop-kubelet", "stop-containers"]);
+    assert_eq!(twice, ["deployment", "stop-kubelet", "stop-containers"]);
     assert_eq!(place.read("/etc/site/settings"), "before");
 }
 
@@ -223,7 +223,73 @@ fn a_run_that_was_over_when_the_power_failed_is_put_away() {
     let mut journal = recovery::recovery::journal::Journal::open(&place.dir.journal(), "boot-1").unwrap().unwrap();
     journal.append(&recovery::recovery::machine::Event::Abandoned, serde_json::Value::Null).unwrap();
     drop(journal);
-    place.resume(&resumed()).unwrap();
-    assert!(!place.dir.in_recovery() && !place.dir.undo().exists());
+    let report = place.resume(&resumed()).unwrap().unwrap();
+    assert_eq!(report.outcome, Outcome::Abandoned, "what was given up is not finished");
+    assert!(!place.dir.in_recovery() && !place.dir.undo().exists() && !place.at(HOLD).exists());
     assert_eq!(place.history().len(), 2);
+}
+
+#[test]
+fn a_unit_that_does_not_start_does_not_keep_a_recovery_from_being_given_up() {
+    let place = Place::new();
+    place.fail("systemctl stop containerd.service");
+    place.restore_files(Asked::default()).unwrap_err();
+    place.fail("systemctl start kubelet.service");
+    let report = place.abandon().unwrap().unwrap();
+    assert!(report.put_back.iter().any(|line| line.contains("kubelet.service") && line.contains("does not start")), "{report:?}");
+    assert!(!place.dir.in_recovery() && !place.dir.undo().exists());
+}
+
+#[test]
+fn a_hold_that_is_taken_away_in_the_middle_is_placed_again() {
+    let place = Place::new();
+    place.fail("systemctl stop containerd.service");
+    place.restore_files(Asked::default()).unwrap_err();
+    std::fs::remove_file(place.at(HOLD)).unwrap();
+    assert_eq!(place.resume(&resumed()).unwrap().unwrap().outcome, Outcome::RebootNeeded);
+    assert!(place.at(HOLD).exists());
+}
+
+#[test]
+fn a_restart_that_was_cut_short_does_not_keep_the_run_from_ending() {
+    let place = Place::new();
+    place.restore_files(Asked::default()).unwrap();
+    let run = place.journal().run().to_owned();
+    std::fs::create_dir_all(place.dir.history()).unwrap();
+    std::fs::hard_link(place.dir.journal(), place.dir.history().join(format!("{run}.progress"))).unwrap();
+    place.abandon().unwrap().unwrap();
+    assert!(!place.dir.in_recovery(), "the journal has two names until then");
+}
+
+#[test]
+fn a_restart_from_another_nodes_backup_is_refused() {
+    let place = Place::new();
+    place.restore_files(Asked::default()).unwrap();
+    let path = place.back_up("b2", 2);
+    let mut manifest = place.manifest("b2", 2);
+    manifest.identity.machine_id = "another".to_owned();
+    Place::publish(&path, &manifest);
+    assert_eq!(exit_code(&place.restart(Some("b2")).unwrap_err()), 78);
+    assert_eq!(place.restart(Some("b1")).unwrap().outcome, Outcome::RebootNeeded);
+}
+
+#[test]
+fn a_runtime_that_answers_half_does_not_stop_a_recovery() {
+    for call in ["crictl ps", "crictl pods"] {
+        let place = Place::new();
+        place.fail(call);
+        let report = place.restore_files(Asked::default()).unwrap();
+        assert_eq!(report.outcome, Outcome::RebootNeeded);
+        assert!(report.run.warnings.iter().any(|warning| warning.contains("as told")), "{call}: {:?}", report.run.warnings);
+    }
+}
+
+#[test]
+fn a_node_that_booted_without_selinux_has_no_mode_to_put_back() {
+    let place = Place::new();
+    place.fail("systemctl stop containerd.service");
+    place.restore_files(Asked::default()).unwrap_err();
+    let undo = std::fs::read_to_string(place.dir.undo()).unwrap();
+    std::fs::write(place.dir.undo(), undo.replacen('{', "{\"selinux\": \"enforcing\",", 1)).unwrap();
+    assert_eq!(place.resume(&resumed()).unwrap().unwrap().outcome, Outcome::RebootNeeded);
 }

@@ -72,12 +72,7 @@ impl Target {
         match self {
             Self::Recorded(id) => all.iter().find(|d| id.is(d)).ok_or_else(|| {
                 let other = pinned.next().map_or("nothing is pinned".to_owned(), |d| format!("pinned is {}", short(d)));
-                format!(
-                    "the backup's deployment {} {}.{} is gone; {other}",
-                    id.stateroot,
-                    &id.checksum[..id.checksum.len().min(12)],
-                    id.serial
-                )
+                format!("the backup's deployment {} is gone; {other}", id.short())
             }),
             Self::Pinned => match (pinned.next(), pinned.next()) {
                 (Some(one), None) => Ok(one),
@@ -134,6 +129,17 @@ fn decide(all: &[Deployment], target: &Target) -> Result<Action, String> {
 /// When ostree does not answer.
 pub fn report(node: &Node, target: Target) -> Result<PlatformReport> {
     if !ostree::is_ostree(node) {
+        if let Target::Recorded(id) = &target {
+            let why =
+                format!("the backup was taken on the deployment {}, and this node does not say that it is an ostree host", id.short());
+            return Ok(PlatformReport {
+                deployments: Vec::new(),
+                summary: why.clone(),
+                target: Some(target),
+                action: Action::Refuse { why },
+                commands: Vec::new(),
+            });
+        }
         let summary = "this node is not an ostree host: it has no deployments to choose from".to_owned();
         return Ok(PlatformReport { deployments: Vec::new(), target: None, action: Action::Nothing, summary, commands: Vec::new() });
     }
@@ -158,11 +164,16 @@ impl PlatformReport {
     /// # Errors
     /// [`Failure::Misfit`](crate::error::Failure::Misfit), with the table, unless forced.
     pub fn refused(&self, force: bool) -> Result<String> {
-        if force {
+        // --force chooses which deployment is recovered; that it boots next is no choice, because only the booted one's kubelet is held.
+        let first = self.deployments.first();
+        if force && first.is_none_or(|d| d.booted) {
             return Ok(format!("going on with what is booted, by --force: {}", self.summary));
         }
-        let way = match self.action {
-            Action::Refuse { .. } => "`--force` goes on with what is booted",
+        let way = match (&self.action, first) {
+            (Action::Refuse { .. }, Some(first)) if !first.booted => {
+                "`rpm-ostree cleanup -p` drops what boots before the booted deployment"
+            }
+            (Action::Refuse { .. }, _) => "--force goes on with what is booted (`recovery restart --force` in a recovery that is open)",
             _ => "`recovery platform --rollback` does that, `recovery recover` the whole recovery",
         };
         Err(misfit(format!("{}\n{}next: {way}", self.summary, table(&self.deployments))))

@@ -1,12 +1,11 @@
 //! What `crictl -o json` prints (`cri-tools` 1.24 to 1.36, the CRI v1 messages as protobuf JSON). Unknown keys are ignored: they come and
 //! go with releases. 64-bit numbers are strings.
 
-use anyhow::Result;
+use anyhow::{Result, anyhow, bail};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
 use super::{Container, Image, Sandbox};
-use crate::error::damaged;
 
 type Labels = BTreeMap<String, String>;
 
@@ -87,13 +86,13 @@ impl<N: std::str::FromStr> Whole<N> {
     fn value(self) -> Result<N> {
         match self {
             Self::Number(number) => Ok(number),
-            Self::Text(text) => text.parse().map_err(|_| damaged(format!("crictl printed `{text}` where a whole number belongs"))),
+            Self::Text(text) => text.parse().map_err(|_| anyhow!("crictl printed `{text}` where a whole number belongs")),
         }
     }
 }
 
 fn json<T: for<'a> Deserialize<'a>>(what: &str, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| damaged(format!("`crictl {what} -o json` printed something else: {error}")))
+    serde_json::from_slice(bytes).map_err(|error| anyhow!("`crictl {what} -o json` printed something else: {error}"))
 }
 
 /// `crictl ps -a -o json`.
@@ -143,7 +142,7 @@ pub(super) fn images(bytes: &[u8]) -> Result<Vec<Image>> {
 pub(super) fn is_host_network(bytes: &[u8]) -> Result<bool> {
     let sandbox: serde_json::Value = json("inspectp", bytes)?;
     if !sandbox["status"].is_object() {
-        return Err(damaged("`crictl inspectp -o json` printed no status"));
+        bail!("`crictl inspectp -o json` printed no status");
     }
     Ok(sandbox["status"]["linux"]["namespaces"]["options"]["network"] == "NODE")
 }
@@ -237,7 +236,7 @@ mod tests {
         assert!(is_host_network(&fixture("real-1.36-containerd-1.6/inspectp-etcd.json"))?);
         assert!(!is_host_network(br#"{"status":{"id":"x","linux":{"namespaces":{"options":{"network":"POD"}}}}}"#)?);
         assert!(!is_host_network(br#"{"status":{"id":"x","linux":{"namespaces":{"options":{}}}}}"#)?);
-        assert_eq!(exit_code(&is_host_network(b"{}").unwrap_err()), 65);
+        assert_eq!(exit_code(&is_host_network(b"{}").unwrap_err()), 1);
         Ok(())
     }
 
@@ -262,7 +261,7 @@ mod tests {
             }
         }
         for garbage in [&b""[..], b"\xff\xfe", b"[]", b"{\"containers\":null}", b"{\"containers\":[{}]}", b"{\"containers\":[]", b"null"] {
-            assert_eq!(exit_code(&containers(garbage).unwrap_err()), 65);
+            assert_eq!(exit_code(&containers(garbage).unwrap_err()), 1);
         }
     }
 }

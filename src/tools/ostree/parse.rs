@@ -1,10 +1,9 @@
 //! What `ostree admin status` prints, in both of its forms (ostree 2018.8 to 2026.4).
 
-use anyhow::Result;
+use anyhow::{Result, anyhow, bail};
 use serde::Deserialize;
 
 use super::{Deployment, mark_neighbours};
-use crate::error::damaged;
 
 #[derive(Deserialize)]
 struct Status {
@@ -26,10 +25,10 @@ struct Row {
 /// `ostree admin status --json` (2025.3 and later).
 pub(super) fn json(bytes: &[u8]) -> Result<Vec<Deployment>> {
     let status: Status =
-        serde_json::from_slice(bytes).map_err(|error| damaged(format!("`ostree admin status --json` printed something else: {error}")))?;
+        serde_json::from_slice(bytes).map_err(|error| anyhow!("`ostree admin status --json` printed something else: {error}"))?;
     let deployment = |(place, row): (usize, Row)| {
         if row.index != place {
-            return Err(damaged(format!("`ostree admin status --json` has index {} in place {place}", row.index)));
+            bail!("`ostree admin status --json` has index {} in place {place}", row.index);
         }
         Ok(Deployment {
             index: row.index,
@@ -62,11 +61,11 @@ pub(super) fn text(text: &str) -> Result<Vec<Deployment>> {
                 _ => {}
             }
         } else if line != "No deployments." {
-            return Err(damaged(format!("`ostree admin status` printed a line that is none of its own: {line:?}")));
+            bail!("`ostree admin status` printed a line that is none of its own: {line:?}");
         }
     }
     if all.is_empty() && !text.contains("No deployments.") {
-        return Err(damaged("`ostree admin status` printed nothing"));
+        bail!("`ostree admin status` printed nothing");
     }
     mark_neighbours(&mut all);
     Ok(all)
@@ -226,10 +225,10 @@ mod tests {
         let whole = fixture("gen-05-booted-plus-pinned-rollback.txt");
         let torn = &whole[..whole.find("c77a14").expect("second") + 10];
         for bad in ["", "error: something", "rhcos", torn, "{}", "* rhcos abc.0\n", "  Pinned: yes\n"] {
-            assert_eq!(exit_code(&text(bad).unwrap_err()), 65, "{bad:?}");
+            assert_eq!(exit_code(&text(bad).unwrap_err()), 1, "{bad:?}");
         }
         for bad in ["", "{}", "No deployments.", r#"{"deployments":[{"checksum":"x"}]}"#] {
-            assert_eq!(exit_code(&json(bad.as_bytes()).unwrap_err()), 65, "{bad:?}");
+            assert_eq!(exit_code(&json(bad.as_bytes()).unwrap_err()), 1, "{bad:?}");
         }
     }
 }
