@@ -24,8 +24,9 @@ pub const RESUME_UNIT: &str = "systemd/system/recovery-resume.service";
 fn files(dir: &RecoveryDir) -> [(&'static str, String); 2] {
     let unit = include_str!("../../systemd/recovery-resume.service");
     let unit = match dir.shown().to_str() {
+        // Each mention is replaced once: the other path may contain the usual one.
         Some(other) if other != DEFAULT => {
-            unit.replace(&format!("{DEFAULT}/recovery resume"), &format!("{DEFAULT}/recovery --dir {other} resume")).replace(DEFAULT, other)
+            unit.split(DEFAULT).collect::<Vec<_>>().join(other).replace("/recovery resume", &format!("/recovery --dir {other} resume"))
         }
         _ => unit.to_owned(),
     };

@@ -103,30 +103,30 @@ pub struct ResumeOptions {
 pub fn plan<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, progress: &'a Progress) -> Result<Proposal<'a>> {
     let lock = locked(dir, "restore-files")?;
     let boot = node.clock().boot_id()?;
-    if let Some(reading) = Reading::of(&dir.journal())? {
-        if let State::Open(open) = &reading.state {
-            let way = match way_of(open, &reading, &boot) {
-                // The steps go by what the run was asked.
-                Way::On if options.asked.force && !reading.beginning.asked.force => Way::Anew,
-                way => way,
-            };
-            let wanted = options.backup.as_deref().map(|wanted| backup::choose(node, dir, Some(wanted), progress)).transpose()?;
-            let same = wanted.is_none_or(|wanted| wanted.id == reading.backup());
-            if way == Way::Elsewhere || !same {
-                return Err(not_now(format!(
-                    "a recovery from backup {} is in progress ({}); next: `recovery resume` to go on, `recovery restart` to begin again, `recovery abandon` \
+    if let Some(reading) = Reading::of(&dir.journal())?
+        && let State::Open(open) = &reading.state
+    {
+        let way = match way_of(open, &reading, &boot) {
+            // The steps go by what the run was asked.
+            Way::On if options.asked.force && !reading.beginning.asked.force => Way::Anew,
+            way => way,
+        };
+        let wanted = options.backup.as_deref().map(|wanted| backup::choose(node, dir, Some(wanted), progress)).transpose()?;
+        let same = wanted.is_none_or(|wanted| wanted.id == reading.backup());
+        if way == Way::Elsewhere || !same {
+            return Err(not_now(format!(
+                "a recovery from backup {} is in progress ({}); next: `recovery resume` to go on, `recovery restart` to begin again, `recovery abandon` \
                      to end it",
-                    reading.backup(),
-                    reading.state.describe()
-                )));
-            }
-            options.asked.force |= reading.beginning.asked.force;
-            let backup = backup::choose(node, dir, Some(reading.backup()), progress)?;
-            let mut report = preflight::look(node, dir, &backup, &options, First::Restart, progress)?;
-            report.continues = Some(reading.run().to_owned());
-            let origin = if way == Way::Anew { Origin::Restart { old: report.continues.clone() } } else { Origin::Continue };
-            return Ok(Proposal { node, dir, progress, options, backup, origin, report, lock });
+                reading.backup(),
+                reading.state.describe()
+            )));
         }
+        options.asked.force |= reading.beginning.asked.force;
+        let backup = backup::choose(node, dir, Some(reading.backup()), progress)?;
+        let mut report = preflight::look(node, dir, &backup, &options, First::Restart, progress)?;
+        report.continues = Some(reading.run().to_owned());
+        let origin = if way == Way::Anew { Origin::Restart { old: report.continues.clone() } } else { Origin::Continue };
+        return Ok(Proposal { node, dir, progress, options, backup, origin, report, lock });
     }
     let backup = backup::choose(node, dir, options.backup.as_deref(), progress)?;
     let report = preflight::look(node, dir, &backup, &options, First::Run, progress)?;
