@@ -6,6 +6,8 @@ pub mod real_etcd;
 #[path = "support/node.rs"]
 pub mod node;
 
+#[path = "recovery/one_command.rs"]
+mod one_command;
 #[path = "recovery/place.rs"]
 mod place;
 #[path = "recovery/refusals.rs"]

@@ -20,7 +20,7 @@ const OF_THE_RECOVERY: [&str; 4] = ["/operator.openshift.io/", "/pods/", "/certi
 /// Directories that no archive holds, only files in them.
 const TIMES_OF_OTHERS: [&str; 3] = ["/var/lib/kubelet/pods", "/var/lib/site", "/var/opt/site"];
 
-fn taken(node: &Node, dir: &RecoveryDir) -> Result<()> {
+pub(crate) fn taken(node: &Node, dir: &RecoveryDir) -> Result<()> {
     let options = backup::take::TakeOptions {
         name: None,
         labels: std::collections::BTreeMap::new(),
@@ -72,7 +72,7 @@ fn there_and_back(kind: Kind) -> Result<()> {
 }
 
 /// What runs again writes of itself, and the times of directories above managed files, which are nobody's.
-fn may_differ(line: &str) -> bool {
+pub(crate) fn may_differ(line: &str) -> bool {
     let of_the_cluster = line.starts_with("key ") && OF_THE_RECOVERY.iter().any(|part| line.contains(part));
     of_the_cluster || TIMES_OF_OTHERS.iter().any(|path| line.starts_with(&format!("{path}: was 04")))
 }
