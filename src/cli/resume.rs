@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::args::ResumeArgs;
 use super::context::Context;
-use super::status::describe_run_report;
+use super::status::{describe_run_report, how_far};
 use crate::recovery::{ResumeOptions, Wait, resume};
 use crate::report::unit;
 
@@ -20,6 +20,9 @@ pub(super) fn run(context: &Context, args: &ResumeArgs) -> Result<ExitCode> {
             unit::status(&format!("{error:#}"));
         }
     })?;
+    if let (true, Some(report)) = (args.unit, &report) {
+        unit::status(how_far(report.outcome));
+    }
     context.print(&report, |report| match report {
         Some(report) => describe_run_report(report),
         None => "no recovery is in progress: nothing to do\n".to_owned(),

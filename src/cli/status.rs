@@ -105,16 +105,21 @@ fn took(seconds: f64, waited: f64) -> String {
     if waited >= 0.05 { format!("{seconds:8.1} s, {waited:.1} of it waiting") } else { format!("{seconds:8.1} s") }
 }
 
-/// How far a recovery came.
-pub(super) fn describe_run_report(report: &RunReport) -> String {
-    let how = match report.outcome {
+/// How far a recovery came, in words.
+pub(super) fn how_far(outcome: Outcome) -> &'static str {
+    match outcome {
         Outcome::Finished => "the recovery is finished: the node is as the backup recorded it",
         Outcome::Abandoned => "the recovery was given up before; what it changed and could be put back is",
         Outcome::RebootNeeded => "what comes before the reboot is done; the node has to reboot now",
         Outcome::Rebooting => "what comes before the reboot is done; the node is going down for it",
         Outcome::PhaseDone => "the phase is done",
         Outcome::LeftToAPerson => "this recovery goes one phase at a time: it is left to a person",
-    };
+    }
+}
+
+/// How far a recovery came, and every step it did.
+pub(super) fn describe_run_report(report: &RunReport) -> String {
+    let how = how_far(report.outcome);
     let mut text = describe_run(&report.run, report.outcome == Outcome::Finished);
     let own = report.seconds - report.waited;
     writeln!(text, "{how} ({own:.1} s of its own work, {:.1} s of waiting)", report.waited).ok();

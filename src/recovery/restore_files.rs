@@ -20,7 +20,7 @@ use crate::node::{durable, hold};
 use crate::tools::{crictl, systemctl};
 
 /// How long a container has to end before it is killed. Its work is about to be undone: it needs no more than to close its files.
-pub(super) const GRACE: Duration = Duration::from_secs(10);
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 /// CRI-O leaves it behind when it stops in order; without it, its next start erases the whole image store (cri-o `server/server.go`).
 const CLEAN_SHUTDOWN: &str = "/var/lib/crio/clean.shutdown";
 
@@ -87,7 +87,7 @@ fn stop_containers(here: &mut Doing<'_, '_>) -> Result<()> {
     if !crictl::answers(here.run.node) {
         return Ok(());
     }
-    let stopped = stop_and_remove(here);
+    let stopped = here.waiting("stopping containers and pod sandboxes", |here, _| stop_and_remove(here));
     tolerate(here, stopped)
 }
 

@@ -15,7 +15,7 @@ use crate::tools::crictl::{self, Container};
 use crate::tools::systemctl;
 
 /// How often a wait looks.
-pub(super) const PAUSE: Duration = Duration::from_secs(3);
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
 /// A container that is waited for: its name and namespace.
 pub(super) type Wanted = (&'static str, &'static str);
