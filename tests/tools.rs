@@ -109,7 +109,7 @@ fn containers_are_listed_stopped_and_removed() -> Result<()> {
     assert_eq!(crictl::log_tail(&agent, "0123456789ab", 3), "");
     let sandboxes = crictl::sandboxes(&agent)?;
     let sandbox = sandboxes.iter().find(|s| s.id == etcd.sandbox).context("etcd's sandbox")?;
-    assert_eq!((sandbox.revision.as_str(), sandbox.ready), ("3", true));
+    assert_eq!((sandbox.labels["revision"].as_str(), sandbox.ready), ("3", true));
     assert!(crictl::is_host_network(&agent, &sandbox.id)?);
     let operator = sandboxes.iter().find(|s| s.namespace == "openshift-etcd-operator").context("the operator's sandbox")?;
     assert!(!crictl::is_host_network(&agent, &operator.id)?);

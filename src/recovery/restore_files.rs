@@ -98,8 +98,12 @@ fn stop_and_remove(here: &mut Doing<'_, '_>) -> Result<()> {
     let stopped = crictl::stop(node, &running, GRACE);
     tolerate(here, stopped)?;
     let (mut on_host, mut on_pods) = (Vec::new(), Vec::new());
+    let asked_by = here.run.backup.manifest.asked_by.clone();
     for sandbox in crictl::sandboxes(node)? {
         crate::node::clock::interrupted()?;
+        if !sandbox.ready && is_of(&sandbox, &asked_by) {
+            continue;
+        }
         // One that cannot be asked goes first, with those that need the network's pods most.
         let host = crictl::is_host_network(node, &sandbox.id).unwrap_or(false);
         if host { &mut on_host } else { &mut on_pods }.push(sandbox.id);
@@ -110,6 +114,17 @@ fn stop_and_remove(here: &mut Doing<'_, '_>) -> Result<()> {
         tolerate(here, removed)?;
     }
     Ok(())
+}
+
+/// True for the pod that asked for the backup. In the restored etcd it is running; kubelet takes the end of its container from the runtime, and
+/// would call it failed if the runtime knew of none.
+fn is_of(sandbox: &crictl::Sandbox, asked_by: &str) -> bool {
+    let label = |name: &str, uid: &str| sandbox.labels.get(name).is_some_and(|value| value == uid);
+    match asked_by.split_once('/') {
+        Some(("job", uid)) => label("batch.kubernetes.io/controller-uid", uid) || label("controller-uid", uid),
+        Some(("pod", uid)) => label("io.kubernetes.pod.uid", uid),
+        _ => false,
+    }
 }
 
 /// Turns a failure into a warning, unless it is an interruption.

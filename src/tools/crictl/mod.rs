@@ -4,6 +4,7 @@
 
 mod parse;
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -59,8 +60,8 @@ pub struct Sandbox {
     pub namespace: String,
     /// True for `SANDBOX_READY`.
     pub ready: bool,
-    /// Label `revision` of an OpenShift static pod, or empty.
-    pub revision: String,
+    /// The pod's labels, and kubelet's own.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// An image.

@@ -121,9 +121,9 @@ fn container(raw: RawContainer) -> Result<Container> {
 
 /// `crictl pods -o json`.
 pub(super) fn sandboxes(bytes: &[u8]) -> Result<Vec<Sandbox>> {
-    let sandbox = |mut raw: RawSandbox| Sandbox {
+    let sandbox = |raw: RawSandbox| Sandbox {
         ready: raw.state == "SANDBOX_READY",
-        revision: raw.labels.remove("revision").unwrap_or_default(),
+        labels: raw.labels,
         id: raw.id,
         name: raw.metadata.name,
         namespace: raw.metadata.namespace,
@@ -214,12 +214,12 @@ mod tests {
         assert_eq!(all.len(), 4);
         assert!(all.iter().all(|s| s.ready));
         let etcd = all.iter().find(|s| s.name == "etcd-sno").expect("etcd");
-        assert_eq!((etcd.namespace.as_str(), etcd.revision.as_str()), ("openshift-etcd", "3"));
+        assert_eq!((etcd.namespace.as_str(), etcd.labels["revision"].as_str()), ("openshift-etcd", "3"));
         assert!(sandboxes(&fixture("real-1.36-containerd-1.6/pods-after-rmp.json"))?.is_empty());
         let other = sandboxes(&fixture("pods-bpfman-ready.json"))?;
-        assert_eq!((other[0].namespace.as_str(), other[0].revision.as_str()), ("bpfman", ""));
+        assert_eq!((other[0].namespace.as_str(), other[0].labels.contains_key("revision")), ("bpfman", false));
         let old = sandboxes(&fixture("assembled-pods-static-etcd-kas.json"))?;
-        assert_eq!(old.iter().filter(|s| !s.ready).map(|s| s.revision.as_str()).collect::<Vec<_>>(), ["2"]);
+        assert_eq!(old.iter().filter(|s| !s.ready).map(|s| s.labels["revision"].as_str()).collect::<Vec<_>>(), ["2"]);
         Ok(())
     }
 
