@@ -2,6 +2,8 @@
 
 #[path = "support/api/mod.rs"]
 mod api;
+#[path = "support/csr.rs"]
+mod csr;
 #[path = "support/pki.rs"]
 mod pki;
 #[path = "support/api/seed.rs"]
@@ -505,7 +507,7 @@ fn only_the_nodes_own_fresh_requests_are_approved() -> Result<()> {
     let me = "system:node:sno-node-0";
     let nodes = ["system:nodes", "system:authenticated"];
     let names = [NODE, "192.0.2.10"];
-    let pem = |cn: &str, o: &str, names: &[&str]| pki::request(cn, Some(o), names);
+    let pem = |cn: &str, o: &str, names: &[&str]| csr::request(cn, Some(o), names);
     let (mine, serving) = (pem(me, "system:nodes", &[])?, pem(me, "system:nodes", &names)?);
     let other = "system:node:sno-node-1";
     let mut decided = request("decided", me, &nodes, CLIENT, "", &mine);
@@ -530,7 +532,7 @@ fn only_the_nodes_own_fresh_requests_are_approved() -> Result<()> {
         request("no-name", me, &nodes, SERVING, "", &mine),
         request("name-in-client", me, &nodes, CLIENT, "", &serving),
         request("masters", me, &nodes, CLIENT, "", &pem(me, "system:masters", &[])?),
-        request("no-organisation", me, &nodes, CLIENT, "", &pki::request(me, None, &[])?),
+        request("no-organisation", me, &nodes, CLIENT, "", &csr::request(me, None, &[])?),
         request("admin", BOOTSTRAPPER, &[], CLIENT, "", &pem("system:admin", "system:nodes", &[])?),
         request("bootstrapper-serves", BOOTSTRAPPER, &[], SERVING, "", &serving),
         request("not-in-group", me, &["system:authenticated"], CLIENT, "", &mine),
@@ -558,7 +560,7 @@ fn a_request_that_kubelet_really_makes_is_approved() -> Result<()> {
     let kubelet = cluster.authority.issue("system:node:sno-node-0", Some("system:nodes"), &[])?;
     std::fs::write(cluster.dir.path().join("kubelet.crt"), &kubelet.cert)?;
     std::fs::write(cluster.dir.path().join("kubelet.key"), &kubelet.key)?;
-    let pem = pki::request("system:node:sno-node-0", Some("system:nodes"), &[NODE, "192.0.2.10"])?;
+    let pem = csr::request("system:node:sno-node-0", Some("system:nodes"), &[NODE, "192.0.2.10"])?;
     let mut body = request("", "liar", &[], SERVING, "", &pem);
     body["metadata"] = json!({"generateName": "csr-"});
     let since = recovery::node::clock::Clock::now(cluster.node().clock());
@@ -586,7 +588,7 @@ fn requests_are_approved_while_another_thread_waits() -> Result<()> {
             client.wait_revision(etcds(), revision, deadline, &|_| {})
         });
         let me = "system:node:sno-node-0";
-        cluster.add(&[request("mine", me, &["system:nodes"], CLIENT, "", &pki::request(me, Some("system:nodes"), &[])?)])?;
+        cluster.add(&[request("mine", me, &["system:nodes"], CLIENT, "", &csr::request(me, Some("system:nodes"), &[])?)])?;
         assert_eq!(client.approve_requests(NODE, "2026-01-02T00:00:00Z".parse()?)?, ["mine"]);
         assert!(!waiting.is_finished(), "it was approved while the other waited");
         waiting.join().expect("the thread that waits")

@@ -10,6 +10,8 @@
 
 #[path = "node/compare.rs"]
 pub mod compare;
+#[path = "csr.rs"]
+mod csr;
 #[path = "node/fill.rs"]
 mod fill;
 #[path = "node/layout.rs"]

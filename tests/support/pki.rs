@@ -1,17 +1,16 @@
 //! Certificates for tests: an authority, what it signs, and kubeconfigs.
 
-#[path = "csr.rs"]
-mod csr;
+#[path = "subject.rs"]
+mod subject;
 
 use anyhow::Result;
 use base64::Engine;
 use rcgen::{BasicConstraints, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 
-pub(crate) use csr::{params, request};
-
 /// A certificate authority.
 pub(crate) struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
+    /// The certificate and its key.
+    pub(crate) issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 /// A certificate and its key, PEM.
@@ -26,7 +25,7 @@ pub(crate) struct Pair {
 impl Authority {
     /// A new one, self-signed.
     pub(crate) fn new(name: &str) -> Result<Self> {
-        let mut params = params(name, None, &[])?;
+        let mut params = subject::params(name, None, &[])?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Ok(Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate()?)? })
     }
@@ -39,7 +38,7 @@ impl Authority {
     /// Signs a certificate for a server and a client: common name, organisation, names and addresses.
     pub(crate) fn issue(&self, name: &str, organisation: Option<&str>, alternative: &[&str]) -> Result<Pair> {
         let key = KeyPair::generate()?;
-        let mut params = params(name, organisation, alternative)?;
+        let mut params = subject::params(name, organisation, alternative)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let cert = params.signed_by(&key, &self.issuer)?.pem();
         Ok(Pair { cert, key: key.serialize_pem() })

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, SortOrder, SortTarget, TlsOptions};
 use serde_json::json;
 
-use super::{Node, checked, pki, pods, wait_for};
+use super::{Node, checked, csr, pods, wait_for};
 
 /// Keys read at a time: a page stays below etcd's limit of a message.
 const PAGE: i64 = 1000;
@@ -54,7 +54,7 @@ impl Node {
 
     /// A certificate request (PEM) of somebody who calls himself that node's kubelet.
     pub fn certificate_request(&self, node: &str) -> Result<String> {
-        pki::request(&format!("system:node:{node}"), Some("system:nodes"), &[])
+        csr::request(&format!("system:node:{node}"), Some("system:nodes"), &[])
     }
 
     /// Every key with its value, in order, once etcd serves.

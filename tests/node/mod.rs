@@ -1,0 +1,159 @@
+//! A real single-node control plane that reboots: systemd as process 1 of a container whose root is an ostree deployment, with the real
+//! kubelet, containerd, etcd, kube-apiserver, kube-controller-manager and kube-scheduler, on disks of its own. `tests/README.md` says what
+//! in it is real. For people there is the example program `node` (`node.rs`); for drills:
+//!
+//! ```ignore
+//! let node = Node::up(&dir, &Variant::default())?;    // made, booted, Ready; a few seconds
+//! node.install(&agent)?;                              // the agent's binary at /var/recovery/recovery
+//! node.run(&["/var/recovery/recovery", "backup"])?;   // fails unless it exits 0
+//! node.upgrade(Broken::ApiServer)?;                   // the next release, booted, then the API server ruined
+//! let boots = node.boots()?;
+//! node.exec(&["/var/recovery/recovery", "recover", "--yes"], Limit::of(300))?;
+//! node.wait_boots(boots + 1)?;
+//! node.kill()?;                                       // a power cut
+//! node.boot()?;                                       // on again
+//! node.wait_ready()?;
+//! ```
+//!
+//! A node is a directory with disk images, so that it can be copied. While it is on, a process of its own plays machine and boot loader
+//! (`machine.rs`): it starts the deployment that `/boot/loader/entries` puts first, again after each reboot. Mounts are made in that
+//! process's mount namespace and are gone with it. The process ends with the one that turned the node on, unless that said `Stay`.
+
+#![allow(clippy::missing_errors_doc, reason = "every one fails when the node cannot be made to do it, which ends the test")]
+
+pub mod base;
+pub mod cgroup;
+pub mod cluster;
+pub mod command;
+pub mod disk;
+pub mod image;
+pub mod inside;
+pub mod machine;
+pub mod managed;
+pub mod pki;
+pub mod place;
+pub mod pods;
+pub mod release;
+pub mod root;
+#[path = "../support/pki.rs"]
+pub mod signer;
+pub mod variant;
+
+use std::path::PathBuf;
+use std::process::{Child, Command};
+
+use anyhow::{Context, Result, ensure};
+
+pub use command::{Done, Limit};
+pub use machine::Power;
+pub use place::Place;
+pub use release::Kind;
+pub use variant::{Ahead, Variant};
+
+/// How long a node that was turned on stays on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stay {
+    /// Until this process ends, or the [`Node`] is dropped.
+    WithMe,
+    /// Until somebody turns it off.
+    Forever,
+}
+
+/// A node.
+#[derive(Debug)]
+pub struct Node {
+    place: Place,
+    variant: Variant,
+    stay: Stay,
+    machine: Option<Child>,
+}
+
+impl Node {
+    /// Where its parts are.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// The kind of its control plane.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.variant.kind
+    }
+
+    /// Turns it on, and waits until systemd takes commands.
+    pub fn boot(&mut self) -> Result<()> {
+        let machine = machine::start(&self.place, &build_example("node")?, self.stay == Stay::Forever)?;
+        self.machine = (self.stay == Stay::WithMe).then_some(machine);
+        self.wait_boots(self.boots()?)
+    }
+
+    /// How often it has booted.
+    pub fn boots(&self) -> Result<u32> {
+        Ok(Power::of(&self.place)?.boots)
+    }
+
+    /// Whether it is on, and what is booted.
+    pub fn power(&self) -> Result<Power> {
+        Power::of(&self.place)
+    }
+
+    /// A power cut: every process of it ends at once.
+    pub fn kill(&mut self) -> Result<()> {
+        machine::cut(&self.place)?;
+        self.reap()
+    }
+
+    /// An orderly end.
+    pub fn power_off(&mut self) -> Result<()> {
+        // systemd may end before it has answered.
+        self.exec(&["systemctl", "poweroff"], Limit::of(60))?;
+        Limit::of(120).wait("the node to power off", || Ok((!machine::is_on(&self.place)?).then_some(())), || self.explain())?;
+        let power = self.power()?;
+        ensure!(power.ended == "power off", "the node did not power off in order: {}", power.ended);
+        self.reap()
+    }
+
+    /// An orderly reboot, waited for.
+    pub fn reboot(&self) -> Result<()> {
+        let boots = self.boots()?;
+        // It may fail with "Connection reset by peer" although the reboot happens.
+        self.exec(&["systemctl", "reboot"], Limit::of(60))?;
+        self.wait_boots(boots + 1)
+    }
+
+    fn reap(&mut self) -> Result<()> {
+        self.machine.take().map_or(Ok(()), |mut machine| machine.wait().map(drop)).context("waiting for the machine")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.machine.is_some() && machine::cut(&self.place).is_ok() {
+            let _ = self.reap();
+        }
+    }
+}
+
+/// A program of this package's examples, built in the profile of the program that runs.
+fn build_example(name: &str) -> Result<PathBuf> {
+    let me = std::env::current_exe()?;
+    if me.file_name().is_some_and(|mine| mine == name) {
+        return Ok(me);
+    }
+    let target = me.ancestors().find(|folder| folder.join("deps").is_dir()).context("this is no program of cargo's")?.to_owned();
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--quiet", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    // Cargo tells a test about its own package; a build script that looks at such variables would run again, and with it the compilation of
+    // everything that needs what it builds.
+    let ours = |name: &str| ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|prefix| name.starts_with(prefix));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
+        cargo.env_remove(name);
+    }
+    cargo.env_remove("LD_LIBRARY_PATH");
+    if target.file_name().is_some_and(|profile| profile == "release") {
+        cargo.arg("--release");
+    }
+    command::checked(&mut cargo, Limit::of(1800))?;
+    Ok(target.join("examples").join(name))
+}
