@@ -110,8 +110,3 @@ impl ApiConfig {
         })
     }
 }
-
-/// Milliseconds, as the delay files write them.
-pub(crate) fn ms<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-    u64::deserialize(from).map(Duration::from_millis)
-}

@@ -17,6 +17,7 @@ pub(crate) mod config;
 pub(crate) mod operators;
 pub(crate) mod resources;
 pub(crate) mod rest;
+pub(crate) mod roll_out;
 pub(crate) mod store;
 pub(crate) mod tls;
 
