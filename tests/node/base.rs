@@ -16,7 +16,7 @@ use super::root::Root;
 use super::{Node, Stay, Variant, disk, pki};
 
 /// What a base is made of, besides programs: everything in these.
-const SOURCES: [&str; 5] = ["tests/node", "tests/standin/rpm-ostree.py", "tests/support/pki.rs", "tests/fixtures/crds", "tests/fixtures/oc"];
+const SOURCES: [&str; 6] = ["tests/node", "tests/support/api", "tests/standin/rpm-ostree.py", "tests/support/pki.rs", "tests/fixtures/crds", "tests/fixtures/oc"];
 /// What only looks after a node does not make another base.
 const HARNESS: [&str; 8] = ["node.rs", "machine.rs", "inside.rs", "cgroup.rs", "variant.rs", "upgrade.rs", "command.rs", "mod.rs"];
 /// For a build from nothing, on two busy cores.
@@ -32,11 +32,11 @@ fn kept() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| here("target"), PathBuf::from).join("node")
 }
 
-/// The base of this kind; it is made if it is not there.
-pub fn get(kind: Kind) -> Result<Place> {
+/// Copies the disks of the base of this kind to `place`; the base is made if it is not there.
+pub fn copy(kind: Kind, place: &Place) -> Result<()> {
     let kept = kept();
     std::fs::create_dir_all(&kept)?;
-    // One at a time; the others find it made.
+    // One at a time: the others find it made, and nobody removes what is being copied.
     let alone = File::create(kept.join("lock"))?;
     flock(&alone, FlockOperation::LockExclusive).context("waiting for another build of the node")?;
     let programs = programs()?;
@@ -49,7 +49,9 @@ pub fn get(kind: Kind) -> Result<Place> {
         make(&new, kind, &programs).with_context(|| format!("making the base of nodes in {}", new.dir().display()))?;
         std::fs::rename(new.dir(), &dir)?;
     }
-    Place::existing(&dir)
+    let base = Place::existing(&dir)?;
+    disk::copy(&base.partition("recovery"), &place.partition("recovery"))?;
+    disk::copy(&base.disk(), &place.disk())
 }
 
 /// Bases of an earlier state of the sources, which take a gigabyte each.
@@ -192,7 +194,7 @@ fn settle(root: &Root, kind: Kind) -> Result<()> {
     managed::write(root, &files)?;
     if kind == Kind::OpenShift {
         root.link("/dev/null", "/etc/systemd/system/containerd.service")?;
-        let record = managed::record("rendered-master-3a1f0f8c5d0b4c8e9f7a6b5c4d3e2f10", &files);
+        let record = managed::record("rendered-master-3a1f0f8c5d0b4c8e9f7a6b5c4d3e2f10", &files, BEFORE.version);
         root.put(CURRENT_CONFIG, record.to_string().as_bytes(), 0o644)?;
     }
     pki::lay_out(root, kind)

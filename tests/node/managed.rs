@@ -71,7 +71,7 @@ pub fn files(sets: &[&str]) -> Result<Vec<Managed>> {
 
 /// What machine-config-daemon writes down: a `MachineConfig`, Ignition inside.
 #[must_use]
-pub fn record(name: &str, files: &[Managed]) -> Value {
+pub fn record(name: &str, files: &[Managed], version: &str) -> Value {
     let url = |bytes: &[u8]| format!("data:,{}", percent_encoding::percent_encode(bytes, percent_encoding::NON_ALPHANUMERIC));
     let plain: Vec<Value> = files
         .iter()
@@ -93,7 +93,7 @@ pub fn record(name: &str, files: &[Managed]) -> Value {
             "fips": false,
             "kernelArguments": ["psi=1"],
             "kernelType": "default",
-            "osImageURL": "registry.test/release/rhel-coreos:4.16.4",
+            "osImageURL": format!("registry.test/release/rhel-coreos:{version}"),
         },
     })
 }

@@ -22,6 +22,8 @@
 #![allow(clippy::missing_errors_doc, reason = "every one fails when the node cannot be made to do it, which ends the test")]
 
 pub mod base;
+#[path = "../support/api/objects.rs"]
+pub mod captured;
 pub mod cgroup;
 pub mod cluster;
 pub mod command;
@@ -37,6 +39,7 @@ pub mod release;
 pub mod root;
 #[path = "../support/pki.rs"]
 pub mod signer;
+pub mod upgrade;
 pub mod variant;
 
 use std::path::PathBuf;
@@ -48,6 +51,7 @@ pub use command::{Done, Limit};
 pub use machine::Power;
 pub use place::Place;
 pub use release::Kind;
+pub use upgrade::Broken;
 pub use variant::{Ahead, Variant};
 
 /// How long a node that was turned on stays on.

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use node::{Node, Place, Power, Stay, Variant, machine};
+use node::{Broken, Node, Place, Power, Stay, Variant, machine};
 
 /// A single-node control plane in a container, with real reboots. As root on Debian 12.
 #[derive(Debug, Parser)]
@@ -58,6 +58,14 @@ enum Verb {
         /// The node
         dir: PathBuf,
     },
+    /// Upgrade it to the next release, and break that
+    Upgrade {
+        /// The node
+        dir: PathBuf,
+        /// What is broken afterwards
+        #[arg(long, value_enum, default_value = "api-server")]
+        broken: Broken,
+    },
     /// Turn it off and remove it
     Down {
         /// The node
@@ -85,6 +93,7 @@ fn main() -> Result<ExitCode> {
         Verb::Wait { dir } => Node::at(&dir, Stay::Forever)?.wait_well()?,
         Verb::Kill { dir } => Node::at(&dir, Stay::Forever)?.kill()?,
         Verb::Power { dir } => println!("{}", serde_json::to_string(&Power::of(&Place::existing(&dir)?)?)?),
+        Verb::Upgrade { dir, broken } => Node::at(&dir, Stay::Forever)?.upgrade(broken)?,
         Verb::Down { dir } => Node::at(&dir, Stay::Forever)?.down()?,
         Verb::Machine { dir, stay } => machine::play(&Place::existing(&dir)?, stay)?,
     }

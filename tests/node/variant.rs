@@ -76,13 +76,11 @@ impl Node {
 
     /// The same, staying on as long as is asked for.
     pub fn make(dir: &Path, variant: &Variant, stay: Stay) -> Result<Self> {
-        let base = base::get(variant.kind)?;
         let place = Place::new(dir)?;
         ensure!(!place.disk().exists(), "there is a node in {} already: `node down` removes it", dir.display());
         std::fs::create_dir_all(place.dir()).with_context(|| format!("making {}", dir.display()))?;
         std::fs::write(place.variant(), serde_json::to_vec(variant)?)?;
-        disk::copy(&base.partition("recovery"), &place.partition("recovery"))?;
-        disk::copy(&base.disk(), &place.disk())?;
+        base::copy(variant.kind, &place)?;
         if variant.etcd_mount {
             disk::make(&place.partition("etcd"), 2 << 30, "etcd")?;
         }

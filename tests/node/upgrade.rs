@@ -1,0 +1,196 @@
+//! An upgrade that fails, in the order in which OpenShift does it: the operators bring new revisions of the static pods, machine-config-daemon
+//! writes the new configuration and deploys the new operating system, the node reboots into it, all is well for a moment, and then not.
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::Node;
+use super::command::Limit;
+use super::managed::{self, CURRENT_CONFIG, Managed};
+use super::pods::{RESOURCES, manifest};
+use super::release::{AFTER, BEFORE, COMPONENTS, Kind, NODE};
+
+const DEPLOY: Limit = Limit::of(120);
+/// What the new release's API server is started with when it is broken: it knows no such plugin, and ends at once.
+const RUIN: &str = "--enable-admission-plugins=NodeRestriction,FromTheFuture";
+
+/// What is wrong after the upgrade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Broken {
+    /// Nothing: an upgrade that went well.
+    Nothing,
+    /// The API server's newest revision ends as soon as it starts.
+    ApiServer,
+    /// etcd's data cannot be read.
+    Etcd,
+}
+
+impl Node {
+    /// Upgrades it to the next release, reboots it into that, and then breaks it.
+    pub fn upgrade(&self, broken: Broken) -> Result<()> {
+        self.roll_out().context("rolling out the static pods of the next release")?;
+        self.change_objects().context("changing objects, as the next release does")?;
+        self.write_configuration().context("writing the next machine configuration")?;
+        let mut deploy = vec!["ostree", "admin", "deploy", "--os=rhcos", "--karg=root=LABEL=root", "--karg=psi=1"];
+        let branch = AFTER.branch();
+        deploy.extend(["--karg=systemd.unified_cgroup_hierarchy=0", &branch]);
+        self.exec(&deploy, DEPLOY)?.checked()?;
+        self.reboot()?;
+        self.wait_ready().context("waiting for the upgraded node")?;
+        self.renew_kubelet()?;
+        self.break_it(broken)
+    }
+
+    /// New revisions with the new release's images, one component after the other.
+    fn roll_out(&self) -> Result<()> {
+        for (component, name) in COMPONENTS.into_iter().enumerate() {
+            let (old, new) = (BEFORE.revisions[component], AFTER.revisions[component]);
+            let before = self.containers(name)?;
+            if self.kind() == Kind::OpenShift {
+                let old = self.revision(name)?.unwrap_or(old);
+                let new = new.max(old + 1);
+                self.install_revision(name, old, new, &manifest(self.kind(), &AFTER, component, new))?;
+            } else {
+                let pod = serde_saphyr::to_string(&manifest(self.kind(), &AFTER, component, new))?;
+                self.replace(&self.kind().manifest(name), pod.as_bytes(), 0o600)?;
+            }
+            let replaced = || {
+                let now = self.containers(name)?;
+                Ok((!now.is_empty() && now.iter().all(|id| !before.contains(id))).then_some(()))
+            };
+            DEPLOY.wait(&format!("{name} to be replaced"), replaced, || self.explain())?;
+            if self.kind() == Kind::OpenShift {
+                self.note_revision(name, self.revision(name)?.unwrap_or(new))?;
+            }
+        }
+        self.wait_api()
+    }
+
+    /// The revision of the manifest that is in use.
+    pub fn revision(&self, component: &str) -> Result<Option<u32>> {
+        let pod: Value = serde_json::from_str(&self.read(&self.kind().manifest(component))?)?;
+        Ok(pod["metadata"]["labels"]["revision"].as_str().and_then(|number| number.parse().ok()))
+    }
+
+    fn install_revision(&self, name: &str, old: u32, new: u32, pod: &Value) -> Result<()> {
+        let (from, to) = (format!("{RESOURCES}/{name}-pod-{old}"), format!("{RESOURCES}/{name}-pod-{new}"));
+        self.run(&["cp", "--archive", "--no-target-directory", &from, &to])?;
+        self.put(&format!("{to}/{name}-pod.yaml"), pod.to_string().as_bytes(), 0o644)?;
+        self.replace(&self.kind().manifest(name), pod.to_string().as_bytes(), 0o644)
+    }
+
+    /// Writes a file outside the directory that kubelet watches, and moves it in.
+    fn replace(&self, path: &str, bytes: &[u8], mode: u32) -> Result<()> {
+        let staged = "/etc/kubernetes/.staged";
+        self.put(staged, bytes, mode)?;
+        self.run(&["mv", staged, path]).map(drop)
+    }
+
+    /// The running containers of a component.
+    pub fn containers(&self, name: &str) -> Result<Vec<String>> {
+        let label = format!("--label=io.kubernetes.container.name={name}");
+        let ids = self.run(&["crictl", "ps", "--quiet", "--state=Running", &label])?;
+        Ok(ids.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// What the operator of a component reports afterwards.
+    fn note_revision(&self, name: &str, revision: u32) -> Result<()> {
+        let kind = match name {
+            "etcd" => "etcds",
+            "kube-apiserver" => "kubeapiservers",
+            "kube-controller-manager" => "kubecontrollermanagers",
+            _ => "kubeschedulers",
+        };
+        let map = json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": format!("{name}-pod-{revision}"), "namespace": format!("openshift-{name}")},
+            "data": {"forceRedeploymentReason": "", "version": AFTER.version},
+        });
+        let status = json!({"status": {
+            "latestAvailableRevision": revision,
+            "nodeStatuses": [{"nodeName": NODE, "currentRevision": revision}],
+        }});
+        let what = format!("{name}'s operator to know revision {revision}");
+        // etcd or the API server may just be on its way from one revision to the next.
+        let noted = || {
+            let done = self.apply(std::slice::from_ref(&map)).and_then(|()| {
+                self.kubectl(&["patch", kind, "cluster", "--subresource=status", "--type=merge", "--patch", &status.to_string()]).map(drop)
+            });
+            Ok(done.ok())
+        };
+        DEPLOY.wait(&what, noted, || self.explain())
+    }
+
+    /// Objects that a release changes, and some that it adds.
+    fn change_objects(&self) -> Result<()> {
+        let map = |name: &str, text: &str| {
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"}, "data": {"text": text}})
+        };
+        self.apply(&[map("settings-000000", "as the next release wants it"), map("added-by-the-upgrade", "the next release's")])?;
+        if self.kind() == Kind::OpenShift {
+            let history = json!({"state": "Partial", "version": AFTER.version, "image": AFTER.image("release"),
+                "startedTime": jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(), "completionTime": null, "verified": false});
+            let patch = json!([{"op": "add", "path": "/status/history/0", "value": history}]).to_string();
+            self.kubectl(&["patch", "clusterversion", "version", "--subresource=status", "--type=json", "--patch", &patch])?;
+        }
+        Ok(())
+    }
+
+    /// What machine-config-daemon does before it reboots: files and units of the new configuration, and the record of it.
+    fn write_configuration(&self) -> Result<()> {
+        if self.kind() != Kind::OpenShift {
+            return Ok(());
+        }
+        let files = managed::files(&["openshift", "openshift-next"])?;
+        for Managed { path, bytes, mode } in &files {
+            if self.exec_with(&["cmp", "--silent", path, "-"], bytes, DEPLOY)?.code() != 0 {
+                self.put(path, bytes, *mode)?;
+            }
+        }
+        for (link, target) in files.iter().flat_map(Managed::links) {
+            let folder = link.rsplit_once('/').map_or("/", |(folder, _)| folder);
+            self.run(&["mkdir", "--parents", folder])?;
+            self.run(&["ln", "--symbolic", "--force", &target, &link])?;
+        }
+        let record = managed::record("rendered-master-9d8c7b6a5f4e3d2c1b0a998877665544", &files, AFTER.version);
+        self.put(CURRENT_CONFIG, record.to_string().as_bytes(), 0o644)
+    }
+
+    /// kubelet asks for new certificates, under which the cluster that is restored has never seen it.
+    fn renew_kubelet(&self) -> Result<()> {
+        let kubeconfig = match self.kind() {
+            Kind::OpenShift => "/var/lib/kubelet/kubeconfig",
+            Kind::Kubeadm => "/etc/kubernetes/kubelet.conf",
+        };
+        self.kubectl(&["delete", "certificatesigningrequests", "--all"])?;
+        self.run(&["systemctl", "stop", "kubelet"])?;
+        self.run(&["rm", "--recursive", "--force", "/var/lib/kubelet/pki", kubeconfig])?;
+        self.run(&["systemctl", "start", "kubelet"])?;
+        self.approve_requests()
+    }
+
+    fn break_it(&self, broken: Broken) -> Result<()> {
+        match broken {
+            Broken::Nothing => Ok(()),
+            Broken::ApiServer => {
+                let path = self.kind().manifest("kube-apiserver");
+                let text = self.read(&path)?;
+                let ruined = text.replace("--enable-admission-plugins=NodeRestriction", RUIN);
+                anyhow::ensure!(ruined != text, "{path} has no admission plugins to ruin");
+                self.replace(&path, ruined.as_bytes(), 0o644)?;
+                self.wait_output("the API server to be gone", &["crictl", "ps", "--all", "--name=^kube-apiserver$"], |text| {
+                    text.contains("Exited") && !text.contains("Running")
+                })
+            }
+            Broken::Etcd => {
+                self.run(&["systemctl", "stop", "kubelet"])?;
+                let script = "crictl ps --quiet --name='^etcd$' | xargs crictl stop; truncate --size=4096 /var/lib/etcd/member/snap/db";
+                self.run(&["sh", "-c", script])?;
+                self.run(&["systemctl", "start", "kubelet"])?;
+                self.wait_output("etcd to fail", &["crictl", "ps", "--all", "--name=^etcd$"], |text| {
+                    text.contains("Exited") && !text.contains("Running")
+                })
+            }
+        }
+    }
+}
