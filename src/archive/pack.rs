@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -15,12 +16,13 @@ use sha2::Digest;
 
 use super::check::{Checker, read_back, read_back_tail};
 use super::entry::{Hash, Kind, Time, shown, split};
+use super::frames::Frames;
 use super::header::{self, BLOCK, Segments};
 use super::index::{self, Record};
 use super::parse::MOST_SEGMENTS;
-use super::reuse::{Group, Previous};
+use super::reuse::{Group, Previous, Unusable};
 use super::select::Selection;
-use super::sink::{FRAME, Sink, Written};
+use super::sink::{Buffer, FRAME, Sink, Written};
 use super::tree::{Found, Inode, Tree};
 use super::walk::{Item, TRIES, Walk};
 use super::{Packed, Tick};
@@ -36,7 +38,14 @@ pub(super) fn pack(tree: &Path, path: &Path, selection: &Selection, previous: Op
         .mode(0o600)
         .open(path)
         .with_context(|| format!("making the archive {}", path.display()))?;
-    let packed = pack_into(&Tree::open(tree)?, &file, selection, previous.and_then(Previous::open), tick);
+    let pack = |previous| pack_into(&Tree::open(tree)?, &file, selection, previous, tick);
+    let packed = pack(previous.and_then(Previous::open)).or_else(|error| {
+        if error.downcast_ref::<Unusable>().is_none() {
+            return Err(error);
+        }
+        tracing::warn!("all of {} is packed again: {error:#}", tree.display());
+        pack(None)
+    });
     packed.with_context(|| format!("packing {} into {}", tree.display(), path.display())).inspect_err(|_| {
         // What is there is of no use to anyone; the error is what matters.
         let _ = std::fs::remove_file(path);
@@ -90,7 +99,7 @@ struct Packer<'a, 'scope> {
     tick: Tick<'a>,
     index: index::Writer,
     /// The frame that is being filled.
-    frame: Vec<u8>,
+    frame: Buffer,
     first: bool,
     skipped: Vec<(PathBuf, String)>,
     entries: u64,
@@ -115,7 +124,8 @@ impl<'a, 'scope> Packer<'a, 'scope> {
     }
 
     fn run(&mut self, mut previous: Option<Previous>) -> Result<()> {
-        while let Some(item) = self.walk.next()? {
+        let expected = |previous: &mut Option<Previous>, path: &[u8]| previous.as_mut().map_or(Ok(None), |older| older.expected(path));
+        while let Some(item) = self.walk.next(&mut |path| expected(&mut previous, path))? {
             interrupted()?;
             let Some(previous) = &mut previous else {
                 self.add(item)?;
@@ -124,7 +134,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
             let met = previous.meet(item)?;
             met.pack.into_iter().try_for_each(|item| self.add(item))?;
             if let Some(group) = met.take {
-                self.take(group, previous)?;
+                self.take(group, &previous.frames)?;
             }
         }
         for item in previous.map(Previous::finish).unwrap_or_default() {
@@ -143,7 +153,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
             let hash = if item.entry.kind == Kind::File { *blake3::hash(b"").as_bytes() } else { Hash::default() };
             self.record(item, hash, (self.sink.next_frame(), offset))?;
         }
-        if self.frame.len() >= FRAME { self.cut() } else { Ok(()) }
+        if self.frame.plain.len() >= FRAME { self.cut() } else { Ok(()) }
     }
 
     /// Packs a file with content. One that changes meanwhile is read again; one that never rests is taken as it was read last.
@@ -156,7 +166,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
             let segments = segments(&file, &item)?;
             let stored = segments.as_ref().map_or(item.entry.size, |segments| segments.iter().map(|s| s.1).sum());
             let large = stored > FRAME as u64;
-            let mark = self.frame.len();
+            let mark = self.frame.plain.len();
             if large {
                 self.cut()?;
                 self.sink.mark()?;
@@ -174,9 +184,9 @@ impl<'a, 'scope> Packer<'a, 'scope> {
             }
             if large {
                 self.sink.rewind()?;
-                self.frame.clear();
+                self.frame.plain.clear();
             } else {
-                self.frame.truncate(mark);
+                self.frame.plain.truncate(mark);
             }
             std::thread::sleep(Duration::from_millis(10 << attempt));
             match self.walk.again(&item)? {
@@ -214,8 +224,8 @@ impl<'a, 'scope> Packer<'a, 'scope> {
 
     /// Appends an entry's header to the frame; where it starts there.
     fn header(&mut self, item: &Item, segments: Option<&Segments>) -> Result<u32> {
-        let offset = u32::try_from(self.frame.len())?;
-        header::encode(&item.entry, segments, self.first, &mut self.frame)?;
+        let offset = u32::try_from(self.frame.plain.len())?;
+        header::encode(&item.entry, segments, self.first, &mut self.frame.plain)?;
         self.first = false;
         Ok(offset)
     }
@@ -228,24 +238,24 @@ impl<'a, 'scope> Packer<'a, 'scope> {
             let end = offset + len;
             let mut at = *offset;
             while at < end {
-                if large && self.frame.len() >= FRAME {
+                if large && self.frame.plain.len() >= FRAME {
                     interrupted()?;
                     self.cut()?;
                 }
-                let before = self.frame.len();
+                let before = self.frame.plain.len();
                 let want = usize::try_from(end - at).unwrap_or(usize::MAX);
                 // A buffer's spare room, or for a small file all of it.
-                self.frame.reserve(if large { BLOCK } else { want });
-                rustix::io::pread(file, spare_capacity(&mut self.frame), at)?;
-                self.frame.truncate(before.saturating_add(want));
-                let read = &self.frame[before..];
+                self.frame.plain.reserve(if large { BLOCK } else { want });
+                rustix::io::pread(file, spare_capacity(&mut self.frame.plain), at)?;
+                self.frame.plain.truncate(before.saturating_add(want));
+                let read = &self.frame.plain[before..];
                 if read.is_empty() {
                     return Ok(Reading::Short);
                 }
                 content.add(at, read);
                 at += read.len() as u64;
             }
-            self.frame.extend_from_slice(header::padding(*len));
+            self.frame.plain.extend_from_slice(header::padding(*len));
         }
         let hash = content.finish(item.entry.size);
         let after = Found::of(file)?;
@@ -265,36 +275,24 @@ impl<'a, 'scope> Packer<'a, 'scope> {
 
     /// Ends the frame.
     fn cut(&mut self) -> Result<()> {
-        if self.frame.is_empty() {
+        if self.frame.plain.is_empty() {
             return Ok(());
         }
         let empty = self.sink.buffer()?;
         self.sink.frame(std::mem::replace(&mut self.frame, empty))
     }
 
-    /// Takes over a group of the older archive, or packs it when that is not worth while or not possible.
-    fn take(&mut self, group: Group, previous: &Previous) -> Result<()> {
-        let frames: Vec<index::Frame> =
-            group.frames.clone().filter_map(|number| previous.frames.table().get(number as usize)).copied().collect();
+    /// Takes over a group of the older archive, or packs it when that is not worth while.
+    fn take(&mut self, group: Group, older: &Arc<Frames>) -> Result<()> {
+        let frames = older.table().get(group.frames.start as usize..group.frames.end as usize).unwrap_or_default();
         let plain: u64 = frames.iter().map(|frame| u64::from(frame.plain_len)).sum();
         // A small frame is packed again, with what is beside it: else there would be ever more of them.
         if plain < FRAME as u64 / 4 {
             return group.items.into_iter().try_for_each(|item| self.add(item));
         }
         self.cut()?;
-        self.sink.mark()?;
         let base = self.sink.next_frame();
-        for number in group.frames.clone() {
-            let mut packed = Vec::new();
-            match previous.frames.read(number, &mut packed) {
-                Ok(frame) => self.sink.copy(packed, frame)?,
-                Err(error) => {
-                    tracing::warn!("a part of the previous archive is not taken over: {error:#}");
-                    self.sink.rewind()?;
-                    return group.items.into_iter().try_for_each(|item| self.add(item));
-                }
-            }
-        }
+        group.frames.clone().try_for_each(|number| self.sink.copy(older, number))?;
         self.first = false;
         for record in group.records {
             self.entries += 1;

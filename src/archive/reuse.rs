@@ -6,10 +6,11 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use super::entry::{Time, compare_paths};
+use super::entry::{Kind, Time, compare_paths};
 use super::frames::Frames;
 use super::index::{Reader, Record};
 use super::walk::Item;
@@ -20,7 +21,7 @@ const RACY: i64 = 2;
 /// An older archive, read along with the walk through the tree.
 pub(super) struct Previous {
     reader: Reader,
-    pub(super) frames: Frames,
+    pub(super) frames: Arc<Frames>,
     /// The records whose headers are in one frame: they are taken over together or not at all.
     group: Vec<Record>,
     /// The first record of the next group.
@@ -29,6 +30,11 @@ pub(super) struct Previous {
     held: Vec<Item>,
     settled: Time,
 }
+
+/// Said of an older archive when a frame of it is not what was written: nothing is taken over from it then.
+#[derive(Debug, thiserror::Error)]
+#[error("taking over a part of the previous archive")]
+pub(super) struct Unusable;
 
 /// What follows from an item.
 #[derive(Default)]
@@ -53,7 +59,7 @@ impl Previous {
         let open = || -> Result<Option<Self>> {
             let file = File::open(path).context("opening it")?;
             let Some(mut reader) = Reader::open(&file)? else { return Ok(None) };
-            let frames = Frames::new(file, std::mem::take(&mut reader.head.frames));
+            let frames = Arc::new(Frames::new(file, std::mem::take(&mut reader.head.frames)));
             let settled = Time { seconds: reader.head.started.seconds.saturating_sub(RACY), ..reader.head.started };
             let ahead = reader.next()?;
             Ok(Some(Self { reader, frames, group: Vec::new(), ahead, held: Vec::new(), settled }))
@@ -64,6 +70,13 @@ impl Previous {
         })
     }
 
+    /// What the older archive says of the file `path`, which the walk has come to, unless it had changed just before that was made.
+    pub(super) fn expected(&mut self, path: &[u8]) -> Result<Option<Record>> {
+        self.pass_over(path)?;
+        let next = self.group.get(self.held.len());
+        Ok(next.filter(|r| r.entry.kind == Kind::File && r.entry.path == path && r.ctime < self.settled).cloned())
+    }
+
     /// Compares the next item of the walk.
     pub(super) fn meet(&mut self, mut item: Item) -> Result<Met> {
         let mut met = Met::default();
@@ -71,12 +84,7 @@ impl Previous {
             met.pack = std::mem::take(&mut self.held);
             self.next_group()?;
         }
-        // What the walk has passed is gone from the tree, and its group with it.
-        while self.held.is_empty() && self.group.first().is_none_or(|first| compare_paths(&first.entry.path, &item.entry.path).is_lt()) {
-            if !self.next_group()? {
-                break;
-            }
-        }
+        self.pass_over(&item.entry.path)?;
         if self.goes_on_with(&item) {
             // It may be a while until it is known what becomes of it, and many are held.
             item.file = None;
@@ -93,6 +101,17 @@ impl Previous {
     /// What is still held at the end of the walk.
     pub(super) fn finish(self) -> Vec<Item> {
         self.held
+    }
+
+    /// Leaves the groups that begin before `path`, unless we are in the middle of one: what the walk has passed is gone from the tree, and its
+    /// group with it.
+    fn pass_over(&mut self, path: &[u8]) -> Result<()> {
+        while self.held.is_empty() && self.group.first().is_none_or(|first| compare_paths(&first.entry.path, path).is_lt()) {
+            if !self.next_group()? {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn goes_on_with(&self, item: &Item) -> bool {

@@ -1,7 +1,8 @@
 //! Where the frames of a new archive go: compressed by several threads at once, written in order and hashed on the way by another, and by
 //! another still read back from the disk some way behind (see [`super::check`]).
 //!
-//! A fixed number of buffers goes round between the packer and the compressors, so memory is bounded; who is ahead waits.
+//! A fixed number of buffers goes round, from the packer over the compressors to the writer and back, so memory is bounded; who is ahead
+//! waits.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,27 +13,41 @@ use std::thread::{Scope, ScopedJoinHandle};
 
 use anyhow::{Context, Result, anyhow};
 use sha2::{Digest, Sha256};
+use zstd::bulk::Compressor;
 
 use super::check::Checker;
+use super::frames::Frames;
 use super::index::{Frame, compressor};
+use super::reuse::Unusable;
 use super::work;
 
-/// A frame is cut when it has so many bytes: small, so that a later backup can take over most of them as they are.
-pub(super) const FRAME: usize = 512 << 10;
-/// What a buffer holds: a full frame, and a file of a frame's size after it.
-const BUFFER: usize = 2 * FRAME + (64 << 10);
+/// The frame that small entries share is cut when it has so many bytes. When one of them changes, a later backup packs all of it again: so
+/// it is small. (With half of it, archives grow and nothing is gained; with four times as much, most frames of a tree in which two files of
+/// a hundred have changed are packed again.)
+pub(super) const FRAME: usize = 128 << 10;
+/// What a buffer holds: a full frame and one more small file, or a piece of a large one, which is a frame of its own.
+const BUFFER: usize = 1 << 20;
+
+/// A frame on its way.
+#[derive(Default)]
+pub(super) struct Buffer {
+    /// A piece of the tar stream.
+    pub(super) plain: Vec<u8>,
+    /// The same, compressed.
+    pub(super) packed: Vec<u8>,
+}
 
 enum Job {
-    /// A piece of the tar stream.
-    Plain(Vec<u8>),
-    /// A frame of an older archive.
-    Packed(Vec<u8>, Frame),
+    /// To be compressed.
+    Plain(Buffer),
+    /// To be taken over from an older archive: the frame of this number.
+    Old(Buffer, Arc<Frames>, u32),
     Mark,
     Rewind,
 }
 
 enum Done {
-    Frame(Vec<u8>, Frame),
+    Frame(Buffer, Frame),
     Mark,
     Rewind,
 }
@@ -40,7 +55,7 @@ enum Done {
 /// The packer's end of it.
 pub(super) struct Sink<'scope> {
     jobs: SyncSender<(u64, Job)>,
-    buffers: Receiver<Vec<u8>>,
+    buffers: Receiver<Buffer>,
     sequence: u64,
     frames: u32,
     mark: u32,
@@ -61,19 +76,22 @@ impl<'scope> Sink<'scope> {
         let (jobs, to_do) = sync_channel(threads);
         let (done, finished) = channel();
         let (give_back, buffers) = channel();
-        // One that is filled, one for each compressor, one for each place in the queue.
-        (0..=2 * threads).for_each(|_| give_back.send(Vec::with_capacity(BUFFER)).unwrap_or_default());
+        // One that is filled, and for each compressor one that waits for it, one that it has, and one that waits for the writer.
+        for _ in 0..=3 * threads {
+            let buffer = Buffer { plain: Vec::with_capacity(BUFFER), packed: Vec::new() };
+            give_back.send(buffer).unwrap_or_default();
+        }
         let to_do = Arc::new(Mutex::new(to_do));
         for _ in 0..threads {
-            let (to_do, done, give_back) = (to_do.clone(), done.clone(), give_back.clone());
-            scope.spawn(move || compress(&to_do, &done, &give_back));
+            let (to_do, done) = (to_do.clone(), done.clone());
+            scope.spawn(move || compress(&to_do, &done));
         }
-        let writer = scope.spawn(move || write(file, &finished, &checker).map(|written| (written, checker)));
+        let writer = scope.spawn(move || write(file, &finished, &give_back, &checker).map(|written| (written, checker)));
         Self { jobs, buffers, sequence: 0, frames: 0, mark: 0, writer }
     }
 
     /// An empty buffer for the next piece of the stream; waits until one is free.
-    pub(super) fn buffer(&self) -> Result<Vec<u8>> {
+    pub(super) fn buffer(&self) -> Result<Buffer> {
         self.buffers.recv().map_err(|_| stopped())
     }
 
@@ -83,15 +101,16 @@ impl<'scope> Sink<'scope> {
     }
 
     /// Compresses and writes a piece of the stream as a frame.
-    pub(super) fn frame(&mut self, plain: Vec<u8>) -> Result<()> {
+    pub(super) fn frame(&mut self, buffer: Buffer) -> Result<()> {
         self.frames += 1;
-        self.send(Job::Plain(plain))
+        self.send(Job::Plain(buffer))
     }
 
-    /// Writes a frame of an older archive as it is.
-    pub(super) fn copy(&mut self, packed: Vec<u8>, frame: Frame) -> Result<()> {
+    /// Writes a frame of an older archive as it is. When it is damaged, [`Sink::finish`] fails with [`Unusable`].
+    pub(super) fn copy(&mut self, frames: &Arc<Frames>, number: u32) -> Result<()> {
         self.frames += 1;
-        self.send(Job::Packed(packed, frame))
+        let job = Job::Old(self.buffer()?, frames.clone(), number);
+        self.send(job)
     }
 
     /// Remembers this place in the archive, instead of the last one.
@@ -128,24 +147,19 @@ fn stopped() -> anyhow::Error {
     anyhow!("the archive could not be written")
 }
 
-fn compress(to_do: &Mutex<Receiver<(u64, Job)>>, done: &Sender<(u64, Result<Done>)>, give_back: &Sender<Vec<u8>>) {
+fn compress(to_do: &Mutex<Receiver<(u64, Job)>>, done: &Sender<(u64, Result<Done>)>) {
     let mut compressor = compressor();
     loop {
         let next = to_do.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok((sequence, job)) = next else { return };
         let result = match job {
-            Job::Plain(mut plain) => {
-                let packed = compressor
-                    .as_mut()
-                    .map_err(|error| anyhow!("{error:#}"))
-                    .and_then(|compressor| compressor.compress(&plain).context("compressing"))
-                    .and_then(|packed| Ok((frame_of(&packed, plain.len())?, packed)));
-                plain.clear();
-                // Nobody takes it back once the packer has ended.
-                give_back.send(plain).unwrap_or_default();
-                packed.map(|(frame, packed)| Done::Frame(packed, frame))
+            Job::Plain(mut buffer) => match &mut compressor {
+                Ok(compressor) => pack(compressor, &mut buffer).map(|frame| Done::Frame(buffer, frame)),
+                Err(error) => Err(anyhow!("{error:#}")),
+            },
+            Job::Old(mut buffer, frames, number) => {
+                frames.read(number, &mut buffer.packed).map(|frame| Done::Frame(buffer, frame)).context(Unusable)
             }
-            Job::Packed(packed, frame) => Ok(Done::Frame(packed, frame)),
             Job::Mark => Ok(Done::Mark),
             Job::Rewind => Ok(Done::Rewind),
         };
@@ -155,13 +169,16 @@ fn compress(to_do: &Mutex<Receiver<(u64, Job)>>, done: &Sender<(u64, Result<Done
     }
 }
 
-fn frame_of(packed: &[u8], plain_len: usize) -> Result<Frame> {
+fn pack(compressor: &mut Compressor<'_>, Buffer { plain, packed }: &mut Buffer) -> Result<Frame> {
+    packed.clear();
+    packed.reserve(zstd::zstd_safe::compress_bound(plain.len()));
+    compressor.compress_to_buffer(plain, packed).context("compressing")?;
     let hash = *blake3::hash(packed).as_bytes();
-    Ok(Frame { offset: 0, len: u32::try_from(packed.len())?, plain_len: u32::try_from(plain_len)?, hash })
+    Ok(Frame { offset: 0, len: u32::try_from(packed.len())?, plain_len: u32::try_from(plain.len())?, hash })
 }
 
 /// Writes frames in the order of the stream, whichever was compressed first.
-fn write(file: &File, finished: &Receiver<(u64, Result<Done>)>, checker: &Checker<'_>) -> Result<Written> {
+fn write(file: &File, finished: &Receiver<(u64, Result<Done>)>, give_back: &Sender<Buffer>, checker: &Checker<'_>) -> Result<Written> {
     let mut early = BTreeMap::new();
     let mut next = 0;
     let mut written = Written { frames: Vec::new(), end: 0, sha256: Sha256::new() };
@@ -171,9 +188,12 @@ fn write(file: &File, finished: &Receiver<(u64, Result<Done>)>, checker: &Checke
         while let Some(done) = early.remove(&next) {
             next += 1;
             match done {
-                Done::Frame(packed, frame) => {
-                    file.write_all_at(&packed, written.end).context("writing the archive")?;
-                    written.sha256.update(&packed);
+                Done::Frame(mut buffer, frame) => {
+                    file.write_all_at(&buffer.packed, written.end).context("writing the archive")?;
+                    written.sha256.update(&buffer.packed);
+                    buffer.plain.clear();
+                    // Nobody takes it back once the packer has ended.
+                    give_back.send(buffer).unwrap_or_default();
                     let frame = Frame { offset: written.end, ..frame };
                     written.frames.push(frame);
                     written.end += u64::from(frame.len);

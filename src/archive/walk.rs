@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use rustix::io::Errno;
 
 use super::entry::{Attributes, Entry, Kind, LONGEST_PATH, join, shown, split};
+use super::index::Record;
 use super::select::{Selection, Standing};
 use super::tree::{Found, Inode, Tree, names};
 
@@ -24,6 +25,9 @@ pub(super) struct Item {
     /// Of a file with content, open for reading, unless it was let go.
     pub(super) file: Option<OwnedFd>,
 }
+
+/// Called with a path; what an older archive says of it, when it may still hold.
+pub(super) type Expected<'e> = &'e mut dyn FnMut(&[u8]) -> Result<Option<Record>>;
 
 /// A walk through a tree.
 pub(super) struct Walk<'a> {
@@ -52,14 +56,14 @@ impl<'a> Walk<'a> {
         Self { tree, selection, output, above: Vec::new(), first_names: HashMap::new(), started: false, skipped: Vec::new() }
     }
 
-    /// The next item; `None` at the end.
+    /// The next item; `None` at the end. A file that is as `expected` is not opened.
     ///
     /// # Errors
     /// When something cannot be read; what has vanished in the meantime is skipped.
-    pub(super) fn next(&mut self) -> Result<Option<Item>> {
+    pub(super) fn next(&mut self, expected: Expected<'_>) -> Result<Option<Item>> {
         if !self.started {
             self.started = true;
-            return self.visit(Vec::new());
+            return self.visit(Vec::new(), expected);
         }
         loop {
             let Some(level) = self.above.last_mut() else { return Ok(None) };
@@ -68,7 +72,7 @@ impl<'a> Walk<'a> {
                 continue;
             };
             let path = join(&level.path, &name);
-            if let Some(item) = self.visit(path)? {
+            if let Some(item) = self.visit(path, expected)? {
                 return Ok(Some(item));
             }
         }
@@ -97,13 +101,19 @@ impl<'a> Walk<'a> {
     }
 
     /// The item of `path`, whose parent is the directory we are in; `None` when there is none to be packed.
-    fn visit(&mut self, path: Vec<u8>) -> Result<Option<Item>> {
+    fn visit(&mut self, path: Vec<u8>, expected: Expected<'_>) -> Result<Option<Item>> {
         let standing = self.selection.standing(&path);
         if standing == Standing::Outside {
             return Ok(None);
         }
         if path.len() > LONGEST_PATH {
             return Err(anyhow!("{} has a path of more than {LONGEST_PATH} bytes, which no system call takes", shown(&path)));
+        }
+        if standing == Standing::Inside
+            && let Some(record) = expected(&path)?
+            && let Some(item) = self.unchanged(record)?
+        {
+            return Ok(Some(item));
         }
         let context = || format!("reading {}", self.tree.shown(&path));
         let Some((found, inode)) = self.look(&path).with_context(context)? else {
@@ -149,17 +159,33 @@ impl<'a> Walk<'a> {
 
     fn look(&mut self, path: &[u8]) -> Result<Option<(Found, Inode)>> {
         let Some((_, name)) = split(path) else { return look(self.tree.dir(b"")?, b"") };
+        self.here()?.map_or(Ok(None), |directory| look(directory, name))
+    }
+
+    /// The item of a file that is still as an older archive has it: nothing of it needs to be read. A change of its attributes shows in
+    /// the change time, as any other does.
+    fn unchanged(&mut self, Record { entry, existence, inode, ctime, .. }: Record) -> Result<Option<Item>> {
+        let Some((_, name)) = split(&entry.path) else { return Ok(None) };
+        let Some(directory) = self.here()? else { return Ok(None) };
+        let Some(found) = Found::at(directory, name)? else { return Ok(None) };
+        let attributes = &entry.attributes;
+        let same = (found.kind, found.inode, found.ctime) == (Some(Kind::File), inode, ctime)
+            && (entry.kind, entry.mtime, entry.size) == (Kind::File, found.mtime, found.size)
+            && (attributes.mode, attributes.uid, attributes.gid, attributes.flags) == (found.mode, found.uid, found.gid, found.flags);
+        let plain = !existence && found.links == 1 && self.above.last().is_some_and(|level| !found.is_mount(&level.found));
+        Ok((same && plain).then_some(Item { entry, found, existence: false, file: None }))
+    }
+
+    /// The directory that we are in; `None` when it is not there any more.
+    fn here(&mut self) -> Result<Option<&OwnedFd>> {
         let Some(level) = self.above.last_mut() else { return Ok(None) };
-        let directory = match level.directory.take() {
-            Some(directory) => directory,
-            None => match self.tree.dir(&level.path) {
+        if level.directory.is_none() {
+            level.directory = match self.tree.dir(&level.path) {
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-                directory => directory?,
-            },
-        };
-        let looked = look(&directory, name);
-        level.directory = Some(directory);
-        looked
+                directory => Some(directory?),
+            };
+        }
+        Ok(level.directory.as_ref())
     }
 
     fn enter(&mut self, item: &Item, standing: Standing) -> Result<()> {
