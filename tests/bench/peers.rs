@@ -1,88 +1,92 @@
 //! `cargo bench --bench peers`: the agent beside the tools that people use for the same work, on the same tree, in one run.
 //!
-//! Needs tar, zstd and rsync. `-- --quick` uses a tree of a tenth; `-- --dir DIR` chooses the disk (default: the system's temporary
-//! directory); `-- --runs N`. Each run measures all sides one after the other, and medians are compared. Everything is synced.
+//! Both sides are commands, started as a person would. Needs tar, zstd, rsync, and for etcd what `tests/etcd-tools` builds. `-- --quick`
+//! takes a tenth of everything; `-- --dir DIR` chooses the disk (default: the system's temporary directory); `-- --runs N`; `-- --only WORD`
+//! one of `backup`, `restore`, `second`, `etcd`. Each run measures all sides one after the other, and medians are compared. Everything is
+//! synced: the agent syncs what it writes itself, the peers are followed by a sync of theirs.
 
+mod measure;
+#[path = "../support/etcd.rs"]
+pub mod real_etcd;
 mod sno;
 
 use std::fs;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use recovery::archive::{Archive, Extra, Selection, pack};
+use anyhow::{Context, Result, bail};
+use measure::{Side, Table, machine, run};
+use real_etcd::{Etcd, Options, Version};
+
+/// Resident memory that the agent may take, MiB.
+const MEMORY: i64 = 64;
+/// The release whose `etcdutl` is the peer: that of the OpenShift releases in the field.
+const ETCD: Version = Version::V35;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    if args.first().is_some_and(|arg| arg == "child") {
-        return child(&args[1..]);
+    if args.first().is_some_and(|arg| arg == "make") {
+        return make(&args[1..]);
     }
     let value = |name: &str| args.iter().position(|arg| arg == name).and_then(|at| args.get(at + 1)).cloned();
     let quick = args.iter().any(|arg| arg == "--quick");
     let dir = value("--dir").map_or_else(std::env::temp_dir, PathBuf::from);
     let runs = value("--runs").map_or(Ok(if quick { 3 } else { 7 }), |runs| runs.parse()).context("reading --runs")?;
-    let scratch = tempfile::tempdir_in(dir)?;
-    let bench = Bench { dir: scratch.path().to_owned(), runs };
-    println!("making the tree …");
-    // By another process: what this one has in memory counts as its children's.
-    let mut make = bench.own("make", &["live"])?;
-    ensure!(wait(make.arg(if quick { "10" } else { "1" }))?.0.success(), "the tree could not be made");
-    run(bench.shell("cp -a live copy"))?;
-    println!("\n{runs} runs of each, on {}\n", machine()?);
-    println!("| work | recovery, s | peer | its time, s | ratio | goal | peak memory, MiB |\n|---|---|---|---|---|---|---|");
-    bench.backups()?;
-    bench.restores()?;
-    bench.second_backup()
+    let only = value("--only");
+    let wanted = |word: &str| only.as_deref().is_none_or(|only| only == word);
+    let scratch = tempfile::tempdir_in(&dir)?;
+    let bench = Bench { dir: scratch.path().to_owned(), runs, share: if quick { "10" } else { "1" } };
+    println!("{}\nMedians of {runs} runs of each; everything is synced.", machine(&dir)?);
+    println!(
+        "The etcd snapshot is a file of the tree for every side: `recovery backup` compresses the same bytes as they come from etcd.\n"
+    );
+    let mut table = Table::begin();
+    if wanted("backup") || wanted("restore") || wanted("second") {
+        run(bench.make("tree", "live")?)?;
+        run(bench.shell("cp -a live copy"))?;
+    }
+    if wanted("backup") {
+        bench.backups(&mut table)?;
+    }
+    if wanted("restore") {
+        bench.restores(&mut table)?;
+    }
+    if wanted("second") {
+        bench.second_backup(&mut table)?;
+    }
+    if wanted("etcd") {
+        run(bench.shell("rm -rf live copy"))?;
+        bench.etcd(&mut table)?;
+    }
+    table.end(MEMORY);
+    Ok(())
 }
 
-/// The agent's side of each measurement: this program again, as a process of its own.
-fn child(args: &[String]) -> Result<()> {
-    let words: Vec<&str> = args.iter().map(String::as_str).collect();
-    let path = Path::new;
-    match words.as_slice() {
-        ["make", tree, share] => sno::make(path(tree), share.parse()?),
-        ["pack", tree, file] => pack(path(tree), path(file), &Selection::all(), None, &|_| ()).map(drop),
-        ["pack-without-etcd", tree, file, previous @ ..] => {
-            let selection = Selection::all().except([sno::ETCD])?;
-            pack(path(tree), path(file), &selection, previous.first().map(Path::new), &|_| ()).map(drop)
-        }
-        ["restore", file, tree] => Archive::open(path(file))?.restore(path(tree), &Selection::all(), Extra::Delete, &|_| ()).map(drop),
+/// Makes what is measured, in a process of its own: what a process has in memory when it starts another counts as the other's.
+fn make(args: &[String]) -> Result<()> {
+    match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["tree", tree, share] => sno::make(Path::new(tree), share.parse()?),
+        ["snapshot", file, share] => make_snapshot(Path::new(file), (1 << 30) / share.parse::<u64>()?),
         other => bail!("unknown work {other:?}"),
     }
+}
+
+/// Saves a snapshot of a real etcd that holds so many bytes.
+fn make_snapshot(file: &Path, bytes: u64) -> Result<()> {
+    let dir = tempfile::tempdir_in(file.parent().context("naming a directory")?)?;
+    let args = ["--quota-backend-bytes=8589934592", "--unsafe-no-fsync"].map(str::to_owned).to_vec();
+    let etcd = Etcd::start(ETCD, dir.path(), &Options { args, ..Options::default() })?;
+    etcd.put_bytes(bytes)?;
+    recovery::etcd::save(&etcd.endpoint, file, Duration::from_secs(60), &|_| ())?;
+    etcd.kill()
 }
 
 struct Bench {
     dir: PathBuf,
     runs: u64,
-}
-
-/// What one side of a measurement took.
-#[derive(Default)]
-struct Side {
-    times: Vec<Duration>,
-    /// Most resident memory of one process, KiB.
-    memory: i64,
-}
-
-impl Side {
-    fn median(&self) -> f64 {
-        let mut times = self.times.clone();
-        times.sort();
-        times.get(times.len() / 2).map_or(0.0, Duration::as_secs_f64)
-    }
-
-    /// Runs it, after everything that was written before is on disk: nobody pays for another's work.
-    fn measure(&mut self, mut command: Command) -> Result<()> {
-        run(Command::new("sync"))?;
-        let begin = Instant::now();
-        let (status, memory) = wait(&mut command)?;
-        self.times.push(begin.elapsed());
-        self.memory = self.memory.max(memory);
-        ensure!(status.success(), "{command:?}: {status}");
-        Ok(())
-    }
+    /// One of how many parts of the whole is taken.
+    share: &'static str,
 }
 
 impl Bench {
@@ -90,10 +94,17 @@ impl Bench {
         self.dir.join(name)
     }
 
-    fn own(&self, work: &str, paths: &[&str]) -> Result<Command> {
+    fn make(&self, what: &str, name: &str) -> Result<Command> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("child").arg(work).args(paths.iter().map(|name| self.path(name)));
+        command.args(["make", what]).arg(self.path(name)).arg(self.share);
         Ok(command)
+    }
+
+    /// The agent, as it is installed.
+    fn recovery(&self, args: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_recovery"));
+        command.args(args.split(' ')).current_dir(&self.dir);
+        command
     }
 
     fn shell(&self, script: &str) -> Command {
@@ -102,94 +113,89 @@ impl Bench {
         command
     }
 
-    fn backups(&self) -> Result<()> {
-        let (mut own, mut tar, mut cp) = (Side::default(), Side::default(), Side::default());
+    fn backups(&self, table: &mut Table) -> Result<()> {
+        let (mut own, mut tar, mut cp) = (Side::new(), Side::new(), Side::new());
         for _ in 0..self.runs {
             run(self.shell("rm -rf own.tar.zst tar.tar.zst cp"))?;
-            own.measure(self.own("pack", &["live", "own.tar.zst"])?)?;
+            own.measure(self.recovery("archive pack live own.tar.zst"))?;
             tar.measure(self.shell("tar --xattrs --acls -C live -cf - . | zstd -q -1 -T0 > tar.tar.zst; sync tar.tar.zst"))?;
             cp.measure(self.shell("cp -Ra live cp; sync -f cp"))?;
         }
-        row("backup, hashed and read back", "`tar \\| zstd -1 -T0`", &own, &tar, "≤ 1.0");
-        row("the same", "`cp -Ra`", &own, &cp, "≤ 1.0");
-        let size = |name: &str| -> Result<u64> { Ok(fs::metadata(self.path(name))?.len()) };
-        let own = size("own.tar.zst")?;
-        for (peer, bytes, goal) in [("`tar \\| zstd`", size("tar.tar.zst")?, ""), ("`cp`", usage(&self.path("cp"))?, "≤ 0.6")] {
-            println!("| bytes of it | {} MB | {peer} | {} MB | **{:.2}** | {goal} | |", own >> 20, bytes >> 20, ratio(own, bytes));
-        }
+        table.times("backup, hashed and read back", "`tar \\| zstd -1 -T0`", &own, &tar, 1.0);
+        table.times("the same", "`cp -Ra`", &own, &cp, 1.0);
+        let own = fs::metadata(self.path("own.tar.zst"))?.len();
+        table.bytes("`cp -Ra`", own, usage(&self.path("cp"))?, 0.6);
         Ok(())
     }
 
-    /// `copy` is what rsync restores from, `own.tar.zst` what the agent does; both are of the tree as it was made.
-    fn restores(&self) -> Result<()> {
+    /// `copy` is what rsync restores from, the archive what the agent does; both are of the tree as it was made.
+    fn restores(&self, table: &mut Table) -> Result<()> {
+        run(self.shell("rm -rf own.tar.zst cp"))?;
+        run(self.recovery("archive pack copy own.tar.zst"))?;
         let rsync = "mkdir -p live; rsync -aAXc --delete copy/ live/; sync -f live";
         let nothing = |_| Ok(());
         let change = |seed| sno::change(&self.path("live"), seed);
         let empty = |_| Ok(fs::remove_dir_all(self.path("live"))?);
-        let cases: [(&str, &str, Prepare<'_>); 3] = [
-            ("restore onto an unchanged tree", "≤ 0.5", &nothing),
-            ("restore, 2 % of files changed", "≤ 0.5", &change),
-            ("restore into an empty tree", "≤ 0.7", &empty),
+        let cases: [(&str, f64, Prepare<'_>); 3] = [
+            ("restore onto an unchanged tree", 0.5, &nothing),
+            ("restore, 2 % of files changed", 0.5, &change),
+            ("restore into an empty tree", 0.7, &empty),
         ];
         for (work, goal, prepare) in cases {
-            let (mut own, mut peer) = (Side::default(), Side::default());
+            let (mut own, mut peer) = (Side::new(), Side::new());
             for seed in 1..=self.runs {
                 prepare(seed)?;
-                own.measure(self.own("restore", &["own.tar.zst", "live"])?)?;
+                own.measure(self.recovery("archive restore --yes own.tar.zst live"))?;
                 prepare(seed)?;
                 peer.measure(self.shell(rsync))?;
             }
-            row(work, "`rsync -aAXc --delete`", &own, &peer, goal);
+            table.times(work, "`rsync -aAXc --delete`", &own, &peer, goal);
         }
         Ok(())
     }
 
-    fn second_backup(&self) -> Result<()> {
-        let (mut first, mut second) = (Side::default(), Side::default());
+    fn second_backup(&self, table: &mut Table) -> Result<()> {
+        run(self.shell("mkdir -p aside; mv live/backup aside"))?;
+        let (mut first, mut second) = (Side::new(), Side::new());
         for seed in 1..=self.runs {
             run(self.shell("rm -f first.tar.zst second.tar.zst"))?;
             // Nothing is taken over that had changed less than two seconds before.
             std::thread::sleep(Duration::from_secs(3));
-            first.measure(self.own("pack-without-etcd", &["live", "first.tar.zst"])?)?;
+            first.measure(self.recovery("archive pack live first.tar.zst"))?;
             sno::change(&self.path("live"), seed + 100)?;
-            second.measure(self.own("pack-without-etcd", &["live", "second.tar.zst", "first.tar.zst"])?)?;
+            second.measure(self.recovery("archive pack live second.tar.zst --previous first.tar.zst"))?;
         }
-        row("second backup, 2 % changed, etcd aside", "the first", &second, &first, "≤ 0.4");
+        table.times("second backup, 2 % changed, etcd aside", "the first", &second, &first, 0.4);
+        Ok(())
+    }
+
+    fn etcd(&self, table: &mut Table) -> Result<()> {
+        run(self.make("snapshot", "snapshot.db")?)?;
+        run(self.shell("zstd -q -1 snapshot.db"))?;
+        let etcdutl = ETCD.program("etcdutl")?;
+        let restore = |file: &str| format!("{} snapshot restore {file} --data-dir etcd; sync -f etcd", etcdutl.display());
+        let (of_plain, of_packed) = (restore("snapshot.db"), format!("zstd -q -d snapshot.db.zst -o plain.db; {}", restore("plain.db")));
+        let [mut plain, mut packed, mut peer, mut packed_peer] = [const { Side::new() }; 4];
+        for _ in 0..self.runs {
+            for (side, command) in [
+                (&mut plain, self.recovery("etcd restore snapshot.db --data-dir etcd")),
+                (&mut peer, self.shell(&of_plain)),
+                (&mut packed, self.recovery("etcd restore snapshot.db.zst --data-dir etcd")),
+                (&mut packed_peer, self.shell(&of_packed)),
+            ] {
+                side.measure(command)?;
+                run(self.shell("rm -rf etcd plain.db"))?;
+            }
+        }
+        table.times("etcd restore of a 1 GiB snapshot", "`etcdutl snapshot restore`", &plain, &peer, 0.7);
+        table.times("the same from `.db.zst`", "`zstd -d`, then the same", &packed, &packed_peer, 0.7);
+        table.times("the same from `.db.zst`", "`etcdutl` from the plain file", &packed, &peer, 1.0);
         Ok(())
     }
 }
 
 /// Makes the tree ready for the run of this number.
 type Prepare<'a> = &'a dyn Fn(u64) -> Result<()>;
-
-fn row(work: &str, peer: &str, own: &Side, theirs: &Side, goal: &str) {
-    let (mine, other) = (own.median(), theirs.median());
-    println!("| {work} | {mine:.2} | {peer} | {other:.2} | **{:.2}** | {goal} | {} |", mine / other, own.memory >> 10);
-}
-
-/// As a fraction, to what is shown of it: a thousandth.
-fn ratio(a: u64, b: u64) -> f64 {
-    u32::try_from(a * 1000 / b.max(1)).map_or(f64::INFINITY, |thousandths| f64::from(thousandths) / 1000.0)
-}
-
-fn run(mut command: Command) -> Result<()> {
-    let (status, _) = wait(&mut command)?;
-    ensure!(status.success(), "{command:?}: {status}");
-    Ok(())
-}
-
-/// Runs it to its end; its status, and the most resident memory that one of its processes had, KiB.
-fn wait(command: &mut Command) -> Result<(ExitStatus, i64)> {
-    let child = command.spawn().with_context(|| format!("{command:?} is needed"))?;
-    let pid = i32::try_from(child.id())?;
-    let mut status = 0;
-    // SAFETY: all fields of `rusage` are numbers, for which zeros are values.
-    let mut usage: nix::libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: `pid` is a child that nobody else waits for; both pointers are to values that outlive the call.
-    let waited = unsafe { nix::libc::wait4(pid, &raw mut status, 0, &raw mut usage) };
-    ensure!(waited == pid, "waiting for {command:?}");
-    Ok((ExitStatus::from_raw(status), usage.ru_maxrss))
-}
 
 fn usage(dir: &Path) -> Result<u64> {
     let mut bytes = 0;
@@ -198,11 +204,4 @@ fn usage(dir: &Path) -> Result<u64> {
         bytes += if entry.file_type()?.is_dir() { usage(&entry.path())? } else { entry.metadata()?.len() };
     }
     Ok(bytes)
-}
-
-fn machine() -> Result<String> {
-    let info = fs::read_to_string("/proc/cpuinfo")?;
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("an unknown processor");
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    Ok(format!("{} × {}, Linux {}", std::thread::available_parallelism()?, model.trim_matches([' ', '\t', ':']), release.trim()))
 }
