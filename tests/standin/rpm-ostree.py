@@ -94,6 +94,9 @@ def main():
     if verb != "status":
         sysroot.initialize_with_mount_namespace(None)
     try:
+        if verb != "status":
+            # The daemon locks first; that is also when libostree makes /sysroot writable in these mounts.
+            sysroot.lock()
         sysroot.load(None)
         verbs[verb](sysroot, arguments)
     except GLib.Error as error:
