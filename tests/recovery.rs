@@ -12,6 +12,8 @@ mod one_command;
 mod place;
 #[path = "recovery/refusals.rs"]
 mod refusals;
+#[path = "recovery/through.rs"]
+mod through;
 #[path = "recovery/walk.rs"]
 mod walk;
 #[path = "recovery/whole.rs"]

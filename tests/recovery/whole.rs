@@ -1,88 +1,125 @@
-//! The whole way: a node is backed up, ruined by an upgrade, rolled back, restored over the reboot, and equal to what it was.
+//! The whole way: a node is backed up, ruined by an upgrade, rolled back, restored over the reboot, and equal to what it was. The recovery
+//! directory is a file system of its own, once with room and once nearly full.
 
+use std::io::Read;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use recovery::backup;
-use recovery::node::dir::RecoveryDir;
-use recovery::recovery::{Asked, Options, Outcome, ResumeOptions, Wait};
-use recovery::report::Progress;
+use base64::Engine;
+use serde_json::{Value, json};
 
-use crate::node::{Kind, Node, Options as NodeOptions};
-use crate::real_etcd;
+use crate::node::{Kind, Node, wait_for};
+use crate::through::{json as report, node, ok, ok_without_name_service, over_the_reboot, run, same, settled};
 
-const WAIT: Duration = Duration::from_secs(60);
+/// Requests that lie in etcd when the backup is taken, with a date of after the recovery. None is this node's kubelet's.
+const REQUESTS: &str = "/kubernetes.io/certificatesigningrequests/";
 
-/// What the recovery itself writes into the cluster: operators redeploy, and everything that runs reports that it does.
-const OF_THE_RECOVERY: [&str; 4] = ["/operator.openshift.io/", "/pods/", "/certificatesigningrequests/", "/minions/"];
-
-/// Directories that no archive holds, only files in them.
-const TIMES_OF_OTHERS: [&str; 3] = ["/var/lib/kubelet/pods", "/var/lib/site", "/var/opt/site"];
-
-pub(crate) fn taken(node: &Node, dir: &RecoveryDir) -> Result<()> {
-    let options = backup::take::TakeOptions {
-        name: None,
-        labels: std::collections::BTreeMap::new(),
-        force: false,
-        keep: 3,
-        wait: WAIT,
-        asked_by: backup::asked_by::AskedBy::this_process(),
-    };
-    dir.prepare()?;
-    let _lock = dir.lock("backup")?;
-    backup::take(&node.agent(), dir, &options, &Progress::hidden()).map(drop)
+fn foreign_request(node: &Node, name: &str, of: &str, asked_by: &str) -> Result<()> {
+    let request = json!({
+        "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest",
+        "metadata": {"name": name, "uid": "0", "creationTimestamp": "2099-01-01T00:00:00Z"},
+        "spec": {
+            "request": base64::engine::general_purpose::STANDARD.encode(node.certificate_request(of)?),
+            "signerName": "kubernetes.io/kube-apiserver-client-kubelet", "usages": ["digital signature", "client auth"],
+            "username": asked_by, "groups": ["system:authenticated"],
+        },
+    });
+    node.put_key(&format!("{REQUESTS}{name}"), &request.to_string())
 }
 
-fn there_and_back(kind: Kind) -> Result<()> {
-    let temporary = tempfile::tempdir()?;
-    let node = Node::build(temporary.path(), &NodeOptions::new(kind, &real_etcd::Version::V34.program("etcd")?))?;
-    node.wait_containers(&["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"])?;
-    let agent = node.agent();
-    let dir = RecoveryDir::new(&agent, Path::new("/var/recovery"));
-    taken(&node, &dir)?;
-    // After it: the backup has put the two files of the hold into /etc, and archived them.
-    let before = node.snapshot()?;
-    node.ruin()?;
-    if kind == Kind::OpenShift {
-        node.roll_back_platform()?;
-    }
-    let progress = Progress::hidden();
-    let asked = Asked { reboot: true, ..Asked::default() };
-    let (_, boots) = node.power()?;
-    let report = recovery::recovery::plan(&agent, &dir, Options { asked, wait: Wait(WAIT), ..Options::default() }, &progress)?.begin()?;
-    ensure!(report.outcome == Outcome::Rebooting, "{:?}", report.outcome);
-    node.wait_boot(boots)?;
-    // One phase, to look at what was restored before the operators redeploy; then the rest.
-    let wait = Wait(WAIT);
-    let resume = |step| {
-        let report = recovery::recovery::resume(&agent, &dir, &ResumeOptions { step, unit: false, wait }, &progress)?;
-        report.context("no recovery is in progress").map(|report| report.outcome)
+/// Each request in the cluster, and whether it was approved.
+fn requests(node: &Node) -> Result<Vec<(String, bool)>> {
+    let keys = node.keys()?.into_iter().map(|(key, value)| Ok((String::from_utf8(key)?, value)));
+    let keys: Vec<(String, Vec<u8>)> = keys.collect::<Result<_>>()?;
+    let of = |(key, value): &(String, Vec<u8>)| {
+        let name = key.strip_prefix(REQUESTS)?.to_owned();
+        let object: Value = serde_json::from_slice(value).ok()?;
+        let approved = object["status"]["conditions"].as_array().is_some_and(|c| c.iter().any(|c| c["type"] == "Approved"));
+        Some((name, approved))
     };
-    let outcome = resume(true)?;
-    ensure!(outcome == Outcome::PhaseDone, "{outcome:?}");
-    let mut differences = before.differences(&node.snapshot()?);
-    differences.retain(|line| !may_differ(line));
-    ensure!(differences.is_empty(), "{}", differences.join("\n"));
-    let outcome = resume(false)?;
-    ensure!(outcome == Outcome::Finished, "{outcome:?}");
-    ensure!(!dir.in_recovery() && !dir.undo().exists() && !node.at("/var/lib/recovery/hold-kubelet").exists());
-    ensure!(std::fs::read_dir(node.at("/var/lib/etcd"))?.count() == 1, "the etcd data from before is cleared away");
-    Ok(())
-}
-
-/// What runs again writes of itself, and the times of directories above managed files, which are nobody's.
-pub(crate) fn may_differ(line: &str) -> bool {
-    let of_the_cluster = line.starts_with("key ") && OF_THE_RECOVERY.iter().any(|part| line.contains(part));
-    of_the_cluster || TIMES_OF_OTHERS.iter().any(|path| line.starts_with(&format!("{path}: was 04")))
+    Ok(keys.iter().filter_map(of).collect())
 }
 
 #[test]
 fn an_openshift_node_is_what_it_was() -> Result<()> {
-    there_and_back(Kind::OpenShift)
+    let (node, _temporary) = node(Kind::OpenShift, |options| (options.bootstrap, options.recovery_disk) = (true, Some(400)))?;
+    foreign_request(&node, "csr-another-node", "another-node", "system:bootstrap:abcdef")?;
+    foreign_request(&node, "csr-somebody", "sno-node-0", "system:serviceaccount:default:somebody")?;
+    let kind = rustix::fs::statfs(node.at("/var/recovery"))?.f_type;
+    ensure!(kind == 0x5846_5342, "/var/recovery is no XFS but {kind:x}");
+    ok_without_name_service(&node, &["backup"])?;
+    // After it: the backup has put the two files of the hold into /etc, and archived them.
+    let before = node.snapshot()?;
+    let asked_before: Vec<String> = requests(&node)?.into_iter().map(|(name, _)| name).collect();
+    ensure!(asked_before.len() > 2, "kubelet has asked already, and nobody answered: {asked_before:?}");
+
+    node.ruin()?;
+    node.roll_back_platform()?;
+    over_the_reboot(&node, &["restore-files", "--reboot", "--yes"])?;
+    // One phase, to look at what was restored before the operators redeploy; then the rest.
+    ok_without_name_service(&node, &["resume", "--step"])?;
+    same(&node, &before)?;
+    ok_without_name_service(&node, &["resume"])?;
+    settled(&node)?;
+
+    let now = requests(&node)?;
+    let approved: Vec<&String> = now.iter().filter(|(_, approved)| *approved).map(|(name, _)| name).collect();
+    ensure!(approved.len() == 2, "one as the bootstrapper and one as the node, not {approved:?}");
+    ensure!(approved.iter().all(|name| !asked_before.contains(name)), "an old request was approved: {now:?}");
+    ensure!(asked_before.iter().all(|name| now.iter().any(|(is, _)| is == name)), "a request is gone: {now:?}");
+    let status = report(&node, &["status"])?;
+    ensure!(status["run"].is_null(), "{status}");
+    Ok(())
+}
+
+/// Fills the file system of `dir` until about `left` bytes are free. XFS gives back what was deleted a moment later.
+fn leave_free(dir: &Path, left: u64) -> Result<()> {
+    let mut filler = std::fs::File::options().create(true).append(true).open(dir.join("filler"))?;
+    wait_for(&format!("{left} bytes to be free"), || {
+        let free = rustix::fs::statvfs(dir).map(|stat| stat.f_bavail * stat.f_frsize)?;
+        if free < left {
+            filler.set_len(filler.metadata()?.len().saturating_sub(left - free))?;
+        } else if free > left + (1 << 20) {
+            std::io::copy(&mut std::io::repeat(0).take(free - left), &mut filler).context("filling the disk")?;
+        }
+        filler.sync_all()?;
+        Ok(free.abs_diff(left) <= 1 << 20)
+    })
+}
+
+fn noise(path: &Path, megabytes: u64) -> Result<()> {
+    std::io::copy(&mut std::fs::File::open("/dev/urandom")?.take(megabytes << 20), &mut std::fs::File::create(path)?)?;
+    Ok(())
 }
 
 #[test]
-fn a_kubeadm_node_is_what_it_was() -> Result<()> {
-    there_and_back(Kind::Kubeadm)
+fn a_kubeadm_node_is_what_it_was_from_a_disk_that_is_nearly_full() -> Result<()> {
+    let (node, _temporary) = node(Kind::Kubeadm, |options| options.recovery_disk = Some(320))?;
+    let (disk, big) = (node.at("/var/recovery"), node.at("/var/lib/kubelet/big"));
+    // A quarter of it does not compress: that is what the next one is thought to be like.
+    noise(&big, 10)?;
+    std::io::Write::write_all(&mut std::fs::File::options().append(true).open(&big)?, &vec![b'a'; 30 << 20])?;
+    ok(&node, &["backup", "--name", "good"])?;
+    let before = node.snapshot()?;
+    let backups = || report(&node, &["list"]);
+    let listed = backups()?;
+
+    // No room at all: known before anything is written.
+    leave_free(&disk, 3 << 20)?;
+    noise(&big, 60)?;
+    run(&node, &["backup"])?.expect(73, &["/var/recovery has", "are missing", "recovery prune"])?;
+    ensure!(backups()? == listed, "the refused backup left something");
+    // Room for what it is thought to take, but nothing of it compresses.
+    leave_free(&disk, 30 << 20)?;
+    run(&node, &["backup"])?.expect(73, &["No space left on device", "unfinished backup was deleted", "untouched"])?;
+    ensure!(backups()? == listed, "the backup that did not fit left something");
+    ok(&node, &["verify", "good"])?;
+
+    // A recovery needs no more than room for its journal.
+    leave_free(&disk, 3 << 20)?;
+    node.ruin()?;
+    over_the_reboot(&node, &["restore-files", "--reboot", "--yes"])?;
+    ok(&node, &["resume"])?;
+    same(&node, &before)?;
+    settled(&node)
 }

@@ -191,7 +191,7 @@ fn mount_root(place: &Place, chosen: &Path, ostree: bool) -> Result<()> {
         bind(&place.sysroot(), "sysroot", false)?;
         bind(&place.sysroot().join("boot"), "boot", false)?;
     }
-    // Disks of their own, as /etc/fstab would name them: what stands under DIR/disks/<path> is mounted at that path.
+    // Disks of their own, as /etc/fstab would name them: each path, with where the harness has mounted what belongs there.
     for (path, source) in place.load::<BTreeMap<String, PathBuf>>("disks.json")? {
         std::fs::create_dir_all(place.at(&path))?;
         bind(&source, path.trim_start_matches('/'), true)?;

@@ -73,6 +73,8 @@ pub struct Options {
     pub bootstrap: bool,
     /// The installed agent is started at boot, as its unit would.
     pub resume_unit: bool,
+    /// MiB of the XFS file system that is mounted at `/var/recovery`; a plain directory unless given. mkfs.xfs makes none below 300.
+    pub recovery_disk: Option<u64>,
     /// The mounts are made where everyone sees them, and the node stays when it is dropped: for people to look at.
     pub keep: bool,
 }
@@ -89,6 +91,7 @@ impl Options {
             files: 100,
             bootstrap: false,
             resume_unit: false,
+            recovery_disk: None,
             keep: false,
         }
     }
@@ -189,7 +192,20 @@ impl Node {
         self.place.save("ports.json", &self.ports)?;
         self.place.save("config.json", &self.config())?;
         self.place.save("runtime.json", &serde_json::json!({"sandboxes": [], "containers": [], "images": self.images()}))?;
+        if let Some(size) = self.options.recovery_disk {
+            self.attach_recovery_disk(size)?;
+        }
         self.lay_out()
+    }
+
+    /// An image with XFS in it, mounted once beside the node; each boot mounts it from there.
+    fn attach_recovery_disk(&self, size: u64) -> Result<()> {
+        let (image, disk) = (self.place.dir().join("recovery.xfs"), self.place.dir().join("disks/recovery"));
+        std::fs::create_dir_all(&disk)?;
+        std::fs::File::create(&image)?.set_len(size << 20)?;
+        checked(Command::new("mkfs.xfs").args(["-q", "-L", "recovery"]).arg(&image))?;
+        checked(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&disk))?;
+        self.place.save("disks.json", &std::collections::BTreeMap::from([("/var/recovery", disk)]))
     }
 
     fn config(&self) -> Config {
