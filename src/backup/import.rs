@@ -1,6 +1,6 @@
 //! From what the old script left to a backup like any other. The original stays as it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions, Permissions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -56,6 +56,8 @@ pub fn import(node: &Node, dir: &RecoveryDir, old: &Legacy, progress: &Progress)
             "importing the backup of upgrade-recovery.sh takes up to {needed} bytes and {shown} has {free} free"
         )));
     }
+    // The old script knew of no `backups/`.
+    dir.prepare()?;
     let taken = old.taken().unwrap_or_else(|| node.clock().now());
     let conditions = Conditions::of(node, None)?;
     let mut partial = Partial::begin(node, dir, &conditions, taken, Some(LEGACY_ID))?;
@@ -98,16 +100,30 @@ impl Import<'_> {
         partial.finish(name, Finished { bytes: packed.bytes, stored: packed.stored, sha256: packed.sha256 })
     }
 
-    /// The old script's tar keeps no labels: each file gets that of what is at its place now.
+    /// The old script's tar keeps no labels: each file gets that of what is at its place now. It names files as the machine configuration does, also
+    /// through links (`/opt` is one on an ostree host); a backup names them by where they are, because its restore follows none.
     fn extras(&self, partial: &mut Partial, tar: &Path, staging: &Path) -> Result<()> {
-        let names = unpack(tar, staging)?;
+        let (unpacked, placed) = (staging.join("unpacked"), staging.join("placed"));
+        durable::create_dir(staging, 0o700)?;
+        durable::create_dir(&placed, 0o700)?;
+        let mut names = BTreeSet::new();
+        for name in unpack(tar, &unpacked)? {
+            let there =
+                trees::real(self.node, &Path::new("/").join(name.parent().unwrap_or(&name))).join(name.file_name().unwrap_or_default());
+            label_like(&there, &unpacked.join(&name))?;
+            let real = there.strip_prefix(self.node.root()).with_context(|| format!("{} is outside of the node", there.display()))?;
+            if let Some(on_the_way) = real.ancestors().skip(1).find(|above| names.contains(*above)) {
+                return Err(damaged(format!("{} is both a file and a directory in it", on_the_way.display())));
+            }
+            let to = placed.join(real);
+            std::fs::create_dir_all(to.parent().unwrap_or(&placed)).context("making room for the managed files")?;
+            std::fs::rename(unpacked.join(&name), &to).with_context(|| format!("putting {} in its place", real.display()))?;
+            names.insert(real.to_owned());
+        }
         if names.is_empty() {
             return Ok(());
         }
-        for name in &names {
-            label_like(&self.node.path(Path::new("/").join(name)), &staging.join(name))?;
-        }
-        self.pack(partial, EXTRAS, staging, &Selection::all().only(&names))
+        self.pack(partial, EXTRAS, &placed, &Selection::all().only(&names))
     }
 
     /// The whole of `manifests` and `static-pod-resources` from the copy of `/etc`; over it the revisions that were saved with the snapshot, and their

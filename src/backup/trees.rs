@@ -145,7 +145,7 @@ fn existing(node: &Node, shown: &str) -> Result<PathBuf> {
 }
 
 /// Where the node's `path` is for this process, every link followed; what does not exist is joined on.
-fn real(node: &Node, path: &Path) -> PathBuf {
+pub(super) fn real(node: &Node, path: &Path) -> PathBuf {
     if !node.is_live() {
         return node.real_path(path);
     }
