@@ -10,7 +10,7 @@
 //!
 //! It has no sums: it is checked as far as that allows.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::BufReader;
 use std::os::unix::fs::MetadataExt;
@@ -113,8 +113,16 @@ impl Legacy {
     /// Bytes it takes on disk.
     #[must_use]
     pub fn usage(&self) -> u64 {
+        self.files().values().sum()
+    }
+
+    /// Bytes of each part on disk, by its name in the directory.
+    #[must_use]
+    pub fn files(&self) -> BTreeMap<String, u64> {
         let parts = ["cluster", "etc", "kubelet", EXTRAS].map(|name| self.root.join(name));
-        parts.iter().chain(&self.local).map(|path| mounts::usage(path).unwrap_or(0)).sum()
+        let there = parts.iter().chain(&self.local).filter(|path| path.exists());
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        there.map(|path| (name(path), mounts::usage(path).unwrap_or(0))).collect()
     }
 
     /// Tells one old backup from the next in the same place: names, sizes and times of what is written anew with each.
@@ -167,7 +175,7 @@ pub fn verify(old: &Legacy, progress: &Progress) -> Result<VerifyReport> {
 }
 
 fn report(problems: Vec<String>) -> VerifyReport {
-    VerifyReport { id: LEGACY_ID.to_owned(), deep: true, good: problems.is_empty(), files: std::collections::BTreeMap::new(), problems }
+    VerifyReport { id: LEGACY_ID.to_owned(), deep: true, good: problems.is_empty(), files: BTreeMap::new(), problems }
 }
 
 /// The revision directory of each of the four pods, in their order: `static-pod-resources/etcd-pod-3`.

@@ -75,11 +75,15 @@ pub struct Listed {
 /// What `show` says.
 #[derive(Debug, Clone, Serialize)]
 pub struct Shown {
+    /// Its id.
+    pub id: String,
     /// Its directory, as the node calls it.
     pub path: PathBuf,
-    /// Its manifest.
-    pub manifest: Manifest,
-    /// Bytes of each file on disk.
+    /// When it was taken, as far as it says.
+    pub taken: Option<Timestamp>,
+    /// Its manifest; what the old script left has none.
+    pub manifest: Option<Manifest>,
+    /// Bytes of each file on disk, of the old script's each part.
     pub files: BTreeMap<String, u64>,
 }
 
@@ -217,13 +221,18 @@ pub fn list(dir: &RecoveryDir) -> Result<Vec<Listed>> {
 /// As [`choose`]; nothing is imported.
 pub fn show(node: &Node, dir: &RecoveryDir, wanted: &str) -> Result<Shown> {
     let survey = survey(dir)?;
-    let Some(backup) = survey.find(wanted) else { return Err(no_such(dir, &survey, wanted)) };
+    let Some(backup) = survey.find(wanted) else {
+        let old = legacy::find(dir).filter(|_| wanted == LEGACY_ID).ok_or_else(|| no_such(dir, &survey, wanted))?;
+        let (path, files) = (dir.shown().to_owned(), old.files());
+        return Ok(Shown { id: LEGACY_ID.to_owned(), path, taken: old.taken(), manifest: None, files });
+    };
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(&backup.path).with_context(|| format!("listing {}", backup.path.display()))? {
         let entry = entry.with_context(|| format!("listing {}", backup.path.display()))?;
         files.insert(entry.file_name().to_string_lossy().into_owned(), entry.metadata().map_or(0, |m| m.len()));
     }
-    Ok(Shown { path: node.shown(&backup.path), manifest: backup.manifest.clone(), files })
+    let manifest = backup.manifest.clone();
+    Ok(Shown { id: backup.id.clone(), path: node.shown(&backup.path), taken: Some(manifest.taken), manifest: Some(manifest), files })
 }
 
 /// What [`find`] found.

@@ -16,7 +16,7 @@ pub(super) fn run(context: &Context, args: &ChosenArgs) -> Result<ExitCode> {
 }
 
 fn describe(shown: &Shown) -> String {
-    let m = &shown.manifest;
+    let Some(m) = &shown.manifest else { return describe_old(shown) };
     let none = || "-".to_owned();
     let deployment = m
         .deployment
@@ -41,6 +41,21 @@ fn describe(shown: &Shown) -> String {
     for (file, stored) in &shown.files {
         let content = m.sizes.get(file).map_or_else(String::new, |bytes| format!("  of {}", mib(*bytes)));
         text += &format!("  {file:<26} {:>11}{content}\n", mib(*stored));
+    }
+    text
+}
+
+/// What upgrade-recovery.sh left says of itself.
+fn describe_old(shown: &Shown) -> String {
+    let lines = [
+        ("backup", shown.id.clone()),
+        ("taken", shown.taken.map_or_else(|| "-".to_owned(), |t| t.to_string())),
+        ("asked by", "upgrade-recovery.sh; more is known of it when a recovery has imported it".to_owned()),
+        ("in", shown.path.display().to_string()),
+    ];
+    let mut text: String = lines.iter().map(|(what, value)| format!("{what:<20} {value}\n")).collect();
+    for (part, stored) in &shown.files {
+        text += &format!("  {part:<26} {:>11}\n", mib(*stored));
     }
     text
 }
