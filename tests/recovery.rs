@@ -8,6 +8,8 @@ pub mod node;
 
 #[path = "recovery/one_command.rs"]
 mod one_command;
+#[path = "recovery/old_script.rs"]
+mod old_script;
 #[path = "recovery/place.rs"]
 mod place;
 #[path = "recovery/refusals.rs"]
