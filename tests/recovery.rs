@@ -14,8 +14,12 @@ mod old_script;
 mod place;
 #[path = "recovery/refusals.rs"]
 mod refusals;
+#[path = "recovery/signals.rs"]
+mod signals;
 #[path = "recovery/through.rs"]
 mod through;
+#[path = "recovery/unit.rs"]
+mod unit;
 #[path = "recovery/walk.rs"]
 mod walk;
 #[path = "recovery/whole.rs"]

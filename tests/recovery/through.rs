@@ -1,8 +1,8 @@
 //! The agent as people and units have it: its binary on an emulated node, with its exit code and what it said.
 
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -81,7 +81,8 @@ pub(crate) fn ended(child: Child) -> Result<Ended> {
     Ok(child.wait_with_output().context("waiting for the agent")?.into())
 }
 
-fn command(node: &Node, args: &[&str]) -> Result<Command> {
+/// The agent, ready to be started.
+pub(crate) fn command(node: &Node, args: &[&str]) -> Result<Command> {
     let mut command = node.recovery()?;
     command.args(["--wait", WAIT]).args(args).stdin(Stdio::null());
     Ok(command)
@@ -163,21 +164,20 @@ pub(crate) fn ok_without_name_service(node: &Node, args: &[&str]) -> Result<Stri
     Ok(ended.out)
 }
 
-/// Waits until this path of the node is there.
-pub(crate) fn wait_for_file(path: &Path) -> Result<()> {
-    crate::node::wait_for(&format!("{}", path.display()), || Ok(path.exists()))
+/// Waits until the open run's journal says that a step is about to be done.
+pub(crate) fn journal_says(node: &Node, phase: &str, step: &str) -> Result<()> {
+    let journal = node.at("/var/recovery/progress");
+    let is_intent = |line: &str| {
+        let line: Option<serde_json::Value> = serde_json::from_str(line).ok();
+        line.is_some_and(|line| line["event"] == "step-intent" && line["phase"] == phase && line["step"] == step)
+    };
+    crate::node::wait_for(&format!("step {step} of {phase}"), || {
+        Ok(std::fs::read_to_string(&journal).unwrap_or_default().lines().any(is_intent))
+    })
 }
 
-/// The one unfinished backup.
-pub(crate) fn partial(node: &Node) -> Result<PathBuf> {
-    let backups = node.at("/var/recovery/backups");
-    let partial = |name: &String| name.ends_with(".partial");
-    let mut found: Vec<String> = names(&backups)?.into_iter().filter(partial).collect();
-    ensure!(found.len() == 1, "unfinished backups: {found:?}");
-    Ok(backups.join(found.remove(0)))
-}
-
-/// Waits a little, between two looks.
-pub(crate) fn breathe() {
-    std::thread::sleep(Duration::from_millis(2));
+/// Writes a file that does not compress.
+pub(crate) fn noise(path: &Path, megabytes: u64) -> Result<()> {
+    let mut random = std::fs::File::open("/dev/urandom")?.take(megabytes << 20);
+    std::io::copy(&mut random, &mut std::fs::File::create(path)?).with_context(|| format!("writing {}", path.display())).map(drop)
 }

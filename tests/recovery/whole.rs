@@ -9,7 +9,7 @@ use base64::Engine;
 use serde_json::{Value, json};
 
 use crate::node::{Kind, Node, wait_for};
-use crate::through::{json as report, node, ok, ok_without_name_service, over_the_reboot, run, same, settled};
+use crate::through::{json as report, node, noise, ok, ok_without_name_service, over_the_reboot, run, same, settled};
 
 /// Requests that lie in etcd when the backup is taken, with a date of after the recovery. None is this node's kubelet's.
 const REQUESTS: &str = "/kubernetes.io/certificatesigningrequests/";
@@ -85,11 +85,6 @@ fn leave_free(dir: &Path, left: u64) -> Result<()> {
         filler.sync_all()?;
         Ok(free.abs_diff(left) <= 1 << 20)
     })
-}
-
-fn noise(path: &Path, megabytes: u64) -> Result<()> {
-    std::io::copy(&mut std::fs::File::open("/dev/urandom")?.take(megabytes << 20), &mut std::fs::File::create(path)?)?;
-    Ok(())
 }
 
 #[test]

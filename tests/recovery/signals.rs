@@ -1,0 +1,84 @@
+//! Signals: the agent stops at the next safe point with 75, or at once when it is killed, and the next one goes on where it was.
+
+use std::os::unix::process::CommandExt;
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use crate::node::place::Wrong;
+use crate::node::{Kind, Node, wait_for};
+use crate::through::{command, ended, journal_says, json, names, node, noise, ok, run, same, settled, start};
+
+fn pid(child: &Child) -> Result<Pid> {
+    Pid::from_raw(i32::try_from(child.id())?).context("no process")
+}
+
+/// Starts a backup, and sends it a signal when it is in the middle of the largest tree.
+fn backup_until(node: &Node, signal: Signal) -> Result<crate::through::Ended> {
+    let begun = std::time::SystemTime::now();
+    let backup = start(node, &["backup"])?;
+    let backups = node.at("/var/recovery/backups");
+    wait_for("the backup to archive /var/lib/kubelet", || {
+        let unfinished = names(&backups).unwrap_or_default().into_iter().find(|name| name.ends_with(".partial"));
+        // What the one before left is removed first.
+        let being_written = |meta: std::fs::Metadata| meta.len() > 0 && meta.modified().is_ok_and(|time| time > begun);
+        Ok(unfinished.is_some_and(|id| backups.join(id).join("kubelet.tar.zst").metadata().is_ok_and(being_written)))
+    })?;
+    kill_process(pid(&backup)?, signal)?;
+    ended(backup)
+}
+
+/// Ctrl-C: the terminal sends SIGINT to everything in the foreground.
+fn press_ctrl_c(agent: &Child) -> Result<()> {
+    kill_process_group(pid(agent)?, Signal::INT).context("sending SIGINT")
+}
+
+#[test]
+fn whatever_interrupts_it_the_next_one_goes_on() -> Result<()> {
+    let (node, _temporary) = node(Kind::Kubeadm, |_| ())?;
+    noise(&node.at("/var/lib/kubelet/big"), 150)?;
+    backup_until(&node, Signal::TERM)?.expect(75, &["interrupted by a signal", "run the same command again"])?;
+    let ended = backup_until(&node, Signal::KILL)?;
+    ensure!(ended.code.is_none(), "{ended}");
+    ensure!(ended.err.contains("/etc is finished already"), "it began again after SIGTERM: {ended}");
+    backup_until(&node, Signal::INT)?.expect(75, &["/usr/local is finished already", "interrupted"])?;
+    let ended = run(&node, &["backup"])?.expect(0, &["/etc is finished already", "/usr/local is finished already"])?;
+    ensure!(!ended.err.contains("/var/lib/kubelet is finished"), "what was cut short is not finished: {ended}");
+    ensure!(names(&node.at("/var/recovery/backups"))?.len() == 1, "an unfinished backup is left");
+    ok(&node, &["verify"])?;
+    let before = node.snapshot()?;
+    node.ruin()?;
+
+    // While it waits for a program, in the middle of the first phase.
+    node.fault("systemctl", "stop containerd", Some(1), Wrong::Hang)?;
+    let agent = start(&node, &["restore-files", "--reboot", "--yes"])?;
+    wait_for("the runtime to be stopped", || Ok(node.calls()?.iter().any(|call| call.args.contains("stop containerd"))))?;
+    kill_process(pid(&agent)?, Signal::TERM)?;
+    let begun = Instant::now();
+    crate::through::ended(agent)?.expect(75, &["phase restore-files, step stop-runtime was interrupted", "next: `recovery resume`"])?;
+    ensure!(begun.elapsed() < Duration::from_secs(5), "it took {:?} to end", begun.elapsed());
+    let status = json(&node, &["status"])?;
+    ensure!(status["run"]["failure"].is_null() && status["hold"] == true, "an interruption is no failure: {status}");
+    let (_, boots) = node.power()?;
+    ok(&node, &["resume"])?;
+    node.wait_boot(boots)?;
+
+    // While it waits for the control plane: with Ctrl-C, with SIGTERM, and killed.
+    let agent = command(&node, &["resume"])?.process_group(0).stderr(std::process::Stdio::piped()).spawn()?;
+    journal_says(&node, "resume", "etcd-answers")?;
+    press_ctrl_c(&agent)?;
+    crate::through::ended(agent)?.expect(75, &["phase resume, step etcd-answers was interrupted", "next: `recovery resume`"])?;
+    let agent = start(&node, &["resume"])?;
+    journal_says(&node, "resume", "api-server-ready")?;
+    kill_process(pid(&agent)?, Signal::TERM)?;
+    crate::through::ended(agent)?.expect(75, &["was interrupted"])?;
+    let agent = start(&node, &["resume"])?;
+    journal_says(&node, "resume", "containers")?;
+    kill_process(pid(&agent)?, Signal::KILL)?;
+    crate::through::ended(agent)?;
+    ok(&node, &["resume"])?;
+    same(&node, &before)?;
+    settled(&node)
+}

@@ -1,0 +1,70 @@
+//! What the systemd unit runs after a reboot, and people who run `resume` while it is at work.
+
+use anyhow::{Result, ensure};
+
+use crate::node::place::Wrong;
+use crate::node::{Kind, Node, wait_for};
+use crate::through::{ended, journal_says, json, node, ok, over_the_reboot, run, same, settled, start};
+
+/// What the unit's agent has said so far; nothing while it was never started.
+fn unit_log(node: &Node) -> String {
+    std::fs::read_to_string(node.place().state("resume.log")).unwrap_or_default()
+}
+
+#[test]
+fn the_unit_goes_on_after_the_reboot_and_others_follow_it() -> Result<()> {
+    let (node, _temporary) = node(Kind::Kubeadm, |options| options.resume_unit = true)?;
+    ok(&node, &["backup"])?;
+    let before = node.snapshot()?;
+    node.reboot()?;
+    node.wait_api()?;
+    ensure!(unit_log(&node).is_empty(), "with no recovery open, the unit is not started: {}", unit_log(&node));
+    node.ruin()?;
+
+    // It is at work for a while, and then fails.
+    node.fault("systemctl", "stop kubelet", None, Wrong::Slow(1500))?;
+    node.fault("systemctl", "start containerd", None, Wrong::Fail("Job for containerd.service failed.".to_owned(), 1))?;
+    over_the_reboot(&node, &["restore-files", "--reboot", "--yes"])?;
+    journal_says(&node, "resume", "stop-kubelet")?;
+    for (verb, says) in [
+        (vec!["backup"], "`recovery resume` (process"),
+        (vec!["restore-files", "--yes"], "`recovery resume` (process"),
+        (vec!["restart", "--yes"], "`recovery resume` (process"),
+        (vec!["abandon", "--yes"], "`recovery resume` (process"),
+    ] {
+        run(&node, &verb)?.expect(75, &[says, "run this again when that has ended"])?;
+    }
+    let failure = [
+        "phase resume, step start-runtime failed",
+        "Job for containerd.service failed.",
+        "next: put the cause right and `recovery resume`",
+    ];
+    let followed = run(&node, &["resume"])?.expect(1, &["another agent is at work"])?;
+    failure.iter().try_for_each(|words| Ok::<_, anyhow::Error>(ensure!(followed.err.contains(words), "{words}: {followed}")))?;
+    ensure!(failure.iter().all(|words| unit_log(&node).contains(words)), "{}", unit_log(&node));
+
+    // Mended; two people at once.
+    node.clear_faults()?;
+    let first = start(&node, &["resume"])?;
+    journal_says(&node, "resume", "etcd-answers")?;
+    let second = ended(start(&node, &["--json", "resume"])?)?.expect(0, &["another agent is at work"])?;
+    ended(first)?.expect(0, &[])?;
+    let report: serde_json::Value = serde_json::from_str(&second.out)?;
+    ensure!(report["outcome"] == "finished" && report["run"]["id"].is_string(), "{report}");
+    same(&node, &before)?;
+    settled(&node)?;
+
+    // One phase at a time is a person's business.
+    ok(&node, &["restore-files", "--step", "--yes"])?;
+    run(&node, &["resume"])?.expect(75, &["has not rebooted", "next: `systemctl reboot`"])?;
+    node.reboot()?;
+    wait_for("the unit's agent", || Ok(unit_log(&node).contains("recovery resume --step")))?;
+    ensure!(node.at("/var/lib/recovery/hold-kubelet").exists(), "the unit went on with a run that waits for a person");
+    let left = json(&node, &["resume", "--unit"])?;
+    ensure!(left["outcome"] == "left-to-a-person" && left["next"] == "`recovery resume --step`", "{left}");
+    let done = json(&node, &["resume"])?;
+    ensure!(done["outcome"] == "phase-done", "{done}");
+    let (_, boots) = node.power()?;
+    ensure!(json(&node, &["resume"])?["outcome"] == "finished" && node.power()?.1 == boots);
+    settled(&node)
+}
