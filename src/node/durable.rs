@@ -48,16 +48,47 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes a directory and all below it; one that is not there is fine.
+/// Removes a directory and all below it, immutable files (`chattr +i`) too: a copy of a node's tree has them. One that is not there is fine.
 ///
 /// # Errors
 /// When something in it cannot be removed.
 pub fn remove_tree(path: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(path) {
+    let removed = match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            unlock(path)?;
+            std::fs::remove_dir_all(path)
+        }
+        removed => removed,
+    };
+    match removed {
         Ok(()) => sync_dir(parent(path)?),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error).with_context(|| format!("removing {}", path.display())),
     }
+}
+
+/// Takes the flags from what is at `path` and below that keep even root from removing it.
+fn unlock(path: &Path) -> Result<()> {
+    use rustix::fs::{IFlags, Mode, OFlags, ioctl_getflags, ioctl_setflags, open};
+    for entry in walkdir::WalkDir::new(path) {
+        let entry = entry.with_context(|| format!("walking through {}", path.display()))?;
+        // Nothing else has such flags; opening a fifo would wait, and a device does something.
+        if !entry.file_type().is_file() && !entry.file_type().is_dir() {
+            continue;
+        }
+        let clear = || -> rustix::io::Result<()> {
+            let file = open(entry.path(), OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+            match ioctl_getflags(&file) {
+                Ok(flags) if flags.intersects(IFlags::IMMUTABLE | IFlags::APPEND) => {
+                    ioctl_setflags(&file, flags.difference(IFlags::IMMUTABLE | IFlags::APPEND))
+                }
+                // A file system without flags has none in the way.
+                _ => Ok(()),
+            }
+        };
+        clear().with_context(|| format!("unlocking {}", entry.path().display()))?;
+    }
+    Ok(())
 }
 
 /// Makes a directory with permissions `mode`; one that is there already is fine and keeps its own.
@@ -130,6 +161,20 @@ mod tests {
         assert_eq!(std::fs::read(&path)?, b"two");
         assert_eq!(path.metadata()?.permissions().mode() & 0o7777, 0o644);
         assert_eq!(std::fs::read_dir(dir.path())?.count(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_tree_with_an_immutable_file_is_removed() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let tree = dir.path().join("tree");
+        create_dir(&tree, 0o700)?;
+        write(&tree.join("file"), b"one", 0o600)?;
+        let file = File::open(tree.join("file"))?;
+        rustix::fs::ioctl_setflags(&file, rustix::fs::ioctl_getflags(&file)? | rustix::fs::IFlags::IMMUTABLE)?;
+        assert!(std::fs::remove_dir_all(&tree).is_err());
+        remove_tree(&tree)?;
+        assert!(!tree.exists());
         Ok(())
     }
 
