@@ -50,6 +50,18 @@ pub fn export(backup: &Backup, to: &Path, progress: &Progress) -> Result<Exporte
     Ok(Exported { id: backup.id.clone(), to: to.to_owned() })
 }
 
+/// As [`export`], but only what `cluster-restore.sh` reads: `cluster/`, and the static pods that it is made of.
+///
+/// # Errors
+/// As [`export`].
+pub fn export_cluster(backup: &Backup, to: &Path, progress: &Progress) -> Result<()> {
+    durable::create_dir(to, 0o700)?;
+    durable::create_dir(&to.join("etc"), 0o700)?;
+    let write = Export { backup, to, progress };
+    write.tree(STATIC_PODS, "etc/kubernetes")?;
+    write.cluster()
+}
+
 const STAGING: &str = ".extras";
 
 struct Export<'a> {

@@ -26,7 +26,7 @@ pub mod verify;
 
 use std::path::PathBuf;
 
-pub use export::export;
+pub use export::{export, export_cluster};
 use manifest::Manifest;
 pub use store::choose;
 pub use take::take;

@@ -30,7 +30,7 @@ const OVS_UNITS: [&str; 2] = ["ovs-vswitchd.service", "ovsdb-server.service"];
 /// The pods that read those databases: label `app`, with the name they had in earlier releases.
 const OVN_PODS: (&str, &[&str]) = ("openshift-ovn-kubernetes", &["ovnkube-control-plane", "ovnkube-master", "ovnkube-node"]);
 /// The script of cluster-etcd-operator.
-const CLUSTER_RESTORE: &str = "/usr/local/bin/cluster-restore.sh";
+pub(super) const CLUSTER_RESTORE: &str = "/usr/local/bin/cluster-restore.sh";
 /// How long one look at etcd may take.
 const ONE_LOOK: Duration = Duration::from_secs(10);
 
@@ -163,13 +163,13 @@ fn note_bump(here: &mut Doing<'_, '_>, data: &Path) -> Result<u64> {
     Ok(bump)
 }
 
-/// The cluster's own script, on the old script's layout. It brings etcd's manifest itself and needs the runtime.
+/// The cluster's own script, on the part of the old script's layout that it reads. It brings etcd's manifest itself and needs the runtime.
 fn run_cluster_restore(here: &mut Doing<'_, '_>) -> Result<()> {
     start_runtime(here)?;
     let run = &*here.run;
     let exported = run.dir.path().join("cluster-restore");
     durable::remove_tree(&exported)?;
-    backup::export(&run.backup, &exported, run.progress).context("exporting the backup for the cluster's own restore")?;
+    backup::export_cluster(&run.backup, &exported, run.progress).context("exporting the backup for the cluster's own restore")?;
     let script = run.node.real_path(CLUSTER_RESTORE);
     let result = run.node.command("bash")?.arg(script).arg(exported.join("cluster")).limit(run.wait).run();
     durable::remove_tree(&exported)?;
