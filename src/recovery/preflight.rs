@@ -9,15 +9,17 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::journal::EtcdRestore;
 use super::platform::table::{self, Action, PlatformReport, Target};
 use super::restore_files;
-use crate::archive::{Change, Counts};
+use super::resume::CLUSTER_RESTORE;
+use crate::archive::{Archive, Change, Counts};
 use crate::backup::manifest::{Image, Manifest};
 use crate::backup::{self, Backup, ETC, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL};
 use crate::error::{misfit, no_space};
 use crate::node::dir::RecoveryDir;
 use crate::node::identity::Identity;
-use crate::node::profile::Profile;
+use crate::node::profile::{Kind, Profile};
 use crate::node::{Node, hold, mounts};
 use crate::report::Progress;
 use crate::tools::crictl;
@@ -101,7 +103,7 @@ pub(super) enum First {
 ///
 /// # Errors
 /// Those of choosing and verifying the backup; [`Failure::Misfit`](crate::error::Failure::Misfit) when it is another node's or the target
-/// does not boot next (unless forced); [`Failure::NoSpace`](crate::error::Failure::NoSpace).
+/// does not boot next (unless forced), or when etcd is to be restored by a script that is not there; [`Failure::NoSpace`](crate::error::Failure::NoSpace).
 pub(super) fn look(
     node: &Node,
     dir: &RecoveryDir,
@@ -130,6 +132,9 @@ pub(super) fn look(
         }
     };
     space(node, manifest, profile)?;
+    if options.asked.etcd == EtcdRestore::ClusterRestore {
+        has_cluster_restore(backup, profile)?;
+    }
     let missing_images = missing_images(node, manifest, &mut warnings);
     let changes = if options.compare { compare(node, profile, backup, progress)? } else { Vec::new() };
     Ok(PlanReport {
@@ -226,6 +231,18 @@ fn space(node: &Node, manifest: &Manifest, profile: &Profile) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether the cluster's own restore can be run when it is its turn: that is after the reboot, when all else is restored.
+fn has_cluster_restore(backup: &Backup, profile: &Profile) -> Result<()> {
+    if profile.kind != Kind::OpenShift {
+        return Err(misfit("this cluster has no restore of its own: leave --etcd-restore away"));
+    }
+    let archive = Archive::open(&backup.file(USR_LOCAL)).with_context(|| format!("opening {USR_LOCAL} of backup {}", backup.id))?;
+    if archive.paths().any(|path| Path::new("/usr/local").join(path) == Path::new(CLUSTER_RESTORE)) {
+        return Ok(());
+    }
+    Err(misfit(format!("backup {} holds no {CLUSTER_RESTORE}: leave --etcd-restore away", backup.id)))
 }
 
 /// The nearest directory on the way to `path` that exists.
