@@ -3,6 +3,8 @@
 #[path = "support/etcd.rs"]
 pub mod real_etcd;
 
+#[path = "recovery/cluster_restore.rs"]
+mod cluster_restore;
 #[path = "support/node.rs"]
 pub mod node;
 

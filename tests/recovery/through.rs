@@ -84,7 +84,10 @@ pub(crate) fn ended(child: Child) -> Result<Ended> {
 /// The agent, ready to be started.
 pub(crate) fn command(node: &Node, args: &[&str]) -> Result<Command> {
     let mut command = node.recovery()?;
-    command.args(["--wait", WAIT]).args(args).stdin(Stdio::null());
+    if !args.contains(&"--wait") {
+        command.args(["--wait", WAIT]);
+    }
+    command.args(args).stdin(Stdio::null());
     Ok(command)
 }
 
