@@ -13,16 +13,17 @@ use super::journal::EtcdRestore;
 use super::platform::table::{self, Action, PlatformReport, Target};
 use super::restore_files;
 use super::resume::CLUSTER_RESTORE;
+use super::run::KUBELET_UNIT;
 use crate::archive::{Archive, Change, Counts};
 use crate::backup::manifest::{Image, Manifest};
 use crate::backup::{self, Backup, ETC, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL};
-use crate::error::{misfit, no_space};
+use crate::error::{exit_code, misfit, no_space};
 use crate::node::dir::RecoveryDir;
 use crate::node::identity::Identity;
 use crate::node::profile::{Kind, Profile};
 use crate::node::{Node, hold, mounts};
 use crate::report::Progress;
-use crate::tools::crictl;
+use crate::tools::{crictl, systemctl};
 
 /// How long a clock that is earlier than the backup is given to be set: time synchronisation often comes minutes after the network.
 const CLOCK_WAIT: Duration = Duration::from_secs(30);
@@ -117,7 +118,7 @@ pub(super) fn look(
     let force = options.asked.force;
     hold::check_owner(node, dir)?;
     let begun = node.clock().since_boot();
-    backup::verify(backup, false, progress).with_context(|| format!("checking backup {}", backup.id))?;
+    backup::verify(backup, false, progress).and_then(|()| open_all(backup)).with_context(|| format!("checking backup {}", backup.id))?;
     let verified_seconds = node.clock().since_boot().saturating_sub(begun).as_secs_f64();
     let mut warnings = identity(node, manifest, profile, force, first)?;
     warnings.extend(dates(node, manifest, progress)?);
@@ -131,6 +132,7 @@ pub(super) fn look(
             Action::Nothing
         }
     };
+    warnings.extend(programs(node).context("looking whether the programs are there that a recovery needs: nothing was changed")?);
     space(node, manifest, profile)?;
     if options.asked.etcd == EtcdRestore::ClusterRestore {
         has_cluster_restore(backup, profile)?;
@@ -149,6 +151,14 @@ pub(super) fn look(
         continues: None,
         changes,
     })
+}
+
+/// Opening an archive checks every name in it: one whose sum is right and that is hostile all the same is found before anything is changed.
+fn open_all(backup: &Backup) -> Result<()> {
+    for file in [ETC, USR_LOCAL, KUBELET, STATIC_PODS, EXTRAS].map(|name| backup.file(name)).into_iter().filter(|file| file.exists()) {
+        Archive::open(&file)?;
+    }
+    Ok(())
 }
 
 /// The deployment a backup belongs to.
@@ -199,6 +209,17 @@ fn date_warnings(now: Timestamp, manifest: &Manifest) -> Vec<String> {
             .push(format!("the first of the backup's certificates expired on {expired:.0}: the cluster has to renew them before it works"));
     }
     warnings
+}
+
+/// Whether the programs answer that the first steps need. A container runtime that is down, or that hangs, is a warning: it may be what is
+/// broken, and the reboot ends the containers that it cannot stop.
+fn programs(node: &Node) -> Result<Option<String>> {
+    systemctl::show(node, KUBELET_UNIT)?;
+    match crictl::containers(node) {
+        Ok(_) => Ok(None),
+        Err(error) if matches!(exit_code(&error), 65 | 75 | 78) => Err(error),
+        Err(error) => Ok(Some(format!("the container runtime does not answer, so that containers run until the reboot: {error:#}"))),
+    }
 }
 
 /// Whether what grows has room: each tree beyond what is there now, and etcd's data, of which there are two for a while.
