@@ -5,6 +5,8 @@ pub mod real_etcd;
 
 #[path = "recovery/cluster_restore.rs"]
 mod cluster_restore;
+#[path = "recovery/hostile.rs"]
+mod hostile;
 #[path = "support/node.rs"]
 pub mod node;
 

@@ -4,8 +4,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use anyhow::{Result, ensure};
 
-use crate::node::place::Wrong;
 use crate::node::Kind;
+use crate::node::place::Wrong;
 use crate::through::{json, node, ok, over_the_reboot, run, same};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recovery/cluster-restore.sh");

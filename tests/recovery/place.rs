@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use recovery::archive::{Selection, pack};
@@ -18,6 +18,8 @@ use recovery::node::{Node, dir::RecoveryDir, identity::Identity};
 use recovery::recovery::journal::{Kind as Line, Reading};
 use recovery::recovery::{Asked, Options, Proposal, ResumeOptions, RunReport, Wait};
 use recovery::report::Progress;
+
+use crate::through::Ended;
 
 /// The programs. A file of the repository, because one that this process has just written cannot always be run: another thread may be
 /// forking at that moment, and its child holds it open ("text file busy").
@@ -171,8 +173,33 @@ impl Place {
     /// The calls so far that are changes, each once for every time.
     pub(crate) fn calls(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.temporary.path().join("state/calls")).unwrap_or_default();
-        let asks = ["systemctl show", "crictl version", "crictl ps", "crictl pods", "crictl images"];
+        let asks = ["systemctl show", "crictl version", "crictl ps", "crictl pods", "crictl images", "ostree admin status"];
         text.lines().filter(|line| !asks.iter().any(|ask| line.starts_with(ask))).map(str::to_owned).collect()
+    }
+
+    /// Lets every call of a program go wrong: `hangs`, `fails` or `prints garbage`.
+    pub(crate) fn goes_wrong(&self, tool: &str, how: &str) {
+        self.state(&format!("{tool}.wrong"), how);
+    }
+
+    /// Gives the node one more program, which only goes wrong.
+    pub(crate) fn add_tool(&self, name: &str) {
+        symlink(TOOL, self.temporary.path().join("tools").join(name)).unwrap();
+    }
+
+    /// The agent itself, ready to be started on this node.
+    pub(crate) fn agent_command(&self, args: &[&str]) -> Command {
+        let mut agent = Command::new(env!("CARGO_BIN_EXE_recovery"));
+        for (flag, folder) in [("--root", "root"), ("--tools", "tools")] {
+            agent.arg(flag).arg(self.temporary.path().join(folder));
+        }
+        agent.args(args).stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::piped());
+        agent
+    }
+
+    /// Runs the agent on this node, to its end.
+    pub(crate) fn agent(&self, args: &[&str]) -> Ended {
+        self.agent_command(args).output().unwrap().into()
     }
 
     pub(crate) fn plan(&self, options: Options) -> anyhow::Result<Proposal<'_>> {

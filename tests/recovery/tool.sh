@@ -1,9 +1,15 @@
 #!/bin/bash
-# `systemctl` and `crictl` of a small node, by the name it is called by: units and calls are files in ../state; one call can be made to fail.
+# `systemctl` and `crictl` of a small node, by the name it is called by: units and calls are files in ../state; one call can be made to fail,
+# and one of the two to go wrong in every call.
 name=${0##*/} state=$(dirname "$0")/../state
 [[ $1 == --timeout=* ]] && shift
 echo "$name $*" >> "$state/calls"
 if [[ -s $state/fault && "$name $*" == *"$(cat "$state/fault")"* ]]; then rm "$state/fault"; echo "as told" >&2; exit 1; fi
+case $(cat "$state/$name.wrong" 2>/dev/null) in
+  hangs) exec sleep 3600 ;;
+  fails) echo "as told" >&2; exit 1 ;;
+  "prints garbage") printf '\x00\xff{"containers":[{]'; exit 0 ;;
+esac
 unit() { cat "$state/$1" 2>/dev/null || echo inactive; }
 case "$name $1" in
   "systemctl show") active=$(unit "$3")
