@@ -3,6 +3,8 @@
 #[path = "support/etcd.rs"]
 pub mod real_etcd;
 
+#[path = "recovery/by_hand.rs"]
+mod by_hand;
 #[path = "recovery/cluster_restore.rs"]
 mod cluster_restore;
 #[path = "recovery/hostile.rs"]

@@ -117,7 +117,7 @@ pub(crate) fn same(node: &Node, before: &Snapshot) -> Result<()> {
 }
 
 /// What runs again writes of itself, and the times of directories above managed files, which are nobody's.
-fn may_differ(line: &str) -> bool {
+pub(crate) fn may_differ(line: &str) -> bool {
     let of_the_cluster = line.starts_with("key ") && OF_THE_RECOVERY.iter().any(|part| line.contains(part));
     of_the_cluster || TIMES_OF_OTHERS.iter().any(|path| line.starts_with(&format!("{path}: was 04")))
 }

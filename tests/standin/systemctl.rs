@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::place::{MARK, Place, Process};
+use crate::place::{Config, MARK, Place, Process};
 use crate::runtime::{Runtime, STORE};
 
 const UNITS: &str = "units.json";
@@ -40,6 +40,16 @@ pub(crate) fn run(place: &Place, args: &[String]) -> Result<ExitCode> {
         units.iter().map(|unit| if unit.contains('.') { (*unit).to_owned() } else { format!("{unit}.service") }).collect();
     match verb {
         "daemon-reload" => load_all(place)?,
+        "enable" | "disable" => {
+            place.change("config.json", |config: &mut Config| {
+                config.enabled.retain(|unit| !units.contains(unit));
+                config.enabled.extend(units.iter().filter(|_| verb == "enable").cloned());
+                Ok(())
+            })?;
+            if args.iter().any(|word| word == "--now") {
+                units.iter().try_for_each(|unit| if verb == "enable" { start(place, unit) } else { stop(place, unit) })?;
+            }
+        }
         "reboot" => crate::machine::begin_reboot(place)?,
         "show" => units.iter().try_for_each(|unit| show(place, unit))?,
         "is-active" => {
