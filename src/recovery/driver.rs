@@ -112,7 +112,7 @@ fn one_step(journal: &mut Journal, work: &mut impl Work, phase: Phase, step: &st
             let message = failure_message(Some(phase), step, &format!("{error:#}"), code);
             // An interruption is no failure: the step is open and is taken up again.
             if code != 75 {
-                tracing::error!(recovery_run = %run, recovery_phase = phase.name(), recovery_step = step, message_id = MESSAGE_FAILED, journal_only = true, "{message}");
+                tracing::error!(recovery_run = %run, recovery_phase = phase.name(), recovery_step = step, message_id = MESSAGE_FAILED, "{message}");
                 let cause = json!({"cause": format!("{error:#}"), "exit": code});
                 if let Err(unwritten) = write(journal, work, &Event::StepFailed(phase, step.to_owned()), cause) {
                     tracing::warn!("the failure could not be written to the journal: {unwritten:#}");

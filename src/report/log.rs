@@ -42,19 +42,16 @@ struct Plain {
 #[derive(Default)]
 struct Message {
     text: String,
-    journal_only: bool,
+    of_a_step: bool,
 }
 
 impl Visit for Message {
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        if field.name() == "message" {
-            write!(self.text, "{value:?}").ok();
+        match field.name() {
+            "message" => drop(write!(self.text, "{value:?}")),
+            "recovery_step" => self.of_a_step = true,
+            _ => {}
         }
-    }
-
-    /// What is on its way to the end of the program as an error is printed there.
-    fn record_bool(&mut self, field: &Field, value: bool) {
-        self.journal_only |= value && field.name() == "journal_only";
     }
 }
 
@@ -62,7 +59,8 @@ impl<S: Subscriber> Layer<S> for Plain {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut message = Message::default();
         event.record(&mut message);
-        if message.journal_only {
+        // The command ends with what its step failed with, in the same words.
+        if message.of_a_step && *event.metadata().level() == Level::ERROR {
             return;
         }
         let level = match *event.metadata().level() {
