@@ -112,8 +112,8 @@ impl Import<'_> {
                 trees::real(self.node, &Path::new("/").join(name.parent().unwrap_or(&name))).join(name.file_name().unwrap_or_default());
             label_like(&there, &unpacked.join(&name))?;
             let real = there.strip_prefix(self.node.root()).with_context(|| format!("{} is outside of the node", there.display()))?;
-            if let Some(on_the_way) = real.ancestors().skip(1).find(|above| names.contains(*above)) {
-                return Err(damaged(format!("{} is both a file and a directory in it", on_the_way.display())));
+            if let Some(other) = names.iter().find(|other: &&PathBuf| other.starts_with(real) || real.starts_with(other)) {
+                return Err(damaged(format!("{} and {} in it are in each other's place", other.display(), real.display())));
             }
             let to = placed.join(real);
             std::fs::create_dir_all(to.parent().unwrap_or(&placed)).context("making room for the managed files")?;

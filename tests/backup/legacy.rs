@@ -130,6 +130,7 @@ fn a_damaged_old_backup_is_refused_and_leaves_nothing() {
     refused("rm etc/machine-id", "machine-id");
     refused("cd etc/kubernetes && tar -czf ../../cluster/*.tar.gz static-pod-resources/etcd-pod-3", "kube-apiserver");
     refused("ln etc/machine-id x && tar -P -czf extras.tgz --transform 's#^x#../../x#' x", "holds the name");
+    refused("ln -s /etc var && mkdir opt && touch opt/x && tar -czf extras.tgz var opt/x && rm -r var opt", "in each other's place");
     assert!(choose(&sno.place.node, &sno.place.dir, Some("upgrade-recovery")).is_ok());
 }
 
