@@ -12,7 +12,7 @@ use super::platform::table;
 use super::run::{Doing, KUBELET_UNIT, Step};
 use crate::archive::{Archive, Extra, Selection};
 use crate::backup::trees::extras_in;
-use crate::backup::{Backup, ETC, EXTRAS, USR_LOCAL};
+use crate::backup::{Backup, ETC, EXTRAS, USR_LOCAL, install};
 use crate::error::exit_code;
 use crate::node::machine_config::MachineConfig;
 use crate::node::profile::{Kind, Profile};
@@ -51,8 +51,19 @@ pub(super) fn place_hold(here: &mut Doing<'_, '_>) -> Result<()> {
     let node = here.run.node;
     hold::install(&node.real_path("/etc"), here.run.dir)?;
     here.run.undo.place_hold(node, here.run.dir)?;
+    install_agent(here);
     // systemd must know of the condition before anyone starts kubelet in this boot.
     systemctl::daemon_reload(node)
+}
+
+/// What the unit runs after the reboot. A directory that only the old script knew has none yet.
+fn install_agent(here: &mut Doing<'_, '_>) {
+    if here.run.dir.path().join(install::BINARY).exists() {
+        return;
+    }
+    if let Err(error) = install::install(here.run.node, here.run.dir) {
+        here.warn(format!("nothing continues this by itself after the reboot, `recovery resume` does: {error:#}"));
+    }
 }
 
 pub(super) fn stop_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {

@@ -49,6 +49,7 @@ impl Place {
         let place = Self { temporary, node, dir, progress: Progress::hidden() };
         place.lay_out();
         place.dir.prepare().unwrap();
+        std::fs::write(place.dir.path().join("recovery"), "the installed agent").unwrap();
         place.back_up("b1", 1);
         place.put("/etc/site/settings", "after");
         place.put("/etc/site/added", "after");
