@@ -118,9 +118,12 @@ fn who_is_not_root_is_told_so() {
     let dir = tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755)).tempdir_in("/tmp").unwrap();
     let copy = dir.path().join("recovery");
     std::fs::copy(BINARY, &copy).unwrap();
-    let output = Command::new("setpriv").args(["--reuid", "65534", "--clear-groups"]).arg(&copy).arg("list").output().unwrap();
-    assert_eq!(code(&output), 77, "{}", said(&output));
-    assert!(said(&output).contains("root"));
+    for verb in ["backup", "restore-files", "resume", "abandon", "status", "list"] {
+        let output =
+            Command::new("setpriv").args(["--reuid", "65534", "--clear-groups"]).arg(&copy).args([verb, "--yes"]).output().unwrap();
+        assert_eq!(code(&output), 77, "{verb}: {}", said(&output));
+        assert!(said(&output).contains("run it with sudo, or as root"), "{verb}: {}", said(&output));
+    }
 }
 
 #[test]

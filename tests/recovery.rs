@@ -3,15 +3,18 @@
 #[path = "support/etcd.rs"]
 pub mod real_etcd;
 
+#[path = "support/node.rs"]
+pub mod node;
+
+// First: it takes longest.
+#[path = "recovery/all_the_way.rs"]
+mod all_the_way;
 #[path = "recovery/by_hand.rs"]
 mod by_hand;
 #[path = "recovery/cluster_restore.rs"]
 mod cluster_restore;
 #[path = "recovery/hostile.rs"]
 mod hostile;
-#[path = "support/node.rs"]
-pub mod node;
-
 #[path = "recovery/one_command.rs"]
 mod one_command;
 #[path = "recovery/old_script.rs"]
@@ -28,5 +31,3 @@ mod through;
 mod unit;
 #[path = "recovery/walk.rs"]
 mod walk;
-#[path = "recovery/whole.rs"]
-mod whole;

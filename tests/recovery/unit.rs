@@ -26,13 +26,8 @@ fn the_unit_goes_on_after_the_reboot_and_others_follow_it() -> Result<()> {
     node.fault("systemctl", "start containerd", None, Wrong::Fail("Job for containerd.service failed.".to_owned(), 1))?;
     over_the_reboot(&node, &["restore-files", "--reboot", "--yes"])?;
     journal_says(&node, "resume", "stop-kubelet")?;
-    for (verb, says) in [
-        (vec!["backup"], "`recovery resume` (process"),
-        (vec!["restore-files", "--yes"], "`recovery resume` (process"),
-        (vec!["restart", "--yes"], "`recovery resume` (process"),
-        (vec!["abandon", "--yes"], "`recovery resume` (process"),
-    ] {
-        run(&node, &verb)?.expect(75, &[says, "run this again when that has ended"])?;
+    for verb in ["backup", "restore-files", "restart", "abandon"] {
+        run(&node, &[verb, "--yes"])?.expect(75, &["`recovery resume` (process", "run this again when that has ended"])?;
     }
     let failure = [
         "phase resume, step start-runtime failed",
@@ -40,7 +35,7 @@ fn the_unit_goes_on_after_the_reboot_and_others_follow_it() -> Result<()> {
         "next: put the cause right and `recovery resume`",
     ];
     let followed = run(&node, &["resume"])?.expect(1, &["another agent is at work"])?;
-    failure.iter().try_for_each(|words| Ok::<_, anyhow::Error>(ensure!(followed.err.contains(words), "{words}: {followed}")))?;
+    ensure!(failure.iter().all(|words| followed.err.contains(words)), "{followed}");
     ensure!(failure.iter().all(|words| unit_log(&node).contains(words)), "{}", unit_log(&node));
 
     // Mended; two people at once.
