@@ -152,7 +152,7 @@ pub(crate) fn ok_without_name_service(node: &Node, args: &[&str]) -> Result<Stri
     ensure!(ended.code == Some(0), "recovery {} ended with {:?}: {ended}", args.join(" "), ended.code);
     let trace = std::fs::read_to_string(&trace)?;
     ensure!(trace.contains("/var/recovery/lock"), "the trace is not one of the agent's work:\n{trace}");
-    ensure!(trace.contains("AF_INET") || !args.contains(&"backup"), "the trace does not show how etcd is reached");
+    ensure!(trace.contains("sa_family=AF_INET"), "the trace does not show how etcd and the API server are reached");
     // Paths of the live host: the node's own files are below its root.
     let root = node.root();
     let asks = |line: &&str| {
