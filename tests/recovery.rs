@@ -15,10 +15,10 @@ mod by_hand;
 mod cluster_restore;
 #[path = "recovery/hostile.rs"]
 mod hostile;
-#[path = "recovery/one_command.rs"]
-mod one_command;
 #[path = "recovery/old_script.rs"]
 mod old_script;
+#[path = "recovery/one_command.rs"]
+mod one_command;
 #[path = "recovery/place.rs"]
 mod place;
 #[path = "recovery/refusals.rs"]

@@ -217,7 +217,7 @@ fn programs(node: &Node) -> Result<Option<String>> {
     systemctl::show(node, KUBELET_UNIT)?;
     match crictl::containers(node) {
         Ok(_) => Ok(None),
-        Err(error) if matches!(exit_code(&error), 65 | 75 | 78) => Err(error),
+        Err(error) if matches!(exit_code(&error), 75 | 78) => Err(error),
         Err(error) => Ok(Some(format!("the container runtime does not answer, so that containers run until the reboot: {error:#}"))),
     }
 }

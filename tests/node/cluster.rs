@@ -87,12 +87,8 @@ fn openshift(node: &Node) -> Result<()> {
 
 /// What the captures give, as objects to create: nothing that an API server or kubelet makes by itself.
 fn objects() -> Result<Vec<Value>> {
-    let seed = Seed {
-        node: NODE.to_owned(),
-        revisions: BEFORE.revisions.map(i64::from),
-        config_maps: 20,
-        version: BEFORE.version.to_owned(),
-    };
+    let seed =
+        Seed { node: NODE.to_owned(), revisions: BEFORE.revisions.map(i64::from), config_maps: 20, version: BEFORE.version.to_owned() };
     let made = |object: &Value| ["Node", "Pod"].iter().any(|kind| object["kind"] == *kind);
     let mut objects: Vec<Value> = captured::objects(&seed)?.into_iter().filter(|object| !made(object)).collect();
     for object in &mut objects {

@@ -77,7 +77,8 @@ pub fn tail(text: &str) -> String {
 
 /// Runs it to its end, or to its limit.
 pub fn run(command: &mut Command, stdin: &[u8], limit: Limit) -> Result<Done> {
-    let said = [command.get_program()].into_iter().chain(command.get_args()).map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+    let said =
+        [command.get_program()].into_iter().chain(command.get_args()).map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
     let begin = Instant::now();
     // A group of its own: what it starts ends with it at the limit.
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);

@@ -64,7 +64,8 @@ impl Image {
         let name = format!("{}.json", sha256(&config));
         let manifest = json!([{"Config": name, "RepoTags": self.names, "Layers": [format!("{hash}/layer.tar")]}]).to_string();
         let mut tar = Builder::new(File::create(path).with_context(|| format!("making {}", path.display()))?);
-        for (name, bytes) in [(name, config.as_bytes()), ("manifest.json".to_owned(), manifest.as_bytes()), (format!("{hash}/layer.tar"), &layer)]
+        for (name, bytes) in
+            [(name, config.as_bytes()), ("manifest.json".to_owned(), manifest.as_bytes()), (format!("{hash}/layer.tar"), &layer)]
         {
             tar.append(&header(&name, EntryType::Regular, bytes.len() as u64, 0o644)?, bytes)?;
         }

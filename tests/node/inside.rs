@@ -155,7 +155,8 @@ impl Node {
     /// What to look at when the control plane does not come: containers, and the last lines of kubelet.
     #[must_use]
     pub fn explain(&self) -> String {
-        let ask = |argv: &[&str]| self.exec(argv, SHORT).map_or_else(|e| format!("{e:#}"), |done| format!("{}{}", done.stdout, done.stderr));
+        let ask =
+            |argv: &[&str]| self.exec(argv, SHORT).map_or_else(|e| format!("{e:#}"), |done| format!("{}{}", done.stdout, done.stderr));
         let kubelet = ask(&["journalctl", "--unit=kubelet", "--lines=15", "--no-pager", "--output=cat"]);
         format!("{}\n{}\n{kubelet}", ask(&["systemctl", "--failed", "--no-pager", "--plain"]), ask(&["crictl", "ps", "--all"]))
     }

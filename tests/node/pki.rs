@@ -9,23 +9,16 @@ use super::root::Root;
 use super::signer::{Authority, Pair, kubeconfig};
 
 /// Who asks for a kubelet's first certificate: on OpenShift a service account, upstream a member of this group.
-const BOOTSTRAPPER: (&str, &str) =
-    ("system:serviceaccount:openshift-machine-config-operator:node-bootstrapper", "system:serviceaccounts:openshift-machine-config-operator");
+const BOOTSTRAPPER: (&str, &str) = (
+    "system:serviceaccount:openshift-machine-config-operator:node-bootstrapper",
+    "system:serviceaccounts:openshift-machine-config-operator",
+);
 const BOOTSTRAPPERS: (&str, &str) = ("system:bootstrap:node", "system:bootstrappers");
 /// By name where a kubeconfig says `localhost`, as OpenShift's do.
 const SERVER: &str = "https://localhost:6443";
 /// What the API server and etcd are called.
-const NAMES: [&str; 9] = [
-    "localhost",
-    "127.0.0.1",
-    "::1",
-    NODE,
-    ADDRESS,
-    "172.30.0.1",
-    "kubernetes",
-    "kubernetes.default",
-    "kubernetes.default.svc",
-];
+const NAMES: [&str; 9] =
+    ["localhost", "127.0.0.1", "::1", NODE, ADDRESS, "172.30.0.1", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
 
 /// The authorities of a cluster, and what signs its tokens.
 struct Authorities {

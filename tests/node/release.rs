@@ -114,7 +114,10 @@ pub fn images(programs: &Programs) -> Vec<Image> {
         programs: vec![program.to_owned()],
     };
     let mut images = vec![
-        Image { names: vec![PAUSE.to_owned(), BEFORE.image("pause"), AFTER.image("pause")], programs: vec![programs.node.join("pause/pause")] },
+        Image {
+            names: vec![PAUSE.to_owned(), BEFORE.image("pause"), AFTER.image("pause")],
+            programs: vec![programs.node.join("pause/pause")],
+        },
         etcd(&BEFORE),
         etcd(&AFTER),
         both("operator", &programs.operator),

@@ -16,7 +16,8 @@ impl Root {
     /// That of the only deployment on a disk that was just made.
     pub fn only(sysroot: &Path) -> Result<Self> {
         let stateroot = sysroot.join("ostree/deploy/rhcos");
-        let mut found = std::fs::read_dir(stateroot.join("deploy"))?.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir());
+        let mut found =
+            std::fs::read_dir(stateroot.join("deploy"))?.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir());
         let deployment = found.next().context("nothing is deployed")?;
         Ok(Self { deployment, var: stateroot.join("var") })
     }

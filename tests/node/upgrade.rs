@@ -123,9 +123,7 @@ impl Node {
 
     /// Objects that a release changes, and some that it adds.
     fn change_objects(&self) -> Result<()> {
-        let map = |name: &str, text: &str| {
-            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"}, "data": {"text": text}})
-        };
+        let map = |name: &str, text: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"}, "data": {"text": text}});
         self.apply(&[map("settings-000000", "as the next release wants it"), map("added-by-the-upgrade", "the next release's")])?;
         if self.kind() == Kind::OpenShift {
             let history = json!({"state": "Partial", "version": AFTER.version, "image": AFTER.image("release"),

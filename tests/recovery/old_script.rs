@@ -78,7 +78,7 @@ fn a_backup_of_the_old_script_and_an_exported_one_bring_a_node_back() -> Result<
 
     node.ruin()?;
     // It records no deployment: the pinned one is meant.
-    run(&node, &["restore-files", "--yes"])?.expect(78, &["rollback slot", "next: rpm-ostree rollback"])?;
+    run(&node, &["restore-files", "--yes"])?.expect(78, &["rollback slot", "next: `recovery platform --rollback`"])?;
     node.roll_back_platform()?;
     over_the_reboot(&node, &["restore-files", "--reboot", "--yes"])?;
     ensure!(node.at("/var/recovery/recovery").exists(), "the unit has nothing to run");

@@ -31,7 +31,9 @@ pub(crate) struct Ended {
 
 impl From<Output> for Ended {
     fn from(output: Output) -> Self {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        // Commands are shown as they have to be typed, with the agent's path; here they are the words of the manual.
+        let agent = format!("`{} ", env!("CARGO_BIN_EXE_recovery"));
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace(&agent, "`recovery ");
         Self { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
     }
 }

@@ -34,7 +34,7 @@ fn the_unit_goes_on_after_the_reboot_and_others_follow_it() -> Result<()> {
         "Job for containerd.service failed.",
         "next: put the cause right and `recovery resume`",
     ];
-    let followed = run(&node, &["resume"])?.expect(1, &["another agent is at work"])?;
+    let followed = run(&node, &["resume"])?.expect(69, &["another agent is at work"])?;
     ensure!(failure.iter().all(|words| followed.err.contains(words)), "{followed}");
     ensure!(failure.iter().all(|words| unit_log(&node).contains(words)), "{}", unit_log(&node));
 
