@@ -62,6 +62,12 @@ const DEPLOYMENTS: [(&str, &str); 4] = [
     ("openshift-kube-scheduler-operator", "kube-scheduler-operator-container"),
 ];
 
+/// The resource of a component's operator: `etcds`, `kubeapiservers`, …
+#[must_use]
+pub fn operator_resource(component: &str) -> String {
+    format!("{}s", component.replace('-', ""))
+}
+
 /// OpenShift's resources and their objects, and the operators that act on them.
 fn openshift(node: &Node) -> Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/crds");

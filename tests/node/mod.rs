@@ -42,7 +42,7 @@ pub mod signer;
 pub mod upgrade;
 pub mod variant;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use anyhow::{Context, Result, ensure};
@@ -124,6 +124,11 @@ impl Node {
         // It may fail with "Connection reset by peer" although the reboot happens.
         self.exec(&["systemctl", "reboot"], Limit::of(60))?;
         self.wait_boots(boots + 1)
+    }
+
+    /// Puts the agent's binary where its first backup would: `/var/recovery/recovery`.
+    pub fn install(&self, agent: &Path) -> Result<()> {
+        self.put_file(agent, "/var/recovery/recovery", 0o755)
     }
 
     fn reap(&mut self) -> Result<()> {

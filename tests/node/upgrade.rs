@@ -5,10 +5,11 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::Node;
+use super::cluster::operator_resource;
 use super::command::Limit;
 use super::managed::{self, CURRENT_CONFIG, Managed};
 use super::pods::{RESOURCES, manifest};
-use super::release::{AFTER, BEFORE, COMPONENTS, Kind, NODE};
+use super::release::{AFTER, COMPONENTS, Kind, NODE};
 
 const DEPLOY: Limit = Limit::of(120);
 /// What the new release's API server is started with when it is broken: it knows no such plugin, and ends at once.
@@ -26,14 +27,13 @@ pub enum Broken {
 }
 
 impl Node {
-    /// Upgrades it to the next release, reboots it into that, and then breaks it.
+    /// Upgrades it to the next release, reboots it into that, and then breaks it. Half a minute.
     pub fn upgrade(&self, broken: Broken) -> Result<()> {
-        self.roll_out().context("rolling out the static pods of the next release")?;
         self.change_objects().context("changing objects, as the next release does")?;
+        // /etc is merged when the next release is deployed: what is to be in it comes first.
+        self.roll_out().context("rolling out the static pods of the next release")?;
         self.write_configuration().context("writing the next machine configuration")?;
-        let mut deploy = vec!["ostree", "admin", "deploy", "--os=rhcos", "--karg=root=LABEL=root", "--karg=psi=1"];
-        let branch = AFTER.branch();
-        deploy.extend(["--karg=systemd.unified_cgroup_hierarchy=0", &branch]);
+        let deploy = ["ostree", "admin", "deploy", "--os=rhcos", "--karg=root=LABEL=root", "--karg=psi=1", "--karg=next=1", &AFTER.branch()];
         self.exec(&deploy, DEPLOY)?.checked()?;
         self.reboot()?;
         self.wait_ready().context("waiting for the upgraded node")?;
@@ -41,35 +41,34 @@ impl Node {
         self.break_it(broken)
     }
 
-    /// New revisions with the new release's images, one component after the other.
+    /// New revisions with the new release's images. Operators do that one after the other while all is running, half a minute each; here
+    /// kubelet is stopped first, and the reboot starts them all.
     fn roll_out(&self) -> Result<()> {
+        let mut revisions = Vec::new();
         for (component, name) in COMPONENTS.into_iter().enumerate() {
-            let (old, new) = (BEFORE.revisions[component], AFTER.revisions[component]);
-            let before = self.containers(name)?;
+            let old = if self.kind() == Kind::OpenShift { self.revision(name)? } else { 0 };
+            let new = AFTER.revisions[component].max(old + 1);
             if self.kind() == Kind::OpenShift {
-                let old = self.revision(name)?.unwrap_or(old);
-                let new = new.max(old + 1);
-                self.install_revision(name, old, new, &manifest(self.kind(), &AFTER, component, new))?;
-            } else {
-                let pod = serde_saphyr::to_string(&manifest(self.kind(), &AFTER, component, new))?;
-                self.replace(&self.kind().manifest(name), pod.as_bytes(), 0o600)?;
+                self.note_revision(name, new)?;
             }
-            let replaced = || {
-                let now = self.containers(name)?;
-                Ok((!now.is_empty() && now.iter().all(|id| !before.contains(id))).then_some(()))
-            };
-            DEPLOY.wait(&format!("{name} to be replaced"), replaced, || self.explain())?;
-            if self.kind() == Kind::OpenShift {
-                self.note_revision(name, self.revision(name)?.unwrap_or(new))?;
+            revisions.push((old, new));
+        }
+        self.run(&["systemctl", "stop", "kubelet"])?;
+        for (component, (old, new)) in revisions.into_iter().enumerate() {
+            let (name, pod) = (COMPONENTS[component], manifest(self.kind(), &AFTER, component, new));
+            match self.kind() {
+                Kind::OpenShift => self.install_revision(name, old, new, &pod)?,
+                Kind::Kubeadm => self.replace(&self.kind().manifest(name), serde_saphyr::to_string(&pod)?.as_bytes(), 0o600)?,
             }
         }
-        self.wait_api()
+        Ok(())
     }
 
     /// The revision of the manifest that is in use.
-    pub fn revision(&self, component: &str) -> Result<Option<u32>> {
+    pub fn revision(&self, component: &str) -> Result<u32> {
         let pod: Value = serde_json::from_str(&self.read(&self.kind().manifest(component))?)?;
-        Ok(pod["metadata"]["labels"]["revision"].as_str().and_then(|number| number.parse().ok()))
+        let number = pod["metadata"]["labels"]["revision"].as_str().and_then(|number| number.parse().ok());
+        number.with_context(|| format!("the manifest of {component} has no revision"))
     }
 
     fn install_revision(&self, name: &str, old: u32, new: u32, pod: &Value) -> Result<()> {
@@ -93,32 +92,19 @@ impl Node {
         Ok(ids.split_whitespace().map(str::to_owned).collect())
     }
 
-    /// What the operator of a component reports afterwards.
+    /// What the operator of a component reports when a revision is installed.
     fn note_revision(&self, name: &str, revision: u32) -> Result<()> {
-        let kind = match name {
-            "etcd" => "etcds",
-            "kube-apiserver" => "kubeapiservers",
-            "kube-controller-manager" => "kubecontrollermanagers",
-            _ => "kubeschedulers",
-        };
+        let resource = operator_resource(name);
+        let reason = self.get(&[&resource, "cluster"])?["spec"]["forceRedeploymentReason"].clone();
         let map = json!({
             "apiVersion": "v1", "kind": "ConfigMap",
             "metadata": {"name": format!("{name}-pod-{revision}"), "namespace": format!("openshift-{name}")},
-            "data": {"forceRedeploymentReason": "", "version": AFTER.version},
+            "data": {"forceRedeploymentReason": reason.as_str().unwrap_or_default(), "version": AFTER.version},
         });
-        let status = json!({"status": {
-            "latestAvailableRevision": revision,
-            "nodeStatuses": [{"nodeName": NODE, "currentRevision": revision}],
-        }});
-        let what = format!("{name}'s operator to know revision {revision}");
-        // etcd or the API server may just be on its way from one revision to the next.
-        let noted = || {
-            let done = self.apply(std::slice::from_ref(&map)).and_then(|()| {
-                self.kubectl(&["patch", kind, "cluster", "--subresource=status", "--type=merge", "--patch", &status.to_string()]).map(drop)
-            });
-            Ok(done.ok())
-        };
-        DEPLOY.wait(&what, noted, || self.explain())
+        self.apply(&[map])?;
+        let node = json!({"nodeName": NODE, "currentRevision": revision});
+        let status = json!({"status": {"latestAvailableRevision": revision, "nodeStatuses": [node]}}).to_string();
+        self.kubectl(&["patch", &resource, "cluster", "--subresource=status", "--type=merge", "--patch", &status]).map(drop)
     }
 
     /// Objects that a release changes, and some that it adds.
@@ -168,27 +154,25 @@ impl Node {
     }
 
     fn break_it(&self, broken: Broken) -> Result<()> {
-        match broken {
-            Broken::Nothing => Ok(()),
-            Broken::ApiServer => {
-                let path = self.kind().manifest("kube-apiserver");
-                let text = self.read(&path)?;
-                let ruined = text.replace("--enable-admission-plugins=NodeRestriction", RUIN);
-                anyhow::ensure!(ruined != text, "{path} has no admission plugins to ruin");
-                self.replace(&path, ruined.as_bytes(), 0o644)?;
-                self.wait_output("the API server to be gone", &["crictl", "ps", "--all", "--name=^kube-apiserver$"], |text| {
-                    text.contains("Exited") && !text.contains("Running")
-                })
-            }
-            Broken::Etcd => {
-                self.run(&["systemctl", "stop", "kubelet"])?;
-                let script = "crictl ps --quiet --name='^etcd$' | xargs crictl stop; truncate --size=4096 /var/lib/etcd/member/snap/db";
-                self.run(&["sh", "-c", script])?;
-                self.run(&["systemctl", "start", "kubelet"])?;
-                self.wait_output("etcd to fail", &["crictl", "ps", "--all", "--name=^etcd$"], |text| {
-                    text.contains("Exited") && !text.contains("Running")
-                })
-            }
+        let component = match broken {
+            Broken::Nothing => return Ok(()),
+            Broken::ApiServer => "kube-apiserver",
+            Broken::Etcd => "etcd",
+        };
+        let label = format!("--label=io.kubernetes.container.name={component}");
+        self.run(&["systemctl", "stop", "kubelet"])?;
+        self.run(&["sh", "-c", &format!("crictl ps --all --quiet {label} | xargs --no-run-if-empty crictl rm --force")])?;
+        if broken == Broken::Etcd {
+            self.run(&["truncate", "--size=4096", "/var/lib/etcd/member/snap/db"])?;
+        } else {
+            let path = self.kind().manifest(component);
+            let text = self.read(&path)?;
+            let ruined = text.replace("--enable-admission-plugins=NodeRestriction", RUIN);
+            anyhow::ensure!(ruined != text, "{path} has no admission plugins to ruin");
+            self.replace(&path, ruined.as_bytes(), 0o644)?;
         }
+        self.run(&["systemctl", "start", "kubelet"])?;
+        let ended = ["crictl", "ps", "--all", "--quiet", "--state=Exited", &label];
+        self.wait_output(&format!("{component} to fail"), &ended, |text| !text.is_empty())
     }
 }
