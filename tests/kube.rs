@@ -8,6 +8,8 @@ mod csr;
 mod pki;
 #[path = "support/api/seed.rs"]
 mod seed;
+#[path = "support/subject.rs"]
+mod subject;
 
 use std::cell::RefCell;
 use std::net::TcpListener;

@@ -6,4 +6,5 @@ cd "$(dirname "$0")/.."
 tests/setup.sh
 go version >/dev/null 2>&1 || export PATH="$PWD/target/go/bin:$PATH"
 tests/etcd-tools/build.sh
+tests/node/tools/build.sh
 cargo test "$@"

@@ -16,8 +16,15 @@ use super::root::Root;
 use super::{Node, Stay, Variant, disk, pki};
 
 /// What a base is made of, besides programs: everything in these.
-const SOURCES: [&str; 6] =
-    ["tests/node", "tests/support/api", "tests/standin/rpm-ostree.py", "tests/support/pki.rs", "tests/fixtures/crds", "tests/fixtures/oc"];
+const SOURCES: [&str; 7] = [
+    "tests/node",
+    "tests/support/api",
+    "tests/standin/rpm-ostree.py",
+    "tests/support/pki.rs",
+    "tests/support/subject.rs",
+    "tests/fixtures/crds",
+    "tests/fixtures/oc",
+];
 /// What only looks after a node does not make another base.
 const HARNESS: [&str; 8] = ["node.rs", "machine.rs", "inside.rs", "cgroup.rs", "variant.rs", "upgrade.rs", "command.rs", "mod.rs"];
 /// For a build from nothing, on two busy cores.

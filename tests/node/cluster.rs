@@ -47,15 +47,8 @@ pub fn fill(node: &Node) -> Result<()> {
     node.wait_well()
 }
 
-/// The operators' pods: namespace and label.
-pub const OPERATORS: [(&str, &str); 4] = [
-    ("openshift-etcd-operator", "app=etcd-operator"),
-    ("openshift-kube-apiserver-operator", "app=kube-apiserver-operator"),
-    ("openshift-kube-controller-manager-operator", "app=kube-controller-manager-operator"),
-    ("openshift-kube-scheduler-operator", "app=openshift-kube-scheduler-operator"),
-];
-/// Deployment and container of each, in the order of [`COMPONENTS`]: the scheduler's are called otherwise.
-const DEPLOYMENTS: [(&str, &str); 4] = [
+/// Deployment and container of each operator, in the order of [`COMPONENTS`]: the scheduler's are called otherwise.
+pub const DEPLOYMENTS: [(&str, &str); 4] = [
     ("etcd-operator", "etcd-operator"),
     ("kube-apiserver-operator", "kube-apiserver-operator"),
     ("kube-controller-manager-operator", "kube-controller-manager-operator"),

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::Node;
 use super::command::{self, Done, Limit};
 use super::machine::Power;
-use super::release::Kind;
+use super::release::{COMPONENTS, Kind};
 
 /// For a command that only asks, or that changes little.
 const SHORT: Limit = Limit::of(60);
@@ -113,24 +113,38 @@ impl Node {
         self.wait_output("the node to be Ready", &["kubectl", "get", "nodes", "--output", condition], fresh)
     }
 
-    /// Waits until all of it is well: the node Ready, and on OpenShift its operators too.
+    /// Waits until all of it is well: the node Ready, the control plane's containers running, on OpenShift its operators too.
     pub fn wait_well(&self) -> Result<()> {
         self.wait_ready()?;
-        match self.kind() {
-            Kind::OpenShift => self.wait_pods(&super::cluster::OPERATORS),
-            Kind::Kubeadm => Ok(()),
-        }
-    }
-
-    /// Waits until all these pods are Ready: each a namespace and a label selector.
-    pub fn wait_pods(&self, pods: &[(&str, &str)]) -> Result<()> {
-        for (namespace, selector) in pods {
-            let statuses = r#"jsonpath={range .items[*].status.conditions[?(@.type=="Ready")]}{.status} {end}"#;
-            let argv = ["kubectl", "get", "pods", "--namespace", namespace, "--selector", selector, "--output", statuses];
-            let all = |text: &str| !text.trim().is_empty() && text.split_whitespace().all(|status| status == "True");
-            self.wait_output(&format!("the pods {selector} of {namespace} to be Ready"), &argv, all)?;
+        self.wait_containers(&COMPONENTS)?;
+        if self.kind() == Kind::OpenShift {
+            self.wait_containers(&super::cluster::DEPLOYMENTS.map(|(_, container)| container))?;
+            // An API server that has just started answers "storage is (re)initializing" where it is ready but for its caches.
+            let list = ["kubectl", "get", "clusterversions,clusteroperators,etcds", "--output=name"];
+            self.wait_output("OpenShift's resources to be served", &list, |text| {
+                text.contains("etcd.operator") && !text.contains("Error")
+            })?;
         }
         Ok(())
+    }
+
+    /// Waits until a container of each of these names runs, by what the container runtime says: the API may still have what was so before
+    /// the boot.
+    pub fn wait_containers(&self, names: &[&str]) -> Result<()> {
+        for name in names {
+            let label = format!("--label=io.kubernetes.container.name={name}");
+            let argv = ["crictl", "ps", "--quiet", "--state=Running", &label];
+            self.wait_output(&format!("a container {name} to run"), &argv, |text| text.len() == 64)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all pods of a namespace with this label are Ready, by what the API says.
+    pub fn wait_pods(&self, namespace: &str, selector: &str) -> Result<()> {
+        let statuses = r#"jsonpath={range .items[*].status.conditions[?(@.type=="Ready")]}{.status} {end}"#;
+        let argv = ["kubectl", "get", "pods", "--namespace", namespace, "--selector", selector, "--output", statuses];
+        let all = |text: &str| !text.is_empty() && text.split_whitespace().all(|status| status == "True");
+        self.wait_output(&format!("the pods {selector} of {namespace} to be Ready"), &argv, all)
     }
 
     /// Waits until what a command prints is so; at the limit, says what it printed last, and what the node's control plane is doing.
@@ -155,8 +169,8 @@ impl Node {
     /// What to look at when the control plane does not come: containers, and the last lines of kubelet.
     #[must_use]
     pub fn explain(&self) -> String {
-        let ask =
-            |argv: &[&str]| self.exec(argv, SHORT).map_or_else(|e| format!("{e:#}"), |done| format!("{}{}", done.stdout, done.stderr));
+        let said = |done: Done| format!("{}{}", done.stdout, done.stderr);
+        let ask = |argv: &[&str]| self.exec(argv, SHORT).map_or_else(|error| format!("{error:#}"), said);
         let kubelet = ask(&["journalctl", "--unit=kubelet", "--lines=15", "--no-pager", "--output=cat"]);
         format!("{}\n{}\n{kubelet}", ask(&["systemctl", "--failed", "--no-pager", "--plain"]), ask(&["crictl", "ps", "--all"]))
     }

@@ -39,11 +39,14 @@ pub mod release;
 pub mod root;
 #[path = "../support/pki.rs"]
 pub mod signer;
+#[path = "../support/subject.rs"]
+pub mod subject;
 pub mod upgrade;
 pub mod variant;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
 
@@ -87,7 +90,7 @@ impl Node {
 
     /// Turns it on, and waits until systemd takes commands.
     pub fn boot(&mut self) -> Result<()> {
-        let machine = machine::start(&self.place, &build_example("node")?, self.stay == Stay::Forever)?;
+        let machine = machine::start(&self.place, &machine_program()?, self.stay == Stay::Forever)?;
         self.machine = (self.stay == Stay::WithMe).then_some(machine);
         self.wait_boots(self.boots()?)
     }
@@ -142,6 +145,12 @@ impl Drop for Node {
             let _ = self.reap();
         }
     }
+}
+
+/// The program that plays machine, built once.
+fn machine_program() -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    BUILT.get_or_init(|| build_example("node").map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
 }
 
 /// A program of this package's examples, built in the profile of the program that runs.

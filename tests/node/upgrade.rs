@@ -33,7 +33,8 @@ impl Node {
         // /etc is merged when the next release is deployed: what is to be in it comes first.
         self.roll_out().context("rolling out the static pods of the next release")?;
         self.write_configuration().context("writing the next machine configuration")?;
-        let deploy = ["ostree", "admin", "deploy", "--os=rhcos", "--karg=root=LABEL=root", "--karg=psi=1", "--karg=next=1", &AFTER.branch()];
+        let deploy =
+            ["ostree", "admin", "deploy", "--os=rhcos", "--karg=root=LABEL=root", "--karg=psi=1", "--karg=next=1", &AFTER.branch()];
         self.exec(&deploy, DEPLOY)?.checked()?;
         self.reboot()?;
         self.wait_ready().context("waiting for the upgraded node")?;

@@ -18,6 +18,8 @@ mod pods;
 mod runtime;
 #[path = "../support/api/seed.rs"]
 mod seed;
+#[path = "../support/subject.rs"]
+mod subject;
 mod systemctl;
 
 use std::path::{Path, PathBuf};

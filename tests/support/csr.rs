@@ -1,10 +1,9 @@
-//! Certificate requests for tests.
-
-#[path = "subject.rs"]
-mod subject;
+//! Certificate requests for tests. Included beside `subject.rs`.
 
 use anyhow::Result;
 use rcgen::KeyPair;
+
+use super::subject;
 
 /// A request for a certificate (PKCS#10), PEM.
 pub(crate) fn request(name: &str, organisation: Option<&str>, alternative: &[&str]) -> Result<String> {

@@ -22,6 +22,8 @@ mod pki;
 pub mod place;
 #[path = "node/pods.rs"]
 mod pods;
+#[path = "subject.rs"]
+mod subject;
 #[path = "node/wreck.rs"]
 mod wreck;
 

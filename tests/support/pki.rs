@@ -1,11 +1,10 @@
-//! Certificates for tests: an authority, what it signs, and kubeconfigs.
-
-#[path = "subject.rs"]
-mod subject;
+//! Certificates for tests: an authority, what it signs, and kubeconfigs. Included beside `subject.rs`.
 
 use anyhow::Result;
 use base64::Engine;
 use rcgen::{BasicConstraints, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+
+use super::subject;
 
 /// A certificate authority.
 pub(crate) struct Authority {

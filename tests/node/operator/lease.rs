@@ -39,7 +39,7 @@ impl Lease {
         format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases", self.namespace)
     }
 
-    fn spec(&self, holder: &str, duration: Duration) -> Value {
+    fn spec(holder: &str, duration: Duration) -> Value {
         let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
         json!({"holderIdentity": holder, "leaseDurationSeconds": duration.as_secs().max(1), "acquireTime": now, "renewTime": now})
     }
@@ -52,7 +52,7 @@ impl Lease {
         let path = format!("{}/{}", self.collection(), self.name);
         let Some(mut lease) = api.get(&path)? else {
             let metadata = json!({"name": self.name, "namespace": self.namespace});
-            let new = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": self.spec(&self.me, duration)});
+            let new = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": Self::spec(&self.me, duration)});
             api.post(&self.collection(), &new)?;
             self.renewed = Some(Instant::now());
             return Ok(true);
@@ -68,7 +68,7 @@ impl Lease {
             self.renewed = None;
             return Ok(false);
         }
-        lease["spec"] = self.spec(&self.me, duration);
+        lease["spec"] = Self::spec(&self.me, duration);
         if holder == self.me {
             lease["spec"]["acquireTime"] = spec["acquireTime"].clone();
         }
@@ -85,7 +85,7 @@ impl Lease {
         }
         let Some(mut lease) = api.get(&path)? else { return Ok(()) };
         if lease["spec"]["holderIdentity"] == self.me.as_str() {
-            lease["spec"] = self.spec("", Duration::from_secs(1));
+            lease["spec"] = Self::spec("", Duration::from_secs(1));
             api.put(&path, &lease)?;
         }
         Ok(())
