@@ -16,10 +16,11 @@ use super::root::Root;
 use super::{Node, Stay, Variant, disk, pki};
 
 /// What a base is made of, besides programs: everything in these.
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 8] = [
     "tests/node",
-    "tests/support/api",
     "tests/standin/rpm-ostree.py",
+    "tests/support/api/objects.rs",
+    "tests/support/api/roll_out.rs",
     "tests/support/pki.rs",
     "tests/support/subject.rs",
     "tests/fixtures/crds",

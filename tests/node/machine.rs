@@ -178,8 +178,9 @@ fn container(place: &Place, deployment: &Path, partitions: &[(&str, PathBuf)]) -
     command.arg(format!("--system-call-filter={SYSTEM_CALLS}")).arg(format!("--machine={}", place.id()));
     command.arg(format!("--directory={}", deployment.display()));
     command.arg(bind("bind-ro", &deployment.join("usr"), "/usr"));
-    // The disk alone, not what is mounted on it for the container.
-    command.arg(bind("bind-ro", &sysroot, "/sysroot:norbind")).arg(bind("bind-ro", &sysroot.join("boot"), "/boot:norbind"));
+    // The disk alone, not what is mounted on it for the container. Writable, though on a real host it is not: the libostree of Debian 12 keeps
+    // handles that it opened before it has a mount namespace of its own, and cannot clean up through them.
+    command.arg(bind("bind", &sysroot, "/sysroot:norbind")).arg(bind("bind-ro", &sysroot.join("boot"), "/boot:norbind"));
     command.arg(bind("bind", &var, "/var")).arg("--bind=/dev/kmsg");
     for (label, device) in partitions {
         command.arg(bind("bind", device, &format!("/dev/disk/by-label/{label}")));

@@ -1,8 +1,10 @@
-"""What the agent asks of rpm-ostree, over the real libostree: status --json, rollback, cleanup -p|-r.
+"""What the agent asks of rpm-ostree, over the real libostree: status --json, rollback [-r], cleanup -p|-r.
 
-Runs inside the booted deployment (see booted.rs). Messages are those of rpm-ostree's daemon.
+Runs inside the booted deployment: that of the real node, or of the emulated one (booted.rs, which does the reboot of -r itself). Messages are
+those of rpm-ostree's daemon.
 """
 import json
+import subprocess
 import sys
 
 import gi
@@ -63,6 +65,8 @@ def rollback(sysroot, arguments):
     print(f"Moving '{name(first)}' to be first deployment")
     order = [first] + [other for other in deployments if not other.equal(first)]
     sysroot.write_deployments(order, None)
+    if "-r" in arguments or "--reboot" in arguments:
+        subprocess.run(["systemctl", "reboot"], check=True)
 
 
 def cleanup(sysroot, arguments):
