@@ -1,4 +1,7 @@
-//! From a finished partial to a published backup: check what was written, sums, fsync, rename, fsync.
+//! From a finished partial to a published backup: check what was written, sums, fsync, remove the journal, rename, fsync.
+//!
+//! The journal goes only when everything else is on disk: a partial without one, whose files are those that its sums list, lacks nothing but its
+//! name. [`settle`] gives it that when a crash got in between.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,7 +11,7 @@ use anyhow::{Context, Result};
 use super::manifest::Manifest;
 use super::partial::{Partial, STATE};
 use super::verify::{self, Cached, Sum};
-use super::{Backup, ETCD, MANIFEST};
+use super::{Backup, ETCD, MANIFEST, PARTIAL, store};
 use crate::archive::Archive;
 use crate::error::damaged;
 use crate::etcd;
@@ -25,15 +28,34 @@ pub fn publish(dir: &RecoveryDir, partial: &Partial, manifest: Manifest, progres
     manifest.write(&partial.path)?;
     sums.insert(MANIFEST.to_owned(), verify::hash(&partial.path.join(MANIFEST), Cached::Take, &|_| {})?);
     verify::write_sums(&partial.path, &sums)?;
-    durable::remove(&partial.path.join(STATE))?;
-    verify::complete(&partial.path).context("checking the backup before it is published")?;
     for name in sums.keys() {
         File::open(partial.path.join(name)).and_then(|file| file.sync_all()).with_context(|| format!("syncing {name}"))?;
     }
     durable::sync_dir(&partial.path)?;
+    durable::remove(&partial.path.join(STATE))?;
+    verify::complete(&partial.path).context("checking the backup before it is published")?;
     let path = dir.backups().join(&partial.id);
     durable::rename(&partial.path, &path).context("publishing the backup")?;
     Ok(Backup { id: partial.id.clone(), path, manifest })
+}
+
+/// Publishes what a crash kept from its last step; not during a recovery, which has chosen its backup. The caller holds the lock.
+///
+/// # Errors
+/// When `backups/` cannot be listed, or the rename fails.
+pub fn settle(dir: &RecoveryDir) -> Result<()> {
+    if dir.in_recovery() {
+        return Ok(());
+    }
+    for name in store::survey(dir)?.partial {
+        let (partial, Some(id)) = (dir.backups().join(&name), name.strip_suffix(PARTIAL)) else { continue };
+        let path = dir.backups().join(id);
+        let is_whole = || verify::complete(&partial).is_ok_and(|manifest| manifest.id == id);
+        if !partial.join(STATE).exists() && !path.exists() && is_whole() {
+            durable::rename(&partial, &path).context("publishing the backup that a crash kept from it")?;
+        }
+    }
+    Ok(())
 }
 
 /// Checks the finished files: archives were read back from the disk when they were packed, or hashed when this backup was continued, so that their

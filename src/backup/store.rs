@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::legacy::Legacy;
 use super::manifest::{DeploymentId, Manifest};
 use super::verify::VerifyReport;
-use super::{Backup, DELETING, LEGACY_ID, PARTIAL, import, legacy, names, pins, verify};
+use super::{Backup, DELETING, LEGACY_ID, PARTIAL, import, legacy, names, pins, publish, verify};
 use crate::error::{damaged, misfit, not_now, usage};
 use crate::node::{Node, dir::RecoveryDir, durable, mounts};
 use crate::report::Progress;
@@ -277,6 +277,7 @@ pub fn find(dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Res
 /// [`Failure::Damaged`](crate::error::Failure::Damaged) when the wanted one is damaged, or only damaged ones are left;
 /// [`Failure::Misfit`](crate::error::Failure::Misfit) when there is no such backup, or none at all.
 pub fn choose(node: &Node, dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Result<Backup> {
+    publish::settle(dir)?;
     match find(dir, wanted, progress)? {
         Found::Backup(backup) => Ok(*backup),
         Found::Old(old) => import::import(node, dir, &old, progress),
@@ -373,6 +374,7 @@ pub fn prune(node: &Node, dir: &RecoveryDir, keep: usize, trusted: Option<&str>,
     if keep == 0 {
         return Err(usage("the last good backup is never pruned: keep at least 1"));
     }
+    publish::settle(dir)?;
     let found = survey(dir)?;
     let mut result = Removed::default();
     for id in &found.partial {

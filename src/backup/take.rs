@@ -12,7 +12,7 @@ use super::asked_by::AskedBy;
 use super::manifest::{Etcd, Manifest, VERSION};
 use super::partial::{Conditions, Finished, Partial};
 use super::preflight::{self, Facts};
-use super::publish::publish;
+use super::publish::{publish, settle};
 use super::store::{self, Survey};
 use super::trees::{self, Tree};
 use super::{Backup, ETCD, install, names, pins};
@@ -92,6 +92,8 @@ pub fn take(node: &Node, dir: &RecoveryDir, options: &TakeOptions, progress: &Pr
     let began = Instant::now();
     check_options(options)?;
     trees::refuse_dir_inside(node, dir)?;
+    dir.check()?;
+    settle(dir)?;
     if let Some(done) = already_taken(node, dir, &options.asked_by)? {
         return Ok(done);
     }

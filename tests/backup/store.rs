@@ -130,6 +130,33 @@ fn prune_keeps_the_newest_good_ones_and_never_the_last() {
 }
 
 #[test]
+fn a_crash_before_the_last_rename_costs_no_backup() {
+    // All is on disk and the journal is gone: only the name is missing.
+    let cut_short = |place: &Place, id: &str, sequence| {
+        let path = place.published(id, sequence);
+        std::fs::rename(&path, path.with_file_name(format!("{id}.partial"))).unwrap();
+    };
+    let place = Place::new();
+    place.published("old", 1);
+    cut_short(&place, "new", 2);
+    std::fs::write(place.dir.journal(), "{}").unwrap();
+    assert_eq!(choose(&place, None), Ok("old".to_owned()), "a recovery has chosen already");
+    std::fs::remove_file(place.dir.journal()).unwrap();
+    assert_eq!(choose(&place, None), Ok("new".to_owned()));
+
+    cut_short(&place, "newest", 3);
+    for (id, what_is_missing) in
+        [("writing", "echo {} > state.json"), ("half", "rm etc.tar.zst"), ("other", "sed -i s/other/x/ manifest.json")]
+    {
+        cut_short(&place, id, 4);
+        sh(&place.dir.backups().join(format!("{id}.partial")), what_is_missing);
+    }
+    let done = prune(&place.node, &place.dir, 2, None, &Progress::hidden()).unwrap();
+    assert_eq!(done.kept, ["newest", "new"]);
+    assert_eq!(done.removed, ["half.partial", "other.partial", "writing.partial", "old"]);
+}
+
+#[test]
 fn nothing_is_deleted_during_a_recovery() {
     let place = Place::new();
     place.published("one", 1);

@@ -175,6 +175,10 @@ fn a_job_that_comes_back_ends_quietly_and_nobody_else_is_served_during_a_recover
     assert_eq!(taken.manifest.asked_by, "job/0a1b2c3d-1111");
     let again = take(&sno, &job).unwrap();
     assert_eq!((again.outcome, &again.manifest), (Outcome::AlreadyDone, &taken.manifest));
+    // Its last attempt was cut short before the last rename.
+    let path = sno.place.dir.backups().join(&taken.manifest.id);
+    std::fs::rename(&path, path.with_file_name(format!("{}.partial", taken.manifest.id))).unwrap();
+    assert_eq!(take(&sno, &job).unwrap().outcome, Outcome::AlreadyDone);
     std::fs::write(sno.place.dir.journal(), "{}").unwrap();
     assert_eq!(take(&sno, &job).unwrap().outcome, Outcome::AlreadyDone);
     for other in [AskedBy::Job("0a1b2c3d-2222".to_owned()), AskedBy::Pod("0a1b2c3d-1111".to_owned()), AskedBy::User(0)] {
