@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::manifest::DeploymentId;
 use super::store::{self, Survey};
 use super::{ETCD, PARTIAL, STATIC_PODS, names, verify};
+use crate::error::exit_code;
 use crate::node::profile::CURRENT_CONFIG;
 use crate::node::{Node, dir::RecoveryDir, durable};
 
@@ -83,7 +84,7 @@ impl Partial {
     /// unfinished ones are discarded.
     ///
     /// # Errors
-    /// When one cannot be discarded, or the new directory cannot be made.
+    /// When one cannot be discarded, or the new directory cannot be made; when interrupted, and then what is finished stays.
     pub fn open(node: &Node, dir: &RecoveryDir, survey: &Survey, conditions: &Conditions, release: Option<&str>) -> Result<Self> {
         let continued = newest(node, dir, survey, conditions);
         for id in survey.partial.iter().filter(|id| continued.as_ref().is_none_or(|c| c.path.file_name() != Some(id.as_ref()))) {
@@ -164,10 +165,18 @@ impl Partial {
     /// Forgets finished files that are not as they were, and etcd's and the static pods' always: those are taken together, last.
     fn keep_what_is_whole(&mut self) -> Result<()> {
         let path = self.path.clone();
-        self.state.finished.retain(|name, finished| {
-            let whole = || verify::hash(&path.join(name), verify::Cached::Take, &|_| {});
-            name != ETCD && name != STATIC_PODS && whole().is_ok_and(|sum| sum.bytes == finished.stored && sum.sha256 == finished.sha256)
-        });
+        let mut whole = BTreeMap::new();
+        for (name, finished) in self.state.finished.iter().filter(|(name, _)| *name != ETCD && *name != STATIC_PODS) {
+            match verify::hash(&path.join(name), verify::Cached::Take, &|_| {}) {
+                Ok(sum) if sum.bytes == finished.stored && sum.sha256 == finished.sha256 => {
+                    whole.insert(name.clone(), finished.clone());
+                }
+                // An interruption says nothing about the file.
+                Err(error) if exit_code(&error) == 75 => return Err(error),
+                _ => {}
+            }
+        }
+        self.state.finished = whole;
         self.save()?;
         for entry in std::fs::read_dir(&path).with_context(|| format!("listing {}", path.display()))? {
             let entry = entry.with_context(|| format!("listing {}", path.display()))?;

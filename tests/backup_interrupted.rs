@@ -1,0 +1,39 @@
+//! A signal while an unfinished backup is looked through: alone in its process, because a signal is for all of it.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use recovery::backup::partial::{Conditions, Finished, Partial};
+use recovery::backup::store::survey;
+use recovery::error::exit_code;
+use recovery::node::{Node, clock::catch_signals, dir::RecoveryDir};
+use sha2::{Digest, Sha256};
+
+#[test]
+fn an_interruption_throws_no_finished_archive_away() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let random = root.path().join("proc/sys/kernel/random");
+    std::fs::create_dir_all(&random)?;
+    std::fs::write(random.join("boot_id"), "b-1\n")?;
+    let node = Node::at(root.path(), None);
+    let dir = RecoveryDir::new(&node, Path::new("/var/recovery"));
+    dir.prepare()?;
+    let conditions = Conditions::of(&node, None)?;
+    let open = || Partial::open(&node, &dir, &survey(&dir)?, &conditions, None);
+
+    let mut partial = open()?;
+    let archive = partial.room_for("etc.tar.zst")?;
+    std::fs::write(&archive, "finished")?;
+    let sha256 = Sha256::digest("finished").iter().map(|byte| format!("{byte:02x}")).collect();
+    partial.finish("etc.tar.zst", Finished { bytes: 8, stored: 8, sha256 })?;
+    assert_eq!(open()?.finished().len(), 1);
+    let journal = std::fs::read(partial.path.join("state.json"))?;
+
+    catch_signals()?;
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM)?;
+    let error = open().err().context("it was not interrupted")?;
+    assert_eq!(exit_code(&error), 75, "{error:#}");
+    assert_eq!(std::fs::read(&archive)?, b"finished");
+    assert_eq!(std::fs::read(partial.path.join("state.json"))?, journal);
+    Ok(())
+}
