@@ -1,8 +1,8 @@
 //! The recovery directory: where its files are, who may write to it, and the one lock.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ impl RecoveryDir {
         Self { shown: dir.to_owned(), path: node.real_path(dir) }
     }
 
-    /// Makes it when it is missing, and checks that nobody but root can write to it.
+    /// Makes it when it is missing, checks that nobody but root can write to it, and leaves it to root alone: what is in it is the node's secrets.
     ///
     /// # Errors
     /// [`Failure::NotPermitted`](crate::error::Failure::NotPermitted) when it is another user's or writable by group or others.
@@ -43,28 +43,35 @@ impl RecoveryDir {
         if let Some(parent) = self.path.parent() {
             std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
         }
-        durable::create_dir(&self.path, 0o700)?;
-        durable::create_dir(&self.backups(), 0o700)?;
-        self.check()
+        let dirs = [self.path.clone(), self.backups()];
+        dirs.iter().try_for_each(|dir| durable::create_dir(dir, 0o700))?;
+        self.check()?;
+        for dir in dirs {
+            let mode = Permissions::from_mode(0o700);
+            std::fs::set_permissions(&dir, mode).with_context(|| format!("setting the mode of {}", dir.display()))?;
+        }
+        Ok(())
     }
 
-    /// Checks that it is a directory of root's that nobody else can write to; one that is missing passes.
+    /// Checks that it is a directory of root's that nobody else can write to, and so is `backups/`; one that is missing passes.
     ///
     /// # Errors
     /// As [`RecoveryDir::prepare`].
     pub fn check(&self) -> Result<()> {
-        let Ok(meta) = self.path.symlink_metadata() else { return Ok(()) };
-        let shown = self.shown.display();
-        if !meta.is_dir() {
-            return Err(not_permitted(format!("{shown} is not a directory")));
-        }
-        if meta.uid() != 0 || meta.mode() & 0o022 != 0 {
-            return Err(not_permitted(format!(
-                "{shown} belongs to user {} with mode {:04o}: others could plant a backup there; run `chown 0:0 {shown} && chmod 0700 {shown}` \
-                 after a look at what is in it",
-                meta.uid(),
-                meta.mode() & 0o7777
-            )));
+        for (path, shown) in [(self.path.clone(), self.shown.clone()), (self.backups(), self.shown.join("backups"))] {
+            let Ok(meta) = path.symlink_metadata() else { continue };
+            let shown = shown.display();
+            if !meta.is_dir() {
+                return Err(not_permitted(format!("{shown} is not a directory")));
+            }
+            if meta.uid() != 0 || meta.mode() & 0o022 != 0 {
+                return Err(not_permitted(format!(
+                    "{shown} belongs to user {} with mode {:04o}: others could plant a backup there; run `chown 0:0 {shown} && chmod 0700 \
+                     {shown}` after a look at what is in it",
+                    meta.uid(),
+                    meta.mode() & 0o7777
+                )));
+            }
         }
         Ok(())
     }
@@ -169,7 +176,6 @@ fn try_lock(file: &File) -> rustix::io::Result<()> {
 mod tests {
     use super::*;
     use crate::error::exit_code;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn the_second_of_two_is_told_who_holds_the_lock() -> Result<()> {
@@ -189,8 +195,25 @@ mod tests {
         let root = tempfile::tempdir()?;
         let dir = RecoveryDir::new(&Node::at(root.path(), None), Path::new(DEFAULT));
         dir.prepare()?;
-        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777))?;
-        assert_eq!(exit_code(&dir.check().unwrap_err()), 77);
+        for path in [dir.path().to_owned(), dir.backups()] {
+            std::fs::set_permissions(&path, Permissions::from_mode(0o777))?;
+            assert_eq!(exit_code(&dir.prepare().unwrap_err()), 77, "{}", path.display());
+            std::fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+            dir.check()?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_directory_that_was_there_before_is_left_to_root_alone() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let dir = RecoveryDir::new(&Node::at(root.path(), None), Path::new(DEFAULT));
+        std::fs::create_dir_all(dir.backups())?;
+        for path in [dir.path().to_owned(), dir.backups()] {
+            std::fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+        }
+        dir.prepare()?;
+        assert_eq!([dir.path().metadata()?.mode() & 0o7777, dir.backups().metadata()?.mode() & 0o7777], [0o700, 0o700]);
         Ok(())
     }
 }
