@@ -19,6 +19,8 @@ pub const DEFAULT_LIMIT: Duration = Duration::from_secs(60);
 const MOST_OUTPUT: u64 = 64 << 20;
 /// How often a running program is looked at, at most: short calls are seen to end at once, long ones cost nothing.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long a killed program has to be gone. One that waits in the kernel, for a disk that does not answer, goes only when that is over.
+const GONE: Duration = Duration::from_secs(5);
 
 /// One call of an external program, built up and then [run](Command::run).
 #[derive(Debug)]
@@ -193,12 +195,25 @@ fn wait(child: &mut Child, end: Duration, argv: &str, limit: Duration) -> Result
         };
         if let Some(error) = stop {
             kill_group(child);
-            child.wait().with_context(|| format!("waiting for `{argv}`"))?;
-            return Err(error);
+            let gone = is_gone(child).with_context(|| format!("waiting for `{argv}`"))?;
+            let stays = || format!("`{argv}` was killed and is still there: it waits in the kernel, for a disk perhaps (`dmesg`)");
+            return Err(if gone { error } else { error.context(stays()) });
         }
         std::thread::sleep(look);
         look = (look * 2).min(LOOK);
     }
+}
+
+/// Waits until a killed program has ended, but not for ever.
+fn is_gone(child: &mut Child) -> std::io::Result<bool> {
+    let end = boottime() + GONE;
+    while child.try_wait()?.is_none() {
+        if boottime() >= end {
+            return Ok(false);
+        }
+        std::thread::sleep(LOOK);
+    }
+    Ok(true)
 }
 
 fn kill_group(child: &Child) {
@@ -254,6 +269,27 @@ mod tests {
         let error = sh("sleep 60 & sleep 60").limit(Duration::from_millis(200)).run().unwrap_err();
         assert_eq!(exit_code(&error), 69);
         assert!(before.elapsed() < Duration::from_secs(5));
+    }
+
+    /// A tracer that does not look keeps its dead program from being waited for: as long as a wait in the kernel would.
+    #[test]
+    fn a_program_that_cannot_be_killed_is_given_up() {
+        let seize = "import ctypes, sys, time
+if ctypes.CDLL(None).ptrace(0x4206, int(sys.argv[1]), 0, 0) != 0: sys.exit('ptrace')
+print('seized', flush=True); time.sleep(60)";
+        let dir = tempfile::tempdir().unwrap();
+        let script = r#"setsid python3 -c "$0" $$ > "$1/said" & echo $! > "$1/pid"; sleep 60; :"#;
+        let call = sh(script).args([seize, dir.path().to_str().unwrap()]).limit(Duration::from_secs(2));
+        let before = Instant::now();
+        let error = call.run().unwrap_err();
+        let took = before.elapsed();
+        let tracer: i32 = std::fs::read_to_string(dir.path().join("pid")).unwrap().trim().parse().unwrap();
+        let tracer = rustix::process::Pid::from_raw(tracer).unwrap();
+        rustix::process::kill_process(tracer, rustix::process::Signal::KILL).unwrap();
+        assert_eq!(std::fs::read_to_string(dir.path().join("said")).unwrap(), "seized\n");
+        assert_eq!(exit_code(&error), 69);
+        assert!(format!("{error:#}").contains("still there"), "{error:#}");
+        assert!(took < Duration::from_secs(20), "{took:?}");
     }
 
     #[test]
