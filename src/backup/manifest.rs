@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::MANIFEST;
+use crate::archive::Selection;
 use crate::error::damaged;
 use crate::node::{durable, identity::Identity, profile::Kind};
 use crate::{kube, tools::ostree::Deployment};
@@ -78,7 +79,7 @@ impl Manifest {
     /// Parses one.
     ///
     /// # Errors
-    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is of another version, or not exactly a manifest.
+    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is of another version, or not exactly a manifest, or says what no restore can do.
     pub fn parse(json: &[u8]) -> Result<Self> {
         #[derive(Deserialize)]
         struct Version {
@@ -90,7 +91,11 @@ impl Manifest {
         if version != VERSION {
             return Err(damaged(format!("its {MANIFEST} is of version {version}; this agent reads version {VERSION}")));
         }
-        serde_json::from_slice(json).map_err(bad)
+        let manifest: Self = serde_json::from_slice(json).map_err(bad)?;
+        // Before anything is changed, not in the middle of a restore.
+        let excludes = Selection::all().except(&manifest.etc_excludes);
+        excludes.map_err(|error| damaged(format!("its {MANIFEST} is not valid: etc_excludes: {error}")))?;
+        Ok(manifest)
     }
 
     /// Writes it into the directory `backup`, durably.
@@ -200,6 +205,13 @@ mod tests {
         assert_eq!(exit_code(&error), 65);
         assert!(error.to_string().contains("news"), "{error}");
         assert_eq!(exit_code(&Manifest::parse(b"{").unwrap_err()), 65);
+        for pattern in ["../shadow", "/etc/shadow", ""] {
+            let mut impossible = manifest("a", 1);
+            impossible.etc_excludes = vec![pattern.into()];
+            let error = Manifest::parse(&serde_json::to_vec(&impossible)?).unwrap_err();
+            assert_eq!(exit_code(&error), 65, "{pattern}");
+            assert!(error.to_string().contains("etc_excludes"), "{error}");
+        }
         assert_eq!(exit_code(&Manifest::read(Path::new("/nowhere")).unwrap_err()), 65);
         Ok(())
     }
