@@ -22,7 +22,7 @@ mod plan;
 mod records;
 mod restore;
 mod reuse;
-mod select;
+pub(crate) mod select;
 mod sink;
 mod stage;
 mod stream;

@@ -125,7 +125,8 @@ fn glob(pattern: &[u8], name: &[u8]) -> bool {
     matches(pattern, name)
 }
 
-fn matches(mut pattern: &[u8], mut name: &[u8]) -> bool {
+/// As [`glob`], but a wildcard matches a leading period too.
+pub(crate) fn matches(mut pattern: &[u8], mut name: &[u8]) -> bool {
     // Where the last star was, and how much of the name it has taken: a later star makes an earlier one's choice final.
     let mut star: Option<(&[u8], &[u8])> = None;
     loop {
@@ -154,7 +155,7 @@ fn matches(mut pattern: &[u8], mut name: &[u8]) -> bool {
 }
 
 /// Matches one byte against the head of `pattern`, which is not empty and not a star; the rest of the pattern when it matches.
-fn one(pattern: &[u8], byte: u8) -> Option<&[u8]> {
+pub(crate) fn one(pattern: &[u8], byte: u8) -> Option<&[u8]> {
     match pattern {
         [b'?', rest @ ..] => Some(rest),
         [b'\\', escaped, rest @ ..] => (*escaped == byte).then_some(rest),

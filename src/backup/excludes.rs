@@ -3,13 +3,16 @@
 //! rsync's are not anchored: `resolv.conf` leaves every file of that name alone, `a/b` every path that ends in it; a leading `/` ties one to the top. The agent's
 //! own patterns always begin at `/etc`: an unanchored one becomes itself at the top, and every path that it matches now.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use super::tmpfiles::literal;
 use super::trees::always_excluded;
+use crate::archive::Selection;
+use crate::archive::select::{matches, one};
 
 /// What the old script leaves to `cluster-restore.sh`. Here, the archive of the static pods owns it.
 const OWNED: &str = "kubernetes/manifests";
@@ -26,7 +29,7 @@ pub(super) fn import(file: &Path, trees: &[&Path]) -> Result<Vec<PathBuf>> {
     };
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with(['#', ';'])).collect();
     let top = |line: &&str| line.trim_matches('/').replace("**", "*");
-    let mut paths: Vec<PathBuf> = lines.iter().map(top).filter(|p| !p.is_empty() && p != OWNED).map(PathBuf::from).collect();
+    let mut paths: Vec<PathBuf> = lines.iter().map(top).filter(|p| p != OWNED).flat_map(|p| as_glob(&p)).collect();
     let loose: Vec<Vec<&str>> = lines
         .iter()
         .filter(|l| !l.starts_with('/') && l.trim_matches('/') != OWNED)
@@ -74,71 +77,64 @@ fn matched(tree: &Path, patterns: &[Vec<&str>]) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// glob(7) within one component: `*`, `?`, `[…]`, backslash.
-fn matches(pattern: &[u8], name: &[u8]) -> bool {
-    let Some((first, rest)) = pattern.split_first() else { return name.is_empty() };
-    match first {
-        b'*' => (0..=name.len()).any(|at| matches(rest, &name[at..])),
-        b'?' => !name.is_empty() && matches(rest, &name[1..]),
-        b'[' if set(rest).is_some() => {
-            let Some((members, after)) = set(rest) else { return false };
-            name.first().is_some_and(|byte| contains(members, *byte)) && matches(after, &name[1..])
-        }
-        b'\\' if !rest.is_empty() => name.first() == rest.first() && matches(&rest[1..], &name[1..]),
-        byte => name.first() == Some(byte) && matches(rest, &name[1..]),
+/// What rsync's pattern `line`, tied to the top, is as patterns of the agent's own, which together match the same. There, a wildcard matches a leading
+/// period as well; in glob(7), and so in tmpfiles.d and here, a period has to be said.
+fn as_glob(line: &str) -> Vec<PathBuf> {
+    let mut patterns = vec![Vec::new()];
+    for part in line.split('/').filter(|part| !part.is_empty()) {
+        let kinds = [vec![part.as_bytes().to_vec()], hidden(part.as_bytes())].concat();
+        let longer = |pattern: &Vec<u8>| {
+            kinds.iter().map(|kind| [pattern, &b"/"[..usize::from(!pattern.is_empty())], kind].concat()).collect::<Vec<_>>()
+        };
+        patterns = patterns.iter().flat_map(longer).collect();
     }
+    // Neither rsync nor a restore meets a name like `..`: what has it in it matches nothing, and is left out.
+    let fits = |path: &PathBuf| Selection::all().except([path]).is_ok();
+    patterns.into_iter().map(|pattern| PathBuf::from(OsString::from_vec(pattern))).filter(fits).collect()
 }
 
-/// The members of a set whose `[` is behind us, and what follows its `]`; a `]` that comes first is a member.
-fn set(pattern: &[u8]) -> Option<(&[u8], &[u8])> {
-    let first = 1 + usize::from(matches!(pattern.first(), Some(b'!' | b'^')));
-    let end = pattern.iter().skip(first).position(|byte| *byte == b']')? + first;
-    Some((&pattern[..end], &pattern[end + 1..]))
-}
-
-fn contains(members: &[u8], byte: u8) -> bool {
-    let (negated, members) = match members.split_first() {
-        Some((b'!' | b'^', rest)) => (true, rest),
-        _ => (false, members),
-    };
-    let mut rest = members;
-    let mut found = false;
-    while let Some(first) = rest.first() {
-        if let [low, b'-', high, ..] = rest {
-            found |= (*low..=*high).contains(&byte);
-            rest = &rest[3..];
-        } else {
-            found |= *first == byte;
-            rest = &rest[1..];
-        }
+/// The patterns of glob(7) for those names with a leading period that rsync's pattern `part` matches.
+fn hidden(part: &[u8]) -> Vec<Vec<u8>> {
+    match part {
+        // A star takes the period, or it takes nothing.
+        [b'*', rest @ ..] => [vec![[b".", part].concat()], hidden(rest)].concat(),
+        _ => one(part, b'.').map(|rest| [b".", rest].concat()).into_iter().collect(),
     }
-    found != negated
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The files that a script names, sorted.
+    fn files(dir: &Path, script: &str) -> Result<Vec<String>> {
+        let output = std::process::Command::new("bash").args(["-euo", "pipefail", "-c", script]).current_dir(dir).output()?;
+        anyhow::ensure!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+        let mut files: Vec<String> = String::from_utf8(output.stdout)?.lines().filter(|l| !l.ends_with('/')).map(str::to_owned).collect();
+        files.sort();
+        Ok(files)
+    }
+
+    /// What our patterns leave out is what rsync, the real one, leaves out.
     #[test]
-    fn components_match_as_in_a_shell() {
-        let yes = [
-            ("a", "a"),
-            ("*", ""),
-            ("a*c", "abbc"),
-            ("?x", "ax"),
-            ("[a-c]1", "b1"),
-            ("[!a]", "b"),
-            ("[]]", "]"),
-            ("[*]", "*"),
-            ("\\*", "*"),
-        ];
-        for (pattern, name) in yes {
-            assert!(matches(pattern.as_bytes(), name.as_bytes()), "{pattern} {name}");
+    fn tied_patterns_match_as_rsyncs_do() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (etc, list) = (dir.path().join("etc"), dir.path().join("list"));
+        std::fs::create_dir_all(etc.join("sub"))?;
+        for name in ["a", "ab", "b.d", ".a", ".ab", "..a", ".b.d", ".d", "*", "x"] {
+            std::fs::write(etc.join(name), name)?;
+            std::fs::write(etc.join("sub").join(name), name)?;
         }
-        for (pattern, name) in [("a", "b"), ("a*c", "ab"), ("?", ""), ("[a-c]", "d"), ("[!a]", "a"), ("[*]", "x"), ("[", "x"), ("\\*", "x")]
-        {
-            assert!(!matches(pattern.as_bytes(), name.as_bytes()), "{pattern} {name}");
+        let patterns = "* a* *a **b ?a ?? *.d *?d *[.]d [.a]* [!a]a .* \\.a* \\* sub/* */.a* su?/?a [ ../etc .";
+        for pattern in patterns.split(' ') {
+            std::fs::write(&list, format!("/{pattern}\n"))?;
+            let theirs = files(dir.path(), "rsync -rn --out-format=%n --exclude-from list etc/ to/")?;
+            let selection = Selection::all().except(import(&list, &[])?)?;
+            crate::archive::pack(&etc, &dir.path().join("etc.tar.zst"), &selection, None, &|_| {})?;
+            let ours = files(dir.path(), "tar --zstd -tf etc.tar.zst | sed 's,^[.]/\\(.\\),\\1,'; rm etc.tar.zst")?;
+            assert_eq!(ours, theirs, "{pattern}");
         }
+        Ok(())
     }
 
     #[test]
@@ -163,7 +159,7 @@ mod tests {
         let dir = tempfile::tempdir()?;
         std::fs::create_dir_all(dir.path().join("etc/deep/resolv.conf"))?;
         let list = dir.path().join("list");
-        let mut patterns: Vec<PathBuf> = ["resolv.conf", "cni/*.d"].map(PathBuf::from).into();
+        let mut patterns: Vec<PathBuf> = ["resolv.conf", "cni/x*.d"].map(PathBuf::from).into();
         patterns.extend(always_excluded());
         patterns.sort();
         std::fs::write(&list, export(&patterns))?;
