@@ -176,8 +176,8 @@ pub fn health(endpoint: &Endpoint, limit: Duration) -> Result<Health> {
 /// # Errors
 /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when etcd does not answer, fails or stalls,
 /// [`Failure::Damaged`](crate::error::Failure::Damaged) when the stream ended before its trailer,
-/// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted; when the file is there already or cannot be written. What was
-/// written up to then stays, for the caller to discard.
+/// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted; when the file is there already or cannot be written. The file has
+/// its name only when it is whole; what was written up to a failure is removed.
 pub fn save(endpoint: &Endpoint, file: &Path, limit: Duration, tick: Tick<'_>) -> Result<Saved> {
     save::save(endpoint, file, limit, tick)
 }

@@ -10,22 +10,28 @@ use super::{DEFAULT_TOKEN, Member, Options, Restored, Tick, ids, snapshot, statu
 use crate::error::{misfit, usage};
 use crate::node::durable;
 
+/// The member directory until it is whole.
+const NEW: &str = "member.new";
+
 /// Restores into a new data directory; see [`super::restore`].
 pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> Result<Restored> {
     options.check()?;
-    let existed = match std::fs::read_dir(data_dir) {
-        Ok(mut entries) => match entries.next() {
-            None => true,
-            Some(_) => bail!("the data directory {} is not empty: name one that is, or does not exist", data_dir.display()),
-        },
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+    let names = || std::fs::read_dir(data_dir)?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>();
+    let found = match names() {
+        Ok(names) => Some(names),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(error).with_context(|| format!("reading the data directory {}", data_dir.display())),
     };
-    if !existed {
-        durable::create_dir(data_dir, 0o700)?;
-    }
     // Under its own name only when it is whole: nobody starts etcd on half of it.
-    let new = data_dir.join("member.new");
+    let new = data_dir.join(NEW);
+    let existed = found.is_some();
+    match found.as_deref() {
+        None => durable::create_dir(data_dir, 0o700)?,
+        Some([]) => {}
+        // Of a restore that was killed.
+        Some([name]) if name == NEW => durable::remove_tree(&new)?,
+        Some(_) => bail!("the data directory {} is not empty: name one that is, or does not exist", data_dir.display()),
+    }
     let made = build(file, &new, options, tick).and_then(|built| durable::rename(&new, &data_dir.join("member")).map(|()| built.restored));
     if made.is_err() {
         durable::remove_tree(&new)?;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use etcd_client::SnapshotStreaming;
 use sha2::{Digest, Sha256};
 
@@ -16,9 +16,29 @@ use crate::node::durable;
 
 /// zstd's level 1 keeps up with etcd; a database compresses well at any level.
 const LEVEL: i32 = 1;
+/// The end of the file's name until it is whole.
+const PART: &str = ".part";
 
 /// Saves a snapshot; see [`super::save`].
 pub(super) fn save(endpoint: &Endpoint, file: &Path, limit: Duration, tick: Tick<'_>) -> Result<Saved> {
+    ensure!(file.symlink_metadata().is_err(), "{} is there already: name a file that is not", file.display());
+    let mut part = file.as_os_str().to_owned();
+    part.push(PART);
+    let part = Path::new(&part);
+    // Of one that was killed.
+    durable::remove(part)?;
+    let saved = receive(endpoint, part, is_compressed(file), limit, tick).and_then(|saved| {
+        durable::rename(part, file)?;
+        Ok(saved)
+    });
+    if saved.is_err() {
+        durable::remove(part)?;
+    }
+    saved.with_context(|| format!("saving a snapshot of etcd to {}", file.display()))
+}
+
+/// Writes the stream to the new file `part`.
+fn receive(endpoint: &Endpoint, part: &Path, compressed: bool, limit: Duration, tick: Tick<'_>) -> Result<Saved> {
     let mut stream = Stream::open(endpoint, limit)?;
     let mut trailer = Trailer::default();
     let mut bytes = 0;
@@ -28,22 +48,17 @@ pub(super) fn save(endpoint: &Endpoint, file: &Path, limit: Duration, tick: Tick
         tick(piece.len() as u64);
         Ok(())
     };
-    let mut write = || -> Result<Stored> {
-        let mut stored = Stored { file: super::new_file(file)?, hash: Sha256::new(), len: 0 };
-        if is_compressed(file) {
-            let mut encoder = zstd::Encoder::new(stored, LEVEL)?;
-            encoder.include_checksum(true)?;
-            pump(&mut stream, look, &mut encoder)?;
-            stored = encoder.finish()?;
-        } else {
-            pump(&mut stream, look, &mut stored)?;
-        }
-        stored.file.sync_all()?;
-        Ok(stored)
-    };
-    let stored = write().with_context(|| format!("saving a snapshot of etcd to {}", file.display()))?;
+    let mut stored = Stored { file: super::new_file(part)?, hash: Sha256::new(), len: 0 };
+    if compressed {
+        let mut encoder = zstd::Encoder::new(stored, LEVEL)?;
+        encoder.include_checksum(true)?;
+        pump(&mut stream, look, &mut encoder)?;
+        stored = encoder.finish()?;
+    } else {
+        pump(&mut stream, look, &mut stored)?;
+    }
+    stored.file.sync_all()?;
     trailer.finish("the snapshot that etcd sent", false)?;
-    durable::sync_dir(file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
     Ok(Saved { bytes, stored: stored.len, sha256: super::hex(&stored.hash.finalize()) })
 }
 
