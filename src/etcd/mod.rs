@@ -245,11 +245,11 @@ pub fn put_back(data_dir: &Path, run: &str) -> Result<bool> {
 }
 
 /// The greatest revision in the data directory of a stopped etcd, members that a recovery has put aside included: clients have seen those
-/// too. `None` when there is none. After an unclean stop etcd may have
-/// answered a little more than is in its database: [`bump_for`] allows for that.
+/// too. `None` when there is none. Members that cannot be read are warned of and not counted, as long as one can be. After an unclean stop
+/// etcd may have answered a little more than is in its database: [`bump_for`] allows for that.
 ///
 /// # Errors
-/// [`Failure::Damaged`](crate::error::Failure::Damaged) when the database cannot be made sense of; when it cannot be read.
+/// [`Failure::Damaged`](crate::error::Failure::Damaged) when no database can be made sense of; when none can be read.
 pub fn revision_of(data_dir: &Path) -> Result<Option<i64>> {
     status::revision_of(data_dir)
 }

@@ -89,11 +89,18 @@ pub(super) fn revision(bolt: &Bolt<'_>) -> Result<i64> {
 
 /// The greatest revision in the data directory of a stopped etcd; see [`super::revision_of`].
 pub(super) fn revision_of(data_dir: &Path) -> Result<Option<i64>> {
-    let mut newest = revision_of_member(&data_dir.join("member"))?;
-    for kept in super::replace::kept(data_dir)? {
-        newest = newest.max(revision_of_member(&kept)?);
+    let (mut newest, mut unread) = (None, None);
+    for member in [vec![data_dir.join("member")], super::replace::kept(data_dir)?].concat() {
+        match revision_of_member(&member) {
+            Ok(revision) => newest = newest.max(revision),
+            Err(error) => {
+                tracing::warn!("the revision of {} is not counted: {error:#}", member.display());
+                unread.get_or_insert(error);
+            }
+        }
     }
-    Ok(newest)
+    // What can be read is worth more than nothing; where nothing can be, the caller is to know.
+    unread.filter(|_| newest.is_none()).map_or(Ok(newest), Err)
 }
 
 fn revision_of_member(member: &Path) -> Result<Option<i64>> {
