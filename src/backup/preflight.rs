@@ -84,7 +84,10 @@ pub fn look(node: &Node, dir: &RecoveryDir, options: &TakeOptions, survey: &Surv
         warnings.push(format!("the images in use are not recorded: {error:#}"));
         Vec::new()
     });
-    let certificates_expire = certificates_expire(node, profile)?;
+    let certificates_expire = certificates_expire(node, profile).unwrap_or_else(|error| {
+        warnings.push(format!("when the first certificate expires is not recorded: {error:#}"));
+        None
+    });
     if let Some((when, path)) = certificates_expire.as_ref().filter(|(when, _)| *when < node.clock().now()) {
         warnings.push(format!("the certificate {} expired at {when}", path.display()));
     }

@@ -22,7 +22,8 @@ const KUBELET: [&str; 2] = ["/var/lib/kubelet/pki/kubelet-client-current.pem", "
 /// Authorities do not count: bundles keep those that have expired beside their successors.
 ///
 /// # Errors
-/// When a directory or a file of them cannot be read. A file that holds no certificate is no error.
+/// When a directory or a file of them cannot be read. A file that holds no certificate is no error, nor is one that is gone again: kubelet and the
+/// operators replace theirs at any time.
 pub fn certificates_expire(node: &Node, profile: &Profile) -> Result<Option<(Timestamp, PathBuf)>> {
     let mut files: Vec<PathBuf> = KUBELET.iter().map(PathBuf::from).filter(|path| node.exists(path)).collect();
     for directory in directories(node, profile)? {
@@ -30,7 +31,12 @@ pub fn certificates_expire(node: &Node, profile: &Profile) -> Result<Option<(Tim
     }
     let mut earliest: Option<(Timestamp, PathBuf)> = None;
     for file in files {
-        let Some(end) = end_of(&node.read(&file)?) else { continue };
+        let pem = match std::fs::read(node.real_path(&file)) {
+            Ok(pem) => pem,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).with_context(|| format!("reading {}", file.display())),
+        };
+        let Some(end) = end_of(&pem) else { continue };
         if earliest.as_ref().is_none_or(|(first, _)| end < *first) {
             earliest = Some((end, file));
         }
@@ -61,13 +67,15 @@ fn directories(node: &Node, profile: &Profile) -> Result<Vec<PathBuf>> {
 
 fn names(node: &Node, directory: &Path) -> Result<Vec<std::ffi::OsString>> {
     let real = node.real_path(directory);
-    if !real.is_dir() {
-        return Ok(Vec::new());
-    }
     let list = || std::fs::read_dir(&real)?.map(|entry| entry.map(|e| e.file_name())).collect::<std::io::Result<Vec<_>>>();
-    let mut names = list().with_context(|| format!("listing {}", directory.display()))?;
-    names.sort();
-    Ok(names)
+    match list() {
+        Ok(mut names) => {
+            names.sort();
+            Ok(names)
+        }
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| format!("listing {}", directory.display())),
+    }
 }
 
 /// Adds the files named `*.crt` and `*.pem` below a directory of the node.
@@ -175,6 +183,9 @@ mod tests {
         put(root, &format!("{resources}/etcd-pod-3/secrets/x/tls.crt"), &certificate(2030, false));
         let pod = include_str!("../../tests/fixtures/static-pods/etcd-pod-rev3.yaml");
         put(root, "etc/kubernetes/manifests/etcd-pod.yaml", pod);
+        assert_eq!(certificates_expire(&node, &OPENSHIFT).unwrap().unwrap().0.to_string(), "2030-02-03T00:00:00Z");
+        // The file that kubelet's link names was taken away.
+        std::fs::remove_file(root.join("var/lib/kubelet/pki/kubelet-client-2026.pem")).unwrap();
         assert_eq!(certificates_expire(&node, &OPENSHIFT).unwrap().unwrap().0.to_string(), "2030-02-03T00:00:00Z");
     }
 
