@@ -44,7 +44,7 @@ pub fn export(backup: &Backup, to: &Path, progress: &Progress) -> Result<Exporte
     let write = Export { backup, to, progress };
     write.all().or_else(|error| {
         let left = ["cluster", "etc", "local", "kubelet", legacy::EXTRAS, legacy::EXCLUDES, STAGING].map(|name| to.join(name));
-        left.iter().try_for_each(|path| if path.is_dir() { durable::remove_tree(path) } else { durable::remove(path) })?;
+        left.iter().try_for_each(|path| durable::remove_tree(path))?;
         Err(error.context(format!("exporting the backup {}", backup.id)))
     })?;
     Ok(Exported { id: backup.id.clone(), to: to.to_owned() })

@@ -182,8 +182,7 @@ impl Partial {
             let entry = entry.with_context(|| format!("listing {}", path.display()))?;
             let name = entry.file_name().to_string_lossy().into_owned();
             if name != STATE && !self.state.finished.contains_key(&name) {
-                let is_dir = entry.file_type().with_context(|| format!("looking at {name}"))?.is_dir();
-                if is_dir { durable::remove_tree(&entry.path())? } else { durable::remove(&entry.path())? }
+                durable::remove_tree(&entry.path())?;
             }
         }
         Ok(())

@@ -434,8 +434,7 @@ pub(super) fn remove(dir: &RecoveryDir, id: &str) -> Result<()> {
     let remove = || -> Result<()> {
         durable::remove_tree(&doomed)?;
         durable::rename(&path, &doomed)?;
-        // Something that is not even a directory may have been put there.
-        if doomed.symlink_metadata().is_ok_and(|meta| meta.is_dir()) { durable::remove_tree(&doomed) } else { durable::remove(&doomed) }
+        durable::remove_tree(&doomed)
     };
     remove().with_context(|| format!("deleting the backup {id}"))
 }

@@ -48,11 +48,15 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes a directory and all below it, immutable files (`chattr +i`) too: a copy of a node's tree has them. One that is not there is fine.
+/// Removes a directory and all below it, immutable files (`chattr +i`) too, as a copy of a node's tree has them; or what is there in its
+/// place. Nothing is fine.
 ///
 /// # Errors
 /// When something in it cannot be removed.
 pub fn remove_tree(path: &Path) -> Result<()> {
+    if path.symlink_metadata().is_ok_and(|meta| !meta.is_dir()) {
+        return remove(path);
+    }
     let removed = match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             unlock(path)?;
@@ -183,6 +187,9 @@ mod tests {
         let dir = tempfile::tempdir()?;
         remove(&dir.path().join("x"))?;
         remove_tree(&dir.path().join("y"))?;
+        std::fs::write(dir.path().join("file"), "in place of a directory")?;
+        remove_tree(&dir.path().join("file"))?;
+        assert!(!dir.path().join("file").exists());
         create_dir(&dir.path().join("z"), 0o700)?;
         create_dir(&dir.path().join("z"), 0o700)?;
         symlink(Path::new("a"), &dir.path().join("l"))?;

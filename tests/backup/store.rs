@@ -113,6 +113,8 @@ fn prune_keeps_the_newest_good_ones_and_never_the_last() {
     // Looks whole, but is not: it does not count.
     sh(&place.dir.backups().join("four"), "echo x >> etc.tar.zst");
     std::fs::create_dir_all(place.dir.backups().join("old.deleting/deep")).unwrap();
+    // Neither of them is a directory.
+    sh(&place.dir.backups(), "touch stale.deleting one.deleting && ln -s /nowhere gone.deleting");
     std::fs::create_dir(place.dir.backups().join("stale.partial")).unwrap();
     assert_eq!(exit_code(&prune(&place.node, &place.dir, 0, None, &Progress::hidden()).unwrap_err()), 2);
     let done = prune(&place.node, &place.dir, 3, None, &Progress::hidden()).unwrap();
