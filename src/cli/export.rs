@@ -6,10 +6,19 @@ use anyhow::Result;
 
 use super::args::ExportArgs;
 use super::context::Context;
+use crate::backup::store::{Found, find};
 use crate::backup::{choose, export};
 
 pub(super) fn run(context: &Context, args: &ExportArgs) -> Result<ExitCode> {
-    let backup = choose(&context.node, &context.dir, Some(&args.backup), &context.progress)?;
+    let backup = match find(&context.dir, Some(&args.backup), &context.progress)? {
+        Found::Backup(backup) => *backup,
+        // It is imported on the way.
+        Found::Old(_) => {
+            context.dir.prepare()?;
+            let _lock = context.dir.lock("export")?;
+            choose(&context.node, &context.dir, Some(&args.backup), &context.progress)?
+        }
+    };
     let exported = export(&backup, &args.to, &context.progress)?;
     context.print(&exported, |e| format!("exported {} to {}\n", e.id, e.to.display()))?;
     Ok(ExitCode::SUCCESS)

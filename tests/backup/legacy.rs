@@ -85,6 +85,26 @@ fn an_old_backup_is_listed_checked_and_imported_once() {
     assert_eq!(choose(node, dir, None).unwrap().id, taken.manifest.id);
 }
 
+#[test]
+fn an_export_that_imports_takes_the_lock() {
+    let sno = Sno::new();
+    old_backup(&sno, sno.place.dir.path());
+    std::fs::remove_dir(sno.place.dir.backups()).unwrap();
+    let to = sno.root().join("exported");
+    let export = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_recovery"));
+        command.arg("--root").arg(sno.root()).args(["export", "upgrade-recovery"]).arg(&to).output().unwrap()
+    };
+    let held = sno.place.dir.lock("backup").unwrap();
+    let refused = export();
+    assert_eq!(refused.status.code(), Some(75), "{}", String::from_utf8_lossy(&refused.stderr));
+    assert_eq!(sno.place.listed().len(), 1, "nothing is imported");
+    drop(held);
+    let done = export();
+    assert_eq!(done.status.code(), Some(0), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(to.join("cluster").exists());
+}
+
 fn sums(dir: &Path) -> String {
     sh(dir, "find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum")
 }
