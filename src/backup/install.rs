@@ -21,7 +21,7 @@ pub(super) const SELF: &str = "/proc/self/exe";
 /// Below `/var`, files are labelled `var_t`, which systemd may not run.
 const LABEL: &[u8] = b"system_u:object_r:bin_t:s0\0";
 
-/// Installs both, replacing older ones in one step each. A file that is the same already is left alone.
+/// Installs both, replacing older ones in one step each. A file whose content is the same already stays, with mode and label as they must be.
 ///
 /// # Errors
 /// When one cannot be written or, on a host with `SELinux`, labelled.
@@ -34,20 +34,25 @@ pub fn install(node: &Node, dir: &RecoveryDir) -> Result<()> {
 
 fn place(path: &Path, mut content: impl Read + Seek, labelled: bool) -> Result<()> {
     if is_same(path, &mut content)? {
-        return Ok(());
+        return dress(&File::open(path)?, labelled);
     }
     content.rewind()?;
     let name = path.file_name().context("it has no name")?.to_string_lossy();
     let temporary = path.with_file_name(format!(".{name}.new"));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o700).open(&temporary)?;
     std::io::copy(&mut content, &mut file)?;
-    fchmod(&file, Mode::from_raw_mode(0o755))?;
-    if labelled {
-        fsetxattr(&file, "security.selinux", LABEL, XattrFlags::empty()).context("labelling it so that systemd may run it")?;
-    }
-    file.sync_all()?;
+    dress(&file, labelled)?;
     // A program that runs keeps the inode it has: the rename never disturbs it.
     durable::rename(&temporary, path)
+}
+
+/// Gives a file the mode and, where there are labels, the label that let it be run; durably, with its content.
+fn dress(file: &File, labelled: bool) -> Result<()> {
+    fchmod(file, Mode::from_raw_mode(0o755))?;
+    if labelled {
+        fsetxattr(file, "security.selinux", LABEL, XattrFlags::empty()).context("labelling it so that systemd may run it")?;
+    }
+    Ok(file.sync_all()?)
 }
 
 /// True when `path` is a regular file with this content already. Bytes decide: sizes and times of two builds can be the same.
@@ -124,6 +129,14 @@ mod tests {
         assert_eq!((meta.permissions().mode() & 0o7777, meta.len()), (0o755, std::env::current_exe()?.metadata()?.len()));
         install(&node, &dir)?;
         assert_eq!(dir.path().join(BINARY).metadata()?.ino(), meta.ino());
+        // Put there by hand, or copied without its looks.
+        let front = dir.path().join(FRONT);
+        std::fs::set_permissions(&front, std::fs::Permissions::from_mode(0o600))?;
+        rustix::fs::setxattr(&front, "security.selinux", b"system_u:object_r:var_t:s0\0", XattrFlags::empty())?;
+        place(&front, Cursor::new(FRONT_TEXT), true)?;
+        let mut label = [0; 100];
+        let length = rustix::fs::getxattr(&front, "security.selinux", &mut label)?;
+        assert_eq!((front.metadata()?.permissions().mode() & 0o7777, &label[..length]), (0o755, LABEL));
         assert_eq!(std::fs::read_to_string(dir.path().join(FRONT))?, FRONT_TEXT);
         Ok(())
     }
