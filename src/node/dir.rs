@@ -58,6 +58,15 @@ impl RecoveryDir {
     /// # Errors
     /// As [`RecoveryDir::prepare`].
     pub fn check(&self) -> Result<()> {
+        if let Ok(target) = std::fs::read_link(&self.path) {
+            // The resume unit and the hold record the name: it has to be the place itself.
+            let place = self.path.canonicalize().unwrap_or(target);
+            return Err(not_permitted(format!(
+                "{} is a symbolic link: name the directory itself, `recovery --dir {} …`",
+                self.shown.display(),
+                place.display()
+            )));
+        }
         for (path, shown) in [(self.path.clone(), self.shown.clone()), (self.backups(), self.shown.join("backups"))] {
             let Ok(meta) = path.symlink_metadata() else { continue };
             let shown = shown.display();
@@ -201,6 +210,18 @@ mod tests {
             std::fs::set_permissions(&path, Permissions::from_mode(0o755))?;
             dir.check()?;
         }
+        Ok(())
+    }
+
+    #[test]
+    fn a_link_is_refused_with_the_name_of_the_place() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let (place, link) = (root.path().join("disk"), root.path().join("link"));
+        std::fs::create_dir(&place)?;
+        std::os::unix::fs::symlink("disk", &link)?;
+        let error = RecoveryDir::new(&Node::live(), &link).check().unwrap_err();
+        assert_eq!(exit_code(&error), 77);
+        assert!(error.to_string().contains(&format!("`recovery --dir {} ", place.canonicalize()?.display())), "{error}");
         Ok(())
     }
 
