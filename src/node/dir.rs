@@ -1,7 +1,7 @@
 //! The recovery directory: where its files are, who may write to it, and the one lock.
 
 use std::fs::{File, OpenOptions, Permissions};
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 
 use super::{Node, durable};
-use crate::error::{not_now, not_permitted};
+use crate::error::{no_space, not_now, not_permitted};
 
 /// Where it is unless `--dir` says otherwise.
 pub const DEFAULT: &str = "/var/recovery";
@@ -137,6 +137,7 @@ impl RecoveryDir {
     ///
     /// # Errors
     /// [`Failure::NotNow`](crate::error::Failure::NotNow) when another process holds it; the message names the holder.
+    /// [`Failure::NoSpace`](crate::error::Failure::NoSpace) when there is no room even for the empty file: what makes room needs the lock, too.
     pub fn lock(&self, verb: &str) -> Result<Lock> {
         let path = self.path.join("lock");
         let mut file = OpenOptions::new()
@@ -146,7 +147,7 @@ impl RecoveryDir {
             .truncate(false)
             .mode(0o600)
             .open(&path)
-            .with_context(|| format!("opening {}", path.display()))?;
+            .map_err(|error| self.no_lock(error))?;
         if let Err(error) = try_lock(&file) {
             if error != rustix::io::Errno::WOULDBLOCK {
                 return Err(error).with_context(|| format!("locking {}", path.display()));
@@ -161,11 +162,22 @@ impl RecoveryDir {
             )));
         }
         let holder = format!("`recovery {verb}` (process {}, since {})\n", std::process::id(), jiff::Timestamp::now());
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| file.write_all(holder.as_bytes()))
-            .context("writing the lock's holder")?;
+        // It is for messages only: where the disk is full, `prune` must get past it.
+        if let Err(error) = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(holder.as_bytes())) {
+            tracing::debug!("the lock does not name its holder: {error}");
+        }
         Ok(Lock { _file: file })
+    }
+
+    fn no_lock(&self, error: std::io::Error) -> anyhow::Error {
+        let shown = self.shown.display();
+        if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+            return anyhow::Error::from(error).context(format!("opening {shown}/lock"));
+        }
+        no_space(format!(
+            "{shown} is so full that its lock cannot be made; make room by hand: `recovery list` shows the backups, `rm -r {shown}/backups/ID` \
+             deletes one (those with the state `partial` first, never the newest complete one); then run this again"
+        ))
     }
 }
 
@@ -211,6 +223,48 @@ mod tests {
             dir.check()?;
         }
         Ok(())
+    }
+
+    /// A file system of the directory's own that has no room for anything more.
+    struct Full(tempfile::TempDir);
+
+    impl Full {
+        fn mount(with_lock: bool) -> (Self, RecoveryDir) {
+            let root = tempfile::tempdir().unwrap();
+            let dir = RecoveryDir::new(&Node::at(root.path(), None), Path::new(DEFAULT));
+            dir.prepare().unwrap();
+            let mount = |args: &[&str]| std::process::Command::new("mount").args(args).arg(dir.path()).status().unwrap();
+            assert!(mount(&["-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs"]).success());
+            let full = Self(root);
+            if with_lock {
+                std::fs::write(dir.path().join("lock"), "").unwrap();
+            }
+            std::fs::write(dir.path().join("filler"), vec![1; 128 << 10]).unwrap_err();
+            // An empty file takes no block of a tmpfs, but a name.
+            assert!(mount(&["-o", "remount,nr_inodes=3"]).success());
+            std::fs::write(dir.path().join("last"), "").ok();
+            (full, dir)
+        }
+    }
+
+    impl Drop for Full {
+        fn drop(&mut self) {
+            std::process::Command::new("umount").arg(self.0.path().join("var/recovery")).status().ok();
+        }
+    }
+
+    #[test]
+    fn a_full_disk_does_not_keep_a_lock_from_being_taken_that_is_there() {
+        let (_full, dir) = Full::mount(true);
+        dir.lock("prune").unwrap();
+    }
+
+    #[test]
+    fn a_disk_without_room_for_the_lock_says_what_to_delete_by_hand() {
+        let (_full, dir) = Full::mount(false);
+        let error = dir.lock("prune").unwrap_err();
+        assert_eq!(exit_code(&error), 73);
+        assert!(error.to_string().contains("`rm -r /var/recovery/backups/ID`"), "{error}");
     }
 
     #[test]
