@@ -513,31 +513,18 @@ fn a_replacement_survives_a_crash_at_every_boundary() -> Result<()> {
 }
 
 #[test]
-fn an_abandoned_replacement_is_put_back_unless_etcd_ran_on_it() -> Result<()> {
+fn a_running_etcd_is_left_alone_and_a_kept_member_that_may_be_the_only_one() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let (data, file) = advanced(dir.path())?;
-    let before = everything(&data)?;
     let options = bumped(&data, &file)?;
-    assert!(etcd::put_back(&data, RUN)?);
-    etcd::replace(&file, &data, RUN, &options, &|_| ())?;
-    assert!(etcd::put_back(&data, RUN)?);
-    assert!(everything(&data)? == before);
-    // Crashes of `put_back` itself: after its first rename, and before the new member is removed.
-    etcd::replace(&file, &data, RUN, &options, &|_| ())?;
-    std::fs::rename(data.join("member"), data.join(format!("member.new-{RUN}")))?;
-    assert!(etcd::put_back(&data, RUN)?);
-    assert!(everything(&data)? == before);
     etcd::replace(&file, &data, RUN, &options, &|_| ())?;
     let error = etcd::drop_kept(&data, "another").err();
     assert!(error.is_none(), "nothing of another run is there: {error:?}");
 
     let etcd = Etcd::start(Version::V35, &data, &Start::default())?;
-    let running = etcd::put_back(&data, RUN).unwrap_err();
-    assert!(format!("{running:#}").contains("etcd is running on"), "{running:#}");
     let running = etcd::replace(&file, &data, "another", &options, &|_| ()).unwrap_err();
     assert!(format!("{running:#}").contains("etcd is running on"), "{running:#}");
     etcd.kill()?;
-    assert!(!etcd::put_back(&data, RUN)?);
     assert!(etcd::is_replaced(&data, RUN));
 
     // Without the new member in place, the old one is never removed.

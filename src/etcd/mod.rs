@@ -233,17 +233,6 @@ pub fn drop_kept(data_dir: &Path, run: &str) -> Result<()> {
     replace::drop_kept(data_dir, run)
 }
 
-/// At abandon: undoes [`replace`] at whatever point it is. True when the member of before is in place again, or had never left it; false,
-/// with nothing changed, when etcd has started on the new member: clients may have seen what it answered, and static pods and files
-/// have been restored to match it, so going back needs a decision (the old member is still there as `member.before-<run>`). Can be
-/// run again after a crash at any point.
-///
-/// # Errors
-/// While etcd runs on `data_dir`, or when something cannot be renamed or removed.
-pub fn put_back(data_dir: &Path, run: &str) -> Result<bool> {
-    replace::put_back(data_dir, run)
-}
-
 /// The greatest revision in the data directory of a stopped etcd, members that a recovery has put aside included: clients have seen those
 /// too. `None` when there is none. Members that cannot be read are warned of and not counted, as long as one can be. After an unclean stop
 /// etcd may have answered a little more than is in its database: [`bump_for`] allows for that.

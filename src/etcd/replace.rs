@@ -15,7 +15,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -36,8 +36,6 @@ const LABEL: &str = "security.selinux";
 struct Marker {
     run: String,
     restored: Restored,
-    /// Bytes of the write-ahead log's records, to tell whether etcd has written to it since.
-    log: u64,
 }
 
 /// The directories of one run.
@@ -123,8 +121,8 @@ fn make(place: &Place, file: &Path, options: &Options, tick: Tick<'_>) -> Result
     }
     let look = Look::of(if exists(&place.member) { &place.member } else { &place.data_dir })?;
     let build = || -> Result<Marker> {
-        let built = build(file, &place.new, options, tick)?;
-        let marker = Marker { run: place.run.clone(), restored: built.restored, log: built.log };
+        let restored = build(file, &place.new, options, tick)?;
+        let marker = Marker { run: place.run.clone(), restored };
         super::set_mode(&place.new, look.mode)?;
         for part in ["snap/db", "snap", &format!("wal/{}", wal::NAME), "wal", ""] {
             look.give(&place.new.join(part))?;
@@ -183,41 +181,6 @@ pub(super) fn drop_kept(data_dir: &Path, run: &str) -> Result<()> {
         place.before.display()
     );
     kept.iter().chain([&place.new]).try_for_each(|path| durable::remove_tree(path))
-}
-
-/// Undoes [`replace`]; see [`super::put_back`].
-pub(super) fn put_back(data_dir: &Path, run: &str) -> Result<bool> {
-    let place = Place::new(data_dir, run)?;
-    if !exists(data_dir) {
-        return Ok(true);
-    }
-    if let Some(marker) = place.marker(&place.member) {
-        place.check_stopped()?;
-        if !is_pristine(&place.member, marker.log)? {
-            return Ok(false);
-        }
-        durable::rename(&place.member, &place.new)?;
-    }
-    if !exists(&place.member) && exists(&place.before) {
-        durable::rename(&place.before, &place.member)?;
-    }
-    durable::remove_tree(&place.new)?;
-    Ok(true)
-}
-
-/// True when etcd has never started on a member directory of ours. Whatever etcd does, it first makes its next segment
-/// (`1.tmp`), and with the election of its leader it adds to the log: it is pristine while there is nothing after our records.
-fn is_pristine(member: &Path, log: u64) -> Result<bool> {
-    let dir = member.join("wal");
-    let look = || -> std::io::Result<bool> {
-        if std::fs::read_dir(&dir)?.count() != 1 {
-            return Ok(false);
-        }
-        let mut after = [0; 4096];
-        File::open(dir.join(wal::NAME))?.read_exact_at(&mut after, log)?;
-        Ok(after.iter().all(|byte| *byte == 0))
-    };
-    look().with_context(|| format!("looking whether etcd has started on {}", member.display()))
 }
 
 /// Owner, mode and security label of a directory.

@@ -32,7 +32,7 @@ pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tic
         Some([name]) if name == NEW => durable::remove_tree(&new)?,
         Some(_) => bail!("the data directory {} is not empty: name one that is, or does not exist", data_dir.display()),
     }
-    let made = build(file, &new, options, tick).and_then(|built| durable::rename(&new, &data_dir.join("member")).map(|()| built.restored));
+    let made = build(file, &new, options, tick).and_then(|built| durable::rename(&new, &data_dir.join("member")).map(|()| built));
     if made.is_err() {
         durable::remove_tree(&new)?;
         if !existed {
@@ -42,15 +42,8 @@ pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tic
     made.with_context(|| format!("restoring the snapshot {}", file.display()))
 }
 
-/// What [`build`] made.
-pub(super) struct Built {
-    pub(super) restored: Restored,
-    /// Bytes of the write-ahead log's records.
-    pub(super) log: u64,
-}
-
 /// Makes the new directory `dir` a member directory, and makes everything in it durable.
-pub(super) fn build(file: &Path, dir: &Path, options: &Options, tick: Tick<'_>) -> Result<Built> {
+pub(super) fn build(file: &Path, dir: &Path, options: &Options, tick: Tick<'_>) -> Result<Restored> {
     let (snap, log) = (dir.join("snap"), dir.join("wal"));
     for dir in [dir, &snap, &log] {
         std::fs::create_dir(dir).with_context(|| format!("making the directory {}", dir.display()))?;
@@ -70,10 +63,8 @@ pub(super) fn build(file: &Path, dir: &Path, options: &Options, tick: Tick<'_>) 
     for dir in [&snap, &log, dir] {
         durable::sync_dir(dir)?;
     }
-    let log = wal::records(&member, cluster_id)?.len() as u64;
     // An etcd on which nothing was ever written is at revision 1.
-    let restored = Restored { member_id: member.id, cluster_id, name: member.name, revision: revision.max(1) };
-    Ok(Built { restored, log })
+    Ok(Restored { member_id: member.id, cluster_id, name: member.name, revision: revision.max(1) })
 }
 
 impl Options {

@@ -43,7 +43,7 @@ pub(super) fn create(dir: &Path, member: &Member, cluster: u64) -> Result<()> {
 }
 
 /// The records: what a restore writes into the segment.
-pub(super) fn records(member: &Member, cluster: u64) -> Result<Vec<u8>> {
+fn records(member: &Member, cluster: u64) -> Result<Vec<u8>> {
     let add_node = [number(1, 0), number(2, ADD_NODE), number(3, member.id), bytes(4, &member.json()?)].concat();
     let entry = [number(1, CONF_CHANGE_ENTRY), number(2, TERM), number(3, INDEX), bytes(4, &add_node)].concat();
     let mut log = Log::default();
