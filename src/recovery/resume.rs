@@ -212,7 +212,7 @@ fn start_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 fn lift_hold(here: &mut Doing<'_, '_>) -> Result<()> {
-    here.run.undo.lift_hold(here.run.node, here.run.dir)
+    hold::lift(here.run.node)
 }
 
 /// Noted by both clocks: which certificate requests are newer is asked of the wall clock, which may be set right in between.

@@ -33,8 +33,6 @@ pub struct Undo {
     /// The SELinux mode to put back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selinux: Option<Mode>,
-    /// The hold was placed.
-    pub hold: bool,
     /// Units that were stopped, and whether they were running before the first of the runs.
     pub units: BTreeMap<String, bool>,
 }
@@ -52,7 +50,7 @@ impl Undo {
     /// What a recovery from a backup must undo before it has begun: nothing.
     #[must_use]
     pub fn of(backup: &str, asked: Asked) -> Self {
-        Self { version: VERSION, runs: Vec::new(), backup: backup.to_owned(), asked, selinux: None, hold: false, units: BTreeMap::new() }
+        Self { version: VERSION, runs: Vec::new(), backup: backup.to_owned(), asked, selinux: None, units: BTreeMap::new() }
     }
 
     /// Reads it; `None` when there is none.
@@ -101,24 +99,13 @@ impl Undo {
         self.save(dir)
     }
 
-    /// Places the hold.
+    /// Places the hold. That it is there says by itself that it must be lifted.
     ///
     /// # Errors
-    /// When it cannot be noted or placed.
-    pub fn place_hold(&mut self, node: &Node, dir: &RecoveryDir) -> Result<()> {
-        self.hold = true;
+    /// When the file cannot be written, or the hold not placed.
+    pub fn place_hold(&self, node: &Node, dir: &RecoveryDir) -> Result<()> {
         self.save(dir)?;
         hold::place(node, dir, self.runs.last().map_or("", String::as_str))
-    }
-
-    /// Lifts the hold.
-    ///
-    /// # Errors
-    /// When it cannot be removed or that cannot be noted.
-    pub fn lift_hold(&mut self, node: &Node, dir: &RecoveryDir) -> Result<()> {
-        hold::lift(node)?;
-        self.hold = false;
-        self.save(dir)
     }
 
     /// Does `work` with SELinux permissive where it is enforcing: only then can labels be written that the running policy does not know.
@@ -165,7 +152,7 @@ impl Undo {
         let mut said = Vec::new();
         let mode = self.restore_selinux(node, dir).map(|line| said.extend(line));
         let held = hold::is_placed(node);
-        let lifted = self.lift_hold(node, dir);
+        let lifted = hold::lift(node);
         if held && lifted.is_ok() {
             said.push("the hold on kubelet is lifted".to_owned());
         }
@@ -243,7 +230,8 @@ mod tests {
         let (_root, _node, dir) = node();
         Undo::of("b1", Asked::default()).save(&dir).unwrap();
         let text = std::fs::read_to_string(dir.undo()).unwrap();
-        for changed in [text.replace("\"version\": 1", "\"version\": 2"), text.replace("\"hold\"", "\"more\": 1, \"hold\""), "{".to_owned()]
+        for changed in
+            [text.replace("\"version\": 1", "\"version\": 2"), text.replace("\"units\"", "\"more\": 1, \"units\""), "{".to_owned()]
         {
             assert_ne!(changed, text);
             std::fs::write(dir.undo(), changed).unwrap();

@@ -195,7 +195,7 @@ impl Proposal<'_> {
         let (mut journal, undo) = match self.origin {
             Origin::Continue => {
                 let journal = Journal::open(&dir.journal(), &boot)?.context("the journal is gone")?;
-                let undo = undo_of(node, dir, journal.reading())?;
+                let undo = undo_of(dir, journal.reading())?;
                 (journal, undo)
             }
             Origin::New => {
@@ -289,7 +289,7 @@ pub fn resume(node: &Node, dir: &RecoveryDir, options: &ResumeOptions, progress:
         )));
     }
     let until = if options.step { Until::Phase } else { Until::End };
-    let undo = undo_of(node, dir, reading)?;
+    let undo = undo_of(dir, reading)?;
     let report = carry_on(node, dir, &mut journal, undo, None, Go { wait: options.wait, until, reboot: asked.reboot }, progress)?;
     drop(lock);
     Ok(Some(report))
@@ -314,7 +314,7 @@ fn carry_on(
         }
         return history::settle(dir, journal.reading()).map(|outcome| RunReport::of(journal.reading(), outcome));
     }
-    hold_again(node, dir, journal.reading(), &mut undo)?;
+    hold_again(node, dir, journal.reading(), &undo)?;
     let backup = match backup {
         Some(backup) => backup,
         None => backup::choose(node, dir, Some(journal.reading().backup()), progress)?,
@@ -339,7 +339,7 @@ fn carry_on(
 }
 
 /// From the step that places it to the one that lifts it, the hold is there, whoever took it away meanwhile.
-fn hold_again(node: &Node, dir: &RecoveryDir, reading: &Reading, undo: &mut Undo) -> Result<()> {
+fn hold_again(node: &Node, dir: &RecoveryDir, reading: &Reading, undo: &Undo) -> Result<()> {
     if reading.attempted("hold") && !reading.attempted("lift-hold") && !hold::is_placed(node) {
         tracing::warn!("the hold on kubelet was taken away in the middle of the recovery; it is placed again");
         undo.place_hold(node, dir)?;
@@ -397,13 +397,12 @@ pub(super) fn locked(dir: &RecoveryDir, verb: &str) -> Result<Lock> {
     dir.lock(verb)
 }
 
-/// What the run must undo. Without the file, a hold is all that can be known of.
-fn undo_of(node: &Node, dir: &RecoveryDir, reading: &Reading) -> Result<Undo> {
+/// What the run must undo. Without the file, a hold is all that can be known of, and that is on the node to see.
+fn undo_of(dir: &RecoveryDir, reading: &Reading) -> Result<Undo> {
     if let Some(undo) = Undo::load(dir)? {
         return Ok(undo);
     }
     let mut undo = Undo::of(reading.backup(), reading.beginning.asked);
     undo.runs.push(reading.run().to_owned());
-    undo.hold = hold::is_placed(node);
     Ok(undo)
 }
