@@ -6,6 +6,8 @@ mod fidelity;
 mod hostile;
 #[path = "archive/moving.rs"]
 mod moving;
+#[path = "archive/power.rs"]
+mod power;
 #[path = "archive/selection.rs"]
 mod selection;
 #[path = "support/tree.rs"]

@@ -241,7 +241,8 @@ impl Archive {
     /// Makes `tree` (within `selection`) equal to the archive, and durable. The directory is made when it is not there.
     ///
     /// What is equal is not written to. What differs is written beside the tree's content (`.recovery-stage`), given its metadata, and
-    /// renamed into place: the old or the new file is there at any instant. Interrupted anywhere, it can be run again.
+    /// renamed into place. The old or the new file is there at any instant, also after a power cut: what replaces something is on disk before
+    /// it is renamed. Interrupted anywhere, it can be run again.
     ///
     /// # Errors
     /// [`Failure::Damaged`](crate::error::Failure::Damaged) when a part that is needed is damaged, before anything is changed;

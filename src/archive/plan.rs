@@ -111,6 +111,11 @@ impl Plan {
         self.steps.is_empty() && self.surplus.is_empty()
     }
 
+    /// True when something else is where `id` is to be.
+    pub(super) fn replaces(&self, id: Id) -> bool {
+        self.steps.binary_search_by_key(&id, |step| step.id).is_ok_and(|at| self.steps[at].action == Action::Replace)
+    }
+
     /// The plan for people, in the order of the paths.
     pub(super) fn changes(&self, table: &Table) -> Vec<Change> {
         let path = |path: &[u8]| PathBuf::from(OsStr::from_bytes(path));

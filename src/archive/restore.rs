@@ -1,8 +1,8 @@
 //! Making a tree equal to an archive.
 //!
 //! The order: what is not in the archive is deleted (it makes room), directories are made, files are made in the stage and renamed into
-//! place by several threads, hard links are made, then metadata alone is changed, flags are set, and directories get their metadata and
-//! times back, the innermost first. Then everything is synced, and the stage removed.
+//! place by several threads (those that replace something once they are on disk), hard links are made, then metadata alone is changed,
+//! flags are set, and directories get their metadata and times back, the innermost first. Then everything is synced, and the stage removed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
@@ -73,12 +73,12 @@ pub(super) fn restore(table: &Table, source: &Source, path: &Path, selection: &S
     let needed = Needed::new(table, source, &plan, &leaders);
     needed.check(table, source, &plan)?;
     let paths = plan.steps.iter().map(|step| table.path(step.id)).chain(plan.surplus.iter().map(|surplus| &surplus.path[..]));
-    let stages = Stages::new(&tree, &plan.crossed, paths);
+    let stages = Stages::new(&tree, &plan.crossed, paths)?;
     let restorer = Restorer { table, tree: &tree, leaders: &leaders, labelled, tick, plan: &plan, stages: &stages };
     let done = restorer.run(source, &needed);
     if done.is_err() {
         // What was done so far is kept and gets on disk; the error is what matters.
-        let _ = sync(&tree, stages.roots());
+        let _ = stages.sync();
         stages.roots().iter().for_each(|root| drop(sweep(&tree, root)));
     }
     done.map(|()| plan.counts)
@@ -221,7 +221,7 @@ impl Restorer<'_> {
             .collect();
         let bench = || Bench::new(self.stages);
         let batches = plain.chunks(BATCH).map(<[Id]>::to_vec).collect();
-        match source {
+        let benches: Vec<Bench<'_>> = match source {
             Source::Indexed(frames) => {
                 let state = || Ok((bench(), FrameReader::new(frames.clone())?));
                 let items: Vec<Vec<Id>> = [batches, needed.groups.clone()].concat();
@@ -230,7 +230,10 @@ impl Restorer<'_> {
                         Some(to) => self.content(bench, *to, |sink| verify::content(reader, self.table, id, sink)),
                         None => self.plain(bench, id),
                     })
-                })?;
+                })?
+                .into_iter()
+                .map(|(bench, _)| bench)
+                .collect()
             }
             Source::Stream(stream) => {
                 work::run(batches, || Ok(bench()), |bench, ids, _| ids.into_iter().try_for_each(|id| self.plain(bench, id)))?;
@@ -239,9 +242,14 @@ impl Restorer<'_> {
                     Some(to) => self.content(&mut bench, *to, |sink| reader.content(member, sink)),
                     None => Ok(()),
                 })?;
+                vec![bench]
             }
+        };
+        // A further name that replaces something is linked to a file that must be on disk too, whichever that is.
+        if self.steps(|step| step.action == Action::Replace && self.kind(step.id) == Kind::File).next().is_some() {
+            self.stages.sync()?;
         }
-        Ok(())
+        benches.into_iter().try_for_each(|mut bench| bench.settle())
     }
 
     /// Makes a file with content, which `read` passes on.
@@ -265,7 +273,9 @@ impl Restorer<'_> {
             }
             Inode::of(file).set(&attributes, row.mtime, Kind::File)
         };
-        bench.place(self.table.path(id), make).with_context(|| self.making(id))?;
+        let path = self.table.path(id);
+        let made = if self.plan.replaces(id) { bench.replace(path, row.size, make) } else { bench.place(path, make) };
+        made.with_context(|| self.making(id))?;
         (self.tick)(row.size);
         Ok(())
     }
@@ -361,7 +371,7 @@ impl Restorer<'_> {
         for path in all.iter().filter(|path| !roots.contains(path)) {
             self.finish_directory(path, steps.remove(path), touched.remove(path).as_ref())?;
         }
-        sync(self.tree, roots)?;
+        self.stages.sync()?;
         for root in roots {
             sweep(self.tree, root)?;
             self.finish_directory(root, steps.remove(root), touched.remove(root).as_ref())?;

@@ -2,6 +2,10 @@
 //! directories that something watches, such as `cron.d`.
 //!
 //! It is there from before the first change until everything is on disk: one that is found tells of a restore that was interrupted.
+//!
+//! What takes the place of something else is renamed when it is on disk, and not before: a journaling file system such as XFS can have the
+//! rename on disk long before the content, and a power cut then leaves an empty file where there was a whole one. To sync one file after
+//! the other takes many times as long as to sync the file system once for a batch of them.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -20,6 +24,9 @@ use super::tree::{Found, Inode, Tree, names};
 pub(super) const STAGE: &[u8] = b".recovery-stage";
 /// What is being made in it.
 const NEW: &str = "new";
+/// A worker's batch ends with so many bytes (the disk has to hold what is replaced as well until then) or files.
+const BATCH_BYTES: u64 = 8 << 20;
+const BATCH_FILES: usize = 1024;
 
 /// Removes the stage in the directory `root`, whose times stay as they are; true when there was one.
 ///
@@ -57,13 +64,18 @@ pub(super) struct Stages<'a> {
     tree: &'a Tree,
     /// The directories they are in, the innermost first.
     roots: Vec<Vec<u8>>,
+    /// The same, open from before the first change: so that no error of writing goes unseen when they are synced.
+    handles: Vec<OwnedFd>,
     /// How many benches there are: each has a directory of its own, so that they do not wait for each other.
     benches: AtomicUsize,
 }
 
 impl<'a> Stages<'a> {
     /// The stages that changes at `paths` need; `crossed` are the directories where another file system begins.
-    pub(super) fn new<'p>(tree: &'a Tree, crossed: &[Vec<u8>], paths: impl Iterator<Item = &'p [u8]>) -> Self {
+    ///
+    /// # Errors
+    /// When one of these directories cannot be opened.
+    pub(super) fn new<'p>(tree: &'a Tree, crossed: &[Vec<u8>], paths: impl Iterator<Item = &'p [u8]>) -> Result<Self> {
         let mut all: Vec<Vec<u8>> = crossed.iter().cloned().chain([Vec::new()]).collect();
         all.sort_by_key(|root| std::cmp::Reverse(root.len()));
         let mut used = vec![false; all.len()];
@@ -76,7 +88,9 @@ impl<'a> Stages<'a> {
         }
         let mut used = used.into_iter();
         all.retain(|_| used.next().unwrap_or(false));
-        Self { tree, roots: all, benches: AtomicUsize::new(0) }
+        let open = |root: &Vec<u8>| tree.list(root).with_context(|| format!("opening {}", tree.shown(root)));
+        let handles = all.iter().map(open).collect::<Result<_>>()?;
+        Ok(Self { tree, roots: all, handles, benches: AtomicUsize::new(0) })
     }
 
     /// Makes them.
@@ -100,6 +114,17 @@ impl<'a> Stages<'a> {
         Ok(())
     }
 
+    /// Makes everything on their file systems durable.
+    ///
+    /// # Errors
+    /// When something could not be written.
+    pub(super) fn sync(&self) -> Result<()> {
+        for (root, handle) in self.roots.iter().zip(&self.handles) {
+            rustix::fs::syncfs(handle).with_context(|| format!("syncing the file system of {}", self.tree.shown(root)))?;
+        }
+        Ok(())
+    }
+
     /// The directories they are in.
     pub(super) fn roots(&self) -> &[Vec<u8>] {
         &self.roots
@@ -113,12 +138,15 @@ pub(super) struct Bench<'a> {
     number: usize,
     own: HashMap<usize, OwnedFd>,
     parent: Option<(Vec<u8>, OwnedFd)>,
+    /// What is to be renamed when it is on disk: its name in the stage is its number here.
+    waiting: Vec<Vec<u8>>,
+    waiting_bytes: u64,
 }
 
 impl<'a> Bench<'a> {
     pub(super) fn new(stages: &'a Stages<'a>) -> Self {
         let number = stages.benches.fetch_add(1, Ordering::Relaxed);
-        Self { stages, number, own: HashMap::new(), parent: None }
+        Self { stages, number, own: HashMap::new(), parent: None, waiting: Vec::new(), waiting_bytes: 0 }
     }
 
     /// Makes something new with `make`, which is given a directory and a name, and renames it to `path`.
@@ -131,7 +159,7 @@ impl<'a> Bench<'a> {
         let Some((_, parent)) = &self.parent else { anyhow::bail!("no directory is open") };
         let stage = own(&mut self.own, self.stages, self.number, directory)?;
         let placed = make(stage, NEW).and_then(|made| {
-            rename(stage, parent, name)?;
+            rename(stage, NEW, parent, name)?;
             Ok(made)
         });
         // Left over after a failure, and where rename(2) does nothing: between two names of the same inode.
@@ -139,6 +167,40 @@ impl<'a> Bench<'a> {
             Err(error) if error != Errno::NOENT && placed.is_ok() => Err(error).context("clearing the stage"),
             _ => placed,
         }
+    }
+
+    /// As [`Bench::place`], for something of `bytes` that takes the place of something else: it is renamed when it is on disk, by
+    /// [`Bench::settle`].
+    ///
+    /// # Errors
+    /// Those of `make`, and of [`Bench::settle`].
+    pub(super) fn replace(&mut self, path: &[u8], bytes: u64, make: impl FnOnce(&OwnedFd, &str) -> Result<()>) -> Result<()> {
+        let (directory, _) = split(path).context("replacing the root of the tree")?;
+        let stage = own(&mut self.own, self.stages, self.number, directory)?;
+        make(stage, &self.waiting.len().to_string())?;
+        self.waiting.push(path.to_vec());
+        self.waiting_bytes = self.waiting_bytes.saturating_add(bytes);
+        if self.waiting.len() < BATCH_FILES && self.waiting_bytes < BATCH_BYTES {
+            return Ok(());
+        }
+        self.stages.sync()?;
+        self.settle()
+    }
+
+    /// Renames into place what waits for it; the file system has been synced since.
+    ///
+    /// # Errors
+    /// When something cannot be renamed.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        self.waiting_bytes = 0;
+        for (n, path) in std::mem::take(&mut self.waiting).into_iter().enumerate() {
+            let (directory, name) = split(&path).context("replacing the root of the tree")?;
+            self.enter(directory)?;
+            let Some((_, parent)) = &self.parent else { anyhow::bail!("no directory is open") };
+            let stage = own(&mut self.own, self.stages, self.number, directory)?;
+            rename(stage, &n.to_string(), parent, name).with_context(|| format!("restoring {}", self.stages.tree.shown(&path)))?;
+        }
+        Ok(())
     }
 
     /// The open directory `path`.
@@ -168,10 +230,10 @@ fn own<'o>(own: &'o mut HashMap<usize, OwnedFd>, stages: &Stages<'_>, number: us
     own.get(&at).context("finding the stage")
 }
 
-fn rename(stage: &OwnedFd, parent: &OwnedFd, name: &[u8]) -> Result<()> {
-    match rustix::fs::renameat(stage, NEW, parent, name) {
+fn rename(stage: &OwnedFd, made: &str, parent: &OwnedFd, name: &[u8]) -> Result<()> {
+    match rustix::fs::renameat(stage, made, parent, name) {
         // What is there may be immutable.
-        Err(Errno::PERM) if unlock(parent, name)? => rustix::fs::renameat(stage, NEW, parent, name),
+        Err(Errno::PERM) if unlock(parent, name)? => rustix::fs::renameat(stage, made, parent, name),
         result => result,
     }
     .context("renaming it into place")
