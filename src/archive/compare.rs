@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result};
 use rustix::io::Errno;
 
-use super::entry::{Kind, join, split};
-use super::pack::Content;
+use super::content::Content;
+use super::entry::{Hash, Kind, join, split};
 use super::select::{Selection, Standing};
 use super::table::{Id, Table};
-use super::tree::{Found, Inode, Tree, names};
+use super::tree::{Found, Inode, Tree, names, next_data};
 use super::work::{self, Pile};
 use super::{Extra, Tick};
 use crate::error::misfit;
@@ -248,7 +248,7 @@ impl Scan<'_> {
         if let Some(differences) = differences.with_context(context)? {
             self.note(id, differences);
             if differences & (CONTENT | TARGET | DEVICE) == 0 {
-                tick(table.row(id).size);
+                tick(table.row(id).sum.data);
             }
             if kind == Kind::Directory {
                 pile.add(Item::Directory(id));
@@ -296,7 +296,7 @@ impl Scan<'_> {
         xattrs.retain(|(name, _)| *labelled || name != b"security.selinux");
         differ(XATTRS, xattrs != attributes.xattrs);
         if row.kind == Kind::File && !self.with.is_follower(id) {
-            differ(CONTENT, found.size != row.size || (row.size > 0 && !same_content(&inode, row.size, &row.hash, buffer)?));
+            differ(CONTENT, found.size != row.size || (row.size > 0 && !same_content(&inode, &found, &row.sum.hash, buffer)?));
         }
         if row.kind != Kind::Directory && (found.links > 1 || self.with.leaders.contains_key(&leader)) {
             self.found().shared.push(Shared { id, inode: (found.file_system, found.inode), links: found.links });
@@ -366,20 +366,24 @@ pub(super) fn check_mounts(table: &Table, found: &Comparison, changes: impl Fn(I
     Ok(())
 }
 
-fn same_content(inode: &Inode, size: u64, hash: &[u8; 32], buffer: &mut [u8]) -> Result<bool> {
-    let mut content = Content::default();
-    let mut at = 0;
-    while at < size {
-        let want = usize::try_from(size - at).map_or(buffer.len(), |left| left.min(buffer.len()));
-        let read = rustix::io::pread(inode.file(), &mut buffer[..want], at)?;
-        if read == 0 {
-            return Ok(false);
+fn same_content(inode: &Inode, found: &Found, hash: &Hash, buffer: &mut [u8]) -> Result<bool> {
+    let (size, file) = (found.size, inode.file());
+    let next = |at| if found.holes { next_data(file, at, size) } else { Ok(Some((at, size)).filter(|_| at < size)) };
+    let (mut content, mut end) = (Content::default(), 0);
+    while let Some((mut at, piece_end)) = next(end)? {
+        while at < piece_end {
+            let want = usize::try_from(piece_end - at).map_or(buffer.len(), |left| left.min(buffer.len()));
+            let read = rustix::io::pread(file, &mut buffer[..want], at)?;
+            if read == 0 {
+                return Ok(false);
+            }
+            content.add(at, &buffer[..read]);
+            at += read as u64;
+            if at < size {
+                interrupted()?;
+            }
         }
-        content.add(at, &buffer[..read]);
-        at += read as u64;
-        if at < size {
-            interrupted()?;
-        }
+        end = piece_end;
     }
-    Ok(content.finish(size) == *hash)
+    Ok(content.finish(size).hash == *hash)
 }

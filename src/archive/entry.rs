@@ -70,7 +70,8 @@ pub(super) struct Entry {
     pub(super) device: (u32, u32),
 }
 
-/// BLAKE3 of a file's content, holes as the zeros that they read as.
+/// BLAKE3 of a file's content. Aligned blocks of 4 KiB that hold nothing but zeros are left out, whether they are stored or holes; when there
+/// are any, a BLAKE3 of that hash, of where they are, and of the size: see [`Content`](super::content::Content).
 pub(super) type Hash = [u8; 32];
 
 /// The order of a walk that visits a directory before what is in it, and names by their bytes.

@@ -25,7 +25,7 @@ use super::parse::unreadable;
 use crate::error::damaged;
 
 /// The version of the index. Another one is refused: the data can still be read by GNU tar.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const MAGIC: &[u8; 8] = b"RECOVIDX";
 const TRAILER_MAGIC: &[u8; 8] = b"RECOVEND";
 /// The first of the sixteen magic numbers of skippable frames (RFC 8878, 3.1.2).
@@ -69,6 +69,8 @@ pub(super) struct Record {
     pub(super) existence: bool,
     /// Of a file.
     pub(super) hash: Hash,
+    /// Bytes of a file's content that are in the archive: holes are not.
+    pub(super) data: u64,
     /// Where its header is: which frame, and where in it, decompressed.
     pub(super) frame: u32,
     pub(super) offset: u32,

@@ -5,12 +5,13 @@
 //! what is equal without decompressing it, and a later backup take over what has not changed.
 //!
 //! Reading order: [`select`] (which part of a tree), [`entry`] (what is kept of a path), [`tree`] (a tree on disk); packing: [`walk`],
-//! [`header`], [`reuse`], [`pack`](mod@pack), [`sink`], [`check`], [`index`]; reading: [`parse`], [`records`], [`frames`], [`stream`], [`table`], [`verify`];
+//! [`header`], [`content`], [`reuse`], [`pack`](mod@pack), [`sink`], [`check`], [`index`]; reading: [`parse`], [`records`], [`frames`], [`stream`], [`table`], [`verify`];
 //! restoring: [`compare`], [`plan`], [`needed`], [`stage`], [`restore`].
 
 mod acl;
 mod check;
 mod compare;
+mod content;
 mod entry;
 mod frames;
 mod header;
@@ -58,7 +59,7 @@ const LARGEST_READ: u64 = 64 << 20;
 pub struct Packed {
     /// Entries of any kind.
     pub entries: u64,
-    /// Bytes of file content.
+    /// Bytes of file content, without holes.
     pub bytes: u64,
     /// Size of the archive file, bytes.
     pub stored: u64,
@@ -217,13 +218,15 @@ impl Archive {
             Source::Stream(stream) => stream.each(|row, member, reader| if row == id { reader.content(member, &mut sink) } else { Ok(()) }),
         }
         .with_context(|| format!("reading {} from the archive {}", path.display(), self.path.display()))?;
-        if *blake3::hash(&bytes).as_bytes() != self.table.row(id).hash {
+        let mut content = content::Content::default();
+        content.add(0, &bytes);
+        if content.finish(row.size).hash != row.sum.hash {
             return Err(damaged(format!("the archive {} is damaged: the content of {}", self.path.display(), path.display())));
         }
         Ok(Some(bytes))
     }
 
-    /// Bytes of file content.
+    /// Bytes of file content, without holes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.table.bytes()

@@ -10,16 +10,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::buffer::spare_capacity;
-use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use sha2::Digest;
 
 use super::check::{Checker, read_back, read_back_tail};
-use super::entry::{Hash, Kind, Time, shown, split};
+use super::content::{Content, Sum, segments};
+use super::entry::{Kind, Time, split};
 use super::frames::Frames;
 use super::header::{self, BLOCK, Segments};
 use super::index::{self, Record};
-use super::parse::MOST_SEGMENTS;
 use super::reuse::{Group, Previous, Unusable};
 use super::select::Selection;
 use super::sink::{Buffer, FRAME, Sink, Written};
@@ -27,6 +26,9 @@ use super::tree::{Found, Inode, Tree};
 use super::walk::{Item, TRIES, Walk};
 use super::{Packed, Tick};
 use crate::node::clock::interrupted;
+
+/// So many bytes of holes, and three times what a file holds, are stored as zeros when it has more pieces than an archive takes.
+const MOST_FILLED: u64 = 1 << 30;
 
 /// Packs a tree: see [`super::pack`].
 pub(super) fn pack(tree: &Path, path: &Path, selection: &Selection, previous: Option<&Path>, tick: Tick<'_>) -> Result<Packed> {
@@ -110,9 +112,9 @@ struct Packer<'a, 'scope> {
 /// How reading a file ended.
 enum Reading {
     /// It was the same before and after.
-    Steady(Hash),
+    Steady(Sum),
     /// It was written to meanwhile, but there was as much of it as expected.
-    Changed(Hash),
+    Changed(Sum),
     /// It became shorter.
     Short,
 }
@@ -150,8 +152,8 @@ impl<'a, 'scope> Packer<'a, 'scope> {
             self.add_file(item).with_context(|| format!("packing {shown}"))?;
         } else {
             let offset = self.header(&item, None).with_context(|| format!("packing {shown}"))?;
-            let hash = if item.entry.kind == Kind::File { *blake3::hash(b"").as_bytes() } else { Hash::default() };
-            self.record(item, hash, (self.sink.next_frame(), offset))?;
+            let sum = if item.entry.kind == Kind::File { Content::default().finish(0) } else { Sum::default() };
+            self.record(item, sum, (self.sink.next_frame(), offset))?;
         }
         if self.frame.plain.len() >= FRAME { self.cut() } else { Ok(()) }
     }
@@ -163,8 +165,13 @@ impl<'a, 'scope> Packer<'a, 'scope> {
                 self.walk.skip(&item.entry.path, "vanished while the tree was being read");
                 return Ok(());
             };
-            let segments = segments(&file, &item)?;
-            let stored = segments.as_ref().map_or(item.entry.size, |segments| segments.iter().map(|s| s.1).sum());
+            let segments = if item.found.holes { segments(&file, item.entry.size).context("looking for holes")? } else { None };
+            let stored = segments.as_ref().map_or(item.entry.size, |(segments, _)| segments.iter().map(|s| s.1).sum());
+            if segments.as_ref().is_some_and(|(_, data)| stored > data.saturating_mul(4).saturating_add(MOST_FILLED)) {
+                self.walk.skip(&item.entry.path, "has more and farther pieces than an archive can hold");
+                return Ok(());
+            }
+            let segments = segments.map(|(segments, _)| segments);
             let large = stored > FRAME as u64;
             let mark = self.frame.plain.len();
             if large {
@@ -174,10 +181,10 @@ impl<'a, 'scope> Packer<'a, 'scope> {
             let place = self.sink.next_frame();
             let offset = self.header(&item, segments.as_ref())?;
             match (self.content(&file, &item, segments.as_ref(), large)?, attempt < TRIES) {
-                (Reading::Steady(hash), _) => return self.end_file(item, hash, (place, offset), large),
-                (Reading::Changed(hash), false) => {
+                (Reading::Steady(sum), _) => return self.end_file(item, sum, (place, offset), large),
+                (Reading::Changed(sum), false) => {
                     self.walk.skip(&item.entry.path, "is written to all the time: it was packed as it was read last");
-                    return self.end_file(item, hash, (place, offset), large);
+                    return self.end_file(item, sum, (place, offset), large);
                 }
                 (Reading::Short, false) => bail!("it became shorter each of the {TRIES} times it was read"),
                 (_, true) => {}
@@ -200,8 +207,8 @@ impl<'a, 'scope> Packer<'a, 'scope> {
         Ok(())
     }
 
-    fn end_file(&mut self, item: Item, hash: Hash, place: (u32, u32), large: bool) -> Result<()> {
-        self.record(item, hash, place)?;
+    fn end_file(&mut self, item: Item, sum: Sum, place: (u32, u32), large: bool) -> Result<()> {
+        self.record(item, sum, place)?;
         if large { self.cut() } else { Ok(()) }
     }
 
@@ -257,20 +264,20 @@ impl<'a, 'scope> Packer<'a, 'scope> {
             }
             self.frame.plain.extend_from_slice(header::padding(*len));
         }
-        let hash = content.finish(item.entry.size);
+        let sum = content.finish(item.entry.size);
         let after = Found::of(file)?;
         if after.size < item.entry.size {
             return Ok(Reading::Short);
         }
-        Ok(if item.found.is_unchanged(&after) { Reading::Steady(hash) } else { Reading::Changed(hash) })
+        Ok(if item.found.is_unchanged(&after) { Reading::Steady(sum) } else { Reading::Changed(sum) })
     }
 
-    fn record(&mut self, item: Item, hash: Hash, (frame, offset): (u32, u32)) -> Result<()> {
+    fn record(&mut self, item: Item, Sum { hash, data }: Sum, (frame, offset): (u32, u32)) -> Result<()> {
         let Item { entry, found, existence, .. } = item;
         self.entries += 1;
-        self.bytes += entry.size;
-        (self.tick)(entry.size);
-        self.index.add(&Record { entry, existence, hash, frame, offset, inode: found.inode, ctime: found.ctime })
+        self.bytes += data;
+        (self.tick)(data);
+        self.index.add(&Record { entry, existence, hash, data, frame, offset, inode: found.inode, ctime: found.ctime })
     }
 
     /// Ends the frame.
@@ -296,76 +303,11 @@ impl<'a, 'scope> Packer<'a, 'scope> {
         self.first = false;
         for record in group.records {
             self.entries += 1;
-            self.bytes += record.entry.size;
-            self.reused += record.entry.size;
-            (self.tick)(record.entry.size);
+            self.bytes += record.data;
+            self.reused += record.data;
+            (self.tick)(record.data);
             self.index.add(&Record { frame: base + (record.frame - group.frames.start), ..record })?;
         }
         Ok(())
-    }
-}
-
-/// Where a file has data, when it has holes.
-fn segments(file: &OwnedFd, item: &Item) -> Result<Option<Segments>> {
-    if !item.found.holes {
-        return Ok(None);
-    }
-    let size = item.entry.size;
-    let mut segments = Segments::new();
-    let mut at = 0;
-    while at < size {
-        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => break,
-            // Not every file system can tell.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(None),
-            Err(error) => return Err(error).with_context(|| format!("looking for holes in {}", shown(&item.entry.path))),
-        };
-        let end = rustix::fs::seek(file, SeekFrom::Hole(start))?.min(size);
-        // Pieces begin and end with blocks of the archive.
-        let (start, end) = (start / BLOCK as u64 * BLOCK as u64, end.next_multiple_of(BLOCK as u64).min(size));
-        match segments.last_mut() {
-            Some((last, len)) if *last + *len >= start => *len = end - *last,
-            _ => segments.push((start, end - start)),
-        }
-        at = end;
-    }
-    if segments.first().is_some_and(|(start, len)| *start == 0 && *len == size) || segments.len() >= MOST_SEGMENTS {
-        return Ok(None);
-    }
-    if segments.last().is_none_or(|(start, len)| start + len < size) {
-        segments.push((size, 0));
-    }
-    Ok(Some(segments))
-}
-
-/// Hashes a file's content as it would be read: holes are zeros.
-#[derive(Default)]
-pub(super) struct Content {
-    hasher: blake3::Hasher,
-    at: u64,
-}
-
-impl Content {
-    /// Adds the bytes at `offset`; what was left out before it is a hole.
-    pub(super) fn add(&mut self, offset: u64, bytes: &[u8]) {
-        self.zeros(offset);
-        self.hasher.update(bytes);
-        self.at += bytes.len() as u64;
-    }
-
-    /// The hash of a file of `size` bytes.
-    pub(super) fn finish(mut self, size: u64) -> Hash {
-        self.zeros(size);
-        *self.hasher.finalize().as_bytes()
-    }
-
-    fn zeros(&mut self, to: u64) {
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-        while self.at < to {
-            let len = usize::try_from(to - self.at).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
-            self.hasher.update(&ZEROS[..len]);
-            self.at += len as u64;
-        }
     }
 }

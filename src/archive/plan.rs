@@ -101,7 +101,7 @@ impl Plan {
         let leader = table.leader(id);
         let follows = leaders.get(&leader).is_some_and(|first| *first != id);
         if action != Action::Metadata && !follows {
-            counts.bytes += table.row(leader).size;
+            counts.bytes += table.row(leader).sum.data;
         }
         self.steps.push(Step { id, action, differences });
     }

@@ -13,10 +13,10 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::compare::{Comparer, Comparison};
+use super::content::Content;
 use super::entry::{Attributes, Kind, Time, split};
 use super::frames::FrameReader;
 use super::needed::Needed;
-use super::pack::Content;
 use super::parse::Sink;
 use super::plan::{Plan, Step, leaders};
 use super::select::Selection;
@@ -265,7 +265,7 @@ impl Restorer<'_> {
                 end = offset + bytes.len() as u64;
                 write_all(&file, bytes, offset)
             })?;
-            if content.finish(row.size) != row.hash {
+            if content.finish(row.size) != row.sum {
                 return Err(damaged("the archive is damaged: the content is not what was packed"));
             }
             if end < row.size {
@@ -274,9 +274,9 @@ impl Restorer<'_> {
             Inode::of(file).set(&attributes, row.mtime, Kind::File)
         };
         let path = self.table.path(id);
-        let made = if self.plan.replaces(id) { bench.replace(path, row.size, make) } else { bench.place(path, make) };
+        let made = if self.plan.replaces(id) { bench.replace(path, row.sum.data, make) } else { bench.place(path, make) };
         made.with_context(|| self.making(id))?;
-        (self.tick)(row.size);
+        (self.tick)(row.sum.data);
         Ok(())
     }
 

@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
 
-use super::entry::{Hash, Kind};
-use super::pack::Content;
+use super::content::{Content, Sum};
+use super::entry::Kind;
 use super::parse::{Member, TarReader, unreadable};
 use super::table::{Builder, Id, Table};
 use crate::error::damaged;
@@ -33,8 +33,8 @@ impl Stream {
             if member.indexed && place == 0 {
                 return Err(damaged("the archive is damaged: its index, or the end of it, is cut off"));
             }
-            let hash = hash(&member, reader)?;
-            builder.add_member(member.entry, hash, place)?;
+            let sum = sum(&member, reader)?;
+            builder.add_member(member.entry, sum, place)?;
             place += 1;
             Ok(())
         })?;
@@ -55,10 +55,10 @@ impl Stream {
     }
 }
 
-/// The hash of an entry's content; that of other kinds is nothing.
-pub(super) fn hash<R: BufRead>(member: &Member, reader: &mut TarReader<R>) -> Result<Hash> {
+/// The sum of an entry's content; that of other kinds is nothing.
+pub(super) fn sum<R: BufRead>(member: &Member, reader: &mut TarReader<R>) -> Result<Sum> {
     if member.entry.kind != Kind::File {
-        return Ok(Hash::default());
+        return Ok(Sum::default());
     }
     let mut content = Content::default();
     reader.content(member, &mut |offset, bytes| {

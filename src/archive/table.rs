@@ -9,7 +9,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::entry::{Attributes, Entry, Hash, Kind, Time, check_path, compare_paths, shown, split};
+use super::content::Sum;
+use super::entry::{Attributes, Entry, Kind, Time, check_path, compare_paths, shown, split};
 use super::index::Record;
 use crate::error::damaged;
 
@@ -29,7 +30,7 @@ pub(super) struct Row {
     pub(super) end: Id,
     pub(super) mtime: Time,
     pub(super) size: u64,
-    pub(super) hash: Hash,
+    pub(super) sum: Sum,
     /// Where its header is in an archive with an index; in one without, its place in the stream.
     pub(super) frame: u32,
     pub(super) offset: u32,
@@ -88,7 +89,7 @@ impl Table {
         &self.attributes[self.row(id).attributes as usize]
     }
 
-    /// Bytes of file content.
+    /// Bytes of file content, without holes.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -172,15 +173,19 @@ impl Builder {
         {
             return Err(odd("is out of order, or there twice"));
         }
-        self.add(record.entry, record.existence, record.hash, (record.frame, record.offset))
+        if record.data > record.entry.size {
+            return Err(odd("holds more than its size"));
+        }
+        let sum = Sum { hash: record.hash, data: record.data };
+        self.add(record.entry, record.existence, sum, (record.frame, record.offset))
     }
 
     /// Adds the entry of an archive without an index that is number `place` in its stream.
-    pub(super) fn add_member(&mut self, entry: Entry, hash: Hash, place: u32) -> Result<()> {
-        self.add(entry, false, hash, (place, 0))
+    pub(super) fn add_member(&mut self, entry: Entry, sum: Sum, place: u32) -> Result<()> {
+        self.add(entry, false, sum, (place, 0))
     }
 
-    fn add(&mut self, entry: Entry, existence: bool, hash: Hash, (frame, offset): (u32, u32)) -> Result<()> {
+    fn add(&mut self, entry: Entry, existence: bool, sum: Sum, (frame, offset): (u32, u32)) -> Result<()> {
         if entry.path.is_empty() && entry.kind != Kind::Directory {
             return Err(damaged("the archive is hostile: the root of the tree is not a directory in it"));
         }
@@ -204,7 +209,7 @@ impl Builder {
         if attributes == next {
             self.table.attributes.push(entry.attributes);
         }
-        self.table.bytes = self.table.bytes.saturating_add(entry.size);
+        self.table.bytes = self.table.bytes.saturating_add(sum.data);
         self.table.rows.push(Row {
             path_start,
             path_len: u16::try_from(entry.path.len())?,
@@ -214,7 +219,7 @@ impl Builder {
             end: id + 1,
             mtime: entry.mtime,
             size: entry.size,
-            hash,
+            sum,
             frame,
             offset,
             more,
@@ -253,7 +258,7 @@ impl Builder {
                 let attributes = Attributes { mode: 0o755, ..Attributes::default() };
                 let (kind, target) = (Kind::Directory, Vec::new());
                 let entry = Entry { path, kind, attributes, mtime, size: 0, target, device: (0, 0) };
-                self.add(entry, true, Hash::default(), (u32::MAX, 0))?;
+                self.add(entry, true, Sum::default(), (u32::MAX, 0))?;
             }
             self.sort();
         }
@@ -374,7 +379,7 @@ mod tests {
     fn table(entries: &[(&str, Kind, &str)]) -> Result<(Table, Vec<Id>)> {
         let mut builder = Builder::default();
         for (place, (path, kind, target)) in (0..).zip(entries) {
-            builder.add_member(entry(path, *kind, target), Hash::default(), place)?;
+            builder.add_member(entry(path, *kind, target), Sum::default(), place)?;
         }
         builder.finish_stream()
     }

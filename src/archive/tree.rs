@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FileType, IFlags, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxAttributes, StatxFlags, XattrFlags};
-use rustix::fs::{Timespec, Timestamps};
+use rustix::fs::{SeekFrom, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::acl;
@@ -158,6 +158,22 @@ fn statx(directory: BorrowedFd<'_>, name: &[u8], flags: AtFlags) -> rustix::io::
             .contains(StatxAttributes::MOUNT_ROOT)
             .then_some(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
     })
+}
+
+/// Start and end of the first piece of data at or behind `at` in a file of `size` bytes; `None` when only a hole follows. Where the file
+/// system cannot tell, all is data.
+pub(super) fn next_data(file: &OwnedFd, at: u64, size: u64) -> rustix::io::Result<Option<(u64, u64)>> {
+    if at >= size {
+        return Ok(None);
+    }
+    let seek = |to| rustix::fs::seek(file, to);
+    match seek(SeekFrom::Data(at)).and_then(|start| Ok((start, seek(SeekFrom::Hole(start))?.min(size)))) {
+        Ok((start, end)) => Ok(Some((start, end)).filter(|_| start < end)),
+        // Also when it has just become shorter.
+        Err(Errno::NXIO) => Ok(None),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some((at, size))),
+        Err(error) => Err(error),
+    }
 }
 
 /// The names in an open directory, sorted by their bytes.

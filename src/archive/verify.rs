@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
+use super::content::Content;
 use super::entry::{Kind, shown};
 use super::frames::{FrameReader, Frames};
-use super::pack::Content;
 use super::parse::{Member, Sink, TarReader};
-use super::stream::{Stream, hash};
+use super::stream::{Stream, sum};
 use super::table::{Id, Table};
 use super::{Tick, work};
 use crate::error::damaged;
@@ -37,7 +37,7 @@ pub(super) fn indexed(frames: &Arc<Frames>, table: &Table, tick: Tick<'_>) -> Re
                 return Err(damaged(format!("the archive is damaged: {} is not where the index says", shown(table.path(id)))));
             }
             check(table, id, tar.next()?.as_ref(), &mut tar)?;
-            tick(row.size);
+            tick(row.sum.data);
         }
         tar.pass_over()?;
         if reader.place() == (u32::try_from(end_of(end))?, 0) {
@@ -52,7 +52,7 @@ pub(super) fn indexed(frames: &Arc<Frames>, table: &Table, tick: Tick<'_>) -> Re
 /// Reads a stream again and checks that it is what it was when it was opened.
 pub(super) fn stream(stream: &Stream, table: &Table, tick: Tick<'_>) -> Result<()> {
     stream.each(|id, member, reader| {
-        tick(member.entry.size);
+        tick(table.row(id).sum.data);
         check(table, id, Some(member), reader)
     })
 }
@@ -60,7 +60,7 @@ pub(super) fn stream(stream: &Stream, table: &Table, tick: Tick<'_>) -> Result<(
 /// Checks header and content of an entry against the table.
 fn check<R: BufRead>(table: &Table, id: Id, member: Option<&Member>, reader: &mut TarReader<R>) -> Result<()> {
     let member = check_header(table, id, member)?;
-    if member.entry.kind == Kind::File && hash(member, reader)? != table.row(id).hash {
+    if member.entry.kind == Kind::File && sum(member, reader)? != table.row(id).sum {
         return Err(not_what_was_packed(table, id));
     }
     Ok(())
@@ -79,7 +79,7 @@ pub(super) fn check_content(reader: &mut FrameReader, table: &Table, id: Id) -> 
         sum.add(offset, bytes);
         Ok(())
     })?;
-    if sum.finish(table.row(id).size) == table.row(id).hash { Ok(()) } else { Err(not_what_was_packed(table, id)) }
+    if sum.finish(table.row(id).size) == table.row(id).sum { Ok(()) } else { Err(not_what_was_packed(table, id)) }
 }
 
 fn not_what_was_packed(table: &Table, id: Id) -> anyhow::Error {
@@ -121,7 +121,8 @@ mod tests {
             stream.extend_from_slice(header::padding(content.len() as u64));
             let hash = *blake3::hash(content).as_bytes();
             let ctime = Time::default();
-            records.push(Record { entry: entry.clone(), existence: false, hash, frame: 0, offset, inode: 0, ctime });
+            let data = content.len() as u64;
+            records.push(Record { entry: entry.clone(), existence: false, hash, data, frame: 0, offset, inode: 0, ctime });
         }
         let mut archive = compressor().unwrap().compress(&stream).unwrap();
         let hash = *blake3::hash(&archive).as_bytes();
