@@ -158,22 +158,23 @@ impl Archive {
     /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is damaged or truncated, or has a name that leads out of the tree, is
     /// there twice, is below something that is not a directory, or is a hard link to something that does not come before it.
     pub fn open(file: &Path) -> Result<Self> {
-        let open = || -> Result<(Table, Source)> {
-            let handle = File::open(file)?;
-            let Some(mut reader) = index::Reader::open(&handle)? else {
-                let (stream, table) = Stream::open(handle)?;
-                return Ok((table, Source::Stream(stream)));
-            };
-            let mut builder = Builder::default();
-            while let Some(record) = reader.next()? {
-                builder.add_record(record)?;
-            }
-            let (table, frames) = (builder.finish_index()?, std::mem::take(&mut reader.head.frames));
-            check_places(&table, frames.len())?;
-            Ok((table, Source::Indexed(Arc::new(Frames::new(handle, frames)))))
-        };
+        let open = || Self::open_file(File::open(file)?);
         let (table, source) = open().with_context(|| format!("opening the archive {}", file.display()))?;
         Ok(Self { path: file.to_owned(), table, source })
+    }
+
+    fn open_file(file: File) -> Result<(Table, Source)> {
+        let Some(mut reader) = index::Reader::open(&file)? else {
+            let (stream, table) = Stream::open(file)?;
+            return Ok((table, Source::Stream(stream)));
+        };
+        let mut builder = Builder::default();
+        while let Some(record) = reader.next()? {
+            builder.add_record(record)?;
+        }
+        let (table, frames) = (builder.finish_index()?, std::mem::take(&mut reader.head.frames));
+        check_places(&table, frames.len())?;
+        Ok((table, Source::Indexed(Arc::new(Frames::new(file, frames)))))
     }
 
     /// Decompresses all of it and checks every content against the index: `verify`.

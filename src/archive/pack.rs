@@ -8,23 +8,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rustix::buffer::spare_capacity;
-use rustix::io::Errno;
 use sha2::Digest;
 
 use super::check::{Checker, read_back, read_back_tail};
 use super::content::{Content, Sum, segments};
-use super::entry::{Kind, Time, split};
+use super::entry::{Kind, Time};
 use super::frames::Frames;
 use super::header::{self, BLOCK, Segments};
 use super::index::{self, Record};
 use super::reuse::{Group, Previous, Unusable};
 use super::select::Selection;
 use super::sink::{Buffer, FRAME, Sink, Written};
-use super::tree::{Found, Inode, Tree};
-use super::walk::{Item, TRIES, Walk};
-use super::{Packed, Tick};
+use super::tree::{Found, Tree};
+use super::walk::{Item, TRIES, VANISHED, Walk};
+use super::{Archive, Packed, Tick};
 use crate::node::clock::interrupted;
 
 /// So many bytes of holes, and three times what a file holds, are stored as zeros when it has more pieces than an archive takes.
@@ -69,6 +68,8 @@ fn pack_into(tree: &Tree, file: &File, selection: &Selection, previous: Option<P
     })?;
     let (index, skipped, entries, bytes, reused) = packer;
     let (stored, sha256) = finish(file, index, started, written.0, written.1)?;
+    // Whatever happened in the tree meanwhile: what is handed over is an archive that opens.
+    Archive::open_file(file.try_clone().context("opening the archive again")?).context("opening the archive that was made")?;
     Ok(Packed { entries, bytes, stored, sha256, reused, skipped })
 }
 
@@ -146,7 +147,13 @@ impl<'a, 'scope> Packer<'a, 'scope> {
         self.cut()
     }
 
-    fn add(&mut self, item: Item) -> Result<()> {
+    fn add(&mut self, mut item: Item) -> Result<()> {
+        if !self.walk.is_linked(&item) {
+            match self.walk.again(&item)? {
+                Some(again) => item = again,
+                None => return self.leave_out(&item, VANISHED),
+            }
+        }
         let shown = self.tree.shown(&item.entry.path);
         if item.entry.kind == Kind::File && item.entry.size > 0 {
             self.add_file(item).with_context(|| format!("packing {shown}"))?;
@@ -160,16 +167,19 @@ impl<'a, 'scope> Packer<'a, 'scope> {
 
     /// Packs a file with content. One that changes meanwhile is read again; one that never rests is taken as it was read last.
     fn add_file(&mut self, mut item: Item) -> Result<()> {
-        for attempt in 1.. {
-            let Some(file) = self.open(&mut item)? else {
-                self.walk.skip(&item.entry.path, "vanished while the tree was being read");
-                return Ok(());
-            };
+        for attempt in 1..=TRIES {
+            if item.file.is_none() {
+                match self.walk.again(&item)? {
+                    Some(again) => item = again,
+                    None => return self.leave_out(&item, VANISHED),
+                }
+            }
+            // By now it can be empty, or another name of something.
+            let Some(file) = item.file.take() else { return self.add(item) };
             let segments = if item.found.holes { segments(&file, item.entry.size).context("looking for holes")? } else { None };
             let stored = segments.as_ref().map_or(item.entry.size, |(segments, _)| segments.iter().map(|s| s.1).sum());
             if segments.as_ref().is_some_and(|(_, data)| stored > data.saturating_mul(4).saturating_add(MOST_FILLED)) {
-                self.walk.skip(&item.entry.path, "has more and farther pieces than an archive can hold");
-                return Ok(());
+                return self.leave_out(&item, "has more and farther pieces than an archive can hold");
             }
             let segments = segments.map(|(segments, _)| segments);
             let large = stored > FRAME as u64;
@@ -180,14 +190,13 @@ impl<'a, 'scope> Packer<'a, 'scope> {
             }
             let place = self.sink.next_frame();
             let offset = self.header(&item, segments.as_ref())?;
-            match (self.content(&file, &item, segments.as_ref(), large)?, attempt < TRIES) {
-                (Reading::Steady(sum), _) => return self.end_file(item, sum, (place, offset), large),
-                (Reading::Changed(sum), false) => {
+            match self.content(&file, &item, segments.as_ref(), large)? {
+                Reading::Steady(sum) => return self.end_file(item, sum, (place, offset), large),
+                Reading::Changed(sum) if attempt == TRIES => {
                     self.walk.skip(&item.entry.path, "is written to all the time: it was packed as it was read last");
                     return self.end_file(item, sum, (place, offset), large);
                 }
-                (Reading::Short, false) => bail!("it became shorter each of the {TRIES} times it was read"),
-                (_, true) => {}
+                Reading::Changed(_) | Reading::Short => {}
             }
             if large {
                 self.sink.rewind()?;
@@ -196,37 +205,18 @@ impl<'a, 'scope> Packer<'a, 'scope> {
                 self.frame.plain.truncate(mark);
             }
             std::thread::sleep(Duration::from_millis(10 << attempt));
-            match self.walk.again(&item)? {
-                Some(again) => item = again,
-                None => item.file = None,
-            }
-            if item.entry.kind != Kind::File || item.entry.size == 0 {
-                return self.add(item);
-            }
         }
+        self.leave_out(&item, "became shorter each time it was read")
+    }
+
+    fn leave_out(&mut self, item: &Item, why: &str) -> Result<()> {
+        self.walk.leave_out(item, why);
         Ok(())
     }
 
     fn end_file(&mut self, item: Item, sum: Sum, place: (u32, u32), large: bool) -> Result<()> {
         self.record(item, sum, place)?;
         if large { self.cut() } else { Ok(()) }
-    }
-
-    /// The item's open file; `None` when it is not there any more.
-    fn open(&self, item: &mut Item) -> Result<Option<OwnedFd>> {
-        if let Some(file) = item.file.take() {
-            return Ok(Some(file));
-        }
-        let Some((directory, name)) = split(&item.entry.path) else { return Ok(None) };
-        let open = || -> rustix::io::Result<Option<OwnedFd>> {
-            let inode = Inode::open(self.tree.dir(directory)?, name, Kind::File)?;
-            let found = Found::of(inode.file())?;
-            Ok((found.kind == Some(Kind::File)).then(|| inode.into_file()))
-        };
-        match open() {
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => Ok(None),
-            result => Ok(result?),
-        }
     }
 
     /// Appends an entry's header to the frame; where it starts there.
@@ -294,7 +284,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
         let frames = older.table().get(group.frames.start as usize..group.frames.end as usize).unwrap_or_default();
         let plain: u64 = frames.iter().map(|frame| u64::from(frame.plain_len)).sum();
         // A small frame is packed again, with what is beside it: else there would be ever more of them.
-        if plain < FRAME as u64 / 4 {
+        if plain < FRAME as u64 / 4 || !group.items.iter().all(|item| self.walk.is_linked(item)) {
             return group.items.into_iter().try_for_each(|item| self.add(item));
         }
         self.cut()?;

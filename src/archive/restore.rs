@@ -274,8 +274,8 @@ impl Restorer<'_> {
             Inode::of(file).set(&attributes, row.mtime, Kind::File)
         };
         let path = self.table.path(id);
-        let made = if self.plan.replaces(id) { bench.replace(path, row.sum.data, make) } else { bench.place(path, make) };
-        made.with_context(|| self.making(id))?;
+        let placed = if self.plan.replaces(id) { bench.replace(path, row.sum.data, make) } else { bench.place(path, make) };
+        placed.with_context(|| self.making(id))?;
         (self.tick)(row.sum.data);
         Ok(())
     }

@@ -15,6 +15,9 @@ use super::tree::{Found, Inode, Tree, names};
 /// How often something that changes while it is looked at is looked at again.
 pub(super) const TRIES: u32 = 5;
 
+/// Why something is not packed that was there.
+pub(super) const VANISHED: &str = "vanished while the tree was being read";
+
 /// One path, as it was when it was looked at.
 #[derive(Debug)]
 pub(super) struct Item {
@@ -37,7 +40,7 @@ pub(super) struct Walk<'a> {
     output: Found,
     /// The directories that lead to where we are, with the names in them that are still to come, the next one last.
     above: Vec<Level>,
-    /// The first name of every inode that has several.
+    /// The first name of every inode that has several, which the others are hard links to.
     first_names: HashMap<((u32, u32), u64), Vec<u8>>,
     started: bool,
     /// What was left out: path and why.
@@ -80,6 +83,7 @@ impl<'a> Walk<'a> {
 
     /// Looks at an item again, after it has changed; `None` when it has vanished.
     pub(super) fn again(&mut self, item: &Item) -> Result<Option<Item>> {
+        self.forget(item);
         let Some((directory, name)) = split(&item.entry.path) else { return Ok(None) };
         let looked = match self.tree.dir(directory) {
             Ok(directory) => look(&directory, name)?,
@@ -90,6 +94,25 @@ impl<'a> Walk<'a> {
             Some((found, inode)) if found.kind == Some(Kind::File) => self.item(item.entry.path.clone(), found, inode).map(Some),
             _ => Ok(None),
         }
+    }
+
+    /// Notes that an item is not packed: of its other names, if it has any, the next one becomes the first.
+    pub(super) fn leave_out(&mut self, item: &Item, why: &str) {
+        self.forget(item);
+        self.skip(&item.entry.path, why);
+    }
+
+    fn forget(&mut self, item: &Item) {
+        let inode = (item.found.file_system, item.found.inode);
+        if self.first_names.get(&inode) == Some(&item.entry.path) {
+            self.first_names.remove(&inode);
+        }
+    }
+
+    /// True unless the item is another name of something that was then not packed, or not as what it had been.
+    pub(super) fn is_linked(&self, item: &Item) -> bool {
+        let first = || self.first_names.get(&(item.found.file_system, item.found.inode));
+        item.entry.kind != Kind::HardLink || first() == Some(&item.entry.target)
     }
 
     /// Notes something that is left out.
@@ -118,7 +141,7 @@ impl<'a> Walk<'a> {
         let context = || format!("reading {}", self.tree.shown(&path));
         let Some((found, inode)) = self.look(&path).with_context(context)? else {
             if standing == Standing::Inside && self.selection.standing(split(&path).map_or(b"", |s| s.0)) == Standing::Inside {
-                self.skip(&path, "vanished while the tree was being read");
+                self.skip(&path, VANISHED);
             }
             return Ok(None);
         };

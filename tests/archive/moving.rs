@@ -245,3 +245,51 @@ fn an_older_archive_that_is_damaged_or_missing_does_no_harm() {
     fs::remove_file(&first).unwrap();
     assert_eq!(pack_after(&from, &second, &first).reused, 0);
 }
+
+/// Packs a tree in which `a`, `b` and `c` are one file, and calls `change` while that is read.
+fn pack_links_while(scratch: &Scratch, change: impl FnOnce(&Path) + Send) -> (std::path::PathBuf, Packed, Vec<u8>) {
+    let (from, file) = (scratch.path("from"), scratch.path("a.tar.zst"));
+    fs::create_dir(&from).unwrap();
+    let content = noise(1, 96 << 20);
+    fs::write(from.join("a"), &content).unwrap();
+    fs::hard_link(from.join("a"), from.join("b")).unwrap();
+    fs::hard_link(from.join("a"), from.join("c")).unwrap();
+    let packed = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Some of it is written: it has been begun, and it is not nearly read.
+            let begun = || fs::read_dir(scratch.path("")).unwrap().any(|entry| entry.unwrap().metadata().is_ok_and(|m| m.len() > 2 << 20));
+            while !begun() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            change(&from);
+        });
+        pack(&from, &file)
+    });
+    (file, packed, content)
+}
+
+#[test]
+fn a_first_name_that_is_replaced_while_it_is_read_leaves_the_others_their_content() {
+    let scratch = Scratch::new();
+    let (file, packed, content) = pack_links_while(&scratch, |from| {
+        fs::write(from.join("new"), "another file\n").unwrap();
+        fs::rename(from.join("new"), from.join("a")).unwrap();
+    });
+    let to = scratch.path("to");
+    restore(&file, &to).unwrap();
+    assert_eq!(fs::read(to.join("a")).unwrap(), b"another file\n", "it was read before it was replaced");
+    assert!(fs::read(to.join("b")).unwrap() == content);
+    assert_eq!(to.join("b").metadata().unwrap().ino(), to.join("c").metadata().unwrap().ino());
+    assert!(packed.skipped.is_empty(), "{:?}", packed.skipped);
+}
+
+#[test]
+fn a_first_name_that_vanishes_while_it_is_read_leaves_the_others_their_content() {
+    let scratch = Scratch::new();
+    let (file, packed, content) = pack_links_while(&scratch, |from| fs::remove_file(from.join("a")).unwrap());
+    let to = scratch.path("to");
+    restore(&file, &to).unwrap();
+    assert_eq!(packed.skipped.len(), 1, "it was read before it vanished: {:?}", packed.skipped);
+    assert!(!to.join("a").exists() && fs::read(to.join("b")).unwrap() == content);
+    assert_eq!(to.join("b").metadata().unwrap().ino(), to.join("c").metadata().unwrap().ino());
+}
