@@ -56,11 +56,8 @@ pub(super) fn place_hold(here: &mut Doing<'_, '_>) -> Result<()> {
     systemctl::daemon_reload(node)
 }
 
-/// What the unit runs after the reboot. A directory that only the old script knew has none yet.
+/// What the unit runs after the reboot: this very agent, because an older one may not read what this one writes.
 fn install_agent(here: &mut Doing<'_, '_>) {
-    if here.run.dir.path().join(install::BINARY).exists() {
-        return;
-    }
     if let Err(error) = install::install(here.run.node, here.run.dir) {
         here.warn(format!("nothing continues this by itself after the reboot, `recovery resume` does: {error:#}"));
     }
