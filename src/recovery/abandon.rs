@@ -129,8 +129,8 @@ fn state_of(reading: Option<&Reading>, untouched: bool, changed: &[String]) -> S
         Some(reading) if !matches!(reading.state, State::Open(_)) => "the recovery was over already".to_owned(),
         Some(_) if untouched => "nothing on disk was changed: the node is as it was before the recovery".to_owned(),
         Some(reading) => format!(
-            "the recovery ended as {}; restored so far: {}; the rest is the newer release's: do not start kubelet before the node is whole (`recovery \
-             restore-files` recovers it)",
+            "the recovery ended as {}; restored so far: {}; the rest is the newer release's. kubelet is no longer held: it starts at the next boot, \
+             on whatever is there. `recovery recover` makes the node whole",
             reading.state.describe(),
             if changed.is_empty() { "what the runs before it restored".to_owned() } else { changed.join(", ") }
         ),
