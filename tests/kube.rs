@@ -325,6 +325,16 @@ fn a_wait_survives_the_server_going_away() -> Result<()> {
 }
 
 #[test]
+fn a_server_that_is_busy_for_a_moment_is_asked_again() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let client = cluster.client()?;
+    let healed = cluster.fault_for(&json!({"fault": "busy"}), Duration::from_millis(1500))?;
+    client.ready()?;
+    assert!(!client.operators()?.is_empty());
+    healed.join().expect("the thread that heals")
+}
+
+#[test]
 fn a_wait_ends_at_its_deadline_with_the_cause() -> Result<()> {
     let cluster = Cluster::new()?;
     let client = cluster.client()?.with_limit(Duration::from_millis(300));

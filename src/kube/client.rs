@@ -25,6 +25,8 @@ use crate::node::profile::Profile;
 const LIMIT: Duration = Duration::from_secs(10);
 /// Between two looks of a wait.
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
+/// How often a busy server is asked, as often as its own clients do (client-go `rest/with_retry.go`).
+const TRIES_WHEN_BUSY: u32 = 10;
 /// For how long a revision has to stay before it counts. Conditions and revisions of the operators were seen to disagree for up to 13 s,
 /// in which the revision numbers moved on within 3 s.
 const HOLD: Duration = Duration::from_secs(10);
@@ -168,7 +170,20 @@ impl Client {
         }
     }
 
+    /// A server that is too busy says so with 429, and so does one that has just started, of resources whose storage it has not read yet:
+    /// nothing was done then, and it is asked again as its own clients do.
     fn call(&self, method: Method, path: &str, content_type: &str, body: Vec<u8>) -> Result<String> {
+        for _ in 1..TRIES_WHEN_BUSY {
+            match self.attempt(method.clone(), path, content_type, body.clone()) {
+                Err(error) if is_busy(&error) => self.clock.sleep(PAUSE)?,
+                done => return done,
+            }
+        }
+        let busy = |error| if is_busy(&error) { unanswered(format!("{error:#}")) } else { error };
+        self.attempt(method, path, content_type, body).map_err(busy)
+    }
+
+    fn attempt(&self, method: Method, path: &str, content_type: &str, body: Vec<u8>) -> Result<String> {
         let what = format!("{method} {path}");
         let mut request = Request::builder().method(method).uri(path).header(header::ACCEPT, "application/json");
         if !content_type.is_empty() {
@@ -216,6 +231,10 @@ fn parse<T: DeserializeOwned>(path: &str, text: &str) -> Result<T> {
 /// True when the API server says that there is no such object, or no such resource.
 pub(super) fn is_missing(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Refused>().is_some_and(|refused| refused.code == 404)
+}
+
+fn is_busy(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Refused>().is_some_and(|refused| refused.code == 429)
 }
 
 /// True when somebody else changed the object meanwhile.

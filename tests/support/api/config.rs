@@ -48,6 +48,8 @@ pub(crate) enum Fault {
     Hang,
     /// Every answer is 503.
     Unavailable,
+    /// Ready, but every resource answers 429, as custom resources do for the first seconds after a start (seen on 1.34).
+    Busy,
     /// `/readyz` says not ready, for the reason the real one gives while it starts.
     NotReady,
 }

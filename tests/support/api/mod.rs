@@ -111,10 +111,12 @@ async fn answer(
         content_type: parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned(),
         body,
     };
-    let said = if faults.fault == Some(Fault::Unavailable) {
-        rest::Said::text(StatusCode::SERVICE_UNAVAILABLE, "apiserver not ready\n")
-    } else {
-        rest::answer(config, user.as_ref(), &asked).await
+    let said = match faults.fault {
+        Some(Fault::Unavailable) => rest::Said::text(StatusCode::SERVICE_UNAVAILABLE, "apiserver not ready\n"),
+        Some(Fault::Busy) if asked.path.starts_with("/api") => {
+            rest::Refusal::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", "storage is (re)initializing").said()
+        }
+        _ => rest::answer(config, user.as_ref(), &asked).await,
     };
     note(config, &asked, user.as_ref(), sni, said.code);
     Response::builder().status(said.code).header(header::CONTENT_TYPE, said.content_type).body(Full::new(said.body))

@@ -62,7 +62,7 @@ impl Refusal {
         Self { code, reason, message: message.into() }
     }
 
-    fn said(&self) -> Said {
+    pub(crate) fn said(&self) -> Said {
         let status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "reason": self.reason, "code": self.code.as_u16(),
