@@ -17,12 +17,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result};
+use data_encoding::HEXLOWER;
 use flate2::bufread::MultiGzDecoder;
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 use sha2::{Digest, Sha256};
 
 use super::LEGACY_ID;
-use super::verify::{VerifyReport, hex};
+use super::verify::VerifyReport;
 use crate::error::{damaged, exit_code};
 use crate::etcd;
 use crate::node::profile::OPENSHIFT;
@@ -137,7 +138,7 @@ impl Legacy {
             hasher.update(path.file_name().unwrap_or_default().as_encoded_bytes());
             hasher.update(format!("\0{}\0{}.{}\0", meta.len(), meta.mtime(), meta.mtime_nsec()));
         }
-        Ok(hex(&hasher.finalize())[..32].to_owned())
+        Ok(HEXLOWER.encode(&hasher.finalize())[..32].to_owned())
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -74,7 +75,7 @@ impl Conditions {
     /// # Errors
     /// When the boot id or `currentconfig` cannot be read.
     pub fn of(node: &Node, deployment: Option<DeploymentId>) -> Result<Self> {
-        let config = if node.exists(CURRENT_CONFIG) { Some(verify::hex(&Sha256::digest(node.read(CURRENT_CONFIG)?))) } else { None };
+        let config = if node.exists(CURRENT_CONFIG) { Some(HEXLOWER.encode(&Sha256::digest(node.read(CURRENT_CONFIG)?))) } else { None };
         Ok(Self { deployment, boot_id: node.clock().boot_id()?, current_config: config, agent: env!("CARGO_PKG_VERSION").to_owned() })
     }
 }

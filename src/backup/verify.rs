@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
+use data_encoding::HEXLOWER;
 use rustix::fs::{Advice, fadvise};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -198,7 +199,7 @@ pub(super) fn hash(path: &Path, cached: Cached, tick: Tick<'_>) -> Result<Sum> {
             interrupted()?;
             let count = file.read(&mut buffer)?;
             if count == 0 {
-                return Ok(Sum { bytes, sha256: hex(&hasher.finalize()) });
+                return Ok(Sum { bytes, sha256: HEXLOWER.encode(&hasher.finalize()) });
             }
             hasher.update(&buffer[..count]);
             bytes += count as u64;
@@ -206,15 +207,6 @@ pub(super) fn hash(path: &Path, cached: Cached, tick: Tick<'_>) -> Result<Sum> {
         }
     };
     read().with_context(|| format!("hashing {}", path.display()))
-}
-
-/// Lower-case hex.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// Decompresses an archive or the snapshot and checks what is in it; any other file passes.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use data_encoding::HEXLOWER;
 use etcd_client::SnapshotStreaming;
 use sha2::{Digest, Sha256};
 
@@ -59,7 +60,7 @@ fn receive(endpoint: &Endpoint, part: &Path, compressed: bool, limit: Duration, 
     }
     stored.file.sync_all()?;
     trailer.finish("the snapshot that etcd sent", false)?;
-    Ok(Saved { bytes, stored: stored.len, sha256: super::hex(&stored.hash.finalize()) })
+    Ok(Saved { bytes, stored: stored.len, sha256: HEXLOWER.encode(&stored.hash.finalize()) })
 }
 
 /// The stream of a snapshot.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use x509_parser::certificate::X509Certificate;
@@ -119,21 +120,12 @@ pub fn root_fingerprints(pem: &[u8]) -> Result<Vec<String>> {
         }
         let (_, certificate) = X509Certificate::from_der(&block.contents).context("reading a certificate of a PEM bundle")?;
         if certificate.subject().as_raw() == certificate.issuer().as_raw() {
-            roots.push(hex(&Sha256::digest(&block.contents)));
+            roots.push(HEXLOWER.encode(&Sha256::digest(&block.contents)));
         }
     }
     roots.sort();
     roots.dedup();
     Ok(roots)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]
