@@ -71,13 +71,15 @@ pub struct Packed {
     pub skipped: Vec<(PathBuf, String)>,
 }
 
-/// Packs a tree into the new file `file` (0600, synced, not renamed). `previous` is an older archive of the same tree to take unchanged parts from.
+/// Packs a tree into `file` (0600). `previous` is an older archive of the same tree to take unchanged parts from; it may be `file` itself.
 ///
+/// It is made beside `file`, synced, and renamed when it is whole: until then, and when this fails, what is there stays as it is.
 /// The file is read back from the disk before this returns. Mount points below the tree are not entered. A file that changes while it is
-/// read is read again. When this fails, no file is left behind.
+/// read is read again.
 ///
 /// # Errors
-/// When something in the tree cannot be read, or the archive cannot be written; never for a `previous` that is missing or damaged.
+/// When something in the tree cannot be read, or the archive cannot be written, or something other than a file is where it is to be; never
+/// for a `previous` that is missing or damaged.
 pub fn pack(tree: &Path, file: &Path, selection: &Selection, previous: Option<&Path>, tick: Tick<'_>) -> Result<Packed> {
     pack::pack(tree, file, selection, previous, tick)
 }

@@ -24,38 +24,62 @@ use super::sink::{Buffer, FRAME, Sink, Written};
 use super::tree::{Found, Tree};
 use super::walk::{Item, TRIES, VANISHED, Walk};
 use super::{Archive, Packed, Tick};
+use crate::error::usage;
 use crate::node::clock::interrupted;
+use crate::node::durable;
 
 /// So many bytes of holes, and three times what a file holds, are stored as zeros when it has more pieces than an archive takes.
 const MOST_FILLED: u64 = 1 << 30;
 
 /// Packs a tree: see [`super::pack`].
 pub(super) fn pack(tree: &Path, path: &Path, selection: &Selection, previous: Option<&Path>, tick: Tick<'_>) -> Result<Packed> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
-        .with_context(|| format!("making the archive {}", path.display()))?;
-    let pack = |previous| pack_into(&Tree::open(tree)?, &file, selection, previous, tick);
-    let packed = pack(previous.and_then(Previous::open)).or_else(|error| {
+    let before = replaceable(path)?;
+    let opened = Tree::open(tree)?;
+    let older = previous.and_then(Previous::open);
+    // Under another name until it is whole: what is there keeps its content and is read as `previous`.
+    let new = durable::beside(path)?;
+    let file = create(&new).with_context(|| format!("making the archive {}", new.display()))?;
+    let pack = |older| pack_into(&opened, &file, before, selection, older, tick);
+    let packed = pack(older).or_else(|error| {
         if error.downcast_ref::<Unusable>().is_none() {
             return Err(error);
         }
         tracing::warn!("all of {} is packed again: {error:#}", tree.display());
         pack(None)
     });
-    packed.with_context(|| format!("packing {} into {}", tree.display(), path.display())).inspect_err(|_| {
+    let packed = packed.with_context(|| format!("packing {} into {}", tree.display(), path.display()));
+    packed.and_then(|packed| durable::rename(&new, path).map(|()| packed)).inspect_err(|_| {
         // What is there is of no use to anyone; the error is what matters.
-        let _ = std::fs::remove_file(path);
+        let _ = std::fs::remove_file(&new);
     })
 }
 
-fn pack_into(tree: &Tree, file: &File, selection: &Selection, previous: Option<Previous>, tick: Tick<'_>) -> Result<Packed> {
+/// What is at `path`, where an archive is to be: nothing, or a file that it replaces. A device or a link would be replaced too.
+fn replaceable(path: &Path) -> Result<Option<Found>> {
+    match path.symlink_metadata() {
+        Ok(there) if there.is_file() => Ok(Some(Found::of(File::open(path).with_context(|| format!("opening {}", path.display()))?)?)),
+        Ok(_) => Err(usage(format!("{} is there and is not a file: name another place for the archive", path.display()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("looking at {}", path.display())),
+    }
+}
+
+/// Makes a file that is there for us alone; one that was left by a pack that was killed goes.
+fn create(path: &Path) -> Result<File> {
+    durable::remove(path)?;
+    Ok(OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?)
+}
+
+fn pack_into(
+    tree: &Tree,
+    file: &File,
+    before: Option<Found>,
+    selection: &Selection,
+    previous: Option<Previous>,
+    tick: Tick<'_>,
+) -> Result<Packed> {
     let started = now();
-    let walk = Walk::new(tree, selection, Found::of(file)?);
+    let walk = Walk::new(tree, selection, [Some(Found::of(file)?), before]);
     let (packer, written) = std::thread::scope(|scope| {
         let sink = Sink::start(scope, file, Checker::start(scope, file));
         let mut packer = Packer::new(tree, walk, sink, tick)?;

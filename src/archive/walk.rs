@@ -36,8 +36,8 @@ pub(super) type Expected<'e> = &'e mut dyn FnMut(&[u8]) -> Result<Option<Record>
 pub(super) struct Walk<'a> {
     tree: &'a Tree,
     selection: &'a Selection,
-    /// The file that is being written, should it be in the tree.
-    output: Found,
+    /// The file that is being written, and that which it replaces, should they be in the tree.
+    output: [Option<Found>; 2],
     /// The directories that lead to where we are, with the names in them that are still to come, the next one last.
     above: Vec<Level>,
     /// The first name of every inode that has several, which the others are hard links to.
@@ -55,7 +55,7 @@ struct Level {
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(tree: &'a Tree, selection: &'a Selection, output: Found) -> Self {
+    pub(super) fn new(tree: &'a Tree, selection: &'a Selection, output: [Option<Found>; 2]) -> Self {
         Self { tree, selection, output, above: Vec::new(), first_names: HashMap::new(), started: false, skipped: Vec::new() }
     }
 
@@ -149,7 +149,7 @@ impl<'a> Walk<'a> {
             self.skip(&path, "is a socket");
             return Ok(None);
         };
-        if (found.file_system, found.inode) == (self.output.file_system, self.output.inode) {
+        if self.output.iter().flatten().any(|output| (found.file_system, found.inode) == (output.file_system, output.inode)) {
             self.skip(&path, "is the archive itself");
             return Ok(None);
         }

@@ -135,7 +135,11 @@ pub fn sync_file_system(path: &Path) -> Result<()> {
     sync().with_context(|| format!("syncing the file system of {}", path.display()))
 }
 
-fn beside(path: &Path) -> Result<PathBuf> {
+/// The name, beside `path`, under which something new is made that is to be renamed to it.
+///
+/// # Errors
+/// When `path` does not end in a name.
+pub fn beside(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| anyhow!("{} has no file name", path.display()))?;
     let mut temporary = std::ffi::OsString::from(".");
     temporary.push(name);

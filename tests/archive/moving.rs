@@ -293,3 +293,37 @@ fn a_first_name_that_vanishes_while_it_is_read_leaves_the_others_their_content()
     assert!(!to.join("a").exists() && fs::read(to.join("b")).unwrap() == content);
     assert_eq!(to.join("b").metadata().unwrap().ino(), to.join("c").metadata().unwrap().ino());
 }
+
+#[test]
+fn an_archive_that_is_there_stays_until_the_new_one_is_whole() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let scratch = Scratch::new();
+    let (from, disk) = (scratch.path("from"), scratch.path("disk"));
+    fs::create_dir(&disk).unwrap();
+    let _mount = Mount::tmpfs(&disk, "size=12m");
+    let file = disk.join("a.tar.zst");
+    plain_tree(&from, 40);
+    settle();
+    pack(&from, &file);
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    let (whole, alone) = (fs::read(&file).unwrap(), ["a.tar.zst"]);
+    let there = || fs::read_dir(&disk).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>();
+    let try_to_pack = |tree: &Path, file: &Path| recovery::archive::pack(tree, file, &Selection::all(), None, &|_| ()).unwrap_err();
+    // A directory that is not there; a disk that gets full.
+    try_to_pack(&scratch.path("form"), &file);
+    assert!(fs::read(&file).unwrap() == whole && there() == alone);
+    fs::create_dir(scratch.path("large")).unwrap();
+    fs::write(scratch.path("large/file"), noise(1, 16 << 20)).unwrap();
+    assert_eq!(exit_code(&try_to_pack(&scratch.path("large"), &file)), 73);
+    assert!(fs::read(&file).unwrap() == whole && there() == alone);
+    // What is not a file would be gone.
+    symlink("/dev/null", disk.join("link")).unwrap();
+    assert_eq!(exit_code(&try_to_pack(&from, &disk.join("link"))), 2);
+    assert!(disk.join("link").is_symlink());
+    fs::remove_file(disk.join("link")).unwrap();
+    // It can be replaced by one that takes over from it, and nobody else can read that.
+    let packed = pack_after(&from, &file, &file);
+    assert!(packed.reused > packed.bytes / 2, "{} of {}", packed.reused, packed.bytes);
+    assert_eq!(file.metadata().unwrap().mode() & 0o7777, 0o600);
+    assert_eq!((compare(&file, &from).0, there()), (Vec::new(), vec!["a.tar.zst".to_owned()]));
+}
