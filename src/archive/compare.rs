@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use rustix::io::Errno;
 
 use super::content::Content;
-use super::entry::{Hash, Kind, join, split};
+use super::entry::{Hash, Kind, LONGEST_PATH, join, split};
 use super::select::{Selection, Standing};
 use super::table::{Id, Table};
 use super::tree::{Found, Inode, Tree, names, next_data};
@@ -49,6 +49,13 @@ pub(super) struct Surplus {
     pub(super) path: Vec<u8>,
     pub(super) directory: bool,
     pub(super) flags: u8,
+}
+
+impl Surplus {
+    /// No system call takes its path, so what is in it is not listed: it goes with all below it.
+    pub(super) fn is_beyond_reach(&self) -> bool {
+        self.directory && self.path.len() > LONGEST_PATH
+    }
 }
 
 /// An inode with several names.
@@ -156,7 +163,7 @@ impl Scan<'_> {
             Item::Batch(directory, batch) => batch.into_iter().try_for_each(|(name, id)| self.compare(buffer, &directory, &name, id, pile)),
             Item::Surplus(path) => {
                 let mut surplus = Vec::new();
-                self.surplus(path, &mut surplus)?;
+                self.surplus(&path, &mut surplus)?;
                 self.found().surplus.append(&mut surplus);
                 Ok(())
             }
@@ -265,7 +272,7 @@ impl Scan<'_> {
         self.note(id, KIND);
         if found.kind == Some(Kind::Directory) {
             let mut surplus = Vec::new();
-            if !self.surplus_in(path, &mut surplus)? {
+            if !self.surplus_in(self.level(path.to_vec(), None)?, &mut surplus)? {
                 return Err(misfit("it is a directory here and not in the archive, and holds something that is to be left alone"));
             }
             self.found().surplus.append(&mut surplus);
@@ -304,44 +311,90 @@ impl Scan<'_> {
         Ok(Some(differences))
     }
 
-    /// Lists `path`, which is not in the archive, after all below it; false when something of it is to be left alone.
-    fn surplus(&self, path: Vec<u8>, into: &mut Vec<Surplus>) -> Result<bool> {
+    /// Lists `path`, which is not in the archive, after all below it.
+    fn surplus(&self, path: &[u8], into: &mut Vec<Surplus>) -> Result<()> {
+        let (parent, name) = split(path).context("deleting the root of the tree")?;
+        let level = Level { path: parent.to_vec(), names: vec![name.to_vec()], alone: true, own: None };
+        self.surplus_in(level, into).map(drop)
+    }
+
+    /// Lists what is in a directory, none of which is in the archive; false when something of it is to be left alone.
+    fn surplus_in(&self, top: Level, into: &mut Vec<Surplus>) -> Result<bool> {
+        // The directories that lead to where we are: no stack is as deep as any user can nest them.
+        let mut above = vec![top];
+        while let Some(mut level) = above.pop() {
+            let Some(name) = level.names.pop() else {
+                let alone = level.alone && level.own.is_some();
+                into.extend(level.own.filter(|_| level.alone));
+                match above.last_mut() {
+                    Some(outer) => outer.alone &= alone,
+                    None => return Ok(level.alone),
+                }
+                continue;
+            };
+            let path = join(&level.path, &name);
+            let met = self.surplus_at(path)?;
+            level.alone &= met.is_some();
+            above.push(level);
+            match met {
+                Some(Met::Directory(inner)) => above.push(inner),
+                Some(Met::Single(surplus)) => into.push(surplus),
+                Some(Met::Nothing) | None => {}
+            }
+        }
+        Ok(true)
+    }
+
+    /// What is at a path that is not in the archive; `None` when it is to be left alone.
+    fn surplus_at(&self, path: Vec<u8>) -> Result<Option<Met>> {
+        interrupted()?;
         let standing = self.with.selection.standing(&path);
         let (parent, name) = split(&path).unwrap_or((b"", b""));
-        let Some(directory) = self.open(parent, Tree::dir)? else { return Ok(true) };
+        let Some(directory) = self.open(parent, Tree::dir)? else { return Ok(Some(Met::Nothing)) };
         if standing == Standing::Outside {
-            return Ok(false);
+            return Ok(None);
         }
-        let Some(found) = Found::at(&directory, name)? else { return Ok(true) };
+        let Some(found) = Found::at(&directory, name)? else { return Ok(Some(Met::Nothing)) };
         let is_mount = found.is_mount(&Found::of(&directory)?);
         drop(directory);
         if is_mount && standing == Standing::Inside {
             return Err(mounted(&path));
         }
-        let is_directory = found.kind == Some(Kind::Directory);
-        let alone = !is_directory || self.surplus_in(&path, into)?;
-        if alone && standing == Standing::Inside {
-            into.push(Surplus { path, directory: is_directory, flags: found.flags });
-            return Ok(true);
+        let surplus = Surplus { path, directory: found.kind == Some(Kind::Directory), flags: found.flags };
+        match (surplus.directory && !surplus.is_beyond_reach(), standing == Standing::Inside) {
+            (true, inside) => self.level(surplus.path.clone(), Some(surplus).filter(|_| inside)).map(|level| Some(Met::Directory(level))),
+            (false, true) => Ok(Some(Met::Single(surplus))),
+            (false, false) => Ok(None),
         }
-        Ok(false)
     }
 
-    /// As [`Scan::surplus`], for all that is in a directory.
-    fn surplus_in(&self, path: &[u8], into: &mut Vec<Surplus>) -> Result<bool> {
-        interrupted()?;
-        let names = if self.with.selection.standing(path) == Standing::Parent {
-            self.with.selection.names_from(path)
+    fn level(&self, path: Vec<u8>, own: Option<Surplus>) -> Result<Level> {
+        let names = if self.with.selection.standing(&path) == Standing::Parent {
+            self.with.selection.names_from(&path)
         } else {
-            let Some(directory) = self.open(path, Tree::list)? else { return Ok(true) };
-            names(&directory)?
+            self.open(&path, Tree::list)?.map_or(Ok(Vec::new()), |directory| names(&directory))?
         };
-        let mut all = true;
-        for name in names {
-            all &= self.surplus(join(path, &name), into)?;
-        }
-        Ok(all)
+        Ok(Level { path, names, alone: true, own })
     }
+}
+
+/// A directory whose content is not in the archive.
+struct Level {
+    path: Vec<u8>,
+    /// Those that have not been looked at yet.
+    names: Vec<Vec<u8>>,
+    /// Nothing that was in it so far is to be left alone.
+    alone: bool,
+    /// Itself, when it goes too if all that is in it does.
+    own: Option<Surplus>,
+}
+
+/// What a path is that is not in the archive.
+enum Met {
+    Directory(Level),
+    Single(Surplus),
+    /// It has vanished.
+    Nothing,
 }
 
 fn mounted(path: &[u8]) -> anyhow::Error {

@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`select`] (which part of a tree), [`entry`] (what is kept of a path), [`tree`] (a tree on disk); packing: [`walk`],
 //! [`header`], [`content`], [`reuse`], [`pack`](mod@pack), [`sink`], [`check`], [`index`]; reading: [`parse`], [`records`], [`frames`], [`stream`], [`table`], [`verify`];
-//! restoring: [`compare`], [`plan`], [`needed`], [`stage`], [`restore`].
+//! restoring: [`compare`], [`plan`], [`needed`], [`stage`], [`remove`], [`restore`].
 
 mod acl;
 mod check;
@@ -21,6 +21,7 @@ mod pack;
 mod parse;
 mod plan;
 mod records;
+mod remove;
 mod restore;
 mod reuse;
 pub(crate) mod select;

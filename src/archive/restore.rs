@@ -19,8 +19,9 @@ use super::frames::FrameReader;
 use super::needed::Needed;
 use super::parse::Sink;
 use super::plan::{Plan, Step, leaders};
+use super::remove::{remove_all, unlink, unlock};
 use super::select::Selection;
-use super::stage::{Bench, Stages, sweep, unlock};
+use super::stage::{Bench, Stages, sweep};
 use super::table::{Id, Table};
 use super::tree::{Found, Inode, Tree};
 use super::{Action, Change, Counts, Extra, Source, Tick, verify, work};
@@ -179,9 +180,13 @@ impl Restorer<'_> {
         for surplus in &self.plan.surplus {
             interrupted()?;
             let (parent, name) = split(&surplus.path).context("deleting the root of the tree")?;
-            let how = if surplus.directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
             let parent = bench.enter(parent)?;
-            unlink(parent, name, how).with_context(|| format!("deleting {}", self.tree.shown(&surplus.path)))?;
+            let delete = || match surplus.directory {
+                true if surplus.is_beyond_reach() => remove_all(parent, name),
+                true => unlink(parent, name, AtFlags::REMOVEDIR),
+                false => unlink(parent, name, AtFlags::empty()),
+            };
+            delete().with_context(|| format!("deleting {}", self.tree.shown(&surplus.path)))?;
             touched.remove(&surplus.path);
         }
         Ok(())
@@ -399,15 +404,6 @@ impl Restorer<'_> {
             if attributes.flags == 0 { Ok(()) } else { directory.set_flags(attributes.flags) }
         };
         finish().with_context(|| format!("restoring {}", self.tree.shown(path)))
-    }
-}
-
-fn unlink(parent: &OwnedFd, name: &[u8], how: AtFlags) -> Result<()> {
-    match rustix::fs::unlinkat(parent, name, how) {
-        Err(Errno::PERM) if unlock(parent, name)? => Ok(rustix::fs::unlinkat(parent, name, how)?),
-        // Somebody else was faster.
-        Err(Errno::NOENT) => Ok(()),
-        result => Ok(result?),
     }
 }
 

@@ -17,8 +17,9 @@ use rustix::io::Errno;
 
 use super::acl;
 use super::entry::{join, split};
+use super::remove::{remove_all, unlock};
 use super::select::is_below;
-use super::tree::{Found, Inode, Tree, names};
+use super::tree::{Found, Inode, Tree};
 
 /// Its name.
 pub(super) const STAGE: &[u8] = b".recovery-stage";
@@ -41,21 +42,9 @@ pub(super) fn sweep(tree: &Tree, root: &[u8]) -> Result<bool> {
         return Ok(false);
     }
     let before = Found::of(&directory)?;
-    remove(&directory, STAGE).with_context(|| format!("removing {}", tree.shown(&join(root, STAGE))))?;
+    remove_all(&directory, STAGE).with_context(|| format!("removing {}", tree.shown(&join(root, STAGE))))?;
     Inode::of(tree.list(root)?).set_mtime(before.mtime)?;
     Ok(true)
-}
-
-fn remove(directory: &OwnedFd, name: &[u8]) -> rustix::io::Result<()> {
-    match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        result => return result,
-    }
-    let inner = Inode::open(directory, name, super::entry::Kind::Directory)?;
-    for name in names(inner.file())? {
-        remove(inner.file(), &name)?;
-    }
-    rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR)
 }
 
 /// The stages of one restore: one on each file system where something is changed.
@@ -237,18 +226,4 @@ fn rename(stage: &OwnedFd, made: &str, parent: &OwnedFd, name: &[u8]) -> Result<
         result => result,
     }
     .context("renaming it into place")
-}
-
-/// Clears the flags that forbid changes; false when there were none.
-///
-/// # Errors
-/// When they cannot be cleared.
-pub(super) fn unlock(directory: &OwnedFd, name: &[u8]) -> Result<bool> {
-    match Found::at(directory, name)? {
-        Some(Found { kind: Some(kind), flags, .. }) if flags != 0 => {
-            Inode::open(directory, name, kind)?.set_flags(0)?;
-            Ok(true)
-        }
-        _ => Ok(false),
-    }
 }

@@ -87,11 +87,11 @@ impl<'a> Walk<'a> {
         let Some((directory, name)) = split(&item.entry.path) else { return Ok(None) };
         let looked = match self.tree.dir(directory) {
             Ok(directory) => look(&directory, name)?,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => None,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Looked::Gone,
             Err(error) => return Err(error.into()),
         };
         match looked {
-            Some((found, inode)) if found.kind == Some(Kind::File) => self.item(item.entry.path.clone(), found, inode).map(Some),
+            Looked::There(found, inode) if found.kind == Some(Kind::File) => self.item(item.entry.path.clone(), found, inode).map(Some),
             _ => Ok(None),
         }
     }
@@ -130,7 +130,8 @@ impl<'a> Walk<'a> {
             return Ok(None);
         }
         if path.len() > LONGEST_PATH {
-            return Err(anyhow!("{} has a path of more than {LONGEST_PATH} bytes, which no system call takes", shown(&path)));
+            self.skip(&path, "has a path that is longer than any system call takes");
+            return Ok(None);
         }
         if standing == Standing::Inside
             && let Some(record) = expected(&path)?
@@ -139,7 +140,12 @@ impl<'a> Walk<'a> {
             return Ok(Some(item));
         }
         let context = || format!("reading {}", self.tree.shown(&path));
-        let Some((found, inode)) = self.look(&path).with_context(context)? else {
+        let looked = self.look(&path).with_context(context)?;
+        if let Looked::Restless = looked {
+            self.skip(&path, "is replaced by something else again and again");
+            return Ok(None);
+        }
+        let Looked::There(found, inode) = looked else {
             if standing == Standing::Inside && self.selection.standing(split(&path).map_or(b"", |s| s.0)) == Standing::Inside {
                 self.skip(&path, VANISHED);
             }
@@ -180,9 +186,9 @@ impl<'a> Walk<'a> {
         Ok(None)
     }
 
-    fn look(&mut self, path: &[u8]) -> Result<Option<(Found, Inode)>> {
+    fn look(&mut self, path: &[u8]) -> Result<Looked> {
         let Some((_, name)) = split(path) else { return look(self.tree.dir(b"")?, b"") };
-        self.here()?.map_or(Ok(None), |directory| look(directory, name))
+        self.here()?.map_or(Ok(Looked::Gone), |directory| look(directory, name))
     }
 
     /// The item of a file that is still as an older archive has it: nothing of it needs to be read. A change of its attributes shows in
@@ -258,11 +264,19 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Looks at `name` and holds on to it; `None` when there is nothing.
-fn look(directory: impl std::os::fd::AsFd, name: &[u8]) -> Result<Option<(Found, Inode)>> {
+/// What a look at a path found.
+enum Looked {
+    There(Found, Inode),
+    Gone,
+    /// It was something else each time.
+    Restless,
+}
+
+/// Looks at `name` and holds on to it.
+fn look(directory: impl std::os::fd::AsFd, name: &[u8]) -> Result<Looked> {
     let directory = directory.as_fd();
     for _ in 0..TRIES {
-        let Some(found) = Found::at(directory, name)? else { return Ok(None) };
+        let Some(found) = Found::at(directory, name)? else { return Ok(Looked::Gone) };
         // A socket is never opened; a handle of it is not needed either.
         let inode = match Inode::open(directory, name, found.kind.unwrap_or(Kind::Fifo)) {
             Ok(inode) => inode,
@@ -272,8 +286,8 @@ fn look(directory: impl std::os::fd::AsFd, name: &[u8]) -> Result<Option<(Found,
         };
         let held = Found::of(inode.file())?;
         if held.kind == found.kind {
-            return Ok(Some((held, inode)));
+            return Ok(Looked::There(held, inode));
         }
     }
-    Found::at(directory, name)?.map_or(Ok(None), |_| Err(anyhow!("it is replaced by something else again and again")))
+    Ok(Found::at(directory, name)?.map_or(Looked::Gone, |_| Looked::Restless))
 }

@@ -230,3 +230,36 @@ fn a_length_that_nothing_is_behind_takes_no_time() {
     assert_eq!(archive.bytes(), 0);
     assert!(begun.elapsed().as_secs() < 10);
 }
+
+/// Nests so many directories, each with a file in it, as anyone can who may make one.
+fn nest(top: &Path, name: &str, depth: usize) {
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+    let mut here = openat(CWD, top, OFlags::RDONLY, Mode::empty()).unwrap();
+    for _ in 0..depth {
+        mkdirat(&here, name, Mode::RWXU).unwrap();
+        here = openat(&here, name, OFlags::RDONLY, Mode::empty()).unwrap();
+        openat(&here, "file", OFlags::CREATE | OFlags::WRONLY, Mode::RUSR).unwrap();
+    }
+}
+
+#[test]
+fn directories_that_are_nested_too_deep_do_not_fail_the_tree() {
+    let scratch = Scratch::new();
+    let (tree, empty, file) = (scratch.path("tree"), scratch.path("empty.tar.zst"), scratch.path("a.tar.zst"));
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("file"), "content\n").unwrap();
+    pack(&tree, &empty);
+    for (name, depth) in [("d".repeat(200), 60), ("e".to_owned(), 2100)] {
+        nest(&tree, &name, depth);
+        let packed = pack(&tree, &file);
+        let skipped: Vec<_> = packed.skipped.iter().map(|(_, why)| why.as_str()).collect();
+        assert!(!skipped.is_empty() && skipped.iter().all(|why| why.contains("longer than any system call takes")), "{skipped:?}");
+        Archive::open(&file).unwrap().verify(&|_| ()).unwrap();
+        // What is not in an archive goes, as deep as it is: here what was left out, there all of it.
+        restore(&file, &tree).unwrap();
+        assert_eq!(pack(&tree, &file).skipped, []);
+        nest(&scratch.path("tree"), &format!("{name}x"), depth);
+        restore(&empty, &tree).unwrap();
+        assert!(fs::read_dir(&tree).unwrap().map(|entry| entry.unwrap().file_name()).eq(["file"]));
+    }
+}

@@ -1,0 +1,152 @@
+//! Removing what may be immutable, or nested deeper than any path can tell.
+
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, Result};
+use rustix::fs::{AtFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::entry::{Kind, shown};
+use super::tree::{Found, Inode, names};
+use crate::error::misfit;
+use crate::node::clock::interrupted;
+
+/// Removes `name` in `parent`: an empty directory when `how` says so. What is not there any more is fine.
+pub(super) fn unlink(parent: &OwnedFd, name: &[u8], how: AtFlags) -> Result<()> {
+    match rustix::fs::unlinkat(parent, name, how) {
+        Err(Errno::PERM) if unlock(parent, name)? => Ok(rustix::fs::unlinkat(parent, name, how)?),
+        // Somebody else was faster.
+        Err(Errno::NOENT) => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+/// Clears the flags that forbid changes; false when there were none.
+///
+/// # Errors
+/// When they cannot be cleared.
+pub(super) fn unlock(directory: &OwnedFd, name: &[u8]) -> Result<bool> {
+    match Found::at(directory, name)? {
+        Some(Found { kind: Some(kind), flags, .. }) if flags != 0 => {
+            Inode::open(directory, name, kind)?.set_flags(0)?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Removes `name` in `parent`, and when it is a directory all below it, however deep: whatever is in a directory moves up first, so that
+/// none is ever farther down than two steps, and two handles are enough.
+///
+/// # Errors
+/// When something cannot be removed; [`Failure::Misfit`](crate::error::Failure::Misfit) when something is mounted in there, which stays as
+/// it is.
+pub(super) fn remove_all(parent: &OwnedFd, name: &[u8]) -> Result<()> {
+    let Some(top) = directory(parent, name)? else { return unlink(parent, name, AtFlags::empty()) };
+    let mut number = 0;
+    loop {
+        rustix::fs::seek(&top, SeekFrom::Start(0))?;
+        let all = names(&top)?;
+        if all.is_empty() {
+            return unlink(parent, name, AtFlags::REMOVEDIR);
+        }
+        for name in all {
+            interrupted()?;
+            // To move it even if it is here already shows whether it is a mount point, whose content must not be touched.
+            let Some(moved) = remove_or_move(&top, &name, &top, &mut number)? else { continue };
+            let Some(inner) = directory(&top, &moved)? else { continue };
+            for name in names(&inner)? {
+                interrupted()?;
+                remove_or_move(&inner, &name, &top, &mut number)?;
+            }
+            unlink(&top, &moved, AtFlags::REMOVEDIR)?;
+        }
+    }
+}
+
+/// The directory `name`, to be emptied; `None` when it is not one.
+fn directory(parent: &OwnedFd, name: &[u8]) -> Result<Option<OwnedFd>> {
+    match Found::at(parent, name)? {
+        Some(Found { kind: Some(Kind::Directory), .. }) => {}
+        _ => return Ok(None),
+    }
+    unlock(parent, name)?;
+    Ok(Some(Inode::open(parent, name, Kind::Directory)?.into_file()))
+}
+
+/// Removes `name`, or moves it when it is a directory: its new name.
+fn remove_or_move(from: &OwnedFd, name: &[u8], to: &OwnedFd, number: &mut u64) -> Result<Option<Vec<u8>>> {
+    if Found::at(from, name)?.is_none_or(|found| found.kind != Some(Kind::Directory)) {
+        return unlink(from, name, AtFlags::empty()).map(|()| None);
+    }
+    unlock(from, name)?;
+    loop {
+        *number += 1;
+        let new = number.to_string().into_bytes();
+        if Found::at(to, &new)?.is_some() {
+            continue;
+        }
+        return match rustix::fs::renameat(from, name, to, &new) {
+            Ok(()) => Ok(Some(new)),
+            Err(Errno::BUSY) => {
+                Err(misfit(format!("{}, which is to be deleted, is a mount point: unmount it and run this again", shown(name))))
+            }
+            Err(error) => Err(error).with_context(|| format!("moving {} to delete it", shown(name))),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::process::Command;
+
+    use rustix::fs::{CWD, Mode, OFlags};
+
+    use super::*;
+    use crate::error::exit_code;
+
+    fn open(path: &Path) -> OwnedFd {
+        rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap()
+    }
+
+    #[test]
+    fn what_is_deeper_than_any_path_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = open(dir.path());
+        for branch in ["a", "b"] {
+            let mut here = top.try_clone().unwrap();
+            for n in 0..300 {
+                let name = if n == 0 { branch.to_owned() } else { "1".repeat(200) };
+                rustix::fs::mkdirat(&here, &name, Mode::RWXU).unwrap();
+                here = rustix::fs::openat(&here, &name, OFlags::RDONLY, Mode::empty()).unwrap();
+                rustix::fs::mkdirat(&here, "2", Mode::RWXU).unwrap();
+                rustix::fs::openat(&here, "file", OFlags::CREATE | OFlags::WRONLY, Mode::RUSR).unwrap();
+            }
+        }
+        remove_all(&top, b"a").unwrap();
+        assert_eq!(names(&top).unwrap(), [b"b"]);
+        remove_all(&top, b"b").unwrap();
+        remove_all(&top, b"nothing").unwrap();
+        assert!(names(&top).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_mounted_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (point, kept) = (dir.path().join("a/b/c/d"), dir.path().join("kept"));
+        std::fs::create_dir_all(&point).unwrap();
+        std::fs::create_dir(&kept).unwrap();
+        std::fs::write(kept.join("file"), "kept").unwrap();
+        let run = |program: &str, args: &[&Path]| assert!(Command::new(program).args(args).status().unwrap().success(), "{program}");
+        run("mount", &[Path::new("--bind"), &kept, &point]);
+        let error = remove_all(&open(dir.path()), b"a").unwrap_err();
+        assert_eq!(exit_code(&error), 78, "{error:#}");
+        assert!(kept.join("file").exists());
+        let mounts = crate::node::mounts::mounts().unwrap();
+        let moved = mounts.into_iter().map(|mount| mount.point).find(|point| point.starts_with(dir.path())).unwrap();
+        run("umount", &[&moved]);
+        remove_all(&open(dir.path()), b"a").unwrap();
+        assert!(kept.join("file").exists());
+    }
+}
