@@ -224,7 +224,7 @@ impl Scan<'_> {
         let context = || format!("comparing {}", tree.shown(path));
         let Some(found) = Found::at(&directory.0, name).with_context(context)? else { return Ok(()) };
         let standing = selection.standing(path);
-        let mount = !path.is_empty() && found.is_mount(&directory.1);
+        let mount = !path.is_empty() && tree.is_mount(path, &found, &directory.1);
         let kind = table.row(table.leader(id)).kind;
         if standing == Standing::Parent && kind != Kind::Directory {
             // In the archive it leads nowhere, so nothing below it is there.
@@ -355,7 +355,7 @@ impl Scan<'_> {
             return Ok(None);
         }
         let Some(found) = Found::at(&directory, name)? else { return Ok(Some(Met::Nothing)) };
-        let is_mount = found.is_mount(&Found::of(&directory)?);
+        let is_mount = self.with.tree.is_mount(&path, &found, &Found::of(&directory)?);
         drop(directory);
         if is_mount && standing == Standing::Inside {
             return Err(mounted(&path));

@@ -1,8 +1,10 @@
 //! A tree on disk, reached through directory handles: no path is looked up from the top, no symbolic link is followed.
 
+use std::collections::HashSet;
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -12,6 +14,7 @@ use rustix::io::Errno;
 
 use super::acl;
 use super::entry::{APPEND_ONLY, Attributes, IMMUTABLE, Kind, Time, Xattrs, shown};
+use crate::node::mounts::{Mount, mounts};
 
 /// For reading without changing the access time (which only the owner and root may ask for), never waiting for the other end of a fifo.
 const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
@@ -21,6 +24,8 @@ const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXE
 pub(super) struct Tree {
     root: OwnedFd,
     shown: PathBuf,
+    /// Where something is mounted below the root, when the kernel does not say it of each path (before Linux 5.8).
+    points: Option<HashSet<Vec<u8>>>,
 }
 
 /// What `statx` says of one path.
@@ -41,6 +46,7 @@ pub(super) struct Found {
     pub(super) flags: u8,
     /// It has fewer blocks than its size asks for.
     pub(super) holes: bool,
+    /// It is where a mount begins; Linux says so from 5.8 on.
     mount_root: Option<bool>,
 }
 
@@ -52,7 +58,26 @@ impl Tree {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty()).with_context(|| format!("opening the directory {}", path.display()))?;
-        Ok(Self { root, shown: path.to_owned() })
+        let told = Found::of(&root).with_context(|| format!("looking at {}", path.display()))?.mount_root.is_some();
+        let tree = Self { root, shown: path.to_owned(), points: None };
+        if told { Ok(tree) } else { tree.with_listed_mounts() }
+    }
+
+    /// Goes by the list of mounts from now on, whatever the kernel says of a path: bind mounts of the same file system are told by nothing
+    /// else.
+    fn with_listed_mounts(mut self) -> Result<Self> {
+        let root = std::fs::read_link(format!("/proc/self/fd/{}", self.root.as_raw_fd())).context("looking for the mounts in the tree")?;
+        let below = |mount: Mount| Some(mount.point.strip_prefix(&root).ok()?.as_os_str().as_bytes().to_vec());
+        self.points = Some(mounts()?.into_iter().filter_map(below).collect());
+        Ok(self)
+    }
+
+    /// True when something is mounted at `path`, where `found` is; `parent` is the directory that holds it.
+    pub(super) fn is_mount(&self, path: &[u8], found: &Found, parent: &Found) -> bool {
+        match (&self.points, found.mount_root) {
+            (None, Some(root)) => root,
+            (points, _) => found.file_system != parent.file_system || points.as_ref().is_some_and(|points| points.contains(path)),
+        }
     }
 
     /// A path in it, for messages.
@@ -109,13 +134,6 @@ impl Found {
     /// Looks at what is open.
     pub(super) fn of(file: impl AsFd) -> rustix::io::Result<Self> {
         statx(file.as_fd(), b"", AtFlags::EMPTY_PATH)
-    }
-
-    /// True when something is mounted here; `parent` is the directory that holds it.
-    ///
-    /// Linux says so itself from 5.8 on. Before, only a mount of another file system is seen.
-    pub(super) fn is_mount(&self, parent: &Self) -> bool {
-        self.mount_root.unwrap_or(self.file_system != parent.file_system)
     }
 
     /// True when neither content nor metadata can have changed between the two looks.
@@ -353,5 +371,48 @@ fn sized(first: usize, mut read: impl FnMut(&mut [u8]) -> rustix::io::Result<usi
             Err(Errno::RANGE) if buffer.len() < 64 << 10 => buffer.resize(buffer.len() * 16, 0),
             Err(error) => return Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::process::Command;
+
+    use super::super::select::Selection;
+    use super::super::walk::Walk;
+    use super::*;
+
+    /// Paths and whether only their existence is meant, as a walk finds them.
+    fn walked(tree: &Tree) -> Vec<(Vec<u8>, bool)> {
+        let selection = Selection::all();
+        let mut walk = Walk::new(tree, &selection, [None, None]);
+        let mut all = Vec::new();
+        while let Some(item) = walk.next(&mut |_| Ok(None)).unwrap() {
+            all.push((item.entry.path, item.existence));
+        }
+        all
+    }
+
+    #[test]
+    fn mounts_of_the_same_file_system_are_seen_by_older_kernels_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, other) = (dir.path().join("tree"), dir.path().join("other"));
+        fs::create_dir_all(tree.join("a blank/point")).unwrap();
+        fs::create_dir(&other).unwrap();
+        fs::write(tree.join("file"), "").unwrap();
+        fs::write(other.join("inside"), "").unwrap();
+        let run = |program: &str, args: &[&Path]| assert!(Command::new(program).args(args).status().unwrap().success(), "{program}");
+        let (directory, file) = (tree.join("a blank/point"), tree.join("file"));
+        run("mount", &[Path::new("--bind"), &other, &directory]);
+        run("mount", &[Path::new("--bind"), &other.join("inside"), &file]);
+        let expected = [(&b""[..], false), (b"a blank", false), (b"a blank/point", true), (b"file", true)];
+        let expected = expected.map(|(path, existence)| (path.to_vec(), existence));
+        let new = walked(&Tree::open(&tree).unwrap());
+        let old = walked(&Tree::open(&tree).unwrap().with_listed_mounts().unwrap());
+        run("umount", &[&directory]);
+        run("umount", &[&file]);
+        assert_eq!(new, expected);
+        assert_eq!(old, expected);
     }
 }

@@ -159,7 +159,7 @@ impl<'a> Walk<'a> {
             self.skip(&path, "is the archive itself");
             return Ok(None);
         }
-        let mount = standing == Standing::Inside && self.above.last().is_some_and(|level| found.is_mount(&level.found));
+        let mount = standing == Standing::Inside && self.above.last().is_some_and(|level| self.tree.is_mount(&path, &found, &level.found));
         if standing == Standing::Parent && kind != Kind::Directory {
             return self.beside_the_way(&path, kind);
         }
@@ -201,7 +201,8 @@ impl<'a> Walk<'a> {
         let same = (found.kind, found.inode, found.ctime) == (Some(Kind::File), inode, ctime)
             && (entry.kind, entry.mtime, entry.size) == (Kind::File, found.mtime, found.size)
             && (attributes.mode, attributes.uid, attributes.gid, attributes.flags) == (found.mode, found.uid, found.gid, found.flags);
-        let plain = !existence && found.links == 1 && self.above.last().is_some_and(|level| !found.is_mount(&level.found));
+        let plain =
+            !existence && found.links == 1 && self.above.last().is_some_and(|level| !self.tree.is_mount(&entry.path, &found, &level.found));
         Ok((same && plain).then_some(Item { entry, found, existence: false, file: None }))
     }
 
