@@ -12,13 +12,13 @@ use anyhow::{Context, Result};
 use rustix::io::Errno;
 
 use super::content::Content;
-use super::entry::{Hash, Kind, LONGEST_PATH, join, split};
+use super::entry::{Hash, Kind, LONGEST_PATH, join, shown, split};
 use super::select::{Selection, Standing};
 use super::table::{Id, Table};
 use super::tree::{Found, Inode, Tree, names, next_data};
 use super::work::{self, Pile};
 use super::{Extra, Tick};
-use crate::error::misfit;
+use crate::error::{misfit, usage};
 use crate::node::clock::interrupted;
 
 /// In what a path differs, as bits; [`SEEN`] alone: in nothing.
@@ -90,6 +90,8 @@ pub(super) struct Comparer<'a> {
     pub(super) leaders: &'a HashMap<Id, Id>,
     /// Security labels are in the archive, so they are compared.
     pub(super) labelled: bool,
+    /// The file that the archive is.
+    pub(super) archive: Found,
 }
 
 enum Item {
@@ -134,6 +136,14 @@ impl Comparer<'_> {
     fn is_large(&self, id: Id) -> bool {
         let row = self.table.row(id);
         row.kind == Kind::File && row.size >= LARGE && !row.existence && self.selection.standing(self.table.path(id)) == Standing::Inside
+    }
+
+    /// Refuses to compare the archive with itself: it would be replaced, or deleted as something that it does not hold.
+    fn check_not_archive(&self, path: &[u8], found: &Found) -> Result<()> {
+        if (found.file_system, found.inode) != (self.archive.file_system, self.archive.inode) {
+            return Ok(());
+        }
+        Err(usage(format!("{} is the archive itself, in the tree that is to become as it says: move the archive elsewhere", shown(path))))
     }
 
     /// True for a hard link whose content is that of another selected row.
@@ -223,6 +233,7 @@ impl Scan<'_> {
         let path = table.path(id);
         let context = || format!("comparing {}", tree.shown(path));
         let Some(found) = Found::at(&directory.0, name).with_context(context)? else { return Ok(()) };
+        self.with.check_not_archive(path, &found)?;
         let standing = selection.standing(path);
         let mount = !path.is_empty() && tree.is_mount(path, &found, &directory.1);
         let kind = table.row(table.leader(id)).kind;
@@ -355,6 +366,7 @@ impl Scan<'_> {
             return Ok(None);
         }
         let Some(found) = Found::at(&directory, name)? else { return Ok(Some(Met::Nothing)) };
+        self.with.check_not_archive(&path, &found)?;
         let is_mount = self.with.tree.is_mount(&path, &found, &Found::of(&directory)?);
         drop(directory);
         if is_mount && standing == Standing::Inside {
@@ -398,7 +410,7 @@ enum Met {
 }
 
 fn mounted(path: &[u8]) -> anyhow::Error {
-    let path = super::entry::shown(path);
+    let path = shown(path);
     misfit(format!(
         "{path} is a mount point, and would have to be changed: what is mounted there is not the tree's; unmount it and run this again"
     ))

@@ -23,6 +23,10 @@ impl Frames {
         Self { file, table }
     }
 
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     pub(super) fn table(&self) -> &[Frame] {
         &self.table
     }

@@ -101,6 +101,15 @@ enum Source {
     Stream(Stream),
 }
 
+impl Source {
+    fn file(&self) -> &File {
+        match self {
+            Self::Indexed(frames) => frames.file(),
+            Self::Stream(stream) => stream.file(),
+        }
+    }
+}
+
 /// What a restore does or would do to one path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Change {
@@ -254,6 +263,7 @@ impl Archive {
     /// # Errors
     /// [`Failure::Damaged`](crate::error::Failure::Damaged) when a part that is needed is damaged, before anything is changed;
     /// [`Failure::Misfit`](crate::error::Failure::Misfit) when a mount point below the tree would have to be changed;
+    /// [`Failure::Usage`](crate::error::Failure::Usage) when the archive itself is in what is to be restored;
     /// exit code 73 when the disk is full; or when something cannot be restored faithfully.
     pub fn restore(&self, tree: &Path, selection: &Selection, extra: Extra, tick: Tick<'_>) -> Result<Counts> {
         restore::restore(&self.table, &self.source, tree, selection, extra, tick)

@@ -44,7 +44,17 @@ pub(super) fn compare(
     let leaders = leaders(table, selection);
     let found = if path.try_exists().with_context(|| format!("looking for {}", path.display()))? {
         let tree = Tree::open(path)?;
-        Comparer { table, tree: &tree, selection, extra, tick, leaders: &leaders, labelled: labelled(table, source) }.run()?
+        Comparer {
+            table,
+            tree: &tree,
+            selection,
+            extra,
+            tick,
+            leaders: &leaders,
+            labelled: labelled(table, source),
+            archive: Found::of(source.file())?,
+        }
+        .run()?
     } else {
         Comparison { differences: vec![0; table.len()], ..Comparison::default() }
     };
@@ -59,7 +69,8 @@ pub(super) fn restore(table: &Table, source: &Source, path: &Path, selection: &S
     let mut unfinished = sweep(&tree, b"")?;
     let leaders = leaders(table, selection);
     let labelled = labelled(table, source);
-    let found = Comparer { table, tree: &tree, selection, extra, tick, leaders: &leaders, labelled }.run()?;
+    let found =
+        Comparer { table, tree: &tree, selection, extra, tick, leaders: &leaders, labelled, archive: Found::of(source.file())? }.run()?;
     let plan = Plan::new(table, selection, &leaders, found)?;
     for root in &plan.crossed {
         unfinished |= sweep(&tree, root)?;

@@ -42,6 +42,10 @@ impl Stream {
         Ok((Self { file, rows }, table))
     }
 
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Calls `each` for every entry, with its row, in the order of the stream.
     ///
     /// # Errors

@@ -248,3 +248,26 @@ fn named_paths_beyond_a_mount_point_are_packed_and_restored_there() {
     archive.restore(&to, &Selection::all(), Extra::Keep, &|_| ()).unwrap();
     assert_same(&from, &to);
 }
+
+#[test]
+fn an_archive_in_the_tree_that_it_is_restored_to_is_not_deleted() {
+    let scratch = Scratch::new();
+    let (tree, file) = (scratch.path("tree"), scratch.path("tree/sub/a.tar.zst"));
+    put(&tree.join("sub/one"), "one");
+    // It leaves itself out.
+    pack(&tree, &file);
+    fs::write(tree.join("sub/one"), "changed").unwrap();
+    let error = restore(&file, &tree).unwrap_err();
+    assert_eq!(exit_code(&error), 2, "{error:#}");
+    assert!(format!("{error:#}").contains("sub/a.tar.zst"), "{error:#}");
+    assert!(file.exists() && fs::read(tree.join("sub/one")).unwrap() == b"changed");
+    // An archive of the tree that it was in before, to replace itself.
+    let whole = scratch.path("whole.tar.zst");
+    pack(&tree, &whole);
+    fs::rename(&whole, &file).unwrap();
+    assert_eq!(exit_code(&restore(&file, &tree).unwrap_err()), 2);
+    // Where it is not meant it does no harm.
+    let selection = Selection::all().except(["sub/*.zst"]).unwrap();
+    Archive::open(&file).unwrap().restore(&tree, &selection, Extra::Delete, &|_| ()).unwrap();
+    assert!(file.exists());
+}
