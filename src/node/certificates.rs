@@ -30,6 +30,10 @@ pub fn certificates_expire(node: &Node, profile: &Profile) -> Result<Option<(Tim
     for directory in directories(node, profile)? {
         collect(node, &directory, &mut files)?;
     }
+    first_to_expire(node, files)
+}
+
+fn first_to_expire(node: &Node, files: Vec<PathBuf>) -> Result<Option<(Timestamp, PathBuf)>> {
     let mut earliest: Option<(Timestamp, PathBuf)> = None;
     for file in files {
         let pem = match std::fs::read(node.real_path(&file)) {
@@ -176,9 +180,10 @@ mod tests {
         let pod = include_str!("../../tests/fixtures/static-pods/etcd-pod-rev3.yaml");
         put(root, "etc/kubernetes/manifests/etcd-pod.yaml", pod);
         assert_eq!(certificates_expire(&node, &OPENSHIFT).unwrap().unwrap().0.to_string(), "2030-02-03T00:00:00Z");
-        // The file that kubelet's link names was taken away.
-        std::fs::remove_file(root.join("var/lib/kubelet/pki/kubelet-client-2026.pem")).unwrap();
-        assert_eq!(certificates_expire(&node, &OPENSHIFT).unwrap().unwrap().0.to_string(), "2030-02-03T00:00:00Z");
+        // One that is gone since it was listed, and one that was never a file.
+        let listed = ["gone.crt", "etcd-pod-3/secrets/x/tls.crt"].map(|name| Path::new("/").join(resources).join(name));
+        assert_eq!(first_to_expire(&node, listed.into()).unwrap().unwrap().0.to_string(), "2030-02-03T00:00:00Z");
+        assert!(first_to_expire(&node, vec!["/etc/kubernetes".into()]).is_err());
     }
 
     #[test]
