@@ -11,8 +11,17 @@ use crate::error::damaged;
 
 /// The longest path the kernel takes (`PATH_MAX` less its terminating zero).
 pub(super) const LONGEST_PATH: usize = 4095;
-/// The longest name in a directory (`NAME_MAX`).
+/// The longest name in a directory, and of an extended attribute (`NAME_MAX`, `XATTR_NAME_MAX`).
 const LONGEST_NAME: usize = 255;
+/// The longest value of an extended attribute (`XATTR_SIZE_MAX`).
+const LONGEST_VALUE: usize = 64 << 10;
+/// What an entry takes in memory beyond its names and attributes, at most.
+const ENTRY: usize = 100;
+/// What one entry may take in memory.
+pub(super) const LARGEST_ENTRY: u64 = 512 << 10;
+/// What all entries of an archive may take: more than a million do of the usual size. Any pod can make files with long names and large
+/// attributes, and an archive of a few kilobytes can hold as many.
+pub(super) const LARGEST_TABLE: u64 = 256 << 20;
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -54,6 +63,13 @@ pub(super) struct Attributes {
     pub(super) xattrs: Xattrs,
 }
 
+impl Attributes {
+    /// What they take in memory.
+    pub(super) fn weight(&self) -> u64 {
+        self.xattrs.iter().map(|(name, value)| (ENTRY + name.len() + value.len()) as u64).sum()
+    }
+}
+
 /// One entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Entry {
@@ -68,6 +84,41 @@ pub(super) struct Entry {
     pub(super) target: Vec<u8>,
     /// Of a device, major and minor; else 0.
     pub(super) device: (u32, u32),
+}
+
+impl Entry {
+    /// What it takes in memory, without its attributes.
+    pub(super) fn weight(&self) -> u64 {
+        (ENTRY + self.path.len() + self.target.len()) as u64
+    }
+
+    /// Checks what a tar header or an index can say and the kernel cannot.
+    ///
+    /// # Errors
+    /// `Failure::Damaged` when something is not as it can be on any disk.
+    pub(super) fn check(&self) -> Result<()> {
+        let refuse = |why: &str| Err(damaged(format!("the archive is hostile or damaged: {} {why}", shown(&self.path))));
+        if !self.path.is_empty()
+            && let Err(why) = check_path(&self.path)
+        {
+            return refuse(why);
+        }
+        let Self { kind, size, target, attributes, mtime, .. } = self;
+        let link = matches!(kind, Kind::Symlink | Kind::HardLink);
+        if (*kind != Kind::File && *size != 0) || link == target.is_empty() || target.contains(&0) || target.len() > LONGEST_PATH {
+            return refuse("is not sound");
+        }
+        if attributes.mode & !0o7777 != 0 || mtime.nanoseconds >= 1_000_000_000 || i64::try_from(*size).is_err() {
+            return refuse("has numbers that are out of range");
+        }
+        let sound = |(name, value): &(Vec<u8>, Vec<u8>)| {
+            super::tree::is_kept(name) && !name.contains(&0) && name.len() <= LONGEST_NAME && value.len() <= LONGEST_VALUE
+        };
+        if !attributes.xattrs.iter().all(sound) || !attributes.xattrs.is_sorted_by(|a, b| a.0 < b.0) {
+            return refuse("has attributes that are not sound");
+        }
+        Ok(())
+    }
 }
 
 /// BLAKE3 of a file's content. Aligned blocks of 4 KiB that hold nothing but zeros are left out, whether they are stored or holes; when there

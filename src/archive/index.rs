@@ -16,7 +16,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,10 @@ const SKIPPABLE: u32 = 0x184D_2A50;
 const TRAILER_LEN: usize = 8 + 8 + 4 + 8 + 8 + 32 + 16;
 /// What one record can come to: a path, a target, and all the attributes that the kernel allows an inode.
 const LARGEST_RECORD: u32 = 1 << 20;
+/// What the head can come to: some 600,000 frames.
+const LARGEST_HEAD: u64 = 32 << 20;
+/// The records are read with a window of so many bytes, as a power of two: more than they are written with.
+const WINDOW: u32 = 21;
 /// No frame is longer, compressed or not: memory stays bounded whatever an archive says.
 pub(super) const LARGEST_FRAME: u32 = 8 << 20;
 
@@ -101,8 +105,11 @@ impl Writer {
 
     /// All that follows the data of an archive whose frames end at `offset`: index, end mark, trailer.
     pub(super) fn finish(self, started: Time, frames: Vec<Frame>, offset: u64) -> Result<Vec<u8>> {
+        let written = frames.len();
         let head = Head { started, entries: self.entries, frames };
-        let head = zstd::bulk::compress(&postcard::to_stdvec(&head)?, 1).context("compressing the index")?;
+        let head = postcard::to_stdvec(&head)?;
+        ensure!(head.len() as u64 <= LARGEST_HEAD, "the archive is too large: it has {} frames", written);
+        let head = zstd::bulk::compress(&head, 1).context("compressing the index")?;
         let records = self.stream.finish().context("compressing the index")?;
         let mut index = Vec::with_capacity(head.len() + records.len() + 16);
         index.extend_from_slice(MAGIC);
@@ -187,7 +194,7 @@ impl Reader {
         check_end_mark(file, end, len - TRAILER_LEN as u64)?;
         let head = read_head(file, trailer.start + 16, head_len, trailer.start - 8)?;
         let span = Span { file: file.try_clone().context("opening the index")?, at: trailer.start + 16 + head_len, end };
-        let decoder = zstd::stream::read::Decoder::new(span).context("opening the index")?;
+        let decoder = decoder(span)?;
         let left = head.entries;
         Ok(Some(Self { head, records: BufReader::with_capacity(64 << 10, decoder), left, buffer: Vec::new() }))
     }
@@ -260,9 +267,10 @@ fn read_head(file: &File, at: u64, len: u64, data_end: u64) -> Result<Head> {
     let bad = |why: &str| damaged(format!("the index of the archive is damaged: {why}"));
     let span = Span { file: file.try_clone().context("opening the index")?, at, end: at + len };
     let mut bytes = Vec::new();
-    // More frames than the file has bytes there are not.
-    let most = (data_end / 4 + 64).saturating_mul(64);
-    zstd::stream::read::Decoder::new(span)?.take(most).read_to_end(&mut bytes).map_err(unreadable)?;
+    decoder(span)?.take(LARGEST_HEAD + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > LARGEST_HEAD {
+        return Err(bad("its list of frames is too long"));
+    }
     let head: Head = decode(&bytes)?;
     let mut next = 0;
     for frame in &head.frames {
@@ -272,6 +280,12 @@ fn read_head(file: &File, at: u64, len: u64, data_end: u64) -> Result<Head> {
         next += u64::from(frame.len);
     }
     if next == data_end { Ok(head) } else { Err(bad("its list of frames")) }
+}
+
+fn decoder(span: Span) -> Result<zstd::stream::read::Decoder<'static, BufReader<Span>>> {
+    let mut decoder = zstd::stream::read::Decoder::new(span).context("opening the index")?;
+    decoder.window_log_max(WINDOW).context("opening the index")?;
+    Ok(decoder)
 }
 
 /// A part of a file, read from its own position.

@@ -167,7 +167,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
         for item in previous.map(Previous::finish).unwrap_or_default() {
             self.add(item)?;
         }
-        self.skipped = std::mem::take(&mut self.walk.skipped);
+        self.skipped = self.walk.skipped();
         self.cut()
     }
 

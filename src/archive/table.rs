@@ -4,13 +4,14 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::hash::{BuildHasher, RandomState};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use super::content::Sum;
-use super::entry::{Attributes, Entry, Kind, Time, check_path, compare_paths, shown, split};
+use super::entry::{Attributes, Entry, Kind, LARGEST_TABLE, Time, compare_paths, shown, split};
 use super::index::Record;
 use crate::error::damaged;
 
@@ -157,9 +158,13 @@ impl Table {
 #[derive(Debug, Default)]
 pub(super) struct Builder {
     table: Table,
-    known: HashMap<Attributes, u32>,
+    /// The attributes there are, by a hash of them.
+    known: HashMap<u64, u32>,
+    hasher: RandomState,
     /// The targets of hard links, to be looked up when all entries are known: their row, where they are in the stream, the target.
     links: Vec<(u32, Vec<u8>)>,
+    /// What all that was added takes in memory.
+    weight: u64,
 }
 
 impl Builder {
@@ -167,7 +172,6 @@ impl Builder {
     pub(super) fn add_record(&mut self, record: Record) -> Result<()> {
         let path = &record.entry.path;
         let odd = |why: &str| damaged(format!("the index of the archive is hostile or damaged: {} {why}", shown(path)));
-        check_entry(&record.entry)?;
         if let Some(last) = self.table.rows.last()
             && compare_paths(self.table.path_of(last), path).is_ge()
         {
@@ -186,12 +190,14 @@ impl Builder {
     }
 
     fn add(&mut self, entry: Entry, existence: bool, sum: Sum, (frame, offset): (u32, u32)) -> Result<()> {
+        entry.check()?;
         if entry.path.is_empty() && entry.kind != Kind::Directory {
             return Err(damaged("the archive is hostile: the root of the tree is not a directory in it"));
         }
         let id = u32::try_from(self.table.rows.len()).ok().filter(|id| *id < u32::MAX / 2).context("the archive has too many entries")?;
         let path_start = u32::try_from(self.table.paths.len()).context("the names in the archive are too long in all")?;
         self.table.paths.extend_from_slice(&entry.path);
+        let entry_weight = entry.weight();
         let more = match entry.kind {
             Kind::Symlink => {
                 self.table.targets.push(entry.target.into());
@@ -204,10 +210,10 @@ impl Builder {
             Kind::CharDevice | Kind::BlockDevice => More::Device(entry.device.0, entry.device.1),
             _ => More::Nothing,
         };
-        let next = u32::try_from(self.table.attributes.len())?;
-        let attributes = *self.known.entry(entry.attributes.clone()).or_insert(next);
-        if attributes == next {
-            self.table.attributes.push(entry.attributes);
+        self.weight += entry_weight;
+        let attributes = self.attributes(entry.attributes)?;
+        if self.weight > LARGEST_TABLE {
+            return Err(damaged("the archive is hostile or damaged: its names and attributes are larger in all than those of any tree"));
         }
         self.table.bytes = self.table.bytes.saturating_add(sum.data);
         self.table.rows.push(Row {
@@ -225,6 +231,19 @@ impl Builder {
             more,
         });
         Ok(())
+    }
+
+    /// Where attributes are in the table.
+    fn attributes(&mut self, attributes: Attributes) -> Result<u32> {
+        let key = self.hasher.hash_one(&attributes);
+        if let Some(known) = self.known.get(&key).filter(|at| self.table.attributes[**at as usize] == attributes) {
+            return Ok(*known);
+        }
+        let next = u32::try_from(self.table.attributes.len())?;
+        self.weight += attributes.weight();
+        self.table.attributes.push(attributes);
+        self.known.insert(key, next);
+        Ok(next)
     }
 
     /// The table of an archive with an index: every parent must be there.
@@ -340,30 +359,6 @@ impl Builder {
         }
         Ok(())
     }
-}
-
-/// Checks what a tar header cannot say but an index could.
-fn check_entry(entry: &Entry) -> Result<()> {
-    let refuse = |why: &str| Err(damaged(format!("the index of the archive is hostile or damaged: {} {why}", shown(&entry.path))));
-    if !entry.path.is_empty()
-        && let Err(why) = check_path(&entry.path)
-    {
-        return refuse(why);
-    }
-    let Entry { kind, size, target, attributes, mtime, .. } = entry;
-    let link = matches!(kind, Kind::Symlink | Kind::HardLink);
-    if (*kind != Kind::File && *size != 0) || link == target.is_empty() || target.contains(&0) || target.len() > super::entry::LONGEST_PATH
-    {
-        return refuse("is not sound");
-    }
-    if attributes.mode & !0o7777 != 0 || mtime.nanoseconds >= 1_000_000_000 || i64::try_from(*size).is_err() {
-        return refuse("has numbers that are out of range");
-    }
-    let names = &attributes.xattrs;
-    if names.iter().any(|(name, _)| !super::tree::is_kept(name) || name.contains(&0)) || !names.is_sorted_by(|a, b| a.0 < b.0) {
-        return refuse("has attributes that are not sound");
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow};
 use rustix::io::Errno;
 
-use super::entry::{Attributes, Entry, Kind, LONGEST_PATH, join, shown, split};
+use super::entry::{Attributes, Entry, Kind, LARGEST_ENTRY, LARGEST_TABLE, LONGEST_PATH, join, shown, split};
 use super::index::Record;
 use super::select::{Selection, Standing};
 use super::tree::{Found, Inode, Tree, names};
@@ -15,6 +15,8 @@ use super::tree::{Found, Inode, Tree, names};
 /// How often something that changes while it is looked at is looked at again.
 pub(super) const TRIES: u32 = 5;
 
+/// So much that is left out is named; of the rest, the number.
+const MOST_SKIPPED: usize = 1000;
 /// Why something is not packed that was there.
 pub(super) const VANISHED: &str = "vanished while the tree was being read";
 
@@ -43,8 +45,11 @@ pub(super) struct Walk<'a> {
     /// The first name of every inode that has several, which the others are hard links to.
     first_names: HashMap<((u32, u32), u64), Vec<u8>>,
     started: bool,
-    /// What was left out: path and why.
-    pub(super) skipped: Vec<(PathBuf, String)>,
+    /// What the entries so far take in the memory of who opens the archive.
+    weight: u64,
+    /// What was left out: path and why; and how much more.
+    skipped: Vec<(PathBuf, String)>,
+    more_skipped: u64,
 }
 
 struct Level {
@@ -56,7 +61,17 @@ struct Level {
 
 impl<'a> Walk<'a> {
     pub(super) fn new(tree: &'a Tree, selection: &'a Selection, output: [Option<Found>; 2]) -> Self {
-        Self { tree, selection, output, above: Vec::new(), first_names: HashMap::new(), started: false, skipped: Vec::new() }
+        Self {
+            tree,
+            selection,
+            output,
+            above: Vec::new(),
+            first_names: HashMap::new(),
+            started: false,
+            weight: 0,
+            skipped: Vec::new(),
+            more_skipped: 0,
+        }
     }
 
     /// The next item; `None` at the end. A file that is as `expected` is not opened.
@@ -115,8 +130,21 @@ impl<'a> Walk<'a> {
         item.entry.kind != Kind::HardLink || first() == Some(&item.entry.target)
     }
 
+    /// What was left out, path and why, at the end of the walk.
+    pub(super) fn skipped(&mut self) -> Vec<(PathBuf, String)> {
+        let mut skipped = std::mem::take(&mut self.skipped);
+        if self.more_skipped > 0 {
+            skipped.push((PathBuf::new(), format!("{} more were left out", self.more_skipped)));
+        }
+        skipped
+    }
+
     /// Notes something that is left out.
     pub(super) fn skip(&mut self, path: &[u8], why: &str) {
+        if self.skipped.len() == MOST_SKIPPED {
+            self.more_skipped += 1;
+            return;
+        }
         use std::os::unix::ffi::OsStrExt;
         let path = PathBuf::from(std::ffi::OsStr::from_bytes(path));
         tracing::warn!("{}: {why}", path.display());
@@ -137,7 +165,7 @@ impl<'a> Walk<'a> {
             && let Some(record) = expected(&path)?
             && let Some(item) = self.unchanged(record)?
         {
-            return Ok(Some(item));
+            return Ok(self.fits(&item).then_some(item));
         }
         let context = || format!("reading {}", self.tree.shown(&path));
         let looked = self.look(&path).with_context(context)?;
@@ -165,6 +193,9 @@ impl<'a> Walk<'a> {
         }
         let mut item = self.item(path, found, inode).with_context(|| format!("reading {}", self.tree.shown(&[])))?;
         item.existence = mount || standing == Standing::Parent;
+        if !self.fits(&item) {
+            return Ok(None);
+        }
         if mount {
             self.skip(&item.entry.path.clone(), "is a mount point: its content is not the tree's");
             item.entry.size = 0;
@@ -173,6 +204,20 @@ impl<'a> Walk<'a> {
             self.enter(&item, standing)?;
         }
         Ok(Some(item))
+    }
+
+    /// False when an item is left out because an archive that holds it as well could not be opened: see [`LARGEST_TABLE`].
+    fn fits(&mut self, item: &Item) -> bool {
+        let weight = item.entry.weight() + item.entry.attributes.weight();
+        if weight > LARGEST_ENTRY {
+            self.leave_out(item, "has more extended attributes than an archive can hold");
+        } else if self.weight + weight > LARGEST_TABLE {
+            self.leave_out(item, "is beyond what an archive can hold in names and attributes");
+        } else {
+            self.weight += weight;
+            return true;
+        }
+        false
     }
 
     /// What was to lead to something selected is not a directory.

@@ -1,6 +1,7 @@
 //! Archives that are hostile, damaged or cut off: refused before anything is changed.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
@@ -262,4 +263,46 @@ fn directories_that_are_nested_too_deep_do_not_fail_the_tree() {
         restore(&empty, &tree).unwrap();
         assert!(fs::read_dir(&tree).unwrap().map(|entry| entry.unwrap().file_name()).eq(["file"]));
     }
+}
+
+#[test]
+fn attributes_that_no_disk_could_hold_are_refused() {
+    let scratch = Scratch::new();
+    let (tree, file) = (victim(&scratch), scratch.path("a.tar.zst"));
+    let large = |len: usize| pax(&[("SCHILY.xattr.user.large", &"x".repeat(len))]);
+    write(&file, &[large(65_537), entry("a", b'0', "", b"1")]);
+    refused(&file, &tree, &scratch, "a value that is too long");
+    write(&file, &[pax(&[(&format!("SCHILY.xattr.user.{}", "n".repeat(255)), "1")]), entry("a", b'0', "", b"1")]);
+    refused(&file, &tree, &scratch, "a name that is too long");
+    // Each by itself is possible: a few kilobytes that would take gigabytes of memory.
+    let mut bomb = zstd::Encoder::new(fs::File::create(&file).unwrap(), 1).unwrap();
+    for n in 0..4300 {
+        let value = format!("{n} {}", "x".repeat(65_000));
+        let name = format!("{n}");
+        bomb.write_all(&pax(&[("SCHILY.xattr.user.large", &value)])).unwrap();
+        bomb.write_all(&entry(&name, b'0', "", b"")).unwrap();
+    }
+    bomb.write_all(&[0; 1024]).unwrap();
+    bomb.finish().unwrap();
+    assert!(file.metadata().unwrap().len() < 1 << 20);
+    refused(&file, &tree, &scratch, "attributes that are too large in all");
+}
+
+#[test]
+fn a_file_with_more_attributes_than_an_archive_can_hold_is_left_out() {
+    let scratch = Scratch::new();
+    let (disk, file) = (crate::power::Disk::make(&scratch), scratch.path("a.tar.zst"));
+    let tree = disk.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    for name in ["a", "b"] {
+        fs::write(tree.join(name), name).unwrap();
+    }
+    fs::hard_link(tree.join("a"), tree.join("c")).unwrap();
+    for n in 0..10 {
+        rustix::fs::setxattr(tree.join("a"), format!("user.{n}"), &[b'x'; 60_000], rustix::fs::XattrFlags::empty()).unwrap();
+    }
+    let packed = pack(&tree, &file);
+    let skipped: Vec<_> = packed.skipped.iter().map(|(path, _)| path.as_os_str()).collect();
+    assert_eq!(skipped, ["a", "c"], "{:?}", packed.skipped);
+    Archive::open(&file).unwrap().verify(&|_| ()).unwrap();
 }

@@ -17,19 +17,23 @@ const FILES: u64 = 50;
 const SLOW: u64 = 6_000;
 
 /// An XFS of its own.
-struct Disk {
+pub(crate) struct Disk {
     image: PathBuf,
     at: PathBuf,
 }
 
 impl Disk {
-    fn make(scratch: &Scratch) -> Self {
+    pub(crate) fn make(scratch: &Scratch) -> Self {
         let disk = Self { image: scratch.path("xfs"), at: scratch.path("disk") };
         File::create(&disk.image).unwrap().set_len(400 << 20).unwrap();
         run("mkfs.xfs", &["-q", text(&disk.image)]);
         fs::create_dir(&disk.at).unwrap();
         disk.mount();
         disk
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.at
     }
 
     fn mount(&self) {
