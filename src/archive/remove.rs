@@ -9,7 +9,6 @@ use rustix::io::Errno;
 use super::entry::{Kind, shown};
 use super::tree::{Found, Inode, names};
 use crate::error::misfit;
-use crate::node::clock::interrupted;
 
 /// Removes `name` in `parent`: an empty directory when `how` says so. What is not there any more is fine.
 pub(super) fn unlink(parent: &OwnedFd, name: &[u8], how: AtFlags) -> Result<()> {
@@ -36,12 +35,12 @@ pub(super) fn unlock(directory: &OwnedFd, name: &[u8]) -> Result<bool> {
 }
 
 /// Removes `name` in `parent`, and when it is a directory all below it, however deep: whatever is in a directory moves up first, so that
-/// none is ever farther down than two steps, and two handles are enough.
+/// none is ever farther down than two steps, and two handles are enough. `go_on` is asked before each step.
 ///
 /// # Errors
-/// When something cannot be removed; [`Failure::Misfit`](crate::error::Failure::Misfit) when something is mounted in there, which stays as
+/// Those of `go_on`; when something cannot be removed; [`Failure::Misfit`](crate::error::Failure::Misfit) when something is mounted in there, which stays as
 /// it is.
-pub(super) fn remove_all(parent: &OwnedFd, name: &[u8]) -> Result<()> {
+pub(super) fn remove_all(parent: &OwnedFd, name: &[u8], go_on: fn() -> Result<()>) -> Result<()> {
     let Some(top) = directory(parent, name)? else { return unlink(parent, name, AtFlags::empty()) };
     let mut number = 0;
     loop {
@@ -51,12 +50,12 @@ pub(super) fn remove_all(parent: &OwnedFd, name: &[u8]) -> Result<()> {
             return unlink(parent, name, AtFlags::REMOVEDIR);
         }
         for name in all {
-            interrupted()?;
+            go_on()?;
             // To move it even if it is here already shows whether it is a mount point, whose content must not be touched.
             let Some(moved) = remove_or_move(&top, &name, &top, &mut number)? else { continue };
             let Some(inner) = directory(&top, &moved)? else { continue };
             for name in names(&inner)? {
-                interrupted()?;
+                go_on()?;
                 remove_or_move(&inner, &name, &top, &mut number)?;
             }
             unlink(&top, &moved, AtFlags::REMOVEDIR)?;
@@ -124,10 +123,10 @@ mod tests {
                 rustix::fs::openat(&here, "file", OFlags::CREATE | OFlags::WRONLY, Mode::RUSR).unwrap();
             }
         }
-        remove_all(&top, b"a").unwrap();
+        remove_all(&top, b"a", || Ok(())).unwrap();
         assert_eq!(names(&top).unwrap(), [b"b"]);
-        remove_all(&top, b"b").unwrap();
-        remove_all(&top, b"nothing").unwrap();
+        remove_all(&top, b"b", || Ok(())).unwrap();
+        remove_all(&top, b"nothing", || Ok(())).unwrap();
         assert!(names(&top).unwrap().is_empty());
     }
 
@@ -140,13 +139,13 @@ mod tests {
         std::fs::write(kept.join("file"), "kept").unwrap();
         let run = |program: &str, args: &[&Path]| assert!(Command::new(program).args(args).status().unwrap().success(), "{program}");
         run("mount", &[Path::new("--bind"), &kept, &point]);
-        let error = remove_all(&open(dir.path()), b"a").unwrap_err();
+        let error = remove_all(&open(dir.path()), b"a", || Ok(())).unwrap_err();
         assert_eq!(exit_code(&error), 78, "{error:#}");
         assert!(kept.join("file").exists());
         let mounts = crate::node::mounts::mounts().unwrap();
         let moved = mounts.into_iter().map(|mount| mount.point).find(|point| point.starts_with(dir.path())).unwrap();
         run("umount", &[&moved]);
-        remove_all(&open(dir.path()), b"a").unwrap();
+        remove_all(&open(dir.path()), b"a", || Ok(())).unwrap();
         assert!(kept.join("file").exists());
     }
 }

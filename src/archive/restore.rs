@@ -21,7 +21,7 @@ use super::parse::Sink;
 use super::plan::{Plan, Step, leaders};
 use super::remove::{remove_all, unlink, unlock};
 use super::select::Selection;
-use super::stage::{Bench, Stages, sweep};
+use super::stage::{Bench, Stages};
 use super::table::{Id, Table};
 use super::tree::{Found, Inode, Tree};
 use super::{Action, Change, Counts, Extra, Source, Tick, verify, work};
@@ -66,32 +66,25 @@ pub(super) fn compare(
 pub(super) fn restore(table: &Table, source: &Source, path: &Path, selection: &Selection, extra: Extra, tick: Tick<'_>) -> Result<Counts> {
     std::fs::create_dir_all(path).with_context(|| format!("making {}", path.display()))?;
     let tree = Tree::open(path)?;
-    let mut unfinished = sweep(&tree, b"")?;
     let leaders = leaders(table, selection);
     let labelled = labelled(table, source);
     let found =
         Comparer { table, tree: &tree, selection, extra, tick, leaders: &leaders, labelled, archive: Found::of(source.file())? }.run()?;
     let plan = Plan::new(table, selection, &leaders, found)?;
-    for root in &plan.crossed {
-        unfinished |= sweep(&tree, root)?;
-    }
-    if plan.is_empty() {
-        if unfinished {
-            // An earlier restore did it all and was killed before it was on disk.
-            sync(&tree, &plan.crossed.iter().cloned().chain([Vec::new()]).collect::<Vec<_>>())?;
-        }
-        return Ok(plan.counts);
-    }
     let needed = Needed::new(table, source, &plan, &leaders);
     needed.check(table, source, &plan)?;
     let paths = plan.steps.iter().map(|step| table.path(step.id)).chain(plan.surplus.iter().map(|surplus| &surplus.path[..]));
     let stages = Stages::new(&tree, &plan.crossed, paths)?;
+    if plan.is_empty() {
+        // An earlier restore may have done it all, and been killed before it was on disk.
+        stages.finish()?;
+        return Ok(plan.counts);
+    }
     let restorer = Restorer { table, tree: &tree, leaders: &leaders, labelled, tick, plan: &plan, stages: &stages };
     let done = restorer.run(source, &needed);
     if done.is_err() {
         // What was done so far is kept and gets on disk; the error is what matters.
-        let _ = stages.sync();
-        stages.roots().iter().for_each(|root| drop(sweep(&tree, root)));
+        let _ = stages.finish();
     }
     done.map(|()| plan.counts)
 }
@@ -99,13 +92,6 @@ pub(super) fn restore(table: &Table, source: &Source, path: &Path, selection: &S
 /// Security labels are compared and restored, unless an archive of another origin holds none at all.
 fn labelled(table: &Table, source: &Source) -> bool {
     matches!(source, Source::Indexed(_)) || table.is_labelled()
-}
-
-fn sync(tree: &Tree, roots: &[Vec<u8>]) -> Result<()> {
-    for root in roots {
-        rustix::fs::syncfs(tree.list(root)?).with_context(|| format!("syncing the file system of {}", tree.shown(root)))?;
-    }
-    Ok(())
 }
 
 /// A directory in which something is changed, as it was before.
@@ -193,7 +179,7 @@ impl Restorer<'_> {
             let (parent, name) = split(&surplus.path).context("deleting the root of the tree")?;
             let parent = bench.enter(parent)?;
             let delete = || match surplus.directory {
-                true if surplus.is_beyond_reach() => remove_all(parent, name),
+                true if surplus.is_beyond_reach() => remove_all(parent, name, interrupted),
                 true => unlink(parent, name, AtFlags::REMOVEDIR),
                 false => unlink(parent, name, AtFlags::empty()),
             };
@@ -387,9 +373,8 @@ impl Restorer<'_> {
         for path in all.iter().filter(|path| !roots.contains(path)) {
             self.finish_directory(path, steps.remove(path), touched.remove(path).as_ref())?;
         }
-        self.stages.sync()?;
+        self.stages.finish()?;
         for root in roots {
-            sweep(self.tree, root)?;
             self.finish_directory(root, steps.remove(root), touched.remove(root).as_ref())?;
             rustix::fs::fsync(self.tree.list(root)?).with_context(|| format!("syncing {}", self.tree.shown(root)))?;
         }

@@ -16,10 +16,11 @@ use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 use super::acl;
-use super::entry::{join, split};
-use super::remove::{remove_all, unlock};
+use super::entry::{Kind, join, split};
+use super::remove::{remove_all, unlink, unlock};
 use super::select::is_below;
-use super::tree::{Found, Inode, Tree};
+use super::tree::{Found, Inode, Tree, names};
+use crate::node::clock::interrupted;
 
 /// Its name.
 pub(super) const STAGE: &[u8] = b".recovery-stage";
@@ -42,7 +43,8 @@ pub(super) fn sweep(tree: &Tree, root: &[u8]) -> Result<bool> {
         return Ok(false);
     }
     let before = Found::of(&directory)?;
-    remove_all(&directory, STAGE).with_context(|| format!("removing {}", tree.shown(&join(root, STAGE))))?;
+    // What asks us to stop is no reason to leave what is in it behind.
+    remove_all(&directory, STAGE, || Ok(())).with_context(|| format!("removing {}", tree.shown(&join(root, STAGE))))?;
     Inode::of(tree.list(root)?).set_mtime(before.mtime)?;
     Ok(true)
 }
@@ -60,7 +62,8 @@ pub(super) struct Stages<'a> {
 }
 
 impl<'a> Stages<'a> {
-    /// The stages that changes at `paths` need; `crossed` are the directories where another file system begins.
+    /// The stages that changes at `paths` need, and those that a restore has left; `crossed` are the directories where another file system
+    /// begins.
     ///
     /// # Errors
     /// When one of these directories cannot be opened.
@@ -75,14 +78,18 @@ impl<'a> Stages<'a> {
                 used[at] = true;
             }
         }
-        let mut used = used.into_iter();
-        all.retain(|_| used.next().unwrap_or(false));
-        let open = |root: &Vec<u8>| tree.list(root).with_context(|| format!("opening {}", tree.shown(root)));
-        let handles = all.iter().map(open).collect::<Result<_>>()?;
-        Ok(Self { tree, roots: all, handles, benches: AtomicUsize::new(0) })
+        let (mut roots, mut handles) = (Vec::new(), Vec::new());
+        for (root, used) in all.into_iter().zip(used) {
+            let handle = tree.list(&root).with_context(|| format!("opening {}", tree.shown(&root)))?;
+            if used || Found::at(&handle, STAGE)?.is_some() {
+                roots.push(root);
+                handles.push(handle);
+            }
+        }
+        Ok(Self { tree, roots, handles, benches: AtomicUsize::new(0) })
     }
 
-    /// Makes them.
+    /// Makes them. One that is there is emptied: it goes on telling of the restore that left it.
     ///
     /// # Errors
     /// When one cannot be made.
@@ -90,9 +97,14 @@ impl<'a> Stages<'a> {
         for root in &self.roots {
             let make = || -> Result<()> {
                 let directory = self.tree.dir(root)?;
-                rustix::fs::mkdirat(&directory, STAGE, Mode::RWXU)?;
+                let left = Found::at(&directory, STAGE)?.is_some_and(|found| found.kind == Some(Kind::Directory));
+                if !left {
+                    unlink(&directory, STAGE, AtFlags::empty())?;
+                    rustix::fs::mkdirat(&directory, STAGE, Mode::RWXU)?;
+                }
+                let stage = Inode::open(&directory, STAGE, Kind::Directory)?;
+                names(stage.file())?.iter().try_for_each(|name| remove_all(stage.file(), name, interrupted))?;
                 // Nothing made in it is to inherit an ACL.
-                let stage = Inode::open(&directory, STAGE, super::entry::Kind::Directory)?;
                 match rustix::fs::fremovexattr(stage.file(), acl::DEFAULT) {
                     Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
                     result => Ok(result?),
@@ -112,6 +124,15 @@ impl<'a> Stages<'a> {
             rustix::fs::syncfs(handle).with_context(|| format!("syncing the file system of {}", self.tree.shown(root)))?;
         }
         Ok(())
+    }
+
+    /// Makes everything durable, and then removes them; directories keep their times.
+    ///
+    /// # Errors
+    /// When something could not be written, or removed. The stages then still tell of it.
+    pub(super) fn finish(&self) -> Result<()> {
+        self.sync()?;
+        self.roots.iter().try_for_each(|root| sweep(self.tree, root).map(drop))
     }
 
     /// The directories they are in.

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::tree::{Scratch, assert_same, noise};
-use crate::{pack, restore, run, text};
+use crate::tree::{self, Scratch, assert_same, noise};
+use crate::{Mount, compare, pack, restore, run, text};
 
 const FILES: u64 = 50;
 /// Files of which only the mode differs: to set it takes the restore a while after the others are in place.
@@ -149,4 +149,36 @@ fn compare_modes(from: &Path, tree: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let last = format!("slow/{:05}", SLOW - 1);
     from.join(&last).metadata().unwrap().mode() != tree.join(&last).metadata().unwrap().mode()
+}
+
+#[test]
+fn a_restore_that_was_killed_is_synced_even_if_the_next_one_fails_too() {
+    use std::os::unix::fs::MetadataExt;
+    let scratch = Scratch::new();
+    let (from, file, disk) = (scratch.path("from"), scratch.path("a.tar.zst"), Disk::make(&scratch));
+    let tree = disk.at.join("tree");
+    fs::create_dir_all(from.join("directory")).unwrap();
+    fs::create_dir(&tree).unwrap();
+    pack(&from, &file);
+    restore(&file, &tree).unwrap();
+    // As a restore leaves it that was killed when it had done all but the sync.
+    fs::write(from.join("passwd"), content(1, true)).unwrap();
+    let root = from.metadata().unwrap();
+    pack(&from, &file);
+    run("cp", &["-a", text(&from.join("passwd")), text(&tree)]);
+    fs::create_dir(tree.join(".recovery-stage")).unwrap();
+    fs::write(tree.join(".recovery-stage/secret"), "key").unwrap();
+    tree::set_mtime(&tree, root.mtime(), root.mtime_nsec());
+    // The next one does not get beyond the comparison; the one after it finds nothing to do.
+    let mount = Mount::tmpfs(&tree.join("directory"), "size=1m");
+    fs::write(tree.join("directory/file"), "of somebody else").unwrap();
+    restore(&file, &tree).unwrap_err();
+    drop(mount);
+    assert_eq!(compare(&file, &tree).0, []);
+    restore(&file, &tree).unwrap();
+    disk.cut_power();
+    disk.boot();
+    assert!(fs::read(tree.join("passwd")).unwrap() == content(1, true));
+    restore(&file, &tree).unwrap();
+    assert_same(&from, &tree);
 }
