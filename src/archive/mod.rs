@@ -46,6 +46,7 @@ use entry::Kind;
 use frames::{FrameReader, Frames};
 use stream::Stream;
 use table::{Builder, Table};
+use tree::Tree;
 
 pub use select::Selection;
 
@@ -83,6 +84,19 @@ pub struct Packed {
 /// for a `previous` that is missing or damaged.
 pub fn pack(tree: &Path, file: &Path, selection: &Selection, previous: Option<&Path>, tick: Tick<'_>) -> Result<Packed> {
     pack::pack(tree, file, selection, previous, tick)
+}
+
+/// Removes what a restore that was interrupted has left in `tree`, which nobody will finish: a directory with parts of files, secrets among
+/// them. It stands at the root of the tree, and of each other file system on the way to what was restored: a `tree` of its own for this.
+/// True when there was one. What the restore had changed so far is synced first: see [`Archive::restore`].
+///
+/// # Errors
+/// When it cannot be synced or removed.
+pub fn sweep(tree: &Path) -> Result<bool> {
+    if !tree.try_exists().with_context(|| format!("looking for {}", tree.display()))? {
+        return Ok(false);
+    }
+    stage::sweep_alone(&Tree::open(tree)?)
 }
 
 /// An archive, opened for reading, its names checked.

@@ -49,6 +49,19 @@ pub(super) fn sweep(tree: &Tree, root: &[u8]) -> Result<bool> {
     Ok(true)
 }
 
+/// Makes a restore that was interrupted durable as far as it got, and removes its stage in the root of `tree`; true when there was one.
+///
+/// # Errors
+/// When it cannot be synced or removed.
+pub(super) fn sweep_alone(tree: &Tree) -> Result<bool> {
+    let stages = Stages::new(tree, &[], std::iter::empty())?;
+    stages.finish()?;
+    for handle in &stages.handles {
+        rustix::fs::fsync(handle).with_context(|| format!("syncing {}", tree.shown(b"")))?;
+    }
+    Ok(!stages.roots.is_empty())
+}
+
 /// The stages of one restore: one on each file system where something is changed.
 #[derive(Debug)]
 pub(super) struct Stages<'a> {

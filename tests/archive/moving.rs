@@ -327,3 +327,19 @@ fn an_archive_that_is_there_stays_until_the_new_one_is_whole() {
     assert_eq!(file.metadata().unwrap().mode() & 0o7777, 0o600);
     assert_eq!((compare(&file, &from).0, there()), (Vec::new(), vec!["a.tar.zst".to_owned()]));
 }
+
+#[test]
+fn what_a_killed_restore_has_left_can_be_swept() {
+    let scratch = Scratch::new();
+    let tree = scratch.path("tree");
+    assert!(!recovery::archive::sweep(&tree).unwrap());
+    plain_tree(&tree, 20);
+    fs::create_dir_all(tree.join(".recovery-stage/0")).unwrap();
+    fs::write(tree.join(".recovery-stage/0/new"), "a key, half of it").unwrap();
+    tree::set_mtime(&tree, 5, 5);
+    let before = crate::stamps(&tree.join("00"));
+    assert!(recovery::archive::sweep(&tree).unwrap());
+    assert!(!tree.join(".recovery-stage").exists());
+    assert_eq!((tree.metadata().unwrap().mtime(), crate::stamps(&tree.join("00"))), (5, before));
+    assert!(!recovery::archive::sweep(&tree).unwrap());
+}
