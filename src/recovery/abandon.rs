@@ -11,6 +11,7 @@ use super::machine::{Event, Phase, State};
 use super::status::{RunStatus, StepState};
 use super::undo::{Undo, Units};
 use super::{history, verbs};
+use crate::archive;
 use crate::node::dir::RecoveryDir;
 use crate::node::profile::Profile;
 use crate::node::{Node, hold};
@@ -28,6 +29,9 @@ pub struct AbandonReport {
     /// What state the node is in, in words.
     pub state: String,
 }
+
+/// The trees that the steps restore.
+const TREES: [&str; 5] = ["/", "/etc", "/etc/kubernetes", "/usr/local", "/var/lib/kubelet"];
 
 /// Steps that change what the node would boot or run, by phase: once one has begun, the node is no longer what it was.
 const CHANGING: [(Phase, &str); 12] = [
@@ -83,11 +87,23 @@ pub fn abandon(node: &Node, dir: &RecoveryDir) -> Result<Option<AbandonReport>> 
     let run = reading.as_ref().map(RunStatus::of);
     let state = state_of(reading.as_ref(), untouched, &changed);
     let old = reading.as_ref().map(|r| r.run().to_owned()).or(undo.as_ref().and_then(|u| u.runs.last().cloned()));
+    put_back.extend(swept(node)?);
     put_back.extend(kept_etcd(node, reading.as_ref(), undo.as_ref()));
     put_back.extend(next_boot(node).filter(|_| changed.iter().any(|step| step.starts_with(Phase::Platform.name()))));
     let report = AbandonReport { run, put_back, changed, state };
     history::close(dir, old.as_deref(), &report)?;
     Ok(Some(report))
+}
+
+/// What a restore that was cut short was about to put in place: parts of files, secrets among them.
+fn swept(node: &Node) -> Result<Vec<String>> {
+    let mut said = Vec::new();
+    for tree in TREES {
+        if archive::sweep(&node.real_path(tree))? {
+            said.push(format!("what a restore of {tree} had left unfinished is removed"));
+        }
+    }
+    Ok(said)
 }
 
 /// The etcd data that the runs replaced is kept, and stays: whether it or the restored one is wanted, a person decides.

@@ -241,6 +241,16 @@ fn a_unit_that_does_not_start_does_not_keep_a_recovery_from_being_given_up() {
 }
 
 #[test]
+fn giving_up_leaves_no_parts_of_files_behind() {
+    let place = Place::new();
+    place.restore_files(Asked::default()).unwrap();
+    place.put("/etc/.recovery-stage/0/new", "half a secret");
+    let report = place.abandon().unwrap().unwrap();
+    assert!(!place.at("/etc/.recovery-stage").exists());
+    assert!(report.put_back.iter().any(|line| line.contains("restore of /etc")), "{:?}", report.put_back);
+}
+
+#[test]
 fn a_hold_that_is_taken_away_in_the_middle_is_placed_again() {
     let place = Place::new();
     place.fail("systemctl stop containerd.service");
