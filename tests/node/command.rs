@@ -94,7 +94,13 @@ pub fn run(command: &mut Command, stdin: &[u8], limit: Limit) -> Result<Done> {
         let (stdout, stderr) = (scope.spawn(move || read(&mut stdout)), scope.spawn(move || read(&mut stderr)));
         // One that ends without reading it all says itself what is wrong.
         scope.spawn(move || input.write_all(stdin));
-        let ended = limit.wait("it to end", || child.try_wait().context("waiting for it"), String::new);
+        let look = || {
+            // A node that goes down stops its processes before it ends them. nsenter then stops itself too, and is never told to go on: what
+            // it started stays a zombie, for which the node's shutdown waits for a minute and a half.
+            let _ = kill_process_group(Pid::from_child(&child), Signal::CONT);
+            child.try_wait().context("waiting for it")
+        };
+        let ended = limit.wait("it to end", look, String::new);
         if ended.is_err() {
             let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
             child.wait()?;
