@@ -159,8 +159,10 @@ fn facts_are_read() -> Result<()> {
         operators.iter().all(|o| o.available && !o.progressing && !o.degraded && o.version.as_deref() == Some("4.16.4")),
         "{operators:?}"
     );
-    assert!(client.node_ready(NODE)?);
-    assert!(!client.node_ready("another")?);
+    assert!(client.node_ready(NODE, None)?);
+    assert!(!client.node_ready("another", None)?);
+    assert!(client.node_ready(NODE, Some("2024-01-01T00:00:00Z".parse()?))?);
+    assert!(!client.node_ready(NODE, Some(jiff::Timestamp::now()))?, "nobody has reported it since then");
     assert!(client.rolling_out(OPENSHIFT.redeployed)?.is_empty());
     assert!(client.obstacles().is_empty(), "{:?}", client.obstacles());
     Ok(())

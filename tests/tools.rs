@@ -275,11 +275,11 @@ fn kubelet_asks_for_certificates_and_waits_for_them() -> Result<()> {
         },
     });
     node.put_key("/kubernetes.io/certificatesigningrequests/csr-foreign", &foreign.to_string())?;
-    wait_for("the node to be not Ready", || Ok(!client.node_ready("sno-node-0")?))?;
+    wait_for("the node to be not Ready", || Ok(!client.node_ready("sno-node-0", None)?))?;
     let mut approved = Vec::new();
     wait_for("the node to be Ready", || {
         approved.extend(client.approve_requests("sno-node-0", begun)?);
-        client.node_ready("sno-node-0")
+        client.node_ready("sno-node-0", None)
     })?;
     assert_eq!(approved.len(), 2, "one as the bootstrapper, one as the node");
     Ok(())

@@ -1,6 +1,7 @@
 //! What the cluster is, and how its operators are.
 
 use anyhow::{Context, Result};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Client;
@@ -120,15 +121,20 @@ impl Client {
         self.list("/apis/config.openshift.io/v1/clusteroperators").context("asking for the ClusterOperators")
     }
 
-    /// True when the node's condition Ready is True; false when there is no such node.
+    /// True when the node's condition Ready is True, and kubelet has reported it at `since` or later: an etcd that was restored holds what was
+    /// so at the backup, and nobody doubts it for 40 s. A kubelet that starts reports at once. False when there is no such node.
     ///
     /// # Errors
     /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when the API does not answer.
-    pub fn node_ready(&self, name: &str) -> Result<bool> {
-        match self.get::<Object<Unread, Conditions>>(&format!("/api/v1/nodes/{name}")) {
-            Err(error) if is_missing(&error) => Ok(false),
-            node => Ok(is_true(&node?.status.conditions, "Ready")),
-        }
+    pub fn node_ready(&self, name: &str, since: Option<Timestamp>) -> Result<bool> {
+        let node = match self.get::<Object<Unread, Conditions>>(&format!("/api/v1/nodes/{name}")) {
+            Err(error) if is_missing(&error) => return Ok(false),
+            node => node?,
+        };
+        // The API has whole seconds.
+        let reported = condition(&node.status.conditions, "Ready").and_then(|ready| ready.reported);
+        let is_fresh = since.is_none_or(|since| reported.is_some_and(|at| at.as_second() >= since.as_second()));
+        Ok(is_fresh && is_true(&node.status.conditions, "Ready"))
     }
 }
 

@@ -52,6 +52,9 @@ pub(super) struct Condition {
     pub(super) status: Option<String>,
     #[serde(deserialize_with = "or_default")]
     pub(super) message: String,
+    /// When it was last reported. A node's has it; most others have not.
+    #[serde(rename = "lastHeartbeatTime")]
+    pub(super) reported: Option<jiff::Timestamp>,
 }
 
 /// A status of which only the conditions are read.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use jiff::Timestamp;
 
 use super::run::{Doing, Step};
 use super::undo::Units;
@@ -26,7 +27,7 @@ fn cluster(here: &mut Doing<'_, '_>) -> Result<()> {
         PAUSE,
         |here| {
             waits::approve(here, &client);
-            *last.borrow_mut() = unlike(&client, &manifest.identity.node_name, &manifest.operators);
+            *last.borrow_mut() = unlike(&client, &manifest.identity.node_name, waits::kubelet_started(here), &manifest.operators);
             Ok(last.borrow().is_empty().then_some(()))
         },
         |_| waits::with_obstacles(last.borrow().join("; "), Some(&client)),
@@ -40,10 +41,10 @@ fn cluster(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 /// What is not yet as it was, in sentences. An API server that is away for a moment is one of them.
-fn unlike(client: &Client, node: &str, then: &[OperatorState]) -> Vec<String> {
-    let mut said = match client.node_ready(node) {
+fn unlike(client: &Client, node: &str, since: Option<Timestamp>, then: &[OperatorState]) -> Vec<String> {
+    let mut said = match client.node_ready(node, since) {
         Ok(true) => Vec::new(),
-        Ok(false) => vec![format!("the node {node} is not Ready")],
+        Ok(false) => vec![format!("kubelet has not reported the node {node} Ready since it was started")],
         Err(error) => return vec![format!("{error:#}")],
     };
     match client.operators() {

@@ -83,7 +83,7 @@ pub(super) struct KubeletStart {
 }
 
 /// When kubelet was started, as the wall clock of now has it.
-fn kubelet_started(here: &Doing<'_, '_>) -> Option<Timestamp> {
+pub(super) fn kubelet_started(here: &Doing<'_, '_>) -> Option<Timestamp> {
     let started: KubeletStart = here.noted_by(Phase::Resume, "start-kubelet").ok()??;
     let clock = here.run.node.clock();
     if clock.boot_id().ok()? != started.boot {

@@ -97,17 +97,15 @@ async fn certificate(client: &kube::Client, signer: &str, usage: &str, asked: &s
     }
 }
 
-/// Sets the node's Ready condition; one that is so already is left alone.
+/// Reports the node's Ready condition, as a kubelet does that has just started.
 async fn set_ready(client: &kube::Client, node: &str, ready: bool) -> Result<()> {
     let path = format!("/api/v1/nodes/{node}");
     let mut object: Value = client.request(http::Request::get(&path).body(Vec::new())?).await?;
     let status = if ready { "True" } else { "False" };
     let conditions = object["status"]["conditions"].as_array_mut().context("the node has no conditions")?;
     let condition = conditions.iter_mut().find(|condition| condition["type"] == "Ready").context("the node has no condition Ready")?;
-    if condition["status"] == status {
-        return Ok(());
-    }
     condition["status"] = json!(status);
+    condition["lastHeartbeatTime"] = json!(jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
     condition["reason"] = json!(if ready { "KubeletReady" } else { "KubeletNotReady" });
     let put = http::Request::put(format!("{path}/status")).header("content-type", "application/json").body(serde_json::to_vec(&object)?)?;
     client.request::<Value>(put).await.map(drop).context("writing the node's status")
