@@ -6,7 +6,7 @@
 use anyhow::{Context, Result};
 
 use super::run::{Doing, Step};
-use super::waits;
+use super::waits::{self, PAUSE};
 use crate::node::profile::Profile;
 
 pub(super) const STEPS: &[Step] = &[
@@ -24,7 +24,15 @@ fn redeploy(here: &mut Doing<'_, '_>) -> Result<()> {
     let profile = here.run.profile;
     let operator = profile.redeployed.iter().find(|r| r.resource == here.step()).context("the profile has no such operator")?;
     let client = waits::api(here)?;
-    let revision = client.force_redeployment(operator, &format!("recovery {}", here.id()))?;
+    let reason = format!("recovery {}", here.id());
+    // Refusals pass too: webhooks are served by pods that start now.
+    let last = std::cell::RefCell::new(String::new());
+    let revision = here.wait_for(
+        &format!("{} to accept a reason to redeploy", operator.resource),
+        PAUSE,
+        |_| Ok(client.force_redeployment(operator, &reason).map_err(|error| *last.borrow_mut() = format!("{error:#}")).ok()),
+        |_| waits::with_obstacles(last.borrow().clone(), Some(&client)),
+    )?;
     here.figure("revision", revision);
     here.waiting(&format!("waiting for revision {revision} of {}", operator.resource), |here, task| {
         let deadline = here.run.node.clock().deadline(here.run.wait);
