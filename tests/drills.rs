@@ -3,5 +3,11 @@
 #[path = "node/mod.rs"]
 pub mod node;
 
+#[path = "drills/hands.rs"]
+mod hands;
+#[path = "drills/one_command.rs"]
+mod one_command;
 #[path = "drills/smoke.rs"]
 mod smoke;
+#[path = "drills/waits.rs"]
+mod waits;
