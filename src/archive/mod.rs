@@ -49,6 +49,7 @@ use table::{Builder, Table};
 use tree::Tree;
 
 pub use select::Selection;
+pub use walk::BY_DESIGN;
 
 /// Called with bytes done since the last call.
 pub type Tick<'a> = &'a (dyn Fn(u64) + Sync);

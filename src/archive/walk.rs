@@ -20,6 +20,11 @@ const MOST_SKIPPED: usize = 1000;
 /// Why something is not packed that was there.
 pub(super) const VANISHED: &str = "vanished while the tree was being read";
 
+/// Why something is left out of every archive, on every node: a socket is nothing without its program, and what is mounted is another tree.
+pub const BY_DESIGN: [&str; 2] = [SOCKET, MOUNT_POINT];
+pub(super) const SOCKET: &str = "is a socket";
+pub(super) const MOUNT_POINT: &str = "is a mount point: its content is not the tree's";
+
 /// One path, as it was when it was looked at.
 #[derive(Debug)]
 pub(super) struct Item {
@@ -147,7 +152,11 @@ impl<'a> Walk<'a> {
         }
         use std::os::unix::ffi::OsStrExt;
         let path = PathBuf::from(std::ffi::OsStr::from_bytes(path));
-        tracing::warn!("{}: {why}", path.display());
+        if BY_DESIGN.contains(&why) {
+            tracing::debug!("{}: {why}", path.display());
+        } else {
+            tracing::warn!("{}: {why}", path.display());
+        }
         self.skipped.push((path, why.to_owned()));
     }
 
@@ -180,7 +189,7 @@ impl<'a> Walk<'a> {
             return Ok(None);
         };
         let Some(kind) = found.kind else {
-            self.skip(&path, "is a socket");
+            self.skip(&path, SOCKET);
             return Ok(None);
         };
         if self.output.iter().flatten().any(|output| (found.file_system, found.inode) == (output.file_system, output.inode)) {
@@ -197,7 +206,7 @@ impl<'a> Walk<'a> {
             return Ok(None);
         }
         if mount {
-            self.skip(&item.entry.path.clone(), "is a mount point: its content is not the tree's");
+            self.skip(&item.entry.path.clone(), MOUNT_POINT);
             item.entry.size = 0;
             item.file = None;
         } else if kind == Kind::Directory {

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::args::BackupArgs;
 use super::context::Context;
+use crate::archive::BY_DESIGN;
 use crate::backup::asked_by::AskedBy;
 use crate::backup::names::parse_labels;
 use crate::backup::take::{Outcome, TakeOptions, Taken, already_taken, take};
@@ -49,7 +50,11 @@ fn describe(taken: &Taken) -> String {
         taken.seconds,
         taken.path.display()
     );
-    for (path, why) in &taken.skipped {
+    let (by_design, others): (Vec<_>, Vec<_>) = taken.skipped.iter().partition(|(_, why)| BY_DESIGN.contains(&why.as_str()));
+    if !by_design.is_empty() {
+        text += &format!("  left out by design: {} sockets and mount points (-v names them)\n", by_design.len());
+    }
+    for (path, why) in others {
         text += &format!("  skipped {path}: {why}\n");
     }
     for deployment in &taken.undeployed {
