@@ -1,6 +1,7 @@
 //! `recovery status`, and the bare command: the recovery in progress, or what there is to recover from.
 
 use std::fmt::Write as _;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ use crate::recovery::{Outcome, RunReport, StatusReport, status};
 
 /// How often `--watch` looks.
 const WATCH: Duration = Duration::from_secs(1);
+/// Clears the screen (ECMA-48).
+const CLEAR: &str = "\x1b[2J";
 
 /// `status --json`
 #[derive(Debug, Serialize)]
@@ -27,19 +30,38 @@ struct Status {
 }
 
 pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<ExitCode> {
+    let mut first = true;
     loop {
         let report = Status { recovery: status(&context.node, &context.dir)?, backups: store::list(&context.dir)? };
-        if args.watch && !context.json {
-            // Home, and clear to the end of the screen: a screen that is rewritten does not flicker.
-            print_text(&format!("\x1b[H\x1b[2J{}", as_called(&describe(&report))));
-        } else {
-            context.print(&report, describe)?;
+        match rows_to_rewrite() {
+            Some(rows) if args.watch && !context.json => {
+                let clear = if std::mem::take(&mut first) { CLEAR } else { "" };
+                print_text(&format!("{clear}{}", screen(&as_called(&describe(&report)), rows)));
+            }
+            _ => context.print(&report, describe)?,
         }
-        if !args.watch {
+        // An interruption is how watching ends.
+        if !args.watch || context.node.clock().sleep(WATCH).is_err() {
             return Ok(ExitCode::SUCCESS);
         }
-        context.node.clock().sleep(WATCH)?;
     }
+}
+
+/// How many lines the terminal has, when standard output is one.
+fn rows_to_rewrite() -> Option<usize> {
+    let stdout = std::io::stdout();
+    let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(&stdout).ok())?;
+    Some(size.map(|size| usize::from(size.ws_row)).filter(|rows| *rows > 1).unwrap_or(usize::MAX))
+}
+
+/// The text over what the screen showed, line by line: one that is never cleared as a whole does not flicker. What does not fit is cut off
+/// at the top, because the step that is at work and what to do next are further down.
+fn screen(text: &str, rows: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let shown = &lines[lines.len().saturating_sub(rows - 1)..];
+    // Without line wrap (mode 7) a line of text is a line of the screen.
+    let body: String = shown.iter().map(|line| format!("{line}\x1b[K\n")).collect();
+    format!("\x1b[?7l\x1b[H{body}\x1b[J\x1b[?7h")
 }
 
 fn describe(report: &Status) -> String {
@@ -127,4 +149,16 @@ pub(super) fn describe_run_report(report: &RunReport) -> String {
         writeln!(text, "next: {next}").ok();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_screen_shows_what_fits_of_the_end() {
+        let shown = |rows| screen("one\ntwo\nthree\n", rows).replace("\x1b[K", "");
+        assert_eq!(shown(usize::MAX), "\x1b[?7l\x1b[Hone\ntwo\nthree\n\x1b[J\x1b[?7h");
+        assert_eq!(shown(3), "\x1b[?7l\x1b[Htwo\nthree\n\x1b[J\x1b[?7h");
+    }
 }
