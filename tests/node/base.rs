@@ -16,8 +16,9 @@ use super::root::Root;
 use super::{Node, Stay, Variant, disk, pki};
 
 /// What a base is made of, besides programs: everything in these.
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
     "tests/node",
+    "systemd/var-recovery.mount",
     "tests/standin/rpm-ostree.py",
     "tests/support/api/objects.rs",
     "tests/support/api/roll_out.rs",

@@ -54,7 +54,8 @@ pub fn files(sets: &[&str]) -> Result<Vec<Managed>> {
     let mut all: Vec<Managed> = Vec::new();
     for set in sets {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/managed").join(set);
-        for entry in walkdir::WalkDir::new(&folder).sort_by_file_name() {
+        // A link leads to a file that is packaged for nodes.
+        for entry in walkdir::WalkDir::new(&folder).follow_links(true).sort_by_file_name() {
             let entry = entry.with_context(|| format!("listing {}", folder.display()))?;
             if !entry.file_type().is_file() {
                 continue;
