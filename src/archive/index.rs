@@ -71,7 +71,7 @@ pub(super) struct Record {
     pub(super) entry: Entry,
     /// Only that it exists is meant: a parent of what was selected, or a mount point, which was not entered.
     pub(super) existence: bool,
-    /// Of a file.
+    /// Of a file that is not empty.
     pub(super) hash: Hash,
     /// Bytes of a file's content that are in the archive: holes are not.
     pub(super) data: u64,
@@ -108,7 +108,7 @@ impl Writer {
         let written = frames.len();
         let head = Head { started, entries: self.entries, frames };
         let head = postcard::to_stdvec(&head)?;
-        ensure!(head.len() as u64 <= LARGEST_HEAD, "the archive is too large: it has {} frames", written);
+        ensure!(head.len() as u64 <= LARGEST_HEAD, "the archive is too large: it has {written} frames");
         let head = zstd::bulk::compress(&head, 1).context("compressing the index")?;
         let records = self.stream.finish().context("compressing the index")?;
         let mut index = Vec::with_capacity(head.len() + records.len() + 16);

@@ -173,37 +173,40 @@ impl<'a, 'scope> Packer<'a, 'scope> {
 
     fn add(&mut self, mut item: Item) -> Result<()> {
         if !self.walk.is_linked(&item) {
-            match self.walk.again(&item)? {
-                Some(again) => item = again,
-                None => return self.leave_out(&item, VANISHED),
-            }
+            let Some(again) = self.walk.again(&item)? else {
+                self.walk.leave_out(&item, VANISHED);
+                return Ok(());
+            };
+            item = again;
         }
         let shown = self.tree.shown(&item.entry.path);
         if item.entry.kind == Kind::File && item.entry.size > 0 {
             self.add_file(item).with_context(|| format!("packing {shown}"))?;
         } else {
             let offset = self.header(&item, None).with_context(|| format!("packing {shown}"))?;
-            let sum = if item.entry.kind == Kind::File { Content::default().finish(0) } else { Sum::default() };
-            self.record(item, sum, (self.sink.next_frame(), offset))?;
+            self.record(item, Sum::default(), (self.sink.next_frame(), offset))?;
         }
         if self.frame.plain.len() >= FRAME { self.cut() } else { Ok(()) }
     }
 
     /// Packs a file with content. One that changes meanwhile is read again; one that never rests is taken as it was read last.
     fn add_file(&mut self, mut item: Item) -> Result<()> {
+        let mut why = "became shorter each time it was read";
         for attempt in 1..=TRIES {
             if item.file.is_none() {
-                match self.walk.again(&item)? {
-                    Some(again) => item = again,
-                    None => return self.leave_out(&item, VANISHED),
-                }
+                let Some(again) = self.walk.again(&item)? else {
+                    why = VANISHED;
+                    break;
+                };
+                item = again;
             }
             // By now it can be empty, or another name of something.
             let Some(file) = item.file.take() else { return self.add(item) };
             let segments = if item.found.holes { segments(&file, item.entry.size).context("looking for holes")? } else { None };
             let stored = segments.as_ref().map_or(item.entry.size, |(segments, _)| segments.iter().map(|s| s.1).sum());
             if segments.as_ref().is_some_and(|(_, data)| stored > data.saturating_mul(4).saturating_add(MOST_FILLED)) {
-                return self.leave_out(&item, "has more and farther pieces than an archive can hold");
+                why = "has more and farther pieces than an archive can hold";
+                break;
             }
             let segments = segments.map(|(segments, _)| segments);
             let large = stored > FRAME as u64;
@@ -222,19 +225,19 @@ impl<'a, 'scope> Packer<'a, 'scope> {
                 }
                 Reading::Changed(_) | Reading::Short => {}
             }
-            if large {
-                self.sink.rewind()?;
-                self.frame.plain.clear();
-            } else {
-                self.frame.plain.truncate(mark);
-            }
+            self.go_back(large, mark)?;
             std::thread::sleep(Duration::from_millis(10 << attempt));
         }
-        self.leave_out(&item, "became shorter each time it was read")
+        self.walk.leave_out(&item, why);
+        Ok(())
     }
 
-    fn leave_out(&mut self, item: &Item, why: &str) -> Result<()> {
-        self.walk.leave_out(item, why);
+    /// Forgets what was packed since `mark` in the frame, or, of a large file, since the mark in the archive.
+    fn go_back(&mut self, large: bool, mark: usize) -> Result<()> {
+        if large {
+            self.sink.rewind()?;
+        }
+        self.frame.plain.truncate(if large { 0 } else { mark });
         Ok(())
     }
 

@@ -59,9 +59,9 @@ impl Stream {
     }
 }
 
-/// The sum of an entry's content; that of other kinds is nothing.
+/// The sum of an entry's content; that of an empty file and of other kinds is nothing.
 pub(super) fn sum<R: BufRead>(member: &Member, reader: &mut TarReader<R>) -> Result<Sum> {
-    if member.entry.kind != Kind::File {
+    if member.entry.kind != Kind::File || member.entry.size == 0 {
         return Ok(Sum::default());
     }
     let mut content = Content::default();

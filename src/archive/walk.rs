@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
@@ -150,7 +151,6 @@ impl<'a> Walk<'a> {
             self.more_skipped += 1;
             return;
         }
-        use std::os::unix::ffi::OsStrExt;
         let path = PathBuf::from(std::ffi::OsStr::from_bytes(path));
         if BY_DESIGN.contains(&why) {
             tracing::debug!("{}: {why}", path.display());
