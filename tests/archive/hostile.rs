@@ -299,7 +299,7 @@ fn a_file_with_more_attributes_than_an_archive_can_hold_is_left_out() {
     }
     fs::hard_link(tree.join("a"), tree.join("c")).unwrap();
     for n in 0..10 {
-        rustix::fs::setxattr(tree.join("a"), format!("user.{n}"), &[b'x'; 60_000], rustix::fs::XattrFlags::empty()).unwrap();
+        rustix::fs::setxattr(tree.join("a"), format!("user.{n}"), &vec![b'x'; 60_000], rustix::fs::XattrFlags::empty()).unwrap();
     }
     let packed = pack(&tree, &file);
     let skipped: Vec<_> = packed.skipped.iter().map(|(path, _)| path.as_os_str()).collect();
