@@ -7,6 +7,8 @@ pub mod node;
 mod hands;
 #[path = "drills/one_command.rs"]
 mod one_command;
+#[path = "drills/power_cuts.rs"]
+mod power_cuts;
 #[path = "drills/smoke.rs"]
 mod smoke;
 #[path = "drills/waits.rs"]
