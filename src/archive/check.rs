@@ -26,8 +26,8 @@ const PAGE: u64 = 4096;
 
 enum Said {
     Written(Frame),
-    /// All frames but the first so many are to be written again.
-    Rewound(usize),
+    /// All frames but the first so many are to be written again, when this has been dropped.
+    Rewound(usize, Sender<()>),
 }
 
 /// The writer's end of it.
@@ -49,9 +49,12 @@ impl<'scope> Checker<'scope> {
         self.said.send(Said::Written(frame)).unwrap_or_default();
     }
 
-    /// All frames but the first `count` are to be written again.
+    /// All frames but the first `count` are to be written again. Waits until none of them is being read any more.
     pub(super) fn rewind(&self, count: usize) {
-        self.said.send(Said::Rewound(count)).unwrap_or_default();
+        let (heard, waiting) = channel();
+        self.said.send(Said::Rewound(count, heard)).unwrap_or_default();
+        // Nothing is ever sent: that it is dropped is what we wait for.
+        waiting.recv().unwrap_or_default();
     }
 
     /// Waits until it has nothing left to do for now; how many frames it has read back.
@@ -70,7 +73,7 @@ fn follow(file: &File, heard: &Receiver<Said>) -> Result<usize> {
     while let Ok(said) = heard.recv() {
         match said {
             Said::Written(frame) => frames.push(frame),
-            Said::Rewound(count) => {
+            Said::Rewound(count, _heard) => {
                 frames.truncate(count);
                 checked = checked.min(count);
                 begun = begun.min(end(frames.last()));
@@ -127,4 +130,33 @@ fn forget(file: &File, from: u64, to: u64) -> Result<()> {
     let from = from / PAGE * PAGE;
     let len = std::num::NonZeroU64::new(to.next_multiple_of(PAGE) - from);
     rustix::fs::fadvise(file, from, len, Advice::DontNeed).context("dropping the archive from memory")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_again_is_not_taken_for_damage() {
+        let file = tempfile::tempfile().unwrap();
+        let len = 1 << 20;
+        let write = |checker: &Checker<'_>, byte| {
+            for n in 0..64 {
+                let (bytes, offset) = (vec![byte; len], n * len as u64);
+                file.write_all_at(&bytes, offset).unwrap();
+                let len = u32::try_from(len).unwrap();
+                checker.add(Frame { offset, len, plain_len: len, hash: *blake3::hash(&bytes).as_bytes() });
+            }
+        };
+        let checked = std::thread::scope(|scope| {
+            let checker = Checker::start(scope, &file);
+            for byte in 1..5 {
+                write(&checker, byte);
+                checker.rewind(0);
+            }
+            write(&checker, 9);
+            checker.finish()
+        });
+        assert!(checked.unwrap() > 0);
+    }
 }
