@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::tree::{self, Scratch, assert_same, noise};
 use crate::{Mount, compare, pack, restore, run, text};
@@ -24,6 +25,10 @@ pub(crate) struct Disk {
 
 impl Disk {
     pub(crate) fn make(scratch: &Scratch) -> Self {
+        // In no other mount namespace but that of this test: whoever has it mounted too keeps it from being unmounted.
+        // SAFETY: neither flag touches file descriptors or memory. The working directory is unshared with the namespace, for this thread alone.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.unwrap();
+        run("mount", &["--make-rprivate", "/"]);
         let disk = Self { image: scratch.path("xfs"), at: scratch.path("disk") };
         File::create(&disk.image).unwrap().set_len(400 << 20).unwrap();
         run("mkfs.xfs", &["-q", text(&disk.image)]);
