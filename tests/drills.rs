@@ -3,6 +3,8 @@
 #[path = "node/mod.rs"]
 pub mod node;
 
+#[path = "drills/deployments.rs"]
+mod deployments;
 #[path = "drills/hands.rs"]
 mod hands;
 #[path = "drills/one_command.rs"]
