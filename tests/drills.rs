@@ -7,6 +7,8 @@ pub mod node;
 mod deployments;
 #[path = "drills/hands.rs"]
 mod hands;
+#[path = "drills/old_flags.rs"]
+mod old_flags;
 #[path = "drills/one_command.rs"]
 mod one_command;
 #[path = "drills/power_cuts.rs"]
