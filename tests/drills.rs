@@ -7,13 +7,23 @@ pub mod node;
 mod deployments;
 #[path = "drills/hands.rs"]
 mod hands;
+#[path = "drills/image.rs"]
+mod image;
+#[path = "drills/job.rs"]
+mod job;
+#[path = "drills/jobs.rs"]
+mod jobs;
 #[path = "drills/old_flags.rs"]
 mod old_flags;
 #[path = "drills/one_command.rs"]
 mod one_command;
+#[path = "drills/pods.rs"]
+mod pods;
 #[path = "drills/power_cuts.rs"]
 mod power_cuts;
 #[path = "drills/smoke.rs"]
 mod smoke;
+#[path = "drills/units.rs"]
+mod units;
 #[path = "drills/waits.rs"]
 mod waits;

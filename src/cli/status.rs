@@ -60,8 +60,7 @@ fn screen(text: &str, rows: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let shown = &lines[lines.len().saturating_sub(rows - 1)..];
     // Without line wrap (mode 7) a line of text is a line of the screen.
-    let body: String = shown.iter().map(|line| format!("{line}\x1b[K\n")).collect();
-    format!("\x1b[?7l\x1b[H{body}\x1b[J\x1b[?7h")
+    format!("\x1b[?7l\x1b[H{}\x1b[K\x1b[J\x1b[?7h\n", shown.join("\x1b[K\n"))
 }
 
 fn describe(report: &Status) -> String {
@@ -158,7 +157,7 @@ mod tests {
     #[test]
     fn a_screen_shows_what_fits_of_the_end() {
         let shown = |rows| screen("one\ntwo\nthree\n", rows).replace("\x1b[K", "");
-        assert_eq!(shown(usize::MAX), "\x1b[?7l\x1b[Hone\ntwo\nthree\n\x1b[J\x1b[?7h");
-        assert_eq!(shown(3), "\x1b[?7l\x1b[Htwo\nthree\n\x1b[J\x1b[?7h");
+        assert_eq!(shown(usize::MAX), "\x1b[?7l\x1b[Hone\ntwo\nthree\x1b[J\x1b[?7h\n");
+        assert_eq!(shown(3), "\x1b[?7l\x1b[Htwo\nthree\x1b[J\x1b[?7h\n");
     }
 }

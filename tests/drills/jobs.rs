@@ -1,0 +1,218 @@
+//! Backups asked for by Jobs: with the manifests of `packaging/kubernetes`, and as the hub of the old tool makes them.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::node::{Limit, Node, command};
+
+/// The agent under test.
+pub(crate) const AGENT: &str = env!("CARGO_BIN_EXE_recovery");
+/// Its image. No registry has it: it is imported into the node.
+pub(crate) const IMAGE: &str = "localhost/recovery:drill";
+/// Where the old tool's hub puts its Jobs.
+const HUB: &str = "openshift-talo-backup";
+/// What that hub mounts below `/host`, `/host/proc` above all.
+const HOST_PATHS: [&str; 13] = [
+    "/proc",
+    "/etc",
+    "/usr",
+    "/boot",
+    "/sysroot",
+    "/run",
+    "/dev",
+    "/usr/lib64",
+    "/var/lib/etcd",
+    "/var/lib/kubelet",
+    "/var/recovery",
+    "/var/log",
+    "/var/tmp",
+];
+const MINUTES: Limit = Limit::of(180);
+
+/// Makes the image of the agent under test.
+pub(crate) fn build_image(archive: &Path) -> Result<()> {
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/image/build.sh");
+    command::checked(Command::new(recipe).args([AGENT, IMAGE]).arg(archive), MINUTES).map(drop)
+}
+
+/// Gives the image of the agent under test to the node's container runtime.
+pub(crate) fn import_image(node: &Node) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let archive = dir.path().join("image.tar");
+    build_image(&archive)?;
+    let argv = ["ctr", "--namespace=k8s.io", "images", "import", "-"];
+    node.exec_with(&argv, &std::fs::read(archive)?, MINUTES)?.checked().map(drop)
+}
+
+/// Reboots the node, and waits until its recovery partition is mounted: systemd takes commands before.
+pub(crate) fn reboot(node: &Node) -> Result<()> {
+    node.reboot()?;
+    wait_agent(node)
+}
+
+/// Waits until the agent can be run: while the node boots, its partition is not mounted yet.
+pub(crate) fn wait_agent(node: &Node) -> Result<()> {
+    let there = || Ok(node.exists("/var/recovery/recovery")?.then_some(()));
+    Limit::of(60).wait("/var/recovery to be mounted", there, || node.explain())
+}
+
+/// A Job that was asked for.
+#[derive(Debug)]
+pub(crate) struct Job<'n> {
+    node: &'n Node,
+    namespace: &'static str,
+    name: String,
+}
+
+/// How a Job ended, and its one pod.
+#[derive(Debug)]
+pub(crate) struct End {
+    /// `Complete` or `Failed`.
+    pub(crate) how: String,
+    /// Why it failed, in the API's word.
+    pub(crate) reason: String,
+}
+
+impl<'n> Job<'n> {
+    /// `kubectl apply -k` of an overlay over what is packaged, as the README has people write it.
+    pub(crate) fn packaged(node: &'n Node, name: &str, deadline: u32) -> Result<Self> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/kubernetes");
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            node.put_file(&entry.path(), &format!("/var/tmp/kubernetes/base/{}", entry.file_name().display()), 0o644)?;
+        }
+        let (image, tag) = IMAGE.rsplit_once(':').context("an image without a tag")?;
+        let changes = json!([
+            {"op": "replace", "path": "/metadata/name", "value": name},
+            {"op": "replace", "path": "/spec/activeDeadlineSeconds", "value": deadline},
+        ]);
+        let overlay = json!({
+            "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+            "resources": ["../base"],
+            "images": [{"name": "recovery", "newName": image, "newTag": tag}],
+            "patches": [{"target": {"kind": "Job"}, "patch": changes.to_string(), "options": {"allowNameChange": true}}],
+        });
+        node.put("/var/tmp/kubernetes/overlay/kustomization.yaml", overlay.to_string().as_bytes(), 0o644)?;
+        node.kubectl(&["apply", "--kustomize=/var/tmp/kubernetes/overlay"])?;
+        Ok(Self { node, namespace: "recovery", name: name.to_owned() })
+    }
+
+    /// As the old tool's hub makes it, with nothing but the image changed.
+    pub(crate) fn of_the_hub(node: &'n Node, name: &str, deadline: u32) -> Result<Self> {
+        let job = json!({
+            "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, "namespace": HUB},
+            "spec": {
+                "activeDeadlineSeconds": deadline, "backoffLimit": 0,
+                "template": {"spec": pod_of_the_hub("Never")},
+            },
+        });
+        node.apply(&[namespace_of_the_hub(), account_of_the_hub()])?;
+        node.apply(&[job])?;
+        Ok(Self { node, namespace: HUB, name: name.to_owned() })
+    }
+
+    /// One that is there already.
+    pub(crate) fn of(node: &'n Node, namespace: &'static str, name: &str) -> Self {
+        Self { node, namespace, name: name.to_owned() }
+    }
+
+    /// Waits until it has ended.
+    pub(crate) fn end(&self) -> Result<End> {
+        let mut last = Value::Null;
+        let look = || {
+            // In a recovery, the API server comes and goes.
+            let Ok(job) = self.node.get(&["job", &self.name, &self.place()]) else { return Ok(None) };
+            last = job["status"].clone();
+            let ended = |c: &&Value| c["status"] == "True" && (c["type"] == "Complete" || c["type"] == "Failed");
+            let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let conditions = job["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            Ok(conditions.iter().find(ended).map(|c| End { how: word(&c["type"]), reason: word(&c["reason"]) }))
+        };
+        let ended = MINUTES.wait(&format!("the Job {} to end", self.name), look, || self.node.explain());
+        ended.with_context(|| format!("its status is {last}"))
+    }
+
+    /// Waits until it has ended, which has to be well.
+    pub(crate) fn completes(&self) -> Result<()> {
+        let end = self.end()?;
+        ensure!(end.how == "Complete", "the Job {} ended {} ({}): {}", self.name, end.how, end.reason, self.log().unwrap_or_default());
+        Ok(())
+    }
+
+    /// Its one pod.
+    pub(crate) fn pod(&self) -> Result<Value> {
+        let pods = self.node.get(&["pods", &self.place(), &format!("--selector=batch.kubernetes.io/job-name={}", self.name)])?;
+        let items = pods["items"].as_array().cloned().unwrap_or_default();
+        ensure!(items.len() == 1, "the Job {} has {} pods", self.name, items.len());
+        Ok(items[0].clone())
+    }
+
+    /// How the container of its one pod ended: exit code and termination message.
+    pub(crate) fn ended_container(&self) -> Result<(i64, String)> {
+        let pod = self.pod()?;
+        let ended = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
+        let code = ended["exitCode"].as_i64().with_context(|| format!("its container has not ended: {}", pod["status"]))?;
+        Ok((code, ended["message"].as_str().unwrap_or_default().to_owned()))
+    }
+
+    /// What it said.
+    pub(crate) fn log(&self) -> Result<String> {
+        self.node.kubectl(&["logs", &self.place(), &format!("job/{}", self.name)])
+    }
+
+    /// Its UID, which says who asked for a backup.
+    pub(crate) fn uid(&self) -> Result<String> {
+        let job = self.node.get(&["job", &self.name, &self.place()])?;
+        Ok(job["metadata"]["uid"].as_str().context("a Job without a UID")?.to_owned())
+    }
+
+    fn place(&self) -> String {
+        format!("--namespace={}", self.namespace)
+    }
+}
+
+/// The hub's pod, by itself: one whose container is started again when it ends.
+pub(crate) fn pod_that_asks_again(node: &Node, name: &str) -> Result<()> {
+    let metadata = json!({"name": name, "namespace": HUB});
+    node.apply(&[json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod_of_the_hub("Always")})])
+}
+
+/// What the hub's namespace has of a pod: its log, of the container before or of the one that runs.
+pub(crate) fn log_of_pod(node: &Node, name: &str, previous: bool) -> Result<String> {
+    node.kubectl(&["logs", &format!("--namespace={HUB}"), name, &format!("--previous={previous}")])
+}
+
+/// How often the container of a pod of the hub's namespace has been started again.
+pub(crate) fn restarts(node: &Node, name: &str) -> Result<i64> {
+    let pod = node.get(&["pod", name, &format!("--namespace={HUB}")])?;
+    Ok(pod["status"]["containerStatuses"][0]["restartCount"].as_i64().unwrap_or(0))
+}
+
+fn namespace_of_the_hub() -> Value {
+    let labels = json!({"pod-security.kubernetes.io/enforce": "privileged"});
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": HUB, "labels": labels}})
+}
+
+fn account_of_the_hub() -> Value {
+    json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "backup-agent", "namespace": HUB}})
+}
+
+fn pod_of_the_hub(restart: &str) -> Value {
+    let name = |path: &str| format!("host{}", path.replace('/', "-"));
+    let mut mounts = vec![json!({"name": "host", "mountPath": "/host"})];
+    mounts.extend(HOST_PATHS.map(|path| json!({"name": name(path), "mountPath": format!("/host{path}")})));
+    let mut volumes = vec![json!({"name": "host", "emptyDir": {}})];
+    volumes.extend(HOST_PATHS.map(|path| json!({"name": name(path), "hostPath": {"path": path}})));
+    json!({
+        "restartPolicy": restart, "serviceAccountName": "backup-agent", "hostNetwork": true,
+        "containers": [{
+            "name": "container-image", "image": IMAGE, "args": ["launchBackup"], "tty": true,
+            "securityContext": {"privileged": true, "runAsUser": 0},
+            "volumeMounts": mounts,
+        }],
+        "volumes": volumes,
+    })
+}
