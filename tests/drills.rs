@@ -23,5 +23,7 @@ mod pods;
 mod power_cuts;
 #[path = "drills/smoke.rs"]
 mod smoke;
+#[path = "drills/units.rs"]
+mod units;
 #[path = "drills/waits.rs"]
 mod waits;

@@ -67,7 +67,7 @@ pub(crate) struct Job<'n> {
     name: String,
 }
 
-/// How a Job ended, and its one pod.
+/// How a Job ended.
 #[derive(Debug)]
 pub(crate) struct End {
     /// `Complete` or `Failed`.
