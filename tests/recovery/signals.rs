@@ -22,9 +22,9 @@ fn backup_until(node: &Node, signal: Signal) -> Result<crate::through::Ended> {
     let backups = node.at("/var/recovery/backups");
     wait_for("the backup to archive /var/lib/kubelet", || {
         let unfinished = names(&backups).unwrap_or_default().into_iter().find(|name| name.ends_with(".partial"));
-        // What the one before left is removed first.
+        // It is written beside its name, where the one before may have left one as well.
         let being_written = |meta: std::fs::Metadata| meta.len() > 0 && meta.modified().is_ok_and(|time| time > begun);
-        Ok(unfinished.is_some_and(|id| backups.join(id).join("kubelet.tar.zst").metadata().is_ok_and(being_written)))
+        Ok(unfinished.is_some_and(|id| backups.join(id).join(".kubelet.tar.zst.new").metadata().is_ok_and(being_written)))
     })?;
     kill_process(pid(&backup)?, signal)?;
     ended(backup)
