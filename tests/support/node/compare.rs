@@ -1,5 +1,5 @@
 //! Everything that a recovery has to bring back, to be compared with what it was: every file of the restored trees with all of its
-//! attributes, and every key of the cluster.
+//! attributes, and every key of the cluster (of the node's own object all but kubelet's heartbeat).
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
@@ -24,6 +24,9 @@ pub const NOT_RESTORED: [&str; 4] = [
     "/etc/.updated",
 ];
 
+/// The node's own object, in which kubelet says now and then when it last was ready.
+const NODES: &[u8] = b"/kubernetes.io/minions/";
+
 /// One state of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
@@ -36,7 +39,11 @@ pub struct Snapshot {
 impl Snapshot {
     /// The state now; the cluster must be up.
     pub fn take(node: &Node) -> Result<Self> {
-        let keys = node.keys()?.into_iter().map(|(key, value)| (key, hash(&value))).collect();
+        let mut keys = BTreeMap::new();
+        for (key, value) in node.keys()? {
+            let hash = if key.starts_with(NODES) { hash(&without_heartbeat(&value)) } else { hash(&value) };
+            keys.insert(key, hash);
+        }
         Ok(Self { files: Self::files_of(node)?, keys })
     }
 
@@ -70,6 +77,17 @@ fn differences<K: Ord>(before: &BTreeMap<K, String>, after: &BTreeMap<K, String>
     }
     lines.extend(after.keys().filter(|key| !before.contains_key(key)).map(|key| format!("{}: is new", name(key))));
     lines
+}
+
+/// The node's object without the times of its conditions. One that is not JSON stays as it is.
+fn without_heartbeat(node: &[u8]) -> Vec<u8> {
+    let Ok(mut object) = serde_json::from_slice::<serde_json::Value>(node) else { return node.to_vec() };
+    for condition in object.pointer_mut("/status/conditions").and_then(serde_json::Value::as_array_mut).into_iter().flatten() {
+        for time in ["lastHeartbeatTime", "lastTransitionTime"] {
+            condition.as_object_mut().map(|fields| fields.remove(time));
+        }
+    }
+    object.to_string().into_bytes()
 }
 
 fn hash(bytes: &[u8]) -> String {
