@@ -1,6 +1,7 @@
 //! What every command has: the node, the recovery directory, consent, and output.
 
 use std::io::{BufRead, IsTerminal, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -8,7 +9,8 @@ use serde::Serialize;
 
 use super::args::Global;
 use crate::error::{misfit, not_permitted, usage};
-use crate::node::{Node, dir::RecoveryDir};
+use crate::node::Node;
+use crate::node::dir::{DEFAULT, RecoveryDir};
 use crate::report::Progress;
 
 /// What every command has.
@@ -58,7 +60,7 @@ impl Context {
 
     /// Says what is about to be done and asks. `--yes` is consent; without a terminal to ask on there is none.
     pub(super) fn confirm(&self, what: &[String]) -> Result<()> {
-        self.progress.pause(|| what.iter().for_each(|line| drop(writeln!(std::io::stderr(), "{}", as_called(line)))));
+        self.progress.pause(|| what.iter().for_each(|line| drop(writeln!(std::io::stderr(), "{}", self.as_called(line)))));
         if self.yes {
             return Ok(());
         }
@@ -73,30 +75,28 @@ impl Context {
         if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(usage("not confirmed: nothing was changed")) }
     }
 
+    /// Commands in `text` as they have to be typed here.
+    pub(super) fn as_called(&self, text: &str) -> String {
+        as_called(text, self.dir.shown())
+    }
+
     /// Prints a report: as JSON, or as `people` writes it.
     pub(super) fn print<T: Serialize>(&self, report: &T, people: impl FnOnce(&T) -> String) -> Result<()> {
         if self.json {
             print_json(&serde_json::to_value(report).context("writing the report as JSON")?);
         } else {
-            print_text(&as_called(&people(report)));
+            print_text(&self.as_called(&people(report)));
         }
         Ok(())
     }
 }
 
 /// Commands in texts for people, `recovery …`, as they have to be typed here: the agent is in nobody's `PATH` on the node, and its recovery
-/// directory may be another.
-pub(super) fn as_called(text: &str) -> String {
-    let mut words = std::env::args();
-    let Some(program) = words.next().filter(|program| program.contains('/')) else { return text.to_owned() };
-    let words: Vec<String> = words.collect();
-    let dir = words.iter().enumerate().find_map(|(at, word)| match word.strip_prefix("--dir") {
-        Some("") => words.get(at + 1).cloned(),
-        Some(value) => value.strip_prefix('=').map(str::to_owned),
-        None => None,
-    });
-    let dir = dir.filter(|dir| dir != crate::node::dir::DEFAULT).map_or(String::new(), |dir| format!("--dir {dir} "));
-    text.replace("`recovery --dir ", &format!("`{program} --dir ")).replace("`recovery ", &format!("`{program} {dir}"))
+/// directory, `dir`, may be another than the usual one.
+pub(super) fn as_called(text: &str, dir: &Path) -> String {
+    let Some(program) = std::env::args().next().filter(|program| program.contains('/')) else { return text.to_owned() };
+    let option = if dir == Path::new(DEFAULT) { String::new() } else { format!("--dir {} ", dir.display()) };
+    text.replace("`recovery --dir ", &format!("`{program} --dir ")).replace("`recovery ", &format!("`{program} {option}"))
 }
 
 /// Prints one JSON document on standard output.

@@ -47,7 +47,7 @@ pub fn run() -> ExitCode {
     };
     // Before any thread exists: a process with threads cannot change its mounts.
     if let Err(error) = enter::host(&cli) {
-        eprintln!("error: {}", context::as_called(&format!("{error:#}")));
+        eprintln!("error: {}", context::as_called(&format!("{error:#}"), &cli.global.dir));
         return to_exit(&error);
     }
     let progress = Progress::to_stderr();
@@ -56,7 +56,7 @@ pub fn run() -> ExitCode {
     match catch_signals().and_then(|()| dispatch(&cli, &progress)) {
         Ok(code) => code,
         Err(error) => {
-            tracing::error!("{}", context::as_called(&format!("{error:#}")));
+            tracing::error!("{}", context::as_called(&format!("{error:#}"), &cli.global.dir));
             if json {
                 context::print_json(&serde_json::json!({ "error": format!("{error:#}"), "exit": exit_code(&error) }));
             }

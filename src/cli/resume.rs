@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use super::args::ResumeArgs;
-use super::context::{Context, as_called};
+use super::context::Context;
 use super::status::{describe_run_report, how_far};
 use crate::recovery::{ResumeOptions, Wait, resume};
 use crate::report::unit;
@@ -17,7 +17,7 @@ pub(super) fn run(context: &Context, args: &ResumeArgs) -> Result<ExitCode> {
     }
     let report = resume(&context.node, &context.dir, &options, &context.progress).inspect_err(|error| {
         if args.unit {
-            unit::status(&as_called(&format!("{error:#}")));
+            unit::status(&context.as_called(&format!("{error:#}")));
         }
     })?;
     if let (true, Some(report)) = (args.unit, &report) {

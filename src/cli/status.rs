@@ -10,7 +10,7 @@ use jiff::{Timestamp, Unit};
 use serde::Serialize;
 
 use super::args::StatusArgs;
-use super::context::{Context, as_called, print_text};
+use super::context::{Context, print_text};
 use super::list;
 use crate::backup::store::{self, Listed};
 use crate::recovery::status::{RunStatus, StepState};
@@ -36,7 +36,7 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<ExitCode> {
         match rows_to_rewrite() {
             Some(rows) if args.watch && !context.json => {
                 let clear = if std::mem::take(&mut first) { CLEAR } else { "" };
-                print_text(&format!("{clear}{}", screen(&as_called(&describe(&report)), rows)));
+                print_text(&format!("{clear}{}", screen(&context.as_called(&describe(&report)), rows)));
             }
             _ => context.print(&report, describe)?,
         }
@@ -71,6 +71,9 @@ fn describe(report: &Status) -> String {
         (None, Some(why)) => text += &format!("a recovery is in progress, but its journal cannot be read: {why}\n"),
         (None, None) => text += "no recovery is in progress\n",
     }
+    if let Some(holder) = &recovery.at_work {
+        text += &format!("at work: {holder}\n");
+    }
     if recovery.hold {
         text += "kubelet is held: it does not start\n";
     }
@@ -80,10 +83,10 @@ fn describe(report: &Status) -> String {
     if recovery.run.is_none() {
         text += &list::describe(&report.backups);
     }
-    let next = recovery
-        .next
-        .clone()
-        .or_else(|| (!report.backups.is_empty()).then(|| "`recovery recover` brings this node back to the newest backup".to_owned()));
+    let next = recovery.next.clone().or_else(|| {
+        (recovery.at_work.is_none() && !report.backups.is_empty())
+            .then(|| "`recovery recover` brings this node back to the newest backup".to_owned())
+    });
     if let Some(next) = next {
         text += &format!("next: {next}\n");
     }

@@ -152,9 +152,7 @@ impl RecoveryDir {
             if error != rustix::io::Errno::WOULDBLOCK {
                 return Err(error).with_context(|| format!("locking {}", path.display()));
             }
-            let mut holder = String::new();
-            file.read_to_string(&mut holder).ok();
-            let holder = if holder.trim().is_empty() { "another process" } else { holder.trim() };
+            let holder = named_in(&mut file);
             return Err(not_now(format!(
                 "{} is locked by {holder}; next: run this again when that has ended; `recovery resume` shows a recovery at work, `systemctl stop \
                  recovery-resume.service` stops the unit's",
@@ -169,6 +167,14 @@ impl RecoveryDir {
         Ok(Lock { _file: file })
     }
 
+    /// Who holds the lock, as it named itself: verb, process, since when. Nobody, too, where that is not for this user to see.
+    #[must_use]
+    pub fn holder(&self) -> Option<String> {
+        let mut file = File::open(self.path.join("lock")).ok()?;
+        let held = flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK);
+        held.then(|| named_in(&mut file))
+    }
+
     fn no_lock(&self, error: std::io::Error) -> anyhow::Error {
         let shown = self.shown.display();
         if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
@@ -179,6 +185,12 @@ impl RecoveryDir {
              deletes one (those with the state `partial` first, never the newest complete one); then run this again"
         ))
     }
+}
+
+fn named_in(lock: &mut File) -> String {
+    let mut holder = String::new();
+    lock.read_to_string(&mut holder).ok();
+    if holder.trim().is_empty() { "another process".to_owned() } else { holder.trim().to_owned() }
 }
 
 /// Tries for a tenth of a second: a lock may be held for an instant by one who only looks whether it is free, or by a child between its fork
@@ -203,7 +215,9 @@ mod tests {
         let root = tempfile::tempdir()?;
         let dir = RecoveryDir::new(&Node::at(root.path(), None), Path::new(DEFAULT));
         dir.prepare()?;
+        assert_eq!(dir.holder(), None);
         let held = dir.lock("backup")?;
+        assert!(dir.holder().is_some_and(|holder| holder.starts_with("`recovery backup` (process")));
         let error = dir.lock("resume").unwrap_err();
         assert_eq!(exit_code(&error), 75);
         assert!(error.to_string().contains("`recovery backup` (process"), "{error}");

@@ -73,8 +73,7 @@ pub fn drive(journal: &mut Journal, work: &mut impl Work, until: Until) -> Resul
             return Ok(Halt::After(worked));
         }
         let rebooted = open.awaits_reboot().map_or(Ok(false), |phase| {
-            let other_boot = journal.reading().boot_of_last_step(phase).is_some_and(|boot| boot != journal.boot());
-            Ok::<_, anyhow::Error>(other_boot || !work.needs_reboot(journal, phase)?)
+            Ok::<_, anyhow::Error>(journal.reading().rebooted_since(phase, journal.boot()) || !work.needs_reboot(journal, phase)?)
         })?;
         match open.next(|step| phase.is_some_and(|p| is_lost(journal.reading(), journal.boot(), p, step)), rebooted) {
             Next::Begin(phase) => {

@@ -147,10 +147,11 @@ impl Reading {
         self.records.iter().any(|r| r.event == Kind::StepIntent && r.step.as_deref() == Some(step))
     }
 
-    /// The boot in which the last step of a phase was done.
+    /// True when the node has rebooted since the last step of a phase was done: `boot` is another boot. False before any was.
     #[must_use]
-    pub fn boot_of_last_step(&self, phase: Phase) -> Option<&str> {
-        self.records.iter().rev().find(|r| r.event == Kind::StepDone && r.phase == Some(phase)).map(|r| r.boot.as_str())
+    pub fn rebooted_since(&self, phase: Phase, boot: &str) -> bool {
+        let last = self.records.iter().rev().find(|r| r.event == Kind::StepDone && r.phase == Some(phase));
+        last.is_some_and(|r| r.boot != boot)
     }
 
     /// How many bytes of a torn last line were found.

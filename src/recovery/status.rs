@@ -18,11 +18,13 @@ pub struct StatusReport {
     pub run: Option<RunStatus>,
     /// The journal is there but cannot be read: why.
     pub unreadable: Option<String>,
+    /// The agent that is at work on this recovery directory: its verb, process, and since when.
+    pub at_work: Option<String>,
     /// kubelet is held.
     pub hold: bool,
     /// The run that ended last, while none is in progress.
     pub last: Option<RunStatus>,
-    /// The command to go on with.
+    /// The command to go on with; nothing while an agent is at work on the run.
     pub next: Option<String>,
 }
 
@@ -102,22 +104,26 @@ pub enum StepState {
 pub fn status(node: &Node, dir: &RecoveryDir) -> Result<StatusReport> {
     dir.check()?;
     let hold = hold::is_placed(node);
-    let (run, unreadable) = match Reading::of(&dir.journal()) {
-        Ok(reading) => (reading.map(|reading| RunStatus::of(&reading)), None),
+    let (reading, unreadable) = match Reading::of(&dir.journal()) {
+        Ok(reading) => (reading, None),
         Err(error) if crate::error::exit_code(&error) == 65 => (None, Some(format!("{error:#}"))),
         Err(error) => return Err(error),
     };
-    let next = match (&run, &unreadable) {
-        (None, None) if hold && hold::other_owner(node, dir).is_some() => {
-            hold::other_owner(node, dir).map(|owner| format!("`recovery --dir {owner} status`: kubelet is held by a recovery there"))
-        }
-        (Some(run), _) => Some(run.next(node.clock().boot_id().ok().as_deref(), dir)),
+    let at_work = dir.holder();
+    let run = reading.as_ref().map(RunStatus::of);
+    let elsewhere = if hold { hold::other_owner(node, dir) } else { None };
+    let next = match (&reading, &unreadable) {
+        (Some(_), _) if at_work.is_some() => None,
+        (Some(reading), _) => Some(next(reading, node.clock().boot_id().ok().as_deref()).to_owned()),
         (None, Some(_)) => Some("`recovery restart`, or `recovery abandon`".to_owned()),
-        (None, None) if hold || dir.undo().exists() => Some("`recovery abandon` puts back what an ended recovery left behind".to_owned()),
-        (None, None) => None,
+        (None, None) => match elsewhere {
+            Some(owner) => Some(format!("`recovery --dir {owner} status`: kubelet is held by a recovery there")),
+            None if hold || dir.undo().exists() => Some("`recovery abandon` puts back what an ended recovery left behind".to_owned()),
+            None => None,
+        },
     };
     let last = if dir.in_recovery() { None } else { history::last(dir) };
-    Ok(StatusReport { run, unreadable, hold, last, next })
+    Ok(StatusReport { run, unreadable, at_work, hold, last, next })
 }
 
 impl RunStatus {
@@ -148,18 +154,15 @@ impl RunStatus {
             warnings,
         }
     }
+}
 
-    /// What to do next, in this boot.
-    fn next(&self, boot: Option<&str>, dir: &RecoveryDir) -> String {
-        let same_boot = || {
-            let reading = Reading::of(&dir.journal()).ok().flatten();
-            reading.is_some_and(|r| self.phase.and_then(|p| r.boot_of_last_step(p)).is_some_and(|b| Some(b) == boot))
-        };
-        if self.needs_reboot && same_boot() {
-            return "`systemctl reboot`".to_owned();
-        }
-        if self.by_step { "`recovery resume --step`" } else { "`recovery resume`" }.to_owned()
+/// The command to go on with, in this boot.
+fn next(reading: &Reading, boot: Option<&str>) -> &'static str {
+    let awaited = if let State::Open(open) = &reading.state { open.awaits_reboot() } else { None };
+    if awaited.is_some_and(|phase| boot.is_some_and(|boot| !reading.rebooted_since(phase, boot))) {
+        return "`systemctl reboot`";
     }
+    if reading.beginning.asked.step { "`recovery resume --step`" } else { "`recovery resume`" }
 }
 
 fn phases(reading: &Reading) -> Vec<PhaseStatus> {

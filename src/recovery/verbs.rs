@@ -149,7 +149,7 @@ fn way_of(open: &Open, reading: &Reading, boot: &str) -> Way {
         Some(Phase::Platform) => Way::Anew,
         Some(Phase::RestoreFiles) if open.stage == Stage::Before => Way::Anew,
         Some(Phase::RestoreFiles) => {
-            let rebooted = open.stage == Stage::Reboot && reading.boot_of_last_step(Phase::RestoreFiles) != Some(boot);
+            let rebooted = open.stage == Stage::Reboot && reading.rebooted_since(Phase::RestoreFiles, boot);
             if rebooted { Way::Elsewhere } else { Way::On }
         }
         _ => Way::Elsewhere,
@@ -282,7 +282,7 @@ pub fn resume(node: &Node, dir: &RecoveryDir, options: &ResumeOptions, progress:
     // With consent to reboot, the reboot is asked for again: the first time, something may have held it up.
     if let State::Open(open) = &reading.state
         && let (Stage::Reboot, Some(phase), false) = (open.stage, open.awaits_reboot(), asked.reboot)
-        && reading.boot_of_last_step(phase) == Some(boot.as_str())
+        && !reading.rebooted_since(phase, &boot)
     {
         return Err(not_now(format!(
             "the node has not rebooted since phase {phase} was done; next: `systemctl reboot`, then `recovery resume`"

@@ -31,6 +31,9 @@ fn the_unit_goes_on_after_the_reboot_and_others_follow_it() -> Result<()> {
     for verb in ["backup", "restore-files", "restart", "abandon"] {
         run(&node, &[verb, "--yes"])?.expect(75, &["`recovery resume` (process", "run this again when that has ended"])?;
     }
+    let status = json(&node, &["status"])?;
+    let at_work = status["at_work"].as_str().is_some_and(|holder| holder.starts_with("`recovery resume` (process"));
+    ensure!(at_work && status["next"].is_null(), "there is nothing for a person to do: {status}");
     let failure = [
         "phase resume, step start-runtime failed",
         "Job for containerd.service failed.",
@@ -39,6 +42,9 @@ fn the_unit_goes_on_after_the_reboot_and_others_follow_it() -> Result<()> {
     let followed = run(&node, &["resume"])?.expect(69, &["another agent is at work"])?;
     ensure!(failure.iter().all(|words| followed.err.contains(words)), "{followed}");
     ensure!(failure.iter().all(|words| unit_log(&node).contains(words)), "{}", unit_log(&node));
+
+    let status = json(&node, &["status"])?;
+    ensure!(status["at_work"].is_null() && status["next"] == "`recovery resume`", "{status}");
 
     // Mended; two people at once.
     node.clear_faults()?;
