@@ -176,3 +176,27 @@ fn an_endpoint_is_an_address_not_a_name() {
     assert_eq!(code(&output), 2);
     assert!(said(&output).contains("not looked up"), "{}", said(&output));
 }
+
+#[test]
+fn why_a_container_ends_is_in_its_termination_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let ran = |script: &str| {
+        let mut bash = Command::new("bash");
+        bash.args(["-c", script, "bash", BINARY]).current_dir(dir.path()).stdin(Stdio::null());
+        (bash.output().unwrap(), std::fs::read_to_string(dir.path().join("message")).unwrap())
+    };
+    // The agent on the host has it as an open file of the container that it left.
+    let (output, message) = ran("exec 7>message; RECOVERY_TERMINATION_LOG=7 \"$1\" --root . show latest");
+    assert_eq!(code(&output), 78, "{}", said(&output));
+    assert!(said(&output).trim_end().ends_with(&message) && message.contains("backup"), "{message}: {}", said(&output));
+    let (output, message) = ran("exec 7>message; RECOVERY_TERMINATION_LOG=7 \"$1\" --root . list");
+    assert_eq!((code(&output), message.as_str()), (0, ""));
+    // kubelet reads 4096 bytes, which are not to end in the middle of a character.
+    let (_, message) = ran("exec 7>message; RECOVERY_TERMINATION_LOG=7 \"$1\" --root . show \"$(printf 'é%.0s' {1..3000})\"");
+    assert_eq!(message.len(), 4095, "{message}");
+    // That it cannot be written is no failure of its own.
+    for lost in ["RECOVERY_TERMINATION_LOG=9", "RECOVERY_TERMINATION_LOG=-", "RECOVERY_TERMINATION_LOG=7 7</dev/null"] {
+        let (output, _) = ran(&format!("{lost} \"$1\" --root . show latest"));
+        assert_eq!(code(&output), 78, "{lost}: {}", said(&output));
+    }
+}

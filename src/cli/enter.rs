@@ -1,6 +1,6 @@
 //! From a container to its host: a verb about the node is carried out by the copy of the agent that is installed there.
 
-use std::ffi::OsStr;
+use std::ffi::OsString;
 
 use anyhow::{Context as _, Result};
 
@@ -11,12 +11,13 @@ use crate::backup::trees::refuse_dir_inside;
 use crate::error::exit_code;
 use crate::node::host::{self, Host};
 use crate::node::{Node, dir::RecoveryDir};
+use crate::report::termination::TerminationLog;
 
 /// In a container: joins its host, installs the agent there and becomes it. Elsewhere, and for verbs that are not about the node, does nothing.
 ///
 /// # Errors
 /// When no way leads from this pod to its node; when the agent cannot be installed there.
-pub(super) fn host(cli: &Cli) -> Result<()> {
+pub(super) fn host(cli: &Cli, termination: Option<&TerminationLog>) -> Result<()> {
     if cli.global.root.is_some() || !cli.verb(false)?.is_about_the_node() || !rustix::process::geteuid().is_root() {
         return Ok(());
     }
@@ -25,7 +26,8 @@ pub(super) fn host(cli: &Cli) -> Result<()> {
     host.join().context("entering the host")?;
     let (node, dir) = (Node::live(), RecoveryDir::new(&Node::live(), &cli.global.dir));
     install(&node, &dir)?;
-    let variables = [(HANDED_ON, OsStr::new(&asked_by))];
+    let mut variables = vec![(HANDED_ON, OsString::from(asked_by))];
+    variables.extend(termination.map(TerminationLog::hand_on).transpose()?);
     host::exec(&dir.path().join(BINARY), &variables).map(|never| match never {})
 }
 

@@ -30,7 +30,7 @@ use clap::Parser;
 
 use crate::error::{exit_code, to_exit};
 use crate::node::clock::catch_signals;
-use crate::report::{Progress, log};
+use crate::report::{Progress, log, termination::TerminationLog};
 use args::{Cli, Verb};
 use context::Context;
 
@@ -45,9 +45,15 @@ pub fn run() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
+    let termination = TerminationLog::find();
+    let failed = |error: &anyhow::Error| {
+        let text = context::as_called(&format!("{error:#}"), &cli.global.dir);
+        termination.as_ref().inspect(|log| log.say(&text));
+        text
+    };
     // Before any thread exists: a process with threads cannot change its mounts.
-    if let Err(error) = enter::host(&cli) {
-        eprintln!("error: {}", context::as_called(&format!("{error:#}"), &cli.global.dir));
+    if let Err(error) = enter::host(&cli, termination.as_ref()) {
+        eprintln!("error: {}", failed(&error));
         return to_exit(&error);
     }
     let progress = Progress::to_stderr();
@@ -56,7 +62,7 @@ pub fn run() -> ExitCode {
     match catch_signals().and_then(|()| dispatch(&cli, &progress)) {
         Ok(code) => code,
         Err(error) => {
-            tracing::error!("{}", context::as_called(&format!("{error:#}"), &cli.global.dir));
+            tracing::error!("{}", failed(&error));
             if json {
                 context::print_json(&serde_json::json!({ "error": format!("{error:#}"), "exit": exit_code(&error) }));
             }

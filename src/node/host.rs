@@ -6,7 +6,7 @@
 //! The second cannot join the process namespace (it is not an ancestor's to give), so D-Bus refuses, and systemctl with it.
 
 use std::convert::Infallible;
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -29,7 +29,7 @@ const NAMESPACES: [(&str, CloneFlags); 4] = [
 /// A container of nothing but this program has no `PATH`, and another's would be of another root.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// kubelet sets it in every pod (`kubelet_pods.go`, `getServiceEnvVarMap`).
-const IN_A_POD: &str = "KUBERNETES_SERVICE_HOST";
+pub const IN_A_POD: &str = "KUBERNETES_SERVICE_HOST";
 
 /// The host around this container.
 #[derive(Debug)]
@@ -82,9 +82,9 @@ impl Host {
 ///
 /// # Errors
 /// When it cannot be run.
-pub fn exec(program: &Path, variables: &[(&str, &OsStr)]) -> Result<Infallible> {
+pub fn exec(program: &Path, variables: &[(&str, OsString)]) -> Result<Infallible> {
     let mut command = std::process::Command::new(program);
-    command.args(std::env::args_os().skip(1)).env_clear().env("PATH", PATH).envs(variables.iter().copied());
+    command.args(std::env::args_os().skip(1)).env_clear().env("PATH", PATH).envs(variables.iter().map(|(name, value)| (name, value)));
     Err(anyhow!(command.exec()).context(format!("running {} on the host", program.display())))
 }
 

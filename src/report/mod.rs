@@ -1,9 +1,11 @@
-//! What the agent tells while it works: [`Progress`] for people, the [`log`] for journald and stderr, [`unit`] for systemd.
+//! What the agent tells while it works: [`Progress`] for people, the [`log`] for journald and stderr, [`unit`] for
+//! systemd, [`termination`] for who looks at a pod.
 //!
 //! On a terminal, long work shows bars; elsewhere (a Job's log, a unit's journal) a plain line every few seconds. Reports go to standard
 //! output, everything here to standard error.
 
 pub mod log;
+pub mod termination;
 pub mod unit;
 
 use std::io::{IsTerminal, Write};
