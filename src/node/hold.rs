@@ -17,7 +17,9 @@ pub const HOLD: &str = "/var/lib/recovery/hold-kubelet";
 const OWNER: &str = "directory: ";
 /// The drop-in of `kubelet.service`, relative to `/etc`.
 pub const DROP_IN: &str = "systemd/system/kubelet.service.d/10-recovery-hold.conf";
-/// The resume unit, relative to `/etc`.
+/// The resume unit.
+pub const RESUME: &str = "recovery-resume.service";
+/// The resume unit's file, relative to `/etc`.
 pub const RESUME_UNIT: &str = "systemd/system/recovery-resume.service";
 
 /// The files, for a recovery directory.

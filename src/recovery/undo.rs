@@ -173,6 +173,12 @@ impl Undo {
                 ));
             }
         }
+        // What the unit gave up and a person has ended is nothing to look at any more.
+        match systemctl::reset_failed(node, hold::RESUME) {
+            Ok(true) => said.push(format!("{} is no longer marked as failed", hold::RESUME)),
+            Ok(false) => {}
+            Err(error) => tracing::debug!("{} may be marked as failed: {error:#}", hold::RESUME),
+        }
         Ok(said)
     }
 

@@ -123,6 +123,18 @@ pub fn stop(node: &Node, unit: &str) -> Result<()> {
     if now.is_stopped() { Ok(()) } else { Err(unanswered(format!("{unit} is {now} after `systemctl stop`"))) }
 }
 
+/// Makes systemd forget that it failed; true when it had.
+///
+/// # Errors
+/// When systemctl fails.
+pub fn reset_failed(node: &Node, unit: &str) -> Result<bool> {
+    let failed = show(node, unit)?.active == "failed";
+    if failed {
+        node.command("systemctl")?.args(["reset-failed", unit]).run()?;
+    }
+    Ok(failed)
+}
+
 /// Reloads unit files.
 ///
 /// # Errors

@@ -50,6 +50,14 @@ pub(crate) fn run(place: &Place, args: &[String]) -> Result<ExitCode> {
                 units.iter().try_for_each(|unit| if verb == "enable" { start(place, unit) } else { stop(place, unit) })?;
             }
         }
+        // Of a unit that runs it changes nothing.
+        "reset-failed" => {
+            for unit in &units {
+                if !is_active(place, unit)? {
+                    set(place, unit, |unit| unit.active = false)?;
+                }
+            }
+        }
         "reboot" => crate::machine::begin_reboot(place)?,
         "show" => units.iter().try_for_each(|unit| show(place, unit))?,
         "is-active" => {
