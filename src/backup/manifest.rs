@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::MANIFEST;
 use crate::archive::Selection;
 use crate::error::damaged;
+use crate::kube;
 use crate::node::{durable, identity::Identity, profile::Kind};
-use crate::{kube, tools::ostree::Deployment};
+use crate::tools::ostree::{self, Deployment};
 
 /// The only version so far.
 pub const VERSION: u32 = 1;
@@ -129,7 +130,7 @@ impl DeploymentId {
     /// Stateroot, the beginning of the checksum, serial: for messages.
     #[must_use]
     pub fn short(&self) -> String {
-        format!("{} {}.{}", self.stateroot, self.checksum.get(..12).unwrap_or(&self.checksum), self.serial)
+        ostree::short(&self.stateroot, &self.checksum, self.serial)
     }
 
     /// The identity of `deployment`.

@@ -94,10 +94,10 @@ pub fn take(node: &Node, dir: &RecoveryDir, options: &TakeOptions, progress: &Pr
     trees::refuse_dir_inside(node, dir)?;
     dir.check()?;
     settle(dir)?;
-    if let Some(done) = already_taken(node, dir, &options.asked_by)? {
+    let survey = store::survey(dir)?;
+    if let Some(done) = taken_before(node, &survey, &options.asked_by, began) {
         return Ok(done);
     }
-    let survey = store::survey(dir)?;
     refuse_during_a_recovery(dir)?;
     let facts = preflight::look(node, dir, options, &survey, progress)?;
     let conditions = Conditions::of(node, facts.booted.as_ref().map(|(_, id)| id.clone()))?;
@@ -132,10 +132,16 @@ pub fn already_taken(node: &Node, dir: &RecoveryDir, asked_by: &AskedBy) -> Resu
         return Ok(None);
     }
     dir.check()?;
+    Ok(taken_before(node, &store::survey(dir)?, asked_by, began))
+}
+
+fn taken_before(node: &Node, survey: &Survey, asked_by: &AskedBy, began: Instant) -> Option<Taken> {
+    if !asked_by.asks_once() {
+        return None;
+    }
     let asked = asked_by.to_string();
-    let survey = store::survey(dir)?;
     let done = survey.backups.iter().find(|backup| backup.manifest.asked_by == asked);
-    Ok(done.map(|backup| Taken::of(node, backup, Outcome::AlreadyDone, began)))
+    done.map(|backup| Taken::of(node, backup, Outcome::AlreadyDone, began))
 }
 
 fn refuse_during_a_recovery(dir: &RecoveryDir) -> Result<()> {

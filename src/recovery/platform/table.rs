@@ -238,11 +238,7 @@ impl Action {
 
 fn short(d: &Deployment) -> String {
     let version = d.version.as_ref().map_or(String::new(), |v| format!(" ({v})"));
-    format!("{} {}.{}{version}", d.stateroot, shortened(&d.checksum), d.serial)
-}
-
-fn shortened(checksum: &str) -> String {
-    checksum.chars().take(12).collect()
+    ostree::short(&d.stateroot, &d.checksum, d.serial) + &version
 }
 
 #[cfg(test)]

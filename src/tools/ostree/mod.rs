@@ -54,6 +54,12 @@ impl Deployment {
     }
 }
 
+/// A deployment as messages name it: stateroot, the first twelve digits of the checksum, serial.
+#[must_use]
+pub fn short(stateroot: &str, checksum: &str, serial: u32) -> String {
+    format!("{stateroot} {}.{serial}", checksum.get(..12).unwrap_or(checksum))
+}
+
 impl std::fmt::Display for Deployment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {}.{}", self.stateroot, self.checksum, self.serial)
