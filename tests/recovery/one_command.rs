@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 
+use crate::node::place::Wrong;
 use crate::node::{Kind, Node};
 use crate::through::{json, may_differ, names, node, ok, over_the_reboot, run, settled};
 
@@ -47,5 +48,34 @@ fn the_platform_by_itself_leaves_the_files_to_a_person() -> Result<()> {
     ensure!(by_the_unit(&node)? == "finished");
     let journals = names(&node.at("/var/recovery/history"))?.into_iter().filter(|name| name.ends_with(".progress")).count();
     ensure!(journals == 2, "the run of the platform, and the one that took its place");
+    settled(&node)
+}
+
+#[test]
+fn a_rollback_that_fails_is_tried_again_and_never_taken_back() -> Result<()> {
+    let (node, _dir) = node(Kind::OpenShift, |_| ())?;
+    ok(&node, &["backup"])?;
+    node.ruin()?;
+    let pinned_and_next = || -> Result<bool> {
+        let table = json(&node, &["platform"])?;
+        Ok(table["deployments"][0]["pinned"] == true && table["deployments"][0]["booted"] == false)
+    };
+    let says = ["phase platform, step roll-back failed", "rpm-ostree rollback`", "next: put the cause right and `recovery resume`"];
+
+    let cause = "error: Bootloader write config: Regfile copy: No space left on device";
+    node.fault("rpm-ostree", "rollback", Some(1), Wrong::Fail(cause.to_owned(), 1))?;
+    run(&node, &["recover", "--yes"])?.expect(1, &[&says[..], &[cause]].concat())?;
+    ensure!(!pinned_and_next()? && node.at("/var/lib/recovery/hold-kubelet").exists());
+
+    // It has done it all the same, and says that it failed: done again, it would boot the failed release.
+    let cause = "error: Timeout was reached";
+    node.fault("rpm-ostree", "rollback", Some(1), Wrong::FailAfter(cause.to_owned(), 1))?;
+    run(&node, &["resume"])?.expect(1, &[&says[..], &[cause]].concat())?;
+    ensure!(pinned_and_next()?);
+    over_the_reboot(&node, &["resume"])?;
+    let (_, boots) = node.power()?;
+    ensure!(by_the_unit(&node)? == "rebooting", "the files are restored on the target");
+    node.wait_boot(boots)?;
+    ensure!(by_the_unit(&node)? == "finished");
     settled(&node)
 }
