@@ -50,7 +50,8 @@ fn whatever_stands_ahead_and_between_the_backups_deployment_comes_back() -> Resu
     // Once there is a backup, what stood behind goes: each holds a kernel in /boot.
     ensure!(action(&node)? == ("nothing".to_owned(), 1), "{:?}", action(&node)?);
 
-    // Booted, with the next release staged ahead of it: that is dropped, and nothing is rolled back.
+    // Booted, with one release pending and another staged ahead of it: both are dropped, and nothing is rolled back.
+    ostree(&node, &["admin", "deploy", "--os=rhcos", "--karg-append=pending=1", &AFTER.branch()])?;
     ostree(&node, &["admin", "deploy", "--stage", &AFTER.branch()])?;
     ensure!(action(&node)?.0 == "drop", "{:?}", action(&node)?);
     change(&node)?;

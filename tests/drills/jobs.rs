@@ -47,18 +47,6 @@ pub(crate) fn import_image(node: &Node) -> Result<()> {
     node.exec_with(&argv, &std::fs::read(archive)?, MINUTES)?.checked().map(drop)
 }
 
-/// Reboots the node, and waits until its recovery partition is mounted: systemd takes commands before.
-pub(crate) fn reboot(node: &Node) -> Result<()> {
-    node.reboot()?;
-    wait_agent(node)
-}
-
-/// Waits until the agent can be run: while the node boots, its partition is not mounted yet.
-pub(crate) fn wait_agent(node: &Node) -> Result<()> {
-    let there = || Ok(node.exists("/var/recovery/recovery")?.then_some(()));
-    Limit::of(60).wait("/var/recovery to be mounted", there, || node.explain())
-}
-
 /// A Job that was asked for.
 #[derive(Debug)]
 pub(crate) struct Job<'n> {

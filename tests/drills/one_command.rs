@@ -21,6 +21,11 @@ fn one_command_brings_a_failed_upgrade_back() -> Result<()> {
     is_accounted_for(&node, &before, &report, OWN)?;
     nothing_was_pulled(&node)?;
     let table = ok(&node, &["platform"])?;
+    // The same backup once more, on the release that it belongs to.
+    node.kubectl(&["create", "configmap", "written-after", "--from-literal=word=lost"])?;
+    hands::over_the_reboot(&node, &["recover", "--yes"])?;
+    wait_recovered(&node, 2)?;
+    before.is_back(&node)?;
     ensure!(agent(&node, &["resume"])?.stdout.contains("nothing to do"), "{table}");
     node.down()
 }

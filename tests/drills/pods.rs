@@ -108,7 +108,7 @@ fn pods_come_back_with_the_node_and_the_job_of_the_backup_is_complete() -> Resul
     let packaged = Job::packaged(&node, "backup-packaged", 300)?;
     packaged.completes()?;
     node.exec(&[AGENT, "restore-files", "--yes", "--step"], RECOVERY)?.checked()?;
-    jobs::reboot(&node)?;
+    node.reboot()?;
     node.exec(&[AGENT, "resume", "--step"], RECOVERY)?.checked()?;
     node.wait_well()?;
     let late = Job::of_the_hub(&node, "during-the-recovery", 300)?;

@@ -78,7 +78,6 @@ fn the_units_do_what_they_say_and_show_it() -> Result<()> {
     // It ends with the reboot that it asks for, and may not be heard any more.
     node.exec(&[AGENT, "recover", "--yes"], RECOVERY)?;
     node.wait_boots(boots + 1)?;
-    jobs::wait_agent(&node)?;
     // As a person who logs in now, on a terminal of 24 lines: until interrupted.
     let watch = format!("stty rows 24 columns 80; timeout --foreground --signal=INT 6 {AGENT} status --watch");
     let screen = node.exec(&["script", "--quiet", "--return", "--command", &watch, "/dev/null"], RECOVERY)?;
@@ -94,7 +93,7 @@ fn the_units_do_what_they_say_and_show_it() -> Result<()> {
 
     // One phase at a time: the unit leaves that to whoever began it.
     node.run(&[AGENT, "restore-files", "--yes", "--step"])?;
-    jobs::reboot(&node)?;
+    node.reboot()?;
     starting_it_does_nothing(&node, "yes")?;
     ensure!(shown(&node, "StatusText")?.contains("left to a person"), "{}", shown(&node, "StatusText")?);
     ensure!(node.exists("/var/lib/recovery/hold-kubelet")?, "the hold is gone");

@@ -80,7 +80,7 @@ impl Node {
         Ok(self.exec(&["test", "-e", path], SHORT)?.status.success())
     }
 
-    /// Waits until it has booted at least so often, and systemd takes commands: after something in it asked for a reboot.
+    /// Waits until it has booted at least so often, systemd takes commands and the file systems are mounted: after something in it asked for a reboot.
     pub fn wait_boots(&self, boots: u32) -> Result<()> {
         let up = || {
             let power = Power::of(&self.place)?;
@@ -89,7 +89,7 @@ impl Node {
                 return Ok(None);
             }
             // The system bus is among the last things that systemd needs to be asked something.
-            let asked = self.exec(&["systemctl", "show", "--property=SystemState", "--value"], SHORT);
+            let asked = self.exec(&["systemctl", "is-active", "--quiet", "local-fs.target"], SHORT);
             Ok(asked.is_ok_and(|done| done.status.success()).then_some(()))
         };
         let why = || format!("see {} and {}", self.place.boots().display(), self.place.console().display());

@@ -88,7 +88,7 @@ impl Node {
         self.variant.kind
     }
 
-    /// Turns it on, and waits until systemd takes commands.
+    /// Turns it on, and waits until systemd takes commands and the file systems are mounted.
     pub fn boot(&mut self) -> Result<()> {
         let machine = machine::start(&self.place, &machine_program()?, self.stay == Stay::Forever)?;
         self.machine = (self.stay == Stay::WithMe).then_some(machine);
