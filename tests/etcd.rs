@@ -504,8 +504,8 @@ fn a_replacement_survives_a_crash_at_every_boundary() -> Result<()> {
         etcd.stop()?;
         assert_eq!(etcd::replace(&file, &at, RUN, &options, &|_| ())?, restored, "{name}");
         assert_eq!(etcd::revision_of(&at)?, Some(restored.revision + 1), "{name}");
-        etcd::drop_kept(&at, RUN)?;
-        etcd::drop_kept(&at, RUN)?;
+        etcd::drop_kept(&at, RUN, &[])?;
+        etcd::drop_kept(&at, RUN, &[])?;
         assert_eq!(names(&at)?, ["lost+found", "member", "revision.json"], "{name}");
         std::fs::remove_dir_all(&at)?;
     }
@@ -518,7 +518,7 @@ fn a_running_etcd_is_left_alone_and_a_kept_member_that_may_be_the_only_one() -> 
     let (data, file) = advanced(dir.path())?;
     let options = bumped(&data, &file)?;
     etcd::replace(&file, &data, RUN, &options, &|_| ())?;
-    let error = etcd::drop_kept(&data, "another").err();
+    let error = etcd::drop_kept(&data, "another", &[]).err();
     assert!(error.is_none(), "nothing of another run is there: {error:?}");
 
     let etcd = Etcd::start(Version::V35, &data, &Start::default())?;
@@ -529,7 +529,7 @@ fn a_running_etcd_is_left_alone_and_a_kept_member_that_may_be_the_only_one() -> 
 
     // Without the new member in place, the old one is never removed.
     std::fs::rename(data.join("member"), dir.path().join("gone"))?;
-    assert!(etcd::drop_kept(&data, RUN).is_err());
+    assert!(etcd::drop_kept(&data, RUN, &[]).is_err());
     assert!(data.join("member.before-0198-run/snap/db").exists());
     Ok(())
 }
@@ -554,7 +554,10 @@ fn a_second_recovery_does_not_repeat_revisions() -> Result<()> {
         std::fs::create_dir_all(data.join("member.before-older/snap"))?;
         std::fs::write(data.join("member.before-older/snap/db"), "damaged")?;
         assert_eq!(etcd::revision_of(&data)?, Some(seen));
-        etcd::drop_kept(&data, run)?;
+        // What runs before this one have put aside goes with its own, under every name that they gave it.
+        std::fs::create_dir(data.join("member.before-older.1"))?;
+        etcd::drop_kept(&data, run, &["older".to_owned()])?;
+        assert_eq!(std::fs::read_dir(&data)?.count(), 1, "the member alone");
     }
     Ok(())
 }

@@ -225,12 +225,12 @@ pub fn is_replaced(data_dir: &Path, run: &str) -> bool {
     replace::is_replaced(data_dir, run)
 }
 
-/// At finish: removes what [`replace`] kept. Can be run again.
+/// At finish: removes what [`replace`] kept in this run, and in the `earlier` ones that it took the place of. Can be run again.
 ///
 /// # Errors
 /// When the new member is not in place (what was kept may be the only copy then), or something cannot be removed.
-pub fn drop_kept(data_dir: &Path, run: &str) -> Result<()> {
-    replace::drop_kept(data_dir, run)
+pub fn drop_kept(data_dir: &Path, run: &str, earlier: &[String]) -> Result<()> {
+    replace::drop_kept(data_dir, run, earlier)
 }
 
 /// The greatest revision in the data directory of a stopped etcd, members that a recovery has put aside included: clients have seen those

@@ -168,18 +168,21 @@ pub(super) fn is_replaced(data_dir: &Path, run: &str) -> bool {
 }
 
 /// Removes what was put aside; see [`super::drop_kept`].
-pub(super) fn drop_kept(data_dir: &Path, run: &str) -> Result<()> {
+pub(super) fn drop_kept(data_dir: &Path, run: &str, earlier: &[String]) -> Result<()> {
     let place = Place::new(data_dir, run)?;
     if !exists(data_dir) {
         return Ok(());
     }
-    let kept = place.like(&place.before)?;
+    let mut kept = place.like(&place.before)?;
     ensure!(
         kept.is_empty() || place.marker(&place.member).is_some(),
         "{} does not hold the member that run {run} restored: {} stays, as it may be the only copy",
         data_dir.display(),
         place.before.display()
     );
+    for run in earlier {
+        kept.extend(place.like(&Place::new(data_dir, run)?.before)?);
+    }
     kept.iter().chain([&place.new]).try_for_each(|path| durable::remove_tree(path))
 }
 

@@ -1,8 +1,6 @@
 //! Phase `finish`: the cluster is as the backup recorded it, and what the run needed is cleared away.
 
-use std::path::{Path, PathBuf};
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use jiff::Timestamp;
 
 use super::run::{Doing, Step};
@@ -10,7 +8,6 @@ use super::undo::Units;
 use super::waits::{self, PAUSE};
 use crate::etcd;
 use crate::kube::{Client, OperatorState};
-use crate::node::durable;
 
 pub(super) const STEPS: &[Step] = &[
     Step::new("cluster", "waiting for the cluster to be as the backup recorded it", cluster),
@@ -30,7 +27,7 @@ fn cluster(here: &mut Doing<'_, '_>) -> Result<()> {
             *last.borrow_mut() = unlike(&client, &manifest.identity.node_name, waits::kubelet_started(here), &manifest.operators);
             Ok(last.borrow().is_empty().then_some(()))
         },
-        |_| waits::with_obstacles(last.borrow().join("; "), Some(&client)),
+        |_| waits::with_obstacles(last.borrow().join("; "), &client),
     )?;
     if let (Some(then), Ok(now)) = (&manifest.cluster, client.cluster())
         && now.version != then.version
@@ -75,23 +72,7 @@ fn operators_unlike(then: &[OperatorState], now: &[OperatorState]) -> Vec<String
 /// What this run replaced, and what the runs before it did that this one restarted.
 fn drop_old_etcd(here: &mut Doing<'_, '_>) -> Result<()> {
     let data = here.run.node.real_path(here.run.profile.etcd_data);
-    etcd::drop_kept(&data, &here.id())?;
-    let before = &here.run.undo.runs;
-    for path in entries(&data)? {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if before.iter().any(|run| name == format!("member.before-{run}")) {
-            durable::remove_tree(&path)?;
-        }
-    }
-    Ok(())
-}
-
-fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
-    let list = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        list => list.with_context(|| format!("listing {}", dir.display()))?,
-    };
-    list.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>().with_context(|| format!("listing {}", dir.display()))
+    etcd::drop_kept(&data, &here.id(), &here.run.undo.runs)
 }
 
 fn put_back(here: &mut Doing<'_, '_>) -> Result<()> {
