@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::legacy::Legacy;
 use super::manifest::{DeploymentId, Manifest};
 use super::verify::VerifyReport;
-use super::{Backup, DELETING, LEGACY_ID, PARTIAL, import, legacy, names, pins, publish, verify};
+use super::{Backup, DELETING, LEGACY_ID, PARTIAL, import, legacy, pins, publish, verify};
 use crate::error::{damaged, misfit, not_now, usage};
 use crate::node::{Node, dir::RecoveryDir, durable, mounts};
 use crate::report::Progress;
@@ -444,12 +444,4 @@ fn not_during_a_recovery(dir: &RecoveryDir) -> Result<()> {
         return Err(not_now("a recovery is in progress: nothing is deleted before it has ended (`recovery status` shows it)"));
     }
     Ok(())
-}
-
-/// Checks a backup's id as it comes from a command line or a journal.
-///
-/// # Errors
-/// As [`names::check_name`].
-pub fn check_id(id: &str) -> Result<()> {
-    if id == LEGACY_ID { Ok(()) } else { names::check_name(id.strip_suffix(PARTIAL).unwrap_or(id)) }
 }

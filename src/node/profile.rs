@@ -153,6 +153,12 @@ impl Kind {
 }
 
 impl Profile {
+    /// True for OpenShift, with its operators.
+    #[must_use]
+    pub fn is_openshift(&self) -> bool {
+        self.kind == Kind::OpenShift
+    }
+
     /// The profile of a node, from what is on its disk.
     ///
     /// # Errors

@@ -11,10 +11,10 @@ use self::table::{Action, Target, judge};
 use super::restore_files;
 use super::run::{Doing, Step};
 use crate::error::misfit;
-use crate::node::profile::{Kind, Profile};
+use crate::node::profile::Profile;
 use crate::node::{Node, hold, mounts};
 use crate::tools::ostree::{self, Deployment};
-use crate::tools::{crictl, rpm_ostree};
+use crate::tools::{crictl, rpm_ostree, systemctl};
 
 /// machine-config-daemon drives rpm-ostree itself: a transaction of its own would stand in the way of ours.
 const DAEMON: (&str, &str) = ("machine-config-daemon", "openshift-machine-config-operator");
@@ -22,17 +22,13 @@ const DAEMON: (&str, &str) = ("machine-config-daemon", "openshift-machine-config
 pub(super) const STEPS: &[Step] = &[
     Step::new("hold", "holding kubelet, whatever boots", restore_files::place_hold),
     Step::new("stop-kubelet", "stopping kubelet", restore_files::stop_kubelet).volatile(),
-    Step::new("stop-daemon", "stopping machine-config-daemon", stop_daemon).volatile().only(is_openshift),
+    Step::new("stop-daemon", "stopping machine-config-daemon", stop_daemon).volatile().only(Profile::is_openshift),
     Step::new("target-files", "holding kubelet in the backup's deployment too", target_files),
     Step::new("drop-ahead", "dropping what would boot before the backup's deployment", drop_ahead),
     Step::new("undeploy-between", "removing standbys before the backup's deployment", undeploy_between),
     Step::new("roll-back", "rolling back to the backup's deployment", roll_back),
     Step::new("next-boot", "checking that the backup's deployment boots next", next_boot),
 ];
-
-fn is_openshift(profile: &Profile) -> bool {
-    profile.kind == Kind::OpenShift
-}
 
 /// What the table asks for now.
 ///
@@ -56,13 +52,16 @@ pub(super) fn needs_reboot(node: &Node, target: &Target) -> Result<bool> {
 
 fn stop_daemon(here: &mut Doing<'_, '_>) -> Result<()> {
     let node = here.run.node;
-    if !crictl::answers(node) {
+    restore_files::settled_runtime(here)?;
+    if systemctl::show(node, here.run.profile.runtime_unit)?.is_stopped() {
         return Ok(());
     }
     let (name, namespace) = DAEMON;
     let mine = |c: &crictl::Container| c.running && c.name == name && c.namespace == namespace;
-    let ids: Vec<String> = crictl::containers(node)?.into_iter().filter(mine).map(|c| c.id).collect();
-    let stopped = crictl::stop(node, &ids, restore_files::GRACE);
+    let stopped = crictl::containers(node).and_then(|all| {
+        let ids: Vec<String> = all.into_iter().filter(mine).map(|c| c.id).collect();
+        crictl::stop(node, &ids, restore_files::GRACE)
+    });
     restore_files::tolerate(here, stopped)
 }
 

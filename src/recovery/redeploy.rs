@@ -31,7 +31,7 @@ fn redeploy(here: &mut Doing<'_, '_>) -> Result<()> {
         &format!("{} to accept a reason to redeploy", operator.resource),
         PAUSE,
         |_| Ok(client.force_redeployment(operator, &reason).map_err(|error| *last.borrow_mut() = format!("{error:#}")).ok()),
-        |_| waits::with_obstacles(last.borrow().clone(), Some(&client)),
+        |_| waits::with_obstacles(last.borrow().clone(), &client),
     )?;
     here.figure("revision", revision);
     here.waiting(&format!("waiting for revision {revision} of {}", operator.resource), |here, task| {

@@ -73,11 +73,22 @@ fn stop_unit(here: &mut Doing<'_, '_>, unit: &str) -> Result<()> {
     systemctl::stop(run.node, unit)
 }
 
+/// Waits while the runtime is still starting, which can take long at a boot: it can neither say which containers there are nor be stopped in
+/// order. One that does not come to an end is gone on with.
+pub(super) fn settled_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
+    let unit = here.run.profile.runtime_unit;
+    let look = |here: &mut Doing<'_, '_>| Ok((!systemctl::show(here.run.node, unit)?.is_starting()).then_some(()));
+    let settled =
+        here.wait_for("the container runtime to have started", Duration::from_secs(1), look, |_| format!("see `journalctl -u {unit}`"));
+    tolerate(here, settled)
+}
+
 /// The ids of all containers, once, before they are gone: at the end, only containers with other ids count as restarted.
 fn note_containers(here: &mut Doing<'_, '_>) -> Result<()> {
     if here.noted::<Vec<String>>()?.is_some() {
         return Ok(());
     }
+    settled_runtime(here)?;
     let ids: Vec<String> = match crictl::containers(here.run.node) {
         Ok(containers) => containers.into_iter().map(|c| c.id).collect(),
         Err(error) if exit_code(&error) == 75 => return Err(error),
@@ -92,7 +103,8 @@ fn note_containers(here: &mut Doing<'_, '_>) -> Result<()> {
 /// Containers first, then sandboxes, those on the pod network before those on the host's: removing a sandbox asks the network's own
 /// pods for help, and hangs when they are gone. What cannot be removed is a warning: the reboot ends it anyway.
 fn stop_containers(here: &mut Doing<'_, '_>) -> Result<()> {
-    if !crictl::answers(here.run.node) {
+    settled_runtime(here)?;
+    if systemctl::show(here.run.node, here.run.profile.runtime_unit)?.is_stopped() {
         return Ok(());
     }
     let stopped = here.waiting("stopping containers and pod sandboxes", |here, _| stop_and_remove(here));
@@ -148,6 +160,7 @@ pub(super) fn tolerate(here: &mut Doing<'_, '_>, result: Result<()>) -> Result<(
 }
 
 fn stop_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
+    settled_runtime(here)?;
     let profile = here.run.profile;
     stop_unit(here, profile.runtime_unit)?;
     if profile.kind == Kind::OpenShift && !here.run.node.exists(CLEAN_SHUTDOWN) {
@@ -161,7 +174,7 @@ fn stop_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
 /// What the newer release's configuration manages outside `/etc` and the backup's does not. It goes before `/etc` is restored, because
 /// that brings the older configuration back, which knows nothing of these files.
 fn remove_newer_files(here: &mut Doing<'_, '_>) -> Result<()> {
-    let newer = newer_files(here)?;
+    let newer = newer_files(here);
     let mut removed = Vec::new();
     for path in newer {
         let place = here.run.node.path(&path);
@@ -178,14 +191,22 @@ fn remove_newer_files(here: &mut Doing<'_, '_>) -> Result<()> {
     Ok(())
 }
 
-fn newer_files(here: &mut Doing<'_, '_>) -> Result<Vec<PathBuf>> {
-    let run = &*here.run;
-    let known = run.backup.manifest.managed_files.clone();
-    let Some(config) = MachineConfig::current(run.node)? else { return Ok(Vec::new()) };
+fn newer_files(here: &mut Doing<'_, '_>) -> Vec<PathBuf> {
+    let known = here.run.backup.manifest.managed_files.clone();
+    let config = match MachineConfig::current(here.run.node) {
+        // It is the failed release's, and about to be replaced: an upgrade that died half-way may have left anything there.
+        Err(error) => {
+            here.warn(format!("files of the newer release outside /etc stay, because its configuration cannot be read: {error:#}"));
+            return Vec::new();
+        }
+        Ok(None) => return Vec::new(),
+        Ok(Some(config)) => config,
+    };
     if known.is_empty() {
         here.warn("the backup does not say which files its configuration managed: files of the newer release outside /etc stay".to_owned());
-        return Ok(Vec::new());
+        return Vec::new();
     }
+    let run = &*here.run;
     // What another archive holds is not this step's: that tree is made equal as a whole.
     let trees = ["/usr/local", "/var/lib/kubelet"].map(|tree| run.node.real_path(tree));
     let own = run.dir.path();
@@ -193,7 +214,7 @@ fn newer_files(here: &mut Doing<'_, '_>) -> Result<Vec<PathBuf>> {
         let real = run.node.path(path);
         !real.starts_with(own) && !trees.iter().any(|tree| real.starts_with(tree))
     };
-    Ok(config.outside_etc().into_iter().filter(|path| !known.contains(path) && elsewhere(path)).collect())
+    config.outside_etc().into_iter().filter(|path| !known.contains(path) && elsewhere(path)).collect()
 }
 
 fn restore_usr_local(here: &mut Doing<'_, '_>) -> Result<()> {

@@ -16,10 +16,11 @@ use super::waits::{self, PAUSE};
 use crate::archive::{Extra, Selection};
 use crate::backup::trees::STARTUP_MONITOR;
 use crate::backup::{self, ETCD, KUBELET, STATIC_PODS};
+use crate::error::exit_code;
 use crate::etcd::{self, Endpoint};
 use crate::kube::Client;
 use crate::node::machine_config::MachineConfig;
-use crate::node::profile::{Kind, Profile};
+use crate::node::profile::Profile;
 use crate::node::{durable, hold};
 use crate::tools::{crictl, systemctl};
 
@@ -39,12 +40,12 @@ pub(super) const STEPS: &[Step] = &[
     Step::new("deployment", "checking that the backup's deployment is booted", restore_files::deployment).volatile(),
     Step::new("stop-kubelet", "making sure that kubelet is stopped", stop_kubelet),
     Step::new("kubelet-files", "restoring /var/lib/kubelet", restore_kubelet),
-    Step::new("network-databases", "removing OVN's databases", remove_ovn).only(is_openshift),
+    Step::new("network-databases", "removing OVN's databases", remove_ovn).only(Profile::is_openshift),
     Step::new("no-manifests", "emptying the directory of static pods", empty_manifests),
     Step::new("static-pods", "restoring what the static pods read", restore_resources),
     Step::new("etcd-data", "restoring etcd's data", restore_etcd),
     Step::new("etcd-manifest", "putting etcd's manifest in place", etcd_manifest),
-    Step::new("machine-config", "comparing the files with the machine configuration", machine_config).only(is_openshift),
+    Step::new("machine-config", "comparing the files with the machine configuration", machine_config).only(Profile::is_openshift),
     Step::new("start-runtime", "starting the container runtime", start_runtime).volatile(),
     Step::new("lift-hold", "lifting the hold on kubelet", lift_hold),
     Step::new("start-kubelet", "starting kubelet", start_kubelet).volatile(),
@@ -52,13 +53,9 @@ pub(super) const STEPS: &[Step] = &[
     Step::new("api-server-manifest", "putting the API server's manifest in place", api_server_manifest),
     Step::new("api-server-ready", "waiting for the API server", api_server_ready),
     Step::new("manifests", "putting the other manifests in place", other_manifests),
-    Step::new("network-pods", "restarting OVN's pods", restart_ovn).only(is_openshift),
+    Step::new("network-pods", "restarting OVN's pods", restart_ovn).only(Profile::is_openshift),
     Step::new("containers", "waiting for the control plane's containers", containers),
 ];
-
-fn is_openshift(profile: &Profile) -> bool {
-    profile.kind == Kind::OpenShift
-}
 
 /// Days may lie between the two phases.
 fn check_backup(here: &mut Doing<'_, '_>) -> Result<()> {
@@ -172,8 +169,9 @@ fn run_cluster_restore(here: &mut Doing<'_, '_>) -> Result<()> {
     backup::export_cluster(&run.backup, &exported, run.progress).context("exporting the backup for the cluster's own restore")?;
     let script = run.node.real_path(CLUSTER_RESTORE);
     let result = run.node.command("bash")?.arg(script).arg(exported.join("cluster")).limit(run.wait).run();
-    durable::remove_tree(&exported)?;
-    result.map(drop).context("running the cluster's own restore")
+    let removed = durable::remove_tree(&exported);
+    result.context("running the cluster's own restore")?;
+    removed
 }
 
 fn etcd_manifest(here: &mut Doing<'_, '_>) -> Result<()> {
@@ -193,14 +191,23 @@ fn manifest(here: &mut Doing<'_, '_>, file: &str) -> Result<()> {
 /// all there yet; they come one by one.
 fn machine_config(here: &mut Doing<'_, '_>) -> Result<()> {
     let (node, manifests) = (here.run.node, here.run.profile.manifests);
-    let Some(config) = MachineConfig::current(node)? else { return Ok(()) };
-    for difference in config.differences_on_disk(node)?.into_iter().filter(|difference| !difference.path.starts_with(manifests)) {
+    let found = MachineConfig::current(node).and_then(|config| config.map_or(Ok(Vec::new()), |config| config.differences_on_disk(node)));
+    let differences = match found {
+        Err(error) if exit_code(&error) == 75 => return Err(error),
+        Err(error) => {
+            here.warn(format!("whether the files are as the machine configuration says cannot be told: {error:#}"));
+            return Ok(());
+        }
+        Ok(differences) => differences,
+    };
+    for difference in differences.into_iter().filter(|difference| !difference.path.starts_with(manifests)) {
         here.warn(format!("{} {}, unlike the machine configuration", difference.path.display(), difference.what));
     }
     Ok(())
 }
 
 fn start_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
+    restore_files::settled_runtime(here)?;
     let unit = here.run.profile.runtime_unit;
     systemctl::start(here.run.node, unit)?;
     here.wait_for(
@@ -294,6 +301,6 @@ fn containers(here: &mut Doing<'_, '_>) -> Result<()> {
             }
             Ok(left.borrow().is_empty().then_some(()))
         },
-        |node| waits::with_obstacles(waits::explain(node, &left.borrow()), Some(&client)),
+        |node| waits::with_obstacles(waits::explain(node, &left.borrow()), &client),
     )
 }

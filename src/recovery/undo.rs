@@ -147,7 +147,7 @@ impl Undo {
     /// Puts back all that is noted, and says what it did. What is noted stays in the file until [`Undo::forget`].
     ///
     /// # Errors
-    /// When something cannot be put back; the rest of it is tried all the same.
+    /// When the SELinux mode cannot be put back (the hold is lifted all the same), the hold cannot be lifted, or systemd does not answer.
     pub fn put_back(&mut self, node: &Node, dir: &RecoveryDir, units: Units) -> Result<Vec<String>> {
         let mut said = Vec::new();
         let mode = self.restore_selinux(node, dir).map(|line| said.extend(line));

@@ -57,8 +57,8 @@ pub(super) fn explain(node: &Node, wanted: &[Wanted]) -> String {
 }
 
 /// What the API server knows of obstacles, behind what is said already.
-pub(super) fn with_obstacles(said: String, client: Option<&Client>) -> String {
-    let obstacles = client.map(Client::obstacles).unwrap_or_default();
+pub(super) fn with_obstacles(said: String, client: &Client) -> String {
+    let obstacles = client.obstacles();
     if obstacles.is_empty() { said } else { format!("{said}; {}", obstacles.join("; ")) }
 }
 

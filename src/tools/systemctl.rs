@@ -19,6 +19,8 @@ pub struct Unit {
     pub sub: String,
     /// `LoadState`: loaded, not-found, masked, …
     pub load: String,
+    /// `Job`: a job of it is queued or runs.
+    pub job: bool,
     /// `ConditionResult`: whether its conditions were met when it was last started; false if it never was.
     pub condition: bool,
 }
@@ -34,6 +36,12 @@ impl Unit {
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         matches!(self.active.as_str(), "inactive" | "failed")
+    }
+
+    /// True while a start of it is under way, or waits for its turn: at a boot.
+    #[must_use]
+    pub fn is_starting(&self) -> bool {
+        self.active == "activating" || (self.job && self.active == "inactive")
     }
 
     /// False for a unit that systemd has no file of.
@@ -58,7 +66,10 @@ fn parse(text: &str) -> Result<Unit> {
             .map(str::to_owned)
             .ok_or_else(|| anyhow!("`systemctl show` printed no {key}: {:?}", text.chars().take(200).collect::<String>()))
     };
+    // Systemd prints none, or 0, where there is none.
+    let job = text.lines().any(|line| line.strip_prefix("Job=").is_some_and(|job| !matches!(job, "" | "0")));
     Ok(Unit {
+        job,
         active: value("ActiveState")?,
         sub: value("SubState")?,
         load: value("LoadState")?,
@@ -71,7 +82,7 @@ fn parse(text: &str) -> Result<Unit> {
 /// # Errors
 /// When systemd does not answer; when what it prints is not its properties.
 pub fn show(node: &Node, unit: &str) -> Result<Unit> {
-    let output = node.command("systemctl")?.args(["show", "--property=ActiveState,SubState,LoadState,ConditionResult", unit]).run()?;
+    let output = node.command("systemctl")?.args(["show", "--property=ActiveState,SubState,LoadState,Job,ConditionResult", unit]).run()?;
     parse(output.text()?)
 }
 
@@ -167,6 +178,12 @@ mod tests {
         // As systemd 252 prints them: its own order, not that of the question.
         let unit = parse("LoadState=loaded\nActiveState=active\nSubState=running\nConditionResult=yes\n")?;
         assert!(unit.is_active() && unit.condition && unit.exists());
+        assert!(!unit.is_starting());
+        let queued = parse("LoadState=loaded\nActiveState=inactive\nSubState=dead\nJob=214\nConditionResult=no\n")?;
+        assert!(
+            queued.is_starting()
+                && !parse("LoadState=loaded\nActiveState=inactive\nSubState=dead\nJob=0\nConditionResult=no\n")?.is_starting()
+        );
         let unit = parse("LoadState=not-found\nActiveState=inactive\nSubState=dead\nConditionResult=no\n")?;
         assert!(unit.is_stopped() && !unit.exists());
         assert!(!parse("LoadState=loaded\nActiveState=deactivating\nSubState=stop-sigterm\nConditionResult=yes\n")?.is_stopped());
