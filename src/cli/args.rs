@@ -1,7 +1,6 @@
 //! What can be said on the command line: these definitions make the parser, the man pages and the shell completions.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueHint};
@@ -53,9 +52,9 @@ pub struct Global {
     /// Do it without asking
     #[arg(short, long, global = true)]
     pub yes: bool,
-    /// Deadline of each wait
-    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 1200)]
-    pub wait: u64,
+    /// Deadline of each wait [default: 1200]
+    #[arg(long, global = true, value_name = "SECONDS")]
+    pub wait: Option<u64>,
     /// The node's files are below DIR (a mounted disk); its programs are never the live host's
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub root: Option<PathBuf>,
@@ -411,23 +410,16 @@ impl Cli {
         }
         Ok(if take_backup {
             Verb::Backup(BackupArgs { force, keep: 3, ..BackupArgs::default() })
-        } else if restart {
+        } else if restart && in_recovery {
             Verb::Restart(RestartArgs { force, step, ..RestartArgs::default() })
         } else if resume || (step && in_recovery) {
             Verb::Resume(ResumeArgs { step, unit: false })
-        } else if step {
+        } else if step || restart {
+            // As the old script: a restart of nothing begins.
             Verb::RestoreFiles(RestoreFilesArgs { force, step, etcd_restore: "native".to_owned(), ..RestoreFilesArgs::default() })
         } else {
             Verb::Status(StatusArgs::default())
         })
-    }
-}
-
-impl Global {
-    /// `--wait`.
-    #[must_use]
-    pub fn wait(&self) -> Duration {
-        Duration::from_secs(self.wait)
     }
 }
 
@@ -436,6 +428,13 @@ impl Verb {
     #[must_use]
     pub fn is_about_the_node(&self) -> bool {
         !matches!(self, Self::Etcd(_) | Self::Archive(_) | Self::Generate(_))
+    }
+
+    /// True for those that stop the node's containers, one of which must not be the one that does it.
+    #[must_use]
+    pub fn stops_containers(&self) -> bool {
+        let rollback = matches!(self, Self::Platform(PlatformArgs { rollback: true, .. }));
+        rollback || matches!(self, Self::Recover(_) | Self::RestoreFiles(_) | Self::Resume(_) | Self::Restart(_))
     }
 
     /// True for all but the plumbing that only touches files it is given.
@@ -469,12 +468,12 @@ mod tests {
         assert!(matches!(verb(&["--take-backup", "--force"]), Verb::Backup(BackupArgs { force: true, keep: 3, .. })));
         assert!(matches!(verb(&["--resume"]), Verb::Resume(ResumeArgs { step: false, .. })));
         assert!(matches!(verb(&["--resume", "--step"]), Verb::Resume(ResumeArgs { step: true, .. })));
-        assert!(matches!(verb(&["--restart"]), Verb::Restart(_)));
+        assert!(matches!(verb(&["--restart"]), Verb::RestoreFiles(RestoreFilesArgs { step: false, reboot: false, .. })));
         assert!(matches!(verb(&["--step"]), Verb::RestoreFiles(RestoreFilesArgs { step: true, reboot: false, .. })));
         assert!(matches!(verb(&["launchBackup"]), Verb::Backup(_)));
-        assert!(matches!(verb(&["--restart", "--resume", "--step"]), Verb::Restart(RestartArgs { step: true, .. })));
-        let stepped = Cli::try_parse_from(["recovery", "--step"]).unwrap().verb(true).unwrap();
-        assert!(matches!(stepped, Verb::Resume(ResumeArgs { step: true, .. })));
+        let open = |words: &[&str]| Cli::try_parse_from([&["recovery"], words].concat()).unwrap().verb(true).unwrap();
+        assert!(matches!(open(&["--step"]), Verb::Resume(ResumeArgs { step: true, .. })));
+        assert!(matches!(open(&["--restart", "--resume", "--step"]), Verb::Restart(RestartArgs { step: true, .. })));
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<ExitCode> {
         labels: parse_labels(&args.labels)?,
         force: args.force,
         keep: args.keep as usize,
-        wait: context.wait,
+        wait: context.deadline(),
         asked_by: AskedBy::this_process(),
     };
     refuse_dir_inside(&context.node, &context.dir)?;

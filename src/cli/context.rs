@@ -5,13 +5,20 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde::Serialize;
 
 use super::args::Global;
 use crate::error::{misfit, not_permitted, usage};
 use crate::node::Node;
+use crate::node::clock::interrupted;
 use crate::node::dir::{DEFAULT, RecoveryDir};
+use crate::recovery::WAIT;
 use crate::report::Progress;
+
+/// How long a question waits for its answer.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What every command has.
 #[derive(Debug)]
@@ -22,8 +29,8 @@ pub(super) struct Context {
     pub(super) dir: RecoveryDir,
     /// Where progress goes.
     pub(super) progress: Progress,
-    /// Deadline of each wait.
-    pub(super) wait: Duration,
+    /// Deadline of each wait, seconds, when it was given.
+    pub(super) wait: Option<u64>,
     /// Reports are printed as JSON.
     pub(super) json: bool,
     yes: bool,
@@ -47,7 +54,12 @@ impl Context {
             }
         };
         let dir = RecoveryDir::new(&node, &global.dir);
-        Ok(Self { node, dir, progress, wait: global.wait(), json: global.json, yes: global.yes })
+        Ok(Self { node, dir, progress, wait: global.wait, json: global.json, yes: global.yes })
+    }
+
+    /// Deadline of each wait.
+    pub(super) fn deadline(&self) -> Duration {
+        self.wait.map_or(WAIT, Duration::from_secs)
     }
 
     /// Fails unless this process is root and the recovery directory is root's alone.
@@ -67,12 +79,34 @@ impl Context {
         if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
             return Err(usage("not confirmed: there is no terminal to ask on; give --yes to do it"));
         }
-        let mut answer = String::new();
-        self.progress.pause(|| {
+        let answer = self.progress.pause(|| {
             write!(std::io::stderr(), "Do it? [y/N] ")?;
-            std::io::stdin().lock().read_line(&mut answer)
+            self.answer()
         })?;
         if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(usage("not confirmed: nothing was changed")) }
+    }
+
+    /// A line from the terminal. Nobody's answer is waited for without end: the lock is held meanwhile.
+    fn answer(&self) -> Result<String> {
+        let (stdin, deadline) = (std::io::stdin(), self.node.clock().deadline(PATIENCE));
+        loop {
+            let ready = {
+                let mut polled = [PollFd::new(&stdin, PollFlags::IN)];
+                match poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 200_000_000 })) {
+                    Err(Errno::INTR) => 0,
+                    ready => ready.context("waiting for an answer")?,
+                }
+            };
+            interrupted()?;
+            if ready > 0 {
+                let mut answer = String::new();
+                stdin.lock().read_line(&mut answer).context("reading the answer")?;
+                return Ok(answer);
+            }
+            if deadline.passed() {
+                return Err(usage(format!("not confirmed: nobody answered in {} minutes; nothing was changed", PATIENCE.as_secs() / 60)));
+            }
+        }
     }
 
     /// Commands in `text` as they have to be typed here.
@@ -94,9 +128,13 @@ impl Context {
 /// Commands in texts for people, `recovery …`, as they have to be typed here: the agent is in nobody's `PATH` on the node, and its recovery
 /// directory, `dir`, may be another than the usual one.
 pub(super) fn as_called(text: &str, dir: &Path) -> String {
-    let Some(program) = std::env::args().next().filter(|program| program.contains('/')) else { return text.to_owned() };
+    let called = std::env::args().next().filter(|program| program.contains('/'));
+    let program = called.as_deref().unwrap_or("recovery");
     let option = if dir == Path::new(DEFAULT) { String::new() } else { format!("--dir {} ", dir.display()) };
-    text.replace("`recovery --dir ", &format!("`{program} --dir ")).replace("`recovery ", &format!("`{program} {option}"))
+    // What names its directory already is left at that.
+    text.replace("`recovery --dir ", "`\0--dir ")
+        .replace("`recovery ", &format!("`{program} {option}"))
+        .replace('\0', &format!("{program} "))
 }
 
 /// Prints one JSON document on standard output.

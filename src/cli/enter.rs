@@ -8,7 +8,7 @@ use super::args::Cli;
 use crate::backup::asked_by::{AskedBy, HANDED_ON};
 use crate::backup::install::{self, BINARY};
 use crate::backup::trees::refuse_dir_inside;
-use crate::error::exit_code;
+use crate::error::{exit_code, misfit};
 use crate::node::host::{self, Host};
 use crate::node::{Node, dir::RecoveryDir};
 use crate::report::termination::TerminationLog;
@@ -20,6 +20,11 @@ use crate::report::termination::TerminationLog;
 pub(super) fn host(cli: &Cli, termination: Option<&TerminationLog>) -> Result<()> {
     if cli.global.root.is_some() || !cli.verb(false)?.is_about_the_node() || !rustix::process::geteuid().is_root() {
         return Ok(());
+    }
+    if cli.verb(false)?.stops_containers() && host::is_container() {
+        return Err(misfit(
+            "this runs in a container, and a recovery stops all of them, itself among them; next: log in to the node over SSH and run it there",
+        ));
     }
     let Some(host) = Host::outside()? else { return Ok(()) };
     let asked_by = AskedBy::this_process().to_string();

@@ -41,7 +41,7 @@ fn save(context: &Context, args: &EtcdSaveArgs) -> Result<()> {
         _ => return Err(usage("--endpoint, --cacert, --cert and --key go together")),
     };
     let task = context.progress.task("saving etcd", None);
-    let saved = etcd::save(&endpoint, &args.file, context.wait, &|n| task.add(n))?;
+    let saved = etcd::save(&endpoint, &args.file, context.deadline(), &|n| task.add(n))?;
     drop(task);
     context.print(&saved, |s| format!("{} from etcd, {} in {}\nsha256 {}\n", mib(s.bytes), mib(s.stored), args.file.display(), s.sha256))
 }

@@ -9,7 +9,7 @@ use super::context::Context;
 use super::restore_files::begin;
 use crate::error::{misfit, to_exit};
 use crate::recovery::platform::table::{Action, PlatformReport, table};
-use crate::recovery::{Asked, From, Options, Wait, plan, platform_report};
+use crate::recovery::{Asked, From, Options, plan, platform_report};
 
 pub(super) fn run(context: &Context, args: &PlatformArgs) -> Result<ExitCode> {
     let report = platform_report(&context.node, &context.dir, args.backup.as_deref(), &context.progress)?;
@@ -30,8 +30,7 @@ pub(super) fn run(context: &Context, args: &PlatformArgs) -> Result<ExitCode> {
 fn roll_back(context: &Context, args: &PlatformArgs) -> Result<ExitCode> {
     let options = Options {
         backup: args.backup.clone(),
-        asked: Asked { reboot: true, step: true, ..Asked::default() },
-        wait: Wait(context.wait),
+        asked: Asked { reboot: true, step: true, wait: context.wait, ..Asked::default() },
         from: From::Platform,
         compare: false,
     };

@@ -7,13 +7,12 @@ use anyhow::Result;
 use super::args::RestartArgs;
 use super::context::Context;
 use super::restore_files::begin;
-use crate::recovery::{Asked, From, Options, Wait, plan_restart};
+use crate::recovery::{Asked, From, Options, plan_restart};
 
 pub(super) fn run(context: &Context, args: &RestartArgs) -> Result<ExitCode> {
     let options = Options {
         backup: args.backup.clone(),
-        asked: Asked { force: args.force, step: args.step, ..Asked::default() },
-        wait: Wait(context.wait),
+        asked: Asked { force: args.force, step: args.step, wait: context.wait, ..Asked::default() },
         from: From::Platform,
         compare: false,
     };

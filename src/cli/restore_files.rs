@@ -8,13 +8,18 @@ use super::args::RestoreFilesArgs;
 use super::context::Context;
 use super::status::describe_run_report;
 use crate::recovery::preflight::PlanReport;
-use crate::recovery::{Asked, EtcdRestore, From, Options, Proposal, Wait, plan};
+use crate::recovery::{Asked, EtcdRestore, From, Options, Proposal, plan};
 
 pub(super) fn run(context: &Context, args: &RestoreFilesArgs) -> Result<ExitCode> {
     let options = Options {
         backup: args.backup.clone(),
-        asked: Asked { force: args.force, reboot: args.reboot, step: args.step, etcd: etcd_restore(&args.etcd_restore) },
-        wait: Wait(context.wait),
+        asked: Asked {
+            force: args.force,
+            reboot: args.reboot,
+            step: args.step,
+            etcd: etcd_restore(&args.etcd_restore),
+            wait: context.wait,
+        },
         from: From::Files,
         compare: args.dry_run,
     };
@@ -44,12 +49,11 @@ pub(super) fn describe_plan(plan: &PlanReport) -> Vec<String> {
     let release = plan.release.as_deref().map_or_else(String::new, |release| format!(" (release {release})"));
     let mut lines = vec![format!("This node will be brought back to the backup {} of {}{release}.", plan.backup, plan.taken)];
     lines.extend(plan.continues.iter().map(|run| format!("It goes on with the open recovery {run}.")));
+    lines.extend(plan.replaces.iter().map(|run| format!("It takes the place of the open recovery {run}, and begins again.")));
     lines.push(format!("deployment: {}", plan.platform.summary));
     lines.push(format!("the backup's sums are right (checked in {:.1} s)", plan.verified_seconds));
     lines.extend(plan.warnings.iter().map(|warning| format!("warning: {warning}")));
-    for image in &plan.missing_images {
-        lines.push(format!("warning: the image {} was in use and is not on the node: it will have to be pulled", image.name));
-    }
+    lines.extend(plan.missing_images.iter().map(|image| format!("  missing: {}", image.name)));
     for tree in &plan.changes {
         lines.push(format!("{}: {}", tree.tree, super::archive::describe_counts(&tree.counts)));
         lines.extend(super::archive::describe_changes(&tree.changes).lines().map(|line| format!("  {line}")));

@@ -1,17 +1,18 @@
 //! `recovery resume`: what the unit runs after each reboot, and an administrator by hand.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 
 use super::args::ResumeArgs;
 use super::context::Context;
 use super::status::{describe_run_report, how_far};
-use crate::recovery::{ResumeOptions, Wait, resume};
+use crate::recovery::{ResumeOptions, resume};
 use crate::report::unit;
 
 pub(super) fn run(context: &Context, args: &ResumeArgs) -> Result<ExitCode> {
-    let options = ResumeOptions { step: args.step, unit: args.unit, wait: Wait(context.wait) };
+    let options = ResumeOptions { step: args.step, unit: args.unit, wait: context.wait.map(Duration::from_secs) };
     if args.unit {
         unit::ready();
     }

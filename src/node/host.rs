@@ -31,6 +31,13 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// kubelet sets it in every pod (`kubelet_pods.go`, `getServiceEnvVarMap`).
 pub const IN_A_POD: &str = "KUBERNETES_SERVICE_HOST";
 
+/// True in a pod's container, also in one that has changed its root to the node's (`oc debug node`).
+#[must_use]
+pub fn is_container() -> bool {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    std::env::var_os(IN_A_POD).is_some() || groups.contains("kubepods")
+}
+
 /// The host around this container.
 #[derive(Debug)]
 pub struct Host {

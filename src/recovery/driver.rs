@@ -37,6 +37,11 @@ pub trait Work {
     /// # Errors
     /// When the node does not say.
     fn needs_reboot(&self, journal: &Journal, phase: Phase) -> Result<bool>;
+
+    /// How many lines the journal had when something on the node undid what volatile steps do, other than a reboot; 0 when nothing did.
+    fn undone_at(&self) -> u64 {
+        0
+    }
 }
 
 /// How far a run goes in one go.
@@ -75,7 +80,8 @@ pub fn drive(journal: &mut Journal, work: &mut impl Work, until: Until) -> Resul
         let rebooted = open.awaits_reboot().map_or(Ok(false), |phase| {
             Ok::<_, anyhow::Error>(journal.reading().rebooted_since(phase, journal.boot()) || !work.needs_reboot(journal, phase)?)
         })?;
-        match open.next(|step| phase.is_some_and(|p| is_lost(journal.reading(), journal.boot(), p, step)), rebooted) {
+        let lost = |step: &PlannedStep| phase.is_some_and(|p| is_lost(journal, work.undone_at(), p, step));
+        match open.next(lost, rebooted) {
             Next::Begin(phase) => {
                 write(journal, work, &Event::PhaseBegun(phase), Value::Null)?;
                 tell_phase(journal.reading(), phase, "begins");
@@ -108,7 +114,7 @@ fn one_step(journal: &mut Journal, work: &mut impl Work, phase: Phase, step: &st
         Ok(figures) => write(journal, work, &Event::StepDone(phase, step.to_owned()), figures),
         Err(error) => {
             let code = exit_code(&error);
-            let message = failure_message(Some(phase), step, &format!("{error:#}"), code);
+            let message = failure_message(journal.reading(), Some(phase), step, &format!("{error:#}"), code);
             // An interruption is no failure: the step is open and is taken up again.
             if code != 75 {
                 tracing::error!(recovery_run = %run, recovery_phase = phase.name(), recovery_step = step, message_id = MESSAGE_FAILED, "{message}");
@@ -127,9 +133,10 @@ fn write(journal: &mut Journal, work: &mut impl Work, event: &Event, detail: Val
     journal.append(event, detail)
 }
 
-/// True when a volatile step was last done in another boot.
-fn is_lost(reading: &Reading, boot: &str, phase: Phase, step: &PlannedStep) -> bool {
-    reading.last_of(phase, &step.name, Kind::StepDone).is_none_or(|done| done.boot != boot)
+/// True when a volatile step was last done in another boot, or before it was undone.
+fn is_lost(journal: &Journal, undone_at: u64, phase: Phase, step: &PlannedStep) -> bool {
+    let done = journal.reading().last_of(phase, &step.name, Kind::StepDone);
+    done.is_none_or(|done| done.boot != journal.boot() || done.sequence <= undone_at)
 }
 
 /// What to do about a failure of this exit code.
@@ -137,7 +144,6 @@ fn next_command(code: u8) -> &'static str {
     match code {
         65 => "`recovery verify`, then `recovery restart --backup ID` with a backup that is whole, or `recovery abandon`",
         73 => "make room, then `recovery resume`",
-        75 => "`recovery resume` to go on",
         _ => "put the cause right and `recovery resume`, or `recovery abandon`",
     }
 }
@@ -164,12 +170,24 @@ fn of_code(code: u8, message: String) -> anyhow::Error {
 pub(super) fn recorded_failure(reading: &Reading) -> anyhow::Error {
     let last = reading.last();
     let code = last.detail.get("exit").and_then(Value::as_u64).and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
-    of_code(code, failure_message(last.phase, last.step.as_deref().unwrap_or("?"), last.cause().unwrap_or("?"), code))
+    of_code(code, failure_message(reading, last.phase, last.step.as_deref().unwrap_or("?"), last.cause().unwrap_or("?"), code))
 }
 
-fn failure_message(phase: Option<Phase>, step: &str, cause: &str, code: u8) -> String {
+fn failure_message(reading: &Reading, phase: Option<Phase>, step: &str, cause: &str, code: u8) -> String {
     let how = if code == 75 { "was interrupted" } else { "failed" };
-    format!("phase {}, step {step} {how}: {cause}; next: {}", phase.map_or("?", Phase::name), next_command(code))
+    let said = format!("phase {}, step {step} {how}: {cause}", phase.map_or("?", Phase::name));
+    match code {
+        // Where the cause names the way out, there is no other.
+        _ if cause.contains("next: ") => said,
+        75 => format!("{said}; {}", goes_on(reading)),
+        _ => format!("{said}; next: {}", next_command(code)),
+    }
+}
+
+/// What becomes of a run that was interrupted.
+pub(super) fn goes_on(reading: &Reading) -> String {
+    let by_itself = if reading.beginning.asked.step { "" } else { " (at the next boot it goes on by itself)" };
+    format!("the recovery is open; next: `recovery resume` to go on{by_itself}, or `recovery abandon`")
 }
 
 fn tell_phase(reading: &Reading, phase: Phase, what: &str) {

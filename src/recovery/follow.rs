@@ -55,9 +55,16 @@ fn result(dir: &RecoveryDir, last: Option<&Reading>) -> Result<RunReport> {
     let report = dir.history().join(format!("{}.json", last.run()));
     if !dir.in_recovery() {
         let json = std::fs::read(&report).with_context(|| format!("reading {}", report.display()))?;
+        // That of an abandoned run is another's.
+        if last.state == State::Abandoned {
+            return Ok(RunReport::of(last, Outcome::Abandoned));
+        }
         return serde_json::from_slice(&json).with_context(|| format!("the recovery has ended; reading {}", report.display()));
     }
-    let State::Open(open) = &last.state else { return Ok(RunReport::of(last, Outcome::Finished)) };
+    let State::Open(open) = &last.state else {
+        let outcome = if last.state == State::Abandoned { Outcome::Abandoned } else { Outcome::Finished };
+        return Ok(RunReport::of(last, outcome));
+    };
     match open.stage {
         Stage::Failed(_) => Err(driver::recorded_failure(last)),
         Stage::Reboot => Ok(RunReport::of(last, Outcome::RebootNeeded)),

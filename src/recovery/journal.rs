@@ -9,12 +9,14 @@ mod record;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::WAIT;
 use super::machine::{Event, Phase, Plan, State, transition};
 use crate::backup::manifest::DeploymentId;
 use crate::error::damaged;
@@ -57,6 +59,16 @@ pub struct Asked {
     pub step: bool,
     /// How etcd is restored.
     pub etcd: EtcdRestore,
+    /// The deadline of each wait, seconds, when it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<u64>,
+}
+
+impl Asked {
+    /// The deadline of each wait.
+    pub(super) fn deadline(&self) -> Duration {
+        self.wait.map_or(WAIT, Duration::from_secs)
+    }
 }
 
 /// How etcd's data is restored.
@@ -145,6 +157,12 @@ impl Reading {
     #[must_use]
     pub fn attempted(&self, step: &str) -> bool {
         self.records.iter().any(|r| r.event == Kind::StepIntent && r.step.as_deref() == Some(step))
+    }
+
+    /// True when any step ever said that it would act.
+    #[must_use]
+    pub fn acted(&self) -> bool {
+        self.records.iter().any(|r| r.event == Kind::StepIntent)
     }
 
     /// True when the node has rebooted since the last step of a phase was done: `boot` is another boot. False before any was.

@@ -7,7 +7,7 @@
 //! 3. [`driver`]: asks the machine, writes down, acts, writes down.
 //! 4. `run` (what a step has at hand), then one file per phase with its steps in order: [`preflight`] (before a run), [`platform`] (with the table
 //!    of deployments), `restore_files`, `resume`, `redeploy`, `finish`; `waits` and `ports` are what they look at.
-//! 5. `verbs`, [`fn@abandon`]: what users ask for. [`mod@status`]: what they are told. `follow`: watching another agent at it. `history`: where
+//! 5. `plan`, `verbs`, [`fn@abandon`]: what users ask for. [`mod@status`]: what they are told. `follow`: watching another agent at it. `history`: where
 //!    runs end.
 
 mod abandon;
@@ -17,6 +17,7 @@ mod follow;
 mod history;
 pub mod journal;
 pub mod machine;
+mod plan;
 pub mod platform;
 mod ports;
 pub mod preflight;
@@ -33,17 +34,11 @@ use std::time::Duration;
 
 pub use abandon::{AbandonReport, abandon};
 pub use journal::{Asked, EtcdRestore};
+pub use plan::{Proposal, plan, plan_restart};
 pub use preflight::{From, Options, PlanReport};
 pub use status::{StatusReport, status};
-pub use verbs::{Outcome, Proposal, ResumeOptions, RunReport, plan, plan_restart, platform_report, resume};
+pub use verbs::{Outcome, ResumeOptions, RunReport, platform_report, resume};
 
-/// The deadline of each wait of a recovery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wait(pub Duration);
-
-impl Default for Wait {
-    /// As long as the old tool's: an installer takes 30 to 90 s, a lease 330 s, the start-up monitor up to 300 s.
-    fn default() -> Self {
-        Self(Duration::from_secs(1200))
-    }
-}
+/// The deadline of each wait of a recovery unless it is given. As long as the old tool's: an installer takes 30 to 90 s, a lease 330 s, the
+/// start-up monitor up to 300 s.
+pub const WAIT: Duration = Duration::from_secs(1200);

@@ -37,8 +37,6 @@ pub struct Options {
     pub backup: Option<String>,
     /// Choices that hold for the whole run.
     pub asked: super::journal::Asked,
-    /// The deadline of each wait.
-    pub wait: super::Wait,
     /// Where it begins.
     pub from: From,
     /// Compare every tree and list what would change.
@@ -72,8 +70,10 @@ pub struct PlanReport {
     pub missing_images: Vec<Image>,
     /// How long checking the backup took, seconds.
     pub verified_seconds: f64,
-    /// The run this goes on with, when one is open in its first phase.
+    /// The open run this goes on with.
     pub continues: Option<String>,
+    /// The open run whose place this takes.
+    pub replaces: Option<String>,
     /// What would change, tree by tree, when that was asked for.
     pub changes: Vec<TreeChanges>,
     /// The phases and their steps.
@@ -128,7 +128,7 @@ pub(super) fn look(
         (Action::Nothing, _) => Action::Nothing,
         (Action::Drop { .. } | Action::RollBack { .. } | Action::Reboot { .. }, From::Platform) => platform.action.clone(),
         _ => {
-            warnings.push(platform.refused(force)?);
+            warnings.push(platform.refused(force, false)?);
             Action::Nothing
         }
     };
@@ -149,6 +149,7 @@ pub(super) fn look(
         missing_images,
         verified_seconds,
         continues: None,
+        replaces: None,
         changes,
     })
 }
@@ -284,8 +285,7 @@ fn missing_images(node: &Node, manifest: &Manifest, warnings: &mut Vec<String>) 
     };
     let missing = images_not_among(&manifest.images, &there);
     if !missing.is_empty() {
-        let names: Vec<&str> = missing.iter().map(|i| i.name.as_str()).collect();
-        warnings.push(format!("{} images are gone and have to be pulled again: {}", missing.len(), names.join(", ")));
+        warnings.push(format!("{} images that were in use are not on the node and will have to be pulled", missing.len()));
     }
     missing
 }

@@ -36,6 +36,8 @@ pub(super) struct Run<'a> {
     pub profile: &'static Profile,
     pub backup: Backup,
     pub undo: Undo,
+    /// Up to which line of the journal volatile steps were undone by something else than a reboot.
+    pub undone_at: u64,
 }
 
 /// A step of a phase: what the plan says of it, and what it does.
@@ -119,6 +121,10 @@ impl Work for Run<'_> {
             figures.insert("warnings".to_owned(), warnings.into());
         }
         Ok(Value::Object(figures))
+    }
+
+    fn undone_at(&self) -> u64 {
+        self.undone_at
     }
 
     fn before(&mut self, _: &Journal, _: &Event) -> Result<()> {

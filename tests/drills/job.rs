@@ -96,7 +96,10 @@ fn the_packaged_job_has_three_ends() -> Result<()> {
     let end = job.end()?;
     ensure!((end.how.as_str(), end.reason.as_str()) == ("Failed", "BackoffLimitExceeded"), "{end:?}");
     let (code, message) = job.ended_container()?;
-    ensure!(code == 73 && message.starts_with("/var/recovery") && message.contains("free"), "it ended with {code}: {message}");
+    ensure!(
+        code == 73 && message.starts_with("taking a backup: ") && message.contains("are missing; free them"),
+        "it ended with {code}: {message}"
+    );
     ensure!(job.log()?.contains(message.trim()), "the log does not say why: {}", job.log()?);
     ensure!(backups(&node)? == taken, "what was there is not as it was: {:?}", backups(&node)?);
     node.down()

@@ -52,6 +52,28 @@ fn the_platform_by_itself_leaves_the_files_to_a_person() -> Result<()> {
 }
 
 #[test]
+fn another_deployment_than_the_backups_after_the_reboot_is_not_restored_into() -> Result<()> {
+    let (node, _dir) = node(Kind::OpenShift, |_| ())?;
+    ok(&node, &["backup"])?;
+    node.ruin()?;
+    over_the_reboot(&node, &["recover", "--yes"])?;
+    // Somebody chooses the other entry of the boot menu.
+    node.roll_back_platform()?;
+    let says = ["phase restore-files, step deployment failed", "roll back and reboot", "next: `recovery restart`"];
+    run(&node, &["resume", "--unit"])?.expect(78, &says)?;
+    ensure!(json(&node, &["status"])?["run"]["failure"].as_str().is_some_and(|cause| cause.contains("`recovery restart`")));
+    // Asked for again, the recovery begins again, with the deployment.
+    let (_, boots) = node.power()?;
+    run(&node, &["recover", "--yes"])?.expect(0, &["It takes the place of the open recovery", "platform: rolling back"])?;
+    node.wait_boot(boots)?;
+    let (_, boots) = node.power()?;
+    ensure!(by_the_unit(&node)? == "rebooting", "the files are restored on the target");
+    node.wait_boot(boots)?;
+    ensure!(by_the_unit(&node)? == "finished");
+    settled(&node)
+}
+
+#[test]
 fn a_rollback_that_fails_is_tried_again_and_never_taken_back() -> Result<()> {
     let (node, _dir) = node(Kind::OpenShift, |_| ())?;
     ok(&node, &["backup"])?;

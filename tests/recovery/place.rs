@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use recovery::archive::{Selection, pack};
 use recovery::backup::manifest::{Etcd, Image, Manifest, VERSION};
@@ -16,7 +15,7 @@ use recovery::backup::{ETC, ETCD, KUBELET, STATIC_PODS, USR_LOCAL};
 use recovery::node::profile::{KUBEADM, Kind};
 use recovery::node::{Node, dir::RecoveryDir, identity::Identity};
 use recovery::recovery::journal::{Kind as Line, Reading};
-use recovery::recovery::{Asked, Options, Proposal, ResumeOptions, RunReport, Wait};
+use recovery::recovery::{Asked, Options, Proposal, ResumeOptions, RunReport};
 use recovery::report::Progress;
 
 use crate::through::Ended;
@@ -153,6 +152,11 @@ impl Place {
         std::fs::write(self.temporary.path().join("state").join(name), value).unwrap();
     }
 
+    /// What the programs remember.
+    pub(crate) fn state_of(&self, name: &str) -> String {
+        std::fs::read_to_string(self.temporary.path().join("state").join(name)).unwrap().trim().to_owned()
+    }
+
     /// The node boots: another boot id, nothing runs but what is enabled and not held.
     pub(crate) fn boot(&self, id: &str) {
         self.put("/proc/sys/kernel/random/boot_id", format!("{id}\n"));
@@ -208,7 +212,7 @@ impl Place {
     }
 
     pub(crate) fn restore_files(&self, asked: Asked) -> anyhow::Result<RunReport> {
-        self.plan(Options { asked, wait: Wait(Duration::from_secs(1)), ..Options::default() })?.begin()
+        self.plan(Options { asked: Asked { wait: Some(1), ..asked }, ..Options::default() })?.begin()
     }
 
     pub(crate) fn restart(&self, backup: Option<&str>) -> anyhow::Result<RunReport> {

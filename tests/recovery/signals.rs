@@ -1,7 +1,8 @@
 //! Signals: the agent stops at the next safe point with 75, or at once when it is killed, and the next one goes on where it was.
 
+use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
-use std::process::Child;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::node::place::Wrong;
 use crate::node::{Kind, Node, wait_for};
-use crate::through::{command, ended, journal_says, json, names, node, noise, ok, run, same, settled, start};
+use crate::through::{Ended, command, ended, journal_says, json, names, node, noise, ok, run, same, settled, start};
 
 fn pid(child: &Child) -> Result<Pid> {
     Pid::from_raw(i32::try_from(child.id())?).context("no process")
@@ -33,6 +34,56 @@ fn backup_until(node: &Node, signal: Signal) -> Result<crate::through::Ended> {
 /// Ctrl-C: the terminal sends SIGINT to everything in the foreground.
 fn press_ctrl_c(agent: &Child) -> Result<()> {
     kill_process_group(pid(agent)?, Signal::INT).context("sending SIGINT")
+}
+
+/// The agent on a terminal of its own, with a person at it; strace's arguments go before it.
+fn at_a_terminal(node: &Node, args: &[&str], strace: &str) -> Result<Command> {
+    let agent = command(node, args)?;
+    let words: Vec<_> = std::iter::once(agent.get_program()).chain(agent.get_args()).map(|word| format!("'{}'", word.display())).collect();
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command", &format!("{strace} {}", words.join(" ")), "/dev/null"]);
+    script.envs(agent.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    script.stdin(Stdio::piped()).stdout(Stdio::piped());
+    Ok(script)
+}
+
+#[test]
+fn second_thoughts_leave_nothing_that_the_next_boot_goes_on_with() -> Result<()> {
+    let (node, _temporary) = node(Kind::Kubeadm, |_| ())?;
+    ok(&node, &["backup"])?;
+    let nothing_is_open = || -> Result<()> {
+        for left in ["/var/recovery/progress", "/var/recovery/undo.json", "/var/lib/recovery/hold-kubelet"] {
+            ensure!(!node.at(left).exists(), "{left} is there");
+        }
+        Ok(())
+    };
+    // Ctrl-C instead of an answer.
+    let mut asked = at_a_terminal(&node, &["restore-files"], "")?.spawn().context("running script (package bsdutils)")?;
+    let mut screen = asked.stdout.take().context("no output")?;
+    let mut said = Vec::new();
+    while !said.ends_with(b"Do it? [y/N] ") {
+        let mut byte = [0];
+        ensure!(screen.read(&mut byte)? == 1, "it ended: {}", String::from_utf8_lossy(&said));
+        said.push(byte[0]);
+    }
+    asked.stdin.take().context("no input")?.write_all(b"\x03")?;
+    let begun = Instant::now();
+    let ended = asked.wait()?;
+    ensure!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
+    let mut rest = String::new();
+    screen.read_to_string(&mut rest)?;
+    ensure!(ended.code() == Some(75), "{ended}: {rest}");
+    nothing_is_open()?;
+
+    // When it has just been agreed to: the signal comes as the journal is put in place, the second file that is.
+    let strace = "strace -o /dev/null -e trace=rename,renameat,renameat2 -e inject=rename,renameat,renameat2:signal=SIGTERM:when=2";
+    let ended: Ended = at_a_terminal(&node, &["restore-files", "--yes"], strace)?.output()?.into();
+    ensure!(ended.code == Some(75) && ended.out.contains("before anything was changed"), "{ended}");
+    nothing_is_open()?;
+    // A new run is one of its own.
+    let plan = json(&node, &["restore-files", "--dry-run"])?;
+    ensure!(plan["continues"].is_null() && plan["replaces"].is_null(), "{plan}");
+    Ok(())
 }
 
 #[test]

@@ -255,9 +255,84 @@ fn a_hold_that_is_taken_away_in_the_middle_is_placed_again() {
     let place = Place::new();
     place.fail("systemctl stop containerd.service");
     place.restore_files(Asked::default()).unwrap_err();
+    // Somebody wants to look at something, and starts what was stopped.
     std::fs::remove_file(place.at(HOLD)).unwrap();
+    place.state("kubelet.service", "active");
     assert_eq!(place.resume(&resumed()).unwrap().unwrap().outcome, Outcome::RebootNeeded);
     assert!(place.at(HOLD).exists());
+    assert_eq!(place.state_of("kubelet.service"), "inactive");
+    let twice: Vec<String> = place.done().into_iter().filter(|(_, times)| *times == 2).map(|(step, _)| step).collect();
+    assert_eq!(twice, ["deployment", "stop-kubelet", "stop-containers"], "what kubelet has started is stopped again");
+}
+
+#[test]
+fn a_run_that_is_asked_for_something_else_is_begun_again() {
+    let stuck = |asked: Asked| {
+        let place = Place::new();
+        place.fail("systemctl stop containerd.service");
+        place.restore_files(asked).unwrap_err();
+        place
+    };
+    let second = |place: &Place, asked: Asked| {
+        let plan = place.plan(Options { asked, ..Options::default() }).unwrap();
+        (plan.report.continues.is_some(), plan.report.replaces.is_some())
+    };
+    let by_step = Asked { step: true, ..Asked::default() };
+    let waits = |seconds| Asked { wait: Some(seconds), ..Asked::default() };
+    // The wait is that of `restore_files`; who reboots is for each to say.
+    for (first, then, goes_on) in [
+        (Asked::default(), Asked::default(), true),
+        (Asked::default(), waits(1), true),
+        (Asked::default(), Asked { reboot: true, ..Asked::default() }, true),
+        (Asked { force: true, ..Asked::default() }, Asked::default(), true),
+        (Asked::default(), Asked { force: true, ..Asked::default() }, false),
+        (by_step, Asked::default(), false),
+        (Asked::default(), by_step, false),
+        (Asked::default(), waits(2), false),
+    ] {
+        let place = stuck(first);
+        assert_eq!(second(&place, then), (goes_on, !goes_on), "{first:?}, then {then:?}");
+        let report = place.plan(Options { asked: then, ..Options::default() }).unwrap().begin().unwrap();
+        assert_eq!(report.run.by_step, if goes_on { first.step } else { then.step });
+        let next = report.next.unwrap();
+        assert_eq!(next.contains("by itself"), !report.run.by_step, "{next}");
+    }
+}
+
+#[test]
+fn a_wait_that_was_given_holds_over_the_reboot() {
+    let place = Place::new();
+    place.plan(Options { asked: Asked { wait: Some(3600), ..Asked::default() }, ..Options::default() }).unwrap().begin().unwrap();
+    assert_eq!(place.journal().beginning.asked.wait, Some(3600));
+    place.restart(None).unwrap();
+    assert_eq!(place.journal().beginning.asked.wait, Some(3600), "nor does a restart forget it");
+}
+
+#[test]
+fn what_the_failed_release_left_of_its_configuration_stops_nothing() {
+    for left in ["", "{", "{\"spec\":{\"config\":{\"storage\":{\"files\":[{\"path\":\"../up\"}]}}}}"] {
+        let place = Place::new();
+        place.put("/etc/machine-config-daemon/currentconfig", left);
+        let report = place.restore_files(Asked::default()).unwrap();
+        assert_eq!(report.outcome, Outcome::RebootNeeded);
+        assert!(report.run.warnings.iter().any(|w| w.contains("outside /etc stay")), "{left}: {:?}", report.run.warnings);
+    }
+}
+
+#[test]
+fn a_new_recovery_puts_back_what_one_that_was_given_up_half_way_did_not() {
+    let place = Place::new();
+    place.put("/sys/fs/selinux/enforce", "0");
+    place.fail("systemctl stop containerd.service");
+    place.restore_files(Asked::default()).unwrap_err();
+    let mut undo = recovery::recovery::undo::Undo::load(&place.dir).unwrap().unwrap();
+    undo.selinux = Some(recovery::node::selinux::Mode::Enforcing);
+    undo.save(&place.dir).unwrap();
+    let mut journal = recovery::recovery::journal::Journal::open(&place.dir.journal(), "boot-1").unwrap().unwrap();
+    journal.append(&recovery::recovery::machine::Event::Abandoned, serde_json::Value::Null).unwrap();
+    drop(journal);
+    assert_eq!(place.restore_files(Asked::default()).unwrap().outcome, Outcome::RebootNeeded);
+    assert_eq!(place.read("/sys/fs/selinux/enforce"), "1", "its mode was noted in undo.json alone");
 }
 
 #[test]

@@ -155,15 +155,15 @@ pub fn report(node: &Node, target: Target) -> Result<PlatformReport> {
 /// [`Failure::Misfit`](crate::error::Failure::Misfit) with the table when it is not, and not forced; when ostree does not answer.
 pub fn check(node: &Node, target: Target, force: bool) -> Result<Option<String>> {
     let report = report(node, target)?;
-    if report.action == Action::Nothing { Ok(None) } else { report.refused(force).map(Some) }
+    if report.action == Action::Nothing { Ok(None) } else { report.refused(force, true).map(Some) }
 }
 
 impl PlatformReport {
-    /// Why a recovery does not go on with these deployments; with `force`, the warning with which it does.
+    /// Why a recovery does not go on with these deployments; with `force`, the warning with which it does. `open`: a run is.
     ///
     /// # Errors
     /// [`Failure::Misfit`](crate::error::Failure::Misfit), with the table, unless forced.
-    pub fn refused(&self, force: bool) -> Result<String> {
+    pub fn refused(&self, force: bool, open: bool) -> Result<String> {
         // --force chooses which deployment is recovered; that it boots next is no choice, because only the booted one's kubelet is held.
         let first = self.deployments.first();
         if force && first.is_none_or(|d| d.booted) {
@@ -173,7 +173,9 @@ impl PlatformReport {
             (Action::Refuse { .. }, Some(first)) if !first.booted => {
                 "`rpm-ostree cleanup -p` drops what boots before the booted deployment"
             }
-            (Action::Refuse { .. }, _) => "--force goes on with what is booted (`recovery restart --force` in a recovery that is open)",
+            (Action::Refuse { .. }, _) if open => "`recovery restart --force` begins again with what is booted",
+            (Action::Refuse { .. }, _) => "--force goes on with what is booted",
+            _ if open => "`recovery restart` begins again, with that",
             _ => "`recovery platform --rollback` does that, `recovery recover` the whole recovery",
         };
         Err(misfit(format!("{}\n{}next: {way}", self.summary, table(&self.deployments))))

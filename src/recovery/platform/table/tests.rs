@@ -185,6 +185,8 @@ fn what_is_refused_shows_the_table_and_can_be_forced() {
     let error = check(&node, Target::Pinned, false).unwrap_err();
     assert_eq!(crate::error::exit_code(&error), 78);
     let text = error.to_string();
-    assert!(text.contains("rollback, pinned") && text.contains("next: `recovery platform --rollback`"), "{text}");
+    assert!(text.contains("rollback, pinned") && text.contains("next: `recovery restart`"), "{text}");
+    let before_a_run = report(&node, Target::Pinned).unwrap().refused(false, false).unwrap_err().to_string();
+    assert!(before_a_run.contains("next: `recovery platform --rollback`"), "{before_a_run}");
     assert!(check(&node, Target::Pinned, true).unwrap().unwrap().contains("by --force"));
 }

@@ -1,0 +1,215 @@
+//! How a recovery begins: it is looked into, agreed to, and carried out.
+//!
+//! [`plan`] and [`plan_restart`] take the lock, and keep it while a person reads the plan.
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::driver::Until;
+use super::history;
+use super::journal::{Asked, Beginning, Journal, Reading};
+use super::machine::{Event, Open, Phase, Stage, State};
+use super::preflight::{self, First, Options, PlanReport};
+use super::undo::Undo;
+use super::verbs::{Go, RunReport, carry_on, locked, put_away, undo_of};
+use crate::backup::{self, Backup};
+use crate::error::{exit_code, not_now, usage};
+use crate::node::Node;
+use crate::node::dir::{Lock, RecoveryDir};
+use crate::report::Progress;
+
+/// A recovery that has been looked into and waits for consent. It holds the lock.
+#[derive(Debug)]
+pub struct Proposal<'a> {
+    node: &'a Node,
+    dir: &'a RecoveryDir,
+    progress: &'a Progress,
+    options: Options,
+    backup: Backup,
+    origin: Origin,
+    /// What it found and would do.
+    pub report: PlanReport,
+    lock: Lock,
+}
+
+#[derive(Debug)]
+enum Origin {
+    New,
+    Restart { old: Option<String> },
+    Continue,
+}
+
+/// Looks into a recovery and says what it would do. Nothing is changed. A run that is open in its first phase is gone on with.
+///
+/// # Errors
+/// [`Failure::NotNow`](crate::error::Failure::NotNow) when another agent has the lock, or a run is open beyond its first phase; those of
+/// the [`preflight`].
+pub fn plan<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, progress: &'a Progress) -> Result<Proposal<'a>> {
+    let verb = if options.from == preflight::From::Platform { "recover" } else { "restore-files" };
+    let lock = locked(dir, verb)?;
+    let boot = node.clock().boot_id()?;
+    if let Some(reading) = Reading::of(&dir.journal())?
+        && let State::Open(open) = &reading.state
+    {
+        let way = way_of(open, &reading, &boot);
+        let wanted = options.backup.as_deref().map(|wanted| backup::choose(node, dir, Some(wanted), progress)).transpose()?;
+        let same = wanted.is_none_or(|wanted| wanted.id == reading.backup());
+        if way == Way::Elsewhere || !same {
+            return Err(not_now(format!(
+                "a recovery from backup {} is in progress ({}); next: `recovery resume` to go on, `recovery restart` to begin again, `recovery abandon` \
+                 to end it",
+                reading.backup(),
+                reading.state.describe()
+            )));
+        }
+        options.asked.force |= reading.beginning.asked.force;
+        let backup = backup::choose(node, dir, Some(reading.backup()), progress)?;
+        let mut report = preflight::look(node, dir, &backup, &options, First::Restart, progress)?;
+        let run = Some(reading.run().to_owned());
+        let origin = if way == Way::On && can_go_on(&report, reading.beginning.asked, options.asked) {
+            report.continues = run;
+            Origin::Continue
+        } else {
+            report.replaces.clone_from(&run);
+            Origin::Restart { old: run }
+        };
+        return Ok(Proposal { node, dir, progress, options, backup, origin, report, lock });
+    }
+    let backup = backup::choose(node, dir, options.backup.as_deref(), progress)?;
+    let report = preflight::look(node, dir, &backup, &options, First::Run, progress)?;
+    Ok(Proposal { node, dir, progress, options, backup, origin: Origin::New, report, lock })
+}
+
+/// How a verb that begins a recovery goes on with one that is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// No file is restored yet: a new run takes its place, with the phases and choices of now.
+    Anew,
+    /// It is restoring files: it goes on.
+    On,
+    /// It is beyond that.
+    Elsewhere,
+}
+
+/// The steps of an open run go by its own plan and by what it was asked: with another deployment to boot first, or asked for something else,
+/// it is begun again. Who reboots is for each process to say.
+fn can_go_on(now: &PlanReport, was: Asked, asked: Asked) -> bool {
+    let boots_another = now.phases.first().is_some_and(|planned| planned.phase == Phase::Platform);
+    let forced = asked.force && !was.force;
+    let waits = asked.wait.is_some() && asked.wait != was.wait;
+    (asked.step, asked.etcd) == (was.step, was.etcd) && !(boots_another || forced || waits)
+}
+
+fn way_of(open: &Open, reading: &Reading, boot: &str) -> Way {
+    match open.planned().map(|p| p.phase) {
+        Some(Phase::Platform) => Way::Anew,
+        Some(Phase::RestoreFiles) if open.stage == Stage::Before => Way::Anew,
+        Some(Phase::RestoreFiles) => {
+            let rebooted = open.stage == Stage::Reboot && reading.rebooted_since(Phase::RestoreFiles, boot);
+            if rebooted { Way::Elsewhere } else { Way::On }
+        }
+        _ => Way::Elsewhere,
+    }
+}
+
+/// Looks into beginning the open run again from its first phase. It needs no readable journal.
+///
+/// # Errors
+/// [`Failure::Usage`](crate::error::Failure::Usage) when there is nothing to restart, or nothing says from which backup; as [`plan`].
+pub fn plan_restart<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, progress: &'a Progress) -> Result<Proposal<'a>> {
+    let lock = locked(dir, "restart")?;
+    let (undo, reading) = (Undo::load(dir)?, history::readable(dir)?);
+    if undo.is_none() && !dir.in_recovery() {
+        return Err(usage("no recovery is in progress here; next: `recovery restore-files` begins one"));
+    }
+    let known = reading.as_ref().map(|r| (r.backup().to_owned(), r.beginning.asked)).or(undo.as_ref().map(|u| (u.backup.clone(), u.asked)));
+    let known_backup = known.as_ref().map(|(backup, _)| backup.clone());
+    if let Some((backup, asked)) = known {
+        options.backup.get_or_insert(backup);
+        let now = options.asked;
+        options.asked = Asked { force: now.force || asked.force, step: now.step || asked.step, wait: now.wait.or(asked.wait), ..asked };
+    }
+    let wanted = options.backup.as_deref().ok_or_else(|| {
+        usage("neither the journal nor undo.json says which backup was being restored; next: `recovery restart --backup ID` (`recovery list`)")
+    })?;
+    let backup = backup::choose(node, dir, Some(wanted), progress)?;
+    // The run before may have taken away what the identity is read from; it was checked for the backup of that run, and its likes.
+    let checked = known_backup.and_then(|id| backup::choose(node, dir, Some(&id), progress).ok());
+    let first = if checked.is_some_and(|one| one.manifest.identity == backup.manifest.identity) { First::Restart } else { First::Run };
+    let report = preflight::look(node, dir, &backup, &options, first, progress)?;
+    let old = reading.map(|r| r.run().to_owned()).or(undo.and_then(|u| u.runs.last().cloned()));
+    Ok(Proposal { node, dir, progress, options, backup, origin: Origin::Restart { old }, report, lock })
+}
+
+impl Proposal<'_> {
+    /// Carries the plan out: from here on, a recovery is in progress, until it is finished or abandoned.
+    ///
+    /// # Errors
+    /// That of the step that failed; it is in the journal, and the message names the next command.
+    pub fn begin(self) -> Result<RunReport> {
+        let (node, dir) = (self.node, self.dir);
+        let (boot, new) = (node.clock().boot_id()?, matches!(self.origin, Origin::New));
+        let (mut journal, undo) = match self.origin {
+            Origin::Continue => {
+                let journal = Journal::open(&dir.journal(), &boot)?.context("the journal is gone")?;
+                let undo = undo_of(dir, journal.reading())?;
+                (journal, undo)
+            }
+            Origin::New => {
+                if let Some(over) = Reading::of(&dir.journal())? {
+                    let undo = undo_of(dir, &over)?;
+                    put_away(node, dir, &over, undo)?;
+                }
+                open(dir, &self.backup, &self.report, &self.options, &boot, None)?
+            }
+            Origin::Restart { old } => {
+                history::file_away(dir, old.as_deref())?;
+                open(dir, &self.backup, &self.report, &self.options, &boot, old)?
+            }
+        };
+        let asked = journal.reading().beginning.asked;
+        let go = Go {
+            wait: asked.deadline(),
+            until: if asked.step { Until::Phase } else { Until::End },
+            reboot: self.options.asked.reboot || asked.reboot,
+        };
+        let result = carry_on(node, dir, &mut journal, undo, Some(self.backup), go, self.progress);
+        // Second thoughts, before anything was done: nothing that the next boot would go on with may be left.
+        if result.as_ref().is_err_and(|error| exit_code(error) == 75) && new && !journal.reading().acted() {
+            journal.append(&Event::Abandoned, Value::Null)?;
+            let undo = undo_of(dir, journal.reading())?;
+            put_away(node, dir, journal.reading(), undo)?;
+            return Err(not_now("interrupted before anything was changed: no recovery is in progress"));
+        }
+        drop(self.lock);
+        result
+    }
+}
+
+/// Writes down that a run has begun: first what it must undo, then the journal.
+fn open(
+    dir: &RecoveryDir,
+    backup: &Backup,
+    report: &PlanReport,
+    options: &Options,
+    boot: &str,
+    restarts: Option<String>,
+) -> Result<(Journal, Undo)> {
+    let id = Uuid::new_v4().to_string();
+    // What runs before it changed, and did not put back, is still to be put back.
+    let mut undo = Undo::load(dir)?.unwrap_or_else(|| Undo::of(&backup.id, options.asked));
+    undo.runs.extend(restarts.clone().filter(|old| !undo.runs.contains(old)));
+    undo.runs.push(id.clone());
+    (undo.backup, undo.asked) = (backup.id.clone(), options.asked);
+    undo.save(dir)?;
+    let beginning = Beginning {
+        profile: backup.manifest.profile,
+        target: backup.manifest.deployment.clone(),
+        asked: options.asked,
+        restarts,
+        warnings: report.warnings.clone(),
+        phases: report.phases.clone(),
+    };
+    Ok((Journal::begin(&dir.journal(), &id, &backup.id, boot, &beginning)?, undo))
+}
