@@ -200,3 +200,11 @@ fn why_a_container_ends_is_in_its_termination_message() {
         assert_eq!(code(&output), 78, "{lost}: {}", said(&output));
     }
 }
+
+#[test]
+fn a_container_does_not_stop_itself() {
+    let mut resume = Command::new(BINARY);
+    let output = resume.arg("resume").env("KUBERNETES_SERVICE_HOST", "10.0.0.1").stdin(Stdio::null()).output().unwrap();
+    assert_eq!(code(&output), 78);
+    assert!(said(&output).contains("next: log in to the node over SSH"), "{}", said(&output));
+}

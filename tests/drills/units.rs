@@ -51,16 +51,17 @@ fn units_are_well(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Each status that `systemctl status` showed until no recovery is in progress.
+/// Each status that `systemctl status` showed until no recovery is in progress and the unit has ended, which is a moment later.
 fn statuses_until_the_end(node: &Node) -> Result<BTreeSet<String>> {
     let mut said = BTreeSet::new();
     let ended = || {
         // While it reboots, there is nobody to ask.
         let (Ok(status), Ok(open)) = (shown(node, "StatusText"), node.exists("/var/recovery/progress")) else { return Ok(None) };
         said.insert(status);
-        Ok((!open && said.len() > 1).then_some(()))
+        Ok((!open && said.len() > 1 && shown(node, "ActiveState").is_ok_and(|state| state == "inactive")).then_some(()))
     };
     RECOVERY.wait("the recovery to end by itself", ended, || node.explain())?;
+    said.insert(shown(node, "StatusText")?);
     Ok(said)
 }
 
