@@ -148,7 +148,7 @@ pub(super) fn carry_on(
     let profile = journal.reading().beginning.profile.profile();
     let mut run = Run { node, dir, progress, wait: go.wait, profile, backup, undo, undone_at };
     let halt = drive(journal, &mut run, go.until).map_err(|error| match exit_code(&error) {
-        75 if !format!("{error:#}").contains("next: ") => error.context(driver::goes_on(journal.reading())),
+        75 if !format!("{error:#}").contains("next: ") => not_now(format!("{error:#}; {}", driver::goes_on(journal.reading()))),
         _ => error,
     })?;
     let outcome = match halt {
