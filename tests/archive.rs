@@ -4,6 +4,8 @@
 mod fidelity;
 #[path = "archive/hostile.rs"]
 mod hostile;
+#[path = "archive/in_use.rs"]
+mod in_use;
 #[path = "archive/moving.rs"]
 mod moving;
 #[path = "archive/power.rs"]

@@ -78,6 +78,7 @@ fn pack_into(
     previous: Option<Previous>,
     tick: Tick<'_>,
 ) -> Result<Packed> {
+    // Before the walk syncs what it comes to: see [`super::reuse`].
     let started = now();
     let walk = Walk::new(tree, selection, [Some(Found::of(file)?), before]);
     let (packer, written) = std::thread::scope(|scope| {

@@ -1,8 +1,10 @@
 //! Taking over frames of an older archive of the same tree: whole ones, as they are, when nothing in them has changed.
 //!
-//! Nothing has changed when kind, metadata, size, inode and change time are all the same. The kernel sets the change time whenever content
-//! or metadata change and lets nobody else set it. Its ticks are coarse, so what had changed less than [`RACY`] before the older backup
-//! began could have changed again within the same tick, and is read again.
+//! Nothing has changed when kind, metadata, size, inode and change time are all the same. The kernel lets nobody set the change time. It moves
+//! with every change of metadata and every write, but of what is stored through a mapping only with the first store since the page was last
+//! written to disk. So a pack notes when it began and then syncs the file system, before it reads anything there: every later store, through
+//! whatever mapping, moves the change time beyond that. Its ticks are coarse, so what had changed less than [`RACY`] before the older
+//! backup began could have changed again within the same tick, and is read again.
 
 use std::fs::File;
 use std::path::Path;

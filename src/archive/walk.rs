@@ -51,6 +51,8 @@ pub(super) struct Walk<'a> {
     /// The first name of every inode that has several, which the others are hard links to.
     first_names: HashMap<((u32, u32), u64), Vec<u8>>,
     started: bool,
+    /// The file systems that were synced: see [`super::reuse`].
+    synced: Vec<(u32, u32)>,
     /// What the entries so far take in the memory of who opens the archive.
     weight: u64,
     /// What was left out: path and why; and how much more.
@@ -74,6 +76,7 @@ impl<'a> Walk<'a> {
             above: Vec::new(),
             first_names: HashMap::new(),
             started: false,
+            synced: Vec::new(),
             weight: 0,
             skipped: Vec::new(),
             more_skipped: 0,
@@ -274,6 +277,7 @@ impl<'a> Walk<'a> {
 
     fn enter(&mut self, item: &Item, standing: Standing) -> Result<()> {
         let path = &item.entry.path;
+        self.sync(path, item.found.file_system)?;
         // One handle at a time is open: those of the directories above are opened again on the way back.
         if let Some(level) = self.above.last_mut() {
             level.directory = None;
@@ -290,6 +294,20 @@ impl<'a> Walk<'a> {
         let names = names.into_iter().rev().collect();
         self.above.push(Level { path: path.clone(), found: item.found, names, directory });
         Ok(())
+    }
+
+    /// Syncs the file system of a directory, before anything of it is read; one that has vanished is found out by who opens it.
+    fn sync(&mut self, path: &[u8], file_system: (u32, u32)) -> Result<()> {
+        if self.synced.contains(&file_system) {
+            return Ok(());
+        }
+        match self.tree.list(path).and_then(rustix::fs::syncfs) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+            synced => {
+                self.synced.push(file_system);
+                synced.with_context(|| format!("syncing the file system of {}", self.tree.shown(path)))
+            }
+        }
     }
 
     fn item(&mut self, path: Vec<u8>, found: Found, inode: Inode) -> Result<Item> {

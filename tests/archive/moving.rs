@@ -14,7 +14,7 @@ use recovery::error::exit_code;
 use crate::tree::{self, Scratch, assert_same, make_tree, noise};
 use crate::{Mount, compare, pack, restore, run, text};
 
-fn pack_after(tree: &Path, file: &Path, previous: &Path) -> Packed {
+pub(crate) fn pack_after(tree: &Path, file: &Path, previous: &Path) -> Packed {
     recovery::archive::pack(tree, file, &Selection::all(), Some(previous), &|_| ()).unwrap()
 }
 
@@ -30,7 +30,7 @@ fn plain_tree(dir: &Path, files: u64) {
 }
 
 /// Waits until nothing in a tree is so new that it could change again within the same tick.
-fn settle() {
+pub(crate) fn settle() {
     std::thread::sleep(Duration::from_millis(2600));
 }
 
