@@ -28,6 +28,9 @@ pub(super) struct Tree {
     points: Option<HashSet<Vec<u8>>>,
 }
 
+/// See [`Found::identity`].
+pub(super) type Identity = ((u32, u32), u64, Time);
+
 /// What `statx` says of one path.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Found {
@@ -38,6 +41,8 @@ pub(super) struct Found {
     pub(super) gid: u32,
     pub(super) mtime: Time,
     pub(super) ctime: Time,
+    /// When the inode was made, where the file system says so (XFS, ext4); else 1970.
+    birth: Time,
     pub(super) size: u64,
     pub(super) inode: u64,
     pub(super) file_system: (u32, u32),
@@ -136,6 +141,11 @@ impl Found {
         statx(file.as_fd(), b"", AtFlags::EMPTY_PATH)
     }
 
+    /// What tells an inode from every other there was: the number of one that is gone is given to the next.
+    pub(super) fn identity(&self) -> Identity {
+        (self.file_system, self.inode, self.birth)
+    }
+
     /// True when neither content nor metadata can have changed between the two looks.
     pub(super) fn is_unchanged(&self, later: &Self) -> bool {
         (self.inode, self.size, self.mtime, self.ctime) == (later.inode, later.size, later.mtime, later.ctime)
@@ -143,7 +153,7 @@ impl Found {
 }
 
 fn statx(directory: BorrowedFd<'_>, name: &[u8], flags: AtFlags) -> rustix::io::Result<Found> {
-    let found: Statx = rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS)?;
+    let found: Statx = rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?;
     let attribute = |attribute| found.stx_attributes.contains(attribute);
     let kind = match FileType::from_raw_mode(found.stx_mode.into()) {
         FileType::RegularFile => Some(Kind::File),
@@ -163,6 +173,7 @@ fn statx(directory: BorrowedFd<'_>, name: &[u8], flags: AtFlags) -> rustix::io::
         gid: found.stx_gid,
         mtime: time(found.stx_mtime),
         ctime: time(found.stx_ctime),
+        birth: time(found.stx_btime),
         size: if kind == Some(Kind::File) { found.stx_size } else { 0 },
         inode: found.stx_ino,
         file_system: (found.stx_dev_major, found.stx_dev_minor),

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::entry::{Attributes, Entry, Kind, LARGEST_ENTRY, LARGEST_TABLE, LONGEST_PATH, join, shown, split};
 use super::index::Record;
 use super::select::{Selection, Standing};
-use super::tree::{Found, Inode, Tree, names};
+use super::tree::{Found, Identity, Inode, Tree, names};
 
 /// How often something that changes while it is looked at is looked at again.
 pub(super) const TRIES: u32 = 5;
@@ -49,7 +49,7 @@ pub(super) struct Walk<'a> {
     /// The directories that lead to where we are, with the names in them that are still to come, the next one last.
     above: Vec<Level>,
     /// The first name of every inode that has several, which the others are hard links to.
-    first_names: HashMap<((u32, u32), u64), Vec<u8>>,
+    first_names: HashMap<Identity, Vec<u8>>,
     started: bool,
     /// The file systems that were synced: see [`super::reuse`].
     synced: Vec<(u32, u32)>,
@@ -127,15 +127,15 @@ impl<'a> Walk<'a> {
     }
 
     fn forget(&mut self, item: &Item) {
-        let inode = (item.found.file_system, item.found.inode);
-        if self.first_names.get(&inode) == Some(&item.entry.path) {
-            self.first_names.remove(&inode);
+        let inode = &item.found.identity();
+        if self.first_names.get(inode) == Some(&item.entry.path) {
+            self.first_names.remove(inode);
         }
     }
 
     /// True unless the item is another name of something that was then not packed, or not as what it had been.
     pub(super) fn is_linked(&self, item: &Item) -> bool {
-        let first = || self.first_names.get(&(item.found.file_system, item.found.inode));
+        let first = || self.first_names.get(&item.found.identity());
         item.entry.kind != Kind::HardLink || first() == Some(&item.entry.target)
     }
 
@@ -314,7 +314,7 @@ impl<'a> Walk<'a> {
         let mut kind = found.kind.unwrap_or(Kind::File);
         let mut target = Vec::new();
         if kind != Kind::Directory && found.links > 1 {
-            let first = self.first_names.entry((found.file_system, found.inode)).or_insert_with(|| path.clone());
+            let first = self.first_names.entry(found.identity()).or_insert_with(|| path.clone());
             if *first != path {
                 (kind, target) = (Kind::HardLink, first.clone());
             }

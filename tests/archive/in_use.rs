@@ -1,15 +1,17 @@
-//! Trees in use: stores through a mapping.
+//! Trees in use: stores through a mapping, inodes that are used again.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::libc;
-use recovery::archive::Archive;
+use recovery::archive::{Archive, Selection};
 
 use crate::moving::{pack_after, settle};
-use crate::pack;
+use crate::power::Disk;
 use crate::tree::{Scratch, noise};
+use crate::{pack, restore, text};
 
 /// The first page of a file, mapped as databases do.
 struct Mapping(*mut libc::c_void);
@@ -56,4 +58,35 @@ fn what_is_stored_through_a_mapping_is_not_taken_for_unchanged() {
     let database = Archive::open(&second).unwrap().read_file(Path::new("database")).unwrap().unwrap();
     assert!(database.starts_with(b"two"), "{}", database[..3].escape_ascii());
     assert_eq!(packed.reused, 400_000, "the other and nothing else is taken over");
+}
+
+#[test]
+fn an_inode_that_is_used_again_is_another_file() {
+    let scratch = Scratch::new();
+    let (disk, file, to) = (Disk::make(&scratch), scratch.path("a.tar.zst"), scratch.path("to"));
+    let tree = disk.path().join("tree");
+    fs::create_dir_all(tree.join("new")).unwrap();
+    fs::write(tree.join("a"), "old").unwrap();
+    fs::hard_link(tree.join("a"), tree.join("z")).unwrap();
+    fs::write(tree.join("b"), "12345").unwrap();
+    let inode = tree.join("a").metadata().unwrap().ino();
+    // Between `b` and `new`: with its last name the file goes, and its number is free.
+    let change = |bytes| {
+        if bytes != 5 {
+            return;
+        }
+        fs::remove_file(tree.join("a")).unwrap();
+        fs::remove_file(tree.join("z")).unwrap();
+        crate::run("sync", &["-f", text(&tree)]);
+        // XFS looks for a free one near the directory.
+        let names = (0..5000).map(|n| tree.join(n.to_string()));
+        let again = names.inspect(|name| fs::write(name, "new").unwrap()).find(|name| name.metadata().unwrap().ino() == inode);
+        fs::rename(again.expect("the number was not used again"), tree.join("new/first")).unwrap();
+        fs::hard_link(tree.join("new/first"), tree.join("new/second")).unwrap();
+    };
+    recovery::archive::pack(&tree, &file, &Selection::all(), None, &change).unwrap();
+    restore(&file, &to).unwrap();
+    assert_eq!(fs::read_to_string(to.join("a")).unwrap(), "old");
+    assert_eq!(fs::read_to_string(to.join("new/second")).unwrap(), "new");
+    assert_eq!(to.join("new/second").metadata().unwrap().nlink(), 2);
 }
