@@ -12,7 +12,7 @@ use super::header::{BLOCK, Segments};
 use super::records::Extension;
 use crate::error::damaged;
 
-/// More than any extended header that the kernel's limits on names and attributes allow.
+/// More than all extended headers of an entry can be by the kernel's limits on names and attributes.
 const LARGEST_EXTENSION: u64 = 4 << 20;
 /// More segments than this are not packed, so not believed either.
 pub(super) const MOST_SEGMENTS: usize = 1 << 16;
@@ -52,7 +52,8 @@ impl<R: BufRead> TarReader<R> {
     /// `Failure::Damaged` for anything that is not a sound tar header, and for a stream that ends without the end mark.
     pub(super) fn next(&mut self) -> Result<Option<Member>> {
         self.pass_over()?;
-        let mut more = Extension::default();
+        // Any number of them may come before an entry, and all that they say is held.
+        let (mut more, mut room) = (Extension::default(), LARGEST_EXTENSION);
         loop {
             let block = self.block()?;
             if block == [0; BLOCK] {
@@ -63,11 +64,11 @@ impl<R: BufRead> TarReader<R> {
             }
             let raw = Raw::of(&block)?;
             match raw.kind {
-                b'x' => more.read_records(&self.extension(raw.size)?)?,
+                b'x' => more.read_records(&self.extension(raw.size, &mut room)?)?,
                 // Records for all that follows; nothing that matters is ever in them.
-                b'g' => drop(self.extension(raw.size)?),
-                b'L' => more.path = Some(self.long(raw.size)?),
-                b'K' => more.target = Some(self.long(raw.size)?),
+                b'g' => drop(self.extension(raw.size, &mut room)?),
+                b'L' => more.path = Some(self.long(raw.size, &mut room)?),
+                b'K' => more.target = Some(self.long(raw.size, &mut room)?),
                 _ => {
                     let member = member(raw, more)?;
                     self.left = member.stored + padded(member.stored);
@@ -170,10 +171,11 @@ impl<R: BufRead> TarReader<R> {
         Ok(())
     }
 
-    fn extension(&mut self, len: u64) -> Result<Vec<u8>> {
-        if len > LARGEST_EXTENSION {
-            return Err(damaged(format!("the archive is hostile or damaged: an extended header of {len} bytes")));
-        }
+    /// The content of an extended header, for which there is `room`.
+    fn extension(&mut self, len: u64, room: &mut u64) -> Result<Vec<u8>> {
+        *room = room.checked_sub(len).ok_or_else(|| {
+            damaged(format!("the archive is hostile or damaged: more than {LARGEST_EXTENSION} bytes of extended headers for one entry"))
+        })?;
         let mut bytes = vec![0; usize::try_from(len)?];
         self.exact(&mut bytes)?;
         self.pass(padded(len))?;
@@ -181,8 +183,8 @@ impl<R: BufRead> TarReader<R> {
     }
 
     /// A long name of GNU tar's own format: it ends with a zero byte.
-    fn long(&mut self, len: u64) -> Result<Vec<u8>> {
-        let mut name = self.extension(len)?;
+    fn long(&mut self, len: u64, room: &mut u64) -> Result<Vec<u8>> {
+        let mut name = self.extension(len, room)?;
         if name.last() == Some(&0) {
             name.pop();
         }

@@ -289,6 +289,21 @@ fn attributes_that_no_disk_could_hold_are_refused() {
 }
 
 #[test]
+fn several_extended_headers_of_one_entry_are_no_larger_than_one() {
+    let scratch = Scratch::new();
+    let (tree, file) = (victim(&scratch), scratch.path("a.tar.zst"));
+    let header = |n: u32| {
+        let (names, value): (Vec<_>, _) = ((0..50).map(|m| format!("SCHILY.xattr.user.{n}.{m}")).collect(), "x".repeat(60_000));
+        pax(&names.iter().map(|name| (name.as_str(), value.as_str())).collect::<Vec<_>>())
+    };
+    // Each of them could be; of any number of them nothing else would be the end but that of the memory.
+    write(&file, &[header(1), entry("a", b'0', "", b"1")]);
+    Archive::open(&file).unwrap();
+    write(&file, &[header(1), header(2), entry("a", b'0', "", b"1")]);
+    refused(&file, &tree, &scratch, "two of them");
+}
+
+#[test]
 fn a_file_with_more_attributes_than_an_archive_can_hold_is_left_out() {
     let scratch = Scratch::new();
     let (disk, file) = (crate::power::Disk::make(&scratch), scratch.path("a.tar.zst"));
