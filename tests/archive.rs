@@ -12,6 +12,8 @@ mod moving;
 mod power;
 #[path = "archive/selection.rs"]
 mod selection;
+#[path = "archive/stopped.rs"]
+mod stopped;
 #[path = "support/tree.rs"]
 mod tree;
 

@@ -11,6 +11,7 @@ use super::entry::{Attributes, Entry, Kind, Time, path_from_name, shown};
 use super::header::{BLOCK, Segments};
 use super::records::Extension;
 use crate::error::damaged;
+use crate::node::clock::interrupted;
 
 /// More than all extended headers of an entry can be by the kernel's limits on names and attributes.
 const LARGEST_EXTENSION: u64 = 4 << 20;
@@ -81,12 +82,13 @@ impl<R: BufRead> TarReader<R> {
     /// Reads the content of the entry that [`TarReader::next`] returned last. Holes are left out; the file's length is its entry's size.
     ///
     /// # Errors
-    /// Those of `sink`; `Failure::Damaged` when it is cut off, or the map of a sparse file is not sound.
+    /// Those of `sink`; `Failure::Damaged` when it is cut off, or the map of a sparse file is not sound; when interrupted, at the next piece.
     pub(super) fn content(&mut self, member: &Member, sink: Sink<'_>) -> Result<()> {
         let segments = if member.sparse { self.map(member)? } else { vec![(0, member.stored)] };
         for (offset, len) in segments {
             let mut done = 0;
             while done < len {
+                interrupted()?;
                 let chunk = fill(&mut self.input)?;
                 let take = usize::try_from(len - done).map_or(chunk.len(), |left| left.min(chunk.len()));
                 sink(offset + done, &chunk[..take])?;
@@ -113,6 +115,7 @@ impl<R: BufRead> TarReader<R> {
     /// Reads on to the end of the input, so that its checksums are checked to the last.
     pub(super) fn drain(&mut self) -> Result<()> {
         loop {
+            interrupted()?;
             let len = fill_or_end(&mut self.input)?.len();
             if len == 0 {
                 return Ok(());
@@ -162,6 +165,7 @@ impl<R: BufRead> TarReader<R> {
 
     fn pass(&mut self, mut len: u64) -> Result<()> {
         while len > 0 {
+            interrupted()?;
             let chunk = fill(&mut self.input)?.len();
             let take = usize::try_from(len).map_or(chunk, |len| len.min(chunk));
             self.input.consume(take);

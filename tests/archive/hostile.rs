@@ -12,7 +12,7 @@ use crate::tree::{Scratch, noise};
 use crate::{pack, restore, stamps};
 
 /// One entry of a tar archive made by hand: a ustar header and its content.
-fn entry(name: &str, kind: u8, link: &str, content: &[u8]) -> Vec<u8> {
+pub(crate) fn entry(name: &str, kind: u8, link: &str, content: &[u8]) -> Vec<u8> {
     header(name.as_bytes(), kind, link, &format!("{:011o}", content.len()), content)
 }
 
@@ -34,7 +34,7 @@ fn header(name: &[u8], kind: u8, link: &str, size: &str, content: &[u8]) -> Vec<
     block
 }
 
-fn pax(records: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn pax(records: &[(&str, &str)]) -> Vec<u8> {
     let mut text = String::new();
     for (key, value) in records {
         let rest = key.len() + value.len() + 3;

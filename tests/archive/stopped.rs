@@ -1,0 +1,68 @@
+//! SIGTERM while one large file is read or written: the agent ends at once, not when the file is done.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::hostile::{entry, pax};
+use crate::tree::{Scratch, noise};
+use crate::{pack, text};
+
+fn start(args: &[&str]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_recovery")).args(args).stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// Sends SIGTERM; the exit code.
+fn stop(child: &mut Child) -> Option<i32> {
+    let pid = i32::try_from(child.id()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).unwrap();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(10) {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    panic!("it went on for ten seconds");
+}
+
+#[test]
+fn reading_one_large_file_can_be_stopped() {
+    let scratch = Scratch::new();
+    let file = scratch.path("a.tar");
+    let size = 1_u64 << 40;
+    let mut tar = File::create(&file).unwrap();
+    // The content is a hole in the archive: an hour to be read.
+    tar.write_all(&[pax(&[("size", &size.to_string())]), entry("large", b'0', "", b"")].concat()).unwrap();
+    tar.set_len(size + (1 << 20)).unwrap();
+    let mut child = start(&["archive", "diff", text(&file), text(&scratch.path("tree"))]);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(stop(&mut child), Some(75));
+}
+
+#[test]
+fn restoring_one_large_file_can_be_stopped() {
+    let scratch = Scratch::new();
+    let (from, to, file) = (scratch.path("from"), scratch.path("to"), scratch.path("a.tar.zst"));
+    fs::create_dir(&from).unwrap();
+    fs::write(from.join("large"), noise(1, 128 << 20)).unwrap();
+    pack(&from, &file);
+    let mut child = start(&["--yes", "archive", "restore", text(&file), text(&to)]);
+    let begun = Instant::now();
+    while !is_begun(&to.join(".recovery-stage")) && begun.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(stop(&mut child), Some(75));
+    assert!(!to.join("large").exists(), "it was finished first");
+}
+
+/// Some file below `dir` has content.
+fn is_begun(dir: &Path) -> bool {
+    let meta = dir.symlink_metadata();
+    let within = || fs::read_dir(dir).is_ok_and(|entries| entries.flatten().any(|entry| is_begun(&entry.path())));
+    meta.is_ok_and(|meta| if meta.is_dir() { within() } else { meta.len() > 0 })
+}
