@@ -20,7 +20,8 @@ const ENTRY: usize = 100;
 /// What one entry may take in memory.
 pub(super) const LARGEST_ENTRY: u64 = 512 << 10;
 /// What all entries of an archive may take: more than a million do of the usual size. Any pod can make files with long names and large
-/// attributes, and an archive of a few kilobytes can hold as many.
+/// attributes, and an archive of a few kilobytes can hold as many. This bounds the memory, beyond what trees of nodes need: to compare an
+/// archive that comes up to it takes half as much again.
 pub(super) const LARGEST_TABLE: u64 = 256 << 20;
 
 /// What an entry is.

@@ -13,6 +13,10 @@ use super::table::{Builder, Id, Table};
 use crate::error::damaged;
 use crate::node::clock::interrupted;
 
+/// As far back as a compressed archive may refer, as a power of two: memory that the decompressor needs. `zstd` goes beyond it only when asked
+/// (`--long`, `--ultra`).
+const WINDOW: u32 = 25;
+
 /// An archive without an index.
 #[derive(Debug)]
 pub(super) struct Stream {
@@ -91,7 +95,8 @@ fn input(file: &File) -> Result<Box<dyn BufRead>> {
     Ok(match &magic[..len] {
         // A frame (RFC 8878, 3.1.1), or a skippable one.
         [0x28, 0xB5, 0x2F, 0xFD] | [0x50..=0x5F, 0x2A, 0x4D, 0x18] => {
-            let decoder = zstd::stream::read::Decoder::with_buffer(raw).context("preparing to decompress")?;
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(raw).context("preparing to decompress")?;
+            decoder.window_log_max(WINDOW).context("preparing to decompress")?;
             Box::new(BufReader::with_capacity(BUFFER, decoder))
         }
         [0x1F, 0x8B, ..] => Box::new(BufReader::with_capacity(BUFFER, flate2::bufread::MultiGzDecoder::new(raw))),

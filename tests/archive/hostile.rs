@@ -304,6 +304,22 @@ fn several_extended_headers_of_one_entry_are_no_larger_than_one() {
 }
 
 #[test]
+fn a_foreign_archive_that_takes_much_memory_to_decompress_is_refused() {
+    let scratch = Scratch::new();
+    let (tree, file) = (victim(&scratch), scratch.path("a.tar.zst"));
+    let long = |window| {
+        let mut encoder = zstd::Encoder::new(fs::File::create(&file).unwrap(), 1).unwrap();
+        encoder.window_log(window).unwrap();
+        encoder.write_all(&[entry("a", b'0', "", b"1"), vec![0; 1024]].concat()).unwrap();
+        encoder.finish().unwrap();
+    };
+    long(25);
+    Archive::open(&file).unwrap();
+    long(27);
+    refused(&file, &tree, &scratch, "as `zstd --long` makes it");
+}
+
+#[test]
 fn a_file_with_more_attributes_than_an_archive_can_hold_is_left_out() {
     let scratch = Scratch::new();
     let (disk, file) = (crate::power::Disk::make(&scratch), scratch.path("a.tar.zst"));
