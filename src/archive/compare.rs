@@ -232,9 +232,19 @@ impl Scan<'_> {
         interrupted()?;
         let path = table.path(id);
         let context = || format!("comparing {}", tree.shown(path));
-        let Some(found) = Found::at(&directory.0, name).with_context(context)? else { return Ok(()) };
-        self.with.check_not_archive(path, &found)?;
         let standing = selection.standing(path);
+        let known_mount = standing == Standing::Inside && tree.is_known_mount(path, &directory.0, name);
+        if known_mount && table.row(id).existence && table.row(id).end == id + 1 {
+            self.note(id, 0);
+            return Ok(());
+        }
+        let found = match Found::at(&directory.0, name) {
+            // It is dead: nobody can say that it holds what the archive does.
+            Err(_) if known_mount => return Err(mounted(path)),
+            found => found.with_context(context)?,
+        };
+        let Some(found) = found else { return Ok(()) };
+        self.with.check_not_archive(path, &found)?;
         let mount = !path.is_empty() && tree.is_mount(path, &found, &directory.1);
         let kind = table.row(table.leader(id)).kind;
         if standing == Standing::Parent && kind != Kind::Directory {
@@ -364,6 +374,9 @@ impl Scan<'_> {
         let Some(directory) = self.open(parent, Tree::dir)? else { return Ok(Some(Met::Nothing)) };
         if standing == Standing::Outside {
             return Ok(None);
+        }
+        if standing == Standing::Inside && self.with.tree.is_known_mount(&path, &directory, name) {
+            return Err(mounted(&path));
         }
         let Some(found) = Found::at(&directory, name)? else { return Ok(Some(Met::Nothing)) };
         self.with.check_not_archive(&path, &found)?;

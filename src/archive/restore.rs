@@ -23,12 +23,11 @@ use super::remove::{remove_all, unlink, unlock};
 use super::select::Selection;
 use super::stage::{Bench, Stages};
 use super::table::{Id, Table};
-use super::tree::{Found, Inode, Tree};
+use super::tree::{Found, Inode, LABEL, Tree};
 use super::{Action, Change, Counts, Extra, Source, Tick, verify, work};
 use crate::error::damaged;
 use crate::node::clock::interrupted;
 
-const LABEL: &[u8] = b"security.selinux";
 /// So many entries without content are one piece of work.
 const BATCH: usize = 64;
 

@@ -19,13 +19,16 @@ use crate::node::mounts::{Mount, mounts};
 /// For reading without changing the access time (which only the owner and root may ask for), never waiting for the other end of a fifo.
 const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
+/// The attribute that holds the security label.
+pub(super) const LABEL: &[u8] = b"security.selinux";
+
 /// A directory, as the root of a tree.
 #[derive(Debug)]
 pub(super) struct Tree {
     root: OwnedFd,
     shown: PathBuf,
-    /// Where something is mounted below the root, when the kernel does not say it of each path (before Linux 5.8).
-    points: Option<HashSet<Vec<u8>>>,
+    /// Where something was mounted below the root when it was opened, also what something else has been mounted over since.
+    points: HashSet<Vec<u8>>,
 }
 
 /// See [`Found::identity`].
@@ -63,26 +66,29 @@ impl Tree {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty()).with_context(|| format!("opening the directory {}", path.display()))?;
-        let told = Found::of(&root).with_context(|| format!("looking at {}", path.display()))?.mount_root.is_some();
-        let tree = Self { root, shown: path.to_owned(), points: None };
-        if told { Ok(tree) } else { tree.with_listed_mounts() }
+        let real = std::fs::read_link(format!("/proc/self/fd/{}", root.as_raw_fd())).context("looking for the mounts in the tree")?;
+        let below = |mount: Mount| Some(mount.point.strip_prefix(&real).ok()?.as_os_str().as_bytes().to_vec());
+        let points = mounts()?.into_iter().filter_map(below).filter(|point| !point.is_empty()).collect();
+        Ok(Self { root, shown: path.to_owned(), points })
     }
 
-    /// Goes by the list of mounts from now on, whatever the kernel says of a path: bind mounts of the same file system are told by nothing
-    /// else.
-    fn with_listed_mounts(mut self) -> Result<Self> {
-        let root = std::fs::read_link(format!("/proc/self/fd/{}", self.root.as_raw_fd())).context("looking for the mounts in the tree")?;
-        let below = |mount: Mount| Some(mount.point.strip_prefix(&root).ok()?.as_os_str().as_bytes().to_vec());
-        self.points = Some(mounts()?.into_iter().filter_map(below).collect());
-        Ok(self)
+    /// True when something is mounted at `path`, which is `name` in `directory`. The file system there is not asked: it may be dead (FUSE or
+    /// NFS without their servers), and answer with an error, or never.
+    pub(super) fn is_known_mount(&self, path: &[u8], directory: impl AsFd, name: &[u8]) -> bool {
+        if !self.points.contains(path) {
+            return false;
+        }
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+        match rustix::fs::statx(directory, name, flags, StatxFlags::empty()) {
+            // Before Linux 5.8 the list is all there is.
+            Ok(found) => mount_root(&found).unwrap_or(true),
+            Err(error) => error != Errno::NOENT,
+        }
     }
 
     /// True when something is mounted at `path`, where `found` is; `parent` is the directory that holds it.
     pub(super) fn is_mount(&self, path: &[u8], found: &Found, parent: &Found) -> bool {
-        match (&self.points, found.mount_root) {
-            (None, Some(root)) => root,
-            (points, _) => found.file_system != parent.file_system || points.as_ref().is_some_and(|points| points.contains(path)),
-        }
+        found.mount_root.unwrap_or_else(|| found.file_system != parent.file_system || self.points.contains(path))
     }
 
     /// A path in it, for messages.
@@ -182,11 +188,13 @@ fn statx(directory: BorrowedFd<'_>, name: &[u8], flags: AtFlags) -> rustix::io::
         flags: if attribute(StatxAttributes::IMMUTABLE) { IMMUTABLE } else { 0 }
             | if attribute(StatxAttributes::APPEND) { APPEND_ONLY } else { 0 },
         holes: found.stx_blocks.saturating_mul(512) < found.stx_size,
-        mount_root: found
-            .stx_attributes_mask
-            .contains(StatxAttributes::MOUNT_ROOT)
-            .then_some(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
+        mount_root: mount_root(&found),
     })
+}
+
+fn mount_root(found: &Statx) -> Option<bool> {
+    let told = found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT);
+    told.then_some(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Start and end of the first piece of data at or behind `at` in a file of `size` bytes; `None` when only a hole follows. Where the file
@@ -219,6 +227,20 @@ pub(super) fn names(directory: &OwnedFd) -> rustix::io::Result<Vec<Vec<u8>>> {
     }
     names.sort_unstable();
     Ok(names)
+}
+
+/// What `name` in an open directory is, or is mounted over: a directory, or a file, which stands for all else. It is not looked at itself.
+pub(super) fn kind_in(directory: &OwnedFd, name: &[u8]) -> rustix::io::Result<Kind> {
+    let mut buffer = [MaybeUninit::uninit(); 16 << 10];
+    let mut entries = RawDir::new(directory, &mut buffer);
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        if entry.file_name().to_bytes() == name {
+            // Not every file system says so; most mounts are on directories.
+            return Ok(if matches!(entry.file_type(), FileType::Directory | FileType::Unknown) { Kind::Directory } else { Kind::File });
+        }
+    }
+    Err(Errno::NOENT)
 }
 
 /// One inode, held open: a file or directory for reading (or writing), anything else as a mere handle (`O_PATH`), which does not open a
@@ -406,24 +428,29 @@ mod tests {
     }
 
     #[test]
-    fn mounts_of_the_same_file_system_are_seen_by_older_kernels_too() {
+    fn mounts_of_the_same_file_system_are_seen_and_what_is_hidden_below_them_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let (tree, other) = (dir.path().join("tree"), dir.path().join("other"));
         fs::create_dir_all(tree.join("a blank/point")).unwrap();
         fs::create_dir(&other).unwrap();
         fs::write(tree.join("file"), "").unwrap();
         fs::write(other.join("inside"), "").unwrap();
+        fs::create_dir_all(tree.join("over/below")).unwrap();
         let run = |program: &str, args: &[&Path]| assert!(Command::new(program).args(args).status().unwrap().success(), "{program}");
         let (directory, file) = (tree.join("a blank/point"), tree.join("file"));
         run("mount", &[Path::new("--bind"), &other, &directory]);
         run("mount", &[Path::new("--bind"), &other.join("inside"), &file]);
-        let expected = [(&b""[..], false), (b"a blank", false), (b"a blank/point", true), (b"file", true)];
-        let expected = expected.map(|(path, existence)| (path.to_vec(), existence));
-        let new = walked(&Tree::open(&tree).unwrap());
-        let old = walked(&Tree::open(&tree).unwrap().with_listed_mounts().unwrap());
-        run("umount", &[&directory]);
-        run("umount", &[&file]);
-        assert_eq!(new, expected);
-        assert_eq!(old, expected);
+        // The list has both, and the lower is not to be seen: what is at its path is the tree's.
+        let (above, below) = (tree.join("over"), tree.join("over/below"));
+        run("mount", &[Path::new("--bind"), &other, &below]);
+        run("mount", &[Path::new("--bind"), &above, &above]);
+        let within = walked(&Tree::open(&above).unwrap());
+        let seen = walked(&Tree::open(&tree).unwrap());
+        for point in [&directory, &file, &above, &below] {
+            run("umount", &[point]);
+        }
+        let expected = [(&b""[..], false), (b"a blank", false), (b"a blank/point", true), (b"file", true), (b"over", true)];
+        assert_eq!(seen, expected.map(|(path, existence)| (path.to_vec(), existence)));
+        assert_eq!(within, [(Vec::new(), false), (b"below".to_vec(), false)]);
     }
 }

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::entry::{Attributes, Entry, Kind, LARGEST_ENTRY, LARGEST_TABLE, LONGEST_PATH, join, shown, split};
 use super::index::Record;
 use super::select::{Selection, Standing};
-use super::tree::{Found, Identity, Inode, Tree, names};
+use super::tree::{Found, Identity, Inode, LABEL, Tree, kind_in, names};
 
 /// How often something that changes while it is looked at is looked at again.
 pub(super) const TRIES: u32 = 5;
@@ -173,13 +173,17 @@ impl<'a> Walk<'a> {
             self.skip(&path, "has a path that is longer than any system call takes");
             return Ok(None);
         }
+        let tree = self.tree;
+        let context = || format!("reading {}", tree.shown(&path));
+        if standing == Standing::Inside && self.is_known_mount(&path).with_context(context)? {
+            return self.mount_point(path);
+        }
         if standing == Standing::Inside
             && let Some(record) = expected(&path)?
             && let Some(item) = self.unchanged(record)?
         {
             return Ok(self.fits(&item).then_some(item));
         }
-        let context = || format!("reading {}", self.tree.shown(&path));
         let looked = self.look(&path).with_context(context)?;
         if let Looked::Restless = looked {
             self.skip(&path, "is replaced by something else again and again");
@@ -215,6 +219,40 @@ impl<'a> Walk<'a> {
         } else if kind == Kind::Directory {
             self.enter(&item, standing)?;
         }
+        Ok(Some(item))
+    }
+
+    fn is_known_mount(&mut self, path: &[u8]) -> Result<bool> {
+        let (tree, Some((_, name))) = (self.tree, split(path)) else { return Ok(false) };
+        Ok(self.here()?.is_some_and(|directory| tree.is_known_mount(path, directory, name)))
+    }
+
+    /// The item of a mount point: only that it is there is kept. What is mounted is not looked at; a restore that finds nothing there makes it
+    /// with the owner, mode and label of the directory that holds it.
+    fn mount_point(&mut self, path: Vec<u8>) -> Result<Option<Item>> {
+        let (parent, name) = split(&path).unwrap_or((b"", b""));
+        let look = || -> rustix::io::Result<_> {
+            let directory = self.tree.list(parent)?;
+            Ok((Found::of(&directory)?, kind_in(&directory, name)?, Inode::of(directory)))
+        };
+        let (mut found, kind, directory) = match look() {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
+                self.skip(&path, VANISHED);
+                return Ok(None);
+            }
+            looked => looked.with_context(|| format!("reading {}", self.tree.shown(&path)))?,
+        };
+        (found.kind, found.links, found.flags) = (Some(kind), 1, 0);
+        let mut item = self.item(path, found, directory)?;
+        item.existence = true;
+        item.entry.attributes.xattrs.retain(|(name, _)| name == LABEL);
+        if kind == Kind::File {
+            item.entry.attributes.mode &= 0o666;
+        }
+        if !self.fits(&item) {
+            return Ok(None);
+        }
+        self.skip(&item.entry.path, MOUNT_POINT);
         Ok(Some(item))
     }
 

@@ -91,12 +91,16 @@ pub fn usage(path: &Path) -> Result<u64> {
     let (mut bytes, mut seen, mut rest) = (0, HashSet::new(), vec![top]);
     while let Some(here) = rest.pop() {
         interrupted()?;
+        // Before it is looked at: what is mounted there may be dead, and answer with an error or never.
+        if points.contains(&here) {
+            continue;
+        }
         let meta = match here.symlink_metadata() {
             Ok(meta) => meta,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error).with_context(|| format!("looking at {}", here.display())),
         };
-        if meta.dev() != device || points.contains(&here) {
+        if meta.dev() != device {
             continue;
         }
         if meta.is_dir() {
