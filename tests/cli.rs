@@ -77,6 +77,29 @@ fn every_report_is_json_when_asked_errors_included() {
 }
 
 #[test]
+fn names_that_are_not_text_are_in_reports_too() {
+    use std::os::unix::ffi::OsStrExt;
+    let scratch = tempfile::tempdir().unwrap();
+    let (tree, file) = (scratch.path().join("tree"), scratch.path().join("a.tar.zst"));
+    let name = |bytes| tree.join(std::ffi::OsStr::from_bytes(bytes));
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(name(b"file \xff\xfe.conf"), "1").unwrap();
+    let socket = std::os::unix::net::UnixListener::bind(name(b"caf\xc3\xa9 \xe9")).unwrap();
+    let json = |verb, paths: [&Path; 2]| -> (i32, Value) {
+        let output = recovery(&["--json", "archive", verb, paths[0].to_str().unwrap(), paths[1].to_str().unwrap()]);
+        (code(&output), serde_json::from_slice(&output.stdout).unwrap())
+    };
+    let (code, packed) = json("pack", [&tree, &file]);
+    assert_eq!((code, &packed["skipped"]), (0, &serde_json::json!([["caf\u{e9} \\xe9", "is a socket"]])), "{packed}");
+    drop(socket);
+    std::fs::write(name(b"file \xff\xfe.conf"), "22").unwrap();
+    let (code, diff) = json("diff", [&file, &tree]);
+    assert_eq!(code, 1, "{diff}");
+    let paths: Vec<_> = diff["changes"].as_array().unwrap().iter().map(|change| change["path"].as_str().unwrap()).collect();
+    assert!(paths.contains(&"file \\xff\\xfe.conf"), "{diff}");
+}
+
+#[test]
 fn a_node_without_a_control_plane_is_told_so() {
     let root = tempfile::tempdir().unwrap();
     let output = on(root.path(), &["backup"]);

@@ -42,6 +42,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::error::{damaged, usage};
+use crate::report::paths;
 use entry::Kind;
 use frames::{FrameReader, Frames};
 use stream::Stream;
@@ -71,6 +72,7 @@ pub struct Packed {
     /// Of `bytes`, those taken over from the previous archive without reading them.
     pub reused: u64,
     /// Sockets, mount points, files that vanished while being read, and files that never rested: path and why.
+    #[serde(serialize_with = "paths::with_reasons")]
     pub skipped: Vec<(PathBuf, String)>,
 }
 
@@ -129,6 +131,7 @@ impl Source {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Change {
     /// Relative to the tree's root.
+    #[serde(serialize_with = "paths::one")]
     pub path: PathBuf,
     /// What is done.
     pub action: Action,

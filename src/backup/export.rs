@@ -15,7 +15,7 @@ use crate::error::{damaged, misfit, usage};
 use crate::node::profile::{Kind, OPENSHIFT, StaticPod};
 use crate::node::static_pod::revision_in_use;
 use crate::node::{Node, clock::interrupted, durable};
-use crate::report::Progress;
+use crate::report::{Progress, paths};
 
 /// What was exported.
 #[derive(Debug, Clone, Serialize)]
@@ -23,6 +23,7 @@ pub struct Exported {
     /// Which backup.
     pub id: String,
     /// Where to.
+    #[serde(serialize_with = "paths::one")]
     pub to: PathBuf,
 }
 

@@ -20,7 +20,7 @@ use crate::archive;
 use crate::error::{exit_code, not_now};
 use crate::etcd;
 use crate::node::{Node, clock::interrupted, dir::RecoveryDir, hold};
-use crate::report::Progress;
+use crate::report::{Progress, paths};
 use crate::tools::ostree;
 
 /// How many good backups are kept unless said otherwise.
@@ -207,7 +207,7 @@ impl Run<'_> {
         let packed = archive::pack(&tree.root, &file, &tree.selection, previous.as_deref(), &|bytes| task.add(bytes))
             .with_context(|| format!("archiving {}", tree.shown))?;
         self.reused += packed.reused;
-        let shown = |path: PathBuf| Path::new(tree.shown).join(path).display().to_string();
+        let shown = |path: PathBuf| paths::text(&Path::new(tree.shown).join(path));
         self.skipped.extend(packed.skipped.into_iter().map(|(path, why)| (shown(path), why)));
         partial.finish(tree.file, Finished { bytes: packed.bytes, stored: packed.stored, sha256: packed.sha256 })
     }

@@ -10,7 +10,7 @@ use super::args::{ArchiveArgs, ArchiveVerb};
 use super::context::Context;
 use crate::archive::{Action, Archive, Change, Counts, Extra, Packed, Selection, pack};
 use crate::error::{exit_code, usage};
-use crate::report::mib;
+use crate::report::{mib, paths};
 
 /// `archive diff --json`
 #[derive(Debug, Serialize)]
@@ -71,7 +71,7 @@ fn describe_packed(packed: &Packed) -> String {
         packed.sha256
     );
     for (path, why) in &packed.skipped {
-        text += &format!("skipped {}: {why}\n", path.display());
+        text += &format!("skipped {}: {why}\n", paths::text(path));
     }
     text
 }
@@ -84,7 +84,7 @@ pub(super) fn describe_changes(changes: &[Change]) -> String {
         Action::Metadata => '~',
         Action::Delete => '-',
     };
-    let shown = |path: &Path| if path.as_os_str().is_empty() { ".".to_owned() } else { path.display().to_string() };
+    let shown = |path: &Path| if path.as_os_str().is_empty() { ".".to_owned() } else { paths::text(path) };
     changes.iter().map(|c| format!("{} {}  {}\n", sign(c.action), shown(&c.path), c.why)).collect()
 }
 

@@ -5,6 +5,7 @@
 //! output, everything here to standard error.
 
 pub mod log;
+pub mod paths;
 pub mod termination;
 pub mod unit;
 
