@@ -69,12 +69,7 @@ impl Manifest {
     /// # Errors
     /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is missing, too large, of another version, or not exactly a manifest.
     pub fn read(backup: &Path) -> Result<Self> {
-        let path = backup.join(MANIFEST);
-        let meta = path.symlink_metadata().map_err(|e| damaged(format!("it has no readable {MANIFEST}: {e}")))?;
-        if !meta.is_file() || meta.len() > MOST {
-            return Err(damaged(format!("its {MANIFEST} is not a file of a sane size")));
-        }
-        Self::parse(&std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?)
+        Self::parse(&super::read_small(backup, MANIFEST, MOST)?)
     }
 
     /// Parses one.

@@ -24,13 +24,17 @@ pub mod tmpfiles;
 pub mod trees;
 pub mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
 
 pub use export::{export, export_cluster};
 use manifest::Manifest;
 pub use store::choose;
 pub use take::take;
 pub use verify::verify;
+
+use crate::error::damaged;
 
 /// `/etc`, without what [`STATIC_PODS`] owns.
 pub const ETC: &str = "etc.tar.zst";
@@ -72,6 +76,17 @@ impl Backup {
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
+}
+
+/// Reads a file of the backup in the directory `backup` that every look at it reads, damaged backups too: nothing is waited for, as for the
+/// writer of a FIFO, and what is larger than `most` bytes is not read.
+fn read_small(backup: &Path, name: &str, most: u64) -> Result<Vec<u8>> {
+    let path = backup.join(name);
+    let meta = path.symlink_metadata().map_err(|e| damaged(format!("it has no readable {name}: {e}")))?;
+    if !meta.is_file() || meta.len() > most {
+        return Err(damaged(format!("its {name} is not a file of a sane size")));
+    }
+    std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
 }
 
 #[cfg(test)]

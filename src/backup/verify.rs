@@ -20,6 +20,11 @@ use crate::etcd;
 use crate::node::{clock::interrupted, durable};
 use crate::report::Progress;
 
+/// The most `SHA256SUMS` is read of: that of a backup has less than 1 KiB.
+const MOST: u64 = 1 << 20;
+/// So many characters of a line of it are quoted.
+const QUOTED: usize = 100;
+
 /// Size and SHA-256 (hex) of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Sum {
@@ -137,10 +142,10 @@ pub(super) fn write_sums(path: &Path, sums: &BTreeMap<String, Sum>) -> Result<()
 
 /// Name and sum of each line of `SHA256SUMS`, as sha256sum(1) prints them.
 fn read_sums(path: &Path) -> Result<BTreeMap<String, String>> {
-    let text = std::fs::read_to_string(path.join(SUMS)).map_err(|e| damaged(format!("it has no readable {SUMS}: {e}")))?;
+    let text = String::from_utf8(super::read_small(path, SUMS, MOST)?).map_err(|_| damaged(format!("its {SUMS} is not text")))?;
     let mut sums = BTreeMap::new();
     for line in text.lines() {
-        let wrong = || damaged(format!("{SUMS} has a line that is no sum: `{}`", line.escape_default()));
+        let wrong = || damaged(format!("{SUMS} has a line that is no sum: `{}`", quoted(line)));
         let (sum, name) = line.split_once("  ").ok_or_else(wrong)?;
         let hex = sum.len() == 64 && sum.chars().all(|c| c.is_ascii_hexdigit());
         if !hex
@@ -153,6 +158,15 @@ fn read_sums(path: &Path) -> Result<BTreeMap<String, String>> {
         }
     }
     Ok(sums)
+}
+
+/// The beginning of a line, for a message.
+fn quoted(line: &str) -> String {
+    let mut start: String = line.chars().take(QUOTED).collect::<String>().escape_default().collect();
+    if line.chars().nth(QUOTED).is_some() {
+        start += "…";
+    }
+    start
 }
 
 /// Whether a file that was just written may be read from memory.

@@ -50,7 +50,7 @@ fn the_order_is_the_manifests_and_latest_is_never_read() {
 
 #[test]
 fn damage_is_seen_named_and_passed_over() {
-    let damages: [(&str, &str, &str); 9] = [
+    let damages: [(&str, &str, &str); 13] = [
         ("missing", "rm etc.tar.zst", "etc.tar.zst is missing"),
         ("added", "echo x > more", "more was added"),
         ("version", "sed -i 's/\"version\": 1/\"version\": 2/' manifest.json", "version 2"),
@@ -58,6 +58,10 @@ fn damage_is_seen_named_and_passed_over() {
         ("garbage", "echo garbage > manifest.json", "not valid"),
         ("renamed", "sed -i 's/\"id\": \"renamed\"/\"id\": \"other\"/' manifest.json", "says that it is other"),
         ("nosums", "rm SHA256SUMS", "SHA256SUMS"),
+        ("fifo", "rm SHA256SUMS && mkfifo SHA256SUMS", "SHA256SUMS is not a file of a sane size"),
+        ("huge", "truncate -s 8G SHA256SUMS", "SHA256SUMS is not a file of a sane size"),
+        ("binary", "printf '\\377' > SHA256SUMS", "SHA256SUMS is not text"),
+        ("long", "head -c 100000 /dev/zero | tr '\\0' x > SHA256SUMS", "x…`"),
         ("hostile", "echo \"$(printf '0%.0s' {1..64})  ../../etc/passwd\" >> SHA256SUMS", "no sum"),
         ("link", "mv etc.tar.zst ../../e && ln -s ../../e etc.tar.zst", "not a regular file"),
     ];
@@ -71,6 +75,7 @@ fn damage_is_seen_named_and_passed_over() {
         let (code, message) = choose(&place, Some(id)).unwrap_err();
         assert_eq!(code, 65, "{message}");
         assert!(message.contains(says), "{message}");
+        assert!(message.len() < 500, "{message}");
     }
     let listed = store::list(&place.dir).unwrap();
     assert_eq!(listed.iter().filter(|line| line.reason.is_some()).count(), damages.len());
