@@ -39,12 +39,12 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
 /// Removes a file or a link; one that is not there is fine.
 ///
 /// # Errors
-/// When it cannot be removed.
+/// When it cannot be removed, or that cannot be made durable.
 pub fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
-        Ok(()) => sync_dir(parent(path)?),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("removing {}", path.display())),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("removing {}", path.display())),
+        // One that is gone already may be so in memory alone.
+        _ => sync_name(path),
     }
 }
 
@@ -52,7 +52,7 @@ pub fn remove(path: &Path) -> Result<()> {
 /// place. Nothing is fine.
 ///
 /// # Errors
-/// When something in it cannot be removed.
+/// When something in it cannot be removed, or that cannot be made durable.
 pub fn remove_tree(path: &Path) -> Result<()> {
     if path.symlink_metadata().is_ok_and(|meta| !meta.is_dir()) {
         return remove(path);
@@ -65,9 +65,8 @@ pub fn remove_tree(path: &Path) -> Result<()> {
         removed => removed,
     };
     match removed {
-        Ok(()) => sync_dir(parent(path)?),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("removing {}", path.display())),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("removing {}", path.display())),
+        _ => sync_name(path),
     }
 }
 
@@ -98,12 +97,13 @@ fn unlock(path: &Path) -> Result<()> {
 /// Makes a directory with permissions `mode`; one that is there already is fine and keeps its own.
 ///
 /// # Errors
-/// When it cannot be made, or something else is at that path.
+/// When it cannot be made or made durable, or something else is at that path.
 pub fn create_dir(path: &Path, mode: u32) -> Result<()> {
     match std::fs::DirBuilder::new().mode(mode).create(path) {
-        Ok(()) => sync_dir(parent(path)?),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("making the directory {}", path.display())),
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists || !path.is_dir() => {
+            Err(error).with_context(|| format!("making the directory {}", path.display()))
+        }
+        _ => sync_name(path),
     }
 }
 
@@ -147,6 +147,13 @@ pub fn beside(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(temporary))
 }
 
+/// Makes durable that `path` is there, or is not: whoever made or removed it may have been killed before that was on disk. Where nothing is
+/// left above it either, that is what has to be.
+fn sync_name(path: &Path) -> Result<()> {
+    let mut above = path.ancestors().skip(1).map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
+    above.find(|dir| dir.is_dir()).map_or(Ok(()), sync_dir)
+}
+
 fn parent(path: &Path) -> Result<&Path> {
     match path.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Ok(Path::new(".")),
@@ -184,6 +191,59 @@ mod tests {
         remove_tree(&tree)?;
         assert!(!tree.exists());
         Ok(())
+    }
+
+    /// A file system of its own, in a mount namespace of its own: nobody else keeps it from being unmounted.
+    fn on_a_disk(work: impl FnOnce(&Path, &dyn Fn()) -> Result<()> + Send + 'static) -> Result<()> {
+        use nix::sched::{CloneFlags, unshare};
+        let disk = || -> Result<()> {
+            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS)?;
+            let dir = tempfile::tempdir()?;
+            let (image, at) = (dir.path().join("image"), dir.path().join("at"));
+            File::create(&image)?.set_len(400 << 20)?;
+            std::fs::create_dir(&at)?;
+            let sh = |script: &str| {
+                let status = std::process::Command::new("sh").args(["-euc", script, "sh"]).args([&image, &at]).status();
+                assert!(status.is_ok_and(|status| status.success()), "{script}");
+            };
+            sh("mount --make-rprivate /; mkfs.xfs -q $1; mount -o loop $1 $2");
+            // All that is not on disk is lost.
+            let result = work(&at, &|| sh("xfs_io -x -c shutdown $2; umount $2; mount -o loop $1 $2"));
+            sh("umount -l $2");
+            result
+        };
+        std::thread::spawn(disk).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    #[test]
+    fn what_another_made_or_removed_and_did_not_sync_survives_a_power_cut() -> Result<()> {
+        on_a_disk(|at, cut_power| {
+            let (file, tree, dir) = (at.join("a/file"), at.join("b/tree"), at.join("c/dir"));
+            for above in ["a", "b/tree", "c"] {
+                std::fs::create_dir_all(at.join(above))?;
+            }
+            std::fs::write(&file, "one")?;
+            sync_file_system(at)?;
+
+            std::fs::remove_file(&file)?;
+            remove(&file)?;
+            cut_power();
+            assert!(!file.exists());
+            std::fs::remove_dir(&tree)?;
+            remove_tree(&tree)?;
+            cut_power();
+            assert!(!tree.exists());
+            std::fs::create_dir(&dir)?;
+            create_dir(&dir, 0o700)?;
+            cut_power();
+            assert!(dir.exists());
+            // With all that was above it.
+            std::fs::remove_dir_all(at.join("b"))?;
+            remove(&at.join("b/more/file"))?;
+            cut_power();
+            assert!(!at.join("b").exists());
+            Ok(())
+        })
     }
 
     #[test]
