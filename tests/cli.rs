@@ -133,6 +133,28 @@ fn a_destructive_verb_without_a_terminal_needs_yes() {
     assert_eq!(code(&recovery(&["--yes", "archive", "restore", archive, tree])), 0);
     assert_eq!(code(&recovery(&["archive", "diff", archive, tree])), 0);
     assert_eq!(std::fs::read(format!("{tree}/f")).unwrap(), b"one");
+    // A tree that is not there is made.
+    let made = dir.path().join("to/made");
+    assert_eq!(code(&recovery(&["--yes", "archive", "restore", archive, made.to_str().unwrap()])), 0);
+    assert_eq!(std::fs::read(made.join("f")).unwrap(), b"one");
+}
+
+#[test]
+fn what_failed_is_said_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tree, archive) = (dir.path().join("tree"), dir.path().join("a.tar.zst"));
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(&archive, "no archive").unwrap();
+    let (tree, archive, full) = (tree.to_str().unwrap(), archive.to_str().unwrap(), "/dev/full/a.tar.zst");
+    for (words, said_once) in [
+        (vec!["archive", "diff", archive, tree], archive),
+        (vec!["--yes", "archive", "restore", archive, tree], archive),
+        (vec!["archive", "pack", tree, full], full),
+    ] {
+        let output = recovery(&words);
+        assert_ne!(code(&output), 0, "{words:?}");
+        assert_eq!(said(&output).matches(said_once).count(), 1, "{words:?}: {}", said(&output));
+    }
 }
 
 #[test]

@@ -119,7 +119,8 @@ fn etc_excludes(node: &Node) -> Result<Vec<PathBuf>> {
 }
 
 /// What no restore of `/etc` touches, on any node.
-pub(super) fn always_excluded() -> [PathBuf; 3] {
+#[must_use]
+pub fn always_excluded() -> [PathBuf; 3] {
     [UPDATED, hold::DROP_IN, hold::RESUME_UNIT].map(PathBuf::from)
 }
 

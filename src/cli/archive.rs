@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde::Serialize;
 
 use super::args::{ArchiveArgs, ArchiveVerb};
@@ -23,20 +23,18 @@ pub(super) fn run(context: &Context, args: &ArchiveArgs) -> Result<ExitCode> {
     match &args.verb {
         ArchiveVerb::Pack { tree, file, previous } => {
             let task = context.progress.task("packing", None);
-            let packed = pack(tree, file, &Selection::all(), previous.as_deref(), &|n| task.add(n))
-                .with_context(|| format!("packing {} into {}", tree.display(), file.display()))?;
+            let packed = pack(tree, file, &Selection::all(), previous.as_deref(), &|n| task.add(n))?;
             drop(task);
             context.print(&packed, describe_packed)?;
         }
         ArchiveVerb::Diff { file, tree } => return diff(context, file, tree).map_err(trouble),
         ArchiveVerb::Restore { file, tree } => {
-            let archive = Archive::open(file).with_context(|| format!("opening {}", file.display()))?;
+            let archive = Archive::open(file)?;
             context.confirm(&[format!(
                 "{} will be made equal to {}: what is not in the archive is deleted.",
                 tree.display(),
                 file.display()
             )])?;
-            std::fs::create_dir_all(tree).with_context(|| format!("making {}", tree.display()))?;
             let task = context.progress.task("restoring", Some(archive.bytes()));
             let counts = archive.restore(tree, &Selection::all(), Extra::Delete, &|n| task.add(n))?;
             drop(task);
@@ -47,7 +45,7 @@ pub(super) fn run(context: &Context, args: &ArchiveArgs) -> Result<ExitCode> {
 }
 
 fn diff(context: &Context, file: &Path, tree: &Path) -> Result<ExitCode> {
-    let archive = Archive::open(file).with_context(|| format!("opening {}", file.display()))?;
+    let archive = Archive::open(file)?;
     let task = context.progress.task("comparing", Some(archive.bytes()));
     let (changes, counts) = archive.compare(tree, &Selection::all(), Extra::Delete, &|n| task.add(n))?;
     drop(task);

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use super::platform::table;
 use super::run::{Doing, KUBELET_UNIT, Step};
 use crate::archive::{Archive, Extra, Selection};
-use crate::backup::trees::extras_in;
+use crate::backup::trees::{always_excluded, extras_in, without_owned};
 use crate::backup::{Backup, ETC, EXTRAS, USR_LOCAL, install};
 use crate::error::exit_code;
 use crate::node::machine_config::MachineConfig;
@@ -226,13 +226,10 @@ fn restore_etc(here: &mut Doing<'_, '_>) -> Result<()> {
     here.restore(ETC, "/etc", &selection, Extra::Delete)
 }
 
-/// All of `/etc` but what the backup says to leave alone, what belongs to the static pods' archive, and the two files of the hold: those
-/// are never removed, nor replaced by older ones.
+/// What the backup's archive of `/etc` holds, without what the backup says to leave alone and what no restore touches: the two files of the
+/// hold are never removed, nor replaced by older ones.
 pub(super) fn etc_selection(profile: &Profile, excludes: &[PathBuf]) -> Result<Selection> {
-    let kubernetes = Path::new(profile.kubernetes).strip_prefix("/etc").context("the profile's Kubernetes directory is not below /etc")?;
-    let owned = profile.owned.iter().map(|name| kubernetes.join(name));
-    let hold = [hold::DROP_IN, hold::RESUME_UNIT].map(PathBuf::from);
-    Selection::all().except(excludes.iter().cloned().chain(owned).chain(hold))
+    without_owned(profile)?.except(excludes.iter().cloned().chain(always_excluded()))
 }
 
 fn restore_extras(here: &mut Doing<'_, '_>) -> Result<()> {

@@ -242,7 +242,6 @@ impl Doing<'_, '_> {
         let run = &mut *self.run;
         let root = run.node.real_path(tree);
         let archive = Archive::open(&run.backup.file(file)).with_context(|| format!("opening {file} of backup {}", run.backup.id))?;
-        std::fs::create_dir_all(&root).with_context(|| format!("making {tree}"))?;
         let task = run.progress.task(&format!("restoring {tree}"), Some(archive.bytes()));
         let restore = || archive.restore(&root, selection, extra, &|bytes| task.add(bytes));
         let counts = run.undo.permissive(run.node, run.dir, restore).with_context(|| format!("restoring {tree} from {file}"))?;

@@ -16,6 +16,8 @@ fn resumed() -> ResumeOptions {
 #[test]
 fn the_first_phase_restores_the_files_and_asks_for_the_reboot() {
     let place = Place::new();
+    // It says something of this boot, and no backup of another agent's need say so.
+    place.put("/etc/.updated", "now");
     let report = place.restore_files(Asked::default()).unwrap();
     assert_eq!(report.outcome, Outcome::RebootNeeded);
     assert!(report.next.unwrap().contains("systemctl reboot"));
@@ -23,6 +25,7 @@ fn the_first_phase_restores_the_files_and_asks_for_the_reboot() {
     assert_eq!(place.read("/etc/site/gone"), "before");
     assert_eq!(place.read("/usr/local/bin/tool"), "before");
     assert!(!place.at("/etc/site/added").exists());
+    assert_eq!(place.read("/etc/.updated"), "now");
     assert!(place.at(HOLD).exists() && place.at(DROP_IN).exists(), "held, though the backup's /etc knows nothing of it");
     let calls = place.calls();
     let order = ["systemctl stop kubelet.service", "crictl stop", "systemctl stop containerd.service", "systemctl daemon-reload"];
