@@ -13,6 +13,8 @@ mod all_the_way;
 mod by_hand;
 #[path = "recovery/cluster_restore.rs"]
 mod cluster_restore;
+#[path = "recovery/full_disk.rs"]
+mod full_disk;
 #[path = "recovery/hostile.rs"]
 mod hostile;
 #[path = "recovery/old_script.rs"]

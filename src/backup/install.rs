@@ -17,7 +17,7 @@ pub const BINARY: &str = "recovery";
 pub const FRONT: &str = "upgrade-recovery.sh";
 const FRONT_TEXT: &str = include_str!("../../packaging/upgrade-recovery.sh");
 /// This process's own program, wherever it was started from.
-pub(super) const SELF: &str = "/proc/self/exe";
+const SELF: &str = "/proc/self/exe";
 /// Below `/var`, files are labelled `var_t`, which systemd may not run.
 const LABEL: &[u8] = b"system_u:object_r:bin_t:s0\0";
 
@@ -32,18 +32,38 @@ pub fn install(node: &Node, dir: &RecoveryDir) -> Result<()> {
     place(&dir.path().join(FRONT), Cursor::new(FRONT_TEXT), labelled).context("installing the front of the old tool")
 }
 
+/// Bytes that [`install`] takes in the recovery directory: those of the agent, unless it lies there already.
+///
+/// # Errors
+/// When the agent's own program cannot be read.
+pub fn room(dir: &RecoveryDir) -> Result<u64> {
+    let look = || -> Result<u64> {
+        let mut own = File::open(SELF)?;
+        let length = own.metadata()?.len();
+        // One that cannot be read is replaced.
+        let is_there = is_same(&dir.path().join(BINARY), &mut own).unwrap_or(false);
+        Ok(if is_there { 0 } else { length })
+    };
+    look().with_context(|| format!("comparing {SELF} with the agent in the recovery directory"))
+}
+
 fn place(path: &Path, mut content: impl Read + Seek, labelled: bool) -> Result<()> {
+    let temporary = durable::beside(path)?;
+    // What one that was killed left serves nobody, and takes room.
+    durable::remove(&temporary)?;
     if is_same(path, &mut content)? {
         return dress(&File::open(path)?, labelled);
     }
     content.rewind()?;
-    let name = path.file_name().context("it has no name")?.to_string_lossy();
-    let temporary = path.with_file_name(format!(".{name}.new"));
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o700).open(&temporary)?;
-    std::io::copy(&mut content, &mut file)?;
-    dress(&file, labelled)?;
-    // A program that runs keeps the inode it has: the rename never disturbs it.
-    durable::rename(&temporary, path)
+    let mut write = || -> Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o700).open(&temporary)?;
+        std::io::copy(&mut content, &mut file)?;
+        dress(&file, labelled)?;
+        // A program that runs keeps the inode it has: the rename never disturbs it.
+        durable::rename(&temporary, path)
+    };
+    // A part of it must not fill the disk on which the recovery is about to write; the error is what matters.
+    write().inspect_err(|_| drop(std::fs::remove_file(&temporary)))
 }
 
 /// Gives a file the mode and, where there are labels, the label that let it be run; durably, with its content.
@@ -115,6 +135,46 @@ mod tests {
         assert_eq!(handed_on(dir.path(), &["--dir=/x", "--resume"]), "--yes|--dir=/x|--resume|");
         assert_eq!(handed_on(dir.path(), &["--take-backup"]), format!("--dir={here}|--yes|--take-backup|"));
         assert_eq!(handed_on(dir.path(), &["--restart", "--step"]), format!("--dir={here}|--yes|--restart|--step|"));
+    }
+
+    /// A small file system, mounted as long as this lives.
+    struct Small<'a>(&'a Path);
+
+    impl<'a> Small<'a> {
+        fn mount(at: &'a Path) -> Self {
+            assert!(Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs"]).arg(at).status().unwrap().success());
+            Self(at)
+        }
+    }
+
+    impl Drop for Small<'_> {
+        fn drop(&mut self) {
+            Command::new("umount").arg(self.0).status().ok();
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_leaves_nothing_behind() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let node = Node::at(root.path(), None);
+        let dir = RecoveryDir::new(&node, Path::new("/var/recovery"));
+        dir.prepare()?;
+        let names =
+            || -> Result<Vec<_>> { Ok(std::fs::read_dir(dir.path())?.map(|e| e.map(|e| e.file_name())).collect::<Result<_, _>>()?) };
+        let small = Small::mount(dir.path());
+        assert_eq!(install(&node, &dir).map_err(|error| crate::error::exit_code(&error)), Err(73));
+        assert!(names()?.is_empty(), "{:?}", names()?);
+        // Nor does what one that was killed left, whether it is needed again or not.
+        for _ in 0..2 {
+            std::fs::write(dir.path().join(".upgrade-recovery.sh.new"), "part")?;
+            place(&dir.path().join(FRONT), Cursor::new(FRONT_TEXT), false)?;
+            assert_eq!(names()?, [FRONT]);
+        }
+        assert_eq!(room(&dir)?, std::env::current_exe()?.metadata()?.len());
+        drop(small);
+        install(&node, &dir)?;
+        assert_eq!(room(&dir)?, 0);
+        Ok(())
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What is looked at before a backup changes anything: whether it can be taken now, and what will stand in its manifest.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -31,6 +31,9 @@ const ETCD_ANSWERS: Duration = Duration::from_secs(30);
 const COMPRESSED: u64 = 700;
 /// What a byte takes when it took one in an earlier backup, in thousandths.
 const MORE_THAN_BEFORE: u64 = 1100;
+
+/// Left free beyond the backup, bytes: a recovery writes its journal to the same place, and must not have to make room first.
+const RESERVE: u64 = 16 << 20;
 
 /// What was found.
 #[derive(Debug)]
@@ -224,27 +227,26 @@ fn same_image(a: &str, b: &str) -> bool {
     a.strip_prefix("sha256:").unwrap_or(a) == b.strip_prefix("sha256:").unwrap_or(b)
 }
 
-/// Checks that what is still to be written fits into the recovery directory.
+/// Checks that what is still to be written fits into the recovery directory, with room for a recovery.
 ///
 /// # Errors
 /// [`Failure::NoSpace`](crate::error::Failure::NoSpace), with the numbers and what to do.
 pub fn space(dir: &RecoveryDir, facts: &Facts, survey: &Survey, partial: &Partial) -> Result<()> {
     let files = facts.trees.usage()? + u64::try_from(facts.health.db_size).unwrap_or(0);
     let done: u64 = partial.finished().values().map(|f| f.stored).sum();
-    let length = |path: &Path| path.metadata().map_or(0, |meta| meta.len());
-    let (own, installed) = (length(Path::new(install::SELF)), length(&dir.path().join(install::BINARY)));
-    let agent = if own == installed { 0 } else { own };
-    let needed = (files.saturating_mul(ratio(survey)) / 1000 + agent).saturating_sub(done);
+    let backup = (files.saturating_mul(ratio(survey)) / 1000 + install::room(dir)?).saturating_sub(done);
+    let needed = backup + RESERVE;
     let (free, size) = mounts::space(dir.path())?;
     if free >= needed {
         return Ok(());
     }
     let shown = dir.shown().display();
     Err(no_space(format!(
-        "the backup takes about {} ({} before compression) and {shown} has {} free of {}: {} are missing; free them, or delete old backups \
-         (`recovery list`, `recovery prune --keep 1`)",
-        HumanBytes(needed),
+        "the backup takes about {} ({} before compression), {} stay free for a recovery, and {shown} has {} free of {}: {} are missing; free \
+         them, or delete old backups (`recovery list`, `recovery prune --keep 1`)",
+        HumanBytes(backup),
         HumanBytes(files),
+        HumanBytes(RESERVE),
         HumanBytes(free),
         HumanBytes(size),
         HumanBytes(needed - free)

@@ -28,8 +28,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 
-use crate::error::{exit_code, to_exit};
+use crate::error::{exit_code, no_space, to_exit};
 use crate::node::clock::catch_signals;
+use crate::node::dir::RecoveryDir;
 use crate::report::{Progress, log, termination::TerminationLog};
 use args::{Cli, Verb};
 use context::Context;
@@ -80,23 +81,37 @@ fn dispatch(cli: &Cli, progress: &Progress) -> Result<ExitCode> {
     if verb.needs_root() {
         context.require_root()?;
     }
+    let during_a_recovery = |error| if context.dir.in_recovery() { with_way_out(&context.dir, error) } else { error };
+    perform(&context, verb).map_err(during_a_recovery)
+}
+
+/// During a recovery `delete` and `prune` refuse: what makes room on a full disk then, and only then, is a person.
+fn with_way_out(dir: &RecoveryDir, error: anyhow::Error) -> anyhow::Error {
+    if exit_code(&error) != 73 {
+        return error;
+    }
+    let (shown, by_hand) = (dir.shown().display(), dir.room_by_hand());
+    no_space(format!("{error:#}; next, if the full disk is that of {shown}: {by_hand}; then run this again"))
+}
+
+fn perform(context: &Context, verb: Verb) -> Result<ExitCode> {
     match verb {
-        Verb::Backup(args) => backup::run(&context, &args),
-        Verb::Recover(args) => recover::run(&context, &args),
-        Verb::RestoreFiles(args) => restore_files::run(&context, &args),
-        Verb::Resume(args) => resume::run(&context, &args),
-        Verb::Restart(args) => restart::run(&context, &args),
-        Verb::Abandon => abandon::run(&context),
-        Verb::Platform(args) => platform::run(&context, &args),
-        Verb::Status(args) => status::run(&context, &args),
-        Verb::List => list::run(&context),
-        Verb::Show(args) => show::run(&context, &args),
-        Verb::Verify(args) => verify::run(&context, &args),
-        Verb::Delete(args) => list::delete(&context, &args),
-        Verb::Prune(args) => list::prune(&context, &args),
-        Verb::Export(args) => export::run(&context, &args),
-        Verb::Etcd(args) => etcd::run(&context, &args),
-        Verb::Archive(args) => archive::run(&context, &args),
+        Verb::Backup(args) => backup::run(context, &args),
+        Verb::Recover(args) => recover::run(context, &args),
+        Verb::RestoreFiles(args) => restore_files::run(context, &args),
+        Verb::Resume(args) => resume::run(context, &args),
+        Verb::Restart(args) => restart::run(context, &args),
+        Verb::Abandon => abandon::run(context),
+        Verb::Platform(args) => platform::run(context, &args),
+        Verb::Status(args) => status::run(context, &args),
+        Verb::List => list::run(context),
+        Verb::Show(args) => show::run(context, &args),
+        Verb::Verify(args) => verify::run(context, &args),
+        Verb::Delete(args) => list::delete(context, &args),
+        Verb::Prune(args) => list::prune(context, &args),
+        Verb::Export(args) => export::run(context, &args),
+        Verb::Etcd(args) => etcd::run(context, &args),
+        Verb::Archive(args) => archive::run(context, &args),
         Verb::Generate(args) => generate::run(&args),
     }
 }

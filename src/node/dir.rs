@@ -180,10 +180,17 @@ impl RecoveryDir {
         if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
             return anyhow::Error::from(error).context(format!("opening {shown}/lock"));
         }
-        no_space(format!(
-            "{shown} is so full that its lock cannot be made; make room by hand: `recovery list` shows the backups, `rm -r {shown}/backups/ID` \
-             deletes one (those with the state `partial` first, never the newest complete one); then run this again"
-        ))
+        no_space(format!("{shown} is so full that its lock cannot be made; {}; then run this again", self.room_by_hand()))
+    }
+
+    /// What to do about a disk that is full where the agent itself deletes nothing: during a recovery, and without the lock.
+    #[must_use]
+    pub fn room_by_hand(&self) -> String {
+        format!(
+            "make room by hand: `recovery list` shows the backups, `rm -r {}/backups/ID` deletes one (those with the state `partial` first, never \
+             the newest complete one, nor the one that is being restored)",
+            self.shown.display()
+        )
     }
 }
 

@@ -14,8 +14,8 @@ use anyhow::{Context, Result, anyhow};
 /// # Errors
 /// When anything on the way fails; the old file is then still there.
 pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let temporary = beside(path)?;
     let write = || -> Result<()> {
-        let temporary = beside(path)?;
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
         // The umask has had its say over `mode`; the file's permissions are what was asked for.
         rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(mode))?;
@@ -23,7 +23,9 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         file.sync_all()?;
         rename(&temporary, path)
     };
-    write().with_context(|| format!("writing {}", path.display()))
+    // What did not fit must not keep a full disk full; the error is what matters.
+    let written = write().inspect_err(|_| drop(std::fs::remove_file(&temporary)));
+    written.with_context(|| format!("writing {}", path.display()))
 }
 
 /// Renames `from` to `to` (which may exist, as rename(2) allows) and makes it durable in both directories.

@@ -16,7 +16,7 @@ use super::resume::CLUSTER_RESTORE;
 use super::run::KUBELET_UNIT;
 use crate::archive::{Archive, Change, Counts};
 use crate::backup::manifest::{Image, Manifest};
-use crate::backup::{self, Backup, ETC, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL};
+use crate::backup::{self, Backup, ETC, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL, install};
 use crate::error::{exit_code, misfit, no_space};
 use crate::node::dir::RecoveryDir;
 use crate::node::identity::Identity;
@@ -29,6 +29,8 @@ use crate::tools::{crictl, systemctl};
 const CLOCK_WAIT: Duration = Duration::from_secs(30);
 /// Kept free on every file system beyond what the restore is known to need, bytes.
 const SPARE: u64 = 64 << 20;
+/// What a recovery writes to its own directory besides the agent: journal, `undo.json`, report. Bytes.
+const OWN: u64 = 1 << 20;
 
 /// What a recovery is asked to do.
 #[derive(Debug, Clone, Default)]
@@ -133,7 +135,7 @@ pub(super) fn look(
         }
     };
     warnings.extend(programs(node).context("looking whether the programs are there that a recovery needs: nothing was changed")?);
-    space(node, manifest, profile)?;
+    space(node, dir, manifest, profile)?;
     if options.asked.etcd == EtcdRestore::ClusterRestore {
         has_cluster_restore(backup, profile)?;
     }
@@ -223,8 +225,10 @@ fn programs(node: &Node) -> Result<Option<String>> {
     }
 }
 
-/// Whether what grows has room: each tree beyond what is there now, and etcd's data, of which there are two for a while.
-fn space(node: &Node, manifest: &Manifest, profile: &Profile) -> Result<()> {
+/// Whether what grows has room: each tree beyond what is there now, etcd's data, of which there are two for a while, and what the recovery
+/// writes down. (On a file system with trees, that is part of what is spared there.)
+fn space(node: &Node, dir: &RecoveryDir, manifest: &Manifest, profile: &Profile) -> Result<()> {
+    own_space(dir)?;
     let mut needs: BTreeMap<u64, (u64, Vec<&str>)> = BTreeMap::new();
     let mut need = |shown, bytes: u64| -> Result<()> {
         let place = node.real_path(shown);
@@ -253,6 +257,22 @@ fn space(node: &Node, manifest: &Manifest, profile: &Profile) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether the recovery can note what it does, and leave the agent that goes on after the reboot.
+fn own_space(dir: &RecoveryDir) -> Result<()> {
+    let needed = OWN + install::room(dir)?;
+    let (free, _) = mounts::space(dir.path())?;
+    if free >= needed {
+        return Ok(());
+    }
+    // During a recovery nothing is deleted but by hand: who reports this says how.
+    let next = if dir.in_recovery() {
+        ""
+    } else {
+        "; next: `recovery list` shows the backups, `recovery delete ID` deletes one, then run this again"
+    };
+    Err(no_space(format!("{} has {free} bytes free; the recovery writes up to {needed} there{next}", dir.shown().display())))
 }
 
 /// Whether the cluster's own restore can be run when it is its turn: that is after the reboot, when all else is restored.

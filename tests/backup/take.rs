@@ -294,6 +294,11 @@ fn a_full_disk_costs_the_new_backup_only() {
     let xfs = Xfs::mount(sno.place.dir.path());
     let first = take(&sno, &options()).unwrap();
     let path = sno.place.dir.backups().join(&first.manifest.id);
+    // It would fit, but leave no room for a recovery.
+    xfs.leave_free(12_000_000);
+    let error = take(&sno, &options()).unwrap_err();
+    assert_eq!(exit_code(&error), 73);
+    assert!(format!("{error:#}").contains("stay free for a recovery"), "{error:#}");
     // Much too little: refused with the numbers, before anything is written.
     let noise = 120_000_000;
     sh(sno.root(), &format!("head -c {noise} /dev/urandom > var/lib/kubelet/noise"));

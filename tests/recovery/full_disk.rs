@@ -1,0 +1,80 @@
+//! A recovery directory, on a file system of its own, that is full or nearly so: before a recovery, and in the middle of one.
+
+use std::process::Command;
+
+use crate::place::Place;
+
+/// A node whose recovery directory is a tmpfs, with this agent installed in it and two backups.
+struct Small {
+    place: Place,
+}
+
+impl Small {
+    fn new() -> Self {
+        let small = Self { place: Place::new() };
+        small.place.back_up("b0", 0);
+        let agent = env!("CARGO_BIN_EXE_recovery");
+        let installed = std::fs::metadata(agent).unwrap().len();
+        small.sh(&format!(
+            "mv $1 $1.before; mkdir -m 700 $1; mount -t tmpfs -o mode=700,size={} tmpfs $1; cp -a $1.before/. $1; cp {agent} $1/recovery",
+            installed + (32 << 20)
+        ));
+        small
+    }
+
+    /// Runs a script, whose `$1` is the recovery directory.
+    fn sh(&self, script: &str) {
+        let status = Command::new("bash").args(["-euc", script, "bash"]).arg(self.place.dir.path()).status().unwrap();
+        assert!(status.success(), "{script}");
+    }
+
+    fn leave_free(&self, bytes: u64) {
+        self.sh(&format!("rm -f $1/filler; fallocate -l $(($(stat -f -c '%f * %S' $1) - {bytes})) $1/filler"));
+    }
+
+    fn agent(&self, args: &[&str], code: i32, says: &[&str]) -> String {
+        self.place.agent(args).expect(code, says).unwrap().err
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        Command::new("umount").arg("-l").arg(self.place.dir.path()).status().ok();
+    }
+}
+
+#[test]
+fn a_recovery_that_could_not_be_written_down_is_not_begun() {
+    let small = Small::new();
+    let begin = ["restore-files", "--yes"];
+    let files = small.place.files();
+    small.leave_free(512 << 10);
+    small.agent(&begin, 73, &["the recovery writes up to 1048576", "next: ", "`recovery delete ID`"]);
+    // Another version of the agent is to be installed.
+    small.sh("echo another > $1/recovery");
+    small.leave_free(8 << 20);
+    small.agent(&begin, 73, &["the recovery writes", "`recovery delete ID`"]);
+    assert!(!small.place.dir.in_recovery() && small.place.files() == files);
+    // As the message says.
+    small.agent(&["delete", "b0", "--yes"], 0, &[]);
+    small.sh("rm $1/filler");
+    small.agent(&begin, 0, &[]);
+}
+
+#[test]
+fn out_of_a_recovery_whose_disk_is_full_leads_a_way_by_hand() {
+    let small = Small::new();
+    small.leave_free(4 << 20);
+    small.agent(&["restore-files", "--yes"], 0, &[]);
+    small.leave_free(0);
+    small.agent(&["prune", "--yes"], 75, &["a recovery is in progress"]);
+    let by_hand = ["next, if the full disk is that of /var/recovery", "`recovery list`", "`rm -r /var/recovery/backups/ID`"];
+    small.agent(&["restart", "--yes"], 73, &by_hand);
+    small.agent(&["abandon", "--yes"], 73, &by_hand);
+    assert!(small.place.dir.in_recovery());
+    // What could not be written whole is not left in the way.
+    small.sh("! find $1 -name '*.new' | grep .");
+    small.sh("rm -r $1/backups/b0");
+    small.agent(&["abandon", "--yes"], 0, &[]);
+    assert!(!small.place.dir.in_recovery() && small.place.history().len() == 2);
+}
