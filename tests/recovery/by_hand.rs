@@ -1,6 +1,7 @@
 //! The README's recovery without the agent, to the letter: its own commands, on the node's files, with tar, zstd, sha256sum and etcdutl.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -11,8 +12,8 @@ use crate::through::{CONTROL_PLANE, may_differ, node, ok};
 
 const README: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
 
-/// The two blocks of commands: before the reboot, and after it.
-fn blocks() -> Result<[String; 2]> {
+/// The blocks of commands: before the reboot, after it, and for the cluster's own script in place of etcdutl.
+fn blocks() -> Result<[String; 3]> {
     let section =
         README.split("\n## ").find(|section| section.starts_with("Without the agent")).context("the README has no such section")?;
     let mut blocks = vec![String::new()];
@@ -24,7 +25,7 @@ fn blocks() -> Result<[String; 2]> {
         }
     }
     blocks.retain(|block| !block.is_empty());
-    blocks.try_into().map_err(|blocks| anyhow::anyhow!("two blocks of commands are expected: {blocks:?}"))
+    blocks.try_into().map_err(|blocks| anyhow::anyhow!("three blocks of commands are expected: {blocks:?}"))
 }
 
 /// Runs a script where the node's `/` is the root: `tar` and the others are this machine's, `systemctl` and `crictl` the node's, which run
@@ -56,17 +57,21 @@ fn on_the_node(node: &Node, script: &str) -> Result<()> {
 fn a_node_is_brought_back_by_the_readmes_commands() -> Result<()> {
     let etcd = Version::V35.program("etcd")?;
     let (node, _temporary) = node(Kind::OpenShift, |options| options.etcd = etcd)?;
-    ok(&node, &["backup"])?;
+    ok(&node, &["backup", "--name", "it"])?;
+    let exported = tempfile::tempdir()?;
+    ok(&node, &["export", "it", &exported.path().to_string_lossy()])?;
     let before = node.snapshot()?;
     node.ruin()?;
     node.roll_back_platform()?;
     // Nothing of the agent is needed from here on.
     std::fs::remove_file(node.at("/var/recovery/recovery"))?;
 
-    let [first, second] = blocks()?;
+    let [first, second, cluster] = blocks()?;
     let (_, boots) = node.power()?;
     on_the_node(&node, &first)?;
     node.wait_boot(boots)?;
+    on_the_node(&node, &cluster)?;
+    same_for_the_script(&node.at("/root/cluster"), &exported.path().join("cluster"))?;
     let second = second.replace("NODE", "sno-node-0").replace("ADDRESS:2380", &format!("127.0.0.1:{}", node.ports().peer));
     on_the_node(&node, &second)?;
     node.wait_api()?;
@@ -74,6 +79,16 @@ fn a_node_is_brought_back_by_the_readmes_commands() -> Result<()> {
     let mut differences = before.differences(&node.snapshot()?);
     differences.retain(|line| !may_differ(line) && !left_by_hand(line));
     ensure!(differences.is_empty(), "{}", differences.join("\n"));
+    Ok(())
+}
+
+/// `cluster-restore.sh` takes the one as it takes the other: the same snapshot, and the same files of the static pods.
+fn same_for_the_script(by_hand: &Path, exported: &Path) -> Result<()> {
+    let script = "cmp $1/snapshot*.db $2/snapshot*.db
+                  for dir in $1 $2; do mkdir $dir/out; tar -xzf $dir/static_kuberesources*.tar.gz -C $dir/out; done
+                  diff -r $1/out $2/out; test $(ls $1/out/static-pod-resources | wc -l) = 4";
+    let output = Command::new("bash").args(["-euc", script, "bash"]).args([by_hand, exported]).output()?;
+    ensure!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 
