@@ -160,7 +160,6 @@ pub(super) fn tolerate(here: &mut Doing<'_, '_>, result: Result<()>) -> Result<(
 }
 
 fn stop_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
-    settled_runtime(here)?;
     let profile = here.run.profile;
     stop_unit(here, profile.runtime_unit)?;
     if profile.kind == Kind::OpenShift && !here.run.node.exists(CLEAN_SHUTDOWN) {

@@ -38,10 +38,11 @@ impl Unit {
         matches!(self.active.as_str(), "inactive" | "failed")
     }
 
-    /// True while a start of it is under way, or waits for its turn: at a boot.
+    /// True while a start of it is under way, or waits for its turn: at a boot. One that failed and will be tried again (`auto-restart`) may
+    /// fail for ever.
     #[must_use]
     pub fn is_starting(&self) -> bool {
-        self.active == "activating" || (self.job && self.active == "inactive")
+        (self.active == "activating" && self.sub.starts_with("start")) || (self.job && self.active == "inactive")
     }
 
     /// False for a unit that systemd has no file of.
@@ -183,6 +184,11 @@ mod tests {
         assert!(
             queued.is_starting()
                 && !parse("LoadState=loaded\nActiveState=inactive\nSubState=dead\nJob=0\nConditionResult=no\n")?.is_starting()
+        );
+        let activating =
+            |sub: &str| parse(&format!("LoadState=loaded\nActiveState=activating\nSubState={sub}\nJob=\nConditionResult=yes\n"));
+        assert!(
+            activating("start")?.is_starting() && activating("start-post")?.is_starting() && !activating("auto-restart")?.is_starting()
         );
         let unit = parse("LoadState=not-found\nActiveState=inactive\nSubState=dead\nConditionResult=no\n")?;
         assert!(unit.is_stopped() && !unit.exists());
