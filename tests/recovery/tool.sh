@@ -13,9 +13,10 @@ esac
 unit() { cat "$state/$1" 2>/dev/null || echo inactive; }
 case "$name $1" in
   "systemctl show") active=$(unit "$3")
-    printf 'ActiveState=%s\nSubState=x\nLoadState=loaded\nConditionResult=yes\n' "$active" ;;
+    printf 'ActiveState=%s\nSubState=start\nLoadState=loaded\nConditionResult=yes\n' "$active" ;;
   "systemctl start"|"systemctl restart") echo active > "$state/$2" ;;
   "systemctl stop") echo inactive > "$state/$2" ;;
+  "systemctl reset-failed") echo inactive > "$state/$2" ;;
   "systemctl daemon-reload"|"systemctl reboot") ;;
   "crictl version") [[ $(unit containerd.service) == active ]] ;;
   "crictl ps") cat "$state/containers.json" ;;

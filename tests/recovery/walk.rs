@@ -373,6 +373,37 @@ fn a_runtime_that_answers_half_does_not_stop_a_recovery() {
 }
 
 #[test]
+fn a_unit_that_gave_up_is_not_left_failed() {
+    let place = Place::new();
+    place.fail("systemctl stop containerd.service");
+    place.restore_files(Asked::default()).unwrap_err();
+    place.state("recovery-resume.service", "failed");
+    place.abandon().unwrap().unwrap();
+    assert_eq!(place.state_of("recovery-resume.service"), "inactive");
+}
+
+#[test]
+fn a_runtime_that_is_slow_to_answer_is_stopped_all_the_same() {
+    let place = Place::new();
+    // What only asks whether it is there, for five seconds.
+    place.fail("crictl version");
+    place.restore_files(Asked::default()).unwrap();
+    assert!(place.calls().contains(&"crictl stop --timeout=5 old-etcd".to_owned()), "{:?}", place.calls());
+}
+
+#[test]
+fn a_runtime_that_does_not_come_to_the_end_of_its_start_is_waited_for_and_then_gone_on_with() {
+    let place = Place::new();
+    place.state("containerd.service", "activating");
+    let report = place.restore_files(Asked::default()).unwrap();
+    assert_eq!(report.outcome, Outcome::RebootNeeded);
+    let waited = report.run.phases[0].steps.iter().find(|step| step.name == "old-containers").unwrap().waited;
+    assert!(waited.is_some_and(|seconds| seconds >= 1.0), "{waited:?}");
+    assert!(report.run.warnings.iter().any(|w| w.contains("the container runtime to have started")), "{:?}", report.run.warnings);
+    assert_eq!(place.state_of("containerd.service"), "inactive");
+}
+
+#[test]
 fn a_node_that_booted_without_selinux_has_no_mode_to_put_back() {
     let place = Place::new();
     place.fail("systemctl stop containerd.service");
