@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::args::StatusArgs;
 use super::context::{Context, print_text};
 use super::list;
-use crate::backup::store::{self, Listed};
+use crate::backup::store::{self, Listed, State};
 use crate::recovery::status::{RunStatus, StepState};
 use crate::recovery::{Outcome, RunReport, StatusReport, status};
 
@@ -83,12 +83,11 @@ fn describe(report: &Status) -> String {
     if recovery.run.is_none() {
         text += &list::describe(&report.backups);
     }
-    let next = recovery.next.clone().or_else(|| {
-        (recovery.at_work.is_none() && !report.backups.is_empty())
-            .then(|| "`recovery recover` brings this node back to the newest backup".to_owned())
-    });
-    if let Some(next) = next {
+    let usable = report.backups.iter().any(|backup| matches!(backup.state, State::Complete | State::Legacy));
+    if let Some(next) = &recovery.next {
         text += &format!("next: {next}\n");
+    } else if usable && recovery.at_work.is_none() {
+        text += "after a failed upgrade: `recovery recover` brings this node back to the newest backup\n";
     }
     text
 }
