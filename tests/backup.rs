@@ -1,6 +1,8 @@
 //! Backups, from the outside: real `sha256sum`, `tar`, `zstd`, `etcdctl`, a real etcd, real file systems.
 #![allow(clippy::unwrap_used, reason = "a test that meets an error fails with it, helpers included")]
 
+#[path = "support/manifest.rs"]
+pub mod manifest;
 #[path = "support/etcd.rs"]
 pub mod real_etcd;
 

@@ -1,5 +1,7 @@
 //! A recovery from the outside of its room: what each verb does to a node, and what it refuses.
 
+#[path = "support/manifest.rs"]
+pub mod manifest;
 #[path = "support/etcd.rs"]
 pub mod real_etcd;
 

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use recovery::backup::manifest::{Etcd, Manifest, VERSION};
-use recovery::node::{Node, dir::RecoveryDir, identity::Identity, profile::Kind};
+use recovery::backup::manifest::Manifest;
+use recovery::node::{Node, dir::RecoveryDir};
 
+use crate::manifest::plain;
 use crate::real_etcd::{Etcd as RealEtcd, Options as Start, Version};
 
 /// A node's root and recovery directory.
@@ -64,28 +65,7 @@ impl Place {
 /// A manifest with three archives.
 pub(crate) fn manifest(id: &str, sequence: u64) -> Manifest {
     let sizes = ["etc.tar.zst", "kubelet.tar.zst", "static-pods.tar.zst"].map(|name| (name.to_owned(), 20));
-    Manifest {
-        version: VERSION,
-        sequence,
-        id: id.to_owned(),
-        name: None,
-        labels: BTreeMap::new(),
-        asked_by: "user/0".to_owned(),
-        taken: "2026-01-01T00:00:00Z".parse().unwrap(),
-        agent: "0.1.0".to_owned(),
-        profile: Kind::OpenShift,
-        identity: Identity { machine_id: "m".to_owned(), node_name: "sno".to_owned(), root_ca: vec!["ca".to_owned()] },
-        boot_id: "b".to_owned(),
-        cluster: None,
-        deployment: None,
-        etcd: Etcd { version: None, revision: 7, keys: None, bytes: 1 },
-        operators: Vec::new(),
-        images: Vec::new(),
-        certificates_expire: None,
-        etc_excludes: Vec::new(),
-        managed_files: Vec::new(),
-        sizes: BTreeMap::from(sizes),
-    }
+    Manifest { sizes: BTreeMap::from(sizes), ..plain(id, sequence) }
 }
 
 /// Runs a shell script in `dir`; its output.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use recovery::archive::{Selection, pack};
-use recovery::backup::manifest::{Etcd, Image, Manifest, VERSION};
+use recovery::backup::manifest::{Image, Manifest};
 use recovery::backup::{ETC, ETCD, KUBELET, STATIC_PODS, USR_LOCAL};
 use recovery::node::profile::{KUBEADM, Kind};
 use recovery::node::{Node, dir::RecoveryDir, identity::Identity};
@@ -18,6 +18,7 @@ use recovery::recovery::journal::{Kind as Line, Reading};
 use recovery::recovery::{Asked, Options, Proposal, ResumeOptions, RunReport};
 use recovery::report::Progress;
 
+use crate::manifest::plain;
 use crate::through::Ended;
 
 /// The programs. A file of the repository, because one that this process has just written cannot always be run: another thread may be
@@ -105,29 +106,16 @@ impl Place {
     pub(crate) fn manifest(&self, id: &str, sequence: u64) -> Manifest {
         let sizes = [ETC, USR_LOCAL, KUBELET, STATIC_PODS, ETCD].map(|name| (name.to_owned(), 20));
         Manifest {
-            version: VERSION,
-            sequence,
-            id: id.to_owned(),
-            name: None,
-            labels: BTreeMap::new(),
-            asked_by: "user/0".to_owned(),
-            taken: "2026-01-01T00:00:00Z".parse().unwrap(),
-            agent: "0.1.0".to_owned(),
             profile: Kind::Kubeadm,
             identity: Identity::of(&self.node, &KUBEADM).unwrap(),
             boot_id: "boot-0".to_owned(),
-            cluster: None,
-            deployment: None,
-            etcd: Etcd { version: None, revision: 7, keys: None, bytes: 1 },
-            operators: Vec::new(),
             images: vec![
                 Image { id: "sha256:1111".to_owned(), name: "registry/etcd:1".to_owned() },
                 Image { id: "sha256:2222".to_owned(), name: "registry/gone:1".to_owned() },
             ],
             certificates_expire: Some("2026-02-01T00:00:00Z".parse().unwrap()),
-            etc_excludes: Vec::new(),
-            managed_files: Vec::new(),
             sizes: BTreeMap::from(sizes),
+            ..plain(id, sequence)
         }
     }
 
