@@ -619,7 +619,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        Command::new("umount").arg(self.0.path()).status().ok();
+        Command::new("umount").arg("-l").arg(self.0.path()).status().ok();
     }
 }
 

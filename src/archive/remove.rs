@@ -144,7 +144,7 @@ mod tests {
         assert!(kept.join("file").exists());
         let mounts = crate::node::mounts::mounts().unwrap();
         let moved = mounts.into_iter().map(|mount| mount.point).find(|point| point.starts_with(dir.path())).unwrap();
-        run("umount", &[&moved]);
+        run("umount", &[Path::new("--lazy"), &moved]);
         remove_all(&open(dir.path()), b"a", || Ok(())).unwrap();
         assert!(kept.join("file").exists());
     }

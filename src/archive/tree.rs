@@ -447,7 +447,7 @@ mod tests {
         let within = walked(&Tree::open(&above).unwrap());
         let seen = walked(&Tree::open(&tree).unwrap());
         for point in [&directory, &file, &above, &below] {
-            run("umount", &[point]);
+            run("umount", &[Path::new("--lazy"), point]);
         }
         let expected = [(&b""[..], false), (b"a blank", false), (b"a blank/point", true), (b"file", true), (b"over", true)];
         assert_eq!(seen, expected.map(|(path, existence)| (path.to_vec(), existence)));

@@ -111,11 +111,15 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use std::process::Command;
 
-    /// A recovery directory with the front, and an agent that prints how it was called.
+    /// A recovery directory with the front, and an agent that prints how it was called. Both are copied by a child: what this process wrote, a
+    /// child that another thread forks at that moment holds open, and it cannot be run ("text file busy").
     fn fronted() -> tempfile::TempDir {
         let dir = tempfile::Builder::new().prefix("with blank ").tempdir().unwrap();
-        place(&dir.path().join(FRONT), Cursor::new(FRONT_TEXT), false).unwrap();
-        place(&dir.path().join(BINARY), Cursor::new("#!/bin/sh\nprintf '%s|' \"$@\"\n"), false).unwrap();
+        for (name, text) in [(FRONT, FRONT_TEXT), (BINARY, "#!/bin/sh\nprintf '%s|' \"$@\"\n")] {
+            let (written, copied) = (dir.path().join("text"), dir.path().join(name));
+            std::fs::write(&written, text).unwrap();
+            assert!(Command::new("install").arg("--mode=755").args([written, copied]).status().unwrap().success());
+        }
         dir
     }
 
@@ -149,7 +153,8 @@ mod tests {
 
     impl Drop for Small<'_> {
         fn drop(&mut self) {
-            Command::new("umount").arg(self.0).status().ok();
+            // Lazily: a child that another thread forks at that moment holds files of it open until it is another program.
+            assert!(Command::new("umount").arg("--lazy").arg(self.0).status().unwrap().success());
         }
     }
 

@@ -270,7 +270,7 @@ mod tests {
 
     impl Drop for Full {
         fn drop(&mut self) {
-            std::process::Command::new("umount").arg(self.0.path().join("var/recovery")).status().ok();
+            std::process::Command::new("umount").arg("--lazy").arg(self.0.path().join("var/recovery")).status().ok();
         }
     }
 

@@ -55,7 +55,11 @@ impl Disk {
 
     /// What is on disk is all that is there.
     fn boot(&self) {
-        run("umount", &[text(&self.at)]);
+        // Not lazily: it has to be gone. A child that another thread forks at that moment holds its files open until it is another program.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !Command::new("umount").arg(&self.at).status().unwrap().success() {
+            assert!(Instant::now() < deadline, "{} stays busy", self.at.display());
+        }
         self.mount();
     }
 }

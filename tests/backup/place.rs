@@ -141,8 +141,9 @@ impl Sno {
             "#!/bin/sh\ncase \" $* \" in *\" images \"*) exec cat {0}/images.json;; *\" ps \"*) exec cat {0}/ps-a.json;; esac\nexit 1\n",
             fixtures.display()
         );
-        place.put("/tools/crictl", script);
-        sh(self.root(), "chmod +x tools/crictl");
+        // Copied by a child: what this process wrote, a child that another thread forks at that moment holds open ("text file busy").
+        place.put("/tools/text", script);
+        sh(self.root(), "install -m 755 tools/text tools/crictl");
     }
 
     fn put_static_pods(&self) {

@@ -283,7 +283,7 @@ impl Xfs {
 
 impl Drop for Xfs {
     fn drop(&mut self) {
-        std::process::Command::new("umount").arg(&self.at).status().ok();
+        std::process::Command::new("umount").arg("-l").arg(&self.at).status().ok();
         let _ = &self.image;
     }
 }
