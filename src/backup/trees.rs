@@ -103,10 +103,16 @@ pub fn owned(profile: &Profile) -> Result<Selection> {
 /// points, as `/var` is on an ostree host: a selection that holds those as well stops there.
 #[must_use]
 pub fn extras_in(archive: &Archive) -> Selection {
+    Selection::all().only(extra_files(archive))
+}
+
+/// The files in the archive of the extras, relative to `/`.
+#[must_use]
+pub fn extra_files(archive: &Archive) -> Vec<&Path> {
     let paths: Vec<&Path> = archive.paths().collect();
     // In order, what leads to something is followed by it.
     let leads_on = |at: usize| paths.get(at + 1).is_some_and(|next| next.starts_with(paths[at]));
-    Selection::all().only((0..paths.len()).filter(|at| !leads_on(*at)).map(|at| paths[at]))
+    (0..paths.len()).filter(|at| !leads_on(*at)).map(|at| paths[at]).collect()
 }
 
 /// Paths below `/etc` that a restore leaves alone: what tmpfiles.d makes, and the agent's own two files.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,7 +16,7 @@ use super::resume::CLUSTER_RESTORE;
 use super::run::KUBELET_UNIT;
 use crate::archive::{Archive, Change, Counts};
 use crate::backup::manifest::{Image, Manifest};
-use crate::backup::{self, Backup, ETC, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL, install};
+use crate::backup::{self, Backup, ETC, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL, install, trees};
 use crate::error::{exit_code, misfit, no_space};
 use crate::node::dir::RecoveryDir;
 use crate::node::identity::Identity;
@@ -135,7 +135,7 @@ pub(super) fn look(
         }
     };
     warnings.extend(programs(node).context("looking whether the programs are there that a recovery needs: nothing was changed")?);
-    space(node, dir, manifest, profile)?;
+    space(node, dir, backup, profile)?;
     if options.asked.etcd == EtcdRestore::ClusterRestore {
         has_cluster_restore(backup, profile)?;
     }
@@ -225,31 +225,19 @@ fn programs(node: &Node) -> Result<Option<String>> {
     }
 }
 
-/// Whether what grows has room: each tree beyond what is there now, etcd's data, of which there are two for a while, and what the recovery
-/// writes down. (On a file system with trees, that is part of what is spared there.)
-fn space(node: &Node, dir: &RecoveryDir, manifest: &Manifest, profile: &Profile) -> Result<()> {
+/// Whether what grows has room, and what the recovery writes down. (On a file system with trees, that is part of what is spared there.)
+fn space(node: &Node, dir: &RecoveryDir, backup: &Backup, profile: &Profile) -> Result<()> {
     own_space(dir)?;
-    let mut needs: BTreeMap<u64, (u64, Vec<&str>)> = BTreeMap::new();
-    let mut need = |shown, bytes: u64| -> Result<()> {
-        let place = node.real_path(shown);
-        let device = existing(&place).metadata().with_context(|| format!("looking at {shown}"))?.dev();
-        let (sum, trees) = needs.entry(device).or_default();
+    let mut needs: BTreeMap<u64, (u64, Vec<PathBuf>)> = BTreeMap::new();
+    for (shown, bytes) in growth(node, backup, profile)? {
+        let (sum, trees) = needs.entry(device(node, &shown)?).or_default();
         *sum = sum.saturating_add(bytes);
         trees.push(shown);
-        Ok(())
-    };
-    for (shown, file) in
-        [("/etc", ETC), ("/usr/local", USR_LOCAL), ("/var/lib/kubelet", KUBELET), ("/", EXTRAS), (profile.kubernetes, STATIC_PODS)]
-    {
-        let size = manifest.sizes.get(file).copied().unwrap_or(0);
-        // The extras' tree is the whole node, of which nothing goes for them.
-        let there = if file == EXTRAS || size == 0 { 0 } else { mounts::usage(&node.real_path(shown))? };
-        need(shown, size.saturating_sub(there))?;
     }
-    need(profile.etcd_data, manifest.etcd.bytes)?;
     for (bytes, trees) in needs.into_values() {
-        let (free, _) = mounts::space(existing(&node.real_path(trees[0])))?;
+        let (free, _) = mounts::space(existing(&node.real_path(&trees[0])))?;
         if bytes.saturating_add(SPARE) > free {
+            let trees: Vec<_> = trees.iter().map(|tree| tree.display().to_string()).collect();
             return Err(no_space(format!(
                 "the file system of {} has {free} bytes free; the restore needs {bytes}, and {SPARE} to spare; next: make room, then run this again",
                 trees.join(", ")
@@ -257,6 +245,35 @@ fn space(node: &Node, dir: &RecoveryDir, manifest: &Manifest, profile: &Profile)
         }
     }
     Ok(())
+}
+
+/// Where the restore writes, with the bytes that this takes beyond what is there now: each tree, and etcd's data, of which there are two for a
+/// while. The root itself is never among them: on a composefs host that is an image without a free byte, and nothing is written there.
+fn growth(node: &Node, backup: &Backup, profile: &Profile) -> Result<Vec<(PathBuf, u64)>> {
+    let manifest = &backup.manifest;
+    let size = |file: &str| manifest.sizes.get(file).copied().unwrap_or(0);
+    let mut growth = vec![(PathBuf::from(profile.etcd_data), manifest.etcd.bytes)];
+    for (shown, file) in [("/etc", ETC), ("/usr/local", USR_LOCAL), ("/var/lib/kubelet", KUBELET), (profile.kubernetes, STATIC_PODS)] {
+        if size(file) > 0 {
+            growth.push((shown.into(), size(file).saturating_sub(mounts::usage(&node.real_path(shown))?)));
+        }
+    }
+    if size(EXTRAS) > 0 {
+        let archive = Archive::open(&backup.file(EXTRAS))?;
+        // Which file system gets how much of the little there is, is not told apart.
+        let mut folders = BTreeMap::new();
+        for folder in trees::extra_files(&archive).into_iter().filter_map(Path::parent) {
+            let folder = Path::new("/").join(folder);
+            folders.insert(device(node, &folder)?, folder);
+        }
+        growth.extend(folders.into_values().map(|folder| (folder, size(EXTRAS))));
+    }
+    Ok(growth)
+}
+
+/// The file system that holds `shown`, or will.
+fn device(node: &Node, shown: &Path) -> Result<u64> {
+    Ok(existing(&node.real_path(shown)).metadata().with_context(|| format!("looking at {}", shown.display()))?.dev())
 }
 
 /// Whether the recovery can note what it does, and leave the agent that goes on after the reboot.

@@ -1,5 +1,10 @@
 //! What is refused before anything is changed, with the documented exit code and a way out.
 
+use std::path::Path;
+use std::process::Command;
+
+use recovery::archive::{Selection, pack};
+use recovery::backup::EXTRAS;
 use recovery::error::exit_code;
 use recovery::node::dir::RecoveryDir;
 use recovery::recovery::{Asked, Options, ResumeOptions};
@@ -51,6 +56,46 @@ fn too_little_space_even_when_forced() {
     Place::publish(&place.dir.backups().join("b1"), &manifest);
     refused(&place, Options::default(), 73, &["/var/lib/etcd", "bytes free"]);
     refused(&place, forced(), 73, &["make room"]);
+}
+
+/// The root of a composefs host: an image that is full by its nature, with the writable directories mounted in it.
+struct Image<'a>(&'a Path);
+
+impl<'a> Image<'a> {
+    fn mount(root: &'a Path) -> Self {
+        let script = r#"
+            image=${1%/}.image; mkdir "$image"; mount -t tmpfs -o size=64k tmpfs "$image"
+            for each in "$1"/*; do mkdir "$image/${each##*/}"; mount --bind "$each" "$image/${each##*/}"; done
+            head -c 128k /dev/zero >"$image/filler" 2>/dev/null || :
+            mount -o remount,ro "$image"; mount --rbind "$image" "$1"; umount --recursive --lazy "$image"
+            [ "$(stat -f -c %f "$1")" = 0 ]"#;
+        assert!(Command::new("sh").args(["-ec", script, "sh"]).arg(root).status().unwrap().success());
+        Self(root)
+    }
+}
+
+impl Drop for Image<'_> {
+    fn drop(&mut self) {
+        Command::new("umount").args(["--recursive", "--lazy"]).arg(self.0).status().ok();
+    }
+}
+
+#[test]
+fn a_root_that_is_full_by_its_nature_is_no_reason() {
+    let place = Place::new();
+    let (root, backup) = (place.at("/"), place.dir.backups().join("b1"));
+    place.put("/var/opt/managed", "before");
+    pack(&root, &backup.join(EXTRAS), &Selection::all().only(["var/opt/managed"]), None, &|_| ()).unwrap();
+    let mut manifest = place.manifest("b1", 1);
+    manifest.sizes.insert(EXTRAS.to_owned(), 20);
+    Place::publish(&backup, &manifest);
+    let image = Image::mount(&root);
+    place.plan(Options::default()).unwrap();
+    // Where they go, there has to be room for them.
+    manifest.sizes.insert(EXTRAS.to_owned(), 1 << 60);
+    Place::publish(&backup, &manifest);
+    refused(&place, Options::default(), 73, &["/var/opt", "make room"]);
+    drop(image);
 }
 
 #[test]
