@@ -116,7 +116,8 @@ fn containers_are_listed_stopped_and_removed() -> Result<()> {
     assert!(!crictl::is_host_network(&agent, "0123456789ab")?, "one that is gone");
 
     // While kubelet runs it starts another in the place of each that ends.
-    crictl::stop(&agent, std::slice::from_ref(&etcd.id), Duration::from_secs(5))?;
+    let deadline = agent.clock().deadline(Duration::from_secs(60));
+    crictl::stop(&agent, std::slice::from_ref(&etcd.id), Duration::from_secs(5), &deadline)?;
     wait_for("etcd's next attempt", || {
         Ok(crictl::containers(&agent)?.iter().any(|c| c.name == "etcd" && c.running && c.attempt == 1 && c.id != etcd.id))
     })?;
@@ -125,17 +126,17 @@ fn containers_are_listed_stopped_and_removed() -> Result<()> {
     let running: Vec<String> = crictl::containers(&agent)?.into_iter().filter(|c| c.running).map(|c| c.id).collect();
     assert!(running.len() > 10, "kubelet leaves its containers running");
     let ids: Vec<String> = running.iter().cloned().chain(["0123456789ab".to_owned()]).collect();
-    crictl::stop(&agent, &ids, Duration::from_secs(5))?;
+    crictl::stop(&agent, &ids, Duration::from_secs(5), &deadline)?;
     assert!(crictl::containers(&agent)?.iter().all(|c| !c.running && c.state == "CONTAINER_EXITED"));
 
     // One that cannot be removed is named, and the others go all the same.
     node.fault("crictl", &format!("rmp -f {}", sandbox.id), None, Wrong::Fail("level=fatal msg=\"device busy\"".into(), 1))?;
     let ids: Vec<String> = crictl::sandboxes(&agent)?.into_iter().map(|s| s.id).chain(["0123456789ab".to_owned()]).collect();
-    let error = crictl::remove_sandboxes(&agent, &ids).unwrap_err().to_string();
+    let error = crictl::remove_sandboxes(&agent, &ids, &deadline).unwrap_err().to_string();
     assert!(error.contains(&sandbox.id) && error.contains("device busy") && !error.contains("0123456789ab"), "{error}");
     assert_eq!(crictl::sandboxes(&agent)?.len(), 1);
     node.clear_faults()?;
-    crictl::remove_sandboxes(&agent, &ids)?;
+    crictl::remove_sandboxes(&agent, &ids, &deadline)?;
     assert!(crictl::sandboxes(&agent)?.is_empty() && crictl::containers(&agent)?.is_empty());
 
     assert!(crictl::answers(&agent));

@@ -24,7 +24,7 @@ use crate::report::{Progress, paths};
 use crate::tools::ostree;
 
 /// How many good backups are kept unless said otherwise.
-pub const KEEP: usize = 3;
+pub const KEEP: u32 = 3;
 /// How often etcd and the static pods are taken when a roll-out gets between them.
 const ATTEMPTS: u32 = 3;
 

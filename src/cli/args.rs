@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueHint};
 
+use crate::backup::take::KEEP;
 use crate::error::usage;
-use crate::etcd::DEFAULT_TOKEN;
+use crate::etcd::{DEFAULT_NAME, DEFAULT_PEER_URL, DEFAULT_TOKEN};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -99,7 +100,7 @@ pub enum Verb {
     /// Begin this recovery again from its first phase
     Restart(RestartArgs),
     /// End this recovery where it is: undo what can be undone, and say what state the node is in
-    Abandon,
+    Abandon(AbandonArgs),
     /// Show which deployment a recovery needs and what it takes to boot it; with --rollback, do that
     Platform(PlatformArgs),
     /// Show the recovery in progress, or what there is to recover from
@@ -138,7 +139,7 @@ pub struct BackupArgs {
     #[arg(long)]
     pub force: bool,
     /// Verified backups to keep, this one included
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = KEEP, value_parser = clap::value_parser!(u32).range(1..))]
     pub keep: u32,
 }
 
@@ -204,6 +205,14 @@ pub struct RestartArgs {
     pub step: bool,
 }
 
+/// `abandon`
+#[derive(Debug, Clone, Default, Args)]
+pub struct AbandonArgs {
+    /// Let kubelet start although the recovery that holds it is not in the recovery directory
+    #[arg(long)]
+    pub force: bool,
+}
+
 /// `platform`
 #[derive(Debug, Clone, Default, Args)]
 pub struct PlatformArgs {
@@ -254,7 +263,7 @@ pub struct DeleteArgs {
 #[derive(Debug, Clone, Args)]
 pub struct PruneArgs {
     /// Verified backups to keep
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = KEEP, value_parser = clap::value_parser!(u32).range(1..))]
     pub keep: u32,
 }
 
@@ -322,10 +331,10 @@ pub struct EtcdRestoreArgs {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub data_dir: PathBuf,
     /// Name of the member
-    #[arg(long, default_value = "default")]
+    #[arg(long, default_value = DEFAULT_NAME)]
     pub name: String,
     /// Peer URLs of the member, separated by commas
-    #[arg(long, value_name = "URLS", value_delimiter = ',', default_value = "http://localhost:2380")]
+    #[arg(long, value_name = "URLS", value_delimiter = ',', default_value = DEFAULT_PEER_URL)]
     pub initial_advertise_peer_urls: Vec<String>,
     /// Token of the cluster
     #[arg(long, value_name = "TOKEN", default_value = DEFAULT_TOKEN)]
@@ -409,7 +418,7 @@ impl Cli {
             return Ok(verb.clone());
         }
         Ok(if take_backup {
-            Verb::Backup(BackupArgs { force, keep: 3, ..BackupArgs::default() })
+            Verb::Backup(BackupArgs { force, keep: KEEP, ..BackupArgs::default() })
         } else if restart && in_recovery {
             Verb::Restart(RestartArgs { force, step, ..RestartArgs::default() })
         } else if resume || (step && in_recovery) {

@@ -57,6 +57,9 @@ fn describe(taken: &Taken) -> String {
     for (path, why) in others {
         text += &format!("  skipped {path}: {why}\n");
     }
+    for warning in &taken.warnings {
+        text += &format!("  warning: {warning}\n");
+    }
     for deployment in &taken.undeployed {
         text += &format!("  removed the standby deployment {deployment}\n");
     }

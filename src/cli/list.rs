@@ -68,6 +68,9 @@ fn describe_removed(removed: &Removed) -> String {
     for deployment in &removed.unpinned {
         text += &format!("unpinned the deployment {deployment}\n");
     }
+    for warning in &removed.warnings {
+        text += &format!("warning: {warning}\n");
+    }
     if removed.removed.is_empty() {
         text += "nothing to delete\n";
     }

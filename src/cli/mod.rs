@@ -101,7 +101,7 @@ fn perform(context: &Context, verb: Verb) -> Result<ExitCode> {
         Verb::RestoreFiles(args) => restore_files::run(context, &args),
         Verb::Resume(args) => resume::run(context, &args),
         Verb::Restart(args) => restart::run(context, &args),
-        Verb::Abandon => abandon::run(context),
+        Verb::Abandon(args) => abandon::run(context, &args),
         Verb::Platform(args) => platform::run(context, &args),
         Verb::Status(args) => status::run(context, &args),
         Verb::List => list::run(context),

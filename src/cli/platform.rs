@@ -43,5 +43,8 @@ fn describe(report: &PlatformReport) -> String {
     for command in &report.commands {
         text += &format!("  {command}\n");
     }
+    if let Action::Refuse { way: Some(way), .. } = &report.action {
+        text += &format!("next: {way}\n");
+    }
     text
 }

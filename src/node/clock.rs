@@ -128,12 +128,6 @@ impl Deadline {
         self.left().is_zero()
     }
 
-    /// The whole wait, as it was asked for.
-    #[must_use]
-    pub fn wait(&self) -> Duration {
-        self.wait
-    }
-
     /// Calls `look` every `pause` until it returns something. `Err` from `look` ends the wait at once: a condition that can heal is
     /// `Ok(None)`.
     ///

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 
 use super::{Node, durable};
-use crate::error::{no_space, not_now, not_permitted};
+use crate::error::{misfit, no_space, not_now, not_permitted};
 
 /// Where it is unless `--dir` says otherwise.
 pub const DEFAULT: &str = "/var/recovery";
@@ -177,6 +177,11 @@ impl RecoveryDir {
 
     fn no_lock(&self, error: std::io::Error) -> anyhow::Error {
         let shown = self.shown.display();
+        if error.kind() == ErrorKind::NotFound {
+            return misfit(format!(
+                "there is no recovery directory {shown} on this node: nothing was ever backed up to it, or it is not mounted"
+            ));
+        }
         if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
             return anyhow::Error::from(error).context(format!("opening {shown}/lock"));
         }

@@ -84,6 +84,22 @@ pub fn other_owner(node: &Node, dir: &RecoveryDir) -> Option<String> {
     (Path::new(owner) != dir.shown()).then(|| owner.to_owned())
 }
 
+/// Fails when the hold is there and its recovery is not: then the directory that is there is not the one that belongs there.
+///
+/// # Errors
+/// [`Failure::Misfit`](crate::error::Failure::Misfit), with the way out.
+pub fn check_run(node: &Node, dir: &RecoveryDir) -> Result<()> {
+    check_owner(node, dir)?;
+    if !is_placed(node) || dir.in_recovery() || dir.undo().exists() {
+        return Ok(());
+    }
+    Err(misfit(format!(
+        "kubelet is held by a recovery of which {0} holds nothing: the file system that belongs there may not be mounted; next: `findmnt {0}`; when it \
+         is mounted, `recovery resume`; when it is lost, `recovery abandon --force` lets kubelet start on whatever is there",
+        dir.shown().display()
+    )))
+}
+
 /// Fails when the hold is that of a recovery with another recovery directory.
 ///
 /// # Errors

@@ -63,12 +63,6 @@ impl Node {
         &self.root
     }
 
-    /// The folder of this node's programs, when it is not the live machine's `PATH`.
-    #[must_use]
-    pub fn tools(&self) -> Option<&Path> {
-        self.tools.as_deref()
-    }
-
     /// Where the node's absolute `path` is for this process. Symbolic links on the way are followed *within* the node's root, as they
     /// would be on the node itself; a link in the last place is left as it is. What does not exist is joined on as written.
     #[must_use]

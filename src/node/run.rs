@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use rustix::process::Signal;
 
 use super::clock::{boottime, interrupted};
 use crate::error::{misfit, unanswered};
@@ -136,7 +137,7 @@ impl Command {
         let drain = |pipe: mpsc::Receiver<std::io::Result<Vec<u8>>>| {
             let left = end.saturating_sub(boottime()).max(Duration::from_millis(200));
             let Ok(bytes) = pipe.recv_timeout(left) else {
-                kill_group(&child);
+                signal_group(&child, Signal::KILL);
                 return Err(unanswered(format!("`{argv}` ended, but something it started keeps its output open")));
             };
             bytes.with_context(|| format!("reading the output of `{argv}`"))
@@ -194,7 +195,12 @@ fn wait(child: &mut Child, end: Duration, argv: &str, limit: Duration) -> Result
             interrupted().err().map(|e| e.context(format!("running `{argv}`")))
         };
         if let Some(error) = stop {
-            kill_group(child);
+            // One that still had time is asked first: it may be in the middle of something.
+            if boottime() < end {
+                signal_group(child, Signal::TERM);
+                is_gone(child).with_context(|| format!("waiting for `{argv}`"))?;
+            }
+            signal_group(child, Signal::KILL);
             let gone = is_gone(child).with_context(|| format!("waiting for `{argv}`"))?;
             let stays = || format!("`{argv}` was killed and is still there: it waits in the kernel, for a disk perhaps (`dmesg`)");
             return Err(if gone { error } else { error.context(stays()) });
@@ -204,7 +210,7 @@ fn wait(child: &mut Child, end: Duration, argv: &str, limit: Duration) -> Result
     }
 }
 
-/// Waits until a killed program has ended, but not for ever.
+/// Waits until a program that was told to has ended, but not for ever.
 fn is_gone(child: &mut Child) -> std::io::Result<bool> {
     let end = boottime() + GONE;
     while child.try_wait()?.is_none() {
@@ -216,10 +222,10 @@ fn is_gone(child: &mut Child) -> std::io::Result<bool> {
     Ok(true)
 }
 
-fn kill_group(child: &Child) {
+fn signal_group(child: &Child, signal: Signal) {
     if let Some(pid) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
-        // It may have ended a moment ago: nothing to kill is what is wanted.
-        let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+        // It may have ended a moment ago: nothing to signal is what is wanted.
+        let _ = rustix::process::kill_process_group(pid, signal);
     }
 }
 

@@ -8,13 +8,14 @@ use serde_json::Value;
 
 use super::journal::{Journal, Reading};
 use super::machine::{Event, Phase, State};
+use super::resume::EXPORTED;
 use super::status::{RunStatus, StepState};
 use super::undo::{Undo, Units};
 use super::{history, verbs};
 use crate::archive;
 use crate::node::dir::RecoveryDir;
 use crate::node::profile::Profile;
-use crate::node::{Node, hold};
+use crate::node::{Node, durable, hold};
 use crate::tools::ostree;
 
 /// What giving up left behind.
@@ -30,8 +31,8 @@ pub struct AbandonReport {
     pub state: String,
 }
 
-/// The trees that the steps restore.
-const TREES: [&str; 5] = ["/", "/etc", "/etc/kubernetes", "/usr/local", "/var/lib/kubelet"];
+/// Where the steps' restores make what they then put in place: at the root of each tree and, for managed files elsewhere, of each file system.
+const TREES: [&str; 6] = ["/", "/var", "/etc", "/etc/kubernetes", "/usr/local", "/var/lib/kubelet"];
 
 /// Steps that change what the node would boot or run, by phase: once one has begun, the node is no longer what it was.
 const CHANGING: [(Phase, &str); 12] = [
@@ -50,12 +51,12 @@ const CHANGING: [(Phase, &str); 12] = [
 ];
 
 /// Ends the run: puts back what `undo.json` holds, lifts the hold, moves the journal to `history/`. The files stay as they are; the report
-/// says what that is. It needs no readable journal.
+/// says what that is. It needs no readable journal. With `force`, a hold is lifted although its recovery is not in `dir`.
 ///
 /// # Errors
 /// [`Failure::NotNow`](crate::error::Failure::NotNow) when another agent has the lock; when something cannot be put back: the recovery is
 /// then still in progress.
-pub fn abandon(node: &Node, dir: &RecoveryDir) -> Result<Option<AbandonReport>> {
+pub fn abandon(node: &Node, dir: &RecoveryDir, force: bool) -> Result<Option<AbandonReport>> {
     let nothing = || !dir.in_recovery() && !dir.undo().exists() && !hold::is_placed(node);
     dir.check()?;
     if nothing() {
@@ -66,7 +67,7 @@ pub fn abandon(node: &Node, dir: &RecoveryDir) -> Result<Option<AbandonReport>> 
     if nothing() {
         return Ok(None);
     }
-    hold::check_owner(node, dir)?;
+    if force { hold::check_owner(node, dir) } else { hold::check_run(node, dir) }?;
     let (undo, reading) = (Undo::load(dir)?, history::readable(dir)?);
     // First of all: what is put back from here on must not be gone on with.
     if reading.as_ref().is_some_and(|r| matches!(r.state, State::Open(_)))
@@ -74,29 +75,50 @@ pub fn abandon(node: &Node, dir: &RecoveryDir) -> Result<Option<AbandonReport>> 
     {
         journal.append(&Event::Abandoned, Value::Null)?;
     }
-    let changed = reading.as_ref().map(changed).unwrap_or_default();
-    let untouched = changed.is_empty() && reading.as_ref().is_some_and(|r| r.beginning.restarts.is_none());
-    let mut put_back = match undo.clone() {
-        Some(mut undo) => undo.put_back(node, dir, if untouched { Units::Start } else { Units::Leave })?,
+    put_away(node, dir, reading.as_ref(), undo, Units::Start).map(Some)
+}
+
+/// What follows giving up: puts back what `undo.json` holds, removes what a restore left unfinished, reports, and files the run away. Done again
+/// after a crash, it ends the same. `units`: what becomes of those that were stopped where nothing else was changed.
+///
+/// # Errors
+/// When something cannot be put back, removed or written.
+pub(super) fn put_away(
+    node: &Node,
+    dir: &RecoveryDir,
+    reading: Option<&Reading>,
+    undo: Option<Undo>,
+    units: Units,
+) -> Result<AbandonReport> {
+    let changed = reading.map(changed).unwrap_or_default();
+    let untouched = match (reading, &undo) {
+        (Some(reading), _) => changed.is_empty() && reading.beginning.restarts.is_none(),
+        // What is to be put back is noted before the journal is begun: nothing noted, nothing done.
+        (None, Some(undo)) => !dir.in_recovery() && !hold::is_placed(node) && undo.units.is_empty(),
+        (None, None) => false,
+    };
+    let runs = undo.as_ref().map(|undo| undo.runs.clone()).unwrap_or_default();
+    let mut put_back = match undo {
+        Some(mut undo) => undo.put_back(node, dir, if untouched { units } else { Units::Leave })?,
         None if hold::is_placed(node) => {
             hold::lift(node)?;
             vec!["the hold on kubelet is lifted".to_owned()]
         }
         None => Vec::new(),
     };
-    let run = reading.as_ref().map(RunStatus::of);
-    let state = state_of(reading.as_ref(), untouched, &changed);
-    let old = reading.as_ref().map(|r| r.run().to_owned()).or(undo.as_ref().and_then(|u| u.runs.last().cloned()));
-    put_back.extend(swept(node)?);
-    put_back.extend(kept_etcd(node, reading.as_ref(), undo.as_ref()));
+    put_back.extend(swept(node, dir)?);
+    put_back.extend(kept_etcd(node, reading, &runs));
     put_back.extend(next_boot(node).filter(|_| changed.iter().any(|step| step.starts_with(Phase::Platform.name()))));
-    let report = AbandonReport { run, put_back, changed, state };
+    let old = reading.map(|r| r.run().to_owned()).or(runs.last().cloned());
+    let state = state_of(reading, untouched, &changed);
+    let report = AbandonReport { run: reading.map(RunStatus::of), put_back, changed, state };
     history::close(dir, old.as_deref(), &report)?;
-    Ok(Some(report))
+    Ok(report)
 }
 
 /// What a restore that was cut short was about to put in place: parts of files, secrets among them.
-fn swept(node: &Node) -> Result<Vec<String>> {
+fn swept(node: &Node, dir: &RecoveryDir) -> Result<Vec<String>> {
+    durable::remove_tree(&dir.path().join(EXPORTED))?;
     let mut said = Vec::new();
     for tree in TREES {
         if archive::sweep(&node.real_path(tree))? {
@@ -107,13 +129,13 @@ fn swept(node: &Node) -> Result<Vec<String>> {
 }
 
 /// The etcd data that the runs replaced is kept, and stays: whether it or the restored one is wanted, a person decides.
-fn kept_etcd(node: &Node, reading: Option<&Reading>, undo: Option<&Undo>) -> Vec<String> {
+fn kept_etcd(node: &Node, reading: Option<&Reading>, runs: &[String]) -> Vec<String> {
     let Some(profile) = reading.map(|r| r.beginning.profile.profile()).or_else(|| Profile::of(node).ok()) else { return Vec::new() };
     let kept = |run: &String| {
         let shown = Path::new(profile.etcd_data).join(format!("member.before-{run}"));
         node.exists(&shown).then(|| format!("the etcd data from before the recovery is kept as {}", shown.display()))
     };
-    undo.iter().flat_map(|u| &u.runs).filter_map(kept).collect()
+    runs.iter().filter_map(kept).collect()
 }
 
 /// What boots next, after a recovery that had begun to change that.
@@ -139,11 +161,11 @@ fn changed(reading: &Reading) -> Vec<String> {
 
 fn state_of(reading: Option<&Reading>, untouched: bool, changed: &[String]) -> String {
     match reading {
+        _ if untouched => "nothing on disk was changed: the node is as it was before the recovery".to_owned(),
         None => {
             "the journal could not be read, so nobody knows how far the recovery came: treat the node's files as half restored".to_owned()
         }
-        Some(reading) if !matches!(reading.state, State::Open(_)) => "the recovery was over already".to_owned(),
-        Some(_) if untouched => "nothing on disk was changed: the node is as it was before the recovery".to_owned(),
+        Some(reading) if reading.state == State::Finished => "the recovery was over already".to_owned(),
         Some(reading) => format!(
             "the recovery ended as {}; restored so far: {}; the rest is the newer release's. kubelet is no longer held: it starts at the next boot, \
              on whatever is there. `recovery recover` makes the node whole",

@@ -12,9 +12,10 @@ use super::journal::{Asked, Beginning, Journal, Reading};
 use super::machine::{Event, Open, Phase, Stage, State};
 use super::preflight::{self, First, Options, PlanReport};
 use super::undo::Undo;
-use super::verbs::{Go, RunReport, carry_on, locked, put_away, undo_of};
-use crate::backup::{self, Backup};
-use crate::error::{exit_code, not_now, usage};
+use super::verbs::{Go, RunReport, carry_on, locked, put_away, rebooting, undo_of};
+use crate::backup::store::{self, Found};
+use crate::backup::{self, Backup, LEGACY_ID};
+use crate::error::{exit_code, misfit, not_now, usage};
 use crate::node::Node;
 use crate::node::dir::{Lock, RecoveryDir};
 use crate::report::Progress;
@@ -76,9 +77,43 @@ pub fn plan<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, prog
         };
         return Ok(Proposal { node, dir, progress, options, backup, origin, report, lock });
     }
-    let backup = backup::choose(node, dir, options.backup.as_deref(), progress)?;
-    let report = preflight::look(node, dir, &backup, &options, First::Run, progress)?;
+    let backup = if options.compare {
+        unchanged(dir, options.backup.as_deref(), progress)?
+    } else {
+        backup::choose(node, dir, options.backup.as_deref(), progress)?
+    };
+    let looked = preflight::look(node, dir, &backup, &options, First::Run, progress);
+    let mut report = looked.map_err(|error| with_another(dir, &backup, error))?;
+    if options.backup.is_none() {
+        report.warnings.extend(store::survey(dir)?.damaged.iter().map(|(id, _)| {
+            format!(
+                "the backup {id} is damaged and passed over: `recovery verify {id}` says how; it may be newer than the one that is restored"
+            )
+        }));
+    }
     Ok(Proposal { node, dir, progress, options, backup, origin: Origin::New, report, lock })
+}
+
+/// The backup, for a look that changes nothing.
+fn unchanged(dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Result<Backup> {
+    match store::find(dir, wanted, progress)? {
+        Found::Backup(backup) => Ok(*backup),
+        Found::Old(_) => Err(misfit(format!(
+            "what upgrade-recovery.sh left has to be imported before it can be compared, and a dry run changes nothing; next: `recovery verify {LEGACY_ID}`, \
+             or the same without --dry-run, which imports it and asks before anything is restored"
+        ))),
+    }
+}
+
+/// Names another backup when this one is damaged.
+fn with_another(dir: &RecoveryDir, backup: &Backup, error: anyhow::Error) -> anyhow::Error {
+    let other = store::survey(dir).ok().and_then(|survey| survey.backups.into_iter().find(|other| other.id != backup.id));
+    match other {
+        Some(other) if exit_code(&error) == 65 => {
+            error.context(format!("the backup cannot be restored; next: --backup {0} takes another (`recovery verify {0}`)", other.id))
+        }
+        _ => error,
+    }
 }
 
 /// How a verb that begins a recovery goes on with one that is open.
@@ -182,8 +217,8 @@ impl Proposal<'_> {
             put_away(node, dir, journal.reading(), undo)?;
             return Err(not_now("interrupted before anything was changed: no recovery is in progress"));
         }
-        drop(self.lock);
-        result
+        drop((journal, self.lock));
+        rebooting(node, result?, self.progress)
     }
 }
 

@@ -37,7 +37,10 @@ pub(super) const STEPS: &[Step] = &[
 fn action(here: &Doing<'_, '_>) -> Result<Action> {
     let all = ostree::deployments(here.run.node)?;
     match judge(&all, &here.target()) {
-        Action::Refuse { why } => Err(misfit(format!("{why}\n{}", table::table(&all)))),
+        Action::Refuse { why, way } => {
+            let way = way.map_or_else(String::new, |way| format!("next: {way}"));
+            Err(misfit(format!("{why}\n{}{way}", table::table(&all))))
+        }
         action => Ok(action),
     }
 }
@@ -57,10 +60,11 @@ fn stop_daemon(here: &mut Doing<'_, '_>) -> Result<()> {
         return Ok(());
     }
     let (name, namespace) = DAEMON;
+    let deadline = node.clock().deadline(here.run.wait);
     let mine = |c: &crictl::Container| c.running && c.name == name && c.namespace == namespace;
     let stopped = crictl::containers(node).and_then(|all| {
         let ids: Vec<String> = all.into_iter().filter(mine).map(|c| c.id).collect();
-        crictl::stop(node, &ids, restore_files::GRACE)
+        crictl::stop(node, &ids, restore_files::GRACE, &deadline)
     });
     restore_files::tolerate(here, stopped)
 }

@@ -32,6 +32,8 @@ const OVS_UNITS: [&str; 2] = ["ovs-vswitchd.service", "ovsdb-server.service"];
 const OVN_PODS: (&str, &[&str]) = ("openshift-ovn-kubernetes", &["ovnkube-control-plane", "ovnkube-master", "ovnkube-node"]);
 /// The script of cluster-etcd-operator.
 pub(super) const CLUSTER_RESTORE: &str = "/usr/local/bin/cluster-restore.sh";
+/// What it is given, in the recovery directory while it runs: the snapshot and the static pods, keys among them.
+pub(super) const EXPORTED: &str = "cluster-restore";
 /// How long one look at etcd may take.
 const ONE_LOOK: Duration = Duration::from_secs(10);
 
@@ -164,7 +166,7 @@ fn note_bump(here: &mut Doing<'_, '_>, data: &Path) -> Result<u64> {
 fn run_cluster_restore(here: &mut Doing<'_, '_>) -> Result<()> {
     start_runtime(here)?;
     let run = &*here.run;
-    let exported = run.dir.path().join("cluster-restore");
+    let exported = run.dir.path().join(EXPORTED);
     durable::remove_tree(&exported)?;
     backup::export_cluster(&run.backup, &exported, run.progress).context("exporting the backup for the cluster's own restore")?;
     let script = run.node.real_path(CLUSTER_RESTORE);

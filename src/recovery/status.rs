@@ -118,8 +118,11 @@ pub fn status(node: &Node, dir: &RecoveryDir) -> Result<StatusReport> {
         (None, Some(_)) => Some("`recovery restart`, or `recovery abandon`".to_owned()),
         (None, None) => match elsewhere {
             Some(owner) => Some(format!("`recovery --dir {owner} status`: kubelet is held by a recovery there")),
-            None if hold || dir.undo().exists() => Some("`recovery abandon` puts back what an ended recovery left behind".to_owned()),
-            None => None,
+            None if dir.undo().exists() => Some("`recovery abandon` puts back what an ended recovery left behind".to_owned()),
+            None => hold.then(|| {
+                let shown = dir.shown().display();
+                format!("`findmnt {shown}`: kubelet is held by a recovery that is not there; when that is mounted, `recovery resume`")
+            }),
         },
     };
     let last = if dir.in_recovery() { None } else { history::last(dir) };

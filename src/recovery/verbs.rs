@@ -14,10 +14,10 @@ use super::preflight;
 use super::run::{KUBELET_UNIT, Run};
 use super::status::RunStatus;
 use super::undo::{Undo, Units};
-use super::{follow, history};
+use super::{abandon, follow, history};
 use crate::backup::store::{self, Found};
 use crate::backup::{self, Backup};
-use crate::error::{exit_code, misfit, not_now, unanswered};
+use crate::error::{exit_code, not_now, unanswered};
 use crate::node::clock::ignore_hangup;
 use crate::node::dir::{Lock, RecoveryDir};
 use crate::node::{Node, hold};
@@ -89,7 +89,7 @@ pub(super) struct Go {
 pub fn resume(node: &Node, dir: &RecoveryDir, options: &ResumeOptions, progress: &Progress) -> Result<Option<RunReport>> {
     dir.check()?;
     if !dir.in_recovery() {
-        return Ok(None);
+        return hold::check_run(node, dir).map(|()| None);
     }
     let lock = match dir.lock("resume") {
         Ok(lock) => lock,
@@ -116,8 +116,8 @@ pub fn resume(node: &Node, dir: &RecoveryDir, options: &ResumeOptions, progress:
     let undo = undo_of(dir, reading)?;
     let wait = options.wait.unwrap_or(asked.deadline());
     let report = carry_on(node, dir, &mut journal, undo, None, Go { wait, until, reboot: asked.reboot }, progress)?;
-    drop(lock);
-    Ok(Some(report))
+    drop((journal, lock));
+    rebooting(node, report, progress).map(Some)
 }
 
 /// Does what is left of the run, or as much of it as `go` says.
@@ -158,19 +158,27 @@ pub(super) fn carry_on(
         Halt::Reboot(_) => Outcome::RebootNeeded,
     };
     let report = RunReport::of(journal.reading(), outcome);
-    match outcome {
-        Outcome::Finished => drop(history::settle(dir, journal.reading())?),
-        // Every line of the journal is synced by now. What systemctl says proves nothing; the next boot does.
-        Outcome::Rebooting => ask_for_the_reboot(node, progress)?,
-        _ => {}
+    if outcome == Outcome::Finished {
+        history::settle(dir, journal.reading())?;
+    }
+    Ok(report)
+}
+
+/// Asks for the reboot that a run has come to, once its journal is closed. What systemctl says proves nothing; the next boot does.
+///
+/// # Errors
+/// When systemd does not take it.
+pub(super) fn rebooting(node: &Node, report: RunReport, progress: &Progress) -> Result<RunReport> {
+    if report.outcome == Outcome::Rebooting {
+        ask_for_the_reboot(node, progress)?;
     }
     Ok(report)
 }
 
 /// Ends a run that is over, or was given up by an agent that did not come to the end of that.
-pub(super) fn put_away(node: &Node, dir: &RecoveryDir, reading: &Reading, mut undo: Undo) -> Result<Outcome> {
+pub(super) fn put_away(node: &Node, dir: &RecoveryDir, reading: &Reading, undo: Undo) -> Result<Outcome> {
     if reading.state == State::Abandoned {
-        undo.put_back(node, dir, Units::Leave)?;
+        return abandon::put_away(node, dir, Some(reading), Some(undo), Units::Leave).map(|_| Outcome::Abandoned);
     }
     history::settle(dir, reading)
 }
@@ -231,12 +239,6 @@ impl RunReport {
 
 pub(super) fn locked(dir: &RecoveryDir, verb: &str) -> Result<Lock> {
     dir.check()?;
-    if !dir.path().is_dir() {
-        return Err(misfit(format!(
-            "there is no recovery directory {} on this node: nothing was ever backed up to it",
-            dir.shown().display()
-        )));
-    }
     dir.lock(verb)
 }
 

@@ -213,7 +213,7 @@ impl Place {
     }
 
     pub(crate) fn abandon(&self) -> anyhow::Result<Option<recovery::recovery::AbandonReport>> {
-        recovery::recovery::abandon(&self.node, &self.dir)
+        recovery::recovery::abandon(&self.node, &self.dir, false)
     }
 
     pub(crate) fn status(&self) -> recovery::recovery::StatusReport {

@@ -39,6 +39,18 @@ fn a_damaged_backup() {
 }
 
 #[test]
+fn a_damaged_backup_names_another_and_one_that_is_passed_over_is_a_warning() {
+    let place = Place::new();
+    let file = place.back_up("b2", 2).join("kubelet.tar.zst");
+    std::fs::write(&file, "no archive").unwrap();
+    refused(&place, Options::default(), 65, &["kubelet.tar.zst", "next: --backup b1"]);
+    std::fs::write(place.dir.backups().join("b2/manifest.json"), "{").unwrap();
+    let plan = place.plan(Options::default()).unwrap();
+    assert_eq!(plan.report.backup, "b1");
+    assert!(plan.report.warnings.iter().any(|w| w.contains("the backup b2 is damaged and passed over")), "{:?}", plan.report.warnings);
+}
+
+#[test]
 fn a_backup_of_another_node_unless_forced() {
     let place = Place::new();
     place.put("/etc/machine-id", "4567\n");

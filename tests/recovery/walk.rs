@@ -233,6 +233,60 @@ fn a_run_that_was_over_when_the_power_failed_is_put_away() {
 }
 
 #[test]
+fn giving_up_that_was_cut_short_says_the_same_the_second_time() {
+    let place = Place::new();
+    place.restore_files(Asked::default()).unwrap();
+    place.put("/etc/.recovery-stage/0/new", "half a secret");
+    place.put("/var/.recovery-stage/0/new", "half a secret");
+    place.put("/var/recovery/cluster-restore/cluster/snapshot.db", "secrets");
+    // The hold is lifted by then.
+    place.fail("systemctl show");
+    place.abandon().unwrap_err();
+    assert!(place.dir.in_recovery() && !place.at(HOLD).exists());
+    let report = place.abandon().unwrap().unwrap();
+    assert_eq!(report.changed.len(), 4, "{report:?}");
+    assert!(report.state.contains("restored so far"), "{}", report.state);
+    let left = ["/etc/.recovery-stage", "/var/.recovery-stage", "/var/recovery/cluster-restore"];
+    assert!(left.iter().all(|path| !place.at(path).exists()));
+}
+
+#[test]
+fn a_run_that_was_noted_and_never_begun_is_nothing_to_worry_about() {
+    let place = Place::new();
+    place.plan(Options::default()).unwrap().begin().unwrap();
+    let undo = std::fs::read_to_string(place.dir.undo()).unwrap();
+    place.abandon().unwrap().unwrap();
+    let mut undo: serde_json::Value = serde_json::from_str(&undo).unwrap();
+    undo["units"] = serde_json::json!({});
+    std::fs::write(place.dir.undo(), undo.to_string()).unwrap();
+    let report = place.abandon().unwrap().unwrap();
+    assert!(report.state.contains("nothing on disk was changed"), "{}", report.state);
+    assert!(!place.dir.undo().exists());
+}
+
+#[test]
+fn a_recovery_directory_that_is_not_mounted_is_not_taken_for_a_recovery_that_is_over() {
+    let place = Place::new();
+    place.restore_files(Asked::default()).unwrap();
+    let aside = place.at("/var/aside");
+    std::fs::create_dir(&aside).unwrap();
+    let moved = [place.dir.journal(), place.dir.undo()].map(|file| (aside.join(file.file_name().unwrap()), file));
+    moved.iter().for_each(|(aside, file)| std::fs::rename(file, aside).unwrap());
+    for error in [place.resume(&resumed()).unwrap_err(), place.abandon().unwrap_err()] {
+        assert_eq!(exit_code(&error), 78);
+        assert!(error.to_string().contains("findmnt /var/recovery"), "{error}");
+    }
+    let next = place.status().next.unwrap();
+    assert!(next.contains("findmnt /var/recovery") && place.at(HOLD).exists(), "{next}");
+    // Mounted again, it goes on; and when it is lost, kubelet can be let go.
+    moved.iter().for_each(|(aside, file)| std::fs::rename(aside, file).unwrap());
+    assert_eq!(exit_code(&place.resume(&resumed()).unwrap_err()), 75, "it waits for the reboot");
+    moved.iter().for_each(|(_, file)| std::fs::remove_file(file).unwrap());
+    let report = recovery::recovery::abandon(&place.node, &place.dir, true).unwrap().unwrap();
+    assert!(report.state.contains("half restored") && !place.at(HOLD).exists(), "{report:?}");
+}
+
+#[test]
 fn a_unit_that_does_not_start_does_not_keep_a_recovery_from_being_given_up() {
     let place = Place::new();
     place.fail("systemctl stop containerd.service");

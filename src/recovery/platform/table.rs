@@ -47,6 +47,9 @@ pub enum Action {
     Refuse {
         /// Why.
         why: String,
+        /// What a person can do about it, when it is one thing.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        way: Option<String>,
     },
 }
 
@@ -88,37 +91,57 @@ impl Target {
 /// What the table asks for: a pure function. `all` is in boot order.
 #[must_use]
 pub fn judge(all: &[Deployment], target: &Target) -> Action {
-    decide(all, target).unwrap_or_else(|why| Action::Refuse { why })
+    decide(all, target).unwrap_or_else(|No { why, way }| Action::Refuse { why, way })
 }
 
-fn decide(all: &[Deployment], target: &Target) -> Result<Action, String> {
+/// Why the table refuses, and what a person can do about it.
+struct No {
+    why: String,
+    way: Option<String>,
+}
+
+impl<T: Into<String>> From<T> for No {
+    fn from(why: T) -> Self {
+        Self { why: why.into(), way: None }
+    }
+}
+
+/// rpm-ostree drops nothing that is pinned.
+fn is_pinned(why: &str, other: &Deployment) -> No {
+    let way =
+        format!("`ostree admin pin --unpin {}` lets it be dropped, also if a later backup belongs to it; then run this again", other.index);
+    No { why: format!("{why}: {}", short(other)), way: Some(way) }
+}
+
+fn decide(all: &[Deployment], target: &Target) -> Result<Action, No> {
     let place = |wanted: &Deployment| all.iter().position(|d| std::ptr::eq(d, wanted)).unwrap_or(all.len());
     let booted = all.iter().find(|d| d.booted).ok_or("ostree sees no booted deployment here")?;
     let target = target.find(all)?;
     let (at, running) = (place(target), place(booted));
     if target.stateroot != booted.stateroot {
-        return Err(format!("the backup's deployment {} is in another stateroot than the booted {}", short(target), short(booted)));
+        return Err(format!("the backup's deployment {} is in another stateroot than the booted {}", short(target), short(booted)).into());
     }
     // What stands before the first of the two boots next, and has to go.
     let ahead: Vec<Deployment> = all[..at.min(running)].to_vec();
     if let Some(other) = ahead.iter().find(|d| d.stateroot != booted.stateroot) {
-        return Err(format!("{} of another stateroot boots next", short(other)));
+        let way = format!("`ostree admin undeploy {}` removes it; then run this again", other.index);
+        return Err(No { why: format!("{} of another stateroot boots next", short(other)), way: Some(way) });
     }
     if let Some(other) = ahead.iter().find(|d| d.pinned) {
-        return Err(format!("something else is pinned and boots next: {}", short(other)));
+        return Err(is_pinned("something else is pinned and boots next", other));
     }
     if target.booted {
         return Ok(if ahead.is_empty() { Action::Nothing } else { Action::Drop { ahead } });
     }
     if !target.pinned {
-        return Err(format!("the backup's deployment {} is not pinned: it may be about to be removed", short(target)));
+        return Err(format!("the backup's deployment {} is not pinned: it may be about to be removed", short(target)).into());
     }
     if at < running {
         return Ok(Action::Reboot { ahead });
     }
     let between: Vec<Deployment> = all[running + 1..at].iter().filter(|d| d.stateroot == booted.stateroot).cloned().collect();
     match between.iter().find(|d| d.pinned) {
-        Some(other) => Err(format!("something else is pinned before the backup's deployment: {}", short(other))),
+        Some(other) => Err(is_pinned("something else is pinned before the backup's deployment", other)),
         None => Ok(Action::RollBack { ahead, between }),
     }
 }
@@ -136,7 +159,7 @@ pub fn report(node: &Node, target: Target) -> Result<PlatformReport> {
                 deployments: Vec::new(),
                 summary: why.clone(),
                 target: Some(target),
-                action: Action::Refuse { why },
+                action: Action::Refuse { why, way: None },
                 commands: Vec::new(),
             });
         }
@@ -170,6 +193,7 @@ impl PlatformReport {
             return Ok(format!("going on with what is booted, by --force: {}", self.summary));
         }
         let way = match (&self.action, first) {
+            (Action::Refuse { way: Some(way), .. }, _) => way,
             (Action::Refuse { .. }, Some(first)) if !first.booted => {
                 "`rpm-ostree cleanup -p` drops what boots before the booted deployment"
             }
@@ -217,7 +241,7 @@ impl Action {
                 format!("the backup's deployment stands further down: {}undeploy {}; roll back and reboot", first(ahead), list(between))
             }
             Self::Reboot { ahead } => format!("the backup's deployment is pending: {}reboot", first(ahead)),
-            Self::Refuse { why } => why.clone(),
+            Self::Refuse { why, .. } => why.clone(),
         }
     }
 

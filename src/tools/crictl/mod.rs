@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::node::Node;
-use crate::node::clock::interrupted;
+use crate::node::clock::{Deadline, interrupted};
 use crate::node::run::Command;
 
 /// crictl's own limit of each call to the runtime. Its default is 2 s, which a busy node exceeds.
@@ -108,9 +108,9 @@ pub fn images(node: &Node) -> Result<Vec<Image>> {
 /// Stops containers, several at a time, each with `grace` (whole seconds) before it is killed. One that is gone already is fine.
 ///
 /// # Errors
-/// When one of them still runs afterwards, with what crictl said; the others are stopped all the same.
-pub fn stop(node: &Node, ids: &[String], grace: Duration) -> Result<()> {
-    let said = for_each(ids, |id| {
+/// When one of them still runs afterwards, with what crictl said; the others are stopped all the same, as far as there is time.
+pub fn stop(node: &Node, ids: &[String], grace: Duration, deadline: &Deadline) -> Result<()> {
+    let said = for_each(ids, deadline, |id| {
         let limit = RPC + grace;
         crictl(node, limit)?.arg("stop").arg(format!("--timeout={}", grace.as_secs())).arg(id).run().map(drop)
     })?;
@@ -126,10 +126,10 @@ pub fn stop(node: &Node, ids: &[String], grace: Duration) -> Result<()> {
 /// the host's network go in a call of their own after those of the pod network, whose removal may need them.
 ///
 /// # Errors
-/// When one of them is still there afterwards, with what crictl said; the others are removed all the same. One whose network plugin
-/// hangs is given up after a minute.
-pub fn remove_sandboxes(node: &Node, ids: &[String]) -> Result<()> {
-    let said = for_each(ids, |id| crictl(node, REMOVE)?.args(["rmp", "-f"]).arg(id).run().map(drop))?;
+/// When one of them is still there afterwards, with what crictl said; the others are removed all the same, as far as there is time. One whose
+/// network plugin hangs is given up after a minute.
+pub fn remove_sandboxes(node: &Node, ids: &[String], deadline: &Deadline) -> Result<()> {
+    let said = for_each(ids, deadline, |id| crictl(node, REMOVE)?.args(["rmp", "-f"]).arg(id).run().map(drop))?;
     if said.is_empty() {
         return Ok(());
     }
@@ -165,17 +165,18 @@ pub fn answers(node: &Node) -> bool {
     crictl(node, Duration::from_secs(5)).and_then(|version| version.arg("version").run()).is_ok()
 }
 
-/// Calls `act` on each id, several at a time, and returns the complaints of those that failed.
+/// Calls `act` on each id, several at a time, and returns the complaints of those that failed, or whose turn did not come by the deadline.
 ///
 /// # Errors
 /// When the agent is interrupted meanwhile.
-fn for_each(ids: &[String], act: impl Fn(&str) -> Result<()> + Sync) -> Result<Vec<(String, String)>> {
+fn for_each(ids: &[String], deadline: &Deadline, act: impl Fn(&str) -> Result<()> + Sync) -> Result<Vec<(String, String)>> {
     let (left, said) = (Mutex::new(ids.iter()), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..ids.len().min(AT_A_TIME) {
             scope.spawn(|| {
                 while let Some(id) = next(&left).filter(|_| interrupted().is_ok()) {
-                    if let Err(error) = act(id) {
+                    let acted = if deadline.passed() { Err(anyhow!("there was no time left for it")) } else { act(id) };
+                    if let Err(error) = acted {
                         lock(&said).push((id.clone(), format!("{error:#}")));
                     }
                 }

@@ -40,7 +40,7 @@ fn row(text: &str, target: &Target) -> String {
     let action = judge(&sketch(text), target);
     match &action {
         Action::Nothing => "none".to_owned(),
-        Action::Refuse { why } => format!("refuse: {why}"),
+        Action::Refuse { why, .. } => format!("refuse: {why}"),
         _ => action.commands().join("; "),
     }
 }
@@ -86,6 +86,19 @@ fn a_backup_that_records_no_deployment_means_the_pinned_one() {
     assert_eq!(row("a*! b", &Target::Pinned), "none");
     assert!(row("b* a", &Target::Pinned).contains("nothing is pinned"));
     assert!(row("b* a! c!", &Target::Pinned).contains("more than one is pinned"));
+}
+
+#[test]
+fn what_rpm_ostree_does_not_drop_is_named_with_the_command_that_lets_it_go() {
+    let way = |all: &[Deployment], target: &str| match judge(all, &recorded("os", target)) {
+        Action::Refuse { way, .. } => way.unwrap_or_default(),
+        action => panic!("{action:?}"),
+    };
+    assert!(way(&sketch("c! b* a!"), "a").starts_with("`ostree admin pin --unpin 0`"));
+    assert!(way(&sketch("b* c! a!"), "a").starts_with("`ostree admin pin --unpin 1`"));
+    let mut other = sketch("c b* a!");
+    other[0].stateroot = "other".to_owned();
+    assert!(way(&other, "a").starts_with("`ostree admin undeploy 0`"));
 }
 
 #[test]
@@ -144,7 +157,7 @@ fn every_target_of(all: &[Deployment], from: &Path) {
                 assert_eq!(between.is_empty(), wanted.rollback, "{}: the rollback slot is what ostree marks", from.display());
             }
             Action::Reboot { ahead } => assert!(at < running && wanted.pinned && ahead.len() == at),
-            Action::Refuse { why } => assert!(!(why.is_empty() || wanted.booted && at == 0), "{}: {why}", from.display()),
+            Action::Refuse { why, .. } => assert!(!(why.is_empty() || wanted.booted && at == 0), "{}: {why}", from.display()),
         }
     }
 }
