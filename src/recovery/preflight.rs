@@ -135,6 +135,7 @@ pub(super) fn look(
         }
     };
     warnings.extend(programs(node).context("looking whether the programs are there that a recovery needs: nothing was changed")?);
+    warnings.extend(comes_back(node, dir)?);
     space(node, dir, backup, profile)?;
     if options.asked.etcd == EtcdRestore::ClusterRestore {
         has_cluster_restore(backup, profile)?;
@@ -223,6 +224,20 @@ fn programs(node: &Node) -> Result<Option<String>> {
         Err(error) if matches!(exit_code(&error), 75 | 78) => Err(error),
         Err(error) => Ok(Some(format!("the container runtime does not answer, so that containers run until the reboot: {error:#}"))),
     }
+}
+
+/// Whether the recovery directory is there again after the reboot: without it kubelet stays held, and nothing goes on.
+fn comes_back(node: &Node, dir: &RecoveryDir) -> Result<Option<String>> {
+    let points = mounts::mounts()?.into_iter().map(|mount| node.shown(&mount.point)).filter(|point| dir.shown().starts_with(point));
+    // What is above /var/… is there, or nothing is.
+    let below_var = |point: &PathBuf| point.starts_with("/var") && point != Path::new("/var");
+    let Some(point) = points.max_by_key(|point| point.components().count()).filter(below_var) else { return Ok(None) };
+    Ok((!systemctl::mounts_at_boot(node, &point)?).then(|| {
+        format!(
+            "systemd has no unit that mounts {0} at boot: after the reboot nothing goes on by itself until {0} is mounted and `recovery resume` is called",
+            point.display()
+        )
+    }))
 }
 
 /// Whether what grows has room, and what the recovery writes down. (On a file system with trees, that is part of what is spared there.)

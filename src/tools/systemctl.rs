@@ -1,5 +1,6 @@
 //! `systemctl`: units and the reboot. What a unit is doing is read from `systemctl show`, never from an exit status.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -85,6 +86,16 @@ fn parse(text: &str) -> Result<Unit> {
 pub fn show(node: &Node, unit: &str) -> Result<Unit> {
     let output = node.command("systemctl")?.args(["show", "--property=ActiveState,SubState,LoadState,Job,ConditionResult", unit]).run()?;
     parse(output.text()?)
+}
+
+/// True when something mounts `point` at a boot: systemd has a unit file for it, one that is made of `/etc/fstab` included. What was mounted by
+/// hand has a unit as well, but no file.
+///
+/// # Errors
+/// When systemd does not answer.
+pub fn mounts_at_boot(node: &Node, point: &Path) -> Result<bool> {
+    let output = node.command("systemctl")?.args(["show", "--property=FragmentPath"]).arg(point).run()?;
+    Ok(output.text()?.lines().any(|line| line.strip_prefix("FragmentPath=").is_some_and(|path| !path.is_empty())))
 }
 
 /// Starts it and checks that it is active: `systemctl start` exits 0 when a condition kept it from starting.

@@ -44,6 +44,18 @@ impl Drop for Small {
 }
 
 #[test]
+fn a_directory_that_nobody_mounts_at_boot_is_a_warning() {
+    let small = Small::new();
+    let warned = || {
+        let plan = small.place.agent(&["restore-files", "--dry-run"]).expect(0, &[]).unwrap();
+        plan.out.contains("no unit that mounts /var/recovery at boot")
+    };
+    assert!(warned());
+    small.place.state("mounted-by", "/run/systemd/generator/var-recovery.mount");
+    assert!(!warned());
+}
+
+#[test]
 fn a_recovery_that_could_not_be_written_down_is_not_begun() {
     let small = Small::new();
     let begin = ["restore-files", "--yes"];

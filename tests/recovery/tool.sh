@@ -12,7 +12,8 @@ case $(cat "$state/$name.wrong" 2>/dev/null) in
 esac
 unit() { cat "$state/$1" 2>/dev/null || echo inactive; }
 case "$name $1" in
-  "systemctl show") active=$(unit "$3")
+  "systemctl show") [[ $2 == --property=FragmentPath ]] && { echo "FragmentPath=$(cat "$state/mounted-by" 2>/dev/null)"; exit; }
+    active=$(unit "$3")
     printf 'ActiveState=%s\nSubState=start\nLoadState=loaded\nConditionResult=yes\n' "$active" ;;
   "systemctl start"|"systemctl restart") echo active > "$state/$2" ;;
   "systemctl stop") echo inactive > "$state/$2" ;;

@@ -59,6 +59,12 @@ pub(crate) fn run(place: &Place, args: &[String]) -> Result<ExitCode> {
             }
         }
         "reboot" => crate::machine::begin_reboot(place)?,
+        // Asked of mount points only: the unit file of one, where there is one.
+        "show" if args.iter().any(|word| word == "--property=FragmentPath") => {
+            let point = args.last().context("show needs a unit")?;
+            let file = format!("/etc/systemd/system/{}.mount", point.trim_matches('/').replace('-', "\\x2d").replace('/', "-"));
+            println!("FragmentPath={}", if place.at(&file).exists() { &file } else { "" });
+        }
         "show" => units.iter().try_for_each(|unit| show(place, unit))?,
         "is-active" => {
             let unit = units.first().context("is-active needs a unit")?;
