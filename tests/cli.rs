@@ -253,3 +253,22 @@ fn a_container_does_not_stop_itself() {
     assert_eq!(code(&output), 78);
     assert!(said(&output).contains("next: log in to the node over SSH"), "{}", said(&output));
 }
+
+#[test]
+fn a_tool_is_asked_to_end_before_it_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = r#"
+        mkdir -p root/run tools; touch root/run/ostree-booted
+        cat >tools/ostree <<-'END'
+			#!/bin/sh
+			trap 'echo asked >"$0.ended"; kill $!; exit 1' TERM
+			sleep 60 & touch "$0.begun"; wait
+		END
+        chmod +x tools/ostree
+        "$1" --root "$PWD/root" --tools "$PWD/tools" platform & agent=$!
+        until [ -e tools/ostree.begun ]; do sleep 0.05; done
+        kill -TERM $agent; wait $agent"#;
+    let output = Command::new("timeout").args(["60", "bash", "-c", script, "bash", BINARY]).current_dir(dir.path()).output().unwrap();
+    assert_eq!(code(&output), 75, "{}", said(&output));
+    assert_eq!(std::fs::read_to_string(dir.path().join("tools/ostree.ended")).unwrap(), "asked\n");
+}
