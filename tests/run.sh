@@ -7,4 +7,7 @@ tests/setup.sh
 go version >/dev/null 2>&1 || export PATH="$PWD/target/go/bin:$PATH"
 tests/etcd-tools/build.sh
 tests/node/tools/build.sh
-cargo test "$@"
+# With one of these set, a test takes itself for the child that it starts, and ends well without having tested anything.
+unset RECOVERY_TEST_ROOT RECOVERY_TEST_RESTORE RECOVERY_TEST_POWER
+# One failure hides no other.
+cargo test --no-fail-fast "$@"
