@@ -162,7 +162,8 @@ fn who_is_not_root_is_told_so() {
     // The binary lies below root's home or a checkout that others may not read: a copy of it is where they may.
     let dir = tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755)).tempdir_in("/tmp").unwrap();
     let copy = dir.path().join("recovery");
-    std::fs::copy(BINARY, &copy).unwrap();
+    // By a child: what this process wrote, a child that another thread forks at that moment holds open ("text file busy").
+    assert!(Command::new("install").args(["-m", "755", BINARY]).arg(&copy).status().unwrap().success());
     for verb in ["backup", "restore-files", "resume", "abandon", "status", "list"] {
         let output =
             Command::new("setpriv").args(["--reuid", "65534", "--clear-groups"]).arg(&copy).args([verb, "--yes"]).output().unwrap();

@@ -210,7 +210,10 @@ mod tests {
             };
             sh("mount --make-rprivate /; mkfs.xfs -q $1; mount -o loop $1 $2");
             // All that is not on disk is lost.
-            let result = work(&at, &|| sh("xfs_io -x -c shutdown $2; umount $2; mount -o loop $1 $2"));
+            // A child that another thread forks at that moment holds its files open until it is another program.
+            let umount =
+                "n=0; until umount $2 2> $1.busy; do n=$((n + 1)); [ $n -lt 500 ] || { cat $1.busy >&2; exit 1; }; sleep 0.02; done";
+            let result = work(&at, &|| sh(&format!("xfs_io -x -c shutdown $2; {umount}; mount -o loop $1 $2")));
             sh("umount -l $2");
             result
         };

@@ -56,7 +56,7 @@ impl Disk {
     /// What is on disk is all that is there.
     fn boot(&self) {
         // Not lazily: it has to be gone. A child that another thread forks at that moment holds its files open until it is another program.
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !Command::new("umount").arg(&self.at).status().unwrap().success() {
             assert!(Instant::now() < deadline, "{} stays busy", self.at.display());
         }
@@ -113,7 +113,7 @@ fn a_file_that_is_replaced_is_the_old_or_the_new_one_after_a_power_cut() {
     pack(&from, &file);
     let is_new = |path: &Path, n| fs::read(path).is_ok_and(|bytes| bytes == content(n, true));
     // Stopped after the last was renamed and before all is synced: it may take a few attempts to hit that.
-    for _ in 0..10 {
+    for _ in 0..30 {
         run("rsync", &["-a", "--delete", &format!("{}/", text(&from)), text(&tree)]);
         for n in 0..FILES {
             fs::write(tree.join(name(n)), content(n, false)).unwrap();

@@ -222,8 +222,9 @@ fn pins_of_ours_go_with_the_last_backup_that_needs_them() {
     use recovery::tools::ostree::deployments;
 
     let place = Place::new();
-    let tool = place.put("tools/ostree", OSTREE);
-    sh(place.root.path(), &format!("chmod +x {}", tool.display()));
+    // Copied by a child: what this process wrote, a child that another thread forks at that moment holds open ("text file busy").
+    place.put("tools/text", OSTREE);
+    sh(place.root.path(), "install -m 755 tools/text tools/ostree");
     let pinned = || deployments(&place.node).unwrap().iter().map(|d| d.pinned).collect::<Vec<_>>();
     let all = deployments(&place.node).unwrap();
     place.put("tools/pinned.1", "");

@@ -1,12 +1,11 @@
 //! The README's recovery without the agent, to the letter: its own commands, on the node's files, with tar, zstd, sha256sum and etcdutl.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::node::{Kind, Node};
+use crate::node::{Kind, Node, checked};
 use crate::real_etcd::Version;
 use crate::through::{CONTROL_PLANE, may_differ, node, ok};
 
@@ -34,12 +33,16 @@ fn on_the_node(node: &Node, script: &str) -> Result<()> {
     let (dir, programs) = (node.place().dir(), node.at("/run/programs"));
     std::fs::create_dir_all(&programs)?;
     let space = format!("/proc/{}/task/{}/ns/mnt", std::process::id(), rustix::thread::gettid().as_raw_nonzero());
+    // Programs are copied by a child: what this process wrote, a child that another thread forks at that moment holds open, and it cannot be
+    // run ("text file busy").
+    let install = |from: &Path, tool| checked(Command::new("install").args(["-m", "755"]).args([from, &programs.join(tool)])).map(drop);
+    let text_of_it = programs.join("text");
     for tool in ["systemctl", "crictl"] {
         let text = format!("#!/bin/sh\nEMULATED_NODE={0} exec nsenter --mount={space} {0}/tools/{tool} \"$@\"\n", dir.display());
-        std::fs::write(programs.join(tool), text)?;
-        std::fs::set_permissions(programs.join(tool), std::fs::Permissions::from_mode(0o755))?;
+        std::fs::write(&text_of_it, text)?;
+        install(&text_of_it, tool)?;
     }
-    std::fs::copy(Version::V35.program("etcdutl")?, programs.join("etcdutl"))?;
+    install(&Version::V35.program("etcdutl")?, "etcdutl")?;
     let (root, inside) = (node.root(), dir.join("by-hand"));
     std::fs::create_dir_all(&inside)?;
     let mounts = "mount --rbind $1 $2; mount --bind /usr $2/usr; mount --rbind $1/var/usrlocal $2/usr/local
