@@ -6,21 +6,23 @@ mod api;
 mod csr;
 #[path = "support/pki.rs"]
 mod pki;
+#[path = "support/etcd.rs"]
+pub mod real_etcd;
 #[path = "support/api/seed.rs"]
 mod seed;
 #[path = "support/subject.rs"]
 mod subject;
 
 use std::cell::RefCell;
-use std::net::TcpListener;
-use std::os::unix::process::CommandExt;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use base64::Engine;
+use real_etcd::{Etcd, Options as Start, Version};
 use recovery::error::exit_code;
 use recovery::kube::{Client, Refused};
 use recovery::node::Node;
@@ -109,16 +111,24 @@ impl Cluster {
         steer(self.dir.path(), file, what)
     }
 
-    /// Gives the server this fault now, and takes it away after a while.
-    fn fault_for(&self, what: &Value, time: Duration) -> Result<std::thread::JoinHandle<Result<()>>> {
+    /// Gives the server this fault. It looks now and then whether it should listen at all, which is waited for.
+    fn fault(&self, what: &Value) -> Result<()> {
         self.steer("faults.json", what)?;
-        // The listener is looked after each 20 ms.
-        std::thread::sleep(Duration::from_millis(60));
+        let (listens, end) = (what["fault"] != "refuse", Instant::now() + seconds(20));
+        while TcpStream::connect(("127.0.0.1", self.port)).is_ok() != listens {
+            ensure!(Instant::now() < end, "the server does not come to {what}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Takes the faults away after a while.
+    fn heal_after(&self, time: Duration) -> std::thread::JoinHandle<Result<()>> {
         let dir = self.dir.path().to_owned();
-        Ok(std::thread::spawn(move || {
+        std::thread::spawn(move || {
             std::thread::sleep(time);
             steer(&dir, "faults.json", &json!({}))
-        }))
+        })
     }
 
     fn requests(&self) -> Result<Vec<Value>> {
@@ -313,14 +323,15 @@ fn who_has_no_rights_is_told_so() -> Result<()> {
 #[test]
 fn a_wait_survives_the_server_going_away() -> Result<()> {
     let cluster = Cluster::new()?;
-    let client = cluster.client()?.with_limit(Duration::from_millis(500));
-    let deadline = || cluster.node().clock().deadline(seconds(20));
+    let client = cluster.client()?.with_limit(seconds(1));
+    let deadline = || cluster.node().clock().deadline(seconds(60));
     for fault in [json!({"fault": "refuse"}), json!({"fault": "unavailable"}), json!({"fault": "not_ready"}), json!({"fault": "hang"})] {
-        let healed = cluster.fault_for(&fault, Duration::from_millis(1500))?;
+        cluster.fault(&fault)?;
         assert!(client.ready().is_err(), "{fault}");
-        let start = Instant::now();
+        let (start, time) = (Instant::now(), Duration::from_millis(1500));
+        let healed = cluster.heal_after(time);
         client.wait_ready(deadline())?;
-        assert!(start.elapsed() > Duration::from_millis(500), "{fault}");
+        assert!(start.elapsed() > time, "{fault}");
         healed.join().expect("the thread that heals")?;
     }
     Ok(())
@@ -330,7 +341,8 @@ fn a_wait_survives_the_server_going_away() -> Result<()> {
 fn a_server_that_is_busy_for_a_moment_is_asked_again() -> Result<()> {
     let cluster = Cluster::new()?;
     let client = cluster.client()?;
-    let healed = cluster.fault_for(&json!({"fault": "busy"}), Duration::from_millis(1500))?;
+    cluster.fault(&json!({"fault": "busy"}))?;
+    let healed = cluster.heal_after(Duration::from_millis(1500));
     client.ready()?;
     assert!(!client.operators()?.is_empty());
     healed.join().expect("the thread that heals")
@@ -339,19 +351,18 @@ fn a_server_that_is_busy_for_a_moment_is_asked_again() -> Result<()> {
 #[test]
 fn a_wait_ends_at_its_deadline_with_the_cause() -> Result<()> {
     let cluster = Cluster::new()?;
-    let client = cluster.client()?.with_limit(Duration::from_millis(300));
+    let client = cluster.client()?.with_limit(seconds(1));
     for (fault, cause) in [
         (json!({"fault": "refuse"}), "Connection refused"),
         (json!({"fault": "unavailable"}), "503"),
         (json!({"fault": "not_ready"}), "poststarthook/rbac/bootstrap-roles failed"),
-        (json!({"fault": "hang"}), "took more than 0.3 s"),
+        (json!({"fault": "hang"}), "took more than 1 s"),
     ] {
-        cluster.steer("faults.json", &fault)?;
-        std::thread::sleep(Duration::from_millis(60));
-        let error = client.wait_ready(cluster.node().clock().deadline(seconds(1))).unwrap_err();
+        cluster.fault(&fault)?;
+        let error = client.wait_ready(cluster.node().clock().deadline(seconds(4))).unwrap_err();
         assert_eq!(exit_code(&error), 69);
         let text = format!("{error:#}");
-        assert!(text.contains("waited 1 s for the API server to be ready") && text.contains(cause), "{text}");
+        assert!(text.contains("waited 4 s for the API server to be ready") && text.contains(cause), "{text}");
         assert_eq!(client.obstacles().len(), 1, "a server that is not there is asked once");
     }
     Ok(())
@@ -366,7 +377,8 @@ fn a_redeployment_is_waited_for_by_its_revision() -> Result<()> {
     assert_eq!(revision, 4);
     let notes = RefCell::new(Vec::new());
     // In the middle the API server goes away: it may be the one that is redeployed.
-    let healed = cluster.fault_for(&json!({"fault": "refuse"}), seconds(1))?;
+    cluster.fault(&json!({"fault": "refuse"}))?;
+    let healed = cluster.heal_after(seconds(2));
     client
         .wait_revision(etcds(), revision, cluster.node().clock().deadline(seconds(30)), &|note| notes.borrow_mut().push(note.to_owned()))?;
     healed.join().expect("the thread that heals")?;
@@ -593,9 +605,9 @@ fn a_request_that_kubelet_really_makes_is_approved() -> Result<()> {
 #[test]
 fn requests_are_approved_while_another_thread_waits() -> Result<()> {
     let cluster = Cluster::new()?;
-    cluster.steer("pace.json", &json!({"react_ms": 0, "stale_ms": 1500}))?;
+    cluster.steer("pace.json", &json!({"react_ms": 0, "stale_ms": 4000}))?;
     let client = cluster.client()?;
-    let deadline = cluster.node().clock().deadline(seconds(20));
+    let deadline = cluster.node().clock().deadline(seconds(60));
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| {
             let revision = client.force_redeployment(etcds(), "run 1")?;
@@ -623,46 +635,18 @@ fn pods_are_deleted_by_their_label() -> Result<()> {
     Ok(())
 }
 
-/// A real etcd with TLS, and the node's root it belongs to. It is killed when the test ends.
-struct Etcd {
-    child: Child,
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        // It may have ended by itself; there is nothing to do about it then.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn start_etcd(dir: &Path, port: u16, peer: u16) -> Result<Etcd> {
-    let url = |port: u16| format!("https://127.0.0.1:{port}");
-    let mut etcd = Command::new("etcd");
-    etcd.current_dir(dir).args(["--data-dir=data", "--name=sno-node-0", "--client-cert-auth", "--logger=zap", "--log-outputs=etcd.log"]);
-    etcd.args(["--cert-file=etcd.crt", "--key-file=etcd.key", "--trusted-ca-file=etcd-ca.crt"]);
-    etcd.args([format!("--listen-client-urls={}", url(port)), format!("--advertise-client-urls={}", url(port))]);
-    etcd.args([format!("--listen-peer-urls=http://127.0.0.1:{peer}"), format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer}")]);
-    etcd.arg(format!("--initial-cluster=sno-node-0=http://127.0.0.1:{peer}"));
-    // SAFETY: prctl only asks the kernel to end this child with its parent; it is async-signal-safe.
-    unsafe {
-        etcd.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?));
-    }
-    Ok(Etcd { child: etcd.spawn().context("starting etcd, which this test needs (package etcd-server)")? })
-}
-
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
-}
-
 #[test]
 fn the_emulated_server_is_the_nodes_own_with_its_objects_in_etcd() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let root = dir.path();
     let authority = pki::Authority::new("ca")?;
-    let pair = authority.issue("etcd", Some("system:masters"), &["localhost", "localhost-recovery", "127.0.0.1"])?;
-    for (name, text) in [("etcd-ca.crt", &authority.pem()), ("etcd.crt", &pair.cert), ("etcd.key", &pair.key)] {
+    let pair = authority.issue("system:admin", Some("system:masters"), &["localhost", "localhost-recovery", "127.0.0.1"])?;
+    for (name, text) in [("ca.crt", &authority.pem()), ("server.crt", &pair.cert), ("server.key", &pair.key)] {
         std::fs::write(root.join(name), text)?;
+    }
+    let running = Etcd::start(Version::V34, &root.join("data"), &Start::default())?;
+    for name in ["ca.pem", "client.pem", "client.key"] {
+        std::fs::copy(running.certs.dir().join(name), root.join(format!("etcd-{name}")))?;
     }
     let manifest = PathBuf::from("etc/kubernetes/manifests/etcd-pod.yaml");
     for (path, text) in [
@@ -674,31 +658,22 @@ fn the_emulated_server_is_the_nodes_own_with_its_objects_in_etcd() -> Result<()>
         std::fs::create_dir_all(root.join(path).parent().context("no parent")?)?;
         std::fs::write(root.join(path), text)?;
     }
-    let (etcd, port) = (free_port()?, free_port()?);
-    let running = start_etcd(root, etcd, free_port()?)?;
     let args: Vec<String> = [
-        "--tls-cert-file=/etcd.crt".to_owned(),
-        "--tls-private-key-file=/etcd.key".to_owned(),
-        "--client-ca-file=/etcd-ca.crt".to_owned(),
-        "--etcd-cafile=/etcd-ca.crt".to_owned(),
-        "--etcd-certfile=/etcd.crt".to_owned(),
-        "--etcd-keyfile=/etcd.key".to_owned(),
+        "--tls-cert-file=/server.crt".to_owned(),
+        "--tls-private-key-file=/server.key".to_owned(),
+        "--client-ca-file=/ca.crt".to_owned(),
+        "--etcd-cafile=/etcd-ca.pem".to_owned(),
+        "--etcd-certfile=/etcd-client.pem".to_owned(),
+        "--etcd-keyfile=/etcd-client.key".to_owned(),
         "--etcd-prefix=kubernetes.io".to_owned(),
-        format!("--etcd-servers=https://localhost:{etcd}"),
-        format!("--secure-port={port}"),
+        format!("--etcd-servers={}", running.client_url),
+        "--secure-port=0".to_owned(),
     ]
     .into();
     let config = api::ApiConfig::from_args(root, &args)?;
+    let port = config.listener.as_ref().context("it listens nowhere")?.local_addr()?.port();
     let objects = seed::objects(&seed::Seed { config_maps: 300, ..seed::Seed::default() })?;
-    let fill = || {
-        let store = api::ApiConfig::from_args(root, &[args.as_slice(), &["--secure-port=0".to_owned()]].concat())?.store;
-        block_on(seed::fill(&store, &objects))
-    };
-    let end = Instant::now() + seconds(20);
-    while let Err(error) = fill() {
-        assert!(Instant::now() < end, "{error:#}");
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    block_on(seed::fill(&api::ApiConfig::from_args(root, &args)?.store, &objects))?;
     std::thread::spawn(move || api::serve(config).expect("serving"));
     let kubeconfig = root.join(OPENSHIFT.kubeconfigs[0].trim_start_matches('/'));
     std::fs::create_dir_all(kubeconfig.parent().context("no parent")?)?;
