@@ -698,7 +698,7 @@ fn an_alarm_is_told_with_the_way_out() -> Result<()> {
 #[test]
 fn whatever_keeps_etcd_from_answering_is_69_with_its_cause() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let short = Duration::from_secs(2);
+    let (short, long) = (Duration::from_secs(2), Duration::from_secs(10));
     let etcd = Etcd::start(Version::V36, &dir.path().join("data"), &Start::default())?;
     let other = Certs::make()?;
     let unknown_ca = Endpoint { ca: other.dir().join("ca.pem"), ..etcd.endpoint.clone() };
@@ -712,7 +712,7 @@ fn whatever_keeps_etcd_from_answering_is_69_with_its_cause() -> Result<()> {
         (stranger, "does etcd accept the client certificate?"),
         (nobody, "Connection refused"),
     ] {
-        for error in [etcd::health(&endpoint, short).unwrap_err(), etcd::save(&endpoint, &file, short, &|_| ()).unwrap_err()] {
+        for error in [etcd::health(&endpoint, long).unwrap_err(), etcd::save(&endpoint, &file, long, &|_| ()).unwrap_err()] {
             assert_eq!(exit_code(&error), 69, "{error:#}");
             assert!(format!("{error:#}").contains(cause), "wanted `{cause}`: {error:#}");
         }
@@ -755,7 +755,7 @@ fn a_stream_that_stalls_or_breaks_off_is_69() -> Result<()> {
                 rustix::process::kill_process(pid, signal).unwrap();
             }
         };
-        let error = etcd::save(&etcd.endpoint, &file, Duration::from_secs(2), &stop).unwrap_err();
+        let error = etcd::save(&etcd.endpoint, &file, Duration::from_secs(10), &stop).unwrap_err();
         assert_eq!(exit_code(&error), 69, "{error:#}");
         assert!(format!("{error:#}").contains(cause), "{error:#}");
         assert!(!names(dir.path())?.iter().any(|name| name.starts_with(&format!("{signal:?}.db"))));

@@ -20,6 +20,12 @@ use recovery::tools::{crictl, ostree, rpm_ostree, systemctl};
 
 const CONTROL_PLANE: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
 
+/// Waits until all of an OpenShift node runs: from then on kubelet makes nothing new by itself.
+fn wait_for_all(node: &Node) -> Result<()> {
+    let operators: Vec<&str> = recovery::node::profile::OPENSHIFT.operator_containers.iter().map(|c| c.container).collect();
+    node.wait_containers(&[&CONTROL_PLANE[..], &operators].concat())
+}
+
 fn options(kind: Kind) -> Result<Options> {
     Ok(Options { files: 10, ..Options::new(kind, &real_etcd::Version::V34.program("etcd")?) })
 }
@@ -97,8 +103,7 @@ fn deployments_are_pinned_rolled_back_and_removed() -> Result<()> {
 fn containers_are_listed_stopped_and_removed() -> Result<()> {
     let (_dir, node) = new_node(Kind::OpenShift)?;
     let agent = node.agent();
-    let names: Vec<&str> = recovery::node::profile::OPENSHIFT.operator_containers.iter().map(|c| c.container).collect();
-    node.wait_containers(&[&CONTROL_PLANE[..], &names].concat())?;
+    wait_for_all(&node)?;
     let all = crictl::containers(&agent)?;
     let etcd = all.iter().find(|c| c.name == "etcd").context("etcd")?;
     assert_eq!((etcd.namespace.as_str(), etcd.pod.as_str(), etcd.running), ("openshift-etcd", "etcd-sno-node-0", true));
@@ -234,10 +239,12 @@ fn tools_that_hang_fail_and_babble_have_their_exit_codes() -> Result<()> {
 #[test]
 fn a_failed_upgrade_can_be_told_from_the_node_before_it() -> Result<()> {
     let (_dir, node) = new_node(Kind::OpenShift)?;
+    wait_for_all(&node)?;
     let before = node.snapshot()?;
     assert_eq!(before.differences(&node.snapshot()?), Vec::<String>::new());
     node.reboot()?;
     node.wait_api()?;
+    wait_for_all(&node)?;
     assert_eq!(before.differences(&node.snapshot()?), Vec::<String>::new(), "a reboot changes nothing");
     ostree::pin(&node.agent(), &ostree::deployments(&node.agent())?.remove(0))?;
 

@@ -274,7 +274,7 @@ mod tests {
         let before = Instant::now();
         let error = sh("sleep 60 & sleep 60").limit(Duration::from_millis(200)).run().unwrap_err();
         assert_eq!(exit_code(&error), 69);
-        assert!(before.elapsed() < Duration::from_secs(5));
+        assert!(before.elapsed() < Duration::from_secs(30));
     }
 
     /// A tracer that does not look keeps its dead program from being waited for: as long as a wait in the kernel would.
@@ -285,7 +285,7 @@ if ctypes.CDLL(None).ptrace(0x4206, int(sys.argv[1]), 0, 0) != 0: sys.exit('ptra
 print('seized', flush=True); time.sleep(60)";
         let dir = tempfile::tempdir().unwrap();
         let script = r#"setsid python3 -c "$0" $$ > "$1/said" & echo $! > "$1/pid"; sleep 60; :"#;
-        let call = sh(script).args([seize, dir.path().to_str().unwrap()]).limit(Duration::from_secs(2));
+        let call = sh(script).args([seize, dir.path().to_str().unwrap()]).limit(Duration::from_secs(10));
         let before = Instant::now();
         let error = call.run().unwrap_err();
         let took = before.elapsed();
@@ -295,7 +295,7 @@ print('seized', flush=True); time.sleep(60)";
         assert_eq!(std::fs::read_to_string(dir.path().join("said")).unwrap(), "seized\n");
         assert_eq!(exit_code(&error), 69);
         assert!(format!("{error:#}").contains("still there"), "{error:#}");
-        assert!(took < Duration::from_secs(20), "{took:?}");
+        assert!(took < Duration::from_secs(45), "{took:?}");
     }
 
     #[test]

@@ -229,7 +229,7 @@ fn a_length_that_nothing_is_behind_takes_no_time() {
     let archive = Archive::open(&file).unwrap();
     archive.verify(&|_| ()).unwrap();
     assert_eq!(archive.bytes(), 0);
-    assert!(begun.elapsed().as_secs() < 10);
+    assert!(begun.elapsed().as_secs() < 60);
 }
 
 /// Nests so many directories, each with a file in it, as anyone can who may make one.

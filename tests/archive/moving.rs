@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use recovery::archive::{Archive, Packed, Selection};
 use recovery::error::exit_code;
@@ -214,6 +214,7 @@ fn what_was_new_when_the_older_backup_was_taken_is_read_again() {
     let scratch = Scratch::new();
     let (from, first, second) = (scratch.path("from"), scratch.path("1.tar.zst"), scratch.path("2.tar.zst"));
     plain_tree(&from, 40);
+    run("find", &[text(&from), "-type", "f", "-exec", "touch", "{}", "+"]);
     pack(&from, &first);
     let packed = pack_after(&from, &second, &first);
     assert_eq!(packed.reused, 0, "it had changed less than two seconds before");
@@ -250,7 +251,7 @@ fn an_older_archive_that_is_damaged_or_missing_does_no_harm() {
 fn pack_links_while(scratch: &Scratch, change: impl FnOnce(&Path) + Send) -> (std::path::PathBuf, Packed, Vec<u8>) {
     let (from, file) = (scratch.path("from"), scratch.path("a.tar.zst"));
     fs::create_dir(&from).unwrap();
-    let content = noise(1, 96 << 20);
+    let content = noise(1, 256 << 20);
     fs::write(from.join("a"), &content).unwrap();
     fs::hard_link(from.join("a"), from.join("b")).unwrap();
     fs::hard_link(from.join("a"), from.join("c")).unwrap();
@@ -258,7 +259,9 @@ fn pack_links_while(scratch: &Scratch, change: impl FnOnce(&Path) + Send) -> (st
         scope.spawn(|| {
             // Some of it is written: it has been begun, and it is not nearly read.
             let begun = || fs::read_dir(scratch.path("")).unwrap().any(|entry| entry.unwrap().metadata().is_ok_and(|m| m.len() > 2 << 20));
+            let deadline = Instant::now() + Duration::from_secs(60);
             while !begun() {
+                assert!(Instant::now() < deadline, "it is not begun");
                 std::thread::sleep(Duration::from_millis(1));
             }
             change(&from);

@@ -271,13 +271,16 @@ impl Xfs {
         Self { at: at.to_owned(), image }
     }
 
-    /// Fills it until so many bytes are free.
+    /// Fills it until so many bytes are free, within a megabyte. XFS gives back what was deleted a moment later.
     fn leave_free(&self, bytes: u64) {
-        let at = self.at.display();
-        sh(
-            &self.at,
-            &format!("rm -f filler; sync .; free=$(($(stat -f -c '%f * %S' {at}))); fallocate -l $((free - {bytes})) filler; sync ."),
+        let free = "sync .; free=$(($(stat -f -c '%f * %S' .)))";
+        let script = format!(
+            "for i in {{1..100}}; do
+               : > filler; {free}; [ $free -lt {bytes} ] || fallocate -l $((free - {bytes})) filler
+               {free}; off=$((free - {bytes})); [ ${{off#-}} -gt 1048576 ] || exit 0; sleep 0.1
+             done; echo $free bytes are free >&2; exit 1"
         );
+        sh(&self.at, &script);
     }
 }
 

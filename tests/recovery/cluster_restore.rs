@@ -29,8 +29,8 @@ fn etcd_comes_back_by_the_clusters_own_script() -> Result<()> {
 
     // It waits for ever; the agent does not.
     node.fault("crictl", "ps -q", None, Wrong::Print("0123456789ab\n".to_owned()))?;
-    run(&node, &["--wait", "3", "resume", "--step"])?
-        .expect(69, &["step etcd-data failed", "cluster-restore.sh", "did not end within 3 s"])?;
+    run(&node, &["--wait", "10", "resume", "--step"])?
+        .expect(69, &["step etcd-data failed", "cluster-restore.sh", "did not end within 10 s"])?;
     node.clear_faults()?;
     // It says what it does not like.
     let stray = node.at("/var/lib/etcd/revision.json");

@@ -69,7 +69,7 @@ fn second_thoughts_leave_nothing_that_the_next_boot_goes_on_with() -> Result<()>
     asked.stdin.take().context("no input")?.write_all(b"\x03")?;
     let begun = Instant::now();
     let ended = asked.wait()?;
-    ensure!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
+    ensure!(begun.elapsed() < Duration::from_secs(30), "it took {:?}", begun.elapsed());
     let mut rest = String::new();
     screen.read_to_string(&mut rest)?;
     ensure!(ended.code() == Some(75), "{ended}: {rest}");
@@ -89,7 +89,7 @@ fn second_thoughts_leave_nothing_that_the_next_boot_goes_on_with() -> Result<()>
 #[test]
 fn whatever_interrupts_it_the_next_one_goes_on() -> Result<()> {
     let (node, _temporary) = node(Kind::Kubeadm, |_| ())?;
-    noise(&node.at("/var/lib/kubelet/big"), 150)?;
+    noise(&node.at("/var/lib/kubelet/big"), 400)?;
     backup_until(&node, Signal::TERM)?.expect(75, &["interrupted by a signal", "run the same command again"])?;
     let ended = backup_until(&node, Signal::KILL)?;
     ensure!(ended.code.is_none(), "{ended}");
@@ -109,7 +109,7 @@ fn whatever_interrupts_it_the_next_one_goes_on() -> Result<()> {
     kill_process(pid(&agent)?, Signal::TERM)?;
     let begun = Instant::now();
     crate::through::ended(agent)?.expect(75, &["phase restore-files, step stop-runtime was interrupted", "next: `recovery resume`"])?;
-    ensure!(begun.elapsed() < Duration::from_secs(5), "it took {:?} to end", begun.elapsed());
+    ensure!(begun.elapsed() < Duration::from_secs(30), "it took {:?} to end", begun.elapsed());
     let status = json(&node, &["status"])?;
     ensure!(status["run"]["failure"].is_null() && status["hold"] == true, "an interruption is no failure: {status}");
     let (_, boots) = node.power()?;

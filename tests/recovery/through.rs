@@ -5,12 +5,13 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use recovery::node::profile::OPENSHIFT;
 
 use crate::node::{Kind, Node, Options, Snapshot};
 use crate::real_etcd;
 
 /// Deadline of every wait of the agent in these tests, seconds.
-pub(crate) const WAIT: &str = "60";
+pub(crate) const WAIT: &str = "120";
 
 /// What the recovery itself writes into the cluster: operators redeploy, and everything that runs reports that it does.
 const OF_THE_RECOVERY: [&str; 4] = ["/operator.openshift.io/", "/pods/", "/certificatesigningrequests/", "/minions/"];
@@ -20,6 +21,12 @@ const TIMES_OF_OTHERS: [&str; 3] = ["/var/lib/kubelet/pods", "/var/lib/site", "/
 
 /// The containers of a control plane of either kind.
 pub(crate) const CONTROL_PLANE: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
+
+/// All that runs on a node of a kind once it has come up: from then on kubelet makes nothing new by itself.
+pub(crate) fn everything(kind: Kind) -> Vec<&'static str> {
+    let operators = OPENSHIFT.operator_containers.iter().map(|container| container.container);
+    CONTROL_PLANE.into_iter().chain(operators.filter(|_| kind == Kind::OpenShift)).collect()
+}
 
 /// How the agent ended.
 #[derive(Debug)]
@@ -99,7 +106,7 @@ pub(crate) fn node(kind: Kind, change: impl FnOnce(&mut Options)) -> Result<(Nod
     let mut options = Options::new(kind, &real_etcd::Version::V34.program("etcd")?);
     change(&mut options);
     let node = Node::build(temporary.path(), &options)?;
-    node.wait_containers(&CONTROL_PLANE)?;
+    node.wait_containers(&everything(kind))?;
     Ok((node, temporary))
 }
 

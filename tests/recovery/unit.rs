@@ -24,7 +24,7 @@ fn the_unit_goes_on_after_the_reboot_and_others_follow_it() -> Result<()> {
     node.ruin()?;
 
     // It is at work for a while, and then fails.
-    node.fault("systemctl", "stop kubelet", None, Wrong::Slow(4000))?;
+    node.fault("systemctl", "stop kubelet", None, Wrong::Slow(15_000))?;
     node.fault("systemctl", "start containerd", None, Wrong::Fail("Job for containerd.service failed.".to_owned(), 1))?;
     over_the_reboot(&node, &["restore-files", "--reboot", "--yes"])?;
     journal_says(&node, "resume", "stop-kubelet")?;

@@ -44,7 +44,7 @@ pub use place::{Call, Fault, Wrong};
 use place::{Config, Image, MARK, Place};
 
 /// How long a boot, or the cluster after it, may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// What each program of the node is called.
 const TOOLS: [&str; 7] = ["crictl", "systemctl", "machine", "inside", "kubelet", "container", "kube-apiserver"];
 const OSTREE_TOOLS: [&str; 2] = ["ostree", "rpm-ostree"];
@@ -378,7 +378,7 @@ pub fn checked(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Waits for something, up to a minute.
+/// Waits for something, up to two minutes.
 pub fn wait_for(what: &str, mut is_there: impl FnMut() -> Result<bool>) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     while !is_there()? {
