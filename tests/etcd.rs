@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use etcd_client::{CompactionOptions, GetOptions, PutOptions, WatchOptions};
+use etcd_client::{CompactionOptions, GetOptions, LeaseTimeToLiveOptions, PutOptions, WatchOptions};
 use real_etcd::{Certs, Etcd, HashKv, Options as Start, Version};
 use recovery::error::exit_code;
 use recovery::etcd::{self, Endpoint, Options};
@@ -38,10 +38,27 @@ fn etcdutl_restore(version: Version, file: &Path, data_dir: &Path, peer_url: &st
     Ok(())
 }
 
+/// Each lease: its id, for how long it was granted (seconds), and the keys that go with it.
+type Leases = Vec<(i64, i64, Vec<Vec<u8>>)>;
+
+fn leases(etcd: &Etcd) -> Result<Leases> {
+    etcd.with_client(async |client| {
+        let mut leases = Vec::new();
+        for lease in client.leases().await?.leases() {
+            let one = client.lease_time_to_live(lease.id(), Some(LeaseTimeToLiveOptions::new().with_keys())).await?;
+            let mut keys = one.keys().to_vec();
+            keys.sort();
+            leases.push((lease.id(), one.granted_ttl(), keys));
+        }
+        leases.sort();
+        Ok(leases)
+    })
+}
+
 /// What an etcd on `data_dir` says of itself, before and after a write and a restart.
-fn look(version: Version, data_dir: &Path) -> Result<(HashKv, String, usize, HashKv)> {
+fn look(version: Version, data_dir: &Path) -> Result<(HashKv, String, usize, Leases, HashKv)> {
     let etcd = Etcd::start(version, data_dir, &Start::default())?;
-    let (hash, members, contents) = (settled(&etcd)?, etcd.etcdctl(&["member", "list"])?, etcd.contents()?);
+    let (hash, members, contents, leases) = (settled(&etcd)?, etcd.etcdctl(&["member", "list"])?, etcd.contents()?, leases(&etcd)?);
     etcd.with_client(async |client| Ok(client.put("written", "after", None).await.map(drop)?))?;
     etcd.stop()?;
     let etcd = Etcd::start(version, data_dir, &Start::default())?;
@@ -49,7 +66,7 @@ fn look(version: Version, data_dir: &Path) -> Result<(HashKv, String, usize, Has
     assert_eq!(value, b"after");
     // The client URL is the port of the moment.
     let members = members.split(", ").take(4).collect::<Vec<_>>().join(", ");
-    Ok((hash, members, contents.len(), settled(&etcd)?))
+    Ok((hash, members, contents.len(), leases, settled(&etcd)?))
 }
 
 /// The hash, once the compaction that a restart may have scheduled is through.
@@ -121,6 +138,11 @@ fn native_equals_etcdutl(version: Version) -> Result<()> {
         let (theirs, ours) = (look(version, &theirs)?, look(version, &ours)?);
         assert_eq!(theirs, ours, "{version:?}, {}", file.display());
         assert_eq!(restored.revision, ours.0.revision);
+        // Of fifty keys with the one lease, as granted, every other one was deleted again.
+        let leased: Vec<_> = ours.3.iter().map(|(_, granted, keys)| (*granted, keys.len())).collect();
+        let is_leased =
+            !["empty", "small"].iter().any(|name| file.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name)));
+        assert_eq!(leased, if is_leased { vec![(3600, 25)] } else { Vec::new() }, "{}", file.display());
         assert!(ours.1.starts_with(&format!("{:x}, started, default, {peer_url}", restored.member_id)), "{}", ours.1);
     }
     Ok(())
