@@ -203,9 +203,28 @@ fn man_pages_and_completions_are_made_of_the_definitions() {
     let page = std::fs::read_to_string(dir.path().join("recovery.8")).unwrap();
     assert!(page.contains("Exit codes") && page.contains("75"), "the exit codes are not in the man page");
     assert!(dir.path().join("recovery-etcd-restore.8").exists());
-    for shell in ["bash", "zsh", "fish"] {
-        assert_eq!(code(&recovery(&["generate", shell, to])), 0, "{shell}");
+    let help = printed(&recovery(&["--help"]));
+    // A description goes on in lines that are further in.
+    let of_a_verb = |line: &&str| line.starts_with("  ") && !line.starts_with("   ");
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty()).filter(of_a_verb);
+    let verbs: Vec<&str> = listed.filter_map(|line| line.split_whitespace().next()).filter(|verb| *verb != "help").collect();
+    assert!(verbs.contains(&"restore-files") && verbs.len() > 12, "{verbs:?}");
+    for verb in &verbs {
+        let page = std::fs::read_to_string(dir.path().join(format!("recovery-{verb}.8"))).unwrap_or_else(|error| panic!("{verb}: {error}"));
+        assert!(page.contains(".TH recovery") && page.contains("OPTIONS"), "{verb}: {page}");
     }
+    for (shell, file) in [("bash", "recovery.bash"), ("zsh", "_recovery"), ("fish", "recovery.fish")] {
+        assert_eq!(code(&recovery(&["generate", shell, to])), 0, "{shell}");
+        let completions = std::fs::read_to_string(dir.path().join(file)).unwrap();
+        for word in verbs.iter().copied().chain(["etcd-restore"]) {
+            assert!(completions.contains(word), "{shell} does not complete {word}");
+        }
+    }
+    let bash = format!(
+        "source {to}/recovery.bash; COMP_WORDS=(recovery rest); COMP_CWORD=1; _recovery recovery rest recovery; echo ${{COMPREPLY[*]}}"
+    );
+    let completed = Command::new("bash").args(["-c", &bash]).output().unwrap();
+    assert_eq!(printed(&completed), "restore-files restart\n", "{}", said(&completed));
     assert_eq!(code(&recovery(&["generate", "tcsh", to])), 2);
 }
 
