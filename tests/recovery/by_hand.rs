@@ -6,8 +6,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::node::{Kind, Node, checked};
-use crate::real_etcd::Version;
-use crate::through::{CONTROL_PLANE, may_differ, node, ok};
+use crate::real_etcd::{Etcd, Options as Start, Version};
+use crate::through::{CONTROL_PLANE, json, may_differ, names, node, ok};
 
 const README: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
 
@@ -62,12 +62,17 @@ fn a_node_is_brought_back_by_the_readmes_commands() -> Result<()> {
     let (node, _temporary) = node(Kind::OpenShift, |options| options.etcd = etcd)?;
     ok(&node, &["backup", "--name", "it"])?;
     let exported = tempfile::tempdir()?;
-    ok(&node, &["export", "it", &exported.path().to_string_lossy()])?;
+    let report = json(&node, &["export", "it", &exported.path().to_string_lossy()])?;
+    ensure!(Some(report["to"].as_str().context("no text")?) == exported.path().to_str() && report["id"].is_string(), "{report}");
+    etcdutl_takes(&node, &exported.path().join("cluster"))?;
     let before = node.snapshot()?;
     node.ruin()?;
     node.roll_back_platform()?;
     // Nothing of the agent is needed from here on.
     std::fs::remove_file(node.at("/var/recovery/recovery"))?;
+
+    // tar replaces no file with that flag; whoever restores by hand has to see to it.
+    checked(Command::new("chattr").arg("-a").args(["/etc/site/odd", "/usr/local/share/odd"].map(|odd| node.at(odd).join("append-only"))))?;
 
     let [first, second, cluster] = blocks()?;
     let (_, boots) = node.power()?;
@@ -95,9 +100,27 @@ fn same_for_the_script(by_hand: &Path, exported: &Path) -> Result<()> {
     Ok(())
 }
 
-/// As the README says: files that the upgrade added stay, and tar knows no `chattr +i`. The manifests were moved away and back.
+/// etcd's own tool takes the exported snapshot for one, and restores it: an etcd on that has every key of the backup.
+fn etcdutl_takes(node: &Node, cluster: &Path) -> Result<()> {
+    let name = names(cluster)?.into_iter().find(|name| name.starts_with("snapshot_") && name.ends_with(".db")).context("no snapshot")?;
+    let (snapshot, scratch) = (cluster.join(name), tempfile::tempdir()?);
+    let data = scratch.path().join("data");
+    let manifest = json(node, &["show", "it"])?["manifest"].take();
+    let status = checked(Command::new(Version::V35.program("etcdutl")?).args(["snapshot", "status", "-w", "json"]).arg(&snapshot))?;
+    let status: serde_json::Value = serde_json::from_str(&status)?;
+    let ours = json(node, &["etcd", "status", &snapshot.to_string_lossy()])?;
+    ensure!(status["hash"] == ours["hash"] && status["revision"] == ours["revision"], "{status}: {ours}");
+    ensure!(status["revision"] == manifest["etcd"]["revision"] && ours["total_keys"] == manifest["etcd"]["keys"], "{manifest}: {ours}");
+    checked(Version::V35.restorer()?.arg(&snapshot).arg("--data-dir").arg(&data))?;
+    let etcd = Etcd::start(Version::V35, &data, &Start::default())?;
+    ensure!(manifest["etcd"]["keys"] == etcd.contents()?.len(), "it holds {} keys: {manifest}", etcd.contents()?.len());
+    Ok(())
+}
+
+/// As the README says: files that the upgrade added stay, and tar knows no `chattr`. The manifests were moved away and back.
 fn left_by_hand(line: &str) -> bool {
-    let lost_its_flag =
-        || line.split_once(": was ").and_then(|(_, rest)| rest.split_once(" immutable, is ")).is_some_and(|(was, is)| was == is);
-    line.starts_with('/') && (line.ends_with(": is new") || lost_its_flag() || line.starts_with("/etc/kubernetes/manifests: was 04"))
+    let was_and_is = line.split_once(": was ").and_then(|(_, rest)| rest.split_once(", is "));
+    let lost_its_flag = was_and_is
+        .is_some_and(|(was, is)| [" immutable", " append-only"].iter().any(|flag| was.strip_suffix(flag).is_some_and(|was| was == is)));
+    line.starts_with('/') && (line.ends_with(": is new") || lost_its_flag || line.starts_with("/etc/kubernetes/manifests: was 04"))
 }

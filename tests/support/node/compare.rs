@@ -121,9 +121,9 @@ fn walk(root: &Path, path: &Path, files: &mut BTreeMap<PathBuf, String>, names: 
             let first = names.entry(meta.ino()).or_insert_with(|| shown.clone());
             words.push(format!("{} names, the first {}", meta.nlink(), first.display()));
         }
-        if is_immutable(path) {
-            words.push("immutable".to_owned());
-        }
+        words.extend(flags(path));
+    } else if meta.file_type().is_char_device() || meta.file_type().is_block_device() {
+        words.push(format!("device {}:{}", rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev())));
     } else if meta.is_symlink() {
         words.push(format!("-> {}", std::fs::read_link(path)?.display()));
     }
@@ -150,7 +150,10 @@ fn attributes(path: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     Ok(all)
 }
 
-fn is_immutable(path: &Path) -> bool {
-    std::fs::File::open(path)
-        .is_ok_and(|file| rustix::fs::ioctl_getflags(&file).is_ok_and(|flags| flags.contains(rustix::fs::IFlags::IMMUTABLE)))
+/// Those of chattr(1) that are in the way of a change.
+fn flags(path: &Path) -> Vec<String> {
+    use rustix::fs::IFlags;
+    let flags = std::fs::File::open(path).ok().and_then(|file| rustix::fs::ioctl_getflags(&file).ok()).unwrap_or(IFlags::empty());
+    let names = [(IFlags::IMMUTABLE, "immutable"), (IFlags::APPEND, "append-only")];
+    names.iter().filter(|(flag, _)| flags.contains(*flag)).map(|(_, name)| (*name).to_owned()).collect()
 }

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use base64::Engine;
+use rustix::fs::FileType;
 use serde_json::{Value, json};
 
 use super::pki::{Authority, kubeconfig};
@@ -87,8 +88,10 @@ impl Node {
         oddities(&seat.at("/etc/site/odd"))?;
         oddities(&seat.at("/usr/local/share/odd"))?;
         // Not in /etc: ostree cannot merge it into the next deployment ("Cannot copy non-regular/non-symlink file").
-        let (fifo, mode) = (seat.at("/usr/local/share/odd/fifo"), rustix::fs::Mode::from_raw_mode(0o640));
-        rustix::fs::mknodat(rustix::fs::CWD, fifo, rustix::fs::FileType::Fifo, mode, 0).context("making a fifo")
+        let odd = seat.at("/usr/local/share/odd");
+        mknod(&odd.join("fifo"), FileType::Fifo, 0)?;
+        mknod(&odd.join("character-device"), FileType::CharacterDevice, rustix::fs::makedev(240, 70_000))?;
+        mknod(&odd.join("block-device"), FileType::BlockDevice, rustix::fs::makedev(7, 250))
     }
 
     fn openshift(&self, seat: &Seat) -> Result<()> {
@@ -303,6 +306,22 @@ fn data_url(url: &str) -> Result<Vec<u8>> {
     if head.ends_with(";base64") { Ok(base64::engine::general_purpose::STANDARD.decode(bytes)?) } else { Ok(bytes) }
 }
 
+/// Makes what is not a file. No driver needs to be there.
+pub(super) fn mknod(path: &Path, kind: FileType, device: rustix::fs::Dev) -> Result<()> {
+    let made = rustix::fs::mknodat(rustix::fs::CWD, path, kind, rustix::fs::Mode::from_raw_mode(0o640), device);
+    made.with_context(|| format!("making {}", path.display()))
+}
+
+/// An access list (`linux/posix_acl_xattr.h`, version 2): a tag, permissions and an id for each entry.
+fn access_list(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut acl = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        acl.extend([tag.to_le_bytes(), permissions.to_le_bytes()].concat());
+        acl.extend(id.to_le_bytes());
+    }
+    acl
+}
+
 /// One file of every kind that is easily restored wrongly.
 pub(super) fn oddities(folder: &Path) -> Result<()> {
     use rustix::fs::{XattrFlags, lsetxattr};
@@ -333,19 +352,21 @@ pub(super) fn oddities(folder: &Path) -> Result<()> {
     let capability: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     put(&at("capable"), b"#!/bin/sh\n", 0o755)?;
     lsetxattr(at("capable"), "security.capability", &capability, XattrFlags::empty())?;
-    // user::rw-, user:1000:r--, group::r--, mask::r--, other::--- (linux/posix_acl_xattr.h, version 2).
-    let entries: [(u16, u16, u32); 5] = [(1, 6, u32::MAX), (2, 4, 1000), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)];
-    let mut acl = 2_u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in entries {
-        acl.extend([tag.to_le_bytes(), permissions.to_le_bytes()].concat());
-        acl.extend(id.to_le_bytes());
-    }
+    // user::rw-, user:1000:r--, group::r--, mask::r--, other::---
+    let acl = access_list(&[(1, 6, u32::MAX), (2, 4, 1000), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)]);
     put(&at("acl"), b"with an access list\n", 0o640)?;
     lsetxattr(at("acl"), "system.posix_acl_access", &acl, XattrFlags::empty())?;
+    // What is made in it gets a list of its own; what was there before has none: user::rwx, user:1000:rwx, group::r-x, mask::rwx, other::---
+    let default = access_list(&[(1, 7, u32::MAX), (2, 7, 1000), (4, 5, u32::MAX), (16, 7, u32::MAX), (32, 0, u32::MAX)]);
+    put(&at("default-acl/before"), b"without an access list\n", 0o640)?;
+    lsetxattr(at("default-acl"), "system.posix_acl_default", &default, XattrFlags::empty())?;
+    put(&at("default-acl/after"), b"with the directory's\n", 0o640)?;
     put(&at("old"), b"from long ago\n", 0o644)?;
     let times = rustix::fs::Timespec { tv_sec: 981_173_106, tv_nsec: 123_456_789 };
     let times = rustix::fs::Timestamps { last_access: times, last_modification: times };
     rustix::fs::utimensat(rustix::fs::CWD, at("old"), &times, rustix::fs::AtFlags::empty())?;
     put(&at("immutable"), b"chattr +i\n", 0o644)?;
-    checked(Command::new("chattr").arg("+i").arg(at("immutable"))).map(drop)
+    put(&at("append-only"), b"chattr +a\n", 0o644)?;
+    checked(Command::new("chattr").arg("+i").arg(at("immutable")))?;
+    checked(Command::new("chattr").arg("+a").arg(at("append-only"))).map(drop)
 }

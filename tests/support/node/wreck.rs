@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::layout::{CURRENT_CONFIG_PATH, machine_config, put, write_machine_config};
+use super::layout::{CURRENT_CONFIG_PATH, machine_config, mknod, put, write_machine_config};
 use super::{Kind, Node, checked, pods};
 
 const MANIFESTS: &str = "/etc/kubernetes/manifests";
@@ -133,7 +133,7 @@ fn text(bytes: &[u8]) -> String {
 
 /// Every odd file is changed in the one way that a careless restore would leave.
 fn change_oddities(folder: &Path) -> Result<()> {
-    use rustix::fs::{XattrFlags, lsetxattr, removexattr};
+    use rustix::fs::{FileType, XattrFlags, lsetxattr, removexattr};
     let at = |name: &str| folder.join(name);
     let chmod = |name: &str, mode: u32| std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(mode));
     std::fs::remove_dir(at("empty-directory"))?;
@@ -150,13 +150,23 @@ fn change_oddities(folder: &Path) -> Result<()> {
         std::fs::remove_file(at("fifo"))?;
         put(&at("fifo"), b"a file now\n", 0o640)?;
     }
+    if at("character-device").exists() {
+        std::fs::remove_file(at("character-device"))?;
+        mknod(&at("character-device"), FileType::CharacterDevice, rustix::fs::makedev(240, 1))?;
+        std::fs::remove_file(at("block-device"))?;
+    }
     removexattr(at("attributes"), "user.note")?;
     lsetxattr(at("attributes"), "security.selinux", b"system_u:object_r:unlabeled_t:s0\0", XattrFlags::empty())?;
     lsetxattr(at("attributes"), "user.new", b"to be removed", XattrFlags::empty())?;
     removexattr(at("capable"), "security.capability")?;
     removexattr(at("acl"), "system.posix_acl_access")?;
+    for name in ["before", "after"] {
+        std::fs::remove_file(at("default-acl").join(name))?;
+    }
     put(&at("old"), b"from long ago\n", 0o644)?;
     checked(std::process::Command::new("chattr").arg("-i").arg(at("immutable")))?;
     put(&at("immutable"), b"changed\n", 0o644)?;
+    // It cannot be replaced while it has the flag.
+    std::io::Write::write_all(&mut std::fs::File::options().append(true).open(at("append-only"))?, b"one more line\n")?;
     Ok(())
 }
