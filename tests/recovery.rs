@@ -11,6 +11,8 @@ pub mod node;
 // First: it takes longest.
 #[path = "recovery/all_the_way.rs"]
 mod all_the_way;
+#[path = "recovery/before_a_backup.rs"]
+mod before_a_backup;
 #[path = "recovery/by_hand.rs"]
 mod by_hand;
 #[path = "recovery/cluster_restore.rs"]
@@ -19,6 +21,8 @@ mod cluster_restore;
 mod full_disk;
 #[path = "recovery/hostile.rs"]
 mod hostile;
+#[path = "recovery/in_the_way.rs"]
+mod in_the_way;
 #[path = "recovery/old_script.rs"]
 mod old_script;
 #[path = "recovery/one_command.rs"]
@@ -27,6 +31,8 @@ mod one_command;
 mod place;
 #[path = "recovery/refusals.rs"]
 mod refusals;
+#[path = "recovery/reports.rs"]
+mod reports;
 #[path = "recovery/signals.rs"]
 mod signals;
 #[path = "recovery/through.rs"]

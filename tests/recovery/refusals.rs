@@ -2,9 +2,11 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use recovery::archive::{Selection, pack};
 use recovery::backup::EXTRAS;
+use recovery::backup::manifest::Manifest;
 use recovery::error::exit_code;
 use recovery::node::dir::RecoveryDir;
 use recovery::recovery::{Asked, Options, ResumeOptions};
@@ -118,6 +120,31 @@ fn expired_certificates_and_missing_images_are_warnings() {
     assert!(warnings.contains("certificates expired on 2026-02-01"), "{warnings}");
     assert!(warnings.contains("1 images that were in use are not on the node"), "{warnings}");
     assert_eq!(plan.report.missing_images[0].name, "registry/gone:1");
+}
+
+#[test]
+fn a_clock_from_before_the_backup_is_given_time_and_then_warned_of() {
+    let taken = |taken: &str| {
+        let place = Place::new();
+        let manifest = Manifest { taken: taken.parse().unwrap(), certificates_expire: None, ..place.manifest("b1", 1) };
+        Place::publish(&place.dir.backups().join("b1"), &manifest);
+        let begun = Instant::now();
+        let plan = place.agent(&["--json", "restore-files", "--dry-run"]).expect(0, &[]).unwrap();
+        let plan: serde_json::Value = serde_json::from_str(&plan.out).unwrap();
+        (plan["warnings"].to_string(), begun.elapsed())
+    };
+    std::thread::scope(|scope| {
+        let never = scope.spawn(|| taken("2099-01-01T00:00:00Z"));
+        let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(8);
+        let (warnings, _) = taken(&soon.to_string());
+        assert!(jiff::Timestamp::now() >= soon && !warnings.contains("the clock says"), "{warnings}");
+        let (warnings, waited) = never.join().unwrap();
+        assert!(
+            warnings.contains("the clock says") && warnings.contains("before the backup was taken (2099-01-01T00:00:00Z)"),
+            "{warnings}"
+        );
+        assert!(waited >= Duration::from_secs(30), "{waited:?}");
+    });
 }
 
 #[test]

@@ -1,0 +1,76 @@
+//! What else of an OpenShift node is in the way of a recovery: the daemon that drives rpm-ostree, and OVN's databases of a later state.
+
+use anyhow::{Context, Result, ensure};
+use recovery::tools::crictl;
+
+use crate::node::place::{ApiPod, Config, Wrong};
+use crate::node::{Kind, Node};
+use crate::through::{json, names, node, ok, over_the_reboot, run, settled};
+
+const DAEMON: &str = "machine-config-daemon";
+const OVN_PODS: &str = "/kubernetes.io/pods/openshift-ovn-kubernetes/";
+
+/// From the next start of kubelet on, the daemon runs too.
+fn add_daemon(node: &Node) -> Result<()> {
+    node.place().change("config.json", |config: &mut Config| {
+        let image = config.api_pods.first().context("no pods")?.image.clone();
+        let namespace = "openshift-machine-config-operator".to_owned();
+        config.api_pods.push(ApiPod { namespace, name: format!("{DAEMON}-7xk2q"), container: DAEMON.to_owned(), image });
+        Ok(())
+    })
+}
+
+/// Names of OVN's pods in the cluster.
+fn ovn_pods(node: &Node) -> Result<Vec<String>> {
+    let keys = node.keys()?.into_iter().map(|(key, _)| String::from_utf8_lossy(&key).into_owned());
+    Ok(keys.filter_map(|key| key.strip_prefix(OVN_PODS).map(str::to_owned)).collect())
+}
+
+/// Where a call of this program with these words is among all.
+fn call(node: &Node, tool: &str, words: &str) -> Result<usize> {
+    let calls = node.calls()?;
+    calls.iter().position(|call| call.tool == tool && call.args.contains(words)).with_context(|| format!("no `{tool} {words}`: {calls:?}"))
+}
+
+#[test]
+fn the_daemon_is_stopped_before_the_rollback_and_ovn_begins_anew() -> Result<()> {
+    let (node, _temporary) = node(Kind::OpenShift, |_| ())?;
+    let databases = ["/var/lib/ovn-ic/etc", "/var/lib/ovn/etc"].map(|dir| node.at(dir));
+    for dir in &databases {
+        std::fs::create_dir_all(dir)?;
+        for file in ["ovnnb_db.db", "ovnsb_db.db", "system-id.conf"] {
+            std::fs::write(dir.join(file), "of now")?;
+        }
+    }
+    ok(&node, &["backup"])?;
+    ensure!(ovn_pods(&node)?.len() == 2, "{:?}", ovn_pods(&node)?);
+    // The new release serves, and somebody wants the old one back all the same.
+    add_daemon(&node)?;
+    node.upgrade_platform()?;
+    node.wait_containers(&[DAEMON, "etcd"])?;
+
+    node.fault("rpm-ostree", "rollback", Some(1), Wrong::Fail("error: as told".to_owned(), 1))?;
+    run(&node, &["recover", "--yes"])?.expect(1, &["phase platform, step roll-back failed"])?;
+    let containers = crictl::containers(&node.agent())?;
+    let daemon = containers.iter().find(|container| container.name == DAEMON).context("no daemon")?;
+    ensure!(!daemon.running, "the daemon runs beside the rollback: {daemon:?}");
+    ensure!(containers.iter().any(|container| container.name == "etcd" && container.running), "nothing else is stopped for it");
+    ensure!(call(&node, "crictl", &format!(" {}", daemon.id))? < call(&node, "rpm-ostree", "rollback")?);
+
+    over_the_reboot(&node, &["resume"])?;
+    let (_, boots) = node.power()?;
+    ok(&node, &["resume"])?;
+    node.wait_boot(boots)?;
+    ensure!(names(&databases[0])?.len() == 3, "they are removed once kubelet cannot run any more, not before");
+    let report = json(&node, &["resume"])?;
+    ensure!(report["outcome"] == "finished", "{report}");
+    for dir in &databases {
+        ensure!(names(dir)? == ["system-id.conf"], "{}: {:?}", dir.display(), names(dir)?);
+    }
+    let switch = [call(&node, "systemctl", "restart ovs-vswitchd.service")?, call(&node, "systemctl", "restart ovsdb-server.service")?];
+    ensure!(switch[0] < switch[1], "{switch:?}");
+    ensure!(ovn_pods(&node)?.is_empty(), "{:?}", ovn_pods(&node)?);
+    let others = node.keys()?.into_iter().filter(|(key, _)| key.starts_with(b"/kubernetes.io/pods/")).count();
+    ensure!(others > 0, "all pods are deleted");
+    settled(&node)
+}
