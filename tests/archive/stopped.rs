@@ -1,7 +1,7 @@
-//! SIGTERM while one large file is read or written: the agent ends at once, not when the file is done.
+//! One large file that is read or written: how far it is, and that the agent ends at once at SIGTERM, not when the file is done.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -57,6 +57,43 @@ fn reading_one_large_file_can_be_stopped() {
     wait_until_it_catches_signals(&child);
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(stop(&mut child), Some(75));
+}
+
+#[test]
+fn how_far_it_is_stands_in_a_log_line_by_line() {
+    let scratch = Scratch::new();
+    let file = scratch.path("snapshot.db");
+    // A hole, of which the sum is to be found: an hour.
+    File::create(&file).unwrap().set_len((1 << 40) + 32).unwrap();
+    let mut agent = Command::new(env!("CARGO_BIN_EXE_recovery"));
+    let mut child = agent.args(["etcd", "status", text(&file)]).stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let mut far = || -> f64 {
+        let line = lines.next().unwrap();
+        let far = line.strip_prefix("checking: ").and_then(|rest| rest.strip_suffix(" MiB")).and_then(|far| far.parse().ok());
+        far.unwrap_or_else(|| panic!("{line:?}"))
+    };
+    let (first, second) = (far(), far());
+    assert!(0.0 < first && first < second, "{first}, {second}");
+    assert_eq!(stop(&mut child), Some(75));
+}
+
+#[test]
+fn how_far_it_is_stands_on_a_terminal_as_a_bar() {
+    let scratch = Scratch::new();
+    let (tree, file) = (scratch.path("tree"), scratch.path("a.tar.zst"));
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("large"), noise(1, 128 << 20)).unwrap();
+    pack(&tree, &file);
+    let agent = format!("{} --yes archive restore '{}' '{}'", env!("CARGO_BIN_EXE_recovery"), text(&file), text(&scratch.path("to")));
+    let mut terminal = Command::new("script");
+    terminal.args(["--quiet", "--return", "--command", &agent, "/dev/null"]);
+    let output = terminal.env("TERM", "xterm").stdin(Stdio::null()).output().unwrap();
+    let screen = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{screen:?}");
+    let (bar, report) = screen.rsplit_once('\u{1b}').unwrap_or_else(|| panic!("no terminal is driven: {screen:?}"));
+    assert!(bar.contains("restoring") && bar.contains("/128.00 MiB") && !bar.contains("restoring: "), "{screen:?}");
+    assert!(report.contains("1 created"), "{screen:?}");
 }
 
 #[test]
