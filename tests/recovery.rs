@@ -23,6 +23,8 @@ mod full_disk;
 mod hostile;
 #[path = "recovery/in_the_way.rs"]
 mod in_the_way;
+#[path = "recovery/journald.rs"]
+mod journald;
 #[path = "recovery/old_script.rs"]
 mod old_script;
 #[path = "recovery/one_command.rs"]

@@ -23,7 +23,7 @@ use crate::through::Ended;
 
 /// The programs. A file of the repository, because one that this process has just written cannot always be run: another thread may be
 /// forking at that moment, and its child holds it open ("text file busy").
-const TOOL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recovery/tool.sh");
+pub(crate) const TOOL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recovery/tool.sh");
 
 /// The node.
 pub(crate) struct Place {
