@@ -102,7 +102,7 @@ fn same_for_the_script(by_hand: &Path, exported: &Path) -> Result<()> {
 
 /// etcd's own tool takes the exported snapshot for one, and restores it: an etcd on that has every key of the backup.
 fn etcdutl_takes(node: &Node, cluster: &Path) -> Result<()> {
-    let name = names(cluster)?.into_iter().find(|name| name.starts_with("snapshot_") && name.ends_with(".db")).context("no snapshot")?;
+    let name = names(cluster)?.into_iter().find(|name| name.starts_with("snapshot_")).context("no snapshot")?;
     let (snapshot, scratch) = (cluster.join(name), tempfile::tempdir()?);
     let data = scratch.path().join("data");
     let manifest = json(node, &["show", "it"])?["manifest"].take();
