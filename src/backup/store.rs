@@ -92,7 +92,7 @@ pub struct Shown {
 pub struct Removed {
     /// Ids that are gone.
     pub removed: Vec<String>,
-    /// Ids of the good ones that stay, newest first.
+    /// Ids of those that stay, newest first; of [`prune`], the good ones.
     pub kept: Vec<String>,
     /// Deployments whose pin was dropped.
     pub unpinned: Vec<String>,
@@ -349,7 +349,8 @@ pub fn delete(node: &Node, dir: &RecoveryDir, wanted: &str, force: bool, progres
         (None, None) => return Err(no_such(dir, &found, wanted)),
     };
     remove(dir, &id)?;
-    let mut removed = Removed { removed: vec![id], ..Removed::default() };
+    let kept = found.backups.iter().map(|backup| backup.id.clone()).filter(|kept| *kept != id).collect();
+    let mut removed = Removed { removed: vec![id], kept, ..Removed::default() };
     finish(node, dir, &mut removed)?;
     Ok(removed)
 }
