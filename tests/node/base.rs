@@ -28,7 +28,8 @@ const SOURCES: [&str; 9] = [
     "tests/fixtures/oc",
 ];
 /// What only looks after a node does not make another base.
-const HARNESS: [&str; 8] = ["node.rs", "machine.rs", "inside.rs", "cgroup.rs", "variant.rs", "upgrade.rs", "command.rs", "mod.rs"];
+const HARNESS: [&str; 9] =
+    ["node.rs", "machine.rs", "inside.rs", "cgroup.rs", "variant.rs", "upgrade.rs", "command.rs", "mod.rs", "slots.rs"];
 /// For a build from nothing, on two busy cores.
 const BUILD: Limit = Limit::of(3600);
 const RECIPE: Limit = Limit::of(900);
@@ -38,7 +39,7 @@ fn here(path: &str) -> PathBuf {
 }
 
 /// The folder where what is built is kept.
-fn kept() -> PathBuf {
+pub(super) fn kept() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| here("target"), PathBuf::from).join("node")
 }
 
@@ -117,14 +118,20 @@ fn make(new: &Place, kind: Kind, programs: &Programs) -> Result<()> {
     let debian = debian()?;
     disk::with(new, |sysroot| install(sysroot, &debian, &new.dir().join("tree"), kind, programs))?;
     let variant = Variant { kind, ..Variant::default() };
-    let mut node = Node { place: new.clone(), variant, stay: Stay::WithMe, machine: None };
+    let mut node = Node { place: new.clone(), variant, stay: Stay::WithMe, machine: None, _slots: Vec::new() };
     node.boot()?;
     import(&node, programs)?;
     node.wait_api()?;
     super::cluster::fill(&node)?;
     node.power_off()?;
-    // The disk is copied for each node: what was written and removed again is not.
-    disk::with(new, |sysroot| checked(Command::new("fstrim").arg(sysroot), RECIPE).map(drop))?;
+    disk::with(new, |sysroot| {
+        // A node's log begins with its own first boot.
+        for log in std::fs::read_dir(Root::only(sysroot)?.path("/var/log/journal"))? {
+            std::fs::remove_dir_all(log?.path())?;
+        }
+        // The disk is copied for each node: what was written and removed again is not.
+        checked(Command::new("fstrim").arg(sysroot), RECIPE).map(drop)
+    })?;
     for leftover in [new.console(), new.boots(), new.power(), new.lock(), new.dir().join("machine.log")] {
         let _ = std::fs::remove_file(leftover);
     }
@@ -188,9 +195,11 @@ fn commit(sysroot: &Path, tree: &Path, release: &Release) -> Result<()> {
     checked(&mut commit, RECIPE).map(drop)
 }
 
-/// What an installer leaves in `/etc` and `/var`.
+/// What an installer leaves in `/etc` and `/var`. With `/var/log/journal` the log outlives a boot, as on RHCOS.
 fn settle(root: &Root, kind: Kind) -> Result<()> {
-    for folder in ["home", "opt", "srv", "mnt", "roothome", "usrlocal/bin", "recovery", "lib/kubelet", "lib/etcd", "log/pods"] {
+    for folder in
+        ["home", "opt", "srv", "mnt", "roothome", "usrlocal/bin", "recovery", "lib/kubelet", "lib/etcd", "log/pods", "log/journal"]
+    {
         std::fs::create_dir_all(root.path("/var/").join(folder))?;
     }
     for private in ["/var/lib/etcd", "/var/recovery"] {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 
 use super::command::{Limit, checked};
@@ -46,7 +47,12 @@ pub fn with<T: Send>(place: &Place, work: impl FnOnce(&Path) -> Result<T> + Send
         let at = place.sysroot();
         mount(&place.disk(), &at)?;
         let done = work(&at);
-        let off = unmount(&at, UnmountFlags::empty()).context("unmounting the disk");
+        // A process that another thread has just started holds this namespace until it has one of its own.
+        let busy = || match unmount(&at, UnmountFlags::empty()) {
+            Err(Errno::BUSY) => Ok(None),
+            unmounted => unmounted.map(Some).context("unmounting the disk"),
+        };
+        let off = LIMIT.wait("the disk to be free", busy, || "something still has a file of it open".to_owned());
         done.and_then(|done| off.map(|()| done))
     };
     std::thread::scope(|scope| scope.spawn(mounted).join())

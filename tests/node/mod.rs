@@ -39,11 +39,13 @@ pub mod release;
 pub mod root;
 #[path = "../support/pki.rs"]
 pub mod signer;
+pub mod slots;
 #[path = "../support/subject.rs"]
 pub mod subject;
 pub mod upgrade;
 pub mod variant;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::OnceLock;
@@ -73,6 +75,8 @@ pub struct Node {
     variant: Variant,
     stay: Stay,
     machine: Option<Child>,
+    /// What keeps other nodes off, for as long as this one is there.
+    _slots: Vec<File>,
 }
 
 impl Node {

@@ -84,7 +84,7 @@ enum Verb {
 
 fn main() -> Result<ExitCode> {
     match Arguments::parse().verb {
-        Verb::Up { dir, variant } => Node::make(&dir, &variant, Stay::Forever).map(drop)?,
+        Verb::Up { dir, variant } => Node::up_to_stay(&dir, &variant).map(drop)?,
         Verb::Boot { dir } => Node::at(&dir, Stay::Forever)?.boot()?,
         Verb::In { dir, command } => {
             let words: Vec<&str> = command.iter().map(String::as_str).collect();

@@ -1,5 +1,6 @@
 //! Nodes that differ from the standard one.
 
+use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 use std::str::FromStr;
@@ -12,7 +13,7 @@ use super::command::{Limit, checked};
 use super::place::Place;
 use super::release::{AFTER, BEFORE, Kind};
 use super::root::Root;
-use super::{Node, Stay, base, disk};
+use super::{Node, Stay, base, disk, slots};
 
 const OSTREE: Limit = Limit::of(120);
 
@@ -69,13 +70,23 @@ impl FromStr for Variant {
 }
 
 impl Node {
-    /// Makes a node in `dir`, turns it on, and waits until it is Ready. It is off when this process ends or it is dropped.
+    /// Makes a node in `dir`, turns it on, and waits until it is Ready. It is off when this process ends or it is dropped. At most two are
+    /// there at once: a third one waits first.
     pub fn up(dir: &Path, variant: &Variant) -> Result<Self> {
-        Self::make(dir, variant, Stay::WithMe)
+        Self::make(dir, variant, Stay::WithMe, slots::one()?)
     }
 
-    /// The same, staying on as long as is asked for.
-    pub fn make(dir: &Path, variant: &Variant, stay: Stay) -> Result<Self> {
+    /// The same, with no other node beside it: for what is measured.
+    pub fn up_alone(dir: &Path, variant: &Variant) -> Result<Self> {
+        Self::make(dir, variant, Stay::WithMe, slots::all()?)
+    }
+
+    /// The same, which stays on until somebody turns it off, whatever else is on.
+    pub fn up_to_stay(dir: &Path, variant: &Variant) -> Result<Self> {
+        Self::make(dir, variant, Stay::Forever, Vec::new())
+    }
+
+    fn make(dir: &Path, variant: &Variant, stay: Stay, slots: Vec<File>) -> Result<Self> {
         let place = Place::new(dir)?;
         ensure!(!place.disk().exists(), "there is a node in {} already: `node down` removes it", dir.display());
         std::fs::create_dir_all(place.dir()).with_context(|| format!("making {}", dir.display()))?;
@@ -87,7 +98,7 @@ impl Node {
         if variant.etcd_mount || variant.extra_manifest || variant.standbys > 0 {
             disk::with(&place, |sysroot| differ(sysroot, &place, variant))?;
         }
-        let mut node = Self { place, variant: variant.clone(), stay, machine: None };
+        let mut node = Self { place, variant: variant.clone(), stay, machine: None, _slots: slots };
         node.boot()?;
         node.wait_well()?;
         match variant.ahead {
@@ -102,7 +113,7 @@ impl Node {
     pub fn at(dir: &Path, stay: Stay) -> Result<Self> {
         let place = Place::existing(dir)?;
         let variant = std::fs::read(place.variant()).context("reading which node this is")?;
-        Ok(Self { variant: serde_json::from_slice(&variant)?, place, stay, machine: None })
+        Ok(Self { variant: serde_json::from_slice(&variant)?, place, stay, machine: None, _slots: Vec::new() })
     }
 
     /// Removes it with everything, turning it off first.
