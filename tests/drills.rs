@@ -13,6 +13,8 @@ mod image;
 mod job;
 #[path = "drills/jobs.rs"]
 mod jobs;
+#[path = "drills/moment.rs"]
+mod moment;
 #[path = "drills/old_flags.rs"]
 mod old_flags;
 #[path = "drills/one_command.rs"]

@@ -1,15 +1,15 @@
-//! What the drills of a recovery have in common: the agent on the node, its journal as it grows, what there was before, and what is
-//! looked at afterwards.
+//! What the drills of a recovery have in common: the agent on the node, what there was before, and what is looked at afterwards.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use recovery::recovery::{Outcome, RunReport};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::node::{Done, Limit, Node, Variant};
+use super::moment::journal;
+use super::node::release::{BEFORE, COMPONENTS};
+use super::node::{Done, Kind, Limit, Node, Variant, cluster};
 
 /// The agent on the node.
 pub(crate) const AGENT: &str = "/var/recovery/recovery";
@@ -21,18 +21,28 @@ pub(crate) const UNIT: &str = "recovery-resume.service";
 const CALL: Limit = Limit::of(300);
 /// From the reboot that a recovery asks for to its end.
 const RECOVERED: Limit = Limit::of(480);
-/// Between two looks at the journal of a run: what is to be cut short may take no longer than a few of these.
-const GLANCE: Duration = Duration::from_millis(1);
+/// For an API server that has just started, and refuses once or twice what it serves a moment later.
+const MOMENT: Limit = Limit::of(30);
 
 /// Kinds of objects that nothing but a person or a release changes: neither kubelet nor a controller writes them while all is well.
 const KINDS: &str = "namespaces,configmaps,secrets,serviceaccounts,clusterroles,clusterrolebindings,roles,rolebindings,\
                      customresourcedefinitions,priorityclasses,persistentvolumes";
+/// Kinds whose status controllers write: what was asked for, and which object it is, stay the same.
+const RUN_BY_CONTROLLERS: &str = "deployments,jobs";
 
 /// A node of this variant, with the agent on it. It is gone with the directory.
 pub(crate) fn up(variant: &str) -> Result<(Node, tempfile::TempDir)> {
+    up_by(Node::up, variant)
+}
+
+/// The same, with no other node beside it.
+pub(crate) fn up_alone(variant: &str) -> Result<(Node, tempfile::TempDir)> {
+    up_by(Node::up_alone, variant)
+}
+
+fn up_by(up: impl Fn(&Path, &Variant) -> Result<Node>, variant: &str) -> Result<(Node, tempfile::TempDir)> {
     let dir = tempfile::tempdir()?;
-    let variant: Variant = variant.parse()?;
-    let node = Node::up(&dir.path().join("node"), &variant)?;
+    let node = up(&dir.path().join("node"), &variant.parse()?)?;
     node.install(Path::new(env!("CARGO_BIN_EXE_recovery")))?;
     Ok((node, dir))
 }
@@ -74,22 +84,48 @@ pub(crate) struct Before {
     units: String,
     images: String,
     unit_files: String,
+    revisions: Vec<(String, i64)>,
 }
 
-/// Writes an object, takes a backup, writes another one.
+/// Writes objects, takes a backup, writes others.
 pub(crate) fn back_up(node: &Node) -> Result<Before> {
     node.kubectl(&["create", "configmap", "written-before", "--from-literal=word=kept"])?;
+    node.apply(&[deployment_without_pods(), job_that_waits()])?;
+    node.kubectl(&["wait", "deployment/written-before", "--for=jsonpath={.status.observedGeneration}=1", "--timeout=30s"])?;
     let report: Value = serde_json::from_str(&ok(node, &["backup", "--json"])?).context("reading the backup's report")?;
     let backup = report["manifest"]["id"].as_str().with_context(|| format!("the backup has no id: {report}"))?.to_owned();
-    let before = Before { backup, objects: objects(node)?, units: units(node)?, images: images(node)?, unit_files: unit_files(node)? };
+    let (objects, units, images, unit_files) = (objects(node)?, units(node)?, images(node)?, unit_files(node)?);
+    let before = Before { backup, objects, units, images, unit_files, revisions: revisions(node)? };
     node.kubectl(&["create", "configmap", "written-after", "--from-literal=word=lost"])?;
     node.kubectl(&["create", "namespace", "made-after"])?;
-    node.kubectl(&["delete", "configmap", "written-before"])?;
+    node.kubectl(&["delete", "configmap,deployment,job", "written-before"])?;
     Ok(before)
 }
 
+/// What pods come back as is another drill's.
+fn deployment_without_pods() -> Value {
+    let labels = json!({"app": "written-before"});
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "written-before", "namespace": "default"},
+        "spec": {"replicas": 0, "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod()}},
+    })
+}
+
+fn job_that_waits() -> Value {
+    let mut pod = pod();
+    pod["restartPolicy"] = json!("Never");
+    json!({
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "written-before", "namespace": "default"},
+        "spec": {"suspend": true, "template": {"spec": pod}},
+    })
+}
+
+fn pod() -> Value {
+    json!({"containers": [{"name": "pause", "image": BEFORE.image("pause"), "imagePullPolicy": "IfNotPresent"}]})
+}
+
 impl Before {
-    /// Everything is as it was: objects, units, images, kubelet, pods. Operators' new revisions are their own.
+    /// Everything is as it was: objects, units, images, kubelet, pods. Operators' new revisions are their own, and each has one.
     pub(crate) fn is_back(&self, node: &Node) -> Result<()> {
         node.wait_well()?;
         ensure!(!node.exists(HOLD)?, "the hold on kubelet is still there");
@@ -106,7 +142,17 @@ impl Before {
         let of_a_revision = |name: &str| name.starts_with("ConfigMap openshift-") && name.contains("-pod-");
         differences.extend(now.keys().filter(|name| !self.objects.contains_key(*name) && !of_a_revision(name)).cloned());
         ensure!(differences.is_empty(), "not as before:\n{}", differences.join("\n"));
-        ensure!(now.contains_key("ConfigMap default/written-before") && !now.contains_key("ConfigMap default/written-after"));
+        for kind in ["ConfigMap", "Deployment", "Job"] {
+            ensure!(now.contains_key(&format!("{kind} default/written-before")), "there was no {kind} to be brought back");
+        }
+        let now_at = revisions(node)?;
+        let rose = self.revisions.iter().zip(&now_at).all(|((operator, was), (same, is))| operator == same && is > was);
+        ensure!(
+            rose && now_at.len() == self.revisions.len(),
+            "not every operator has a new revision: {:?}, now {now_at:?}",
+            self.revisions
+        );
+        ensure!(!now.contains_key("ConfigMap default/written-after"), "what was written after the backup is still there");
         let (was, is) = (&self.units, units(node)?);
         ensure!(*was == is, "the units were\n{was}\nand are\n{is}");
         let (was, is) = (&self.unit_files, unit_files(node)?);
@@ -119,17 +165,48 @@ impl Before {
     }
 }
 
-/// Every object of [`KINDS`], as the API has it: unchanged is what is equal to the last byte, version included.
+/// Every object of [`KINDS`] and, on OpenShift, the cluster's version, as the API has it: unchanged is what is equal to the last byte, version
+/// included. Of [`RUN_BY_CONTROLLERS`] without what these write.
 fn objects(node: &Node) -> Result<BTreeMap<String, Value>> {
-    let list = node.get(&[KINDS, "--all-namespaces"])?;
+    let more = if node.kind() == Kind::OpenShift { ",clusterversions" } else { "" };
+    let list = asked(node, &["get", "--output=json", &format!("{KINDS}{more},{RUN_BY_CONTROLLERS}"), "--all-namespaces"])?;
+    let list: Value = serde_json::from_str(&list).context("reading the list of objects")?;
     let mut objects = BTreeMap::new();
     for object in list["items"].as_array().context("no list")? {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let (namespace, name) = (text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"]));
-        objects.insert(format!("{} {namespace}/{name}", text(&object["kind"])), object.clone());
+        let (kind, namespace, name) = (text(&object["kind"]), text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"]));
+        let mut object = object.clone();
+        if ["Deployment", "Job"].contains(&kind.as_str()) {
+            for (parent, written) in [("", "status"), ("/metadata", "resourceVersion"), ("/metadata", "managedFields")] {
+                object.pointer_mut(parent).and_then(Value::as_object_mut).and_then(|parent| parent.shift_remove(written));
+            }
+        }
+        objects.insert(format!("{kind} {namespace}/{name}"), object);
     }
     ensure!(objects.len() > 50, "a cluster has more than {} objects", objects.len());
     Ok(objects)
+}
+
+/// What kubectl prints, asked again for a moment when it fails.
+fn asked(node: &Node, args: &[&str]) -> Result<String> {
+    let mut last = String::new();
+    let look = || Ok(node.kubectl(args).map_err(|error| last = format!("{error:#}")).ok());
+    let answer = MOMENT.wait("an answer of the API server", look, String::new);
+    answer.with_context(|| last)
+}
+
+/// The revision of each operator that the node runs; none without operators.
+fn revisions(node: &Node) -> Result<Vec<(String, i64)>> {
+    if node.kind() != Kind::OpenShift {
+        return Ok(Vec::new());
+    }
+    let revision = |component: &str| {
+        let resource = cluster::operator_resource(component);
+        let operator: Value = serde_json::from_str(&asked(node, &["get", "--output=json", &resource, "cluster"])?)?;
+        let revision = operator["status"]["nodeStatuses"][0]["currentRevision"].as_i64();
+        Ok((resource, revision.with_context(|| format!("{component} has no revision: {}", operator["status"]))?))
+    };
+    COMPONENTS.into_iter().map(revision).collect()
 }
 
 fn units(node: &Node) -> Result<String> {
@@ -142,35 +219,6 @@ fn unit_files(node: &Node) -> Result<String> {
 
 fn images(node: &Node) -> Result<String> {
     node.run(&["sh", "-c", "crictl images --quiet --no-trunc | sort"])
-}
-
-/// The lines of the journal of the open run so far, read without the node's help; none when there is no run.
-pub(crate) fn journal(node: &Node) -> Result<Vec<Value>> {
-    let leader = node.power()?.leader.context("the node is off")?;
-    let text = std::fs::read_to_string(format!("/proc/{leader}/root/var/recovery/progress")).unwrap_or_default();
-    // The last line may be half written.
-    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
-}
-
-/// An event of the journal: `resume etcd-data step-done`.
-pub(crate) fn said(line: &Value) -> String {
-    let word = |name: &str| line[name].as_str().unwrap_or_default();
-    format!("{} {} {}", word("phase"), word("step"), word("event"))
-}
-
-/// Waits, looking all the time, until the journal has this event.
-pub(crate) fn wait_event(node: &Node, event: &str, limit: Limit) -> Result<()> {
-    let end = Instant::now() + limit.0;
-    loop {
-        let journal = journal(node).unwrap_or_default();
-        if journal.iter().any(|line| said(line) == event) {
-            return Ok(());
-        }
-        if Instant::now() > end {
-            bail!("`{event}` does not come; the last that came is {:?}", journal.last().map(said));
-        }
-        std::thread::sleep(GLANCE);
-    }
 }
 
 /// Waits until so many runs are in the history, and none is open; the report of the one that ended last, which is finished.
@@ -191,12 +239,8 @@ pub(crate) fn wait_recovered(node: &Node, runs: usize) -> Result<RunReport> {
         Ok(None)
     };
     let newest = RECOVERED.wait("the recovery to end", look, || format!("{:?}\n{}", journal(node).ok(), node.explain()))?;
-    let ready = node.kubectl(&[
-        "get",
-        "nodes",
-        "--output",
-        r#"jsonpath={range .items[*].status.conditions[?(@.type=="Ready")]}{.status} {.lastHeartbeatTime}{end}"#,
-    ])?;
+    let condition = r#"jsonpath={range .items[*].status.conditions[?(@.type=="Ready")]}{.status} {.lastHeartbeatTime}{end}"#;
+    let ready = asked(node, &["get", "nodes", "--output", condition])?;
     let report: RunReport = serde_json::from_str(&node.read(&newest)?).with_context(|| format!("reading {newest}"))?;
     // What an etcd that was restored holds of the node is as old as the backup.
     let (status, reported) = ready.split_once(' ').context("the node has no condition Ready")?;
@@ -238,14 +282,28 @@ pub(crate) fn is_accounted_for(node: &Node, before: &Before, report: &RunReport,
     Ok(())
 }
 
+/// What the container runtime has logged in all boots of the node, of each of which there is a log.
+pub(crate) fn runtime_log(node: &Node) -> Result<Vec<String>> {
+    let fields = ["--output=json", "--output-fields=MESSAGE,_BOOT_ID", "--no-pager"];
+    let text = node.run(&[&["journalctl", "--unit=crio", "--unit=containerd"][..], &fields].concat())?;
+    let (mut boots, mut messages) = (BTreeSet::new(), Vec::new());
+    for line in text.lines() {
+        let entry: Value = serde_json::from_str(line).context("reading the runtime's log")?;
+        boots.insert(entry["_BOOT_ID"].to_string());
+        messages.push(entry["MESSAGE"].as_str().unwrap_or_default().to_owned());
+    }
+    ensure!(boots.len() == node.boots()? as usize, "the runtime's log is of {} boots of {}", boots.len(), node.boots()?);
+    Ok(messages)
+}
+
 /// No image was pulled since the node was made, by what the container runtime logs and kubelet reports; and that log would show it.
 pub(crate) fn nothing_was_pulled(node: &Node) -> Result<()> {
-    let pulls = || node.run(&["sh", "-c", "journalctl --unit=crio --unit=containerd --output=cat --no-pager | grep -c PullImage || true"]);
-    let count = pulls()?;
-    ensure!(count.trim() == "0", "the container runtime has pulled {} times", count.trim());
+    let pulls = || Ok::<_, anyhow::Error>(runtime_log(node)?.into_iter().filter(|line| line.contains("PullImage")).collect::<Vec<_>>());
+    let pulled = pulls()?;
+    ensure!(pulled.is_empty(), "the container runtime has pulled: {pulled:?}");
     let events = node.kubectl(&["get", "events", "--all-namespaces", "--output=name", "--field-selector=reason=Pulling"])?;
     ensure!(events.trim().is_empty(), "kubelet has pulled: {events}");
     ensure!(!node.exec(&["crictl", "pull", "registry.test/release/none:1"], CALL)?.status.success());
-    ensure!(pulls()?.trim() != "0", "a pull is not in the log that was looked at");
+    ensure!(!pulls()?.is_empty(), "a pull is not in the log that was looked at");
     Ok(())
 }

@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
+use super::hands::runtime_log;
 use super::jobs::{self, Job};
 use super::node::image::Image;
 use super::node::release::BEFORE;
@@ -11,6 +12,8 @@ use super::node::{Broken, Limit, Node, Variant};
 const AGENT: &str = "/var/recovery/recovery";
 /// In use when the backup is taken, and gone when it is restored.
 const GONE: &str = "registry.test/site/gone:1";
+/// Where the node says which worker may end; no backup holds it.
+const LET: &str = "/var/tmp/let";
 const RECOVERY: Limit = Limit::of(240);
 
 fn deployment(name: &str, image: &str) -> Value {
@@ -23,22 +26,30 @@ fn deployment(name: &str, image: &str) -> Value {
     })
 }
 
-/// Half a minute of work, with the node's own `sleep`.
-fn sleeper(name: &str) -> Value {
-    let paths = [("/usr", "/usr"), ("/usr/lib", "/lib"), ("/usr/lib64", "/lib64")];
+/// At work until a person lets it end, with the node's own shell.
+fn worker(name: &str) -> Value {
+    let paths = [("/usr", "/usr"), ("/usr/lib", "/lib"), ("/usr/lib64", "/lib64"), (LET, "/let")];
     let volume = |path: &str| path.replace('/', "v");
+    let work = format!("until test -e /let/{name}-end; do sleep 1; done");
     let pod = json!({
         "restartPolicy": "Never", "terminationGracePeriodSeconds": 1,
         "containers": [{
-            "name": name, "image": BEFORE.image("pause"), "command": ["/usr/bin/sleep", "30"],
+            "name": name, "image": BEFORE.image("pause"), "command": ["/usr/bin/sh", "-c", work], "env": [{"name": "PATH", "value": "/usr/bin"}],
             "volumeMounts": paths.map(|(path, inside)| json!({"name": volume(path), "mountPath": inside})),
         }],
-        "volumes": paths.map(|(path, _)| json!({"name": volume(path), "hostPath": {"path": path}})),
+        "volumes": paths.map(|(path, _)| json!({"name": volume(path), "hostPath": {"path": path, "type": "DirectoryOrCreate"}})),
     });
     json!({
         "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, "namespace": "default"},
         "spec": {"template": {"metadata": {"labels": {"app": name}}, "spec": pod}},
     })
+}
+
+/// The API has it that the Job has one pod at work.
+fn is_at_work(node: &Node, job: &str) -> Result<()> {
+    let status = node.get(&["job", job])?["status"].clone();
+    ensure!(status["active"] == 1 && status["completionTime"].is_null(), "the Job {job} is not at work: {status}");
+    Ok(())
 }
 
 /// An image of its own: what two names share is not gone while one of them is there.
@@ -73,12 +84,16 @@ fn pods_are_back(node: &Node, asker: &Job<'_>, at_work: &str) -> Result<()> {
     let bridge = node.read("/etc/cni/net.d/10-bridge.conflist")?;
     let network = address.rsplit_once('.').map_or("", |(network, _)| network);
     ensure!(!network.is_empty() && bridge.contains(network), "the pod has the address {address}: {bridge}");
+    // At work when the backup was taken: it begins again, and comes to its end.
+    node.wait_containers(&[at_work])?;
+    is_at_work(node, at_work)?;
+    node.put(&format!("{LET}/{at_work}-end"), b"", 0o644)?;
     Job::of(node, "default", at_work).completes()?;
     let waiting = "jsonpath={.items[*].status.containerStatuses[*].state.waiting.reason}";
     let get = ["kubectl", "get", "pods", "--selector=app=gone", "--output", waiting];
     node.wait_output("the pod without an image to say so", &get, |text| text.contains("ImagePull"))?;
-    let pulls = node.run(&["sh", "-c", "journalctl --boot --unit=containerd --no-pager --output=cat | grep PullImage"])?;
-    ensure!(pulls.lines().all(|line| line.contains(GONE)), "something was to be pulled: {pulls}");
+    let pulls: Vec<String> = runtime_log(node)?.into_iter().filter(|line| line.contains("PullImage")).collect();
+    ensure!(!pulls.is_empty() && pulls.iter().all(|line| line.contains(GONE)), "pulled, or tried to: {pulls:?}");
     Ok(())
 }
 
@@ -88,25 +103,27 @@ fn pods_come_back_with_the_node_and_the_job_of_the_backup_is_complete() -> Resul
     let node = Node::up(&dir.path().join("node"), &"kubeadm".parse::<Variant>()?)?;
     jobs::import_image(&node)?;
     import_the_image_that_goes(&node)?;
-    node.apply(&[deployment("web", &BEFORE.image("pause")), deployment("gone", GONE), sleeper("sleeper-1")])?;
-    for pod in ["app=web", "app=gone", "app=sleeper-1"] {
+    node.apply(&[deployment("web", &BEFORE.image("pause")), deployment("gone", GONE), worker("worker-1")])?;
+    for pod in ["app=web", "app=gone", "app=worker-1"] {
         node.wait_pods("default", pod)?;
     }
     let hub = Job::of_the_hub(&node, "backup-hub", 300)?;
     hub.completes()?;
+    is_at_work(&node, "worker-1")?;
 
     node.upgrade(Broken::ApiServer)?;
     node.run(&["crictl", "rmi", GONE])?;
     let done = node.exec(&[AGENT, "recover", "--yes"], RECOVERY)?;
     ensure!(done.stderr.contains(GONE), "the plan does not name the image that is gone: {}", done.stderr);
     recovered(&node)?;
-    pods_are_back(&node, &hub, "sleeper-1")?;
+    pods_are_back(&node, &hub, "worker-1")?;
 
     // Once more, from a backup of the packaged Job, one phase at a time.
-    node.apply(&[sleeper("sleeper-2")])?;
-    node.wait_pods("default", "app=sleeper-2")?;
+    node.apply(&[worker("worker-2")])?;
+    node.wait_pods("default", "app=worker-2")?;
     let packaged = Job::packaged(&node, "backup-packaged", 300)?;
     packaged.completes()?;
+    is_at_work(&node, "worker-2")?;
     node.exec(&[AGENT, "restore-files", "--yes", "--step"], RECOVERY)?.checked()?;
     node.reboot()?;
     node.exec(&[AGENT, "resume", "--step"], RECOVERY)?.checked()?;
@@ -117,6 +134,6 @@ fn pods_come_back_with_the_node_and_the_job_of_the_backup_is_complete() -> Resul
     ensure!(late.log()?.contains("a recovery is in progress"), "{}", late.log()?);
     node.exec(&[AGENT, "resume"], RECOVERY)?.checked()?;
     recovered(&node)?;
-    pods_are_back(&node, &packaged, "sleeper-2")?;
+    pods_are_back(&node, &packaged, "worker-2")?;
     node.down()
 }

@@ -4,23 +4,28 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::hands::{self, HOLD, agent, back_up, journal, said, wait_event, wait_recovered};
+use super::hands::{self, HOLD, agent, back_up, wait_recovered};
+use super::moment::{Stopped, inside, journal, said};
 use super::node::{Broken, Limit, Node};
 
 /// Files in `/etc` that make its restore take long enough to be cut short: so many of so many MiB.
 const BALLAST: (u32, u32) = (300, 1);
+/// So many of them have to be there when it is.
+const BEGUN: usize = 10;
 const SOON: Limit = Limit::of(120);
 
-/// The boot that is running.
-fn boot_id(node: &Node) -> Result<String> {
-    Ok(node.read("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+/// Cuts the power. The journal of the run at that moment: what is stopped writes no more.
+fn cut(node: &mut Node, _: Stopped) -> Result<Vec<Value>> {
+    let journal = journal(node)?;
+    node.kill()?;
+    Ok(journal)
 }
 
-/// On again after a cut: systemd came to kubelet and left it alone, because of the hold. Whether it was still so when it was asked, in a boot
-/// in which the hold is lifted.
-fn boot_again(node: &mut Node, boots: &mut Vec<String>) -> Result<bool> {
+/// On again after a cut: systemd comes to kubelet and leaves it alone, because of the hold. The agent is stopped while that is looked at, so that
+/// it neither lifts the hold nor reboots meanwhile. Whether the hold was there.
+fn boot_again(node: &mut Node) -> Result<bool> {
     node.boot()?;
-    boots.push(boot_id(node)?);
+    let agent = Stopped::when(node, "the unit's agent", SOON, || true)?;
     let properties = ["ActiveState", "ConditionResult", "ConditionTimestampMonotonic"].map(|name| format!("--property={name}"));
     let argv = [&["systemctl", "show", "kubelet.service"][..], &properties.each_ref().map(String::as_str)].concat();
     let come_to = || Ok(Some(node.run(&argv)?).filter(|shown| !shown.contains("Monotonic=0")));
@@ -28,27 +33,44 @@ fn boot_again(node: &mut Node, boots: &mut Vec<String>) -> Result<bool> {
     let held = node.exists(HOLD)?;
     let left_alone = shown.contains("ActiveState=inactive") && shown.contains("ConditionResult=no");
     ensure!(left_alone || !held, "the hold is there, and kubelet is\n{shown}");
+    agent.go_on()?;
     Ok(held)
 }
 
-/// Where the run stood when this boot ended: the last line that was written in it.
-fn last_of<'a>(journal: &'a [Value], boot: &str) -> Result<&'a Value> {
-    journal.iter().rfind(|line| line["boot"] == boot).with_context(|| format!("nothing was written in boot {boot}"))
-}
-
-/// When systemd started kubelet in a boot, seconds since 1970.
-fn kubelet_started_in(node: &Node, boot: &str) -> Result<Vec<f64>> {
+/// What systemd says of kubelet in the log of a boot, with the time in seconds since 1970.
+fn said_of_kubelet(node: &Node, boot: &str) -> Result<Vec<(f64, String)>> {
     let boot = format!("_BOOT_ID={}", boot.replace('-', ""));
     let lines = node.run(&["journalctl", "--unit=kubelet.service", "_PID=1", &boot, "--output=json", "--no-pager"])?;
-    let mut started = Vec::new();
-    for line in lines.lines() {
+    let entry = |line: &str| {
         let line: Value = serde_json::from_str(line)?;
-        if line["MESSAGE"].as_str().is_some_and(|message| message.starts_with("Started ")) {
-            let at = line["__REALTIME_TIMESTAMP"].as_str().and_then(|at| at.parse::<f64>().ok());
-            started.push(at.context("an entry without a time")? / 1e6);
-        }
+        let at = line["__REALTIME_TIMESTAMP"].as_str().and_then(|at| at.parse::<f64>().ok()).context("an entry without a time")?;
+        Ok((at / 1e6, line["MESSAGE"].as_str().unwrap_or_default().to_owned()))
+    };
+    lines.lines().map(entry).collect()
+}
+
+/// In the log of every boot from this one on, systemd has come to kubelet and left it alone, and has not started it before the hold was lifted.
+fn kubelet_was_held(node: &Node, journal: &[Value], from: &Value) -> Result<()> {
+    let lifted = journal.iter().find(|line| said(line) == "resume lift-hold step-intent").context("the hold was never lifted")?;
+    let lifted: jiff::Timestamp = lifted["time"].as_str().unwrap_or_default().parse()?;
+    let mut boots: Vec<&str> = journal.iter().filter_map(|line| line["boot"].as_str()).collect();
+    boots.dedup();
+    let boots: Vec<&str> = boots.into_iter().skip_while(|boot| from != boot).collect();
+    // Those of three cuts, the one after the agent's own reboot, and the last.
+    ensure!(boots.len() >= 5, "the run was at work in the boots {boots:?}");
+    let mut started = Vec::new();
+    for boot in &boots {
+        let said = said_of_kubelet(node, boot)?;
+        ensure!(
+            said.iter().any(|(_, message)| message.contains("hold-kubelet")),
+            "boot {boot} has not left kubelet alone, or has no log: {said:?}"
+        );
+        started.extend(said.into_iter().filter(|(_, message)| message.starts_with("Started ")).map(|(at, _)| at));
     }
-    Ok(started)
+    let early = started.iter().filter(|at| **at < lifted.as_duration().as_secs_f64()).count();
+    ensure!(early == 0, "kubelet was started at {started:?}, before the hold was lifted at {lifted}");
+    ensure!(!started.is_empty(), "kubelet runs, and its start is not in the log that was looked at");
+    Ok(())
 }
 
 /// The whole journal of the run that has ended.
@@ -69,50 +91,39 @@ fn the_power_may_fail_at_every_bad_moment() -> Result<()> {
     // Of neither release any more: the restore has to write it all.
     node.run(&["rm", "--recursive", "/etc/ballast"])?;
     node.upgrade(Broken::ApiServer)?;
-    let (mut boots, first) = (vec![boot_id(&node)?], node.boots()?);
+    let first = node.boots()?;
 
     // Right after the reboot into the backup's deployment.
     agent(&node, &["recover", "--yes"])?;
     SOON.wait("the reboot", || Ok((node.boots()? > first && node.power()?.leader.is_some()).then_some(())), || node.explain())?;
     node.kill()?;
-    ensure!(boot_again(&mut node, &mut boots)?, "kubelet is not held");
+    ensure!(boot_again(&mut node)?, "kubelet is not held");
 
     // In the middle of the restore of /etc.
-    wait_event(&node, "restore-files etc step-intent", SOON)?;
-    std::thread::sleep(std::time::Duration::from_millis(400));
-    node.kill()?;
-    ensure!(boot_again(&mut node, &mut boots)?, "kubelet is not held");
+    let begun = || inside(&node, "etc/ballast").and_then(|dir| Ok(std::fs::read_dir(dir)?.count())).is_ok_and(|files| files >= BEGUN);
+    let stopped = Stopped::when(&node, "the restore of /etc", SOON, begun)?;
+    let in_etc = cut(&mut node, stopped)?;
+    ensure!(boot_again(&mut node)?, "kubelet is not held");
 
     // Between that and the reboot.
-    wait_event(&node, "restore-files etc step-done", SOON)?;
-    node.kill()?;
-    ensure!(boot_again(&mut node, &mut boots)?, "kubelet is not held");
+    let stopped = Stopped::at(&node, "restore-files etc step-done", SOON)?;
+    let before_the_reboot = cut(&mut node, stopped)?;
+    ensure!(boot_again(&mut node)?, "kubelet is not held");
 
     // After etcd is restored.
-    wait_event(&node, "resume etcd-data step-done", SOON)?;
-    let fourth = journal(&node)?.last().context("the journal is empty")?["boot"].as_str().unwrap_or_default().to_owned();
-    node.kill()?;
-    boots.push(fourth.clone());
-    boot_again(&mut node, &mut boots)?;
+    let stopped = Stopped::at(&node, "resume etcd-data step-done", SOON)?;
+    let in_resume = cut(&mut node, stopped)?;
+    boot_again(&mut node)?;
 
     let report = wait_recovered(&node, 1)?;
     before.is_back(&node)?;
     ensure!(node.run(&sums)? == ballast, "the files of /etc are others");
 
-    let lines = ended(&node, &report.run.id)?;
-    let at = |boot: &str| last_of(&lines, boot).map(said);
-    let cut = [at(&boots[1])?, at(&boots[2])?, at(&fourth)?];
-    eprintln!("the power failed after {cut:?}");
-    ensure!(cut[0] == "restore-files etc step-intent", "{cut:?}");
-    ensure!(cut[1].starts_with("restore-files ") && !cut[1].starts_with("restore-files etc step-intent"), "{cut:?}");
-    ensure!(cut[2].starts_with("resume ") && !cut[2].contains("kubelet step"), "{cut:?}");
-    let lifted = lines.iter().find(|line| said(line) == "resume lift-hold step-intent").context("the hold was never lifted")?;
-    let lifted: jiff::Timestamp = lifted["time"].as_str().unwrap_or_default().parse()?;
-    for boot in &boots[1..] {
-        let started = kubelet_started_in(&node, boot)?;
-        let early = started.iter().filter(|at| **at < lifted.as_duration().as_secs_f64()).count();
-        ensure!(early == 0, "boot {boot} has started kubelet at {started:?}, before the hold was lifted at {lifted}");
-    }
-    ensure!(!kubelet_started_in(&node, &boot_id(&node)?)?.is_empty(), "kubelet runs, and its start is not in the log that was looked at");
+    let cuts = [&in_etc, &before_the_reboot, &in_resume].map(|journal| journal.last().map(said).unwrap_or_default());
+    eprintln!("the power failed after {cuts:?}");
+    ensure!(cuts[0] == "restore-files etc step-intent", "{cuts:?}");
+    ensure!(cuts[1].starts_with("restore-files ") && cuts[1] != cuts[0], "{cuts:?}");
+    ensure!(cuts[2].starts_with("resume ") && !in_resume.iter().any(|line| said(line).starts_with("resume lift-hold")), "{cuts:?}");
+    kubelet_was_held(&node, &ended(&node, &report.run.id)?, &in_etc[in_etc.len() - 1]["boot"])?;
     node.down()
 }
