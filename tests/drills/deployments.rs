@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::hands::{self, back_up, ok, wait_recovered};
+use super::hands::{self, HOLD, back_up, fails, ok, wait_recovered};
 use super::node::release::{AFTER, BEFORE};
 use super::node::{Broken, Limit, Node};
 
@@ -19,6 +19,21 @@ fn action(node: &Node) -> Result<(String, usize)> {
     let all = report["deployments"].as_array().context("no deployments")?;
     eprintln!("{}", report["summary"]);
     Ok((report["action"]["do"].as_str().unwrap_or_default().to_owned(), all.len()))
+}
+
+/// Where a deployment stands in boot order.
+fn place(node: &Node, deployment: &str) -> Result<usize> {
+    let report: Value = serde_json::from_str(&ok(node, &["platform", "--json"])?)?;
+    let is_it = |one: &Value| format!("{}.{}", one["checksum"].as_str().unwrap_or_default(), one["serial"]) == deployment;
+    report["deployments"].as_array().and_then(|all| all.iter().position(is_it)).with_context(|| format!("no {deployment} in {report}"))
+}
+
+/// There is no way that the agent takes by itself: it says why and shows the table, and the node is as it was.
+fn is_refused(node: &Node, says: &[&str]) -> Result<()> {
+    fails(node, &["recover", "--yes"], 78, says)?;
+    ensure!(!node.exists(HOLD)? && !node.exists("/var/recovery/progress")?, "a refused recovery has begun");
+    ensure!(node.run(&["systemctl", "is-active", "kubelet"])?.trim() == "active");
+    Ok(())
 }
 
 /// Changes what a recovery has to take back.
@@ -71,12 +86,23 @@ fn whatever_stands_ahead_and_between_the_backups_deployment_comes_back() -> Resu
     before.is_back(&node)?;
     is_settled(&node, &target)?;
 
-    // Rolled back by hand already, and not rebooted yet.
+    // On the next release for good. Rolled back by hand, the node only has to reboot; rolled back once more, all is as it was.
     ostree(&node, &["admin", "deploy", "--os=rhcos", &AFTER.branch()])?;
     node.reboot()?;
     node.wait_well()?;
     change(&node)?;
-    node.run(&["rpm-ostree", "rollback"])?;
+    for expected in ["reboot", "roll-back"] {
+        node.run(&["rpm-ostree", "rollback"])?;
+        ensure!(action(&node)?.0 == expected, "{:?}", action(&node)?);
+    }
+    // Then somebody removes the backup's deployment: refused, and the table is shown.
+    let place = place(&node, &target)?;
+    ostree(&node, &["admin", "undeploy", &place.to_string()])?;
+    is_refused(&node, &["is gone; nothing is pinned", AFTER.version, "booted"])?;
+    // Deployed again it is pending and was never booted, and once it is pinned it can be trusted to stay.
+    ostree(&node, &["admin", "deploy", "--os=rhcos", &BEFORE.branch()])?;
+    is_refused(&node, &["is not pinned", BEFORE.version, AFTER.version, "pending"])?;
+    ostree(&node, &["admin", "pin", "0"])?;
     ensure!(action(&node)?.0 == "reboot", "{:?}", action(&node)?);
     hands::over_the_reboot(&node, &["recover", "--yes"])?;
     wait_recovered(&node, 3)?;
