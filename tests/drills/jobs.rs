@@ -130,6 +130,14 @@ impl<'n> Job<'n> {
         Ok(())
     }
 
+    /// Its deadline is over: waits until its pod is told to end, which one that is stopped does not hear.
+    pub(crate) fn is_overdue(&self) -> Result<()> {
+        let patch = json!({"spec": {"activeDeadlineSeconds": 1}}).to_string();
+        self.node.kubectl(&["patch", "job", &self.name, &self.place(), "--type=merge", "--patch", &patch])?;
+        let told = || Ok(self.pod()?["metadata"]["deletionTimestamp"].is_string().then_some(()));
+        MINUTES.wait(&format!("the pod of {} to be told to end", self.name), told, || self.node.explain())
+    }
+
     /// Its one pod.
     pub(crate) fn pod(&self) -> Result<Value> {
         let pods = self.node.get(&["pods", &self.place(), &format!("--selector=batch.kubernetes.io/job-name={}", self.name)])?;
