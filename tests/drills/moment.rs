@@ -65,10 +65,20 @@ impl Stopped {
 
     /// As soon as it is so and an agent is at work.
     pub(crate) fn when(node: &Node, what: &str, limit: Limit, is_so: impl Fn() -> bool) -> Result<Self> {
+        let mut known = Vec::new();
         wait(node, what, limit, || {
-            let agents = if is_so() { agents(node).ok()? } else { return None };
-            let stopped: Vec<Pid> = agents.into_iter().filter(|agent| kill_process(*agent, Signal::STOP).is_ok()).collect();
-            (!stopped.is_empty()).then_some(Self(stopped))
+            // Beforehand: finding them takes as long as a few steps.
+            known.retain(|agent| is_at_work(*agent));
+            if known.is_empty() {
+                known = agents(node).ok()?;
+            }
+            if !is_so() {
+                return None;
+            }
+            stop(&known);
+            let all = agents(node).ok()?;
+            stop(&all);
+            (!all.is_empty()).then_some(Self(all))
         })
     }
 
@@ -87,15 +97,25 @@ impl Stopped {
     }
 }
 
+fn stop(agents: &[Pid]) {
+    for agent in agents {
+        // It may have ended.
+        let _ = kill_process(*agent, Signal::STOP);
+    }
+}
+
+/// An agent that has ended may still be a zombie.
+fn is_at_work(pid: Pid) -> bool {
+    field(pid, "Name:").as_deref() == Some("recovery") && field(pid, "State:").is_some_and(|state| !state.starts_with('Z'))
+}
+
 /// The agents at work on the node, in its containers too, as this machine numbers them.
 fn agents(node: &Node) -> Result<Vec<Pid>> {
     let leader = node.power()?.leader.and_then(Pid::from_raw).context("the node is off")?;
     let mut agents = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else { continue };
-        if field(pid, "Name:").as_deref() == Some("recovery")
-            && std::iter::successors(Some(pid), |pid| parent(*pid)).any(|pid| pid == leader)
-        {
+        if is_at_work(pid) && std::iter::successors(Some(pid), |pid| parent(*pid)).any(|pid| pid == leader) {
             agents.push(pid);
         }
     }
