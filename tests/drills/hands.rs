@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::moment::journal;
 use super::node::release::{BEFORE, COMPONENTS};
-use super::node::{Done, Kind, Limit, Node, Variant, cluster};
+use super::node::{Done, Kind, Limit, Node, cluster};
 
 /// The agent on the node.
 pub(crate) const AGENT: &str = "/var/recovery/recovery";
@@ -32,17 +32,8 @@ const RUN_BY_CONTROLLERS: &str = "deployments,jobs";
 
 /// A node of this variant, with the agent on it. It is gone with the directory.
 pub(crate) fn up(variant: &str) -> Result<(Node, tempfile::TempDir)> {
-    up_by(Node::up, variant)
-}
-
-/// The same, with no other node beside it.
-pub(crate) fn up_alone(variant: &str) -> Result<(Node, tempfile::TempDir)> {
-    up_by(Node::up_alone, variant)
-}
-
-fn up_by(up: impl Fn(&Path, &Variant) -> Result<Node>, variant: &str) -> Result<(Node, tempfile::TempDir)> {
     let dir = tempfile::tempdir()?;
-    let node = up(&dir.path().join("node"), &variant.parse()?)?;
+    let node = Node::up(&dir.path().join("node"), &variant.parse()?)?;
     node.install(Path::new(env!("CARGO_BIN_EXE_recovery")))?;
     Ok((node, dir))
 }

@@ -14,14 +14,14 @@ const SLOTS: [&str; 2] = ["slot-0", "slot-1"];
 const QUEUE: &str = "slots";
 
 /// Room for one node; free again when the file is closed.
-pub fn one() -> Result<Vec<File>> {
+pub fn one() -> Result<File> {
     let kept = base::kept();
     let _queue = held(&kept, QUEUE)?;
     loop {
         for slot in SLOTS {
             let file = open(&kept, slot)?;
             if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                return Ok(vec![file]);
+                return Ok(file);
             }
         }
         std::thread::sleep(PAUSE);
@@ -29,10 +29,10 @@ pub fn one() -> Result<Vec<File>> {
 }
 
 /// All the room that there is.
-pub fn all() -> Result<Vec<File>> {
+pub fn both() -> Result<[File; 2]> {
     let kept = base::kept();
     let _queue = held(&kept, QUEUE)?;
-    SLOTS.iter().map(|slot| held(&kept, slot)).collect()
+    Ok([held(&kept, SLOTS[0])?, held(&kept, SLOTS[1])?])
 }
 
 fn held(kept: &Path, name: &str) -> Result<File> {

@@ -73,12 +73,13 @@ impl Node {
     /// Makes a node in `dir`, turns it on, and waits until it is Ready. It is off when this process ends or it is dropped. At most two are
     /// there at once: a third one waits first.
     pub fn up(dir: &Path, variant: &Variant) -> Result<Self> {
-        Self::make(dir, variant, Stay::WithMe, slots::one()?)
+        Self::make(dir, variant, Stay::WithMe, vec![slots::one()?])
     }
 
-    /// The same, with no other node beside it: for what is measured.
-    pub fn up_alone(dir: &Path, variant: &Variant) -> Result<Self> {
-        Self::make(dir, variant, Stay::WithMe, slots::all()?)
+    /// The same, with no other node beside it until the file is closed: for what is measured.
+    pub fn up_alone(dir: &Path, variant: &Variant) -> Result<(Self, File)> {
+        let [mine, other] = slots::both()?;
+        Ok((Self::make(dir, variant, Stay::WithMe, vec![mine])?, other))
     }
 
     /// The same, which stays on until somebody turns it off, whatever else is on.
