@@ -49,20 +49,22 @@ fn said_of_kubelet(node: &Node, boot: &str) -> Result<Vec<(f64, String)>> {
     lines.lines().map(entry).collect()
 }
 
-/// In the log of every boot from this one on, systemd has come to kubelet and left it alone, and has not started it before the hold was lifted.
+/// In the log of every boot from this one on that began with the hold, systemd has come to kubelet and left it alone, and in none has it started
+/// it before the hold was lifted.
 fn kubelet_was_held(node: &Node, journal: &[Value], from: &Value) -> Result<()> {
-    let lifted = journal.iter().find(|line| said(line) == "resume lift-hold step-intent").context("the hold was never lifted")?;
-    let lifted: jiff::Timestamp = lifted["time"].as_str().unwrap_or_default().parse()?;
+    let lifts = journal.iter().position(|line| said(line) == "resume lift-hold step-intent").context("the hold was never lifted")?;
+    let lifted: jiff::Timestamp = journal[lifts]["time"].as_str().unwrap_or_default().parse()?;
     let mut boots: Vec<&str> = journal.iter().filter_map(|line| line["boot"].as_str()).collect();
     boots.dedup();
     let boots: Vec<&str> = boots.into_iter().skip_while(|boot| from != boot).collect();
-    // Those of three cuts, the one after the agent's own reboot, and the last.
-    ensure!(boots.len() >= 5, "the run was at work in the boots {boots:?}");
+    // Those of three cuts, and the last; one more where the third cut came before the agent's own reboot.
+    ensure!(boots.len() >= 4, "the run was at work in the boots {boots:?}");
     let mut started = Vec::new();
     for boot in &boots {
         let said = said_of_kubelet(node, boot)?;
+        let held = journal[..lifts].iter().any(|line| line["boot"] == **boot);
         ensure!(
-            said.iter().any(|(_, message)| message.contains("hold-kubelet")),
+            !held || said.iter().any(|(_, message)| message.contains("hold-kubelet")),
             "boot {boot} has not left kubelet alone, or has no log: {said:?}"
         );
         started.extend(said.into_iter().filter(|(_, message)| message.starts_with("Started ")).map(|(at, _)| at));
@@ -123,7 +125,7 @@ fn the_power_may_fail_at_every_bad_moment() -> Result<()> {
     eprintln!("the power failed after {cuts:?}");
     ensure!(cuts[0] == "restore-files etc step-intent", "{cuts:?}");
     ensure!(cuts[1].starts_with("restore-files ") && cuts[1] != cuts[0], "{cuts:?}");
-    ensure!(cuts[2].starts_with("resume ") && !in_resume.iter().any(|line| said(line).starts_with("resume lift-hold")), "{cuts:?}");
+    ensure!(cuts[2].starts_with("resume "), "{cuts:?}");
     kubelet_was_held(&node, &ended(&node, &report.run.id)?, &in_etc[in_etc.len() - 1]["boot"])?;
     node.down()
 }
