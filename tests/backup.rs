@@ -8,6 +8,8 @@ pub mod real_etcd;
 
 #[path = "backup/legacy.rs"]
 mod legacy;
+#[path = "backup/manifests.rs"]
+mod manifests;
 #[path = "backup/place.rs"]
 mod place;
 #[path = "backup/store.rs"]

@@ -88,36 +88,3 @@ fn read_small(backup: &Path, name: &str, most: u64) -> Result<Vec<u8>> {
     }
     std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
 }
-
-#[cfg(test)]
-mod tests {
-    use super::manifest::{Etcd, Manifest, VERSION};
-    use crate::node::{identity::Identity, profile::Kind};
-    use std::collections::BTreeMap;
-
-    /// A manifest with nothing special in it.
-    pub(super) fn manifest(id: &str, sequence: u64) -> Manifest {
-        Manifest {
-            version: VERSION,
-            sequence,
-            id: id.to_owned(),
-            name: None,
-            labels: BTreeMap::new(),
-            asked_by: "user/0".to_owned(),
-            taken: jiff::Timestamp::UNIX_EPOCH,
-            agent: "0.1.0".to_owned(),
-            profile: Kind::OpenShift,
-            identity: Identity { machine_id: "m".to_owned(), node_name: "sno".to_owned(), root_ca: vec!["ca".to_owned()] },
-            boot_id: "b".to_owned(),
-            cluster: None,
-            deployment: None,
-            etcd: Etcd { version: None, revision: 7, keys: None, bytes: 1 },
-            operators: Vec::new(),
-            images: Vec::new(),
-            certificates_expire: None,
-            etc_excludes: Vec::new(),
-            managed_files: Vec::new(),
-            sizes: BTreeMap::new(),
-        }
-    }
-}

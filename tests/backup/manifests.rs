@@ -1,0 +1,44 @@
+//! What a backup says of itself, as it is written and read.
+
+use std::path::Path;
+
+use anyhow::Result;
+use recovery::backup::manifest::Manifest;
+use recovery::error::exit_code;
+
+use crate::manifest::plain;
+
+#[test]
+fn it_reads_what_it_wrote() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let written = plain("20260101T000000Z-4.16.8", 3);
+    written.write(dir.path())?;
+    assert_eq!(Manifest::read(dir.path())?, written);
+    Ok(())
+}
+
+#[test]
+fn another_version_an_unknown_field_and_garbage_are_refused() -> Result<()> {
+    let good = serde_json::to_value(plain("a", 1))?;
+    let mut newer = good.clone();
+    newer["version"] = 2.into();
+    newer["news"] = true.into();
+    let error = Manifest::parse(&serde_json::to_vec(&newer)?).unwrap_err();
+    assert_eq!(exit_code(&error), 65);
+    assert!(error.to_string().contains("version 2"), "{error}");
+    let mut unknown = good;
+    unknown["news"] = true.into();
+    let error = Manifest::parse(&serde_json::to_vec(&unknown)?).unwrap_err();
+    assert_eq!(exit_code(&error), 65);
+    assert!(error.to_string().contains("news"), "{error}");
+    assert_eq!(exit_code(&Manifest::parse(b"{").unwrap_err()), 65);
+    for pattern in ["../shadow", "/etc/shadow", ""] {
+        let mut impossible = plain("a", 1);
+        impossible.etc_excludes = vec![pattern.into()];
+        let error = Manifest::parse(&serde_json::to_vec(&impossible)?).unwrap_err();
+        assert_eq!(exit_code(&error), 65, "{pattern}");
+        assert!(error.to_string().contains("etc_excludes"), "{error}");
+    }
+    assert_eq!(exit_code(&Manifest::read(Path::new("/nowhere")).unwrap_err()), 65);
+    Ok(())
+}
