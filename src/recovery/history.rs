@@ -6,7 +6,6 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::journal::Reading;
-use super::machine::State;
 use super::status::RunStatus;
 use super::undo::Undo;
 use super::verbs::{Outcome, RunReport};
@@ -25,11 +24,9 @@ pub(super) fn readable(dir: &RecoveryDir) -> Result<Option<Reading>> {
     }
 }
 
-/// Puts a run that is over away: its report, then its journal, go to `history/`. Done again after a crash, it ends the same.
-pub(super) fn settle(dir: &RecoveryDir, reading: &Reading) -> Result<Outcome> {
-    let outcome = if reading.state == State::Abandoned { Outcome::Abandoned } else { Outcome::Finished };
-    close(dir, Some(reading.run()), &RunReport::of(reading, outcome))?;
-    Ok(outcome)
+/// Puts a run that is finished away: its report, then its journal, go to `history/`. Done again after a crash, it ends the same.
+pub(super) fn settle(dir: &RecoveryDir, reading: &Reading) -> Result<()> {
+    close(dir, Some(reading.run()), &RunReport::of(reading, Outcome::Finished))
 }
 
 /// The run that ended last, when its report can be read: for people, so that nothing is made of one that cannot.

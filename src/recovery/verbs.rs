@@ -180,7 +180,7 @@ pub(super) fn put_away(node: &Node, dir: &RecoveryDir, reading: &Reading, undo: 
     if reading.state == State::Abandoned {
         return abandon::put_away(node, dir, Some(reading), Some(undo), Units::Leave).map(|_| Outcome::Abandoned);
     }
-    history::settle(dir, reading)
+    history::settle(dir, reading).map(|()| Outcome::Finished)
 }
 
 /// From the step that places it to the one that lifts it, the hold is there, whoever took it away meanwhile. When somebody did, kubelet

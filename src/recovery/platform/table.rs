@@ -107,7 +107,7 @@ impl<T: Into<String>> From<T> for No {
 }
 
 /// rpm-ostree drops nothing that is pinned.
-fn is_pinned(why: &str, other: &Deployment) -> No {
+fn no_because_pinned(why: &str, other: &Deployment) -> No {
     let way =
         format!("`ostree admin pin --unpin {}` lets it be dropped, also if a later backup belongs to it; then run this again", other.index);
     No { why: format!("{why}: {}", short(other)), way: Some(way) }
@@ -128,7 +128,7 @@ fn decide(all: &[Deployment], target: &Target) -> Result<Action, No> {
         return Err(No { why: format!("{} of another stateroot boots next", short(other)), way: Some(way) });
     }
     if let Some(other) = ahead.iter().find(|d| d.pinned) {
-        return Err(is_pinned("something else is pinned and boots next", other));
+        return Err(no_because_pinned("something else is pinned and boots next", other));
     }
     if target.booted {
         return Ok(if ahead.is_empty() { Action::Nothing } else { Action::Drop { ahead } });
@@ -141,7 +141,7 @@ fn decide(all: &[Deployment], target: &Target) -> Result<Action, No> {
     }
     let between: Vec<Deployment> = all[running + 1..at].iter().filter(|d| d.stateroot == booted.stateroot).cloned().collect();
     match between.iter().find(|d| d.pinned) {
-        Some(other) => Err(is_pinned("something else is pinned before the backup's deployment", other)),
+        Some(other) => Err(no_because_pinned("something else is pinned before the backup's deployment", other)),
         None => Ok(Action::RollBack { ahead, between }),
     }
 }
