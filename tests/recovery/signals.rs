@@ -41,7 +41,8 @@ fn at_a_terminal(node: &Node, args: &[&str], strace: &str) -> Result<Command> {
     let agent = command(node, args)?;
     let words: Vec<_> = std::iter::once(agent.get_program()).chain(agent.get_args()).map(|word| format!("'{}'", word.display())).collect();
     let mut script = Command::new("script");
-    script.args(["--quiet", "--return", "--command", &format!("{strace} {}", words.join(" ")), "/dev/null"]);
+    // In place of the shell that runs it: one that stays would die of the same Ctrl-C, and its status would be told instead.
+    script.args(["--quiet", "--return", "--command", &format!("exec {strace} {}", words.join(" ")), "/dev/null"]);
     script.envs(agent.get_envs().filter_map(|(name, value)| Some((name, value?))));
     script.stdin(Stdio::piped()).stdout(Stdio::piped());
     Ok(script)
