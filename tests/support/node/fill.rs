@@ -57,9 +57,18 @@ impl Node {
         csr::request(&format!("system:node:{node}"), Some("system:nodes"), &[])
     }
 
-    /// Every key with its value, in order, once etcd serves.
+    /// Every key with its value, in order, once etcd serves them all: kubelet may be about to start it anew.
     pub fn keys(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        self.wait_etcd()?;
+        let mut keys = Err(anyhow::anyhow!("not read yet"));
+        let served = wait_for("etcd to serve its keys", || {
+            keys = self.read_keys();
+            Ok(keys.is_ok())
+        });
+        let keys = keys?;
+        served.map(|()| keys)
+    }
+
+    fn read_keys(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         self.with_etcd(async |client| {
             let (mut all, mut from) = (Vec::new(), vec![0_u8]);
             loop {
