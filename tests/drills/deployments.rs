@@ -59,7 +59,7 @@ fn is_settled(node: &Node, target: &str) -> Result<()> {
 
 #[test]
 fn whatever_stands_ahead_and_between_the_backups_deployment_comes_back() -> Result<()> {
-    let (node, _dir) = hands::up("kubeadm,etcd-mount,extra-manifest,standbys=2")?;
+    let (_dir, node) = hands::up("kubeadm,etcd-mount,extra-manifest,standbys=2")?;
     let target = node.power()?.deployment;
     let before = back_up(&node)?;
     // Once there is a backup, what stood behind goes: each holds a kernel in /boot.

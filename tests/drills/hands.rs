@@ -30,12 +30,12 @@ const KINDS: &str = "namespaces,configmaps,secrets,serviceaccounts,clusterroles,
 /// Kinds whose status controllers write: what was asked for, and which object it is, stay the same.
 const RUN_BY_CONTROLLERS: &str = "deployments,jobs";
 
-/// A node of this variant, with the agent on it. It is gone with the directory.
-pub(crate) fn up(variant: &str) -> Result<(Node, tempfile::TempDir)> {
+/// A node of this variant, with the agent on it, and the directory that is removed after it: what is dropped last stands first.
+pub(crate) fn up(variant: &str) -> Result<(tempfile::TempDir, Node)> {
     let dir = tempfile::tempdir()?;
     let node = Node::up(&dir.path().join("node"), &variant.parse()?)?;
     node.install(Path::new(env!("CARGO_BIN_EXE_recovery")))?;
-    Ok((node, dir))
+    Ok((dir, node))
 }
 
 /// The agent, however it ends.

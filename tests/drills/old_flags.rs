@@ -59,7 +59,7 @@ fn the_agent_has_approved(node: &Node) -> Result<()> {
 
 #[test]
 fn the_old_tools_way_works_twice_from_one_backup() -> Result<()> {
-    let (node, _dir) = hands::up("kubeadm")?;
+    let (_dir, node) = hands::up("kubeadm")?;
     let before = back_up(&node)?;
     node.upgrade(Broken::Etcd)?;
     // The old tool left the deployment to rpm-ostree, and so does its name.

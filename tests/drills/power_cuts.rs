@@ -83,7 +83,7 @@ fn ended(node: &Node, run: &str) -> Result<Vec<Value>> {
 
 #[test]
 fn the_power_may_fail_at_every_bad_moment() -> Result<()> {
-    let (mut node, _dir) = hands::up("kubeadm")?;
+    let (_dir, mut node) = hands::up("kubeadm")?;
     let (files, size) = BALLAST;
     let fill = format!("mkdir /etc/ballast; for n in $(seq {files}); do head --bytes={size}M /dev/urandom >/etc/ballast/$n; done");
     node.run(&["sh", "-c", &fill])?;

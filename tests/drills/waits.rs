@@ -60,7 +60,7 @@ fn status_line(status: &str) -> Result<&str> {
 
 #[test]
 fn an_etcd_that_cannot_start_is_given_up_with_its_cause_and_goes_on_once_mended() -> Result<()> {
-    let (node, _dir) = hands::up("kubeadm")?;
+    let (_dir, node) = hands::up("kubeadm")?;
     let before = back_up(&node)?;
     hands::over_the_reboot(&node, &["restore-files", "--reboot", "--yes"])?;
     // Looked at before etcd is restored; taken when all that etcd needs is there.
@@ -94,7 +94,7 @@ fn an_etcd_that_cannot_start_is_given_up_with_its_cause_and_goes_on_once_mended(
 
 #[test]
 fn a_webhook_and_a_stuck_operator_are_named_and_it_goes_on_once_they_are_mended() -> Result<()> {
-    let (node, _dir) = hands::up("")?;
+    let (_dir, node) = hands::up("")?;
     let webhook = json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration", "metadata": {"name": "gatekeeper"},
         "webhooks": [{

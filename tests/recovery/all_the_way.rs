@@ -42,7 +42,7 @@ fn requests(node: &Node) -> Result<Vec<(String, bool)>> {
 
 #[test]
 fn an_openshift_node_is_what_it_was() -> Result<()> {
-    let (node, _temporary) = node(Kind::OpenShift, |options| (options.bootstrap, options.recovery_disk) = (true, Some(400)))?;
+    let (_temporary, node) = node(Kind::OpenShift, |options| (options.bootstrap, options.recovery_disk) = (true, Some(400)))?;
     foreign_request(&node, "csr-another-node", "another-node", "system:bootstrap:abcdef")?;
     foreign_request(&node, "csr-somebody", "sno-node-0", "system:serviceaccount:default:somebody")?;
     let kind = rustix::fs::statfs(node.at("/var/recovery"))?.f_type;
@@ -89,7 +89,7 @@ fn leave_free(dir: &Path, left: u64) -> Result<()> {
 
 #[test]
 fn a_kubeadm_node_is_what_it_was_from_a_disk_that_is_nearly_full() -> Result<()> {
-    let (node, _temporary) = node(Kind::Kubeadm, |options| options.recovery_disk = Some(320))?;
+    let (_temporary, node) = node(Kind::Kubeadm, |options| options.recovery_disk = Some(320))?;
     let (disk, big) = (node.at("/var/recovery"), node.at("/var/lib/kubelet/big"));
     // A quarter of it does not compress: that is what the next one is thought to be like.
     noise(&big, 10)?;

@@ -24,7 +24,7 @@ fn taken(node: &Node, args: &[&str], says: &[&str]) -> Result<serde_json::Value>
 
 #[test]
 fn a_cluster_that_is_not_at_rest() -> Result<()> {
-    let (node, _temporary) = node(Kind::OpenShift, |_| ())?;
+    let (_temporary, node) = node(Kind::OpenShift, |_| ())?;
     let (_, operator) = node.keys()?.into_iter().find(|(key, _)| key == OPERATOR.as_bytes()).context("no such operator")?;
     let mut operator: serde_json::Value = serde_json::from_slice(&operator)?;
     let conditions = operator["status"]["conditions"].as_array_mut().context("no conditions")?;
@@ -42,7 +42,7 @@ fn a_cluster_that_is_not_at_rest() -> Result<()> {
 
 #[test]
 fn an_etcd_of_several_members() -> Result<()> {
-    let (node, _temporary) = node(Kind::Kubeadm, |_| ())?;
+    let (_temporary, node) = node(Kind::Kubeadm, |_| ())?;
     // One that only learns costs the other its majority as little as its vote.
     let learner = Some(MemberAddOptions::new().with_is_learner());
     let added = node.with_etcd(async |client| Ok(client.member_add(["https://127.0.0.1:1"], learner).await?))?;
@@ -57,7 +57,7 @@ fn an_etcd_of_several_members() -> Result<()> {
 
 #[test]
 fn a_clock_that_is_not_set_and_no_room_for_another_kernel() -> Result<()> {
-    let (node, temporary) = node(Kind::OpenShift, |_| ())?;
+    let (temporary, node) = node(Kind::OpenShift, |_| ())?;
     let first = taken(&node, &["--name", "first"], &[])?;
     ensure!(!first["warnings"].to_string().contains("the clock says") && !first["warnings"].to_string().contains("/boot"), "{first}");
     // The newest backup is of a later time, as after a dead battery; so is the agent.

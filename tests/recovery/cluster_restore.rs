@@ -12,7 +12,7 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recovery/cluste
 
 #[test]
 fn etcd_comes_back_by_the_clusters_own_script() -> Result<()> {
-    let (node, _temporary) = node(Kind::OpenShift, |_| ())?;
+    let (_temporary, node) = node(Kind::OpenShift, |_| ())?;
     symlink("/bin/bash", node.place().tools().join("bash"))?;
     ok(&node, &["backup", "--name", "without"])?;
     let begin = ["restore-files", "--etcd-restore", "cluster-restore", "--reboot", "--yes"];

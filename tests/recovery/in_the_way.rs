@@ -34,7 +34,7 @@ fn call(node: &Node, tool: &str, words: &str) -> Result<usize> {
 
 #[test]
 fn the_daemon_is_stopped_before_the_rollback_and_ovn_begins_anew() -> Result<()> {
-    let (node, _temporary) = node(Kind::OpenShift, |_| ())?;
+    let (_temporary, node) = node(Kind::OpenShift, |_| ())?;
     let databases = ["/var/lib/ovn-ic/etc", "/var/lib/ovn/etc"].map(|dir| node.at(dir));
     for dir in &databases {
         std::fs::create_dir_all(dir)?;

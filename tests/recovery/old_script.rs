@@ -65,7 +65,7 @@ fn as_the_old_layout_keeps_it(mut before: Snapshot) -> Snapshot {
 
 #[test]
 fn a_backup_of_the_old_script_and_an_exported_one_bring_a_node_back() -> Result<()> {
-    let (node, _temporary) = node(Kind::OpenShift, |_| ())?;
+    let (_temporary, node) = node(Kind::OpenShift, |_| ())?;
     // Of the three that the list of exclusions names one was there then, one is there now, and one was and is.
     let [was, is, was_and_is] = ["was", "is", "was-and-is"].map(|when| node.at(&format!("/etc/site/of-this-node-{when}.conf")));
     for file in [&was, &was_and_is] {

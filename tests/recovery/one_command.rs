@@ -16,7 +16,7 @@ fn by_the_unit(node: &Node) -> Result<String> {
 
 #[test]
 fn one_command_rolls_back_restores_and_continues_over_both_reboots() -> Result<()> {
-    let (node, _dir) = node(Kind::OpenShift, |_| ())?;
+    let (_dir, node) = node(Kind::OpenShift, |_| ())?;
     ok(&node, &["backup"])?;
     let before = node.snapshot()?;
     node.ruin()?;
@@ -37,7 +37,7 @@ fn one_command_rolls_back_restores_and_continues_over_both_reboots() -> Result<(
 
 #[test]
 fn the_platform_by_itself_leaves_the_files_to_a_person() -> Result<()> {
-    let (node, _dir) = node(Kind::OpenShift, |_| ())?;
+    let (_dir, node) = node(Kind::OpenShift, |_| ())?;
     ok(&node, &["backup"])?;
     node.ruin()?;
     run(&node, &["restore-files", "--yes"])?.expect(78, &["recovery platform --rollback"])?;
@@ -53,7 +53,7 @@ fn the_platform_by_itself_leaves_the_files_to_a_person() -> Result<()> {
 
 #[test]
 fn another_deployment_than_the_backups_after_the_reboot_is_not_restored_into() -> Result<()> {
-    let (node, _dir) = node(Kind::OpenShift, |_| ())?;
+    let (_dir, node) = node(Kind::OpenShift, |_| ())?;
     ok(&node, &["backup"])?;
     node.ruin()?;
     over_the_reboot(&node, &["recover", "--yes"])?;
@@ -75,7 +75,7 @@ fn another_deployment_than_the_backups_after_the_reboot_is_not_restored_into() -
 
 #[test]
 fn a_rollback_that_fails_is_tried_again_and_never_taken_back() -> Result<()> {
-    let (node, _dir) = node(Kind::OpenShift, |_| ())?;
+    let (_dir, node) = node(Kind::OpenShift, |_| ())?;
     ok(&node, &["backup"])?;
     node.ruin()?;
     let pinned_and_next = || -> Result<bool> {

@@ -61,7 +61,7 @@ fn of_a_recovery_that_is_begun_begun_again_and_given_up() {
 
 #[test]
 fn of_the_plumbing() -> Result<()> {
-    let (node, temporary) = node(Kind::Kubeadm, |_| ())?;
+    let (temporary, node) = node(Kind::Kubeadm, |_| ())?;
     let at = |name: &str| temporary.path().join(name).to_string_lossy().into_owned();
     let saved = report(&node, &["etcd", "save", &at("snapshot.db.zst")])?;
     ensure!(

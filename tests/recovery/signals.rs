@@ -50,7 +50,7 @@ fn at_a_terminal(node: &Node, args: &[&str], strace: &str) -> Result<Command> {
 
 #[test]
 fn second_thoughts_leave_nothing_that_the_next_boot_goes_on_with() -> Result<()> {
-    let (node, _temporary) = node(Kind::Kubeadm, |_| ())?;
+    let (_temporary, node) = node(Kind::Kubeadm, |_| ())?;
     ok(&node, &["backup"])?;
     let nothing_is_open = || -> Result<()> {
         for left in ["/var/recovery/progress", "/var/recovery/undo.json", "/var/lib/recovery/hold-kubelet"] {
@@ -89,7 +89,7 @@ fn second_thoughts_leave_nothing_that_the_next_boot_goes_on_with() -> Result<()>
 
 #[test]
 fn whatever_interrupts_it_the_next_one_goes_on() -> Result<()> {
-    let (node, _temporary) = node(Kind::Kubeadm, |_| ())?;
+    let (_temporary, node) = node(Kind::Kubeadm, |_| ())?;
     noise(&node.at("/var/lib/kubelet/big"), 400)?;
     backup_until(&node, Signal::TERM)?.expect(75, &["interrupted by a signal", "run the same command again"])?;
     let ended = backup_until(&node, Signal::KILL)?;

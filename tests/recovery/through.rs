@@ -100,14 +100,14 @@ pub(crate) fn command(node: &Node, args: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// A node with its control plane up, in a directory that goes with it.
-pub(crate) fn node(kind: Kind, change: impl FnOnce(&mut Options)) -> Result<(Node, tempfile::TempDir)> {
+/// A node with its control plane up, and the directory that is removed after it: what is dropped last stands first.
+pub(crate) fn node(kind: Kind, change: impl FnOnce(&mut Options)) -> Result<(tempfile::TempDir, Node)> {
     let temporary = tempfile::tempdir()?;
     let mut options = Options::new(kind, &real_etcd::Version::V34.program("etcd")?);
     change(&mut options);
     let node = Node::build(temporary.path(), &options)?;
     node.wait_containers(&everything(kind))?;
-    Ok((node, temporary))
+    Ok((temporary, node))
 }
 
 /// Runs the agent with `reboot` in its arguments, and waits until the node has rebooted.

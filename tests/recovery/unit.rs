@@ -15,7 +15,7 @@ fn unit_log(node: &Node) -> String {
 
 #[test]
 fn the_unit_goes_on_after_the_reboot_and_others_follow_it() -> Result<()> {
-    let (node, _temporary) = node(Kind::Kubeadm, |options| options.resume_unit = true)?;
+    let (_temporary, node) = node(Kind::Kubeadm, |options| options.resume_unit = true)?;
     ok(&node, &["backup"])?;
     let before = node.snapshot()?;
     node.reboot()?;
