@@ -50,6 +50,8 @@ pub(super) fn deployment(here: &mut Doing<'_, '_>) -> Result<()> {
 pub(super) fn place_hold(here: &mut Doing<'_, '_>) -> Result<()> {
     let node = here.run.node;
     hold::install(&node.real_path("/etc"), here.run.dir)?;
+    // Once it is held, a boot tells nothing of what kubelet was.
+    here.run.undo.note_unit(node, here.run.dir, KUBELET_UNIT)?;
     here.run.undo.place_hold(node, here.run.dir)?;
     install_agent(here);
     // systemd must know of the condition before anyone starts kubelet in this boot.

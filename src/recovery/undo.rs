@@ -33,7 +33,7 @@ pub struct Undo {
     /// The SELinux mode to put back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selinux: Option<Mode>,
-    /// Units that were stopped, and whether they were running before the first of the runs.
+    /// Units that are stopped, and whether they ran, or would have by themselves, before the first of the runs.
     pub units: BTreeMap<String, bool>,
 }
 
@@ -86,7 +86,7 @@ impl Undo {
         durable::write(&dir.undo(), &bytes, 0o600)
     }
 
-    /// Notes whether a unit runs, the first time it is asked about: before it is stopped.
+    /// Notes whether a unit runs, or would by itself, the first time it is asked about: before it is held or stopped.
     ///
     /// # Errors
     /// When systemd does not say, or the note cannot be written.
@@ -94,8 +94,8 @@ impl Undo {
         if self.units.contains_key(unit) {
             return Ok(());
         }
-        let active = systemctl::show(node, unit)?.is_active();
-        self.units.insert(unit.to_owned(), active);
+        let wanted = systemctl::show(node, unit)?.is_wanted();
+        self.units.insert(unit.to_owned(), wanted);
         self.save(dir)
     }
 
@@ -157,9 +157,9 @@ impl Undo {
             said.push("the hold on kubelet is lifted".to_owned());
         }
         mode.and(lifted)?;
-        let were_running: Vec<&String> = self.units.iter().filter(|(_, active)| **active).map(|(unit, _)| unit).collect();
+        let were_running: Vec<&String> = self.units.iter().filter(|(_, wanted)| **wanted).map(|(unit, _)| unit).collect();
         for unit in were_running {
-            if systemctl::show(node, unit)?.is_active() {
+            if systemctl::show(node, unit)?.is_wanted() {
                 continue;
             }
             if units == Units::Start {

@@ -46,6 +46,12 @@ impl Unit {
         (self.active == "activating" && self.sub.starts_with("start")) || (self.job && self.active == "inactive")
     }
 
+    /// True when it runs, or would by itself: a start of it is under way or waits for its turn, or it is tried again after a failure.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        matches!(self.active.as_str(), "active" | "activating" | "reloading") || self.is_starting()
+    }
+
     /// False for a unit that systemd has no file of.
     #[must_use]
     pub fn exists(&self) -> bool {

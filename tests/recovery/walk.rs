@@ -159,6 +159,25 @@ fn abandoning_before_anything_was_changed_leaves_the_node_as_it_was() {
 }
 
 #[test]
+fn a_kubelet_that_fails_and_is_tried_again_was_running() {
+    // It is, after most upgrades that have failed. The power may go before it is stopped: held, it does not run after the boot.
+    for cut in [false, true] {
+        let place = Place::new();
+        place.state("kubelet.service", "activating");
+        place.fail(if cut { "systemctl daemon-reload" } else { "systemctl stop containerd.service" });
+        place.restore_files(Asked::default()).unwrap_err();
+        if cut {
+            place.fail("systemctl stop containerd.service");
+            place.reboot("boot-2");
+            place.resume(&resumed()).unwrap_err();
+        }
+        let report = place.abandon().unwrap().unwrap();
+        assert!(report.state.contains("as it was before"), "{report:?}");
+        assert_eq!(place.state_of("kubelet.service"), "active", "cut: {cut}");
+    }
+}
+
+#[test]
 fn abandoning_half_way_says_so_and_starts_nothing() {
     let place = Place::new();
     place.restore_files(Asked::default()).unwrap();
