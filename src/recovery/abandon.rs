@@ -92,7 +92,7 @@ pub(super) fn put_away(
 ) -> Result<AbandonReport> {
     let changed = reading.map(changed).unwrap_or_default();
     let untouched = match (reading, &undo) {
-        (Some(reading), _) => changed.is_empty() && reading.beginning.restarts.is_none(),
+        (Some(reading), _) => changed.is_empty() && reading.beginning.restarts.is_none() && !reading.beginning.inherits,
         // What is to be put back is noted before the journal is begun: nothing noted, nothing done.
         (None, Some(undo)) => !dir.in_recovery() && !hold::is_placed(node) && undo.units.is_empty(),
         (None, None) => false,

@@ -40,6 +40,9 @@ pub struct Beginning {
     /// The run this one replaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restarts: Option<String>,
+    /// A run of which nothing else is known had left a hold or something to undo: what it changed, nobody knows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inherits: bool,
     /// What was found and gone on with nevertheless.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,

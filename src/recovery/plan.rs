@@ -16,8 +16,8 @@ use super::verbs::{Go, RunReport, carry_on, locked, put_away, rebooting, undo_of
 use crate::backup::store::{self, Found};
 use crate::backup::{self, Backup, LEGACY_ID};
 use crate::error::{exit_code, misfit, not_now, usage};
-use crate::node::Node;
 use crate::node::dir::{Lock, RecoveryDir};
+use crate::node::{Node, hold};
 use crate::report::Progress;
 
 /// A recovery that has been looked into and waits for consent. It holds the lock.
@@ -196,11 +196,11 @@ impl Proposal<'_> {
                     let undo = undo_of(dir, &over)?;
                     put_away(node, dir, &over, undo)?;
                 }
-                open(dir, &self.backup, &self.report, &self.options, &boot, None)?
+                open(node, dir, &self.backup, &self.report, &self.options, &boot, None)?
             }
             Origin::Restart { old } => {
                 history::file_away(dir, old.as_deref())?;
-                open(dir, &self.backup, &self.report, &self.options, &boot, old)?
+                open(node, dir, &self.backup, &self.report, &self.options, &boot, old)?
             }
         };
         let asked = journal.reading().beginning.asked;
@@ -211,7 +211,8 @@ impl Proposal<'_> {
         };
         let result = carry_on(node, dir, &mut journal, undo, Some(self.backup), go, self.progress);
         // Second thoughts, before anything was done: nothing that the next boot would go on with may be left.
-        if result.as_ref().is_err_and(|error| exit_code(error) == 75) && new && !journal.reading().acted() {
+        let untouched = new && !journal.reading().acted() && !journal.reading().beginning.inherits;
+        if untouched && result.as_ref().is_err_and(|error| exit_code(error) == 75) {
             journal.append(&Event::Abandoned, Value::Null)?;
             let undo = undo_of(dir, journal.reading())?;
             put_away(node, dir, journal.reading(), undo)?;
@@ -224,6 +225,7 @@ impl Proposal<'_> {
 
 /// Writes down that a run has begun: first what it must undo, then the journal.
 fn open(
+    node: &Node,
     dir: &RecoveryDir,
     backup: &Backup,
     report: &PlanReport,
@@ -233,7 +235,10 @@ fn open(
 ) -> Result<(Journal, Undo)> {
     let id = Uuid::new_v4().to_string();
     // What runs before it changed, and did not put back, is still to be put back.
-    let mut undo = Undo::load(dir)?.unwrap_or_else(|| Undo::of(&backup.id, options.asked));
+    let left = Undo::load(dir)?;
+    let left_over = || dir.in_recovery() || hold::is_placed(node) || left.as_ref().is_some_and(|undo| !undo.units.is_empty());
+    let inherits = restarts.is_none() && left_over();
+    let mut undo = left.unwrap_or_else(|| Undo::of(&backup.id, options.asked));
     undo.runs.extend(restarts.clone().filter(|old| !undo.runs.contains(old)));
     undo.runs.push(id.clone());
     (undo.backup, undo.asked) = (backup.id.clone(), options.asked);
@@ -243,6 +248,7 @@ fn open(
         target: backup.manifest.deployment.clone(),
         asked: options.asked,
         restarts,
+        inherits,
         warnings: report.warnings.clone(),
         phases: report.phases.clone(),
     };

@@ -239,6 +239,30 @@ fn restart_without_journal_and_undo_needs_to_be_told_the_backup() {
 }
 
 #[test]
+fn what_a_run_that_nobody_knows_of_had_changed_is_not_called_unchanged() {
+    let lose: [fn(&Place); 3] = [
+        |place| std::fs::remove_file(place.dir.journal()).unwrap(),
+        |place| [place.dir.journal(), place.dir.undo()].iter().for_each(|file| std::fs::remove_file(file).unwrap()),
+        |place| {
+            std::fs::write(place.dir.journal(), "garbage\n").unwrap();
+            std::fs::remove_file(place.dir.undo()).unwrap();
+        },
+    ];
+    for (case, lose) in lose.iter().enumerate() {
+        let place = Place::new();
+        place.restore_files(Asked::default()).unwrap();
+        lose(&place);
+        place.state("containerd.service", "active");
+        place.fail("systemctl stop containerd.service");
+        let failed = if place.dir.in_recovery() { place.restart(Some("b1")) } else { place.restore_files(Asked::default()) };
+        assert!(failed.unwrap_err().to_string().contains("step stop-runtime"), "{case}");
+        let report = place.abandon().unwrap().unwrap();
+        assert!(!report.state.contains("as it was before"), "{case}: {report:?}");
+        assert!(!place.calls().contains(&"systemctl start kubelet.service".to_owned()), "{case}");
+    }
+}
+
+#[test]
 fn a_run_that_was_over_when_the_power_failed_is_put_away() {
     let place = Place::new();
     place.restore_files(Asked::default()).unwrap();

@@ -91,6 +91,7 @@ fn begin(dir: &Path) -> PathBuf {
         target: None,
         asked: Asked::default(),
         restarts: None,
+        inherits: false,
         warnings: Vec::new(),
         phases: plan(),
     };

@@ -11,6 +11,7 @@ fn beginning() -> Beginning {
         target: None,
         asked: Asked { force: true, ..Asked::default() },
         restarts: None,
+        inherits: false,
         warnings: vec!["a warning".to_owned()],
         phases: vec![PlannedPhase { phase: Phase::Resume, reboot: false, steps: vec![step("stop"), step("restore")] }],
     }
