@@ -68,7 +68,7 @@ pub fn abandon(node: &Node, dir: &RecoveryDir, force: bool) -> Result<Option<Aba
         return Ok(None);
     }
     if force { hold::check_owner(node, dir) } else { hold::check_run(node, dir) }?;
-    let (undo, reading) = (Undo::load(dir)?, history::readable(dir)?);
+    let (undo, reading) = (Undo::load(dir)?, history::readable(dir));
     // First of all: what is put back from here on must not be gone on with.
     if reading.as_ref().is_some_and(|r| matches!(r.state, State::Open(_)))
         && let Some(mut journal) = Journal::open(&dir.journal(), &node.clock().boot_id()?)?

@@ -9,19 +9,15 @@ use super::journal::Reading;
 use super::status::RunStatus;
 use super::undo::Undo;
 use super::verbs::{Outcome, RunReport};
-use crate::error::exit_code;
 use crate::node::dir::RecoveryDir;
 use crate::node::durable;
 
 /// The journal if it can be read; damage is what `restart` and `abandon` are for.
-pub(super) fn readable(dir: &RecoveryDir) -> Result<Option<Reading>> {
-    match Reading::of(&dir.journal()) {
-        Err(error) if exit_code(&error) == 65 => {
-            tracing::warn!("{error:#}");
-            Ok(None)
-        }
-        reading => reading,
-    }
+pub(super) fn readable(dir: &RecoveryDir) -> Option<Reading> {
+    Reading::of(&dir.journal()).unwrap_or_else(|error| {
+        tracing::warn!("{error:#}");
+        None
+    })
 }
 
 /// Puts a run that is finished away: its report, then its journal, go to `history/`. Done again after a crash, it ends the same.

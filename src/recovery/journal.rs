@@ -113,23 +113,22 @@ impl Reading {
     /// Reads a journal; `None` when there is none.
     ///
     /// # Errors
-    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when anything but a torn last line is wrong with it; the message names the
-    /// ways out.
+    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it cannot be read, or anything but a torn last line is wrong with it; the
+    /// message names the ways out.
     pub fn of(path: &Path) -> Result<Option<Self>> {
-        let file = match File::open(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            file => file.with_context(|| format!("opening the journal {}", path.display()))?,
-        };
-        let mut bytes = Vec::new();
-        file.take(MOST + 1).read_to_end(&mut bytes).with_context(|| format!("reading the journal {}", path.display()))?;
-        let refused = |line: usize, why: &anyhow::Error| {
+        let refused = |why: String| {
             damaged(format!(
-                "the journal {} cannot be read: line {line}: {why:#}; next: `recovery restart` to begin the recovery again, or `recovery abandon` \
-                 to end it (neither needs the journal)",
+                "the journal {} cannot be read: {why}; next: `recovery restart` to begin the recovery again, or `recovery abandon` to end it \
+                 (neither needs the journal)",
                 path.display()
             ))
         };
-        Self::replay(&bytes).map(Some).map_err(|(line, why)| refused(line, &why))
+        let mut bytes = Vec::new();
+        match File::open(path).and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            read => read.map_err(|error| refused(error.to_string()))?,
+        };
+        Self::replay(&bytes).map(Some).map_err(|(line, why)| refused(format!("line {line}: {why:#}")))
     }
 
     /// The run's id.

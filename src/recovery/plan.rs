@@ -154,7 +154,7 @@ fn way_of(open: &Open, reading: &Reading, boot: &str) -> Way {
 /// [`Failure::Usage`](crate::error::Failure::Usage) when there is nothing to restart, or nothing says from which backup; as [`plan`].
 pub fn plan_restart<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, progress: &'a Progress) -> Result<Proposal<'a>> {
     let lock = locked(dir, "restart")?;
-    let (undo, reading) = (Undo::load(dir)?, history::readable(dir)?);
+    let (undo, reading) = (Undo::load(dir)?, history::readable(dir));
     if undo.is_none() && !dir.in_recovery() {
         return Err(usage("no recovery is in progress here; next: `recovery restore-files` begins one"));
     }
@@ -241,7 +241,7 @@ fn open(
     let mut undo = left.unwrap_or_else(|| Undo::of(&backup.id, options.asked));
     undo.runs.extend(restarts.clone().filter(|old| !undo.runs.contains(old)));
     undo.runs.push(id.clone());
-    (undo.backup, undo.asked) = (backup.id.clone(), options.asked);
+    (undo.backup, undo.asked, undo.undone_at) = (backup.id.clone(), options.asked, None);
     undo.save(dir)?;
     let beginning = Beginning {
         profile: backup.manifest.profile,

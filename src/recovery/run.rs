@@ -36,8 +36,6 @@ pub(super) struct Run<'a> {
     pub profile: &'static Profile,
     pub backup: Backup,
     pub undo: Undo,
-    /// Up to which line of the journal volatile steps were undone by something else than a reboot.
-    pub undone_at: u64,
 }
 
 /// A step of a phase: what the plan says of it, and what it does.
@@ -124,7 +122,7 @@ impl Work for Run<'_> {
     }
 
     fn undone_at(&self) -> u64 {
-        self.undone_at
+        self.undo.undone_at.unwrap_or(0)
     }
 
     fn before(&mut self, _: &Journal, _: &Event) -> Result<()> {

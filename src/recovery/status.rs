@@ -100,14 +100,13 @@ pub enum StepState {
 /// Where the recovery of this directory stands. Nothing is changed, and no lock is needed.
 ///
 /// # Errors
-/// When the journal is there but cannot be opened at all. One that is damaged is reported, not an error.
+/// When the recovery directory is not root's alone. A journal that cannot be read is reported, not an error.
 pub fn status(node: &Node, dir: &RecoveryDir) -> Result<StatusReport> {
     dir.check()?;
     let hold = hold::is_placed(node);
     let (reading, unreadable) = match Reading::of(&dir.journal()) {
         Ok(reading) => (reading, None),
-        Err(error) if crate::error::exit_code(&error) == 65 => (None, Some(format!("{error:#}"))),
-        Err(error) => return Err(error),
+        Err(error) => (None, Some(format!("{error:#}"))),
     };
     let at_work = dir.holder();
     let run = reading.as_ref().map(RunStatus::of);

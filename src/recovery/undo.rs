@@ -35,6 +35,10 @@ pub struct Undo {
     pub selinux: Option<Mode>,
     /// Units that are stopped, and whether they ran, or would have by themselves, before the first of the runs.
     pub units: BTreeMap<String, bool>,
+    /// The last line of the last run's journal when somebody was found to have let kubelet go in the middle of it: what was stopped before it
+    /// may have been started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undone_at: Option<u64>,
 }
 
 /// Whether the units that were running before are started again.
@@ -50,25 +54,25 @@ impl Undo {
     /// What a recovery from a backup must undo before it has begun: nothing.
     #[must_use]
     pub fn of(backup: &str, asked: Asked) -> Self {
-        Self { version: VERSION, runs: Vec::new(), backup: backup.to_owned(), asked, selinux: None, units: BTreeMap::new() }
+        Self { version: VERSION, runs: Vec::new(), backup: backup.to_owned(), asked, selinux: None, units: BTreeMap::new(), undone_at: None }
     }
 
     /// Reads it; `None` when there is none.
     ///
     /// # Errors
-    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is not what an agent of this version writes.
+    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it cannot be read, or is not what an agent of this version writes.
     pub fn load(dir: &RecoveryDir) -> Result<Option<Self>> {
         let path = dir.undo();
-        let bytes = match std::fs::read(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            bytes => bytes.with_context(|| format!("reading {}", path.display()))?,
-        };
         let refused = |why: String| {
             damaged(format!(
                 "{} cannot be read: {why}; it says which SELinux mode and units to put back, so have a look at it, see to them by hand, then move \
                  it away and run the same command again",
                 path.display()
             ))
+        };
+        let bytes = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            bytes => bytes.map_err(|e| refused(e.to_string()))?,
         };
         let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| refused(e.to_string()))?;
         if let Some(version) = value.get("version").and_then(serde_json::Value::as_u64).filter(|v| *v > u64::from(VERSION)) {

@@ -140,13 +140,13 @@ pub(super) fn carry_on(
     if !matches!(journal.reading().state, State::Open(_)) {
         return put_away(node, dir, journal.reading(), undo).map(|outcome| RunReport::of(journal.reading(), outcome));
     }
-    let undone_at = hold_again(node, dir, journal.reading(), &undo)?;
+    hold_again(node, dir, journal.reading(), &mut undo)?;
     let backup = match backup {
         Some(backup) => backup,
         None => backup::choose(node, dir, Some(journal.reading().backup()), progress)?,
     };
     let profile = journal.reading().beginning.profile.profile();
-    let mut run = Run { node, dir, progress, wait: go.wait, profile, backup, undo, undone_at };
+    let mut run = Run { node, dir, progress, wait: go.wait, profile, backup, undo };
     let halt = drive(journal, &mut run, go.until).map_err(|error| match exit_code(&error) {
         75 if !format!("{error:#}").contains("next: ") => not_now(format!("{error:#}; {}", driver::goes_on(journal.reading()))),
         _ => error,
@@ -183,16 +183,20 @@ pub(super) fn put_away(node: &Node, dir: &RecoveryDir, reading: &Reading, undo: 
     history::settle(dir, reading).map(|()| Outcome::Finished)
 }
 
-/// From the step that places it to the one that lifts it, the hold is there, whoever took it away meanwhile. When somebody did, kubelet
-/// may have started what was stopped: up to which line of the journal volatile steps are undone.
-fn hold_again(node: &Node, dir: &RecoveryDir, reading: &Reading, undo: &Undo) -> Result<u64> {
-    if !reading.attempted("hold") || reading.attempted("lift-hold") || hold::is_placed(node) {
-        return Ok(0);
+/// From the step that places it to the one that lifts it, the hold is there, whoever took it away meanwhile; and once it has been stopped,
+/// kubelet does not run. When somebody has seen to it that it does, what was stopped may run as well: that is noted before it shows no more.
+fn hold_again(node: &Node, dir: &RecoveryDir, reading: &Reading, undo: &mut Undo) -> Result<()> {
+    if !reading.attempted("hold") || reading.attempted("lift-hold") {
+        return Ok(());
     }
-    tracing::warn!("the hold on kubelet was taken away in the middle of the recovery; it is placed again");
+    let runs = reading.attempted("stop-kubelet") && !systemctl::show(node, KUBELET_UNIT)?.is_stopped();
+    if hold::is_placed(node) && !runs {
+        return Ok(());
+    }
+    tracing::warn!("kubelet was let go in the middle of the recovery; it is held again, and what it may have started is stopped again");
+    undo.undone_at = Some(reading.last().sequence);
     undo.place_hold(node, dir)?;
-    systemctl::stop(node, KUBELET_UNIT)?;
-    Ok(reading.last().sequence)
+    systemctl::stop(node, KUBELET_UNIT)
 }
 
 /// Asks again after a failure, which may be one of the connection alone, or of something that held the reboot up for a moment.

@@ -1,5 +1,7 @@
 //! The way through the first phase, over the reboot, to etcd's data; and every way out of it.
 
+use std::path::Path;
+
 use recovery::error::exit_code;
 use recovery::recovery::machine::Phase;
 use recovery::recovery::{Asked, Options, Outcome, ResumeOptions};
@@ -207,11 +209,21 @@ fn restart_begins_a_new_run_and_keeps_the_old_journal() {
 
 #[test]
 fn a_journal_that_cannot_be_read_can_be_restarted_and_abandoned() {
-    for restart in [true, false] {
+    let spoil: [fn(&Path); 2] = [
+        |journal| {
+            let text = std::fs::read_to_string(journal).unwrap();
+            std::fs::write(journal, text.replacen("phase-begun", "phase-bogun", 1)).unwrap();
+        },
+        // It opens, and every read of it fails, as where a disk has a bad sector.
+        |journal| {
+            std::fs::remove_file(journal).unwrap();
+            std::os::unix::fs::symlink("/proc/self/mem", journal).unwrap();
+        },
+    ];
+    for (restart, spoil) in [(true, spoil[0]), (false, spoil[0]), (true, spoil[1]), (false, spoil[1])] {
         let place = Place::new();
         place.restore_files(Asked::default()).unwrap();
-        let text = std::fs::read_to_string(place.dir.journal()).unwrap();
-        std::fs::write(place.dir.journal(), text.replacen("phase-begun", "phase-bogun", 1)).unwrap();
+        spoil(&place.dir.journal());
         for error in [place.resume(&resumed()).unwrap_err(), place.restore_files(Asked::default()).unwrap_err()] {
             assert_eq!(exit_code(&error), 65);
             assert!(error.to_string().contains("recovery abandon"));
@@ -351,18 +363,28 @@ fn giving_up_leaves_no_parts_of_files_behind() {
 }
 
 #[test]
-fn a_hold_that_is_taken_away_in_the_middle_is_placed_again() {
-    let place = Place::new();
-    place.fail("systemctl stop containerd.service");
-    place.restore_files(Asked::default()).unwrap_err();
-    // Somebody wants to look at something, and starts what was stopped.
-    std::fs::remove_file(place.at(HOLD)).unwrap();
-    place.state("kubelet.service", "active");
-    assert_eq!(place.resume(&resumed()).unwrap().unwrap().outcome, Outcome::RebootNeeded);
-    assert!(place.at(HOLD).exists());
-    assert_eq!(place.state_of("kubelet.service"), "inactive");
-    let twice: Vec<String> = place.done().into_iter().filter(|(_, times)| *times == 2).map(|(step, _)| step).collect();
-    assert_eq!(twice, ["deployment", "stop-kubelet", "stop-containers"], "what kubelet has started is stopped again");
+fn a_kubelet_that_is_let_go_in_the_middle_is_held_and_stopped_again() {
+    // It is stopped again at once; or later than systemd was waited for; or the hold was never taken away.
+    for case in ["at once", "late", "held"] {
+        let place = Place::new();
+        place.fail("systemctl stop containerd.service");
+        place.restore_files(Asked::default()).unwrap_err();
+        // Somebody wants to look at something, and starts what was stopped.
+        if case != "held" {
+            std::fs::remove_file(place.at(HOLD)).unwrap();
+        }
+        place.state("kubelet.service", "active");
+        if case == "late" {
+            place.fail("systemctl stop kubelet.service");
+            place.resume(&resumed()).unwrap_err();
+            place.state("kubelet.service", "inactive");
+        }
+        assert_eq!(place.resume(&resumed()).unwrap().unwrap().outcome, Outcome::RebootNeeded);
+        assert!(place.at(HOLD).exists());
+        assert_eq!(place.state_of("kubelet.service"), "inactive");
+        let twice: Vec<String> = place.done().into_iter().filter(|(_, times)| *times == 2).map(|(step, _)| step).collect();
+        assert_eq!(twice, ["deployment", "stop-kubelet", "stop-containers"], "{case}: what kubelet has started is stopped again");
+    }
 }
 
 #[test]
