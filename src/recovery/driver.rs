@@ -140,7 +140,7 @@ fn is_lost(journal: &Journal, undone_at: u64, phase: Phase, step: &PlannedStep) 
 }
 
 /// What to do about a failure of this exit code.
-fn next_command(code: u8) -> &'static str {
+pub(super) fn next_command(code: u8) -> &'static str {
     match code {
         65 => "`recovery verify`, then `recovery restart --backup ID` with a backup that is whole, or `recovery abandon`",
         73 => "make room, then `recovery resume`",
@@ -166,27 +166,39 @@ fn of_code(code: u8, message: String) -> anyhow::Error {
     }
 }
 
+/// The exit code of the failure that a journal ends with.
+pub(super) fn recorded_code(reading: &Reading) -> u8 {
+    reading.last().detail.get("exit").and_then(Value::as_u64).and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
 /// The failure that a journal ends with, as the agent that met it reported it.
 pub(super) fn recorded_failure(reading: &Reading) -> anyhow::Error {
-    let last = reading.last();
-    let code = last.detail.get("exit").and_then(Value::as_u64).and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+    let (last, code) = (reading.last(), recorded_code(reading));
     of_code(code, failure_message(reading, last.phase, last.step.as_deref().unwrap_or("?"), last.cause().unwrap_or("?"), code))
 }
 
 fn failure_message(reading: &Reading, phase: Option<Phase>, step: &str, cause: &str, code: u8) -> String {
     let how = if code == 75 { "was interrupted" } else { "failed" };
-    let said = format!("phase {}, step {step} {how}: {cause}", phase.map_or("?", Phase::name));
+    and_next(reading, format!("phase {}, step {step} {how}: {cause}", phase.map_or("?", Phase::name)), code)
+}
+
+/// An error that stopped a run, with the next command.
+pub(super) fn with_next(reading: &Reading, error: &anyhow::Error) -> anyhow::Error {
+    same_kind(error, and_next(reading, format!("{error:#}"), exit_code(error)))
+}
+
+fn and_next(reading: &Reading, said: String, code: u8) -> String {
     match code {
         // Where the cause names the way out, there is no other.
-        _ if cause.contains("next: ") => said,
+        _ if said.contains("next: ") => said,
         75 => format!("{said}; {}", goes_on(reading)),
         _ => format!("{said}; next: {}", next_command(code)),
     }
 }
 
 /// What becomes of a run that was interrupted.
-pub(super) fn goes_on(reading: &Reading) -> String {
-    let by_itself = if reading.beginning.asked.step { "" } else { " (at the next boot it goes on by itself)" };
+fn goes_on(reading: &Reading) -> String {
+    let by_itself = if reading.beginning.asked.step { "" } else { " (the unit does by itself, at the next boot at the latest)" };
     format!("the recovery is open; next: `recovery resume` to go on{by_itself}, or `recovery abandon`")
 }
 

@@ -46,11 +46,11 @@ pub(super) fn follow(node: &Node, dir: &RecoveryDir, progress: &Progress) -> Res
         }
         node.clock().sleep(PAUSE)?;
     }
-    result(dir, last.as_ref())
+    result(dir, last.as_ref(), &node.clock().boot_id()?)
 }
 
 /// What the other agent left: the journal's last line, or the report of the finished run.
-fn result(dir: &RecoveryDir, last: Option<&Reading>) -> Result<RunReport> {
+fn result(dir: &RecoveryDir, last: Option<&Reading>, boot: &str) -> Result<RunReport> {
     let last = last.context("the journal is gone")?;
     let report = dir.history().join(format!("{}.json", last.run()));
     if !dir.in_recovery() {
@@ -65,10 +65,11 @@ fn result(dir: &RecoveryDir, last: Option<&Reading>) -> Result<RunReport> {
         let outcome = if last.state == State::Abandoned { Outcome::Abandoned } else { Outcome::Finished };
         return Ok(RunReport::of(last, outcome));
     };
+    let rebooted = open.awaits_reboot().is_some_and(|phase| last.rebooted_since(phase, boot));
     match open.stage {
         Stage::Failed(_) => Err(driver::recorded_failure(last)),
-        Stage::Reboot => Ok(RunReport::of(last, Outcome::RebootNeeded)),
+        Stage::Reboot if !rebooted => Ok(RunReport::of(last, Outcome::RebootNeeded)),
         Stage::Before if last.beginning.asked.step => Ok(RunReport::of(last, Outcome::PhaseDone)),
-        _ => Err(not_now(format!("the other agent was interrupted in {}; next: `recovery resume`", last.state.describe()))),
+        _ => Err(not_now(format!("the other agent ended, and did not go on from {}; next: `recovery resume`", last.state.describe()))),
     }
 }

@@ -5,9 +5,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::history;
 use super::journal::{Kind, Reading};
 use super::machine::{Phase, Stage, State};
+use super::{driver, history};
 use crate::node::dir::RecoveryDir;
 use crate::node::{Node, hold};
 
@@ -164,7 +164,12 @@ fn next(reading: &Reading, boot: Option<&str>) -> &'static str {
     if awaited.is_some_and(|phase| boot.is_some_and(|boot| !reading.rebooted_since(phase, boot))) {
         return "`systemctl reboot`";
     }
-    if reading.beginning.asked.step { "`recovery resume --step`" } else { "`recovery resume`" }
+    match reading.last().cause().map(|_| driver::recorded_code(reading)) {
+        // The same would fail the same way.
+        Some(code @ 65) => driver::next_command(code),
+        _ if reading.beginning.asked.step => "`recovery resume --step`",
+        _ => "`recovery resume`",
+    }
 }
 
 fn phases(reading: &Reading) -> Vec<PhaseStatus> {

@@ -54,7 +54,15 @@ impl Undo {
     /// What a recovery from a backup must undo before it has begun: nothing.
     #[must_use]
     pub fn of(backup: &str, asked: Asked) -> Self {
-        Self { version: VERSION, runs: Vec::new(), backup: backup.to_owned(), asked, selinux: None, units: BTreeMap::new(), undone_at: None }
+        Self {
+            version: VERSION,
+            runs: Vec::new(),
+            backup: backup.to_owned(),
+            asked,
+            selinux: None,
+            units: BTreeMap::new(),
+            undone_at: None,
+        }
     }
 
     /// Reads it; `None` when there is none.

@@ -140,17 +140,16 @@ pub(super) fn carry_on(
     if !matches!(journal.reading().state, State::Open(_)) {
         return put_away(node, dir, journal.reading(), undo).map(|outcome| RunReport::of(journal.reading(), outcome));
     }
-    hold_again(node, dir, journal.reading(), &mut undo)?;
-    let backup = match backup {
-        Some(backup) => backup,
-        None => backup::choose(node, dir, Some(journal.reading().backup()), progress)?,
+    let go_on = || {
+        hold_again(node, dir, journal.reading(), &mut undo)?;
+        let backup = match backup {
+            Some(backup) => backup,
+            None => backup::choose(node, dir, Some(journal.reading().backup()), progress)?,
+        };
+        let profile = journal.reading().beginning.profile.profile();
+        drive(journal, &mut Run { node, dir, progress, wait: go.wait, profile, backup, undo }, go.until)
     };
-    let profile = journal.reading().beginning.profile.profile();
-    let mut run = Run { node, dir, progress, wait: go.wait, profile, backup, undo };
-    let halt = drive(journal, &mut run, go.until).map_err(|error| match exit_code(&error) {
-        75 if !format!("{error:#}").contains("next: ") => not_now(format!("{error:#}; {}", driver::goes_on(journal.reading()))),
-        _ => error,
-    })?;
+    let halt = go_on().map_err(|error| driver::with_next(journal.reading(), &error))?;
     let outcome = match halt {
         Halt::Finished => Outcome::Finished,
         Halt::After(_) => Outcome::PhaseDone,

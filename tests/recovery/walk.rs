@@ -108,6 +108,33 @@ fn one_phase_at_a_time_waits_for_a_person() {
 }
 
 #[test]
+fn a_backup_that_is_lost_before_the_second_phase_names_the_way_out() {
+    let place = Place::new();
+    place.restore_files(Asked::default()).unwrap();
+    place.reboot("boot-2");
+    std::fs::remove_file(place.dir.backups().join("b1/SHA256SUMS")).unwrap();
+    let error = place.resume(&resumed()).unwrap_err();
+    assert_eq!(exit_code(&error), 65);
+    assert!(error.to_string().contains("b1") && error.to_string().contains("next: `recovery verify`, then `recovery restart"), "{error}");
+}
+
+#[test]
+fn the_unit_that_comes_second_does_not_take_the_reboot_for_one_to_come() {
+    let place = Place::new();
+    place.restore_files(Asked::default()).unwrap();
+    place.reboot("boot-2");
+    // Another verb only looks.
+    let lock = place.dir.lock("backup").unwrap();
+    let looks = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        drop(lock);
+    });
+    let error = place.resume(&ResumeOptions { unit: true, ..resumed() }).unwrap_err();
+    assert_eq!(exit_code(&error), 75, "systemd starts it again: {error}");
+    looks.join().unwrap();
+}
+
+#[test]
 fn old_containers_are_noted_once() {
     let place = Place::new();
     place.fail("systemctl stop containerd.service");
@@ -143,6 +170,7 @@ fn selinux_is_put_back_when_a_restore_fails() {
     // Damaged after it was checked.
     std::fs::write(backup.join("etc.tar.zst"), "no archive").unwrap();
     assert_eq!(exit_code(&plan.begin().unwrap_err()), 65);
+    assert!(place.status().next.unwrap().contains("`recovery restart --backup ID`"), "going on would fail the same way");
     assert_eq!(place.read("/sys/fs/selinux/enforce"), "1");
     assert_eq!(place.read("/etc/site/settings"), "after");
 }
