@@ -48,6 +48,8 @@ pub const EXTRAS: &str = "extras.tar.zst";
 pub const STATIC_PODS: &str = "static-pods.tar.zst";
 /// The etcd snapshot.
 pub const ETCD: &str = "etcd-snapshot.db.zst";
+/// What every backup holds, of either profile and imported ones too: without any of these no node comes back. Only the [`EXTRAS`] may be missing.
+pub const MANDATORY: [&str; 5] = [ETC, USR_LOCAL, KUBELET, STATIC_PODS, ETCD];
 /// The [`Manifest`].
 pub const MANIFEST: &str = "manifest.json";
 /// Sums of every other file.

@@ -13,7 +13,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::manifest::Manifest;
-use super::{Backup, ETCD, MANIFEST, SUMS};
+use super::{Backup, ETCD, MANDATORY, MANIFEST, SUMS};
 use crate::archive::{Archive, Tick};
 use crate::error::{damaged, exit_code};
 use crate::etcd;
@@ -103,12 +103,16 @@ pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<
     Ok(VerifyReport { id: id.to_owned(), deep, good: problems.is_empty(), files, problems })
 }
 
-/// Reads the manifest of the backup at `path`, and checks that its files are exactly those that `SHA256SUMS` lists. Nothing is hashed.
+/// Reads the manifest of the backup at `path`, and checks that it names every [part that a recovery needs](MANDATORY) and that its files are exactly
+/// those that `SHA256SUMS` lists. Nothing is hashed.
 ///
 /// # Errors
 /// [`Failure::Damaged`](crate::error::Failure::Damaged) with the first thing that is wrong.
 pub(super) fn complete(path: &Path) -> Result<Manifest> {
     let manifest = Manifest::read(path)?;
+    if let Some(name) = MANDATORY.into_iter().find(|name| !manifest.sizes.contains_key(*name)) {
+        return Err(damaged(format!("its manifest names no {name}, without which no node can be recovered")));
+    }
     let listed: BTreeSet<String> = read_sums(path)?.into_keys().collect();
     let mut there = BTreeSet::new();
     for entry in std::fs::read_dir(path).with_context(|| format!("listing {}", path.display()))? {

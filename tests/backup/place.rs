@@ -62,9 +62,12 @@ impl Place {
     }
 }
 
-/// A manifest with three archives.
+/// What no backup lacks.
+pub(crate) const PARTS: [&str; 5] = ["etc.tar.zst", "usr-local.tar.zst", "kubelet.tar.zst", "static-pods.tar.zst", "etcd-snapshot.db.zst"];
+
+/// A manifest with these, and nothing else.
 pub(crate) fn manifest(id: &str, sequence: u64) -> Manifest {
-    let sizes = ["etc.tar.zst", "kubelet.tar.zst", "static-pods.tar.zst"].map(|name| (name.to_owned(), 20));
+    let sizes = PARTS.map(|name| (name.to_owned(), 20));
     Manifest { sizes: BTreeMap::from(sizes), ..plain(id, sequence) }
 }
 

@@ -7,7 +7,7 @@ use recovery::backup::{self, Backup};
 use recovery::error::exit_code;
 use recovery::report::Progress;
 
-use crate::place::{Place, manifest, sh};
+use crate::place::{PARTS, Place, manifest, sh};
 
 fn choose(place: &Place, wanted: Option<&str>) -> Result<String, (u8, String)> {
     let chosen = backup::choose(&place.node, &place.dir, wanted, &Progress::hidden());
@@ -45,7 +45,7 @@ fn the_order_is_the_manifests_and_latest_is_never_read() {
     assert_eq!(choose(&place, Some("../z-first")).unwrap_err().0, 78);
     let shown = store::show(&place.node, &place.dir, "m-second").unwrap();
     assert_eq!(shown.path, Path::new("/var/recovery/backups/m-second"));
-    assert_eq!(shown.files.len(), 5);
+    assert_eq!(shown.files.len(), 7);
 }
 
 #[test]
@@ -85,6 +85,27 @@ fn damage_is_seen_named_and_passed_over() {
 }
 
 #[test]
+fn a_backup_without_a_part_that_a_recovery_needs_is_damaged_however_right_its_sums_are() {
+    let place = Place::new();
+    place.published("good", 1);
+    for (at, part) in PARTS.iter().enumerate() {
+        let mut without = manifest(&format!("without-{part}"), 10 + at as u64);
+        without.sizes.remove(*part);
+        let path = place.published_as(&without);
+        sh(&path, "sha256sum -c --quiet --strict SHA256SUMS");
+        let says = format!("names no {part}");
+        let report = backup::verify::report(&path, &without.id, false, &Progress::hidden()).unwrap();
+        assert!(!report.good && report.problems[0].contains(&says), "{report:?}");
+        let (code, message) = choose(&place, Some(&without.id)).unwrap_err();
+        assert!(code == 65 && message.contains(&says), "{message}");
+    }
+    // None of them is chosen, nor counted among those that are kept.
+    assert_eq!(choose(&place, None), Ok("good".to_owned()));
+    let done = prune(&place.node, &place.dir, 1, None, &Progress::hidden()).unwrap();
+    assert_eq!((done.kept.as_slice(), done.removed.len(), done.warnings.len()), (["good".to_owned()].as_slice(), 0, PARTS.len()));
+}
+
+#[test]
 fn a_flipped_byte_is_found_by_us_and_by_sha256sum() {
     let place = Place::new();
     let path = place.published("b", 1);
@@ -106,7 +127,7 @@ fn a_flipped_byte_is_found_by_us_and_by_sha256sum() {
     }
     check(&backup).unwrap();
     let report = backup::verify::report(&path, "b", false, &Progress::hidden()).unwrap();
-    assert!(report.good && report.files.len() == 4);
+    assert!(report.good && report.files.len() == 6);
 }
 
 #[test]

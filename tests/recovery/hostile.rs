@@ -74,7 +74,15 @@ fn damaged_archives_and_manifests() {
         assert!(format!("{ended}").contains("recovery backup"), "{damage}: {ended}");
         sh(place.temporary.path(), &format!("rm -r {0} && cp -a {1} {0}", backup.display(), whole.display()));
     }
-    // The sums are right, and what they are of is not: a version that is not known, another node, another cluster.
+    // The sums are right, and what they are of is not: a part is missing, a version that is not known, another node, another cluster.
+    for part in ["etc.tar.zst", "etcd-snapshot.db.zst"] {
+        std::fs::remove_file(backup.join(part)).unwrap();
+        let mut manifest = place.manifest("b1", 1);
+        manifest.sizes.remove(part);
+        Place::publish(&backup, &manifest);
+        begin(&place, 65, &["b1", "names no", part]);
+        std::fs::copy(whole.join(part), backup.join(part)).unwrap();
+    }
     let mut manifest = place.manifest("b1", 1);
     manifest.version = 99;
     Place::publish(&backup, &manifest);
