@@ -191,8 +191,11 @@ fn a_held_kubelet_does_not_start_and_a_power_cut_costs_the_images() -> Result<()
     assert!(crictl::images(&agent)?.is_empty(), "CRI-O wipes its store when it was not stopped in order");
     hold::lift(&agent)?;
     systemctl::start(&agent, "kubelet.service")?;
+    let started = systemctl::show(&agent, "kubelet.service")?.started.context("kubelet's start")?;
     systemctl::restart(&agent, "kubelet.service")?;
-    assert!(systemctl::show(&agent, "kubelet.service")?.is_active());
+    let now = systemctl::show(&agent, "kubelet.service")?;
+    assert!(now.is_active() && now.started > Some(started), "{now:?} after {started:?}");
+    assert!(agent.clock().since_monotonic(started) < Duration::from_secs(60));
 
     // A reboot is proved by the boot id alone.
     let before = agent.clock().boot_id()?;

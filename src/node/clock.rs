@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::{not_now, unanswered};
 
@@ -73,6 +74,12 @@ impl Clock {
     #[must_use]
     pub fn since_boot(&self) -> Duration {
         boottime()
+    }
+
+    /// How long ago it was `then` on `CLOCK_MONOTONIC`, by which systemd notes when something starts. Time in suspend does not count.
+    #[must_use]
+    pub fn since_monotonic(&self, then: Duration) -> Duration {
+        read(ClockId::Monotonic).saturating_sub(then)
     }
 
     /// The kernel's random id of this boot (`/proc/sys/kernel/random/boot_id`).
@@ -156,7 +163,11 @@ impl Deadline {
 
 /// The time since boot, suspend included, of the machine this process runs on.
 pub(super) fn boottime() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    read(ClockId::Boottime)
+}
+
+fn read(clock: ClockId) -> Duration {
+    let time = clock_gettime(clock);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 

@@ -224,12 +224,17 @@ fn lift_hold(here: &mut Doing<'_, '_>) -> Result<()> {
     hold::lift(here.run.node)
 }
 
-/// Noted by both clocks: which certificate requests are newer is asked of the wall clock, which may be set right in between.
+/// When its process was started is noted: after a power cut in this phase that was the boot, maybe minutes ago, and what it has asked for since
+/// then is as fresh as what it asks for now.
 fn start_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
-    let clock = here.run.node.clock();
-    let started = waits::KubeletStart { boot: clock.boot_id()?, wall: clock.now(), since_boot: clock.since_boot().as_secs_f64() };
-    here.note(&started)?;
-    systemctl::start(here.run.node, KUBELET_UNIT)
+    let (node, clock) = (here.run.node, here.run.node.clock());
+    let begun = clock.since_boot();
+    systemctl::start(node, KUBELET_UNIT)?;
+    let started = systemctl::show(node, KUBELET_UNIT)?.started;
+    // A unit that systemd knows no process of was started here, if anywhere.
+    let ago = started.map_or_else(|| clock.since_boot().saturating_sub(begun), |started| clock.since_monotonic(started));
+    let since_boot = clock.since_boot().saturating_sub(ago).as_secs_f64();
+    here.note(&waits::KubeletStart { boot: clock.boot_id()?, wall: clock.now() - ago, since_boot })
 }
 
 fn etcd_answers(here: &mut Doing<'_, '_>) -> Result<()> {

@@ -62,7 +62,7 @@ pub(super) fn with_obstacles(said: String, client: &Client) -> String {
     if obstacles.is_empty() { said } else { format!("{said}; {}", obstacles.join("; ")) }
 }
 
-/// Approves this node's certificate requests that are newer than the start of kubelet by this run. An API server that is away now
+/// Approves this node's certificate requests that are newer than the start of kubelet, after the hold was lifted. An API server that is away now
 /// is asked again by the next look.
 pub(super) fn approve(here: &Doing<'_, '_>, client: &Client) {
     let Some(since) = kubelet_started(here) else { return };
@@ -73,7 +73,8 @@ pub(super) fn approve(here: &Doing<'_, '_>, client: &Client) {
     }
 }
 
-/// When this recovery started kubelet, by both clocks: the note of that step.
+/// When kubelet was started after the hold was lifted, by both clocks: the note of that step. Which certificate requests are newer is asked of the
+/// wall clock, which may be set right in between.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct KubeletStart {
     pub boot: String,

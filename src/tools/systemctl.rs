@@ -24,6 +24,11 @@ pub struct Unit {
     pub job: bool,
     /// `ConditionResult`: whether its conditions were met when it was last started; false if it never was.
     pub condition: bool,
+    /// `ExecMainStartTimestampMonotonic`: when the main process that a service has, or had last, was started; see [`Clock::since_monotonic`]. The one
+    /// form of a time that every systemd prints alike: dates are in the node's time zone, and `--timestamp=` is too new for the oldest nodes.
+    ///
+    /// [`Clock::since_monotonic`]: crate::node::clock::Clock::since_monotonic
+    pub started: Option<Duration>,
 }
 
 impl Unit {
@@ -75,9 +80,10 @@ fn parse(text: &str) -> Result<Unit> {
             .ok_or_else(|| anyhow!("`systemctl show` printed no {key}: {:?}", text.chars().take(200).collect::<String>()))
     };
     // Systemd prints none, or 0, where there is none.
-    let job = text.lines().any(|line| line.strip_prefix("Job=").is_some_and(|job| !matches!(job, "" | "0")));
+    let number = |key: &str| value(key).ok()?.parse().ok().filter(|number: &u64| *number > 0);
     Ok(Unit {
-        job,
+        job: number("Job").is_some(),
+        started: number("ExecMainStartTimestampMonotonic").map(Duration::from_micros),
         active: value("ActiveState")?,
         sub: value("SubState")?,
         load: value("LoadState")?,
@@ -90,7 +96,8 @@ fn parse(text: &str) -> Result<Unit> {
 /// # Errors
 /// When systemd does not answer; when what it prints is not its properties.
 pub fn show(node: &Node, unit: &str) -> Result<Unit> {
-    let output = node.command("systemctl")?.args(["show", "--property=ActiveState,SubState,LoadState,Job,ConditionResult", unit]).run()?;
+    let properties = "--property=ActiveState,SubState,LoadState,Job,ConditionResult,ExecMainStartTimestampMonotonic";
+    let output = node.command("systemctl")?.args(["show", properties, unit]).run()?;
     parse(output.text()?)
 }
 
@@ -202,6 +209,11 @@ mod tests {
             queued.is_starting()
                 && !parse("LoadState=loaded\nActiveState=inactive\nSubState=dead\nJob=0\nConditionResult=no\n")?.is_starting()
         );
+        let started = |value: &str| {
+            parse(&format!("{value}LoadState=loaded\nActiveState=active\nSubState=running\nConditionResult=yes\n")).map(|unit| unit.started)
+        };
+        assert_eq!(started("ExecMainStartTimestampMonotonic=5034211\n")?, Some(Duration::from_micros(5_034_211)));
+        assert_eq!((started("ExecMainStartTimestampMonotonic=0\n")?, started("")?), (None, None));
         let activating =
             |sub: &str| parse(&format!("LoadState=loaded\nActiveState=activating\nSubState={sub}\nJob=\nConditionResult=yes\n"));
         assert!(

@@ -9,7 +9,8 @@ use base64::Engine;
 use serde_json::{Value, json};
 
 use crate::node::{Kind, Node, wait_for};
-use crate::through::{json as report, node, noise, ok, ok_without_name_service, over_the_reboot, run, same, settled};
+use crate::through::{ended, journal_says, json as report, node, noise, ok, ok_without_name_service};
+use crate::through::{over_the_reboot, run, same, settled, start};
 
 /// Requests that lie in etcd when the backup is taken, with a date of after the recovery. None is this node's kubelet's.
 const REQUESTS: &str = "/kubernetes.io/certificatesigningrequests/";
@@ -32,7 +33,7 @@ fn requests(node: &Node) -> Result<Vec<(String, bool)>> {
     let keys = node.keys()?.into_iter().map(|(key, value)| Ok((String::from_utf8(key)?, value)));
     let keys: Vec<(String, Vec<u8>)> = keys.collect::<Result<_>>()?;
     let of = |(key, value): &(String, Vec<u8>)| {
-        let name = key.strip_prefix(REQUESTS)?.to_owned();
+        let name = key.split_once("/certificatesigningrequests/")?.1.to_owned();
         let object: Value = serde_json::from_slice(value).ok()?;
         let approved = object["status"]["conditions"].as_array().is_some_and(|c| c.iter().any(|c| c["type"] == "Approved"));
         Some((name, approved))
@@ -70,6 +71,32 @@ fn an_openshift_node_is_what_it_was() -> Result<()> {
     let status = report(&node, &["status"])?;
     ensure!(status["run"].is_null(), "{status}");
     Ok(())
+}
+
+#[test]
+fn what_kubelet_has_asked_for_before_the_agent_is_back_is_approved() -> Result<()> {
+    let (_temporary, node) = node(Kind::Kubeadm, |options| options.bootstrap = true)?;
+    ok(&node, &["backup"])?;
+    let before = node.snapshot()?;
+    let asked_before = requests(&node)?;
+    node.ruin()?;
+    over_the_reboot(&node, &["restore-files", "--reboot", "--yes"])?;
+    // The agent waits for an API server that finds its port taken, when the power fails.
+    let taken = std::net::TcpListener::bind(("127.0.0.1", node.ports().api))?;
+    let agent = start(&node, &["resume"])?;
+    journal_says(&node, "resume", "api-server-ready")?;
+    node.power_cut()?;
+    ended(agent)?;
+    drop(taken);
+    // The hold is lifted: kubelet comes with the boot.
+    node.boot()?;
+    let has_asked = || Ok(requests(&node).is_ok_and(|now| now.iter().any(|request| !asked_before.contains(request))));
+    wait_for("kubelet to ask for its certificate", has_asked)?;
+    // The API has whole seconds.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    ok(&node, &["resume"])?;
+    same(&node, &before)?;
+    settled(&node)
 }
 
 /// Fills the file system of `dir` until about `left` bytes are free. XFS gives back what was deleted a moment later.

@@ -27,6 +27,8 @@ struct Unit {
     wants: Vec<String>,
     active: bool,
     condition_met: bool,
+    /// When it was last started, microseconds of `CLOCK_MONOTONIC`; 0 if never.
+    started: u64,
     /// The main process, of a unit that has one here.
     process: Option<Process>,
 }
@@ -186,8 +188,12 @@ fn show(place: &Place, name: &str) -> Result<()> {
         (_, true) => ("failed", "failed"),
         _ => ("inactive", "dead"),
     };
-    let condition = if unit(place, name)?.condition_met { "yes" } else { "no" };
+    let Unit { condition_met, started, .. } = unit(place, name)?;
+    let condition = if condition_met { "yes" } else { "no" };
     println!("LoadState={load}\nActiveState={active}\nSubState={sub}\nConditionResult={condition}");
+    if name.ends_with(".service") {
+        println!("ExecMainStartTimestampMonotonic={started}");
+    }
     Ok(())
 }
 
@@ -213,6 +219,8 @@ pub(crate) fn start(place: &Place, name: &str) -> Result<()> {
     if !met {
         return Ok(());
     }
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let started = u64::try_from(now.tv_sec * 1_000_000 + now.tv_nsec / 1000)?;
     let process = match name {
         "kubelet.service" => Some(daemon(place, Command::new(place.tools().join("kubelet")), "kubelet")?),
         "recovery-resume.service" => Some(resume(place, name)?),
@@ -221,7 +229,7 @@ pub(crate) fn start(place: &Place, name: &str) -> Result<()> {
     if name == config.runtime_unit {
         start_runtime(place)?;
     }
-    set(place, name, |unit| (unit.active, unit.process) = (true, process))
+    set(place, name, |unit| (unit.active, unit.started, unit.process) = (true, started, process))
 }
 
 /// Runs what the resume unit runs, on this node. It is started once; whether it is to be started again is the unit's to say.
