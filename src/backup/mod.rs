@@ -1,8 +1,8 @@
 //! Backups: what one is on disk, and how one is taken, checked, listed, pruned, exported, and imported from the old script.
 //!
-//! Reading order: this page; [`manifest`] (what a backup says of itself); [`mod@take`] (the steps in order: [`preflight`], [`trees`],
-//! [`partial`], [`publish`], [`pins`]); [`mod@verify`]; [`store`] (list, choose, delete, prune); [`legacy`], [`import`], [`mod@export`] (the old
-//! script's layout).
+//! Reading order: this page; [`names`] (what one may be called); [`manifest`] (what a backup says of itself); [`mod@take`] (the steps in order:
+//! [`asked_by`], [`preflight`], [`trees`] with [`tmpfiles`], [`partial`], [`install`], [`pins`], [`publish`]); [`mod@verify`]; [`store`] (list, choose,
+//! delete, prune); [`legacy`], [`import`], [`mod@export`] (the old script's layout) with [`excludes`].
 //!
 //! Whoever calls something here that changes the recovery directory holds its [lock](crate::node::dir::RecoveryDir::lock).
 

@@ -1,8 +1,7 @@
 //! The command line: one file per command, each of which parses its arguments, calls, prints, and leaves the exit code to [`run`].
 //!
 //! Reading order: [`args`] (what can be said), this page (from there to the command), [`context`] (what every command has: the node, the
-//! recovery directory, consent, output), [`enter`] (from a
-//! container to its host), then the commands.
+//! recovery directory, consent, output), [`enter`] (from a container to its host), then the commands.
 
 mod abandon;
 mod archive;

@@ -84,7 +84,7 @@ fn crictl(node: &Node, limit: Duration) -> Result<Command> {
 /// All containers, exited ones too.
 ///
 /// # Errors
-/// When the runtime does not answer; [`Failure::Damaged`](crate::error::Failure::Damaged) when crictl prints anything but its JSON.
+/// When the runtime does not answer; when crictl prints anything but its JSON.
 pub fn containers(node: &Node) -> Result<Vec<Container>> {
     parse::containers(&crictl(node, RPC)?.args(["ps", "-a", "-o", "json"]).run()?.stdout)
 }

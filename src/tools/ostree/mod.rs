@@ -85,7 +85,7 @@ pub fn is_ostree(node: &Node) -> bool {
 /// The deployments in boot order.
 ///
 /// # Errors
-/// When ostree fails; [`Failure::Damaged`](crate::error::Failure::Damaged) when it prints anything but its deployments.
+/// When ostree fails; when it prints anything but its deployments.
 pub fn deployments(node: &Node) -> Result<Vec<Deployment>> {
     let status = || Ok::<_, anyhow::Error>(node.command("ostree")?.args(["admin", "status"]));
     // The option is there from 2025.3 on; it also fails, unlike the text form, when a commit object is missing.
