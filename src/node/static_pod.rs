@@ -155,12 +155,6 @@ impl Manifest {
         label.or_else(|| self.host_paths().find_map(|path| path.file_name()?.to_str()?.rsplit_once("-pod-")?.1.parse().ok()))
     }
 
-    /// Names of its containers, without those that only run at its start.
-    #[must_use]
-    pub fn container_names(&self) -> Vec<&str> {
-        self.spec.containers.iter().map(|c| c.name.as_str()).collect()
-    }
-
     /// Images of all its containers, each once, sorted.
     #[must_use]
     pub fn images(&self) -> Vec<&str> {
@@ -265,7 +259,7 @@ mod tests {
             let manifest = captured(name);
             assert_eq!((manifest.metadata.name.as_str(), manifest.metadata.namespace.as_str()), (pod, namespace), "{name}");
             assert_eq!(manifest.revision(), revision, "{name}");
-            assert_eq!(manifest.container_names().first(), Some(&first), "{name}");
+            assert_eq!(manifest.spec.containers[0].name, first, "{name}");
             assert!(!manifest.images().is_empty(), "{name}");
         }
         assert_eq!(captured("etcd-pod-rev3.yaml").images().len(), 2);
