@@ -11,7 +11,7 @@ use super::machine::{Event, Phase, State};
 use super::resume::EXPORTED;
 use super::status::{RunStatus, StepState};
 use super::undo::{Undo, Units};
-use super::{history, verbs};
+use super::{history, run, verbs};
 use crate::archive;
 use crate::node::dir::RecoveryDir;
 use crate::node::profile::Profile;
@@ -33,22 +33,6 @@ pub struct AbandonReport {
 
 /// Where the steps' restores make what they then put in place: at the root of each tree and, for managed files elsewhere, of each file system.
 const TREES: [&str; 6] = ["/", "/var", "/etc", "/etc/kubernetes", "/usr/local", "/var/lib/kubelet"];
-
-/// Steps that change what the node would boot or run, by phase: once one has begun, the node is no longer what it was.
-const CHANGING: [(Phase, &str); 12] = [
-    (Phase::Platform, "drop-ahead"),
-    (Phase::Platform, "undeploy-between"),
-    (Phase::Platform, "roll-back"),
-    (Phase::RestoreFiles, "newer-files"),
-    (Phase::RestoreFiles, "usr-local"),
-    (Phase::RestoreFiles, "etc"),
-    (Phase::RestoreFiles, "extras"),
-    (Phase::Resume, "kubelet-files"),
-    (Phase::Resume, "network-databases"),
-    (Phase::Resume, "no-manifests"),
-    (Phase::Resume, "static-pods"),
-    (Phase::Resume, "etcd-data"),
-];
 
 /// Ends the run: puts back what `undo.json` holds, lifts the hold, moves the journal to `history/`. The files stay as they are; the report
 /// says what that is. It needs no readable journal. With `force`, a hold is lifted although its recovery is not in `dir`.
@@ -147,9 +131,8 @@ fn next_boot(node: &Node) -> Option<String> {
 
 fn changed(reading: &Reading) -> Vec<String> {
     let phases = RunStatus::of(reading).phases;
-    let is_changing = |phase: Phase, step: &str| CHANGING.iter().any(|(p, s)| *p == phase && *s == step);
     let steps = phases.iter().flat_map(|p| p.steps.iter().map(move |s| (p.phase, s)));
-    let begun = steps.filter(|(phase, step)| step.state != StepState::Waiting && is_changing(*phase, &step.name));
+    let begun = steps.filter(|(phase, step)| step.state != StepState::Waiting && run::changes(*phase, &step.name));
     begun
         .map(
             |(phase, step)| {

@@ -24,9 +24,9 @@ pub(super) const STEPS: &[Step] = &[
     Step::new("stop-kubelet", "stopping kubelet", restore_files::stop_kubelet).volatile(),
     Step::new("stop-daemon", "stopping machine-config-daemon", stop_daemon).volatile().only(Profile::is_openshift),
     Step::new("target-files", "holding kubelet in the backup's deployment too", target_files),
-    Step::new("drop-ahead", "dropping what would boot before the backup's deployment", drop_ahead),
-    Step::new("undeploy-between", "removing standbys before the backup's deployment", undeploy_between),
-    Step::new("roll-back", "rolling back to the backup's deployment", roll_back),
+    Step::new("drop-ahead", "dropping what would boot before the backup's deployment", drop_ahead).changes(),
+    Step::new("undeploy-between", "removing standbys before the backup's deployment", undeploy_between).changes(),
+    Step::new("roll-back", "rolling back to the backup's deployment", roll_back).changes(),
     Step::new("next-boot", "checking that the backup's deployment boots next", next_boot),
 ];
 

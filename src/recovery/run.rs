@@ -43,6 +43,7 @@ pub(super) struct Step {
     name: &'static str,
     says: &'static str,
     volatile: bool,
+    changes: bool,
     applies: fn(&Profile) -> bool,
     act: fn(&mut Doing<'_, '_>) -> Result<()>,
 }
@@ -50,12 +51,17 @@ pub(super) struct Step {
 impl Step {
     /// A step that every kind of node has and whose effect is on disk.
     pub(super) const fn new(name: &'static str, says: &'static str, act: fn(&mut Doing<'_, '_>) -> Result<()>) -> Self {
-        Self { name, says, volatile: false, applies: |_| true, act }
+        Self { name, says, volatile: false, changes: false, applies: |_| true, act }
     }
 
     /// Its effect is lost at a reboot.
     pub(super) const fn volatile(self) -> Self {
         Self { volatile: true, ..self }
+    }
+
+    /// It changes what the node would boot or run: once it has begun, the node is no longer what it was.
+    pub(super) const fn changes(self) -> Self {
+        Self { changes: true, ..self }
     }
 
     /// Only nodes of some profiles have it.
@@ -73,6 +79,11 @@ fn steps(phase: Phase) -> &'static [Step] {
         Phase::Redeploy => redeploy::STEPS,
         Phase::Finish => finish::STEPS,
     }
+}
+
+/// True for a step that [changes](Step::changes) what the node would boot or run.
+pub(super) fn changes(phase: Phase, step: &str) -> bool {
+    steps(phase).iter().any(|known| known.name == step && known.changes)
 }
 
 /// Everything a recovery of a node of this profile does; with the platform phase, when that has something to do.
