@@ -2,7 +2,7 @@
 //!
 //! Reading order: this page; [`names`] (what one may be called); [`manifest`] (what a backup says of itself); [`mod@take`] (the steps in order:
 //! [`asked_by`], [`preflight`], [`trees`] with [`tmpfiles`], [`partial`], [`install`], [`pins`], [`publish`]); [`mod@verify`]; [`store`] (list, choose,
-//! delete, prune); [`legacy`], [`import`], [`mod@export`] (the old script's layout) with [`excludes`].
+//! delete, prune); [`legacy`], [`import`], [`mod@export`] (the old script's layout) with `excludes`.
 //!
 //! Whoever calls something here that changes the recovery directory holds its [lock](crate::node::dir::RecoveryDir::lock).
 
