@@ -150,8 +150,8 @@ fn state_of(reading: Option<&Reading>, untouched: bool, changed: &[String]) -> S
         }
         Some(reading) if reading.state == State::Finished => "the recovery was over already".to_owned(),
         Some(reading) => format!(
-            "the recovery ended as {}; restored so far: {}; the rest is the newer release's. kubelet is no longer held: it starts at the next boot, \
-             on whatever is there. `recovery recover` makes the node whole",
+            "the recovery ended as {}; restored so far: {}; what is not restored is the newer release's. kubelet is no longer held: it \
+             starts at the next boot, on whatever is there. `recovery recover` makes the node whole",
             reading.state.describe(),
             if changed.is_empty() { "what the runs before it restored".to_owned() } else { changed.join(", ") }
         ),
