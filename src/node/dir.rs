@@ -205,10 +205,10 @@ fn named_in(lock: &mut File) -> String {
     if holder.trim().is_empty() { "another process".to_owned() } else { holder.trim().to_owned() }
 }
 
-/// Tries for a tenth of a second: a lock may be held for an instant by one who only looks whether it is free, or by a child between its fork
-/// and its exec, which have not closed the file yet.
+/// Tries for a second: a lock may be held for an instant by one who only looks whether it is free, or by a child between its fork and its
+/// exec, which has not closed the file yet.
 fn try_lock(file: &File) -> rustix::io::Result<()> {
-    for _ in 0..10 {
+    for _ in 0..100 {
         match flock(file, FlockOperation::NonBlockingLockExclusive) {
             Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(10)),
             result => return result,
