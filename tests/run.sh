@@ -9,5 +9,6 @@ tests/etcd-tools/build.sh
 tests/node/tools/build.sh
 # With one of these set, a test takes itself for the child that it starts, and ends well without having tested anything.
 unset RECOVERY_TEST_ROOT RECOVERY_TEST_RESTORE RECOVERY_TEST_POWER
+umask 022
 # One failure hides no other.
 cargo test --no-fail-fast "$@"

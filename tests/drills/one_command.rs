@@ -13,7 +13,7 @@ use super::node::{Broken, Limit, Node, Variant};
 
 /// The agent's own part of a recovery, seconds, on a machine with two cores.
 const OWN: f64 = 15.0;
-const SOON: Limit = Limit::of(240);
+const SOON: Limit = Limit::of(600);
 
 /// The entries of the node's log that bear these fields: phase, step, message.
 fn logged(node: &Node, fields: &[String]) -> Result<Vec<[String; 3]>> {

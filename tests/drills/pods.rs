@@ -14,7 +14,7 @@ const AGENT: &str = "/var/recovery/recovery";
 const GONE: &str = "registry.test/site/gone:1";
 /// Where the node says which worker may end; no backup holds it.
 const LET: &str = "/var/tmp/let";
-const RECOVERY: Limit = Limit::of(480);
+const RECOVERY: Limit = Limit::of(1200);
 
 fn deployment(name: &str, image: &str) -> Value {
     let labels = json!({"app": name});

@@ -10,7 +10,7 @@ use super::node::{Limit, Node, Variant};
 const AGENT: &str = "/var/recovery/recovery";
 const UNIT: &str = "recovery-resume.service";
 /// A whole recovery of such a node, at its slowest.
-const RECOVERY: Limit = Limit::of(480);
+const RECOVERY: Limit = Limit::of(1200);
 
 /// What systemd says of the resume unit.
 fn shown(node: &Node, property: &str) -> Result<String> {

@@ -10,7 +10,7 @@ use super::node::{Limit, Node};
 
 const SOON: Limit = Limit::of(120);
 /// A whole recovery, at its slowest.
-const RECOVERED: Limit = Limit::of(480);
+const RECOVERED: Limit = Limit::of(1200);
 /// etcd's port for its peers.
 const PORT: &str = "2380";
 const DROP_IN: &str = "/etc/systemd/system/recovery-resume.service.d";

@@ -71,7 +71,8 @@ fn openshift(node: &Node) -> Result<()> {
     }
     let argv = ["kubectl", "apply", "--server-side", "--filename=-"];
     node.exec_with(&argv, &definitions, READY)?.checked()?;
-    node.kubectl(&["wait", "--for=condition=Established", "customresourcedefinitions", "--all", "--timeout=30s"])?;
+    let established = ["kubectl", "wait", "--for=condition=Established", "customresourcedefinitions", "--all", "--timeout=170s"];
+    node.exec(&established, READY)?.checked()?;
     let objects = objects()?;
     let bare: Vec<Value> = objects.iter().map(without_status).collect();
     // A namespace comes before what is in it.

@@ -7,17 +7,19 @@ use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 
-use crate::place::{MARK, Place};
+use crate::place::{MARK, Place, Process};
 use crate::runtime::{Runtime, STORE};
 use crate::{booted, crictl, systemctl};
 
 /// `on` or `off`, and how often it has booted: written last, so that who waits for it finds a node that is up.
 const POWER: &str = "power.json";
+/// What init leaves to every process that is told to end.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// What the kernel and init leave to containers that are told to end.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -79,8 +81,13 @@ fn shut_down(place: &Place) -> Result<()> {
     }
     crate::runtime::stop_all(&crictl::processes(&Runtime::load(place)?), GRACE);
     systemctl::stop(place, &config.runtime_unit)?;
-    for pid in place.processes()? {
-        crate::place::signal(pid, rustix::process::Signal::TERM);
+    let left = place.processes()?;
+    for pid in &left {
+        crate::place::signal(*pid, rustix::process::Signal::TERM);
+    }
+    let (left, end): (Vec<_>, _) = (left.into_iter().map(Process::of).collect(), Instant::now() + PATIENCE);
+    while left.iter().any(|process| process.is_alive()) && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(5));
     }
     if place.dir().join("run/ostree/staged-deployment").exists() {
         let done = booted::run_inside(place, Command::new("/usr/bin/ostree").args(["admin", "finalize-staged"]))?;

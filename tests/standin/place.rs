@@ -221,7 +221,8 @@ impl Place {
     pub fn kill_all(&self) -> Result<()> {
         let me = i32::try_from(std::process::id())?;
         // What is being started while the list is made is found the next time round.
-        for _ in 0..200 {
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while std::time::Instant::now() < end {
             let left: Vec<i32> = self.processes()?.into_iter().filter(|pid| *pid != me && !is_zombie(*pid)).collect();
             if left.is_empty() {
                 return Ok(());

@@ -236,9 +236,9 @@ impl Etcd {
         })
     }
 
-    /// Runs a future, with two minutes for it.
+    /// Runs a future, with ten minutes for it.
     pub fn run<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        self.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(120), work).await.context("waiting for etcd")? })
+        self.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(600), work).await.context("waiting for etcd")? })
     }
 
     /// Puts `n` keys, `/registry/things/0000000` on, 100 to a transaction (a transaction is one revision). Their values differ and
