@@ -126,7 +126,7 @@ fn the_unit_that_comes_second_does_not_take_the_reboot_for_one_to_come() {
     // Another verb only looks.
     let lock = place.dir.lock("backup").unwrap();
     let looks = std::thread::spawn(move || {
-        std::thread::sleep(std::time::Duration::from_secs(1));
+        std::thread::sleep(std::time::Duration::from_secs(5));
         drop(lock);
     });
     let error = place.resume(&ResumeOptions { unit: true, ..resumed() }).unwrap_err();
