@@ -12,6 +12,9 @@ pub enum Failure {
     /// 2: the command line makes no sense, or a destructive verb was not confirmed.
     #[error("{0}")]
     Usage(String),
+    /// 64: sound, but nothing that this agent takes; the message says what to do instead.
+    #[error("{0}")]
+    Unsupported(String),
     /// 65: a backup, journal, snapshot or archive is damaged, hostile or of another version.
     #[error("{0}")]
     Damaged(String),
@@ -38,6 +41,7 @@ impl Failure {
     pub fn code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
+            Self::Unsupported(_) => 64,
             Self::Damaged(_) => 65,
             Self::Unanswered(_) => 69,
             Self::NoSpace(_) => 73,
@@ -79,7 +83,7 @@ macro_rules! failure {
     )*};
 }
 failure! {
-    usage => Usage, damaged => Damaged, unanswered => Unanswered, no_space => NoSpace,
+    usage => Usage, unsupported => Unsupported, damaged => Damaged, unanswered => Unanswered, no_space => NoSpace,
     not_now => NotNow, not_permitted => NotPermitted, misfit => Misfit,
 }
 

@@ -14,6 +14,7 @@ Exit codes:
    0  done, or nothing to do (`archive diff`: equal)
    1  failed, look: the message names the step and the next command (`archive diff`: differs)
    2  usage, or not confirmed (`archive diff`: any other trouble)
+  64  not supported: sound, but nothing that the agent takes; the message says what to do instead
   65  damaged, hostile or of another version (backup, journal, snapshot, archive)
   69  a component did not answer by its deadline
   73  no space
