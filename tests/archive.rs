@@ -2,6 +2,8 @@
 
 #[path = "archive/fidelity.rs"]
 mod fidelity;
+#[path = "archive/foreign.rs"]
+mod foreign;
 #[path = "archive/hostile.rs"]
 mod hostile;
 #[path = "archive/in_use.rs"]

@@ -7,10 +7,11 @@ use anyhow::Result;
 
 use super::entry::Hash;
 use super::header::{BLOCK, Segments};
-use super::parse::MOST_SEGMENTS;
 use super::tree::next_data;
 use crate::node::clock::interrupted;
 
+/// A file is packed in no more pieces than this.
+pub(super) const MOST_SEGMENTS: usize = 1 << 16;
 /// Zeros are left out of the hash in aligned blocks of so many bytes.
 const GRAIN: usize = 4096;
 /// Begins the hash of a content with gaps, so that it is not the hash of any content without.

@@ -109,6 +109,11 @@ impl Entry {
         if (*kind != Kind::File && *size != 0) || link == target.is_empty() || target.contains(&0) || target.len() > LONGEST_PATH {
             return refuse("is not sound");
         }
+        // The kernel takes the owner -1 for "leave it as it is", and keeps 12 bits of a major number and 20 of a minor.
+        let ids = attributes.uid == u32::MAX || attributes.gid == u32::MAX;
+        if ids || self.device.0 >= 1 << 12 || self.device.1 >= 1 << 20 {
+            return refuse("has an owner or a device number that no system can have");
+        }
         if attributes.mode & !0o7777 != 0 || mtime.nanoseconds >= 1_000_000_000 || i64::try_from(*size).is_err() {
             return refuse("has numbers that are out of range");
         }
@@ -157,23 +162,25 @@ fn quoted(name: &[u8]) -> String {
     format!("{name:?}")
 }
 
-/// The path of an entry from its name in the archive; refuses every name that could lead out of the tree.
+/// The path of an entry from its name in the archive. Empty components and `.` lead nowhere, and are left out as the kernel does; every name
+/// that could lead out of the tree is refused.
 ///
 /// # Errors
-/// `Failure::Damaged` for a name that is empty, absolute, too long, or has an empty component, `.` or `..` in it.
+/// `Failure::Damaged` for a name that is empty, absolute, too long, or has `..` in it.
 pub(super) fn path_from_name(name: &[u8]) -> Result<Vec<u8>> {
     let refuse = |why: &str| damaged(format!("the archive is hostile or damaged: the name {} {why}", quoted(name)));
-    let mut path = name;
-    while let Some(rest) = path.strip_prefix(b"./") {
-        path = rest;
+    if name.is_empty() {
+        return Err(refuse("is empty"));
     }
-    let path = path.strip_suffix(b"/").unwrap_or(path);
-    if path.is_empty() || path == b"." {
-        // "./" and "." are the root; a name that is nothing at all, or only slashes, is not.
-        return if name.starts_with(b".") { Ok(Vec::new()) } else { Err(refuse("is empty")) };
+    if name.starts_with(b"/") {
+        return Err(refuse("is absolute"));
     }
-    check_path(path).map_err(refuse)?;
-    Ok(path.to_vec())
+    let path = name.split(|b| *b == b'/').filter(|part| !matches!(part, [] | [b'.'])).collect::<Vec<_>>().join(&b'/');
+    // What is left of "./" and "." is the root.
+    if !path.is_empty() {
+        check_path(&path).map_err(refuse)?;
+    }
+    Ok(path)
 }
 
 /// Says what is wrong with a path, if anything: see [`path_from_name`].
@@ -207,7 +214,9 @@ mod tests {
     fn names_that_leave_the_tree_are_refused() {
         let long = "x".repeat(256);
         let deep = "x/".repeat(3000);
-        for name in ["", "/", "/etc/passwd", "..", "a/..", "a/../../b", "../a", "a//b", "a/./b", "//", "a\0b", &long, &deep, ".//a"] {
+        for name in
+            ["", "/", "/etc/passwd", "..", "a/..", "a/../../b", "../a", "./../a", "a//..", "a/./../..", "//", "//a", "a\0b", &long, &deep]
+        {
             let error = path_from_name(name.as_bytes()).unwrap_err();
             assert_eq!(exit_code(&error), 65, "{name:?}");
         }
@@ -215,7 +224,10 @@ mod tests {
 
     #[test]
     fn names_of_gnu_tar_are_understood() -> Result<()> {
-        for (name, path) in [("./", ""), (".", ""), ("./a", "a"), ("./a/", "a"), ("a/b/", "a/b"), ("...", "..."), (".a", ".a")] {
+        for (name, path) in [("./", ""), (".", ""), ("./a", "a"), ("./a/", "a"), ("a/b/", "a/b"), ("...", "..."), (".a", ".a")]
+            .into_iter()
+            .chain([("a//b", "a/b"), ("a/./b", "a/b"), (".//a", "a"), ("a/.", "a"), ("a/./", "a"), (".//./", "")])
+        {
             assert_eq!(path_from_name(name.as_bytes())?, path.as_bytes(), "{name}");
         }
         Ok(())

@@ -24,7 +24,7 @@ use super::entry::{Entry, Hash, Time};
 use super::parse::unreadable;
 use crate::error::damaged;
 
-/// The version of the index. Another one is refused: the data can still be read by GNU tar.
+/// The version of the index. One of another version is passed over, and the archive read as GNU tar would.
 const VERSION: u32 = 2;
 const MAGIC: &[u8; 8] = b"RECOVIDX";
 const TRAILER_MAGIC: &[u8; 8] = b"RECOVEND";
@@ -154,6 +154,15 @@ pub(super) fn compressor() -> Result<zstd::bulk::Compressor<'static>> {
     Ok(compressor)
 }
 
+/// True when there is a whole index of another version.
+///
+/// # Errors
+/// When the archive cannot be read.
+pub(super) fn is_of_other_version(file: &File) -> Result<bool> {
+    let len = file.metadata().context("reading the size of the archive")?.len();
+    Ok(Trailer::read(file, len)?.is_some_and(|trailer| trailer.version != VERSION))
+}
+
 /// Reads an index, record by record.
 pub(super) struct Reader {
     pub(super) head: Head,
@@ -163,19 +172,16 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Opens the index of an archive; `None` when it has no trailer. Everything of it but the records themselves is checked here, and
-    /// that the index is as it was written.
+    /// Opens the index of an archive; `None` when it has no trailer, or one of another version. Everything of it but the records themselves
+    /// is checked here, and that the index is as it was written.
     ///
     /// # Errors
-    /// `Failure::Damaged` when it is damaged, or of another version.
+    /// `Failure::Damaged` when it is damaged.
     pub(super) fn open(file: &File) -> Result<Option<Self>> {
         let len = file.metadata().context("reading the size of the archive")?.len();
-        let Some(trailer) = Trailer::read(file, len)? else { return Ok(None) };
+        let Some(trailer) = Trailer::read(file, len)?.filter(|trailer| trailer.version == VERSION) else { return Ok(None) };
         let bad = |why: &str| damaged(format!("the index of the archive is damaged: {why}"));
         let end = trailer.start.checked_add(trailer.len).filter(|end| *end <= len - TRAILER_LEN as u64).ok_or_else(|| bad("its place"))?;
-        if trailer.version != VERSION {
-            return Err(damaged(format!("the index of the archive is of version {}, this is for version {VERSION}", trailer.version)));
-        }
         check_hash(file, &trailer)?;
         let mut fixed = [0; 8 + 4 + 4];
         if trailer.len < fixed.len() as u64 || trailer.start < 8 {

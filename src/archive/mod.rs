@@ -5,10 +5,11 @@
 //! what is equal without decompressing it, and a later backup take over what has not changed.
 //!
 //! Reading order: [`select`] (which part of a tree), [`entry`] (what is kept of a path), [`tree`] (a tree on disk); packing: [`walk`],
-//! [`header`], [`content`], [`reuse`], [`pack`](mod@pack), [`sink`], [`check`], [`index`]; reading: [`parse`], [`records`], [`frames`], [`stream`], [`table`], [`verify`];
+//! [`header`], [`content`], [`reuse`], [`pack`](mod@pack), [`sink`], [`check`], [`index`]; reading: [`block`], [`records`], [`parse`], [`frames`], [`input`], [`stream`], [`table`], [`verify`];
 //! restoring: [`compare`], [`plan`], [`needed`], [`stage`], [`remove`], [`restore`].
 
 mod acl;
+mod block;
 mod check;
 mod compare;
 mod content;
@@ -16,6 +17,7 @@ mod entry;
 mod frames;
 mod header;
 mod index;
+mod input;
 mod needed;
 mod pack;
 mod parse;
@@ -41,7 +43,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::error::{damaged, usage};
+use crate::error::{damaged, unsupported, usage};
 use crate::report::paths;
 use entry::Kind;
 use frames::{FrameReader, Frames};
@@ -183,28 +185,39 @@ impl Archive {
     /// Opens it and checks every name in it; nothing is changed by an archive that does not open.
     ///
     /// Archives without an index, from GNU tar, are taken too: compressed with zstd or gzip, or not at all. They are read to the end here.
+    /// Of what is in one several times the last is taken, as tar does.
     ///
     /// # Errors
     /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is damaged or truncated, or has a name that leads out of the tree, is
-    /// there twice, is below something that is not a directory, or is a hard link to something that does not come before it.
+    /// below something that is not a directory, or is a hard link to something that does not come before it.
+    /// [`Failure::Unsupported`](crate::error::Failure::Unsupported) when it is sound, but compressed otherwise, of a kind of tar that is not
+    /// taken, beyond a limit of this agent, or not a regular file: the message says what to do.
     pub fn open(file: &Path) -> Result<Self> {
-        let open = || Self::open_file(File::open(file)?);
+        let open = || Self::open_file(open_regular(file)?, file);
         let (table, source) = open().with_context(|| format!("opening the archive {}", file.display()))?;
         Ok(Self { path: file.to_owned(), table, source })
     }
 
-    fn open_file(file: File) -> Result<(Table, Source)> {
-        let Some(mut reader) = index::Reader::open(&file)? else {
-            let (stream, table) = Stream::open(file)?;
-            return Ok((table, Source::Stream(stream)));
-        };
+    fn open_file(file: File, path: &Path) -> Result<(Table, Source)> {
+        if let Some(opened) = Self::open_indexed(&file)? {
+            return Ok(opened);
+        }
+        let without_index = index::is_of_other_version(&file)?;
+        let (stream, table) = Stream::open(file, path, without_index)?;
+        Ok((table, Source::Stream(stream)))
+    }
+
+    /// Opens one that has an index.
+    fn open_indexed(file: &File) -> Result<Option<(Table, Source)>> {
+        let Some(mut reader) = index::Reader::open(file)? else { return Ok(None) };
         let mut builder = Builder::default();
         while let Some(record) = reader.next()? {
             builder.add_record(record)?;
         }
         let (table, frames) = (builder.finish_index()?, std::mem::take(&mut reader.head.frames));
         check_places(&table, frames.len())?;
-        Ok((table, Source::Indexed(Arc::new(Frames::new(file, frames)))))
+        let file = file.try_clone().context("opening the archive")?;
+        Ok(Some((table, Source::Indexed(Arc::new(Frames::new(file, frames))))))
     }
 
     /// Decompresses all of it and checks every content against the index: `verify`.
@@ -287,6 +300,20 @@ impl Archive {
         restore::restore(&self.table, &self.source, tree, selection, extra, tick)
             .with_context(|| format!("restoring {} from the archive {}", tree.display(), self.path.display()))
     }
+}
+
+/// Opens a file that can be read more than once: to check it, and then to take from it. A pipe cannot; to open one does not wait for its
+/// other end.
+fn open_regular(path: &Path) -> Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+    if file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    Err(unsupported(
+        "it is a pipe, a device or a directory, and an archive is read twice, so that all of it is checked before anything changes: save it to a \
+         regular file, and name that",
+    ))
 }
 
 /// Checks that the entries are in the data in the order of the index, each in a frame that there is.

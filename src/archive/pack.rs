@@ -94,7 +94,7 @@ fn pack_into(
     let (index, skipped, entries, bytes, reused) = packer;
     let (stored, sha256) = finish(file, index, started, written.0, written.1)?;
     // Whatever happened in the tree meanwhile: what is handed over is an archive that opens.
-    Archive::open_file(file.try_clone().context("opening the archive again")?).context("opening the archive that was made")?;
+    Archive::open_indexed(file).context("opening the archive that was made")?.context("opening the archive that was made: its index")?;
     Ok(Packed { entries, bytes, stored, sha256, reused, skipped })
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use super::acl;
 use super::entry::{APPEND_ONLY, IMMUTABLE, Time};
 use super::header::INDEXED;
-use crate::error::damaged;
+use crate::error::{damaged, unsupported};
 
 /// What extended headers and long names say of the entry that follows them.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub(super) struct Extension {
     pub(super) sparse_name: Option<Vec<u8>>,
     pub(super) sparse_size: Option<u64>,
     pub(super) sparse_other: bool,
+    /// It goes on with what an archive before this one begins.
+    pub(super) continued: bool,
 }
 
 impl Extension {
@@ -73,6 +75,8 @@ impl Extension {
             b"GNU.sparse.minor" => self.sparse_version.1 = Some(parse(value)?),
             b"GNU.sparse.name" => self.sparse_name = Some(value.to_vec()),
             b"GNU.sparse.realsize" => self.sparse_size = Some(parse(value)?),
+            b"GNU.volume.offset" => self.continued = true,
+            b"GNU.dumpdir" => check_complete(value)?,
             key if key.starts_with(b"GNU.sparse.") => self.sparse_other = true,
             key => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
@@ -88,6 +92,21 @@ impl Extension {
             self.xattrs.insert(name.to_vec(), value);
         }
     }
+}
+
+/// Refuses an incremental archive of GNU tar that does not hold all of a directory. `list` is what it says of the names in it, as in the
+/// manual's chapter "Dumpdir": a letter, the name and a zero byte for each; `N` is said of what has not changed, and is not in the archive.
+///
+/// # Errors
+/// `Failure::Unsupported` when something is not in it.
+pub(super) fn check_complete(list: &[u8]) -> Result<()> {
+    if !list.split(|b| *b == 0).any(|record| record.starts_with(b"N")) {
+        return Ok(());
+    }
+    Err(unsupported(
+        "the archive is incremental and holds only what had changed: unpack it and those before it with `tar --listed-incremental=/dev/null -x`, \
+         oldest first, and pack the tree anew",
+    ))
 }
 
 fn unescape(name: &[u8]) -> Vec<u8> {

@@ -1,65 +1,66 @@
 //! Archives without an index: made by GNU tar, compressed or not. They are read from start to end.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::os::unix::fs::FileExt;
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::content::{Content, Sum};
 use super::entry::Kind;
-use super::parse::{Member, TarReader, unreadable};
+use super::input::{self, Input};
+use super::parse::{Member, TarReader};
 use super::table::{Builder, Id, Table};
 use crate::error::damaged;
 use crate::node::clock::interrupted;
-
-/// As far back as a compressed archive may refer, as a power of two: memory that the decompressor needs. `zstd` goes beyond it only when asked
-/// (`--long`, `--ultra`).
-const WINDOW: u32 = 25;
 
 /// An archive without an index.
 #[derive(Debug)]
 pub(super) struct Stream {
     file: File,
-    /// Of each entry in the stream, its row in the table.
-    rows: Vec<Id>,
+    path: PathBuf,
+    /// Of each entry in the stream, its row in the table; of one that a later one replaces, none.
+    rows: Vec<Option<Id>>,
 }
 
 impl Stream {
-    /// Reads all of it once, and checks every name.
+    /// Reads all of it once, and checks every name. It is `without_index` when there is one behind it that cannot be used.
     ///
     /// # Errors
-    /// `Failure::Damaged` when anything in it is not sound.
-    pub(super) fn open(file: File) -> Result<(Self, Table)> {
+    /// `Failure::Damaged` when anything in it is not sound; `Failure::Unsupported` when it is, and is nothing that can be restored.
+    pub(super) fn open(file: File, path: &Path, without_index: bool) -> Result<(Self, Table)> {
         let mut builder = Builder::default();
-        let mut place = 0;
-        read(&file, |member, reader| {
-            if member.indexed && place == 0 {
-                return Err(damaged("the archive is damaged: its index, or the end of it, is cut off"));
-            }
+        let (mut place, mut marked) = (0, false);
+        let skipped = read(&file, path, |member, reader| {
+            marked |= member.indexed && place == 0;
             let sum = sum(&member, reader)?;
             builder.add_member(member.entry, sum, place)?;
             place += 1;
             Ok(())
         })?;
-        let (table, rows) = builder.finish_stream()?;
-        Ok((Self { file, rows }, table))
+        // Of one that was decompressed, or compressed anew, no part of the index is left.
+        if marked && skipped && !without_index {
+            return Err(damaged("the archive is damaged: its index, or the end of it, is cut off"));
+        }
+        let (table, rows) = builder.finish_stream(place)?;
+        Ok((Self { file, path: path.to_owned(), rows }, table))
     }
 
     pub(super) fn file(&self) -> &File {
         &self.file
     }
 
-    /// Calls `each` for every entry, with its row, in the order of the stream.
+    /// Calls `each` for every entry that is in the table, with its row, in the order of the stream.
     ///
     /// # Errors
     /// Those of `each`, and as [`Stream::open`]: the file could have changed since.
-    pub(super) fn each(&self, mut each: impl FnMut(Id, &Member, &mut TarReader<Box<dyn BufRead>>) -> Result<()>) -> Result<()> {
+    pub(super) fn each(&self, mut each: impl FnMut(Id, &Member, &mut TarReader<Input>) -> Result<()>) -> Result<()> {
         let mut rows = self.rows.iter();
-        read(&self.file, |member, reader| {
+        read(&self.file, &self.path, |member, reader| {
             let row = rows.next().ok_or_else(|| damaged("the archive has changed since it was opened"))?;
-            each(*row, &member, reader)
+            row.map_or(Ok(()), |row| each(row, &member, reader))
         })
+        .map(drop)
     }
 }
 
@@ -76,44 +77,13 @@ pub(super) fn sum<R: BufRead>(member: &Member, reader: &mut TarReader<R>) -> Res
     Ok(content.finish(member.entry.size))
 }
 
-fn read(file: &File, mut each: impl FnMut(Member, &mut TarReader<Box<dyn BufRead>>) -> Result<()>) -> Result<()> {
-    let mut reader = TarReader::new(input(file)?);
+/// Reads all entries; true when there were skippable frames of zstd among them.
+fn read(file: &File, path: &Path, mut each: impl FnMut(Member, &mut TarReader<Input>) -> Result<()>) -> Result<bool> {
+    let mut reader = TarReader::new(input::open(file, path)?);
     while let Some(member) = reader.next()? {
         interrupted()?;
         each(member, &mut reader)?;
     }
-    reader.drain()
-}
-
-/// The tar stream: compressed with zstd or gzip, or not at all, told by the first bytes.
-fn input(file: &File) -> Result<Box<dyn BufRead>> {
-    const BUFFER: usize = 128 << 10;
-    let mut magic = [0; 4];
-    let len = file.read_at(&mut magic, 0).map_err(unreadable)?;
-    let start = Start { file: file.try_clone().context("reading the archive")?, at: 0 };
-    let raw = BufReader::with_capacity(BUFFER, start);
-    Ok(match &magic[..len] {
-        // A frame (RFC 8878, 3.1.1), or a skippable one.
-        [0x28, 0xB5, 0x2F, 0xFD] | [0x50..=0x5F, 0x2A, 0x4D, 0x18] => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(raw).context("preparing to decompress")?;
-            decoder.window_log_max(WINDOW).context("preparing to decompress")?;
-            Box::new(BufReader::with_capacity(BUFFER, decoder))
-        }
-        [0x1F, 0x8B, ..] => Box::new(BufReader::with_capacity(BUFFER, flate2::bufread::MultiGzDecoder::new(raw))),
-        _ => Box::new(raw),
-    })
-}
-
-/// A file from its start, whatever its position, which a clone shares.
-struct Start {
-    file: File,
-    at: u64,
-}
-
-impl std::io::Read for Start {
-    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
-        let read = self.file.read_at(into, self.at)?;
-        self.at += read as u64;
-        Ok(read)
-    }
+    reader.drain()?;
+    Ok(reader.into_input().get_ref().has_skipped())
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use super::content::Sum;
 use super::entry::{Attributes, Entry, Kind, LARGEST_TABLE, Time, compare_paths, shown, split};
 use super::index::Record;
-use crate::error::damaged;
+use crate::error::{damaged, unsupported};
 
 /// The number of a row.
 pub(super) type Id = u32;
@@ -187,6 +187,8 @@ pub(super) struct Builder {
     hasher: RandomState,
     /// The targets of hard links, to be looked up when all entries are known: their row, where they are in the stream, the target.
     links: Vec<(u32, Vec<u8>)>,
+    /// The rows of further names, and of what they are names of, when the targets have been looked up.
+    followers: Vec<(Id, Id)>,
     /// What all that was added takes in memory.
     weight: u64,
 }
@@ -209,7 +211,11 @@ impl Builder {
     }
 
     /// Adds the entry of an archive without an index that is number `place` in its stream.
-    pub(super) fn add_member(&mut self, entry: Entry, sum: Sum, place: u32) -> Result<()> {
+    pub(super) fn add_member(&mut self, mut entry: Entry, sum: Sum, place: u32) -> Result<()> {
+        if entry.kind == Kind::HardLink {
+            // They belong to what it is a name of, and every tar takes them from there.
+            entry.attributes = Attributes::default();
+        }
         self.add(entry, false, sum, (place, 0))
     }
 
@@ -241,7 +247,10 @@ impl Builder {
         self.weight += entry_weight;
         let attributes = self.attributes(entry.attributes)?;
         if self.weight > LARGEST_TABLE {
-            return Err(damaged("the archive is hostile or damaged: its names and attributes are larger in all than those of any tree"));
+            return Err(unsupported(format!(
+                "the names and attributes in the archive take more than {} MiB of memory, and that is all that is taken: unpack it with tar",
+                LARGEST_TABLE >> 20
+            )));
         }
         self.table.bytes = self.table.bytes.saturating_add(sum.data);
         self.table.rows.push(Kept {
@@ -283,18 +292,18 @@ impl Builder {
         if let Some((path, _)) = missing.first() {
             return Err(damaged(format!("the index of the archive is hostile or damaged: the directory {} is missing", shown(path))));
         }
-        self.link(|row| u64::from(row.frame) << 32 | u64::from(row.offset))?;
+        self.link()?;
         Ok(self.table)
     }
 
-    /// The table of an archive without an index, whose entries can be in any order and whose parents can be missing; and of each entry in
-    /// the stream, its row.
+    /// The table of an archive without an index, whose entries can be in any order and whose parents can be missing; and of each of the
+    /// `members` in the stream, its row, unless a later one has replaced it.
     ///
     /// # Errors
-    /// `Failure::Damaged` when a name is there twice, when something is below what is not a directory, or when a hard link leads to nothing
-    /// before it in the stream.
-    pub(super) fn finish_stream(mut self) -> Result<(Table, Vec<Id>)> {
+    /// `Failure::Damaged` when something is below what is not a directory, or when a hard link leads to nothing before it in the stream.
+    pub(super) fn finish_stream(mut self, members: u32) -> Result<(Table, Vec<Option<Id>>)> {
         self.sort();
+        self.take_last()?;
         loop {
             let missing = self.nest()?;
             if missing.is_empty() {
@@ -309,23 +318,81 @@ impl Builder {
             self.sort();
         }
         self.known = HashMap::new();
-        self.link(|row| u64::from(row.frame))?;
-        let mut rows: Vec<(u32, Id)> =
-            self.table.ids().map(|id| (self.table.kept(id).frame, id)).filter(|(place, _)| *place != u32::MAX).collect();
-        rows.sort_unstable();
-        Ok((self.table, rows.into_iter().map(|(_, id)| id).collect()))
+        for (id, leader) in std::mem::take(&mut self.followers) {
+            self.table.rows[id as usize].more = More::Leader(leader);
+        }
+        self.table.bytes = self.table.ids().fold(0, |bytes: u64, id| bytes.saturating_add(self.table.row(id).sum.data));
+        let mut rows = vec![None; members as usize];
+        for id in self.table.ids() {
+            if let Some(row) = rows.get_mut(self.table.kept(id).frame as usize) {
+                *row = Some(id);
+            }
+        }
+        Ok((self.table, rows))
     }
 
+    /// Sorts the rows; those of the same path as they are in the stream.
     fn sort(&mut self) {
         let mut order: Vec<Id> = self.table.ids().collect();
         let table = &self.table;
-        order.sort_by(|a, b| compare_paths(table.path(*a), table.path(*b)));
-        let mut place = vec![0; order.len()];
-        for (new, old) in (0..).zip(&order) {
+        order.sort_by(|a, b| compare_paths(table.path(*a), table.path(*b)).then(table.kept(*a).frame.cmp(&table.kept(*b).frame)));
+        self.arrange(&order);
+    }
+
+    /// Keeps the rows in `order`, in that order.
+    fn arrange(&mut self, order: &[Id]) {
+        let mut place = vec![Id::MAX; self.table.rows.len()];
+        for (new, old) in (0..).zip(order) {
             place[*old as usize] = new;
         }
         self.links.iter_mut().for_each(|(id, _)| *id = place[*id as usize]);
-        self.table.rows = order.iter().map(|old| *table.kept(*old)).collect();
+        self.followers.iter_mut().for_each(|(id, leader)| (*id, *leader) = (place[*id as usize], place[*leader as usize]));
+        self.table.rows = order.iter().map(|old| *self.table.kept(*old)).collect();
+    }
+
+    /// Leaves of each path what the last of its entries says, as tar does when it unpacks one after the other; the rows are sorted. A hard
+    /// link is to what its target was by then, and keeps that when the target is replaced later.
+    fn take_last(&mut self) -> Result<()> {
+        self.links.sort_unstable_by_key(|(id, _)| self.table.kept(*id).frame);
+        let mut objects: HashMap<Id, Id> = HashMap::new();
+        for (id, target) in std::mem::take(&mut self.links) {
+            let now = self.table.kept(id).frame;
+            let before =
+                self.table.rows.partition_point(|row| compare_paths(self.table.path_of(row), &target).then(row.frame.cmp(&now)).is_lt());
+            let found = before.checked_sub(1).filter(|at| self.table.path_of(&self.table.rows[*at]) == target);
+            let found = u32::try_from(found.ok_or_else(|| self.loose_link(id, &target))?)?;
+            if self.table.kept(found).kind == Kind::Directory {
+                return Err(self.refused_link(id, &target, "which is a directory"));
+            }
+            objects.insert(id, objects.get(&found).copied().unwrap_or(found));
+        }
+        let is_last = |id: &Id| *id + 1 == self.table.ids().end || self.table.path(*id) != self.table.path(*id + 1);
+        let last: Vec<Id> = self.table.ids().filter(is_last).collect();
+        // Who has the content that was at a name which has become something else.
+        let mut heirs: HashMap<Id, Id> = HashMap::new();
+        for id in &last {
+            let Some(object) = objects.get(id).copied() else { continue };
+            let leader = if is_last(&object) { object } else { *heirs.entry(object).or_insert(*id) };
+            if leader != *id {
+                self.followers.push((*id, leader));
+            }
+        }
+        for (object, heir) in heirs {
+            let Kept { path_start, path_len, .. } = *self.table.kept(heir);
+            self.table.rows[heir as usize] = Kept { path_start, path_len, ..*self.table.kept(object) };
+        }
+        self.arrange(&last);
+        Ok(())
+    }
+
+    fn loose_link(&self, id: Id, target: &[u8]) -> anyhow::Error {
+        let there = self.table.rows.binary_search_by(|row| compare_paths(self.table.path_of(row), target)).is_ok();
+        self.refused_link(id, target, if there { "which does not come before it" } else { "which is not in it" })
+    }
+
+    fn refused_link(&self, id: Id, target: &[u8], why: &str) -> anyhow::Error {
+        let path = shown(self.table.path(id));
+        damaged(format!("the archive is hostile or damaged: {path} is a hard link to {}, {why}", shown(target)))
     }
 
     /// Sets the end of each row, and checks that everything is below directories; the nearest missing parents are returned.
@@ -335,9 +402,6 @@ impl Builder {
         let mut above: Vec<Id> = Vec::new();
         for id in self.table.ids() {
             let path = self.table.path(id).to_vec();
-            if id > 0 && self.table.path(id - 1) == path {
-                return Err(damaged(format!("the archive is hostile or damaged: {} is in it twice", shown(&path))));
-            }
             while let Some(top) = above.last().filter(|top| !super::select::is_below(&path, self.table.path(**top))) {
                 self.table.rows[*top as usize].end = id;
                 above.pop();
@@ -365,14 +429,12 @@ impl Builder {
         Ok(missing)
     }
 
-    /// Finds what hard links are names of. `place` orders the rows as they are in the stream.
-    fn link(&mut self, place: impl Fn(&Kept) -> u64) -> Result<()> {
+    /// Finds what hard links are names of, in an archive with an index.
+    fn link(&mut self) -> Result<()> {
+        let place = |row: &Kept| u64::from(row.frame) << 32 | u64::from(row.offset);
         self.links.sort_unstable_by_key(|(id, _)| place(self.table.kept(*id)));
         for (id, target) in std::mem::take(&mut self.links) {
-            let refuse = |why: &str| {
-                let path = shown(self.table.path(id));
-                damaged(format!("the archive is hostile or damaged: {path} is a hard link to {}, {why}", shown(&target)))
-            };
+            let refuse = |why: &str| self.refused_link(id, &target, why);
             let found = self.table.find(&target).ok_or_else(|| refuse("which is not in it"))?;
             let row = self.table.kept(found);
             if place(row) >= place(self.table.kept(id)) || row.existence {
@@ -398,12 +460,12 @@ mod tests {
         Entry { path: path.into(), kind, attributes, mtime, size: 0, target: target.into(), device: (0, 0) }
     }
 
-    fn table(entries: &[(&str, Kind, &str)]) -> Result<(Table, Vec<Id>)> {
+    fn table(entries: &[(&str, Kind, &str)]) -> Result<(Table, Vec<Option<Id>>)> {
         let mut builder = Builder::default();
         for (place, (path, kind, target)) in (0..).zip(entries) {
             builder.add_member(entry(path, *kind, target), Sum::default(), place)?;
         }
-        builder.finish_stream()
+        builder.finish_stream(u32::try_from(entries.len())?)
     }
 
     #[test]
@@ -422,7 +484,7 @@ mod tests {
         ])?;
         let paths: Vec<_> = table.paths().map(|path| path.to_str().unwrap()).collect();
         assert_eq!(paths, ["", "a", "a/b", "a/b/c", "a.x", "y", "z"]);
-        assert_eq!(rows, [6, 3, 4, 1, 5]);
+        assert_eq!(rows, [6, 3, 4, 1, 5].map(Some));
         assert_eq!(table.children(0).collect::<Vec<_>>(), [1, 4, 5, 6]);
         assert_eq!(table.children(1).collect::<Vec<_>>(), [2]);
         assert!(table.row(2).existence && !table.row(1).existence);
@@ -435,8 +497,9 @@ mod tests {
     #[test]
     fn hostile_trees_are_refused() {
         use Kind::{Directory, File, HardLink, Symlink};
-        let cases: [&[(&str, Kind, &str)]; 8] = [
-            &[("a", File, ""), ("a", File, "")],
+        let cases: [&[(&str, Kind, &str)]; 9] = [
+            &[("a", Directory, ""), ("a/b", File, ""), ("a", File, "")],
+            &[("d", File, ""), ("d", Directory, ""), ("a", HardLink, "d")],
             &[("a", Symlink, "/etc"), ("a/passwd", File, "")],
             &[("a/passwd", File, ""), ("a", Symlink, "/etc")],
             &[("a", File, ""), ("a/b/c", File, "")],
