@@ -10,13 +10,14 @@
 //! 3. [`backup`]: what a backup is on disk, and how one is taken, checked, listed, pruned, exported, and imported from the old script.
 //! 4. [`recovery`]: the pure transition function, the journal, the driver, and one file per phase with its steps in order.
 //! 5. [`archive`], [`etcd`], [`kube`], [`tools`]: the four ways in which things are done.
-//! 6. [`report`]: progress and log. [`cli`]: one file per command.
+//! 6. [`report`]: progress and log. [`compression`]: what a file is packed with. [`cli`]: one file per command.
 
 #![warn(clippy::unwrap_used)]
 
 pub mod archive;
 pub mod backup;
 pub mod cli;
+pub mod compression;
 pub mod error;
 pub mod etcd;
 pub mod kube;
