@@ -1,7 +1,7 @@
 //! From what the old script left to a backup like any other. The original stays as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{OpenOptions, Permissions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -160,7 +160,7 @@ impl Import<'_> {
             let mut encoder = zstd::Encoder::new(out, 1)?;
             encoder.multithread(2)?;
             encoder.include_checksum(true)?;
-            let bytes = std::io::copy(&mut File::open(from)?, &mut encoder)?;
+            let bytes = std::io::copy(&mut etcd::reader(from)?, &mut encoder)?;
             encoder.finish()?.sync_all()?;
             Ok(bytes)
         };

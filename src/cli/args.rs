@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand, ValueHint};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
 
 use crate::backup::take::KEEP;
 use crate::error::usage;
@@ -290,14 +290,10 @@ pub struct EtcdArgs {
 /// The verbs of `etcd`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum EtcdVerb {
-    /// Save a snapshot of this node's etcd; compressed when FILE ends in .zst
+    /// Save a snapshot of this node's etcd; compressed when FILE ends in .zst or .zstd
     Save(EtcdSaveArgs),
     /// Check a snapshot and say what is in it
-    Status {
-        /// The snapshot, plain or .zst
-        #[arg(value_hint = ValueHint::FilePath)]
-        file: PathBuf,
-    },
+    Status(EtcdStatusArgs),
     /// Make a data directory from a snapshot, as `etcdutl snapshot restore` does
     Restore(EtcdRestoreArgs),
 }
@@ -322,21 +318,35 @@ pub struct EtcdSaveArgs {
     pub key: Option<PathBuf>,
 }
 
-/// `etcd restore`: the flags and defaults of `etcdutl snapshot restore`.
+/// `etcd status`
 #[derive(Debug, Clone, Args)]
-pub struct EtcdRestoreArgs {
-    /// The snapshot, plain or .zst
+pub struct EtcdStatusArgs {
+    /// The snapshot, plain or compressed with zstd
     #[arg(value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
-    /// The new data directory
+    /// Take a database that has no hash at its end, as one copied from a data directory
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = go_bool, action = ArgAction::Set, hide_default_value = true)]
+    pub skip_hash_check: bool,
+}
+
+/// `etcd restore`: the flags and defaults of `etcdutl snapshot restore` (3.4 to 3.7; in 3.4, `etcdctl snapshot restore`).
+#[derive(Debug, Clone, Args)]
+pub struct EtcdRestoreArgs {
+    /// The snapshot, plain or compressed with zstd
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// The new data directory [default: NAME.etcd]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub data_dir: PathBuf,
+    pub data_dir: Option<PathBuf>,
     /// Name of the member
     #[arg(long, default_value = DEFAULT_NAME)]
     pub name: String,
     /// Peer URLs of the member, separated by commas
     #[arg(long, value_name = "URLS", value_delimiter = ',', default_value = DEFAULT_PEER_URL)]
     pub initial_advertise_peer_urls: Vec<String>,
+    /// The cluster, NAME=URL for each peer URL of its one member [default: the member that the other options say]
+    #[arg(long, value_name = "NAME=URL,...")]
+    pub initial_cluster: Option<String>,
     /// Token of the cluster
     #[arg(long, value_name = "TOKEN", default_value = DEFAULT_TOKEN)]
     pub initial_cluster_token: String,
@@ -344,11 +354,81 @@ pub struct EtcdRestoreArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub bump_revision: u64,
     /// Mark the revisions before the newest as compacted; needs --bump-revision
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = go_bool, action = ArgAction::Set, hide_default_value = true)]
     pub mark_compacted: bool,
     /// Take a database that has no hash at its end, as one copied from a data directory
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = go_bool, action = ArgAction::Set, hide_default_value = true)]
     pub skip_hash_check: bool,
+    /// Only DATA_DIR/member/wal: move the directory after the restore to have it elsewhere
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub wal_dir: Option<PathBuf>,
+    /// Taken and without effect: the database is not mapped into memory
+    #[arg(long, value_name = "BYTES")]
+    pub initial_memory_map_size: Option<u64>,
+    /// Only simple, and json, which is --json
+    #[arg(short, long, value_name = "FORMAT")]
+    pub write_out: Option<String>,
+    /// etcdutl's and etcdctl's flags that a restore does not use, there or here.
+    #[command(flatten)]
+    pub unused: Unused,
+}
+
+/// The global flags of etcdutl 3.7 (`--timeout`) and etcdctl 3.4, which had `snapshot restore` before etcdutl: a restore talks to no etcd
+/// and waits for no lock, so that they are taken and have no effect, as there.
+#[derive(Debug, Clone, Copy)]
+pub struct Unused;
+
+impl Unused {
+    const WITH_VALUE: [&str; 13] = [
+        "timeout",
+        "cacert",
+        "cert",
+        "command-timeout",
+        "dial-timeout",
+        "discovery-srv",
+        "discovery-srv-name",
+        "endpoints",
+        "keepalive-time",
+        "keepalive-timeout",
+        "key",
+        "password",
+        "user",
+    ];
+    const BOOLEAN: [&str; 5] = ["debug", "hex", "insecure-discovery", "insecure-skip-tls-verify", "insecure-transport"];
+}
+
+impl clap::FromArgMatches for Unused {
+    fn from_arg_matches(_: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, _: &clap::ArgMatches) -> Result<(), clap::Error> {
+        Ok(())
+    }
+}
+
+impl Args for Unused {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let unused = |name: &'static str| clap::Arg::new(name).long(name).hide(true);
+        let with_value = Self::WITH_VALUE.map(|name| if name == "discovery-srv" { unused(name).short('d') } else { unused(name) });
+        let boolean = Self::BOOLEAN.map(|name| {
+            unused(name).num_args(0..=1).require_equals(true).default_missing_value("true").value_parser(go_bool).action(ArgAction::Set)
+        });
+        command.args(with_value).args(boolean)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+/// A boolean as the flags of etcd's programs take it (Go, `strconv.ParseBool`).
+fn go_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("it must be true or false".to_owned()),
+    }
 }
 
 /// `archive`

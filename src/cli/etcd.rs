@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use super::args::{EtcdArgs, EtcdRestoreArgs, EtcdSaveArgs, EtcdVerb};
-use super::context::Context;
-use crate::error::usage;
+use super::context::{Context, print_json};
+use crate::compression::word;
+use crate::error::{unsupported, usage};
 use crate::etcd::{self, Endpoint, Options};
 use crate::node::profile::Profile;
 use crate::report::mib;
@@ -14,9 +15,10 @@ use crate::report::mib;
 pub(super) fn run(context: &Context, args: &EtcdArgs) -> Result<ExitCode> {
     match &args.verb {
         EtcdVerb::Save(args) => save(context, args)?,
-        EtcdVerb::Status { file } => {
+        EtcdVerb::Status(args) => {
             let task = context.progress.task("checking", None);
-            let status = etcd::status(file, &|n| task.add(n))?;
+            let look = if args.skip_hash_check { etcd::status_without_hash } else { etcd::status };
+            let status = look(&args.file, &|n| task.add(n))?;
             drop(task);
             context.print(&status, |s| {
                 let mut text = format!("revision {}\ntotal keys {}\ndatabase {}\n", s.revision, s.total_keys, mib(s.db_size));
@@ -47,6 +49,22 @@ fn save(context: &Context, args: &EtcdSaveArgs) -> Result<()> {
 }
 
 fn restore(context: &Context, args: &EtcdRestoreArgs) -> Result<()> {
+    if let Some(format) = args.write_out.as_deref().filter(|format| !["simple", "json"].contains(format)) {
+        return Err(unsupported(format!("--write-out={format}: what was restored is told as text or as JSON: say simple or json")));
+    }
+    let data_dir = args.data_dir.clone().unwrap_or_else(|| format!("{}.etcd", args.name).into());
+    let log = data_dir.join("member/wal");
+    if let Some(elsewhere) = args.wal_dir.as_ref().filter(|dir| !dir.as_os_str().is_empty() && **dir != log) {
+        return Err(unsupported(format!(
+            "--wal-dir {elsewhere}: the write-ahead log is made inside the data directory: restore without --wal-dir, then `mv {log} \
+             {elsewhere}` before etcd is started with its own --wal-dir",
+            elsewhere = word(elsewhere),
+            log = word(&log),
+        )));
+    }
+    if let Some(cluster) = &args.initial_cluster {
+        check_cluster(cluster, &args.name, &args.initial_advertise_peer_urls)?;
+    }
     let options = Options {
         name: Some(args.name.clone()),
         peer_urls: args.initial_advertise_peer_urls.clone(),
@@ -56,8 +74,12 @@ fn restore(context: &Context, args: &EtcdRestoreArgs) -> Result<()> {
         skip_hash_check: args.skip_hash_check,
     };
     let task = context.progress.task("restoring etcd", None);
-    let restored = etcd::restore(&args.file, &args.data_dir, &options, &|n| task.add(n))?;
+    let restored = etcd::restore(&args.file, &data_dir, &options, &|n| task.add(n))?;
     drop(task);
+    if args.write_out.as_deref() == Some("json") {
+        print_json(&serde_json::to_value(&restored)?);
+        return Ok(());
+    }
     context.print(&restored, |r| {
         format!(
             "member {:x} ({}) of cluster {:x} at revision {} in {}\n",
@@ -65,9 +87,46 @@ fn restore(context: &Context, args: &EtcdRestoreArgs) -> Result<()> {
             r.name,
             r.cluster_id,
             r.revision,
-            args.data_dir.display()
+            data_dir.display()
         )
     })
+}
+
+/// Checks `--initial-cluster` as etcdutl does: the member is in it, with the peer URLs that it advertises. A cluster of several members is
+/// what this agent does not make.
+fn check_cluster(cluster: &str, name: &str, peer_urls: &[String]) -> Result<()> {
+    let bad = |why: String| Err(usage(format!("--initial-cluster {cluster}: {why}")));
+    let mut urls = Vec::new();
+    let mut others = 0;
+    for part in cluster.split(',').filter(|part| !part.is_empty()) {
+        match part.split_once('=') {
+            None | Some((_, "")) => return bad(format!("`{part}` is not NAME=URL")),
+            Some((member, url)) if member == name => urls.push(url),
+            Some(_) => others += 1,
+        }
+    }
+    if urls.is_empty() {
+        return bad(format!("the member `{name}` is not in it: --name must be one of its names"));
+    }
+    if others > 0 {
+        return Err(unsupported(format!(
+            "--initial-cluster {cluster}: this agent makes the data directory of a cluster of one member: restore with \
+             `--initial-cluster {name}={}` and add the other members with `etcdctl member add`, or use `etcdutl snapshot restore`",
+            urls.join(&format!(",{name}="))
+        )));
+    }
+    urls.sort_unstable();
+    let mut advertised: Vec<&str> = peer_urls.iter().map(String::as_str).collect();
+    advertised.sort_unstable();
+    if urls != advertised {
+        return bad(format!(
+            "it gives `{name}` the peer URLs {}, and --initial-advertise-peer-urls gives it {}: they must be the same (names are not \
+             looked up)",
+            urls.join(","),
+            advertised.join(",")
+        ));
+    }
+    Ok(())
 }
 
 /// The URL with an address instead of a name, and the name its certificate is checked for. Only `localhost` is known: the agent looks no
@@ -88,6 +147,20 @@ fn by_number(url: &str) -> Result<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cluster_is_checked_as_etcdutl_checks_it() {
+        let code = |cluster: &str, name, urls: &[&str]| {
+            let urls: Vec<String> = urls.iter().map(|url| (*url).to_owned()).collect();
+            check_cluster(cluster, name, &urls).map_err(|error| crate::error::exit_code(&error)).err()
+        };
+        assert_eq!(code("a=http://x:1", "a", &["http://x:1"]), None);
+        assert_eq!(code("a=http://y:1,a=http://x:1,", "a", &["http://x:1", "http://y:1"]), None);
+        assert_eq!(code("a=http://x:1,b=http://y:1", "a", &["http://x:1"]), Some(64));
+        for (cluster, name) in [("a=http://x:1", "b"), ("a=http://x:2", "a"), ("", "a"), ("a", "a"), ("a=", "a")] {
+            assert_eq!(code(cluster, name, &["http://x:1"]), Some(2), "{cluster}");
+        }
+    }
 
     #[test]
     fn endpoints_are_reached_by_number() {

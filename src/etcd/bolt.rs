@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
 
-use crate::error::damaged;
+use crate::error::{damaged, unsupported};
 use crate::node::clock::interrupted;
 
 const MAGIC: u32 = 0xED0C_DAED;
@@ -30,11 +30,13 @@ pub(super) const META_PAGE: u16 = 4;
 pub(super) const BUCKET: u32 = 1;
 /// The free list's page when it is not kept in the file: etcd never keeps it, and bbolt finds the free pages when it opens the file.
 pub(super) const NO_FREE_LIST: u64 = u64::MAX;
-/// etcd's keys are short, so that a page refers to dozens of others: a tree this deep is a cycle.
+/// Levels of a tree: etcd's keys are short, so that a page refers to dozens of others, and a tree this deep is a cycle.
 const DEEPEST: usize = 16;
-/// A page with its overflow is as large as its largest values: etcd's default limit for a request is 1.5 MiB, and a page holds few large ones.
-const LARGEST: u64 = 32 << 20;
-/// A branch page has short keys only; those on the way down are held in memory at once.
+/// Bytes of a leaf with its overflow. bbolt does not split a leaf of up to four keys, so that it is as large as four values, and a value is as
+/// large as a request: 1.5 MiB by default, 10 MiB at most by etcd's advice (`--max-request-bytes`; it warns of more). This is twelve times
+/// what that makes, and what a leaf can take of the agent's memory.
+const LARGEST: u64 = 512 << 20;
+/// Bytes of a branch with its overflow: it has short keys only, and bbolt splits it to be one page; those on the way down are held in memory at once.
 const LARGEST_BRANCH: u64 = 1 << 20;
 
 /// A meta page: where everything else is, as of one transaction.
@@ -114,6 +116,8 @@ pub(super) struct Item<'a> {
 #[derive(Debug, Clone)]
 pub(super) struct Page {
     pub(super) id: u64,
+    /// Pages in the file, the first one included.
+    span: u64,
     bytes: Vec<u8>,
     leaf: bool,
     pub(super) count: usize,
@@ -129,7 +133,8 @@ impl Page {
         };
         let count = usize::from(u16_at(&bytes, 10)?);
         let fits = PAGE_HEADER + count * ELEMENT <= bytes.len() && (leaf || count > 0);
-        (fits && u64_at(&bytes, 0)? == id).then_some(Self { id, bytes, leaf, count })
+        let span = 1 + u64::from(u32_at(&bytes, 12)?);
+        (fits && u64_at(&bytes, 0)? == id).then_some(Self { id, span, bytes, leaf, count })
     }
 
     /// True for a leaf, which holds keys and values; a branch holds keys and pages.
@@ -237,9 +242,23 @@ impl<'a> Bolt<'a> {
         let mut bytes = read(size)?;
         let span = 1 + u64::from(u32_at(&bytes, 12).unwrap_or(0));
         if span > 1 {
-            let largest = if u16_at(&bytes, 8) == Some(BRANCH) { LARGEST_BRANCH } else { LARGEST };
-            if id + span > self.meta.high_water || span * size > largest {
-                return Err(self.bad(format!("page {id} claims to be {span} pages long")));
+            if id + span > self.meta.high_water {
+                return Err(self.bad(format!("page {id} claims to be {span} pages long, and there are {}", self.meta.high_water)));
+            }
+            let branch = u16_at(&bytes, 8) == Some(BRANCH);
+            if branch && span * size > LARGEST_BRANCH {
+                return Err(
+                    self.bad(format!("the branch page {id} claims to be {} bytes long: etcd's end at {LARGEST_BRANCH}", span * size))
+                );
+            }
+            if span * size > LARGEST {
+                return Err(unsupported(format!(
+                    "{}: page {id} is {} MiB long, and this agent takes {} MiB (etcd's own advice for --max-request-bytes, 10 MiB, makes 40): \
+                     restore it with `etcdutl snapshot restore`",
+                    self.name,
+                    span * size >> 20,
+                    LARGEST >> 20
+                )));
             }
             bytes = read(span * size)?;
         }
@@ -256,7 +275,7 @@ impl<'a> Bolt<'a> {
         while let Some(page) = path.last().filter(|page| !page.is_leaf()) {
             let (_, next) = page.child(page.count - 1).ok_or_else(|| self.bad(format!("an element of page {} leaves it", page.id)))?;
             if path.len() == DEEPEST {
-                return Err(self.bad(format!("the tree of page {} does not end", bucket.root)));
+                return Err(self.bad(format!("the tree of page {} is deeper than {DEEPEST} levels: it does not end", bucket.root)));
             }
             path.push(self.page(next)?);
         }
@@ -292,33 +311,44 @@ pub(super) struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Calls `each` with every key of `bucket`, in order; fails when they are not in order.
+    /// Calls `each` with every key of `bucket`, in order; fails when they are not in order, or not below the branches that lead to them.
     pub(super) fn each(&mut self, bucket: &Bucket, each: &mut dyn FnMut(Item<'_>) -> Result<()>) -> Result<()> {
-        let start = self.bolt.start(bucket)?;
-        if start.id != 0 {
-            self.visit(start.id)?;
-        }
-        self.below(&start, 1, &mut None, each)
+        let start = match &bucket.inline {
+            Some(page) => page.clone(),
+            None => self.visit(bucket.root)?,
+        };
+        self.below(&start, 1, &[], &mut None, each)
     }
 
-    fn below(&mut self, page: &Page, depth: usize, last: &mut Option<Vec<u8>>, each: &mut dyn FnMut(Item<'_>) -> Result<()>) -> Result<()> {
+    /// Walks `page`, all of whose keys must be `low` or greater, and greater than the `last` one that was met.
+    fn below(
+        &mut self,
+        page: &Page,
+        depth: usize,
+        low: &[u8],
+        last: &mut Option<Vec<u8>>,
+        each: &mut dyn FnMut(Item<'_>) -> Result<()>,
+    ) -> Result<()> {
         let leaves = || self.bolt.bad(format!("an element of page {} leaves it", page.id));
+        let unordered = || self.bolt.bad(format!("the keys of page {} are not in order", page.id));
         if !page.is_leaf() {
             if depth == DEEPEST {
-                return Err(self.bolt.bad(format!("page {} is too deep in its tree", page.id)));
+                return Err(self.bolt.bad(format!("page {} is deeper in its tree than {DEEPEST} levels", page.id)));
             }
             for i in 0..page.count {
-                let (_, id) = page.child(i).ok_or_else(leaves)?;
-                self.visit(id)?;
-                let child = self.bolt.page(id)?;
-                self.below(&child, depth + 1, last, each)?;
+                let (key, id) = page.child(i).ok_or_else(leaves)?;
+                if key < low || last.as_deref().is_some_and(|last| last >= key) {
+                    return Err(unordered());
+                }
+                let child = self.visit(id)?;
+                self.below(&child, depth + 1, key, last, each)?;
             }
             return Ok(());
         }
         for i in 0..page.count {
             let item = page.item(i).ok_or_else(leaves)?;
-            if last.as_deref().is_some_and(|last| last >= item.key) {
-                return Err(self.bolt.bad(format!("the keys of page {} are not in order", page.id)));
+            if item.key < low || last.as_deref().is_some_and(|last| last >= item.key) {
+                return Err(unordered());
             }
             let last = last.get_or_insert_default();
             last.clear();
@@ -328,23 +358,24 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn visit(&mut self, id: u64) -> Result<()> {
+    /// Reads a page, no part of which may have been visited before.
+    fn visit(&mut self, id: u64) -> Result<Page> {
         self.pages += 1;
         if self.pages.is_multiple_of(1024) {
             interrupted()?;
         }
-        if id >= self.bolt.meta.high_water {
-            return Err(self.bolt.bad(format!("a page {id} is referred to, of {}", self.bolt.meta.high_water)));
+        let page = self.bolt.page(id)?;
+        for part in id..id + page.span {
+            let (word, bit) = (usize::try_from(part / 64)?, 1 << (part % 64));
+            if self.visited.len() <= word {
+                self.visited.resize(word + 1, 0);
+            }
+            if self.visited[word] & bit != 0 {
+                return Err(self.bolt.bad(format!("page {part} is used twice")));
+            }
+            self.visited[word] |= bit;
         }
-        let (word, bit) = (usize::try_from(id / 64)?, 1 << (id % 64));
-        if self.visited.len() <= word {
-            self.visited.resize(word + 1, 0);
-        }
-        if self.visited[word] & bit != 0 {
-            return Err(self.bolt.bad(format!("page {id} is referred to twice")));
-        }
-        self.visited[word] |= bit;
-        Ok(())
+        Ok(page)
     }
 }
 

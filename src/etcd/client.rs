@@ -7,9 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use etcd_client::{AlarmAction, AlarmType, Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
 use tokio::runtime::Runtime;
+use x509_parser::pem::Pem;
+use x509_parser::x509::X509Version;
 
 use super::{Endpoint, Health};
-use crate::error::{unanswered, usage};
+use crate::error::{misfit, unanswered, unsupported, usage};
 use crate::node::clock::interrupted;
 
 /// How often a wait looks whether it was interrupted.
@@ -40,7 +42,7 @@ impl Connection {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting a runtime for etcd")?;
         // This only prepares: the connection is made with the first request, and so is the handshake.
         let connecting = Client::connect([&url], Some(options));
-        let client = runtime.block_on(connecting).map_err(|error| refused(&endpoint.url, "connecting", &error))?;
+        let client = runtime.block_on(connecting).map_err(|error| own_files(endpoint, refused(&endpoint.url, "connecting", &error)))?;
         Ok(Self { runtime, url: endpoint.url.clone(), limit, client })
     }
 
@@ -111,10 +113,41 @@ fn refused(url: &str, what: &str, error: &etcd_client::Error) -> anyhow::Error {
 
 fn tls(endpoint: &Endpoint) -> Result<TlsOptions> {
     let read = |path: &std::path::Path| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
+    let cert = read(&endpoint.cert)?;
+    if is_version_1(&cert) {
+        return Err(unsupported(format!(
+            "the client certificate {cert} is of X.509 version 1, which this agent's TLS library does not take, though etcd does: have it \
+             issued again as version 3 (`openssl x509 -req` makes one when its `-extfile` says `extendedKeyUsage=clientAuth`), or save with \
+             `etcdctl snapshot save`",
+            cert = endpoint.cert.display()
+        )));
+    }
     Ok(TlsOptions::new()
         .ca_certificate(Certificate::from_pem(read(&endpoint.ca)?))
-        .identity(Identity::from_pem(read(&endpoint.cert)?, read(&endpoint.key)?))
+        .identity(Identity::from_pem(cert, read(&endpoint.key)?))
         .domain_name(endpoint.server_name.clone()))
+}
+
+/// True when the first certificate in a PEM file, which is the client's own, is of X.509 version 1.
+fn is_version_1(pem: &[u8]) -> bool {
+    let block = Pem::iter_from_buffer(pem).filter_map(Result::ok).find(|block| block.label == "CERTIFICATE");
+    block.is_some_and(|block| block.parse_x509().is_ok_and(|certificate| certificate.version() == X509Version::V1))
+}
+
+/// The error for what is found before a word goes to etcd: it is about the files given. The library calls every certificate the peer's.
+fn own_files(endpoint: &Endpoint, error: anyhow::Error) -> anyhow::Error {
+    let Endpoint { url, ca, cert, key, .. } = endpoint;
+    if !url.starts_with("https://") {
+        return error;
+    }
+    misfit(format!(
+        "the CA bundle {}, the client certificate {} and its key {} cannot be used together: {}; `openssl x509 -noout -text -in` and `openssl \
+         pkey -check -in` show what is in them",
+        ca.display(),
+        cert.display(),
+        key.display(),
+        error.to_string().replace("invalid peer certificate", "invalid certificate")
+    ))
 }
 
 /// The address in a URL, which must be a number (`localhost` stands for 127.0.0.1): a name would have to be looked up, and static glibc

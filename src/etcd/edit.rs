@@ -47,7 +47,9 @@ impl<'a> Edit<'a> {
         self.bolt.walk().each(bucket, &mut |item| {
             size += ELEMENT + item.key.len() + item.value.len();
             if size > SMALL || items.len() == MOST {
-                return Err(self.bolt.bad("a bucket of a dozen keys has grown out of all proportion"));
+                return Err(self
+                    .bolt
+                    .bad(format!("a bucket in which etcd has a dozen keys has more than {MOST}, or more than {SMALL} bytes")));
             }
             items.insert(item.key.to_vec(), (item.flags, item.value.to_vec()));
             Ok(())

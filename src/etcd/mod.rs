@@ -1,12 +1,13 @@
 //! etcd: saving a snapshot over gRPC, checking it, and rebuilding a single-member data directory from it without `etcdutl`.
 //!
 //! Reading order: this page, which is all that other rooms use; `client` and `save` (the node's etcd); `snapshot` and `pipe` (the file, as a
-//! stream); `bolt` and `status` (the database in it, and what is in that); `edit`, `wal`, `ids` and `restore` (a new member from it);
+//! stream); `bolt`, `check` and `status` (the database in it, whether etcd can start on it, and what is in it); `edit`, `wal`, `ids` and `restore` (a new member from it);
 //! `replace` (the same in place, safe against crashes).
 //!
 //! Everything is streamed: no snapshot, whatever its size, is held in memory.
 
 mod bolt;
+mod check;
 mod client;
 mod edit;
 mod ids;
@@ -19,6 +20,7 @@ mod status;
 mod wal;
 
 use std::fs::{File, OpenOptions};
+use std::io::Read;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -131,7 +133,7 @@ pub struct Member {
 
 /// How a data directory is rebuilt. Token, bump and checks default to those of `etcdutl snapshot restore`; name and peer URLs to those
 /// of the snapshot's own member (etcdutl's defaults for them are [`DEFAULT_NAME`] and [`DEFAULT_PEER_URL`]).
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
     /// Member name; the snapshot's own single member's unless given.
     pub name: Option<String>,
@@ -170,7 +172,7 @@ pub fn health(endpoint: &Endpoint, limit: Duration) -> Result<Health> {
     client::health(endpoint, limit)
 }
 
-/// Streams a snapshot into the new file `file` (0600, synced; zstd-compressed when its name ends in `.zst`); the trailer is checked on the
+/// Streams a snapshot into the new file `file` (0600, synced; zstd-compressed when its name ends in `.zst` or `.zstd`); the trailer is checked on the
 /// fly. `limit` is how long etcd may send nothing.
 ///
 /// # Errors
@@ -182,13 +184,22 @@ pub fn save(endpoint: &Endpoint, file: &Path, limit: Duration, tick: Tick<'_>) -
     save::save(endpoint, file, limit, tick)
 }
 
-/// Checks a snapshot's trailer and structure (plain or `.zst`; scratch space beside it when compressed) and says what is in it.
+/// Checks a snapshot's trailer and structure (plain or compressed with zstd, whatever its name; the
+/// database of a compressed one is unpacked into `$TMPDIR`, or `/var/tmp`) and says what is in it.
 ///
 /// # Errors
 /// [`Failure::Damaged`](crate::error::Failure::Damaged) when anything in it does not hold; when it cannot be read, or there is no
 /// scratch space.
 pub fn status(file: &Path, tick: Tick<'_>) -> Result<Status> {
-    status::status(file, tick)
+    status::status(file, false, tick)
+}
+
+/// As [`status`], of a file without a valid trailer too (a copied database).
+///
+/// # Errors
+/// As [`status`].
+pub fn status_without_hash(file: &Path, tick: Tick<'_>) -> Result<Status> {
+    status::status(file, true, tick)
 }
 
 /// Checks only that the file is whole: decompresses it and compares the trailer. No scratch space.
@@ -196,7 +207,15 @@ pub fn status(file: &Path, tick: Tick<'_>) -> Result<Status> {
 /// # Errors
 /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is not; when it cannot be read.
 pub fn verify(file: &Path, tick: Tick<'_>) -> Result<()> {
-    snapshot::check(file, tick).map(drop)
+    snapshot::check(file, false, tick).map(drop)
+}
+
+/// The bytes that etcd sent, of a snapshot file: plain, or compressed with zstd. Nothing is checked.
+///
+/// # Errors
+/// When it cannot be opened; [`Failure::Unsupported`](crate::error::Failure::Unsupported) when it is packed with another program.
+pub fn reader(file: &Path) -> Result<Box<dyn Read + Send>> {
+    snapshot::reader(file)
 }
 
 /// `etcdutl snapshot restore`: makes the data directory `data_dir`, which must not exist or be empty.

@@ -121,7 +121,7 @@ fn make(place: &Place, file: &Path, options: &Options, tick: Tick<'_>) -> Result
     }
     let look = Look::of(if exists(&place.member) { &place.member } else { &place.data_dir })?;
     let build = || -> Result<Marker> {
-        let restored = build(file, &place.new, options, tick)?;
+        let (restored, _) = build(file, &place.new, options, tick)?;
         let marker = Marker { run: place.run.clone(), restored };
         super::set_mode(&place.new, look.mode)?;
         for part in ["snap/db", "snap", &format!("wal/{}", wal::NAME), "wal", ""] {

@@ -2,16 +2,30 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
 
 use super::bolt::Bolt;
 use super::edit::{Edit, Items, inline};
-use super::{DEFAULT_TOKEN, Member, Options, Restored, Tick, ids, snapshot, status, wal};
+use super::{DEFAULT_TOKEN, Member, Options, Restored, Tick, check, ids, snapshot, status, wal};
 use crate::error::{misfit, usage};
 use crate::node::durable;
 
 /// The member directory until it is whole.
 const NEW: &str = "member.new";
+/// In the member directory, from the time when it is whole until the restore has ended: what it was made of. One that is found tells
+/// that a restore was stopped at its very end.
+const MADE: &str = "recovery-restore";
+
+/// What a restore was asked for, and what it made.
+#[derive(Serialize, Deserialize)]
+struct Made {
+    /// SHA-256 of the database in the snapshot, hex.
+    snapshot: String,
+    options: Options,
+    restored: Restored,
+}
 
 /// Restores into a new data directory; see [`super::restore`].
 pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> Result<Restored> {
@@ -23,27 +37,71 @@ pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tic
         Err(error) => return Err(error).with_context(|| format!("reading the data directory {}", data_dir.display())),
     };
     // Under its own name only when it is whole: nobody starts etcd on half of it.
-    let new = data_dir.join(NEW);
+    let (new, member) = (data_dir.join(NEW), data_dir.join("member"));
     let existed = found.is_some();
     match found.as_deref() {
         None => durable::create_dir(data_dir, 0o700)?,
         Some([]) => {}
         // Of a restore that was killed.
         Some([name]) if name == NEW => durable::remove_tree(&new)?,
-        Some(_) => bail!("the data directory {} is not empty: name one that is, or does not exist", data_dir.display()),
+        Some([name]) if name == "member" => {
+            if let Some(restored) = finished(file, data_dir, options, tick)? {
+                return Ok(restored);
+            }
+            return Err(not_empty(data_dir));
+        }
+        Some(_) => return Err(not_empty(data_dir)),
     }
-    let made = build(file, &new, options, tick).and_then(|built| durable::rename(&new, &data_dir.join("member")).map(|()| built));
+    let make = || -> Result<Restored> {
+        let (restored, snapshot) = build(file, &new, options, tick)?;
+        let made = Made { snapshot, options: options.clone(), restored };
+        durable::write(&new.join(MADE), &serde_json::to_vec(&made)?, 0o600)?;
+        durable::rename(&new, &member)?;
+        Ok(made.restored)
+    };
+    let made = make();
     if made.is_err() {
+        // The directory was empty: whatever is in it now is of this failed call.
         durable::remove_tree(&new)?;
+        durable::remove_tree(&member)?;
         if !existed {
             durable::remove_tree(data_dir)?;
         }
+    } else {
+        forget(&member);
     }
     made.with_context(|| format!("restoring the snapshot {}", file.display()))
 }
 
-/// Makes the new directory `dir` a member directory, and makes everything in it durable.
-pub(super) fn build(file: &Path, dir: &Path, options: &Options, tick: Tick<'_>) -> Result<Restored> {
+fn not_empty(data_dir: &Path) -> anyhow::Error {
+    anyhow!("the data directory {} is not empty: name one that is, or does not exist", data_dir.display())
+}
+
+/// What a restore of the same snapshot with the same options has made in `data_dir`, if it was stopped at its end; ends it.
+fn finished(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> Result<Option<Restored>> {
+    let member = data_dir.join("member");
+    let read = std::fs::read(member.join(MADE)).ok();
+    let Some(made) = read.and_then(|json| serde_json::from_slice::<Made>(&json).ok()).filter(|made| made.options == *options) else {
+        return Ok(None);
+    };
+    let whole = snapshot::check(file, options.skip_hash_check, tick)?;
+    if HEXLOWER.encode(&whole.sha256) != made.snapshot {
+        return Ok(None);
+    }
+    durable::sync_dir(data_dir)?;
+    forget(&member);
+    tracing::info!("{} is what an earlier restore of {} has made, stopped at its end", data_dir.display(), file.display());
+    Ok(Some(made.restored))
+}
+
+/// Takes the mark of an unfinished restore away. One that stays, or comes back with a power cut, harms nothing: etcd passes it over.
+fn forget(member: &Path) {
+    std::fs::remove_file(member.join(MADE)).ok();
+}
+
+/// Makes the new directory `dir` a member directory, and makes everything in it durable. Returns what it made, and the SHA-256 (hex) of
+/// the snapshot's database.
+pub(super) fn build(file: &Path, dir: &Path, options: &Options, tick: Tick<'_>) -> Result<(Restored, String)> {
     let (snap, log) = (dir.join("snap"), dir.join("wal"));
     for dir in [dir, &snap, &log] {
         std::fs::create_dir(dir).with_context(|| format!("making the directory {}", dir.display()))?;
@@ -51,8 +109,16 @@ pub(super) fn build(file: &Path, dir: &Path, options: &Options, tick: Tick<'_>) 
     }
     let path = snap.join("db");
     let db = super::new_file(&path)?;
-    let len = snapshot::unpack(file, &db, options.skip_hash_check, tick)?;
-    let bolt = Bolt::open(&db, len, &file.display().to_string())?;
+    let whole = snapshot::unpack(file, &db, options.skip_hash_check, tick)?;
+    let bolt = Bolt::open(&db, whole.len, &file.display().to_string())?;
+    // The disk is busy with what was written while the processor looks at it.
+    let (synced, sound) = std::thread::scope(|scope| {
+        let synced = scope.spawn(|| db.sync_all());
+        let sound = check::sound(&bolt, &mut |_| Ok(()));
+        (synced.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), sound)
+    });
+    sound?;
+    synced.with_context(|| format!("syncing {}", path.display()))?;
     let member = options.member(&bolt)?;
     let revision = options.bumped(status::revision(&bolt)?)?;
     rewrite(&bolt, &db, &member, options, revision)?;
@@ -64,7 +130,8 @@ pub(super) fn build(file: &Path, dir: &Path, options: &Options, tick: Tick<'_>) 
         durable::sync_dir(dir)?;
     }
     // An etcd on which nothing was ever written is at revision 1.
-    Ok(Restored { member_id: member.id, cluster_id, name: member.name, revision: revision.max(1) })
+    let restored = Restored { member_id: member.id, cluster_id, name: member.name, revision: revision.max(1) };
+    Ok((restored, HEXLOWER.encode(&whole.sha256)))
 }
 
 impl Options {

@@ -1,17 +1,20 @@
 //! Saving: the Maintenance `Snapshot` stream, received, checked, compressed, hashed and written at the same time.
 
+use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use data_encoding::HEXLOWER;
 use etcd_client::SnapshotStreaming;
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::client::Connection;
 use super::pipe::{PIECE, Source, pump};
-use super::snapshot::{Trailer, is_compressed};
+use super::snapshot::{self, Trailer, is_to_be_compressed};
 use super::{Endpoint, Saved, Tick};
 use crate::node::durable;
 
@@ -22,20 +25,67 @@ const PART: &str = ".part";
 
 /// Saves a snapshot; see [`super::save`].
 pub(super) fn save(endpoint: &Endpoint, file: &Path, limit: Duration, tick: Tick<'_>) -> Result<Saved> {
-    ensure!(file.symlink_metadata().is_err(), "{} is there already: name a file that is not", file.display());
     let mut part = file.as_os_str().to_owned();
     part.push(PART);
     let part = Path::new(&part);
+    if file.symlink_metadata().is_ok() {
+        ensure!(is_same(part, file), "{} is there already: name a file that is not", file.display());
+        return finished(part, file, tick).with_context(|| format!("reading the snapshot {}", file.display()));
+    }
     // Of one that was killed.
     durable::remove(part)?;
-    let saved = receive(endpoint, part, is_compressed(file), limit, tick).and_then(|saved| {
-        durable::rename(part, file)?;
+    let saved = receive(endpoint, part, is_to_be_compressed(file), limit, tick).and_then(|saved| {
+        publish(part, file)?;
         Ok(saved)
     });
     if saved.is_err() {
         durable::remove(part)?;
     }
     saved.with_context(|| format!("saving a snapshot of etcd to {}", file.display()))
+}
+
+/// Gives the whole file `part` the name `file`, and takes its own one last: as long as a file has both, the call that wrote it has not ended.
+fn publish(part: &Path, file: &Path) -> Result<()> {
+    match std::fs::hard_link(part, file) {
+        Ok(()) => {}
+        // Where a file cannot have two names (FAT, some network file systems).
+        Err(error) if matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS)) => {
+            return durable::rename(part, file);
+        }
+        Err(error) => return Err(error).with_context(|| format!("linking {} to {}", file.display(), part.display())),
+    }
+    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    durable::sync_dir(dir).inspect_err(|_| drop(std::fs::remove_file(file)))?;
+    // Not made durable: should it come back, the next call ends this one.
+    std::fs::remove_file(part).with_context(|| format!("removing {}", part.display()))
+}
+
+/// True when both are names of one file.
+fn is_same(part: &Path, file: &Path) -> bool {
+    let id = |path: &Path| path.symlink_metadata().ok().filter(std::fs::Metadata::is_file).map(|meta| (meta.dev(), meta.ino()));
+    id(part).is_some_and(|part| id(file) == Some(part))
+}
+
+/// Ends a save that was stopped after it had given its whole file its name: says what it has saved.
+fn finished(part: &Path, file: &Path, tick: Tick<'_>) -> Result<Saved> {
+    let whole = snapshot::check(file, false, tick)?;
+    let mut stored = File::open(file)?;
+    let (mut hash, mut len) = (Sha256::new(), 0);
+    let look = &mut |piece: &[u8]| {
+        hash.update(piece);
+        len += piece.len() as u64;
+        Ok(())
+    };
+    pump(&mut stored, look, &mut std::io::sink())?;
+    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    durable::sync_dir(dir)?;
+    std::fs::remove_file(part).with_context(|| format!("removing {}", part.display()))?;
+    let age = stored.metadata()?.modified()?.elapsed().unwrap_or_default().as_secs();
+    tracing::warn!(
+        "{} was saved whole {age} s ago by a call that was stopped at its end: remove it and call again for a newer one",
+        file.display()
+    );
+    Ok(Saved { bytes: whole.len + snapshot::TRAILER as u64, stored: len, sha256: HEXLOWER.encode(&hash.finalize()) })
 }
 
 /// Writes the stream to the new file `part`.
@@ -90,7 +140,7 @@ impl Source for Stream {
 
 /// The file being written, with its hash.
 struct Stored {
-    file: std::fs::File,
+    file: File,
     hash: Sha256,
     len: u64,
 }

@@ -1,4 +1,4 @@
-//! A snapshot file: the stream that etcd sent, plain or `.zst`: a bbolt database and the SHA-256 over it.
+//! A snapshot file: the stream that etcd sent, plain or compressed with zstd (which its first bytes tell, not its name): a bbolt database and the SHA-256 over it.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -12,14 +12,24 @@ use sha2::{Digest, Sha256};
 
 use super::Tick;
 use super::pipe::{PIECE, Source, pump};
-use crate::error::damaged;
+use crate::compression::{Compression, HEAD, word};
+use crate::error::{damaged, unsupported};
 
 /// Bytes of the SHA-256 after the database.
-const TRAILER: usize = 32;
+pub(super) const TRAILER: usize = 32;
 /// The database is whole pages of at least this, so the length alone tells whether a trailer follows (etcd, `hasChecksum`).
 const SECTOR: u64 = 512;
-/// As far back as a compressed file may refer, as a power of two: memory that the decompressor needs.
-const WINDOW: u32 = 25;
+/// As far back as a compressed file may refer, as a power of two: memory that the decompressor needs, and as much as `zstd -d` takes
+/// unless told otherwise (`ZSTD_WINDOWLOG_LIMIT_DEFAULT`).
+const WINDOW: u32 = 27;
+
+/// A snapshot that was found to be whole.
+pub(super) struct Whole {
+    /// Bytes of its database.
+    pub(super) len: u64,
+    /// SHA-256 of its database.
+    pub(super) sha256: [u8; TRAILER],
+}
 
 /// Checks the trailer of a stream that passes by.
 #[derive(Default)]
@@ -43,28 +53,73 @@ impl Trailer {
         self.held.extend_from_slice(kept);
     }
 
-    /// The length of the database, if the stream `name` is whole. With `skip` it need not be, as for `--skip-hash-check`: a trailer
+    /// What the stream `name` is, if it is whole. With `skip` it need not be, as for `--skip-hash-check`: a trailer
     /// is cut off when the length says that there is one.
-    pub(super) fn finish(self, name: &str, skip: bool) -> Result<u64> {
+    pub(super) fn finish(mut self, name: &str, skip: bool) -> Result<Whole> {
         let has_trailer = self.len % SECTOR == TRAILER as u64;
-        match (has_trailer, skip) {
-            (false, true) => Ok(self.len),
-            (false, false) => Err(damaged(format!(
+        if !has_trailer && !skip {
+            return Err(damaged(format!(
                 "{name} is not a whole snapshot: {} bytes cannot be a database and its SHA-256 (a database that was copied from a data \
-                 directory has none: --skip-hash-check takes it)",
+                 directory has none: `recovery etcd restore` and `recovery etcd status` take it with --skip-hash-check)",
                 self.len
-            ))),
-            (true, false) if self.hash.finalize().as_slice() != self.held => {
-                Err(damaged(format!("{name} is damaged: its SHA-256 does not match its content; use another backup")))
-            }
-            (true, _) => Ok(self.len - TRAILER as u64),
+            )));
         }
+        let mut len = self.len - TRAILER.min(self.held.len()) as u64;
+        if !has_trailer {
+            self.hash.update(&self.held);
+            len = self.len;
+        }
+        let sha256 = self.hash.finalize().into();
+        if has_trailer && !skip && sha256 != self.held.as_slice() {
+            return Err(damaged(format!("{name} is damaged: its SHA-256 does not match its content; use another backup")));
+        }
+        Ok(Whole { len, sha256 })
     }
 }
 
-/// True for a name that ends in `.zst`.
-pub(super) fn is_compressed(file: &Path) -> bool {
-    file.extension().is_some_and(|extension| extension == "zst")
+/// True when the name says that a snapshot is to be compressed.
+pub(super) fn is_to_be_compressed(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| extension == "zst" || extension == "zstd")
+}
+
+/// True for a file that is compressed with zstd, false for a plain one.
+///
+/// # Errors
+/// [`Failure::Unsupported`](crate::error::Failure::Unsupported) for one that is packed with another program, or not a file.
+pub(super) fn is_compressed(file: &File, path: &Path) -> Result<bool> {
+    let mut head = [0; HEAD];
+    let read = match rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut head, 0)) {
+        Ok(read) => read,
+        Err(Errno::SPIPE) => {
+            return Err(unsupported(format!(
+                "{} is a pipe, and a snapshot is read from a file: write it into one first (`cat > snapshot.db`)",
+                path.display()
+            )));
+        }
+        Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+    };
+    match Compression::of(&head[..read]) {
+        None => Ok(false),
+        Some(packed) if packed.name == "zstd" => Ok(true),
+        Some(packed) => Err(unsupported(format!(
+            "{} is packed with {}, and a snapshot is taken plain or compressed with zstd: unpack it first: `{} > snapshot.db`",
+            path.display(),
+            packed.name,
+            packed.command(path)
+        ))),
+    }
+}
+
+/// The bytes that etcd sent, of a snapshot file.
+pub(super) fn reader(path: &Path) -> Result<Box<dyn Read + Send>> {
+    let file = open(path)?;
+    Ok(if is_compressed(&file, path)? { Box::new(decoder(file)?) } else { Box::new(file) })
+}
+
+fn decoder<R: Read>(from: R) -> Result<zstd::Decoder<'static, std::io::BufReader<R>>> {
+    let mut decoder = zstd::Decoder::new(from)?;
+    decoder.window_log_max(WINDOW)?;
+    Ok(decoder)
 }
 
 /// Opens a snapshot for reading.
@@ -82,23 +137,24 @@ impl<'a> Stream<'a> {
     fn new(file: &'a File, path: &Path, tick: Tick<'a>) -> Result<Self> {
         rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Sequential).ok();
         let counted = Counted { file, tick };
-        let reader: Box<dyn Read + Send> = if is_compressed(path) {
-            let mut decoder = zstd::Decoder::new(counted)?;
-            decoder.window_log_max(WINDOW)?;
-            Box::new(decoder)
-        } else {
-            Box::new(counted)
-        };
+        let reader: Box<dyn Read + Send> = if is_compressed(file, path)? { Box::new(decoder(counted)?) } else { Box::new(counted) };
         Ok(Self { reader, name: path.display().to_string() })
     }
 }
 
 impl Source for Stream<'_> {
     fn fill(&mut self, piece: &mut Vec<u8>) -> Result<()> {
+        let name = &self.name;
         self.reader.fill(piece).map_err(|error| match error.downcast_ref::<std::io::Error>() {
+            // As zstd says it (`ZSTD_error_frameParameter_windowTooLarge`).
+            Some(cause) if cause.to_string().contains("requires too much memory") => unsupported(format!(
+                "{name} is compressed with a window of more than {} MiB: unpack it first: `zstd -d --long=31 {}`",
+                (1_u64 << WINDOW) >> 20,
+                word(Path::new(name))
+            )),
             // An error of the disk has a number; the decompressor's have none.
-            Some(cause) if cause.raw_os_error().is_none() => damaged(format!("{} is damaged: {cause}; use another backup", self.name)),
-            _ => error.context(format!("reading {}", self.name)),
+            Some(cause) if cause.raw_os_error().is_none() => damaged(format!("{name} is damaged: {cause}; use another backup")),
+            _ => error.context(format!("reading {name}")),
         })
     }
 }
@@ -117,24 +173,24 @@ impl Read for Counted<'_> {
     }
 }
 
-/// Reads a snapshot through, and returns the length of its database if it is whole.
-pub(super) fn check(path: &Path, tick: Tick<'_>) -> Result<u64> {
-    pass(&mut Stream::new(&open(path)?, path, tick)?, path, false, &mut std::io::sink())
+/// Reads a snapshot through, and says what it is if it is whole; with `skip` it needs no trailer.
+pub(super) fn check(path: &Path, skip: bool, tick: Tick<'_>) -> Result<Whole> {
+    pass(&mut Stream::new(&open(path)?, path, tick)?, path, skip, &mut std::io::sink())
 }
 
 /// Writes the database of a snapshot to the new file `to`, and checks it on the way.
-pub(super) fn unpack(path: &Path, to: &File, skip: bool, tick: Tick<'_>) -> Result<u64> {
+pub(super) fn unpack(path: &Path, to: &File, skip: bool, tick: Tick<'_>) -> Result<Whole> {
     let from = open(path)?;
-    let copied = if is_compressed(path) { None } else { Copied::start(&from, to, tick)? };
-    let len = match copied {
+    let copied = if is_compressed(&from, path)? { None } else { Copied::start(&from, to, tick)? };
+    let whole = match copied {
         Some(mut copied) => pass(&mut copied, path, skip, &mut std::io::sink())?,
         None => pass(&mut Stream::new(&from, path, tick)?, path, skip, &mut Written(WriteBack::new(to)))?,
     };
-    to.set_len(len).context("cutting the trailer off the database")?;
-    Ok(len)
+    to.set_len(whole.len).context("cutting the trailer off the database")?;
+    Ok(whole)
 }
 
-fn pass(source: &mut dyn Source, path: &Path, skip: bool, sink: &mut (dyn Write + Send)) -> Result<u64> {
+fn pass(source: &mut dyn Source, path: &Path, skip: bool, sink: &mut (dyn Write + Send)) -> Result<Whole> {
     let mut trailer = Trailer::default();
     let look = &mut |piece: &[u8]| {
         trailer.update(piece);
@@ -248,7 +304,7 @@ mod tests {
         for size in [1, 7, 31, 32, 33, 500, 2000] {
             let mut trailer = Trailer::default();
             bytes.chunks(size).for_each(|piece| trailer.update(piece));
-            assert_eq!(trailer.finish("x", false)?, 1024);
+            assert_eq!(trailer.finish("x", false)?.len, 1024);
         }
         Ok(())
     }
@@ -261,12 +317,12 @@ mod tests {
             flipped[at] ^= 1;
             let mut trailer = Trailer::default();
             trailer.update(&flipped);
-            assert_eq!(exit_code(&trailer.finish("x", false).unwrap_err()), 65, "byte {at}");
+            assert_eq!(exit_code(&trailer.finish("x", false).err().unwrap()), 65, "byte {at}");
         }
         for len in [0, 31, 32, 544, 1024, 1055] {
             let mut trailer = Trailer::default();
             trailer.update(&bytes[..len]);
-            assert_eq!(exit_code(&trailer.finish("x", false).unwrap_err()), 65, "{len} bytes");
+            assert_eq!(exit_code(&trailer.finish("x", false).err().unwrap()), 65, "{len} bytes");
         }
     }
 }

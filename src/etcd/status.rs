@@ -2,62 +2,60 @@
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::bolt::{BUCKET, Bolt};
+use super::bolt::Bolt;
+use super::check::{self, Seen, field};
 use super::{Member, Status, Tick, snapshot};
 use crate::error::damaged;
 
 /// Bytes of a key of the bucket `key`: main revision, `_`, sub revision.
-const REVISION: usize = 17;
+pub(super) const REVISION: usize = 17;
 
-/// Looks into a snapshot; see [`super::status`].
-pub(super) fn status(path: &Path, tick: Tick<'_>) -> Result<Status> {
+/// Looks into a snapshot; see [`super::status`]. With `skip` it needs no trailer.
+pub(super) fn status(path: &Path, skip: bool, tick: Tick<'_>) -> Result<Status> {
     let name = path.display().to_string();
-    if !snapshot::is_compressed(path) {
-        let len = snapshot::check(path, tick)?;
-        return of_database(&Bolt::open(&snapshot::open(path)?, len, &name)?, len);
+    let file = snapshot::open(path)?;
+    if !snapshot::is_compressed(&file, path)? {
+        let len = snapshot::check(path, skip, tick)?.len;
+        return of_database(&Bolt::open(&file, len, &name)?, len);
     }
-    let dir = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let scratch = tempfile::tempfile_in(dir).with_context(|| format!("making a scratch file in {}", dir.display()))?;
-    let len = snapshot::unpack(path, &scratch, false, tick)?;
+    // Never beside the snapshot: that may be on a medium that nobody may write to. And not in memory, where `/tmp` often is.
+    let dir = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+    let made = tempfile::tempfile_in(&dir);
+    let scratch = made.with_context(|| format!("making a scratch file in {} (TMPDIR names another directory)", dir.display()))?;
+    let len = snapshot::unpack(path, &scratch, skip, tick)
+        .with_context(|| format!("unpacking {name} into {} (TMPDIR names another directory)", dir.display()))?
+        .len;
     of_database(&Bolt::open(&scratch, len, &name)?, len)
 }
 
 fn of_database(bolt: &Bolt<'_>, db_size: u64) -> Result<Status> {
-    let mut walk = bolt.walk();
-    let mut buckets = Vec::new();
-    walk.each(&bolt.root(), &mut |item| {
-        if item.flags & BUCKET == 0 {
-            return Err(bolt.bad("a key of its root is not a bucket"));
-        }
-        buckets.push((item.key.to_vec(), bolt.bucket(item.value)?));
-        Ok(())
-    })?;
     let (mut hash, mut items, mut revision, mut version) = (0, 0, 0, None);
     let (mut live, mut members) = (Live::default(), Vec::new());
-    for (name, bucket) in &buckets {
-        hash = crc32c::crc32c_append(hash, name);
-        walk.each(bucket, &mut |item| {
-            items += 1;
-            hash = crc32c::crc32c_append(crc32c::crc32c_append(hash, item.key), item.value);
-            match (name.as_slice(), item.key) {
-                (b"key", key) => {
-                    revision = revision_of_key(key).ok_or_else(|| bolt.bad("a key of the bucket `key` is not a revision"))?;
-                    live.see(key, item.value).ok_or_else(|| bolt.bad(format!("revision {revision} holds no key and value")))?;
-                }
-                (b"members", _) => members.push(Member::parse(item.value).map_err(|error| bolt.bad(format!("{error:#}")))?),
-                (b"meta", b"storageVersion") => version = Some(String::from_utf8_lossy(item.value).into_owned()),
-                _ => {}
+    check::sound(bolt, &mut |seen| {
+        let (bucket, item) = match seen {
+            Seen::Bucket(name) => {
+                hash = crc32c::crc32c_append(hash, name);
+                return Ok(());
             }
-            Ok(())
-        })?;
-    }
-    if !buckets.iter().any(|(name, _)| name == b"key") {
-        return Err(not_etcd(bolt));
-    }
+            Seen::Item(bucket, item) => (bucket, item),
+        };
+        items += 1;
+        hash = crc32c::crc32c_append(crc32c::crc32c_append(hash, item.key), item.value);
+        match (bucket, item.key) {
+            (b"key", key) => {
+                revision = revision_of_key(key).ok_or_else(|| bolt.bad("a key of the bucket `key` is not a revision"))?;
+                live.see(key, item.value).ok_or_else(|| bolt.bad(format!("revision {revision} holds no key and value")))?;
+            }
+            (b"members", _) => members.push(Member::parse(item.value).map_err(|error| bolt.bad(format!("{error:#}")))?),
+            (b"meta", b"storageVersion") => version = Some(String::from_utf8_lossy(item.value).into_owned()),
+            _ => {}
+        }
+        Ok(())
+    })?;
     Ok(Status { hash, revision, total_keys: live.keys.len() as u64, items, db_size, version, members })
 }
 
@@ -126,7 +124,7 @@ pub(super) fn key_of_revision(main: i64) -> [u8; REVISION] {
 }
 
 /// The main revision in a key of the bucket `key`; a tombstone's is one byte longer.
-fn revision_of_key(key: &[u8]) -> Option<i64> {
+pub(super) fn revision_of_key(key: &[u8]) -> Option<i64> {
     let main = i64::from_be_bytes(*key.first_chunk()?);
     let shaped = key.get(8) == Some(&b'_') && (key.len() == REVISION || (key.len() == REVISION + 1 && key.ends_with(b"t")));
     (shaped && main >= 0).then_some(main)
@@ -156,34 +154,11 @@ impl Live {
 /// The field `key` (1) of the protobuf message `mvccpb.KeyValue`; empty when it is left out, as in the revision that a bump adds.
 fn key_of_value(mut message: &[u8]) -> Option<&[u8]> {
     while !message.is_empty() {
-        let tag = varint(&mut message)?;
-        let len = match tag & 7 {
-            0 => varint(&mut message).map(|_| 0)?,
-            1 => 8,
-            2 => usize::try_from(varint(&mut message)?).ok()?,
-            5 => 4,
-            _ => return None,
-        };
-        let (field, rest) = message.split_at_checked(len)?;
-        if tag == 1 << 3 | 2 {
-            return Some(field);
+        if let (1, 2, key) = field(&mut message)? {
+            return Some(key);
         }
-        message = rest;
     }
     Some(&[])
-}
-
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        value |= u64::from(byte & 0x7F) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
 }
 
 #[cfg(test)]
