@@ -22,6 +22,10 @@ const WATCH: Duration = Duration::from_secs(1);
 /// Clears the screen (ECMA-48).
 const CLEAR: &str = "\x1b[2J";
 
+/// What it means that the old tool's notes are there: it removes them at its end.
+const OLD_SCRIPT: &str = "  What it restored stays, and the rest is the newer release's. From `restore_files` on, kubelet is disabled until `restore_cluster` is noted; after that, only
+  the roll-out of new revisions is missing. This agent cannot go on with it: it begins anew, or puts the notes away.\n";
+
 /// `status --json`
 #[derive(Debug, Serialize)]
 struct Status {
@@ -70,7 +74,15 @@ fn describe(report: &Status) -> String {
     match (&recovery.run, &recovery.unreadable) {
         (Some(run), _) => text += &describe_run(run, false),
         (None, Some(why)) => text += &format!("a recovery is in progress, but its journal cannot be read: {}\n", line(why)),
-        (None, None) => text += "no recovery is in progress\n",
+        (None, None) => match &recovery.old_script {
+            Some(stages) => {
+                text += &format!(
+                    "no recovery of this agent is in progress, but upgrade-recovery.sh has begun one and not ended it; it noted: {}\n{OLD_SCRIPT}",
+                    stages.join(", ")
+                );
+            }
+            None => text += "no recovery is in progress\n",
+        },
     }
     if let Some(holder) = &recovery.at_work {
         text += &format!("at work: {}\n", line(holder));
