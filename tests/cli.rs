@@ -99,6 +99,73 @@ fn names_that_are_not_text_are_in_reports_too() {
     assert!(paths.contains(&"file \\xff\\xfe.conf"), "{diff}");
 }
 
+/// True of text that a terminal only shows: nothing in it moves the cursor, rings, or names the window.
+fn only_shows(bytes: &[u8]) -> bool {
+    String::from_utf8_lossy(bytes).chars().all(|c| !c.is_control() || c == '\n' || c == '\t')
+}
+
+#[test]
+fn names_that_a_pod_can_choose_are_shown_and_never_obeyed() {
+    use std::os::unix::ffi::OsStrExt;
+    let hostile = "a\x1b]0;t\x07\r\u{9b}31m\n+ shadow  content\u{202e}";
+    let scratch = tempfile::tempdir().unwrap();
+    let (empty, tree, file) = (scratch.path().join("empty"), scratch.path().join("tree"), scratch.path().join("a.tar.zst"));
+    std::fs::create_dir(&empty).unwrap();
+    std::fs::create_dir(&tree).unwrap();
+    let name = |prefix: &str| tree.join(std::ffi::OsStr::from_bytes(format!("{prefix}{hostile}").as_bytes()));
+    std::fs::write(name("f"), "1").unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(name("s")).unwrap();
+    let run = |args: &[&str]| {
+        let output = recovery(args);
+        assert!(only_shows(&output.stdout) && only_shows(&output.stderr), "{args:?}: {output:?}");
+        let shown = printed(&output) + &said(&output);
+        assert!(!shown.lines().any(|line| line.starts_with("+ shadow")) && !shown.contains('\u{202e}'), "{args:?}: {shown}");
+        (output, shown)
+    };
+    let (tree, file, empty) = (tree.to_str().unwrap(), file.to_str().unwrap(), empty.to_str().unwrap());
+    run(&["archive", "pack", empty, file]);
+    let escaped = "a\\x1b]0;t\\x07\\r\\u{9b}31m\\n+ shadow  content\\u{202e}";
+    let (_, shown) = run(&["archive", "diff", file, tree]);
+    assert!(shown.contains(&format!("- f{escaped}  ")), "{shown}");
+    let (output, _) = run(&["--json", "archive", "diff", file, tree]);
+    let diff: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let paths: Vec<_> = diff["changes"].as_array().unwrap().iter().filter_map(|change| change["path"].as_str()).collect();
+    assert!(paths.contains(&format!("f{hostile}").as_str()), "not exact: {diff}");
+    let (_, shown) = run(&["archive", "pack", tree, file]);
+    assert!(shown.contains(&format!("skipped s{escaped}: is a socket")), "{shown}");
+    // In errors and questions, of ours and of the parser.
+    let missing = format!("{tree}/{hostile}");
+    let (output, shown) = run(&["archive", "diff", &missing, tree]);
+    assert!(code(&output) != 0 && shown.contains(escaped), "{shown}");
+    let (output, shown) = run(&["archive", "restore", file, &missing]);
+    assert!(code(&output) == 2 && shown.contains(&format!("/{escaped} will be made equal")), "{shown}");
+    let output = recovery(&["archive", "diff", file, tree, hostile]);
+    assert!(code(&output) == 2 && only_shows(&output.stderr) && said(&output).contains("\\r\\u{9b}31m"), "{output:?}");
+}
+
+#[test]
+fn words_of_a_manifest_and_of_a_tool_are_shown_and_never_obeyed() {
+    let root = tempfile::tempdir().unwrap();
+    let backups = root.path().join("var/recovery/backups");
+    std::fs::create_dir_all(backups.join("id\x1b[2J\ncomplete")).unwrap();
+    std::fs::set_permissions(backups.parent().unwrap(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    for verb in ["list", "status", "verify"] {
+        let output = on(root.path(), &[verb]);
+        assert!(only_shows(&output.stdout) && only_shows(&output.stderr), "{verb}: {output:?}");
+        let shown = printed(&output);
+        assert!(shown.contains("id\\x1b[2J\\ncomplete") && !shown.lines().any(|line| line.starts_with("complete")), "{verb}: {shown}");
+    }
+    let listed: Value = serde_json::from_slice(&on(root.path(), &["--json", "list"]).stdout).unwrap();
+    assert_eq!(listed[0]["id"], "id\x1b[2J\ncomplete");
+    let tools = tempfile::tempdir().unwrap();
+    let script = "mkdir -p $1/run; touch $1/run/ostree-booted; cd $2
+        printf '#!/bin/sh\\nprintf \"no\\\\033[31m\\\\rhead\\\\007\" >&2; exit 1\\n' >text; install -m 755 text ostree; install -m 755 text rpm-ostree";
+    assert!(Command::new("bash").args(["-euc", script, "bash"]).args([root.path(), tools.path()]).status().unwrap().success());
+    let output = on(root.path(), &["--tools", tools.path().to_str().unwrap(), "platform"]);
+    assert!(code(&output) != 0 && only_shows(&output.stderr), "{output:?}");
+    assert!(said(&output).contains("no\\x1b[31m\\rhead\\x07"), "{}", said(&output));
+}
+
 #[test]
 fn a_node_without_a_control_plane_is_told_so() {
     let root = tempfile::tempdir().unwrap();

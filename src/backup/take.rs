@@ -99,7 +99,12 @@ pub fn take(node: &Node, dir: &RecoveryDir, options: &TakeOptions, progress: &Pr
         return Ok(done);
     }
     refuse_during_a_recovery(dir)?;
-    let facts = preflight::look(node, dir, options, &survey, progress)?;
+    let old = dir.old_recovery();
+    let looked = preflight::look(node, dir, options, &survey, progress);
+    let mut facts = looked.map_err(|error| old.iter().cloned().fold(error, anyhow::Error::context))?;
+    facts.warnings.extend(old.map(|old| {
+        format!("{old}: this backup has the node as it is now; standby deployments and older backups stay until `recovery abandon` or `recovery recover`")
+    }));
     let conditions = Conditions::of(node, facts.booted.as_ref().map(|(_, id)| id.clone()))?;
     let release = facts.cluster.as_ref().map(|cluster| cluster.version.as_str());
     let mut partial = Partial::open(node, dir, &survey, &conditions, release)?;
@@ -281,6 +286,10 @@ impl Run<'_> {
 fn make_room(node: &Node, dir: &RecoveryDir, options: &TakeOptions, backup: &Backup, taken: &mut Taken, progress: &Progress) {
     if let Err(error) = store::link_latest(dir, Some(backup)) {
         taken.warnings.push(format!("{error:#}"));
+    }
+    // With a recovery open, even another tool's, what it may need stays.
+    if dir.old_stages().is_some() {
+        return;
     }
     match remove_standbys(node, &mut taken.undeployed) {
         Ok(()) => {}

@@ -7,6 +7,7 @@ use anyhow::Result;
 use super::args::AbandonArgs;
 use super::context::Context;
 use crate::recovery::{AbandonReport, abandon};
+use crate::report::words::line;
 
 pub(super) fn run(context: &Context, args: &AbandonArgs) -> Result<ExitCode> {
     context.confirm(&[
@@ -19,7 +20,7 @@ pub(super) fn run(context: &Context, args: &AbandonArgs) -> Result<ExitCode> {
 }
 
 fn describe(report: &AbandonReport) -> String {
-    let mut text = report.put_back.iter().map(|line| format!("{line}\n")).collect::<String>();
-    text += &format!("{}\n", report.state);
+    let mut text = report.put_back.iter().map(|said| format!("{}\n", line(said))).collect::<String>();
+    text += &format!("{}\n", line(&report.state));
     text
 }

@@ -10,7 +10,7 @@ use super::args::{ArchiveArgs, ArchiveVerb};
 use super::context::Context;
 use crate::archive::{Action, Archive, Change, Counts, Extra, Packed, Selection, pack};
 use crate::error::{exit_code, usage};
-use crate::report::{mib, paths};
+use crate::report::{mib, paths, words};
 
 /// `archive diff --json`
 #[derive(Debug, Serialize)]
@@ -32,8 +32,8 @@ pub(super) fn run(context: &Context, args: &ArchiveArgs) -> Result<ExitCode> {
             let archive = Archive::open(file)?;
             context.confirm(&[format!(
                 "{} will be made equal to {}: what is not in the archive is deleted.",
-                tree.display(),
-                file.display()
+                paths::shown(tree),
+                paths::shown(file)
             )])?;
             let task = context.progress.task("restoring", Some(archive.bytes()));
             let counts = archive.restore(tree, &Selection::all(), Extra::Delete, &|n| task.add(n))?;
@@ -69,7 +69,7 @@ fn describe_packed(packed: &Packed) -> String {
         packed.sha256
     );
     for (path, why) in &packed.skipped {
-        text += &format!("skipped {}: {why}\n", paths::text(path));
+        text += &format!("skipped {}: {}\n", paths::shown(path), words::line(why));
     }
     text
 }
@@ -82,8 +82,8 @@ pub(super) fn describe_changes(changes: &[Change]) -> String {
         Action::Metadata => '~',
         Action::Delete => '-',
     };
-    let shown = |path: &Path| if path.as_os_str().is_empty() { ".".to_owned() } else { paths::text(path) };
-    changes.iter().map(|c| format!("{} {}  {}\n", sign(c.action), shown(&c.path), c.why)).collect()
+    let shown = |path: &Path| if path.as_os_str().is_empty() { ".".to_owned() } else { paths::shown(path) };
+    changes.iter().map(|c| format!("{} {}  {}\n", sign(c.action), shown(&c.path), words::line(&c.why))).collect()
 }
 
 pub(super) fn describe_counts(counts: &Counts) -> String {

@@ -11,7 +11,7 @@ use crate::backup::asked_by::AskedBy;
 use crate::backup::names::parse_labels;
 use crate::backup::take::{Outcome, TakeOptions, Taken, already_taken, take};
 use crate::backup::trees::refuse_dir_inside;
-use crate::report::mib;
+use crate::report::{mib, paths, words::line};
 
 pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<ExitCode> {
     let options = TakeOptions {
@@ -48,23 +48,23 @@ fn describe(taken: &Taken) -> String {
         mib(taken.stored),
         mib(taken.reused),
         taken.seconds,
-        taken.path.display()
+        paths::shown(&taken.path)
     );
     let (by_design, others): (Vec<_>, Vec<_>) = taken.skipped.iter().partition(|(_, why)| BY_DESIGN.contains(&why.as_str()));
     if !by_design.is_empty() {
         text += &format!("  left out by design: {} sockets and mount points (-v names them)\n", by_design.len());
     }
     for (path, why) in others {
-        text += &format!("  skipped {path}: {why}\n");
+        text += &format!("  skipped {}: {}\n", line(path), line(why));
     }
     for warning in &taken.warnings {
-        text += &format!("  warning: {warning}\n");
+        text += &format!("  warning: {}\n", line(warning));
     }
     for deployment in &taken.undeployed {
-        text += &format!("  removed the standby deployment {deployment}\n");
+        text += &format!("  removed the standby deployment {}\n", line(deployment));
     }
     for id in &taken.pruned {
-        text += &format!("  removed the older backup {id}\n");
+        text += &format!("  removed the older backup {}\n", line(id));
     }
     text
 }

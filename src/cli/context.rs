@@ -15,7 +15,7 @@ use crate::node::Node;
 use crate::node::clock::interrupted;
 use crate::node::dir::{DEFAULT, RecoveryDir};
 use crate::recovery::WAIT;
-use crate::report::Progress;
+use crate::report::{Progress, to_stderr, words};
 
 /// How long a question waits for its answer.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -72,7 +72,7 @@ impl Context {
 
     /// Says what is about to be done and asks. `--yes` is consent; without a terminal to ask on there is none.
     pub(super) fn confirm(&self, what: &[String]) -> Result<()> {
-        self.progress.pause(|| what.iter().for_each(|line| drop(writeln!(std::io::stderr(), "{}", self.as_called(line)))));
+        self.progress.pause(|| what.iter().for_each(|line| to_stderr(&self.as_called(line))));
         if self.yes {
             return Ok(());
         }
@@ -139,11 +139,16 @@ pub(super) fn as_called(text: &str, dir: &Path) -> String {
 
 /// Prints one JSON document on standard output.
 pub(super) fn print_json(value: &serde_json::Value) {
-    print_text(&format!("{value:#}"));
+    to_stdout(&words::json(&format!("{value:#}")));
 }
 
-/// Prints text on standard output, whole lines. A reader that has gone away (`| head`) is not an error.
+/// Prints text for people on standard output, whole lines; what a terminal would obey is spelled out.
 pub(super) fn print_text(text: &str) {
+    to_stdout(&words::lines(text));
+}
+
+/// Writes text to standard output as it is, whole lines. A reader that has gone away (`| head`) is not an error.
+pub(super) fn to_stdout(text: &str) {
     let mut out = std::io::stdout().lock();
     let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
     out.write_all(text.as_bytes()).and_then(|()| out.write_all(end.as_bytes())).and_then(|()| out.flush()).ok();

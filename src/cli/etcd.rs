@@ -10,7 +10,7 @@ use crate::compression::word;
 use crate::error::{unsupported, usage};
 use crate::etcd::{self, Endpoint, Options};
 use crate::node::profile::Profile;
-use crate::report::mib;
+use crate::report::{mib, paths, words::line};
 
 pub(super) fn run(context: &Context, args: &EtcdArgs) -> Result<ExitCode> {
     match &args.verb {
@@ -23,7 +23,7 @@ pub(super) fn run(context: &Context, args: &EtcdArgs) -> Result<ExitCode> {
             context.print(&status, |s| {
                 let mut text = format!("revision {}\ntotal keys {}\ndatabase {}\n", s.revision, s.total_keys, mib(s.db_size));
                 for member in &s.members {
-                    text += &format!("member {:x} {} {}\n", member.id, member.name, member.peer_urls.join(","));
+                    text += &format!("member {:x} {} {}\n", member.id, line(&member.name), line(&member.peer_urls.join(",")));
                 }
                 text
             })?;
@@ -45,7 +45,8 @@ fn save(context: &Context, args: &EtcdSaveArgs) -> Result<()> {
     let task = context.progress.task("saving etcd", None);
     let saved = etcd::save(&endpoint, &args.file, context.deadline(), &|n| task.add(n))?;
     drop(task);
-    context.print(&saved, |s| format!("{} from etcd, {} in {}\nsha256 {}\n", mib(s.bytes), mib(s.stored), args.file.display(), s.sha256))
+    context
+        .print(&saved, |s| format!("{} from etcd, {} in {}\nsha256 {}\n", mib(s.bytes), mib(s.stored), paths::shown(&args.file), s.sha256))
 }
 
 fn restore(context: &Context, args: &EtcdRestoreArgs) -> Result<()> {
@@ -84,10 +85,10 @@ fn restore(context: &Context, args: &EtcdRestoreArgs) -> Result<()> {
         format!(
             "member {:x} ({}) of cluster {:x} at revision {} in {}\n",
             r.member_id,
-            r.name,
+            line(&r.name),
             r.cluster_id,
             r.revision,
-            data_dir.display()
+            paths::shown(data_dir)
         )
     })
 }

@@ -8,6 +8,7 @@ use super::args::ExportArgs;
 use super::context::Context;
 use crate::backup::store::{Found, find};
 use crate::backup::{choose, export};
+use crate::report::{paths, words::line};
 
 pub(super) fn run(context: &Context, args: &ExportArgs) -> Result<ExitCode> {
     let backup = match find(&context.dir, Some(&args.backup), &context.progress)? {
@@ -20,6 +21,6 @@ pub(super) fn run(context: &Context, args: &ExportArgs) -> Result<ExitCode> {
         }
     };
     let exported = export(&backup, &args.to, &context.progress)?;
-    context.print(&exported, |e| format!("exported {} to {}\n", e.id, e.to.display()))?;
+    context.print(&exported, |e| format!("exported {} to {}\n", line(&e.id), paths::shown(&e.to)))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::args::{DeleteArgs, PruneArgs};
 use super::context::Context;
 use crate::backup::store::{self, Listed, Removed, State};
-use crate::report::mib;
+use crate::report::{mib, words::line};
 
 pub(super) fn run(context: &Context) -> Result<ExitCode> {
     let listed = store::list(&context.dir)?;
@@ -48,13 +48,13 @@ pub(super) fn describe(listed: &[Listed]) -> String {
         let name = [one.name.clone().unwrap_or_default(), one.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",")];
         text += &format!(
             "{:<34} {state:<8} {taken:<20} {:>11}  {:<10} {}\n",
-            one.id,
+            line(&one.id),
             mib(one.stored),
-            one.release.as_deref().unwrap_or("-"),
-            name.iter().filter(|n| !n.is_empty()).cloned().collect::<Vec<_>>().join(" ")
+            line(one.release.as_deref().unwrap_or("-")),
+            line(&name.iter().filter(|n| !n.is_empty()).cloned().collect::<Vec<_>>().join(" "))
         );
         if let Some(reason) = &one.reason {
-            text += &format!("    {reason}\n");
+            text += &format!("    {}\n", line(reason));
         }
     }
     text
@@ -63,16 +63,16 @@ pub(super) fn describe(listed: &[Listed]) -> String {
 fn describe_removed(removed: &Removed) -> String {
     let mut text = String::new();
     for id in &removed.removed {
-        text += &format!("deleted {id}\n");
+        text += &format!("deleted {}\n", line(id));
     }
     for deployment in &removed.unpinned {
-        text += &format!("unpinned the deployment {deployment}\n");
+        text += &format!("unpinned the deployment {}\n", line(deployment));
     }
     for warning in &removed.warnings {
-        text += &format!("warning: {warning}\n");
+        text += &format!("warning: {}\n", line(warning));
     }
     if removed.removed.is_empty() {
         text += "nothing to delete\n";
     }
-    text + &format!("kept: {}\n", if removed.kept.is_empty() { "none".to_owned() } else { removed.kept.join(", ") })
+    text + &format!("kept: {}\n", if removed.kept.is_empty() { "none".to_owned() } else { line(&removed.kept.join(", ")).into_owned() })
 }

@@ -30,7 +30,7 @@ use clap::Parser;
 use crate::error::{exit_code, no_space, to_exit};
 use crate::node::clock::catch_signals;
 use crate::node::dir::RecoveryDir;
-use crate::report::{Progress, log, termination::TerminationLog};
+use crate::report::{Progress, log, termination::TerminationLog, to_stderr, words};
 use args::{Cli, Verb};
 use context::Context;
 
@@ -41,19 +41,19 @@ pub fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are asked for; anything else is usage, which clap ends with 2 as documented.
-            error.print().ok();
+            show_parser(&error);
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
     let termination = TerminationLog::find();
     let failed = |error: &anyhow::Error| {
-        let text = context::as_called(&format!("{error:#}"), &cli.global.dir);
+        let text = words::line(&context::as_called(&format!("{error:#}"), &cli.global.dir)).into_owned();
         termination.as_ref().inspect(|log| log.say(&text));
         text
     };
     // Before any thread exists: a process with threads cannot change its mounts.
     if let Err(error) = enter::host(&cli, termination.as_ref()) {
-        eprintln!("error: {}", failed(&error));
+        to_stderr(&format!("error: {}", failed(&error)));
         return to_exit(&error);
     }
     let progress = Progress::to_stderr();
@@ -68,6 +68,16 @@ pub fn run() -> ExitCode {
             }
             to_exit(&error)
         }
+    }
+}
+
+/// What the parser says. An error quotes the command line, in which a shell may have put names of files: it is shown without colours, which
+/// such a name could bring along.
+fn show_parser(error: &clap::Error) {
+    if error.use_stderr() {
+        error.to_string().lines().for_each(to_stderr);
+    } else {
+        error.print().ok();
     }
 }
 

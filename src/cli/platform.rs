@@ -10,6 +10,7 @@ use super::restore_files::begin;
 use crate::error::{misfit, to_exit};
 use crate::recovery::platform::table::{Action, PlatformReport, table};
 use crate::recovery::{Asked, From, Options, plan, platform_report};
+use crate::report::words::line;
 
 pub(super) fn run(context: &Context, args: &PlatformArgs) -> Result<ExitCode> {
     let report = platform_report(&context.node, &context.dir, args.backup.as_deref(), &context.progress)?;
@@ -39,12 +40,12 @@ fn roll_back(context: &Context, args: &PlatformArgs) -> Result<ExitCode> {
 
 fn describe(report: &PlatformReport) -> String {
     let mut text = table(&report.deployments);
-    text += &format!("{}\n", report.summary);
+    text += &format!("{}\n", line(&report.summary));
     for command in &report.commands {
-        text += &format!("  {command}\n");
+        text += &format!("  {}\n", line(command));
     }
     if let Action::Refuse { way: Some(way), .. } = &report.action {
-        text += &format!("next: {way}\n");
+        text += &format!("next: {}\n", line(way));
     }
     text
 }

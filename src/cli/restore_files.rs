@@ -9,6 +9,7 @@ use super::context::Context;
 use super::status::describe_run_report;
 use crate::recovery::preflight::PlanReport;
 use crate::recovery::{Asked, EtcdRestore, From, Options, Proposal, plan};
+use crate::report::words;
 
 pub(super) fn run(context: &Context, args: &RestoreFilesArgs) -> Result<ExitCode> {
     let options = Options {
@@ -62,5 +63,5 @@ pub(super) fn describe_plan(plan: &PlanReport) -> Vec<String> {
         let steps: Vec<&str> = phase.steps.iter().map(|step| step.name.as_str()).collect();
         lines.push(format!("{}: {}{}", phase.phase, steps.join(", "), if phase.reboot { ", reboot" } else { "" }));
     }
-    lines
+    lines.iter().map(|line| words::line(line).into_owned()).collect()
 }

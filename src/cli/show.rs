@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::args::ChosenArgs;
 use super::context::Context;
 use crate::backup::store::{self, Shown};
-use crate::report::mib;
+use crate::report::{mib, paths, words::line};
 
 pub(super) fn run(context: &Context, args: &ChosenArgs) -> Result<ExitCode> {
     let shown = store::show(&context.node, &context.dir, &args.backup)?;
@@ -35,12 +35,12 @@ fn describe(shown: &Shown) -> String {
         ("etcd", format!("revision {}, {} keys, {}", m.etcd.revision, m.etcd.keys.map_or_else(none, |k| k.to_string()), mib(m.etcd.bytes))),
         ("certificates expire", m.certificates_expire.map_or_else(none, |t| t.to_string())),
         ("images in use", m.images.len().to_string()),
-        ("in", shown.path.display().to_string()),
+        ("in", paths::shown(&shown.path)),
     ];
-    let mut text: String = lines.iter().map(|(what, value)| format!("{what:<20} {value}\n")).collect();
+    let mut text: String = lines.iter().map(|(what, value)| format!("{what:<20} {}\n", line(value))).collect();
     for (file, stored) in &shown.files {
         let content = m.sizes.get(file).map_or_else(String::new, |bytes| format!("  of {}", mib(*bytes)));
-        text += &format!("  {file:<26} {:>11}{content}\n", mib(*stored));
+        text += &format!("  {:<26} {:>11}{content}\n", line(file), mib(*stored));
     }
     text
 }
@@ -51,11 +51,11 @@ fn describe_old(shown: &Shown) -> String {
         ("backup", shown.id.clone()),
         ("taken", shown.taken.map_or_else(|| "-".to_owned(), |t| t.to_string())),
         ("asked by", "upgrade-recovery.sh; more is known of it when a recovery has imported it".to_owned()),
-        ("in", shown.path.display().to_string()),
+        ("in", paths::shown(&shown.path)),
     ];
-    let mut text: String = lines.iter().map(|(what, value)| format!("{what:<20} {value}\n")).collect();
+    let mut text: String = lines.iter().map(|(what, value)| format!("{what:<20} {}\n", line(value))).collect();
     for (part, stored) in &shown.files {
-        text += &format!("  {part:<26} {:>11}\n", mib(*stored));
+        text += &format!("  {:<26} {:>11}\n", line(part), mib(*stored));
     }
     text
 }

@@ -10,16 +10,21 @@ use jiff::{Timestamp, Unit};
 use serde::Serialize;
 
 use super::args::StatusArgs;
-use super::context::{Context, print_text};
+use super::context::{Context, to_stdout};
 use super::list;
 use crate::backup::store::{self, Listed, State};
 use crate::recovery::status::{RunStatus, StepState};
 use crate::recovery::{Outcome, RunReport, StatusReport, status};
+use crate::report::words::{self, line};
 
 /// How often `--watch` looks.
 const WATCH: Duration = Duration::from_secs(1);
 /// Clears the screen (ECMA-48).
 const CLEAR: &str = "\x1b[2J";
+
+/// What it means that the old tool's notes are there: it removes them at its end.
+const OLD_SCRIPT: &str = "  What it restored stays, and the rest is the newer release's. From `restore_files` on, kubelet is disabled until `restore_cluster` is noted; after that, only
+  the roll-out of new revisions is missing. This agent cannot go on with it: it begins anew, or puts the notes away.\n";
 
 /// `status --json`
 #[derive(Debug, Serialize)]
@@ -36,7 +41,7 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<ExitCode> {
         match rows_to_rewrite() {
             Some(rows) if args.watch && !context.json => {
                 let clear = if std::mem::take(&mut first) { CLEAR } else { "" };
-                print_text(&format!("{clear}{}", screen(&context.as_called(&describe(&report)), rows)));
+                to_stdout(&format!("{clear}{}", screen(&words::lines(&context.as_called(&describe(&report))), rows)));
             }
             _ => context.print(&report, describe)?,
         }
@@ -68,24 +73,33 @@ fn describe(report: &Status) -> String {
     let recovery = &report.recovery;
     match (&recovery.run, &recovery.unreadable) {
         (Some(run), _) => text += &describe_run(run, false),
-        (None, Some(why)) => text += &format!("a recovery is in progress, but its journal cannot be read: {why}\n"),
-        (None, None) => text += "no recovery is in progress\n",
+        (None, Some(why)) => text += &format!("a recovery is in progress, but its journal cannot be read: {}\n", line(why)),
+        (None, None) => match &recovery.old_script {
+            Some(stages) => {
+                text += &format!(
+                    "no recovery of this agent is in progress, but upgrade-recovery.sh has begun one and not ended it; it noted: {}\n{OLD_SCRIPT}",
+                    stages.join(", ")
+                );
+            }
+            None => text += "no recovery is in progress\n",
+        },
     }
     if let Some(holder) = &recovery.at_work {
-        text += &format!("at work: {holder}\n");
+        text += &format!("at work: {}\n", line(holder));
     }
     if recovery.hold {
         text += "kubelet is held: it does not start\n";
     }
     if let Some(last) = &recovery.last {
-        text += &format!("last: recovery {} from backup {}, {} at {:.0}\n", last.id, last.backup, last.state, last.since);
+        text +=
+            &format!("last: recovery {} from backup {}, {} at {:.0}\n", line(&last.id), line(&last.backup), line(&last.state), last.since);
     }
     if recovery.run.is_none() {
         text += &list::describe(&report.backups);
     }
     let usable = report.backups.iter().any(|backup| matches!(backup.state, State::Complete | State::Legacy));
     if let Some(next) = &recovery.next {
-        text += &format!("next: {next}\n");
+        text += &format!("next: {}\n", line(next));
     } else if usable && recovery.at_work.is_none() {
         text += "after a failed upgrade: `recovery recover` brings this node back to the newest backup\n";
     }
@@ -94,8 +108,8 @@ fn describe(report: &Status) -> String {
 
 /// A run: where it is; the steps of the phase it is in, or of `all` phases, with what became of each.
 fn describe_run(run: &RunStatus, all: bool) -> String {
-    let mut text =
-        format!("recovery {} from backup {}, begun {:.0}\n{}, since {:.0}\n", run.id, run.backup, run.begun, run.state, run.since);
+    let (id, backup, state) = (line(&run.id), line(&run.backup), line(&run.state));
+    let mut text = format!("recovery {id} from backup {backup}, begun {:.0}\n{state}, since {:.0}\n", run.begun, run.since);
     for phase in &run.phases {
         let seconds: f64 = phase.steps.iter().filter_map(|s| s.seconds).sum();
         let waited: f64 = phase.steps.iter().filter_map(|s| s.waited).sum();
@@ -112,14 +126,14 @@ fn describe_run(run: &RunStatus, all: bool) -> String {
                 StepState::Failed => ('!', "  failed".to_owned()),
                 StepState::Done => ('+', step.seconds.map_or_else(String::new, |seconds| took(seconds, step.waited.unwrap_or(0.0)))),
             };
-            writeln!(text, "  {sign} {:<28}{time}", step.name).ok();
+            writeln!(text, "  {sign} {:<28}{time}", line(&step.name)).ok();
         }
     }
     if let Some(failure) = &run.failure {
-        writeln!(text, "failed: {failure}").ok();
+        writeln!(text, "failed: {}", line(failure)).ok();
     }
     for warning in &run.warnings {
-        writeln!(text, "warning: {warning}").ok();
+        writeln!(text, "warning: {}", line(warning)).ok();
     }
     text
 }
@@ -147,7 +161,7 @@ pub(super) fn describe_run_report(report: &RunReport) -> String {
     let own = report.seconds - report.waited;
     writeln!(text, "{how} ({own:.1} s of its own work, {:.1} s of waiting)", report.waited).ok();
     if let Some(next) = &report.next {
-        writeln!(text, "next: {next}").ok();
+        writeln!(text, "next: {}", line(next)).ok();
     }
     text
 }

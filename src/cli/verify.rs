@@ -9,7 +9,7 @@ use super::context::Context;
 use crate::backup::store::{self, State};
 use crate::backup::verify::VerifyReport;
 use crate::error::{Failure, damaged};
-use crate::report::mib;
+use crate::report::{mib, words::line};
 
 pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
     let check = |wanted| store::check(&context.dir, wanted, true, &context.progress);
@@ -32,9 +32,9 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
 fn describe(report: &VerifyReport) -> String {
     let size: u64 = report.files.values().map(|sum| sum.bytes).sum();
     let mut text =
-        format!("{}: {}, {} in {} files\n", report.id, if report.good { "good" } else { "DAMAGED" }, mib(size), report.files.len());
+        format!("{}: {}, {} in {} files\n", line(&report.id), if report.good { "good" } else { "DAMAGED" }, mib(size), report.files.len());
     for problem in &report.problems {
-        text += &format!("    {problem}\n");
+        text += &format!("    {}\n", line(problem));
     }
     text
 }

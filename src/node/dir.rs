@@ -15,6 +15,9 @@ use crate::error::{misfit, no_space, not_now, not_permitted};
 /// Where it is unless `--dir` says otherwise.
 pub const DEFAULT: &str = "/var/recovery";
 
+/// The most that upgrade-recovery.sh notes of a recovery, bytes: it has three stages.
+const OLD_NOTES: u64 = 4096;
+
 /// The recovery directory of a node (DESIGN: "a backup on disk").
 #[derive(Debug, Clone)]
 pub struct RecoveryDir {
@@ -127,10 +130,32 @@ impl RecoveryDir {
         self.path.join("latest")
     }
 
-    /// True while a recovery is in progress.
+    /// True while a recovery of this agent is in progress.
     #[must_use]
     pub fn in_recovery(&self) -> bool {
-        self.journal().symlink_metadata().is_ok()
+        self.journal().symlink_metadata().is_ok() && self.old_stages().is_none()
+    }
+
+    /// The stages that upgrade-recovery.sh noted of a recovery that it has begun and not ended, when the file at [`RecoveryDir::journal`] is its.
+    #[must_use]
+    pub fn old_stages(&self) -> Option<Vec<String>> {
+        // A directory or a fifo is nobody's notes.
+        if !self.journal().symlink_metadata().is_ok_and(|meta| meta.is_file()) {
+            return None;
+        }
+        let mut notes = Vec::new();
+        File::open(self.journal()).ok()?.take(OLD_NOTES).read_to_end(&mut notes).ok()?;
+        old_stages(&notes)
+    }
+
+    /// That upgrade-recovery.sh has left a recovery open, in a sentence for people.
+    #[must_use]
+    pub fn old_recovery(&self) -> Option<String> {
+        let stages = self.old_stages()?.join(", ");
+        Some(format!(
+            "upgrade-recovery.sh has begun a recovery here and not ended it ({}: {stages})",
+            self.shown.join("progress").display()
+        ))
     }
 
     /// Takes the one lock of this directory, without waiting. The lock file is never replaced or removed: its inode is the lock.
@@ -199,6 +224,16 @@ impl RecoveryDir {
     }
 }
 
+/// The stages in notes of upgrade-recovery.sh: a word a line as each ends, `started` first. `None` for anything else: a line of the agent's journal
+/// begins with a brace, and is longer than all of these notes are.
+#[must_use]
+pub fn old_stages(notes: &[u8]) -> Option<Vec<String>> {
+    let text = std::str::from_utf8(notes).ok().filter(|text| (text.len() as u64) < OLD_NOTES)?;
+    let is_stage = |line: &str| !line.is_empty() && line.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    let stages: Vec<String> = text.lines().map(|line| line.trim_end().to_owned()).collect();
+    (stages.first()? == "started" && stages.iter().all(|stage| is_stage(stage))).then_some(stages)
+}
+
 fn named_in(lock: &mut File) -> String {
     let mut holder = String::new();
     lock.read_to_string(&mut holder).ok();
@@ -235,6 +270,17 @@ mod tests {
         assert!(error.to_string().contains("`recovery backup` (process"), "{error}");
         drop(held);
         dir.lock("resume").map(drop)
+    }
+
+    #[test]
+    fn notes_of_the_old_script_are_told_from_a_journal() {
+        let stages = |notes: &str| old_stages(notes.as_bytes()).map(|stages| stages.join(" "));
+        assert_eq!(stages("started\n"), Some("started".to_owned()));
+        assert_eq!(stages("started\r\nrestore_files\nrestore_cluster"), Some("started restore_files restore_cluster".to_owned()));
+        for other in ["", "\n", "\0\0\0", "garbage\n", "started\n\0\0", "{}", "started\n{\"version\":1}\n"] {
+            assert_eq!(stages(other), None, "{other:?}");
+        }
+        assert_eq!(stages(&"started\n".repeat(1000)), None);
     }
 
     #[test]

@@ -41,7 +41,7 @@ const TREES: [&str; 6] = ["/", "/var", "/etc", "/etc/kubernetes", "/usr/local", 
 /// [`Failure::NotNow`](crate::error::Failure::NotNow) when another agent has the lock; when something cannot be put back: the recovery is
 /// then still in progress.
 pub fn abandon(node: &Node, dir: &RecoveryDir, force: bool) -> Result<Option<AbandonReport>> {
-    let nothing = || !dir.in_recovery() && !dir.undo().exists() && !hold::is_placed(node);
+    let nothing = || !dir.journal().exists() && !dir.undo().exists() && !hold::is_placed(node);
     dir.check()?;
     if nothing() {
         return Ok(None);
@@ -52,6 +52,12 @@ pub fn abandon(node: &Node, dir: &RecoveryDir, force: bool) -> Result<Option<Aba
         return Ok(None);
     }
     if force { hold::check_owner(node, dir) } else { hold::check_run(node, dir) }?;
+    let set_aside = history::set_aside_old(dir)?;
+    if let (Some(said), true) = (&set_aside, nothing()) {
+        let state = "the node's files are as upgrade-recovery.sh left them; it disables kubelet while it restores: `systemctl is-enabled kubelet.service`. \
+                     `recovery recover` makes the node whole";
+        return Ok(Some(AbandonReport { run: None, put_back: vec![said.clone()], changed: Vec::new(), state: state.to_owned() }));
+    }
     let (undo, reading) = (Undo::load(dir)?, history::readable(dir));
     // First of all: what is put back from here on must not be gone on with.
     if reading.as_ref().is_some_and(|r| matches!(r.state, State::Open(_)))
@@ -59,7 +65,9 @@ pub fn abandon(node: &Node, dir: &RecoveryDir, force: bool) -> Result<Option<Aba
     {
         journal.append(&Event::Abandoned, Value::Null)?;
     }
-    put_away(node, dir, reading.as_ref(), undo, Units::Start).map(Some)
+    let mut report = put_away(node, dir, reading.as_ref(), undo, Units::Start)?;
+    report.put_back.extend(set_aside);
+    Ok(Some(report))
 }
 
 /// What follows giving up: puts back what `undo.json` holds, removes what a restore left unfinished, reports, and files the run away. Done again

@@ -52,6 +52,15 @@ pub(super) fn file_away(dir: &RecoveryDir, run: Option<&str>) -> Result<()> {
     durable::sync_dir(&dir.history())
 }
 
+/// Moves the notes of a recovery that upgrade-recovery.sh did not end to `history/`, and says so.
+pub(super) fn set_aside_old(dir: &RecoveryDir) -> Result<Option<String>> {
+    let Some(old) = dir.old_recovery() else { return Ok(None) };
+    durable::create_dir(&dir.history(), 0o700)?;
+    let name = format!("upgrade-recovery-{}.progress", jiff::Timestamp::now().as_second());
+    durable::rename(&dir.journal(), &dir.history().join(&name))?;
+    Ok(Some(format!("{old}: its notes are now {}", dir.shown().join("history").join(name).display())))
+}
+
 /// The name of a run's files in `history/`, which is made. A run nobody can name is called by the time.
 fn name_of(dir: &RecoveryDir, run: Option<&str>) -> Result<String> {
     durable::create_dir(&dir.history(), 0o700)?;

@@ -20,6 +20,7 @@ use super::WAIT;
 use super::machine::{Event, Phase, Plan, State, transition};
 use crate::backup::manifest::DeploymentId;
 use crate::error::damaged;
+use crate::node::dir::old_stages;
 use crate::node::durable;
 use crate::node::profile;
 pub use record::{Kind, Record, VERSION};
@@ -110,7 +111,7 @@ pub struct Journal {
 }
 
 impl Reading {
-    /// Reads a journal; `None` when there is none.
+    /// Reads a journal; `None` when there is none, or what is there are the notes of upgrade-recovery.sh.
     ///
     /// # Errors
     /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it cannot be read, or anything but a torn last line is wrong with it; the
@@ -128,6 +129,9 @@ impl Reading {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             read => read.map_err(|error| refused(error.to_string()))?,
         };
+        if old_stages(&bytes).is_some() {
+            return Ok(None);
+        }
         Self::replay(&bytes).map(Some).map_err(|(line, why)| refused(format!("line {line}: {why:#}")))
     }
 

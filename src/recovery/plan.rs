@@ -91,6 +91,7 @@ pub fn plan<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, prog
             )
         }));
     }
+    report.warnings.extend(dir.old_recovery().map(|old| format!("{old}; this one takes its place")));
     Ok(Proposal { node, dir, progress, options, backup, origin: Origin::New, report, lock })
 }
 
@@ -153,6 +154,10 @@ fn way_of(open: &Open, reading: &Reading, boot: &str) -> Way {
 /// # Errors
 /// [`Failure::Usage`](crate::error::Failure::Usage) when there is nothing to restart, or nothing says from which backup; as [`plan`].
 pub fn plan_restart<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, progress: &'a Progress) -> Result<Proposal<'a>> {
+    // What another tool has begun is not known here: to begin it again is to begin.
+    if dir.old_stages().is_some() && Undo::load(dir)?.is_none() {
+        return plan(node, dir, options, progress);
+    }
     let lock = locked(dir, "restart")?;
     let (undo, reading) = (Undo::load(dir)?, history::readable(dir));
     if undo.is_none() && !dir.in_recovery() {
@@ -236,7 +241,7 @@ fn open(
     let id = Uuid::new_v4().to_string();
     // What runs before it changed, and did not put back, is still to be put back.
     let left = Undo::load(dir)?;
-    let left_over = || dir.in_recovery() || hold::is_placed(node) || left.as_ref().is_some_and(|undo| !undo.units.is_empty());
+    let left_over = || dir.journal().exists() || hold::is_placed(node) || left.as_ref().is_some_and(|undo| !undo.units.is_empty());
     let inherits = restarts.is_none() && left_over();
     let mut undo = left.unwrap_or_else(|| Undo::of(&backup.id, options.asked));
     undo.runs.extend(restarts.clone().filter(|old| !undo.runs.contains(old)));

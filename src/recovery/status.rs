@@ -18,6 +18,9 @@ pub struct StatusReport {
     pub run: Option<RunStatus>,
     /// The journal is there but cannot be read: why.
     pub unreadable: Option<String>,
+    /// The stages that upgrade-recovery.sh noted of a recovery that it has begun and not ended: none of this agent's, and nothing that it goes on with.
+    #[serde(default)]
+    pub old_script: Option<Vec<String>>,
     /// The agent that is at work on this recovery directory: its verb, process, and since when.
     pub at_work: Option<String>,
     /// kubelet is held.
@@ -108,7 +111,7 @@ pub fn status(node: &Node, dir: &RecoveryDir) -> Result<StatusReport> {
         Ok(reading) => (reading, None),
         Err(error) => (None, Some(format!("{error:#}"))),
     };
-    let at_work = dir.holder();
+    let (at_work, old_script) = (dir.holder(), dir.old_stages());
     let run = reading.as_ref().map(RunStatus::of);
     let elsewhere = if hold { hold::other_owner(node, dir) } else { None };
     let next = match (&reading, &unreadable) {
@@ -118,6 +121,10 @@ pub fn status(node: &Node, dir: &RecoveryDir) -> Result<StatusReport> {
         (None, None) => match elsewhere {
             Some(owner) => Some(format!("`recovery --dir {owner} status`: kubelet is held by a recovery there")),
             None if dir.undo().exists() => Some("`recovery abandon` puts back what an ended recovery left behind".to_owned()),
+            None if old_script.is_some() => Some(
+                "`recovery recover` to bring the node back to a backup, in place of that recovery; `recovery abandon` when the node is well as it is"
+                    .to_owned(),
+            ),
             None => hold.then(|| {
                 let shown = dir.shown().display();
                 format!("`findmnt {shown}`: kubelet is held by a recovery that is not there; when that is mounted, `recovery resume`")
@@ -125,7 +132,7 @@ pub fn status(node: &Node, dir: &RecoveryDir) -> Result<StatusReport> {
         },
     };
     let last = if dir.in_recovery() { None } else { history::last(dir) };
-    Ok(StatusReport { run, unreadable, at_work, hold, last, next })
+    Ok(StatusReport { run, unreadable, old_script, at_work, hold, last, next })
 }
 
 impl RunStatus {

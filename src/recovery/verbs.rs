@@ -17,7 +17,7 @@ use super::undo::{Undo, Units};
 use super::{abandon, follow, history};
 use crate::backup::store::{self, Found};
 use crate::backup::{self, Backup};
-use crate::error::{exit_code, not_now, unanswered};
+use crate::error::{exit_code, not_now, unanswered, unsupported};
 use crate::node::clock::ignore_hangup;
 use crate::node::dir::{Lock, RecoveryDir};
 use crate::node::{Node, hold};
@@ -84,12 +84,24 @@ pub(super) struct Go {
 /// ends with its result.
 ///
 /// # Errors
-/// [`Failure::NotNow`](crate::error::Failure::NotNow) when the node has not rebooted since its files were restored; that of the step that
-/// failed.
+/// [`Failure::NotNow`](crate::error::Failure::NotNow) when the node has not rebooted since its files were restored;
+/// [`Failure::Unsupported`](crate::error::Failure::Unsupported) when it is upgrade-recovery.sh that has begun a recovery; that of the step that failed.
 pub fn resume(node: &Node, dir: &RecoveryDir, options: &ResumeOptions, progress: &Progress) -> Result<Option<RunReport>> {
     dir.check()?;
     if !dir.in_recovery() {
-        return hold::check_run(node, dir).map(|()| None);
+        hold::check_run(node, dir)?;
+        return match dir.old_recovery() {
+            // It was begun by a person, and is left to one.
+            Some(old) if options.unit => {
+                tracing::info!("{old}: it is left alone");
+                Ok(None)
+            }
+            Some(old) => Err(unsupported(format!(
+                "{old}, and this agent cannot go on with it; next: `recovery recover` to bring the node back to a backup, in its place, or `recovery abandon` \
+                 when the node is well as it is"
+            ))),
+            None => Ok(None),
+        };
     }
     let lock = match dir.lock("resume") {
         Ok(lock) => lock,

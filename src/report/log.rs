@@ -1,10 +1,11 @@
 //! The log: journald with structured fields, and plain lines on standard error.
 //!
 //! Events carry the fields `recovery_run`, `recovery_phase`, `recovery_step` and, for a change of phase, `message_id`; journald shows them as
-//! `RECOVERY_RUN`, … and `MESSAGE_ID`, so that `journalctl RECOVERY_RUN=…` is one recovery and `journalctl MESSAGE_ID=…` its outline.
+//! `RECOVERY_RUN`, … and `MESSAGE_ID`, so that `journalctl RECOVERY_RUN=…` is one recovery and `journalctl MESSAGE_ID=…` its outline. Both get each
+//! message as one line with nothing in it that a terminal would obey: of a message with such a character, journalctl shows only its size.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
 use tracing::field::{Field, Visit};
@@ -13,21 +14,23 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::Progress;
+use super::{Progress, to_stderr, words};
 
 /// Where journald listens (`man 8 systemd-journald.service`).
 const JOURNALD: &str = "/run/systemd/journal/socket";
+/// The most that journald is sent of one value, bytes: with all others, far below the 208 KiB that a datagram may have by default.
+const LONGEST: usize = 32 << 10;
 
 /// Starts logging. To journald when `live` (it is this machine's node) and it is there; to standard error as plain lines, unless that already
 /// ends in the journal. `verbose` shows debug lines on standard error.
 pub fn start(live: bool, verbose: bool, progress: &Progress) {
-    let journald = (live && Path::new(JOURNALD).exists()).then(tracing_journald::layer).and_then(Result::ok);
+    let journald = live.then(|| Journald::connect(Path::new(JOURNALD)).ok()).flatten();
     let in_journal = journald.is_some() && std::env::var_os("JOURNAL_STREAM").is_some();
     let level = if verbose { LevelFilter::DEBUG } else { LevelFilter::INFO };
     let plain = (!in_journal).then(|| Plain { progress: progress.clone() }.with_filter(level));
     // A second start in one process (tests) keeps the first.
     tracing_subscriber::registry()
-        .with(journald.map(|layer| layer.with_field_prefix(None).with_filter(level)))
+        .with(journald.map(|layer| layer.with_filter(level)))
         .with(plain)
         .with(tracing_subscriber::filter::Targets::new().with_target("recovery", LevelFilter::DEBUG))
         .try_init()
@@ -69,6 +72,82 @@ impl<S: Subscriber> Layer<S> for Plain {
             Level::INFO => "",
             _ => "debug: ",
         };
-        self.progress.pause(|| writeln!(std::io::stderr(), "{level}{}", message.text).ok());
+        self.progress.pause(|| to_stderr(&format!("{level}{}", message.text)));
+    }
+}
+
+/// Entries for journald, in its own protocol (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
+struct Journald(UnixDatagram);
+
+impl Journald {
+    fn connect(path: &Path) -> std::io::Result<Self> {
+        let socket = UnixDatagram::unbound()?;
+        socket.connect(path)?;
+        Ok(Self(socket))
+    }
+}
+
+/// Lines `NAME=value`: no value has a newline.
+#[derive(Default)]
+struct Entry(String);
+
+impl Entry {
+    fn put(&mut self, name: &str, value: &str) {
+        let value = words::line(value);
+        let end = (0..=value.len().min(LONGEST)).rev().find(|at| value.is_char_boundary(*at)).unwrap_or(0);
+        let _ = writeln!(self.0, "{}={}", name.to_ascii_uppercase(), &value[..end]);
+    }
+}
+
+impl Visit for Entry {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field.name(), value);
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.put(field.name(), &format!("{value:?}"));
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Journald {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        // As `syslog(3)` numbers them, from 3, error, to 6, information: what people are told of is worth noticing.
+        let priority = match *event.metadata().level() {
+            Level::ERROR => "3",
+            Level::WARN => "4",
+            Level::INFO => "5",
+            _ => "6",
+        };
+        let mut entry = Entry::default();
+        entry.put("PRIORITY", priority);
+        entry.put("SYSLOG_IDENTIFIER", env!("CARGO_PKG_NAME"));
+        event.record(&mut entry);
+        // A journal that does not take it must not end a recovery.
+        self.0.send(entry.0.as_bytes()).ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn journald_gets_each_field_as_one_line_that_no_terminal_obeys() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let layers = tracing_subscriber::registry().with(Journald::connect(&path).unwrap());
+        tracing::subscriber::with_default(layers, || {
+            let step = "unit-files";
+            tracing::error!(recovery_step = step, "it said \x1b[31mno\nPRIORITY=0 {}", "\u{e9}".repeat(LONGEST));
+        });
+        let mut buffer = vec![0; 1 << 17];
+        let length = socket.recv(&mut buffer).unwrap();
+        let text = std::str::from_utf8(&buffer[..length]).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines.contains(&"PRIORITY=3") && lines.contains(&"RECOVERY_STEP=unit-files"), "{text}");
+        assert!(lines.contains(&"SYSLOG_IDENTIFIER=recovery") && lines.len() == 4, "{text}");
+        let message = lines.iter().find_map(|line| line.strip_prefix("MESSAGE=")).unwrap();
+        assert!(message.starts_with("it said \\x1b[31mno\\nPRIORITY=0 \u{e9}") && message.len() <= LONGEST, "{}", message.len());
     }
 }

@@ -1,5 +1,5 @@
 //! What the agent tells while it works: [`Progress`] for people, the [`log`] for journald and stderr, [`unit`] for
-//! systemd, [`termination`] for who looks at a pod.
+//! systemd, [`termination`] for who looks at a pod. What others chose, [`paths`] and [`words`] show so that no terminal obeys it.
 //!
 //! On a terminal, long work shows bars; elsewhere (a Job's log, a unit's journal) a plain line every few seconds. Reports go to standard
 //! output, everything here to standard error.
@@ -8,6 +8,7 @@ pub mod log;
 pub mod paths;
 pub mod termination;
 pub mod unit;
+pub mod words;
 
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
@@ -77,7 +78,7 @@ impl Progress {
                     "{prefix:28} {spinner} {elapsed} {wide_msg}"
                 };
                 bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
-                bar.set_prefix(what.to_owned());
+                bar.set_prefix(words::line(what).into_owned());
                 bar.enable_steady_tick(Duration::from_millis(200));
                 Shown::Bar(bar)
             }
@@ -126,7 +127,7 @@ impl Task {
     pub fn note(&self, what: &str) {
         match &self.shown {
             Shown::Hidden => {}
-            Shown::Bar(bar) => bar.set_message(what.to_owned()),
+            Shown::Bar(bar) => bar.set_message(words::line(what).into_owned()),
             Shown::Lines(last) => self.line(last, || what.to_owned()),
         }
     }
@@ -149,9 +150,9 @@ impl Drop for Task {
     }
 }
 
-/// A closed standard error must not end a recovery.
-fn to_stderr(line: &str) {
-    writeln!(std::io::stderr(), "{line}").ok();
+/// One line. A closed standard error must not end a recovery.
+pub fn to_stderr(line: &str) {
+    writeln!(std::io::stderr(), "{}", words::line(line)).ok();
 }
 
 /// Bytes for people: `12.3 MiB`.

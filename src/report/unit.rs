@@ -3,14 +3,16 @@
 
 use sd_notify::{NotifyState, notify};
 
+use super::words;
+
 /// The agent is at work: for a unit of type `notify`, it has started.
 pub fn ready() {
     tell(NotifyState::Ready);
 }
 
-/// What it is doing, or why it stopped, in one line.
+/// What it is doing, or why it stopped, in one line (a newline would begin another assignment).
 pub fn status(text: &str) {
-    tell(NotifyState::Status(&text.replace('\n', " ")));
+    tell(NotifyState::Status(&words::line(text)));
 }
 
 /// Without systemd, nobody wants to know; with it, a message that is lost is no reason to stop.

@@ -177,6 +177,19 @@ fn damage_inside_an_archive_is_found_by_a_deep_check() {
 }
 
 #[test]
+fn a_recovery_that_the_old_script_left_open_is_a_warning_and_nothing_that_it_may_need_goes() {
+    let sno = Sno::new();
+    let few = TakeOptions { keep: 1, ..options() };
+    let first = take(&sno, &few).unwrap();
+    std::fs::write(sno.place.dir.journal(), "started\nrestore_files\nrestore_cluster\n").unwrap();
+    let second = take(&sno, &few).unwrap();
+    assert!(second.warnings.iter().any(|warning| warning.contains("upgrade-recovery.sh has begun a recovery")), "{:?}", second.warnings);
+    assert!(second.pruned.is_empty() && second.undeployed.is_empty());
+    std::fs::remove_file(sno.place.dir.journal()).unwrap();
+    assert!(take(&sno, &few).unwrap().pruned.contains(&first.manifest.id));
+}
+
+#[test]
 fn a_job_that_comes_back_ends_quietly_and_nobody_else_is_served_during_a_recovery() {
     let sno = Sno::new();
     let by = |asked_by: AskedBy| TakeOptions { asked_by, ..options() };

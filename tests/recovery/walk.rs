@@ -279,6 +279,44 @@ fn restart_without_journal_and_undo_needs_to_be_told_the_backup() {
 }
 
 #[test]
+fn a_recovery_that_the_old_script_left_open_is_told_from_one_of_the_agents() {
+    let notes = "started\nrestore_files\n";
+    let place = Place::new();
+    std::fs::write(place.dir.journal(), notes).unwrap();
+    let status = place.status();
+    assert!(status.run.is_none() && status.unreadable.is_none() && !place.dir.in_recovery(), "{status:?}");
+    assert_eq!(status.old_script.unwrap(), ["started", "restore_files"]);
+    assert!(status.next.unwrap().starts_with("`recovery recover`"));
+    let shown = place.agent(&["status"]);
+    assert!(shown.out.starts_with("no recovery of this agent is in progress, but upgrade-recovery.sh"), "{}", shown.out);
+
+    // The unit leaves it alone; a person is told what to do.
+    let by_the_unit = ResumeOptions { unit: true, ..ResumeOptions::default() };
+    assert!(place.resume(&by_the_unit).unwrap().is_none());
+    let error = place.resume(&ResumeOptions::default()).unwrap_err();
+    assert_eq!(exit_code(&error), 64);
+    assert!(error.to_string().contains("next: `recovery recover`"), "{error}");
+    assert_eq!(std::fs::read_to_string(place.dir.journal()).unwrap(), notes);
+
+    // Put away, its notes are kept.
+    let report = place.abandon().unwrap().unwrap();
+    assert!(report.run.is_none() && report.put_back[0].contains("upgrade-recovery.sh"), "{report:?}");
+    assert!(place.abandon().unwrap().is_none() && !place.dir.journal().exists());
+    let kept = place.dir.history().join(&place.history()[0]);
+    assert_eq!(std::fs::read_to_string(kept).unwrap(), notes);
+
+    // A recovery takes its place, whichever verb begins it, and says so; given up, the node is not called whole.
+    for restart in [false, true] {
+        let place = Place::new();
+        std::fs::write(place.dir.journal(), notes).unwrap();
+        let report = if restart { place.restart(None) } else { place.restore_files(Asked::default()) }.unwrap();
+        assert_eq!(report.outcome, Outcome::RebootNeeded);
+        assert!(report.run.warnings.iter().any(|warning| warning.contains("upgrade-recovery.sh")), "{:?}", report.run.warnings);
+        assert!(place.journal().beginning.inherits && place.status().old_script.is_none());
+    }
+}
+
+#[test]
 fn what_a_run_that_nobody_knows_of_had_changed_is_not_called_unchanged() {
     let lose: [fn(&Place); 3] = [
         |place| std::fs::remove_file(place.dir.journal()).unwrap(),
