@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Installs what the build and the tests need on Debian 12, beside a Rust toolchain. Does nothing where it is all there.
+# Installs what the build and the tests need on Debian 12 or 13, beside a Rust toolchain. Does nothing where it is all there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# gcc, libc6-dev: zstd, ring and the link; protobuf-compiler: etcd's messages. The rest is for tests: real ostree and XFS, the peers of the
+# gcc, libc6-dev: zstd, ring and the link; protobuf-compiler, libprotobuf-dev: etcd's messages and those of protobuf that they use. The rest is for tests: real ostree and XFS, the peers of the
 # benchmark, Debian's etcd 3.4 with its client, the libostree binding that the rpm-ostree stand-in uses, attributes and traces; and what the
 # real node is made and run with: debootstrap, systemd-nspawn (systemd-container).
-packages="gcc libc6-dev protobuf-compiler ostree gir1.2-ostree-1.0 python3 python3-gi python3-venv xfsprogs e2fsprogs rsync zstd tar
+packages="gcc libc6-dev protobuf-compiler libprotobuf-dev ca-certificates ostree gir1.2-ostree-1.0 python3 python3-gi python3-venv xfsprogs e2fsprogs rsync zstd tar
  etcd-server etcd-client attr acl libcap2-bin strace curl util-linux procps debootstrap systemd-container"
 missing=""
 for package in $packages; do

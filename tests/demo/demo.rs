@@ -60,6 +60,7 @@ fn say(text: &str) {
 
 fn show(dir: &Path, options: &Options) -> Result<()> {
     say("A node: ostree deployment, /etc and static pods of a single-node OpenShift 4.16, etcd with its data");
+    println!("etcd: {}", version(&options.etcd)?);
     let begun = Instant::now();
     let node = Node::build(dir, options)?;
     let shortcut = write_shortcut(&node)?;
@@ -76,6 +77,9 @@ fn show(dir: &Path, options: &Options) -> Result<()> {
     node.ruin()?;
     tool(&node, "ostree", &["admin", "status"])?;
     node.wait_etcd()?;
+    if let Some(newer) = &options.etcd_after_upgrade {
+        println!("etcd, which has taken over the data and writes them: {}", version(newer)?);
+    }
     print_some("different now", &before.differences(&node.snapshot()?));
 
     say("What it takes, says the agent");
@@ -113,11 +117,30 @@ fn show(dir: &Path, options: &Options) -> Result<()> {
     agent(&node, &["status"])?;
 
     say(&format!("Done in {:.0} s. Look around:", begun.elapsed().as_secs_f32()));
-    println!("  {}            its files", node.root().display());
-    println!("  {} status   the agent, on this node", shortcut.display());
-    println!("  {}/crictl ps -o json    one of its programs", node.place().tools().display());
-    println!("  tests/try.sh --clean    takes it away");
+    let agent = shortcut.display();
+    println!("  {agent} status                     where the node stands; the other verbs of the agent work on it too:");
+    println!("  {agent} list, then show ID         the backups, and what is in one");
+    println!("  {agent} verify                     every file of the newest backup against its sums");
+    println!("  {}/var/recovery/latest/    the newest backup: standard archives, manifest.json, SHA256SUMS", node.root().display());
+    println!(
+        "  {}/var/recovery/history/           the journal of the recovery, and the report with the time of each step",
+        node.root().display()
+    );
+    println!("  {}/                                the node's own files", node.root().display());
+    println!("  {}/crictl ps -o json               one of its programs", node.place().tools().display());
+    println!("Then:");
+    println!("  tests/try.sh --clean               takes the node away");
+    println!(
+        "  tests/try-node.sh                  the same on a real node that reboots: systemd, kubelet, an API server (README, \"Try it\")"
+    );
     Ok(())
+}
+
+/// The first line of `etcd --version`.
+fn version(etcd: &Path) -> Result<String> {
+    let output = std::process::Command::new(etcd).arg("--version").output().with_context(|| format!("running {}", etcd.display()))?;
+    ensure!(output.status.success(), "{} --version ended with {}", etcd.display(), output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned())
 }
 
 /// A script beside the node that runs the agent on it.
