@@ -88,7 +88,7 @@ fn restore(context: &Context, args: &EtcdRestoreArgs) -> Result<()> {
             line(&r.name),
             r.cluster_id,
             r.revision,
-            paths::shown(data_dir)
+            paths::shown(&data_dir)
         )
     })
 }
