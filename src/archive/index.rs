@@ -31,7 +31,7 @@ const TRAILER_MAGIC: &[u8; 8] = b"RECOVEND";
 /// The first of the sixteen magic numbers of skippable frames (RFC 8878, 3.1.2).
 const SKIPPABLE: u32 = 0x184D_2A50;
 /// Skippable frame header, magic, version, offset and length of the index's content, its BLAKE3, and the first bytes of the BLAKE3 of it all.
-const TRAILER_LEN: usize = 8 + 8 + 4 + 8 + 8 + 32 + 16;
+pub(super) const TRAILER_LEN: usize = 8 + 8 + 4 + 8 + 8 + 32 + 16;
 /// What one record can come to: a path, a target, and all the attributes that the kernel allows an inode.
 const LARGEST_RECORD: u32 = 1 << 20;
 /// What the head can come to: some 600,000 frames.

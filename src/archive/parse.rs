@@ -377,7 +377,6 @@ mod tests {
     use super::*;
     use crate::archive::entry::{APPEND_ONLY, IMMUTABLE};
     use crate::archive::{acl, header};
-    use crate::error::exit_code;
 
     fn entry(kind: Kind, path: &[u8]) -> Entry {
         Entry {

@@ -105,7 +105,7 @@ mod tests {
     use std::fs;
 
     use super::super::entry::{Attributes, Entry, Time};
-    use super::super::index::{Frame, Record, Writer, compressor};
+    use super::super::index::{Frame, Record, TRAILER_LEN, Writer, compressor};
     use super::super::{Archive, Extra, Selection, header};
     use super::*;
     use crate::error::exit_code;
@@ -184,5 +184,25 @@ mod tests {
         archive.verify(&|_| ()).unwrap();
         archive.restore(&tree, &Selection::all(), Extra::Delete, &|_| ()).unwrap();
         assert_eq!(fs::read(tree.join("d/b")).unwrap(), b"more");
+    }
+
+    #[test]
+    fn an_archive_whose_index_is_of_another_version_is_read_without_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (tree, file) = (scratch.path().join("tree"), scratch.path().join("a.tar.zst"));
+        let entries = [(entry("", Kind::Directory, 0, ""), &b""[..]), (entry("a", Kind::File, 4, ""), b"text")];
+        let mut bytes = archive(&entries, |_, _| ());
+        let trailer = bytes.len() - TRAILER_LEN;
+        bytes[trailer + 16] += 1;
+        fs::write(&file, &bytes).unwrap();
+        // Not so when that is only what it has become.
+        assert_eq!(exit_code(&Archive::open(&file).unwrap_err()), 65);
+        let sum = blake3::hash(&bytes[trailer..trailer + TRAILER_LEN - 16]);
+        bytes[trailer + TRAILER_LEN - 16..].copy_from_slice(&sum.as_bytes()[..16]);
+        fs::write(&file, &bytes).unwrap();
+        let archive = Archive::open(&file).unwrap();
+        archive.verify(&|_| ()).unwrap();
+        archive.restore(&tree, &Selection::all(), Extra::Delete, &|_| ()).unwrap();
+        assert_eq!(fs::read(tree.join("a")).unwrap(), b"text");
     }
 }

@@ -186,7 +186,8 @@ fn names_headers_and_types_of_other_tars_are_taken() {
     size(&mut link);
     size(&mut last);
     let with_content = entry("full/", b'5', "", &[b'x'; 700]);
-    let versions = [prefixed("dir", "blank", b"ustar\0  "), prefixed("dir", "zeros", b"ustar\0\0\0"), prefixed("no", "gnu", b"ustar  \0")];
+    let versions =
+        [prefixed("dir", "blank", *b"ustar\0  "), prefixed("dir", "zeros", *b"ustar\0\0\0"), prefixed("no", "gnu", *b"ustar  \0")];
     let entries = [vec![sized, entry("dir//x", b'0', "", b"1"), link, with_content], versions.to_vec(), vec![last]].concat();
     write(&file, &entries);
     taken(&file, &to);

@@ -88,7 +88,7 @@ fn hostile_archives_are_refused() {
         ("absolute, by a record", vec![pax(&[("path", "/etc/evil")]), entry("x", b'0', "", b"evil")]),
         ("dots behind an empty component", vec![entry("dir//../../outside/secret", b'0', "", b"evil")]),
         ("dots behind a dot", vec![entry("./.././outside/secret", b'0', "", b"evil")]),
-        ("dots in a prefix", vec![prefixed("..", "outside/secret", b"ustar\x0099")]),
+        ("dots in a prefix", vec![prefixed("..", "outside/secret", *b"ustar\x0099")]),
         ("no name", vec![entry("", b'0', "", b"evil")]),
         ("a name that is too long", vec![pax(&[("path", &long)]), entry("x", b'0', "", b"evil")]),
         ("a path that is too long", vec![pax(&[("path", &deep)]), entry("x", b'5', "", b"")]),
@@ -119,10 +119,6 @@ fn hostile_archives_are_refused() {
         ("a sparse map that is no map", vec![sparse("x"), sparse_file("x")]),
         ("an empty link", vec![entry("l", b'2', "", b"")]),
         ("an ACL with a name", vec![pax(&[("SCHILY.acl.access", "user:joe:rwx")]), entry("a", b'0', "", b"1")]),
-        (
-            "the mark of an index that is not there",
-            vec![pax(&[("comment", "recovery: an index follows the data")]), entry("./", b'5', "", b"")],
-        ),
     ];
     for (what, entries) in cases {
         write(&file, &entries);
@@ -131,9 +127,9 @@ fn hostile_archives_are_refused() {
 }
 
 /// A file whose header has a prefix to its name, and this magic number and version.
-pub(crate) fn prefixed(prefix: &str, name: &str, magic: &[u8; 8]) -> Vec<u8> {
+pub(crate) fn prefixed(prefix: &str, name: &str, magic: [u8; 8]) -> Vec<u8> {
     let mut block = entry(name, b'0', "", b"text");
-    block[257..265].copy_from_slice(magic);
+    block[257..265].copy_from_slice(&magic);
     block[345..345 + prefix.len()].copy_from_slice(prefix.as_bytes());
     block[148..156].copy_from_slice(b"        ");
     let sum: u32 = block[..512].iter().map(|byte| u32::from(*byte)).sum();
