@@ -7,6 +7,8 @@ pub mod node;
 mod deployments;
 #[path = "drills/hands.rs"]
 mod hands;
+#[path = "drills/host.rs"]
+mod host;
 #[path = "drills/image.rs"]
 mod image;
 #[path = "drills/job.rs"]

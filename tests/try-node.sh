@@ -11,6 +11,8 @@ if [ "${1:-}" = --clean ]; then
   exit
 fi
 [ ! -d "$dir" ] || { echo "$dir is there already: look at it, or take it away with tests/try-node.sh --clean" >&2; exit 2; }
+# Before anything is installed or built.
+tests/node/host.sh
 tests/setup.sh
 go version >/dev/null 2>&1 || export PATH="$PWD/target/go/bin:$PATH"
 tests/etcd-tools/build.sh target/etcd-tools 3.5.21 3.6.8

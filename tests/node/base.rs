@@ -28,8 +28,8 @@ const SOURCES: [&str; 9] = [
     "tests/fixtures/oc",
 ];
 /// What only looks after a node does not make another base.
-const HARNESS: [&str; 9] =
-    ["node.rs", "machine.rs", "inside.rs", "cgroup.rs", "variant.rs", "upgrade.rs", "command.rs", "mod.rs", "slots.rs"];
+const HARNESS: [&str; 10] =
+    ["node.rs", "machine.rs", "inside.rs", "cgroup.rs", "variant.rs", "upgrade.rs", "command.rs", "mod.rs", "slots.rs", "host.sh"];
 /// For a build from nothing, on two busy cores.
 const BUILD: Limit = Limit::of(3600);
 const RECIPE: Limit = Limit::of(900);
@@ -45,6 +45,7 @@ pub(super) fn kept() -> PathBuf {
 
 /// Copies the disks of the base of this kind to `place`; the base is made if it is not there.
 pub fn copy(kind: Kind, place: &Place) -> Result<()> {
+    checked(&mut Command::new(here("tests/node/host.sh")), Limit::of(10))?;
     let kept = kept();
     std::fs::create_dir_all(&kept)?;
     // One at a time: the others find it made, and nobody removes what is being copied.

@@ -1,5 +1,5 @@
 //! Control groups: each boot of a node gets new ones, below those of the process that plays machine, in every hierarchy that this machine
-//! has. So two nodes do not see each other's pods, and a boot finds nothing of the one before.
+//! has (`host.sh` says which it must have). So two nodes do not see each other's pods, and a boot finds nothing of the one before.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -15,12 +15,6 @@ pub struct Groups {
     groups: Vec<(PathBuf, PathBuf)>,
 }
 
-/// True where only version 2 is mounted.
-#[must_use]
-pub fn is_unified() -> bool {
-    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
-}
-
 impl Groups {
     /// Makes groups called `name` and moves this process into them.
     pub fn enter(name: &str) -> Result<Self> {
@@ -30,7 +24,7 @@ impl Groups {
             let inside = || -> std::io::Result<()> {
                 remove(&group);
                 std::fs::create_dir(&group)?;
-                for file in ["cpuset.cpus", "cpuset.mems"].iter().filter(|file| parent.join(file).exists() && !is_unified()) {
+                for file in ["cpuset.cpus", "cpuset.mems"].iter().filter(|file| parent.join(file).exists()) {
                     std::fs::write(group.join(file), std::fs::read(parent.join(file))?)?;
                 }
                 std::fs::write(group.join("cgroup.procs"), std::process::id().to_string())

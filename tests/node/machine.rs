@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
-use super::cgroup::{Groups, is_unified};
+use super::cgroup::Groups;
 use super::command::{Limit, tail};
 use super::disk;
 use super::place::Place;
@@ -191,7 +191,8 @@ fn container(place: &Place, deployment: &Path, partitions: &[(&str, PathBuf)]) -
     for (label, device) in partitions {
         command.arg(bind("bind", device, &format!("/dev/disk/by-label/{label}")));
     }
-    command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", if is_unified() { "1" } else { "0" });
+    // Version 1, whatever the program in the tree looks like: `host.sh` says why.
+    command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "0");
     command.stdin(Stdio::null()).stdout(console.try_clone()?).stderr(console);
     command.spawn().context("running systemd-nspawn")
 }
