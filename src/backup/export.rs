@@ -9,7 +9,7 @@ use flate2::{Compression, write::GzEncoder};
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
-use super::{Backup, ETC, ETCD, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL, excludes, legacy, verify};
+use super::{Backup, ETC, ETCD, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL, excludes, install, legacy, verify};
 use crate::archive::{Archive, Extra, Selection};
 use crate::error::{damaged, misfit, usage};
 use crate::node::profile::{Kind, OPENSHIFT, StaticPod};
@@ -25,30 +25,50 @@ pub struct Exported {
     /// Where to.
     #[serde(serialize_with = "paths::one")]
     pub to: PathBuf,
+    /// It was all there already: an earlier call had come to its end.
+    pub already: bool,
 }
 
 /// Writes `backup` into the directory `to`, which must be empty or not there, as the old script would have: directories 0700 and files 0600 where
-/// they are the layout's own.
+/// they are the layout's own. An export that was cut short there is begun again; one that is whole, and of this backup, is left as it is.
 ///
 /// # Errors
-/// [`Failure::Usage`](crate::error::Failure::Usage) when `to` holds something, [`Failure::Misfit`](crate::error::Failure::Misfit) for a
+/// [`Failure::Usage`](crate::error::Failure::Usage) when `to` holds something else, [`Failure::Misfit`](crate::error::Failure::Misfit) for a
 /// backup of a kubeadm node, [`Failure::Damaged`](crate::error::Failure::Damaged) when the backup is; when something cannot be written, and then nothing stays.
 pub fn export(backup: &Backup, to: &Path, progress: &Progress) -> Result<Exported> {
     if backup.manifest.profile != Kind::OpenShift {
         return Err(misfit("the layout of upgrade-recovery.sh is that of an OpenShift node; this backup is of a kubeadm one"));
     }
+    let write = Export { backup, to, progress };
+    let exported = |already| Exported { id: backup.id.clone(), to: to.to_owned(), already };
+    if to.join(UNFINISHED).symlink_metadata().is_ok() {
+        write.clear()?;
+    }
     if std::fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(usage(format!("{} is not empty", to.display())));
+        let is_whole = write.is_whole();
+        interrupted()?;
+        if is_whole.unwrap_or(false) {
+            return Ok(exported(true));
+        }
+        return Err(usage(format!(
+            "{} is not empty, and what is in it is not a whole export of the backup {}; next: name another directory, or empty this one",
+            to.display(),
+            backup.id
+        )));
     }
     verify(backup, false, progress)?;
     durable::create_dir(to, 0o700)?;
-    let write = Export { backup, to, progress };
-    write.all().or_else(|error| {
-        let left = ["cluster", "etc", "local", "kubelet", legacy::EXTRAS, legacy::EXCLUDES, STAGING].map(|name| to.join(name));
-        left.iter().try_for_each(|path| durable::remove_tree(path))?;
+    let all = || -> Result<()> {
+        private(&to.join(UNFINISHED))?.sync_all()?;
+        durable::sync_dir(to)?;
+        write.all()?;
+        durable::remove(&to.join(UNFINISHED))
+    };
+    all().or_else(|error| {
+        write.clear()?;
         Err(error.context(format!("exporting the backup {}", backup.id)))
     })?;
-    Ok(Exported { id: backup.id.clone(), to: to.to_owned() })
+    Ok(exported(false))
 }
 
 /// As [`export`], but only what `cluster-restore.sh` reads: `cluster/`, and the static pods that it is made of.
@@ -64,6 +84,10 @@ pub fn export_cluster(backup: &Backup, to: &Path, progress: &Progress) -> Result
 }
 
 const STAGING: &str = ".extras";
+/// There until all else is: what is beside it is an export of the agent's that was cut short, and nobody's else.
+const UNFINISHED: &str = ".unfinished-export";
+/// Trees of the layout, by the archive each comes from, in the order in which they are written.
+const TREES: [(&str, &str); 4] = [(ETC, "etc"), (STATIC_PODS, "etc/kubernetes"), (USR_LOCAL, "local"), (KUBELET, "kubelet")];
 
 struct Export<'a> {
     backup: &'a Backup,
@@ -73,15 +97,44 @@ struct Export<'a> {
 
 impl Export<'_> {
     fn all(&self) -> Result<()> {
-        self.tree(ETC, "etc")?;
-        self.tree(STATIC_PODS, "etc/kubernetes")?;
-        self.tree(USR_LOCAL, "local")?;
-        self.tree(KUBELET, "kubelet")?;
+        TREES.iter().try_for_each(|(name, place)| self.tree(name, place))?;
         self.cluster()?;
         self.extras()?;
         let list = excludes::export(&self.backup.manifest.etc_excludes);
         durable::write(&self.to.join(legacy::EXCLUDES), list.as_bytes(), 0o600)?;
         durable::sync_file_system(self.to)
+    }
+
+    /// Removes what an export writes; the mark that it is one goes last.
+    fn clear(&self) -> Result<()> {
+        let left = ["cluster", "etc", "local", "kubelet", legacy::EXTRAS, legacy::EXCLUDES, STAGING, UNFINISHED];
+        left.iter().try_for_each(|name| durable::remove_tree(&self.to.join(name)))
+    }
+
+    /// True when everything that an export of this backup writes is there, and as it writes it. The two `.tar.gz`, whose bytes depend on the order in
+    /// which a file system lists, are read to their end.
+    fn is_whole(&self) -> Result<bool> {
+        for (name, place) in TREES {
+            let (archive, tree) = (Archive::open(&self.backup.file(name))?, self.to.join(place));
+            if !tree.is_dir() || !archive.compare(&tree, &Selection::all(), Extra::Keep, &|_| {})?.0.is_empty() {
+                return Ok(false);
+            }
+        }
+        let mut snapshot = zstd::Decoder::new(File::open(self.backup.file(ETCD))?)?;
+        let list = excludes::export(&self.backup.manifest.etc_excludes);
+        let mut tars = vec![self.in_cluster("static_kuberesources", "tar.gz")];
+        tars.extend(self.backup.file(EXTRAS).exists().then(|| self.to.join(legacy::EXTRAS)));
+        for tar in tars {
+            std::io::copy(&mut flate2::read::GzDecoder::new(File::open(tar)?), &mut std::io::sink())?;
+        }
+        Ok(install::is_same(&self.in_cluster("snapshot", "db"), &mut snapshot)?
+            && install::is_same(&self.to.join(legacy::EXCLUDES), &mut list.as_bytes())?)
+    }
+
+    /// A file of `cluster/`, which the old script names by the time.
+    fn in_cluster(&self, what: &str, extension: &str) -> PathBuf {
+        let date = self.backup.manifest.taken.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d_%H%M%S");
+        self.to.join("cluster").join(format!("{what}_{date}.{extension}"))
     }
 
     fn tree(&self, name: &str, place: &str) -> Result<()> {
@@ -95,18 +148,15 @@ impl Export<'_> {
     }
 
     fn cluster(&self) -> Result<()> {
-        let dir = self.to.join("cluster");
-        durable::create_dir(&dir, 0o700)?;
-        let date = self.backup.manifest.taken.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d_%H%M%S");
+        durable::create_dir(&self.to.join("cluster"), 0o700)?;
         let snapshot = || -> Result<()> {
             let mut decoder = zstd::Decoder::new(File::open(self.backup.file(ETCD))?)?;
-            let mut file = private(&dir.join(format!("snapshot_{date}.db")))?;
+            let mut file = private(&self.in_cluster("snapshot", "db"))?;
             std::io::copy(&mut decoder, &mut file)?;
             Ok(file.sync_all()?)
         };
         snapshot().context("unpacking the etcd snapshot")?;
-        let file = dir.join(format!("static_kuberesources_{date}.tar.gz"));
-        tar_gz(&file, |tar| {
+        tar_gz(&self.in_cluster("static_kuberesources", "tar.gz"), |tar| {
             for (container, revision) in self.revisions()? {
                 let name = Path::new("static-pod-resources").join(format!("{container}-pod-{revision}"));
                 let from = self.to.join("etc/kubernetes").join(&name);

@@ -81,6 +81,12 @@ pub fn id(taken: Timestamp, release: Option<&str>) -> String {
     format!("{time}-{what}")
 }
 
+/// True of text that begins as every [`id`] does, with the time: no name that a person gives is like that by accident.
+#[must_use]
+pub fn is_id(text: &str) -> bool {
+    text.split_once('-').is_some_and(|(time, what)| !what.is_empty() && jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", time).is_ok())
+}
+
 /// Letters, digits and `-_.`, letters or digits at both ends, at most 63.
 fn is_label(text: &str) -> bool {
     let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -92,6 +98,15 @@ fn is_label(text: &str) -> bool {
 mod tests {
     use super::*;
     use crate::error::exit_code;
+
+    #[test]
+    fn an_id_is_told_from_a_name() -> Result<()> {
+        assert!(is_id(&id("2026-01-02T03:04:05Z".parse()?, Some("4.17.3"))) && is_id(&id(Timestamp::now(), None)));
+        for name in ["nightly", "before-4.17", "20260102-nightly", "20260102T030405Z", "20260102T030405Z-", "20261302T030405Z-x"] {
+            assert!(!is_id(name), "{name}");
+        }
+        Ok(())
+    }
 
     #[test]
     fn a_name_is_one_plain_path_component() {

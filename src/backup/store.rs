@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::legacy::Legacy;
 use super::manifest::{DeploymentId, Manifest};
 use super::verify::VerifyReport;
-use super::{Backup, DELETING, LEGACY_ID, PARTIAL, import, legacy, pins, publish, verify};
+use super::{Backup, DELETING, LEGACY_ID, PARTIAL, import, legacy, names, pins, publish, verify};
 use crate::error::{damaged, misfit, not_now, usage};
 use crate::node::{Node, dir::RecoveryDir, durable, mounts};
 use crate::report::Progress;
@@ -126,6 +126,8 @@ pub fn survey(dir: &RecoveryDir) -> Result<Survey> {
         } else {
             match open(&path, &id) {
                 Ok(backup) => survey.backups.push(backup),
+                // Deleted while it was looked at: nothing is wrong with it.
+                Err(_) if is_gone(&path) => {}
                 Err(error) => survey.damaged.push((id, error)),
             }
         }
@@ -134,6 +136,17 @@ pub fn survey(dir: &RecoveryDir) -> Result<Survey> {
     survey.damaged.sort_by(|a, b| b.0.cmp(&a.0));
     survey.partial.sort();
     Ok(survey)
+}
+
+/// True when a backup that was found is there no more: `delete` and `prune` rename it before they remove its files.
+pub(super) fn is_gone(path: &Path) -> bool {
+    path.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+}
+
+/// True when `dir` has no backup `id`, whole or not, any more: what the old script left is at another place, and never is.
+#[must_use]
+pub fn is_deleted(dir: &RecoveryDir, id: &str) -> bool {
+    id != LEGACY_ID && is_gone(&dir.backups().join(id))
 }
 
 fn order(backup: &Backup) -> (u64, Timestamp, &str) {
@@ -324,7 +337,7 @@ fn none_left(dir: &RecoveryDir, survey: &Survey) -> anyhow::Error {
 ///
 /// # Errors
 /// [`Failure::NotNow`](crate::error::Failure::NotNow) during a recovery, [`Failure::Usage`](crate::error::Failure::Usage) for the last good one
-/// without `force`, [`Failure::Misfit`](crate::error::Failure::Misfit) when there is no such backup.
+/// without `force`, [`Failure::Misfit`](crate::error::Failure::Misfit) when there is no backup of this name. An id of which there is none is deleted already.
 pub fn delete(node: &Node, dir: &RecoveryDir, wanted: &str, force: bool, progress: &Progress) -> Result<Removed> {
     not_during_a_recovery(dir)?;
     if wanted == LEGACY_ID {
@@ -346,9 +359,19 @@ pub fn delete(node: &Node, dir: &RecoveryDir, wanted: &str, force: bool, progres
             }
             backup.id.clone()
         }
+        // A deletion that was cut short is finished below; one that was not is what was asked for, when an id says that no other can be meant.
+        (None, None) if found.deleting.iter().any(|left| left.strip_suffix(DELETING) == Some(wanted)) => wanted.to_owned(),
+        (None, None) if names::is_id(wanted) => {
+            let kept = found.backups.iter().map(|backup| backup.id.clone()).collect();
+            let mut removed = Removed { kept, ..Removed::default() };
+            finish(node, dir, &mut removed)?;
+            return Ok(removed);
+        }
         (None, None) => return Err(no_such(dir, &found, wanted)),
     };
-    remove(dir, &id)?;
+    if !is_gone(&dir.backups().join(&id)) {
+        remove(dir, &id)?;
+    }
     let kept = found.backups.iter().map(|backup| backup.id.clone()).filter(|kept| *kept != id).collect();
     let mut removed = Removed { removed: vec![id], kept, ..Removed::default() };
     finish(node, dir, &mut removed)?;

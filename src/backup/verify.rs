@@ -13,9 +13,9 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::manifest::Manifest;
-use super::{Backup, ETCD, MANDATORY, MANIFEST, SUMS};
+use super::{Backup, ETCD, MANDATORY, MANIFEST, SUMS, store};
 use crate::archive::{Archive, Tick};
-use crate::error::{damaged, exit_code};
+use crate::error::{damaged, exit_code, not_now};
 use crate::etcd;
 use crate::node::{clock::interrupted, durable};
 use crate::report::Progress;
@@ -63,7 +63,7 @@ pub fn verify(backup: &Backup, deep: bool, progress: &Progress) -> Result<()> {
 /// As [`verify`], for any directory that should be the backup `id`; what is wrong is in the report.
 ///
 /// # Errors
-/// When the directory cannot be listed, or the agent is interrupted.
+/// When the agent is interrupted; [`Failure::NotNow`](crate::error::Failure::NotNow), too, when the backup is deleted meanwhile.
 pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<VerifyReport> {
     let mut problems = Vec::new();
     match complete(path) {
@@ -99,6 +99,10 @@ pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<
                 problems.push(format!("{name}: {error:#}"));
             }
         }
+    }
+    // What is missing because all of it is, is no damage.
+    if !problems.is_empty() && store::is_gone(path) {
+        return Err(not_now(format!("the backup {id} was deleted while it was checked")));
     }
     Ok(VerifyReport { id: id.to_owned(), deep, good: problems.is_empty(), files, problems })
 }

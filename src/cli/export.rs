@@ -21,6 +21,9 @@ pub(super) fn run(context: &Context, args: &ExportArgs) -> Result<ExitCode> {
         }
     };
     let exported = export(&backup, &args.to, &context.progress)?;
-    context.print(&exported, |e| format!("exported {} to {}\n", line(&e.id), paths::shown(&e.to)))?;
+    context.print(&exported, |e| {
+        let how = if e.already { "is there already: nothing to do; exported" } else { "exported" };
+        format!("{how} {} to {}\n", line(&e.id), paths::shown(&e.to))
+    })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -27,7 +27,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 
-use crate::error::{exit_code, no_space, to_exit};
+use crate::error::{Failure, exit_code, no_space, to_exit};
 use crate::node::clock::catch_signals;
 use crate::node::dir::RecoveryDir;
 use crate::report::{Progress, log, termination::TerminationLog, to_stderr, words};
@@ -90,17 +90,24 @@ fn dispatch(cli: &Cli, progress: &Progress) -> Result<ExitCode> {
     if verb.needs_root() {
         context.require_root()?;
     }
-    let during_a_recovery = |error| if context.dir.in_recovery() { with_way_out(&context.dir, error) } else { error };
-    perform(&context, verb).map_err(during_a_recovery)
+    perform(&context, verb).map_err(|error| if exit_code(&error) == 73 { with_way_out(&context.dir, &error) } else { error })
 }
 
-/// During a recovery `delete` and `prune` refuse: what makes room on a full disk then, and only then, is a person.
-fn with_way_out(dir: &RecoveryDir, error: anyhow::Error) -> anyhow::Error {
-    if exit_code(&error) != 73 {
-        return error;
+/// A full disk, with what to do about it. During a recovery `delete` and `prune` refuse: what makes room then, and only then, is a person.
+fn with_way_out(dir: &RecoveryDir, error: &anyhow::Error) -> anyhow::Error {
+    let (said, shown) = (format!("{error:#}"), dir.shown().display());
+    if dir.in_recovery() {
+        return no_space(format!("{said}; next, if the full disk is that of {shown}: {}; then run this again", dir.room_by_hand()));
     }
-    let (shown, by_hand) = (dir.shown().display(), dir.room_by_hand());
-    no_space(format!("{error:#}; next, if the full disk is that of {shown}: {by_hand}; then run this again"))
+    // Who measured has said what to do; a write that failed, or a directory that could not be made, has not.
+    let measured = error.chain().any(|cause| cause.is::<Failure>());
+    if measured {
+        return no_space(said);
+    }
+    no_space(format!(
+        "{said}; next: make room on that disk (`df -h` and `df -i` show which is full); if it is that of {shown}, `recovery list` shows the backups, \
+         `recovery delete ID` and `recovery prune --keep 1` make room; then run this again"
+    ))
 }
 
 fn perform(context: &Context, verb: Verb) -> Result<ExitCode> {

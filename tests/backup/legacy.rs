@@ -178,7 +178,30 @@ fn what_is_exported_is_an_old_backup_and_imports_to_the_same() {
     // rsync, with that list, has nothing to do.
     let rsync = sh(&to, &format!("rsync -aAXnic --delete --exclude-from etc.exclude.list etc/ {}/etc/", sno.root().display()));
     assert_eq!(rsync.lines().filter(|line| !line.starts_with(".d..t")).collect::<Vec<_>>(), Vec::<&str>::new());
-    assert_eq!(exit_code(&backup::export(&native, &to, &Progress::hidden()).unwrap_err()), 2);
+    // Called again, it says that it is done; cut short anywhere, it is begun again; and what is somebody else's is left alone.
+    let export = || backup::export(&native, &to, &Progress::hidden()).map(|exported| exported.already);
+    let before = sh(&to, "find . -printf '%p %i %C@\\n' | sort");
+    assert!(export().unwrap());
+    assert_eq!(sh(&to, "find . -printf '%p %i %C@\\n' | sort"), before);
+    for (cut_short, already) in [
+        ("touch .unfinished-export", false),
+        ("rm -r etc/kubernetes extras.tgz; mkdir .extras; touch .unfinished-export", false),
+        ("rm -r * && touch .unfinished-export", false),
+        ("rm -r *", false),
+        ("true", true),
+    ] {
+        sh(&to, cut_short);
+        assert_eq!(export().unwrap(), already, "{cut_short}");
+        assert_eq!(sh(&to, "ls -A"), "cluster\netc\netc.exclude.list\nextras.tgz\nkubelet\nlocal\n");
+    }
+    for change in
+        ["rm extras.tgz", "echo x >> etc.exclude.list", "rm etc/machine-id", "echo x >> cluster/*.db", "truncate -s -9 cluster/*.tar.gz"]
+    {
+        sh(&to, change);
+        assert_eq!(exit_code(&export().unwrap_err()), 2, "{change}");
+        sh(&to, "touch .unfinished-export");
+        assert!(!export().unwrap(), "{change}");
+    }
 
     elsewhere.prepare().unwrap();
     let imported = choose(node, &elsewhere, None).unwrap();

@@ -218,6 +218,52 @@ fn the_last_good_one_is_deleted_by_force_only() {
     assert!(place.dir.latest().symlink_metadata().is_err());
 }
 
+#[test]
+fn a_deletion_that_is_asked_for_again_is_finished_or_done() {
+    let place = Place::new();
+    let delete = |id: &str| store::delete(&place.node, &place.dir, id, false, &Progress::hidden());
+    let ids = ["20260101T000000Z-4.16", "20260102T000000Z-4.17", "20260103T000000Z-4.18"];
+    for (at, id) in ids.iter().enumerate() {
+        place.published(id, at as u64 + 1);
+    }
+    // Cut short between its rename and its end.
+    sh(&place.dir.backups(), &format!("mv {0} {0}.deleting; rm {0}.deleting/etc.tar.zst; ln -sfn backups/{0} ../latest", ids[2]));
+    let done = delete(ids[2]).unwrap();
+    assert_eq!((done.removed, done.kept), (vec![ids[2].to_owned()], vec![ids[1].to_owned(), ids[0].to_owned()]));
+    assert_eq!(sh(&place.dir.backups(), "ls -A"), format!("{}\n{}\n", ids[0], ids[1]));
+    assert_eq!(std::fs::read_link(place.dir.latest()).unwrap(), Path::new("backups").join(ids[1]));
+    // Cut short after it, before the link.
+    sh(&place.dir.backups(), &format!("ln -sfn backups/{} ../latest", ids[2]));
+    let done = delete(ids[2]).unwrap();
+    assert!(done.removed.is_empty() && done.kept.len() == 2, "{done:?}");
+    assert_eq!(std::fs::read_link(place.dir.latest()).unwrap(), Path::new("backups").join(ids[1]));
+    // A name may be a slip of the pen.
+    assert_eq!(exit_code(&delete("nightly").unwrap_err()), 78);
+    assert_eq!(exit_code(&delete("20260102T000000Z").unwrap_err()), 78);
+}
+
+#[test]
+fn a_backup_that_is_pruned_while_it_is_looked_at_is_not_called_damaged() {
+    let place = Place::new();
+    let published: Vec<_> = (0..40).map(|at| place.published(&format!("b{at:02}"), at + 1)).collect();
+    let pruned = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            prune(&place.node, &place.dir, 1, Some("b39"), &Progress::hidden()).unwrap();
+            pruned.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        while !pruned.load(std::sync::atomic::Ordering::Relaxed) {
+            let listed = store::list(&place.dir).unwrap();
+            let damaged: Vec<_> = listed.iter().filter(|one| one.reason.is_some()).collect();
+            assert!(damaged.is_empty(), "{damaged:?}");
+        }
+    });
+    let gone = backup::verify::report(&published[0], "b00", true, &Progress::hidden()).unwrap_err();
+    assert_eq!(exit_code(&gone), 75);
+    assert!(gone.to_string().contains("was deleted while it was checked"), "{gone}");
+    assert!(store::is_deleted(&place.dir, "b00") && !store::is_deleted(&place.dir, "b39"));
+}
+
 /// The list of deployments as ostree 2022.7 prints it; the state is in files, so that a pin stays.
 const OSTREE: &str = r#"#!/bin/sh
 cd "$(dirname "$0")"

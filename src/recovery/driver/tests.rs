@@ -191,6 +191,38 @@ fn one_phase_at_a_time_stops_after_each_in_which_something_was_done() {
 }
 
 #[test]
+fn one_phase_that_was_stopped_at_any_point_and_asked_for_again_is_no_phase_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let step = |fake: &mut Fake, path: &Path, boot| drive(&mut Journal::open(path, boot).unwrap().unwrap(), fake, Until::Phase);
+    for reboot_is_behind in [false, true] {
+        for at in 1.. {
+            let path = begin(dir.path());
+            let mut fake = Fake { power_fails_at: Some(at), reboot_is_behind, ..Fake::default() };
+            let first = step(&mut fake, &path, "boot-0");
+            let halt = first.as_ref().map_or_else(|_| step(&mut fake, &path, "boot-0").unwrap(), |halt| *halt);
+            let whole = if reboot_is_behind { Halt::After(Phase::RestoreFiles) } else { Halt::Reboot(Phase::RestoreFiles) };
+            assert_eq!(halt, whole, "stopped at point {at}");
+            if first.is_ok() {
+                assert!(at > 10, "nothing was ever stopped");
+                break;
+            }
+        }
+    }
+    let (path, mut fake) = (begin(dir.path()), Fake::default());
+    // The phase after the reboot has none of its own: its end is written by who did its last step, or by who comes after that one.
+    assert_eq!(step(&mut fake, &path, "boot-0").unwrap(), Halt::Reboot(Phase::RestoreFiles));
+    let reached = std::fs::read(&path).unwrap();
+    let before = fake.points;
+    assert_eq!(step(&mut fake, &path, "boot-1").unwrap(), Halt::After(Phase::Resume));
+    for at in 1..=fake.points - before {
+        std::fs::write(&path, &reached).unwrap();
+        let mut fake = Fake { power_fails_at: Some(at), ..Fake::default() };
+        assert_eq!(exit_code(&step(&mut fake, &path, "boot-1").unwrap_err()), 75);
+        assert_eq!(step(&mut fake, &path, "boot-1").unwrap(), Halt::After(Phase::Resume), "stopped at point {at}");
+    }
+}
+
+#[test]
 fn a_reboot_whose_purpose_is_behind_the_node_is_not_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let path = begin(dir.path());
