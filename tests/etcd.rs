@@ -413,6 +413,172 @@ fn what_a_killed_save_or_restore_has_left_is_in_nobodys_way() -> Result<()> {
 }
 
 #[test]
+fn a_call_that_was_stopped_at_its_end_is_ended_by_the_next_one() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let etcd = Etcd::start(Version::V35, &dir.path().join("source"), &Start::default())?;
+    etcd.put_many(100)?;
+    for name in ["snapshot.db", "snapshot.db.zstd"] {
+        let (file, part) = (dir.path().join(name), dir.path().join(format!("{name}.part")));
+        let first = etcd::save(&etcd.endpoint, &file, LIMIT, &|_| ())?;
+        std::fs::hard_link(&file, &part)?;
+        let again = etcd::save(&etcd.endpoint, &file, LIMIT, &|_| ())?;
+        assert_eq!((again.bytes, again.stored, again.sha256), (first.bytes, first.stored, first.sha256));
+        assert!(!part.exists());
+        // Beside a part of another file, it is somebody else's.
+        std::fs::write(&part, "cut off")?;
+        let error = etcd::save(&etcd.endpoint, &file, LIMIT, &|_| ()).unwrap_err();
+        assert!(format!("{error:#}").contains("is there already"), "{error:#}");
+        etcd::verify(&file, &|_| ())?;
+    }
+    etcd.put_many(10)?;
+    let (file, newer) = (dir.path().join("snapshot.db"), dir.path().join("newer.db"));
+    save(&etcd, &newer)?;
+    etcd.stop()?;
+
+    let (data, options) = (dir.path().join("data"), Options::default());
+    let restored = etcd::restore(&file, &data, &options, &|_| ())?;
+    assert_eq!(names(&data.join("member"))?, ["snap", "wal"]);
+    let stopped = || -> Result<()> {
+        let bytes = std::fs::read(&file)?;
+        let sum = hex(&bytes[bytes.len() - 32..]);
+        let made = serde_json::json!({"snapshot": sum, "options": options, "restored": restored});
+        Ok(std::fs::write(data.join("member/recovery-restore"), made.to_string())?)
+    };
+    stopped()?;
+    let before = everything(&data)?;
+    let other = Options { token: Some("another".to_owned()), ..Options::default() };
+    for (file, options) in [(&newer, &options), (&file, &other)] {
+        let error = etcd::restore(file, &data, options, &|_| ()).unwrap_err();
+        assert!(format!("{error:#}").contains("is not empty"), "{error:#}");
+        assert!(everything(&data)? == before);
+    }
+    assert_eq!(etcd::restore(&file, &data, &options, &|_| ())?, restored);
+    assert_eq!(names(&data.join("member"))?, ["snap", "wal"]);
+    Ok(())
+}
+
+#[test]
+fn a_compressed_snapshot_is_told_by_its_content() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (_, file) = small(dir.path(), Version::V36, 1000)?;
+    let plain = etcd::status(&file, &|_| ())?;
+    let wide = {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1)?;
+        encoder.window_log(27)?;
+        std::io::copy(&mut std::fs::File::open(&file)?, &mut encoder)?;
+        encoder.finish()?
+    };
+    for name in ["named.db", "named.db.zstd", "named.gz"] {
+        let packed = dir.path().join(name);
+        std::fs::write(&packed, &wide)?;
+        etcd::verify(&packed, &|_| ())?;
+        let before = names(dir.path())?;
+        assert_eq!(etcd::status(&packed, &|_| ())?.hash, plain.hash);
+        assert_eq!(names(dir.path())?, before);
+        let new = dir.path().join(format!("{name}.restored"));
+        assert_eq!(etcd::restore(&packed, &new, &Options::default(), &|_| ())?.revision, plain.revision);
+    }
+    let bytes = std::fs::read(&file)?;
+    std::fs::write(dir.path().join("plain.zst"), &bytes)?;
+    assert_eq!(etcd::status(&dir.path().join("plain.zst"), &|_| ())?.hash, plain.hash);
+    // A frame whose window is 256 MiB, and those of other programs.
+    let too_wide = [&[0x28, 0xB5, 0x2F, 0xFD, 0, 0x90][..], &[0; 100]].concat();
+    for (head, words) in [
+        (&too_wide[..], "`zstd -d --long=31"),
+        (&b"\x1f\x8b\x08\0\0\0\0\0"[..], "packed with gzip"),
+        (b"PK\x03\x04\x14\0\0\0", "`unzip -p"),
+        (b"\xFD7zXZ\0\0\x04", "`xz -dc"),
+    ] {
+        let odd = dir.path().join("odd.db");
+        std::fs::write(&odd, head)?;
+        for error in [
+            etcd::verify(&odd, &|_| ()).unwrap_err(),
+            etcd::status(&odd, &|_| ()).unwrap_err(),
+            etcd::restore(&odd, &dir.path().join("new"), &Options::default(), &|_| ()).unwrap_err(),
+        ] {
+            let text = format!("{error:#}");
+            assert!(exit_code(&error) == 64 && text.contains(words) && !text.contains("damaged"), "{text}");
+        }
+        assert!(!dir.path().join("new").exists());
+    }
+    Ok(())
+}
+
+/// A number of `N` bytes in a database.
+fn number<const N: usize>(bytes: &[u8], at: usize) -> usize {
+    bytes[at..at + N].iter().rev().fold(0, |number, byte| number << 8 | usize::from(*byte))
+}
+
+/// The page at which the bucket `key` begins.
+fn page_of_keys(db: &[u8]) -> usize {
+    let newest = [0, 4096].into_iter().max_by_key(|at| number::<8>(db, at + 64)).unwrap_or(0);
+    let root = number::<8>(db, newest + 32) * 4096;
+    let elements = (0..number::<2>(db, root + 10)).map(|i| root + 16 + i * 16);
+    let mut values = elements.filter_map(|at| {
+        let key = at + number::<4>(db, at + 4);
+        (&db[key..key + number::<4>(db, at + 8)] == b"key").then(|| key + 3)
+    });
+    values.next().map_or(0, |value| number::<8>(db, value))
+}
+
+/// Pages that etcd cannot start on, or that it never writes, under a hash that holds.
+#[test]
+fn a_database_that_etcd_cannot_start_on_is_refused_before_the_old_one_goes() -> Result<()> {
+    type Change<'a> = &'a dyn Fn(&mut Vec<u8>);
+    let dir = tempfile::tempdir()?;
+    let (data, file) = small(dir.path(), Version::V35, 3000)?;
+    let good = std::fs::read(&file)?;
+    let db = &good[..good.len() - 32];
+    let root = page_of_keys(db) * 4096;
+    assert_eq!(number::<2>(db, root + 8), 1, "the bucket `key` begins with a branch");
+    let child = |i: usize| number::<8>(db, root + 16 + i * 16 + 8);
+    let leaf = child(1) * 4096;
+    let key = |i: usize| leaf + 16 + i * 16 + number::<4>(db, leaf + 16 + i * 16 + 4);
+    let set = |bytes: &mut Vec<u8>, at: usize, value: usize| bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    // A page whose neighbour is in use too.
+    let neighbour = (0..number::<2>(db, root + 10)).map(child).find(|id| (0..number::<2>(db, root + 10)).any(|i| child(i) == id + 1));
+    let neighbour = neighbour.context("no two leaves side by side")? * 4096;
+    let changes: [(&str, bool, Change<'_>); 8] = [
+        ("a page twice", true, &|db| set(db, root + 24, child(1))),
+        ("a page of another page's overflow", true, &|db| db[neighbour + 12] = 1),
+        ("a page out of range", true, &|db| set(db, root + 24, db.len() / 4096 + 7)),
+        ("a cycle", true, &|db| set(db, root + 24, root / 4096)),
+        ("keys out of order", true, &|db| {
+            let first = db[key(0)..key(0) + 17].to_vec();
+            db.copy_within(key(1)..key(1) + 17, key(0));
+            db[key(1)..key(1) + 17].copy_from_slice(&first);
+        }),
+        ("a value that is none of etcd's", true, &|db| db[key(0) + 17] = 0x0F),
+        ("a key that is no revision", false, &|db| db[key(0) + 8] = b'x'),
+        ("a key that is a bucket", false, &|db| db[leaf + 16] = 1),
+    ];
+    let before = everything(&data)?;
+    for (what, fatal, change) in changes {
+        let mut bytes = db.to_vec();
+        change(&mut bytes);
+        let bad = dir.path().join("bad.db");
+        std::fs::write(&bad, with_trailer(bytes))?;
+        let new = dir.path().join("new");
+        for error in [
+            etcd::status(&bad, &|_| ()).map(drop),
+            etcd::replace(&bad, &data, RUN, &Options::default(), &|_| ()).map(drop),
+            etcd::restore(&bad, &new, &Options::default(), &|_| ()).map(drop),
+        ] {
+            assert_eq!(error.as_ref().map_err(exit_code), Err(65), "{what}: {error:?}");
+        }
+        assert!(everything(&data)? == before && !new.exists(), "{what}");
+        if fatal {
+            let theirs = dir.path().join("theirs");
+            let restored = etcdutl_restore(Version::V35, &bad, &theirs, "http://127.0.0.1:1", &[]);
+            let started = restored.and_then(|()| Etcd::start(Version::V35, &theirs, &Start::default()).map(drop));
+            assert!(started.is_err(), "etcd starts with {what}");
+            std::fs::remove_dir_all(&theirs).ok();
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn options_are_those_of_etcdutl() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let (data, file) = small(dir.path(), Version::V36, 1000)?;

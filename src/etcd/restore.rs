@@ -113,9 +113,9 @@ pub(super) fn build(file: &Path, dir: &Path, options: &Options, tick: Tick<'_>) 
     let bolt = Bolt::open(&db, whole.len, &file.display().to_string())?;
     // The disk is busy with what was written while the processor looks at it.
     let (synced, sound) = std::thread::scope(|scope| {
-        let synced = scope.spawn(|| db.sync_all());
-        let sound = check::sound(&bolt, &mut |_| Ok(()));
-        (synced.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), sound)
+        let sound = scope.spawn(|| check::sound(&bolt, &mut |_| Ok(())));
+        let synced = db.sync_all();
+        (synced, sound.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
     sound?;
     synced.with_context(|| format!("syncing {}", path.display()))?;
