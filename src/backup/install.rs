@@ -76,7 +76,7 @@ fn dress(file: &File, labelled: bool) -> Result<()> {
 }
 
 /// True when `path` is a regular file with this content already. Bytes decide: sizes and times of two builds can be the same.
-fn is_same(path: &Path, content: &mut impl Read) -> Result<bool> {
+pub(super) fn is_same(path: &Path, content: &mut impl Read) -> Result<bool> {
     if !path.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
         return Ok(false);
     }
