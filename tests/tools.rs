@@ -231,6 +231,11 @@ fn tools_that_hang_fail_and_babble_have_their_exit_codes() -> Result<()> {
     node.fault("ostree", "admin status --json", Some(1), Wrong::Print(json.into()))?;
     assert_eq!(shape(&ostree::deployments(&agent)?), "415.92.202402201450-0* 412.86.202301061548-0rP");
     assert_eq!(shape(&ostree::deployments(&agent)?), "4.16.4*");
+    // Nor one whose JSON is another version's: the text form says the same.
+    for unknown in [r#"{"deployments":{"0":{}}}"#, r#"{"deployments":[{"checksum":"x"}]}"#, "No deployments."] {
+        node.fault("ostree", "admin status --json", Some(1), Wrong::Print(unknown.into()))?;
+        assert_eq!(shape(&ostree::deployments(&agent)?), "4.16.4*", "{unknown}");
+    }
     // One that never ends is ended.
     node.fault("crictl", "version", None, Wrong::Hang)?;
     assert!(!crictl::answers(&agent));

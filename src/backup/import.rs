@@ -10,7 +10,8 @@ use rustix::fs::{XattrFlags, lgetxattr, lsetxattr};
 
 use super::asked_by::AskedBy;
 use super::excludes;
-use super::legacy::{self, Legacy, Parts};
+use super::install::is_same;
+use super::legacy::{self, Legacy, Parts, members};
 use super::manifest::{Etcd, Manifest, VERSION};
 use super::partial::{Conditions, Finished, Partial};
 use super::publish::publish;
@@ -107,17 +108,17 @@ impl Import<'_> {
         durable::create_dir(staging, 0o700)?;
         durable::create_dir(&placed, 0o700)?;
         let mut names = BTreeSet::new();
-        for name in unpack(tar, &unpacked)? {
+        for name in members::unpack(tar, &unpacked)?.files() {
             let there =
-                trees::real(self.node, &Path::new("/").join(name.parent().unwrap_or(&name))).join(name.file_name().unwrap_or_default());
-            label_like(&there, &unpacked.join(&name))?;
+                trees::real(self.node, &Path::new("/").join(name.parent().unwrap_or(name))).join(name.file_name().unwrap_or_default());
+            label_like(&there, &unpacked.join(name))?;
             let real = there.strip_prefix(self.node.root()).with_context(|| format!("{} is outside of the node", there.display()))?;
             if let Some(other) = names.iter().find(|other: &&PathBuf| other.starts_with(real) || real.starts_with(other)) {
                 return Err(damaged(format!("{} and {} in it are in each other's place", other.display(), real.display())));
             }
             let to = placed.join(real);
             std::fs::create_dir_all(to.parent().unwrap_or(&placed)).context("making room for the managed files")?;
-            std::fs::rename(unpacked.join(&name), &to).with_context(|| format!("putting {} in its place", real.display()))?;
+            std::fs::rename(unpacked.join(name), &to).with_context(|| format!("putting {} in its place", real.display()))?;
             names.insert(real.to_owned());
         }
         if names.is_empty() {
@@ -135,8 +136,7 @@ impl Import<'_> {
         archive::pack(&source, &copy, &selection, None, &|_| {}).context("copying the static pods")?;
         copy_dir(&source, &kubernetes)?;
         Archive::open(&copy)?.restore(&kubernetes, &Selection::all(), Extra::Delete, &|_| {}).context("copying the static pods")?;
-        let names = unpack(self.parts.resources, &resources)?;
-        let revisions = legacy::revisions(&names.into_iter().collect())?;
+        let revisions = legacy::revisions(&members::unpack(self.parts.resources, &resources)?.names)?;
         overlay(&resources, &kubernetes)?;
         for (pod, revision) in OPENSHIFT.static_pods.iter().zip(revisions) {
             let from = kubernetes.join(&revision).join(pod.manifest);
@@ -202,18 +202,6 @@ impl Import<'_> {
     }
 }
 
-/// Unpacks a tar.gz whose names were checked; what is in it that is no directory.
-fn unpack(file: &Path, into: &Path) -> Result<Vec<PathBuf>> {
-    let names = legacy::members(file)?;
-    durable::create_dir(into, 0o700)?;
-    let mut archive = legacy::open_tar_gz(file)?;
-    archive.set_preserve_permissions(true);
-    archive.set_preserve_ownerships(true);
-    archive.set_unpack_xattrs(true);
-    archive.unpack(into).with_context(|| format!("unpacking {}", file.display()))?;
-    Ok(names.into_iter().filter(|name| into.join(name).symlink_metadata().is_ok_and(|meta| !meta.is_dir())).collect())
-}
-
 /// Moves what is new or different below `from` to its place below `to`.
 fn overlay(from: &Path, to: &Path) -> Result<()> {
     for entry in std::fs::read_dir(from).with_context(|| format!("listing {}", from.display()))? {
@@ -222,8 +210,12 @@ fn overlay(from: &Path, to: &Path) -> Result<()> {
         let (new, old) = (source.symlink_metadata().context("looking at a saved file")?, target.symlink_metadata().ok());
         match old {
             Some(old) if new.is_dir() && old.is_dir() => overlay(&source, &target)?,
-            Some(old) if new.is_file() && old.is_file() && std::fs::read(&source)? == std::fs::read(&target)? => {}
-            _ => {
+            Some(old) if new.is_file() && old.is_file() && is_same(&target, &mut File::open(&source)?)? => {}
+            old => {
+                // A directory takes no file's place, nor a file a directory's.
+                if old.is_some_and(|old| old.is_dir() || new.is_dir()) {
+                    durable::remove_tree(&target)?;
+                }
                 std::fs::rename(&source, &target).with_context(|| format!("putting {} in place", target.display()))?;
                 label_tree(to, &target)?;
             }

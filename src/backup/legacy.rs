@@ -8,26 +8,26 @@
 //! etc.exclude.list                                                 rsync patterns that a restore of /etc leaves alone
 //! ```
 //!
-//! It has no sums: it is checked as far as that allows.
+//! It has no sums: it is checked as far as that allows, by [`check`].
+
+mod check;
+pub(super) mod members;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::BufReader;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use check::Depth;
 use data_encoding::HEXLOWER;
-use flate2::bufread::MultiGzDecoder;
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 use sha2::{Digest, Sha256};
 
 use super::LEGACY_ID;
 use super::verify::VerifyReport;
-use crate::error::{damaged, exit_code};
-use crate::etcd;
+use crate::error::damaged;
 use crate::node::profile::OPENSHIFT;
-use crate::node::{clock::interrupted, dir::RecoveryDir, mounts};
+use crate::node::{dir::RecoveryDir, mounts};
 use crate::report::Progress;
 
 /// Where its patterns are.
@@ -56,6 +56,7 @@ pub(super) struct Parts<'a> {
     pub(super) kubelet: PathBuf,
     /// `None` where no file is managed outside the three trees.
     pub(super) extras: Option<PathBuf>,
+    /// Where the list of excludes is; one that is missing is empty.
     pub(super) excludes: PathBuf,
 }
 
@@ -97,10 +98,13 @@ impl Legacy {
         })
     }
 
-    /// What is missing, when something is.
-    #[must_use]
-    pub fn problem(&self) -> Option<String> {
-        self.parts().err().map(|error| format!("{error:#}"))
+    /// What is wrong with it as far as a quick look tells, when something is: that of [`verify`], without the snapshot, the archives and the trees.
+    ///
+    /// # Errors
+    /// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted.
+    pub fn problem(&self) -> Result<Option<String>> {
+        let problems = check::problems(self, Depth::Files, &|_| {})?;
+        Ok(Some(problems.join("; ")).filter(|text| !text.is_empty()))
     }
 
     /// When it was taken: as its names say (nodes run on UTC), else the snapshot's time.
@@ -133,7 +137,8 @@ impl Legacy {
     pub(super) fn fingerprint(&self) -> Result<String> {
         let parts = self.parts()?;
         let mut hasher = Sha256::new();
-        for path in [parts.snapshot, parts.resources, &parts.excludes].into_iter().chain(parts.extras.as_deref()) {
+        let excludes = Some(parts.excludes.as_path()).filter(|list| list.exists());
+        for path in [parts.snapshot, parts.resources].into_iter().chain(excludes).chain(parts.extras.as_deref()) {
             let meta = path.symlink_metadata().with_context(|| format!("looking at {}", path.display()))?;
             hasher.update(path.file_name().unwrap_or_default().as_encoded_bytes());
             hasher.update(format!("\0{}\0{}.{}\0", meta.len(), meta.mtime(), meta.mtime_nsec()));
@@ -142,41 +147,16 @@ impl Legacy {
     }
 }
 
-/// Checks it as far as it allows: all parts there, the snapshot's trailer, both archives readable to their end with plain names, the revision of each of
-/// the four pods in them.
+/// Checks it as far as it allows, and as an import and a recovery take it: all parts there, once and not too deep; the node's identity, its configuration
+/// and certificate authorities in the copy of `/etc`; the structure of the snapshot; both archives readable to their end, with plain names; the manifest
+/// of each of the four pods at its revision.
 ///
 /// # Errors
 /// When interrupted; what is wrong is in the report.
 pub fn verify(old: &Legacy, progress: &Progress) -> Result<VerifyReport> {
-    let mut problems = Vec::new();
-    let parts = match old.parts() {
-        Ok(parts) => parts,
-        Err(error) => return Ok(report(vec![format!("{error:#}")])),
-    };
     let task = progress.task("checking the backup of upgrade-recovery.sh", Some(old.usage()));
-    let mut note = |name: &str, result: Result<()>| match result {
-        Err(error) if exit_code(&error) == 75 => Err(error),
-        Err(error) => {
-            problems.push(format!("{name}: {error:#}"));
-            Ok(())
-        }
-        Ok(()) => Ok(()),
-    };
-    note("the etcd snapshot", etcd::verify(parts.snapshot, &|bytes| task.add(bytes)))?;
-    note("static_kuberesources", members(parts.resources).and_then(|names| revisions(&names).map(drop)))?;
-    if let Some(extras) = &parts.extras {
-        note(EXTRAS, members(extras).map(drop))?;
-    }
-    for needed in ["machine-id", "machine-config-daemon/currentconfig", "kubernetes/manifests"] {
-        if !parts.etc.join(needed).exists() {
-            note("etc", Err(damaged(format!("{needed} is missing"))))?;
-        }
-    }
-    Ok(report(problems))
-}
-
-fn report(problems: Vec<String>) -> VerifyReport {
-    VerifyReport { id: LEGACY_ID.to_owned(), deep: true, good: problems.is_empty(), files: BTreeMap::new(), problems }
+    let problems = check::problems(old, Depth::Contents, &|bytes| task.add(bytes))?;
+    Ok(VerifyReport { id: LEGACY_ID.to_owned(), deep: true, good: problems.is_empty(), files: BTreeMap::new(), problems })
 }
 
 /// The revision directory of each of the four pods, in their order: `static-pod-resources/etcd-pod-3`.
@@ -192,37 +172,6 @@ pub(super) fn revisions(members: &BTreeSet<PathBuf>) -> Result<Vec<PathBuf>> {
         dirs.max().map(|(_, dir)| dir).ok_or_else(|| damaged(format!("there is no revision of the static pod {container} in it")))
     };
     OPENSHIFT.static_pods.iter().map(|pod| revision(pod.container)).collect()
-}
-
-/// The members of a tar.gz, read to the end (gzip's own sum is behind it). Names that could lead out of a directory are refused.
-pub(super) fn members(file: &Path) -> Result<BTreeSet<PathBuf>> {
-    let read = || -> Result<BTreeSet<PathBuf>> {
-        let mut archive = open_tar_gz(file)?;
-        let mut names = BTreeSet::new();
-        for entry in archive.entries()? {
-            interrupted()?;
-            let mut entry = entry?;
-            let name: PathBuf = entry.path()?.components().filter(|c| !matches!(c, Component::CurDir)).collect();
-            if !name.components().all(|c| matches!(c, Component::Normal(_))) {
-                return Err(damaged(format!("it holds the name {}", name.display())));
-            }
-            std::io::copy(&mut entry, &mut std::io::sink())?;
-            names.insert(name);
-        }
-        // The tar ends before the gzip does: what follows must be whole as well.
-        std::io::copy(&mut archive.into_inner(), &mut std::io::sink())?;
-        Ok(names)
-    };
-    read().map_err(|error| match error.downcast::<std::io::Error>() {
-        Ok(error) => damaged(format!("{} is damaged: {error}", file.display())),
-        Err(error) => error.context(format!("reading {}", file.display())),
-    })
-}
-
-/// Opens a tar.gz.
-pub(super) fn open_tar_gz(file: &Path) -> Result<tar::Archive<MultiGzDecoder<BufReader<File>>>> {
-    let open = File::open(file).with_context(|| format!("opening {}", file.display()))?;
-    Ok(tar::Archive::new(MultiGzDecoder::new(BufReader::new(open))))
 }
 
 /// The last by name of the files `prefix…suffix`, of this date when one is given: what `cluster-restore.sh` takes.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::MANIFEST;
@@ -15,7 +15,7 @@ use crate::tools::ostree::{self, Deployment};
 /// The only version so far.
 pub const VERSION: u32 = 1;
 /// The most a manifest is read of: one of a real node has some 20 KiB.
-const MOST: u64 = 16 << 20;
+const MOST: u64 = 2 << 20;
 
 /// The manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,10 +97,16 @@ impl Manifest {
     /// Writes it into the directory `backup`, durably.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When it cannot be written, or is larger than is read.
     pub fn write(&self, backup: &Path) -> Result<()> {
         let mut json = serde_json::to_vec_pretty(self).context("putting the manifest into JSON")?;
         json.push(b'\n');
+        if json.len() as u64 > MOST {
+            bail!(
+                "the manifest takes {} bytes; no more than {MOST} are read: it names too many paths that a restore leaves alone",
+                json.len()
+            );
+        }
         durable::write(&backup.join(MANIFEST), &json, 0o600)
     }
 }

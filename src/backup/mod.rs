@@ -85,8 +85,11 @@ impl Backup {
 fn read_small(backup: &Path, name: &str, most: u64) -> Result<Vec<u8>> {
     let path = backup.join(name);
     let meta = path.symlink_metadata().map_err(|e| damaged(format!("it has no readable {name}: {e}")))?;
-    if !meta.is_file() || meta.len() > most {
-        return Err(damaged(format!("its {name} is not a file of a sane size")));
+    if !meta.is_file() {
+        return Err(damaged(format!("its {name} is not a regular file")));
+    }
+    if meta.len() > most {
+        return Err(damaged(format!("its {name} has {} bytes; no more than {most} are read", meta.len())));
     }
     std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
 }

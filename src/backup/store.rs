@@ -214,7 +214,7 @@ pub fn list(dir: &RecoveryDir) -> Result<Vec<Listed>> {
         });
     }
     if let Some(old) = legacy::find(dir) {
-        let (state, reason) = old.problem().map_or((State::Legacy, None), |problem| (State::Damaged, Some(problem)));
+        let (state, reason) = old.problem()?.map_or((State::Legacy, None), |problem| (State::Damaged, Some(problem)));
         let stored = old.usage();
         lines.push(Listed {
             taken: old.taken(),

@@ -21,7 +21,7 @@ use crate::node::{clock::interrupted, durable};
 use crate::report::Progress;
 
 /// The most `SHA256SUMS` is read of: that of a backup has less than 1 KiB.
-const MOST: u64 = 1 << 20;
+const MOST: u64 = 64 << 10;
 /// So many characters of a line of it are quoted.
 const QUOTED: usize = 100;
 

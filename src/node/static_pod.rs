@@ -139,7 +139,11 @@ impl Manifest {
         if node.exists(&path) { Self::read(node, &path).map(Some) } else { Ok(None) }
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    /// Parses the text of one, YAML or JSON.
+    ///
+    /// # Errors
+    /// When it is no pod.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         // JSON is tried as JSON: its escapes are not all YAML's.
         let manifest: Self = if text.trim_start().starts_with('{') { serde_json::from_str(text)? } else { serde_saphyr::from_str(text)? };
         if manifest.metadata.name.is_empty() || manifest.spec.containers.is_empty() {

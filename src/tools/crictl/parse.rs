@@ -24,6 +24,7 @@ struct RawContainer {
     #[serde(default)]
     image_ref: String,
     state: String,
+    #[serde(default)]
     created_at: Whole<i64>,
     #[serde(default)]
     labels: Labels,
@@ -71,6 +72,7 @@ struct RawImage {
     repo_tags: Vec<String>,
     #[serde(default)]
     repo_digests: Vec<String>,
+    #[serde(default)]
     size: Whole<u64>,
 }
 
@@ -80,6 +82,13 @@ struct RawImage {
 enum Whole<N> {
     Number(N),
     Text(String),
+}
+
+/// Protobuf JSON may leave out a number that is 0.
+impl<N: Default> Default for Whole<N> {
+    fn default() -> Self {
+        Self::Number(N::default())
+    }
 }
 
 impl<N: std::str::FromStr> Whole<N> {

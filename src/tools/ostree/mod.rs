@@ -85,12 +85,22 @@ pub fn is_ostree(node: &Node) -> bool {
 /// The deployments in boot order.
 ///
 /// # Errors
-/// When ostree fails; when it prints anything but its deployments.
+/// When ostree fails; when it prints anything but its deployments in both of its forms.
 pub fn deployments(node: &Node) -> Result<Vec<Deployment>> {
     let status = || Ok::<_, anyhow::Error>(node.command("ostree")?.args(["admin", "status"]));
     // The option is there from 2025.3 on; it also fails, unlike the text form, when a commit object is missing.
     let output = status()?.arg("--json").output()?;
-    if output.status.success() { parse::json(&output.stdout) } else { parse::text(status()?.run()?.text()?) }
+    let json = output.status.success().then(|| parse::json(&output.stdout));
+    let unusable = match json {
+        Some(Ok(all)) => return Ok(all),
+        Some(Err(error)) => Some(error),
+        None => None,
+    };
+    // What the JSON of another version lacks, the text form says.
+    parse::text(status()?.run()?.text()?).map_err(|error| match unusable {
+        Some(unusable) => error.context(format!("{unusable:#}; then, without --json")),
+        None => error,
+    })
 }
 
 /// Marks the deployments next to the booted one as ostree does (`ostree_sysroot_query_deployments_for`): its own printed marks come and

@@ -10,12 +10,14 @@ struct Status {
     deployments: Vec<Row>,
 }
 
+/// What no other field tells is asked for: the text form has it, when this one has not.
 #[derive(Deserialize)]
 struct Row {
     checksum: String,
     stateroot: String,
     serial: u32,
-    index: usize,
+    /// Printed from 2025.7 on; it is the place in the list.
+    index: Option<usize>,
     booted: bool,
     staged: bool,
     pinned: bool,
@@ -27,11 +29,11 @@ pub(super) fn json(bytes: &[u8]) -> Result<Vec<Deployment>> {
     let status: Status =
         serde_json::from_slice(bytes).map_err(|error| anyhow!("`ostree admin status --json` printed something else: {error}"))?;
     let deployment = |(place, row): (usize, Row)| {
-        if row.index != place {
-            bail!("`ostree admin status --json` has index {} in place {place}", row.index);
+        if let Some(index) = row.index.filter(|index| *index != place) {
+            bail!("`ostree admin status --json` has index {index} in place {place}");
         }
         Ok(Deployment {
-            index: row.index,
+            index: place,
             stateroot: row.stateroot,
             checksum: row.checksum,
             serial: row.serial,
@@ -205,6 +207,22 @@ mod tests {
             seen += 1;
         }
         assert_eq!(seen, 7);
+        Ok(())
+    }
+
+    /// As 2025.3 to 2025.6 print it.
+    #[test]
+    fn the_place_in_the_list_is_the_index_that_is_not_printed() -> Result<()> {
+        let whole = fixture("json-05-booted-plus-pinned-rollback.json");
+        let mut earlier: serde_json::Value = serde_json::from_str(&whole)?;
+        for row in earlier["deployments"].as_array_mut().expect("rows") {
+            assert!(row.as_object_mut().expect("a row").remove("index").is_some());
+        }
+        let all = json(earlier.to_string().as_bytes())?;
+        assert_eq!(all, json(whole.as_bytes())?);
+        assert_eq!(all.iter().map(|d| d.index).collect::<Vec<_>>(), [0, 1]);
+        earlier["deployments"][0]["index"] = 1.into();
+        assert!(json(earlier.to_string().as_bytes()).is_err(), "a list in another order");
         Ok(())
     }
 

@@ -1,0 +1,148 @@
+//! Whether a recovery can use an old backup: the one judge of `list`, of `verify`, and of the import before a recovery.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use super::members::{self, Members};
+use super::{EXTRAS, Legacy, Parts, is_dir, revisions};
+use crate::archive::Tick;
+use crate::backup::excludes;
+use crate::error::{damaged, exit_code};
+use crate::etcd;
+use crate::node::identity::Identity;
+use crate::node::machine_config::MachineConfig;
+use crate::node::profile::OPENSHIFT;
+use crate::node::{Node, clock::interrupted};
+
+/// Levels of directories below each of its trees: a real `/etc` has some ten. The archives' names have no more either.
+pub(super) const LEVELS: usize = 1024;
+/// Bytes of a `currentconfig`: as a `MachineConfig` it had to fit into etcd, whose requests end at 1.5 MiB.
+const CONFIGURATION: u64 = 8 << 20;
+/// Bytes of any other file that is read whole: a manifest, the list of excludes, a bundle of certificates.
+pub(super) const FILE: u64 = 1 << 20;
+
+/// How far it is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// What the files say that an import reads whole: quick.
+    Files,
+    /// The snapshot, the archives and the trees, too.
+    Contents,
+}
+
+/// All that is wrong with it, one sentence each; nothing when a recovery takes it.
+///
+/// # Errors
+/// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted.
+pub(super) fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec<String>> {
+    let parts = match old.parts() {
+        Ok(parts) => parts,
+        Err(error) => return Ok(vec![format!("{error:#}")]),
+    };
+    let mut problems = Vec::new();
+    let mut note = |name: &str, result: Result<()>| match result {
+        // An interruption is no damage.
+        Err(error) if exit_code(&error) == 75 => Err(error),
+        Err(error) => {
+            problems.push(format!("{name}: {error:#}"));
+            Ok(true)
+        }
+        Ok(()) => Ok(false),
+    };
+    let unreadable = note("what is read whole", small(&parts))?;
+    for (name, tree, mark) in [("etc", parts.etc.as_path(), "machine-id"), ("local", parts.local, "bin"), ("kubelet", &parts.kubelet, "")] {
+        note(name, nested(tree, name, mark))?;
+    }
+    for needed in ["machine-id", "machine-config-daemon/currentconfig", "kubernetes/manifests"] {
+        if !parts.etc.join(needed).exists() {
+            note("etc", Err(damaged(format!("{needed} is missing"))))?;
+        }
+    }
+    if !unreadable {
+        // The copy of /etc stands where a node's would.
+        let copy = Node::at(&old.root, None);
+        note("etc does not say which node it is of", Identity::of(&copy, &OPENSHIFT).map(drop))?;
+        note("etc", MachineConfig::current(&copy).map(drop))?;
+        note(super::EXCLUDES, excludes::import(&parts.excludes, &[]).map(drop))?;
+    }
+    if depth == Depth::Contents {
+        note("the etcd snapshot", etcd::status(parts.snapshot, tick).map(drop))?;
+        note("static_kuberesources", members::of(parts.resources).and_then(|members| pods(&members)))?;
+        if let Some(extras) = &parts.extras {
+            note(EXTRAS, members::of(extras).map(drop))?;
+        }
+        for tree in [&parts.etc, parts.local, &parts.kubelet] {
+            note(&tree.file_name().unwrap_or_default().to_string_lossy(), levels(tree))?;
+        }
+    }
+    Ok(problems)
+}
+
+/// That the files which an import reads whole are of a sane kind and size, before any is read.
+fn small(parts: &Parts<'_>) -> Result<()> {
+    let root = parts.etc.parent().unwrap_or(Path::new("/"));
+    let copy = Node::at(root, None);
+    let config = Path::new("/etc/machine-config-daemon/currentconfig");
+    let pods = OPENSHIFT.static_pods.iter().map(|pod| OPENSHIFT.manifest(pod));
+    let others = ["/etc/machine-id", "/etc/hostname", OPENSHIFT.root_ca].into_iter().chain(OPENSHIFT.kubeconfigs.iter().copied());
+    let files = pods.chain(others.map(Into::into)).map(|path| (copy.real_path(path), FILE));
+    for (path, most) in files.chain([(copy.real_path(config), CONFIGURATION), (parts.excludes.clone(), FILE)]) {
+        let Ok(meta) = path.metadata() else { continue };
+        let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
+        if !meta.is_file() {
+            return Err(damaged(format!("{name} is not a regular file")));
+        }
+        if meta.len() > most {
+            return Err(damaged(format!("{name} has {} bytes; no more than {most} are read", meta.len())));
+        }
+    }
+    Ok(())
+}
+
+/// That no second copy stands within the first: `cp -Ra /etc DIR/etc`, run again, makes `DIR/etc/etc`, and what is around it is of the run before or
+/// incomplete. Which of the two was meant is for somebody to say. `mark` is what every copy of this tree holds.
+fn nested(tree: &Path, name: &str, mark: &str) -> Result<()> {
+    let inner = tree.join(name);
+    if !is_dir(&inner) || (!mark.is_empty() && inner.join(mark).symlink_metadata().is_err()) {
+        return Ok(());
+    }
+    let outer = tree.file_name().unwrap_or_default().display().to_string();
+    Err(damaged(format!(
+        "{outer}/{name} is a copy within the copy: it is of the last run, and what is around it of an earlier one, which an import would take; next, when \
+         the inner one is whole, in that directory: `mv {outer}/{name} {outer}.inner && mv {outer} {outer}.outer && mv {outer}.inner {outer}`; when the \
+         outer one is what is meant, move the inner one away"
+    )))
+}
+
+/// That each of the four pods has a revision with a manifest that is one.
+fn pods(members: &Members) -> Result<()> {
+    for (pod, revision) in OPENSHIFT.static_pods.iter().zip(revisions(&members.names)?) {
+        let path = revision.join(pod.manifest);
+        let text = members.manifests.get(&path).ok_or_else(|| damaged(format!("{} is not in it", path.display())))?;
+        crate::node::static_pod::Manifest::parse(text)
+            .map_err(|why| damaged(format!("{} is no manifest of a pod: {why:#}", path.display())))?;
+    }
+    Ok(())
+}
+
+/// That no path below `tree` is deeper than an import goes.
+fn levels(tree: &Path) -> Result<()> {
+    for entry in walkdir::WalkDir::new(tree).max_depth(LEVELS + 1) {
+        interrupted()?;
+        let entry = match entry {
+            Ok(entry) => entry,
+            // A path of 4,096 bytes, whatever its levels.
+            Err(error)
+                if error.io_error().and_then(std::io::Error::raw_os_error) == Some(rustix::io::Errno::NAMETOOLONG.raw_os_error()) =>
+            {
+                return Err(damaged("it holds paths that are longer than the 4,095 bytes that Linux takes in one"));
+            }
+            Err(error) => return Err(error).context("walking through it"),
+        };
+        if entry.depth() > LEVELS {
+            bail!(damaged(format!("it has more than {LEVELS} levels of directories")));
+        }
+    }
+    Ok(())
+}

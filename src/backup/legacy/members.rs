@@ -1,0 +1,181 @@
+//! What is in the archives of an old backup, and how it is unpacked. As for tar, the last of several members of one name is the one that counts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use flate2::bufread::MultiGzDecoder;
+use tar::{Archive, Entry};
+
+use super::check::{FILE, LEVELS};
+use crate::error::damaged;
+use crate::node::{clock::interrupted, durable};
+
+type Gz = MultiGzDecoder<BufReader<File>>;
+
+/// Bytes of a member's name: with the directory that it is unpacked into, a path has to stay below the 4,096 of Linux.
+const NAME: usize = 3 << 10;
+/// Members of one archive: one of a real node has some hundreds.
+const MEMBERS: usize = 100_000;
+/// How the manifests of static pods end: the text of these is kept.
+const MANIFEST: &str = "-pod.yaml";
+
+/// What is in one archive.
+#[derive(Debug, Default)]
+pub(in crate::backup) struct Members {
+    /// Every name.
+    pub(in crate::backup) names: BTreeSet<PathBuf>,
+    /// The text of those that are named as manifests of static pods are, at their revision's top.
+    pub(super) manifests: BTreeMap<PathBuf, String>,
+    /// The names that are no directories.
+    files: BTreeSet<PathBuf>,
+}
+
+/// The members of the tar.gz at `file`, read to the end (gzip's own sum is behind it).
+///
+/// # Errors
+/// [`Failure::Damaged`](crate::error::Failure::Damaged) when it cannot be read to its end, or when a member cannot be unpacked where it belongs.
+pub(in crate::backup) fn of(file: &Path) -> Result<Members> {
+    let mut members = Members::default();
+    each(file, |name, entry| members.see(name, entry))?;
+    Ok(members)
+}
+
+/// Unpacks the tar.gz at `file` into the new directory `into`: what is in it that is no directory.
+///
+/// # Errors
+/// As [`of`], before anything is written; when something cannot be written.
+pub(in crate::backup) fn unpack(file: &Path, into: &Path) -> Result<Members> {
+    let members = of(file)?;
+    durable::create_dir(into, 0o700)?;
+    let mut times = Vec::new();
+    each(file, |name, entry| {
+        let target = into.join(name);
+        if entry.header().entry_type().is_dir() {
+            times.push((target, SystemTime::UNIX_EPOCH + Duration::from_secs(entry.header().mtime().unwrap_or(0))));
+        } else if link(entry)?.is_some_and(|to| to == name) {
+            return Ok(());
+        } else {
+            durable::remove(&target)?;
+        }
+        entry.unpack_in(into).map(drop).with_context(|| format!("unpacking {}", name.display()))
+    })?;
+    // What was put into a directory has changed its time.
+    for (dir, time) in times {
+        File::open(&dir).and_then(|open| open.set_modified(time)).with_context(|| format!("setting the time of {}", dir.display()))?;
+    }
+    Ok(members)
+}
+
+impl Members {
+    /// The names that are no directories, in order.
+    pub(in crate::backup) fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(PathBuf::as_path)
+    }
+
+    fn see(&mut self, name: &Path, entry: &mut Entry<'_, Gz>) -> Result<()> {
+        let shown = name.display();
+        if name.components().count() > LEVELS || name.as_os_str().len() > NAME {
+            return Err(damaged(format!("a name in it has more than {LEVELS} levels or {NAME} bytes")));
+        }
+        let is_dir = entry.header().entry_type().is_dir();
+        let below = || self.names.range(name.to_owned()..).nth(usize::from(self.names.contains(name))).is_some_and(|n| n.starts_with(name));
+        let in_place = name.ancestors().skip(1).any(|above| self.files.contains(above));
+        if in_place
+            || (is_dir && self.files.contains(name))
+            || (!is_dir && (below() || self.names.contains(name) != self.files.contains(name)))
+        {
+            return Err(damaged(format!("{shown} and another name in it are in each other's place")));
+        }
+        if let Some(to) = link(entry)?
+            && !self.files.contains(&to)
+        {
+            return Err(damaged(format!("{shown} in it is a link to {}, which is not in it before", to.display())));
+        }
+        if !is_dir {
+            self.files.insert(name.to_owned());
+        }
+        self.names.insert(name.to_owned());
+        if self.names.len() > MEMBERS {
+            return Err(damaged(format!("it has more than {MEMBERS} members")));
+        }
+        if name.as_os_str().to_string_lossy().ends_with(MANIFEST) && name.components().count() == 3 {
+            self.keep(name, entry)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the text of a manifest.
+    fn keep(&mut self, name: &Path, entry: &mut Entry<'_, Gz>) -> Result<()> {
+        let text = match link(entry)? {
+            Some(to) => self.manifests.get(&to).cloned().unwrap_or_default(),
+            None if entry.size() > FILE => {
+                return Err(damaged(format!("{} in it has {} bytes; no more than {FILE} are read", name.display(), entry.size())));
+            }
+            None => {
+                let mut text = Vec::new();
+                entry.read_to_end(&mut text)?;
+                String::from_utf8(text).map_err(|_| damaged(format!("{} in it is not text", name.display())))?
+            }
+        };
+        self.manifests.insert(name.to_owned(), text);
+        Ok(())
+    }
+}
+
+/// Shows each member, by its plain name, to `see`.
+fn each(file: &Path, mut see: impl FnMut(&Path, &mut Entry<'_, Gz>) -> Result<()>) -> Result<()> {
+    let mut read = || -> Result<()> {
+        let mut archive = open(file)?;
+        for entry in archive.entries()? {
+            interrupted()?;
+            let mut entry = entry?;
+            if entry.header().entry_type().is_pax_global_extensions() {
+                continue;
+            }
+            let name = plain(&entry.path()?)?;
+            if !name.as_os_str().is_empty() {
+                see(&name, &mut entry)?;
+            }
+            std::io::copy(&mut entry, &mut std::io::sink())?;
+        }
+        // The tar ends before the gzip does: what follows must be whole as well.
+        std::io::copy(&mut archive.into_inner(), &mut std::io::sink())?;
+        Ok(())
+    };
+    read().map_err(|error| match error.downcast::<std::io::Error>() {
+        Ok(error) => damaged(format!("{} is damaged: {error}", file.display())),
+        Err(error) => error.context(format!("reading {}", file.display())),
+    })
+}
+
+fn open(file: &Path) -> Result<Archive<Gz>> {
+    let open = File::open(file).with_context(|| format!("opening {}", file.display()))?;
+    let mut archive = Archive::new(MultiGzDecoder::new(BufReader::new(open)));
+    archive.set_preserve_permissions(true);
+    archive.set_preserve_ownerships(true);
+    archive.set_unpack_xattrs(true);
+    Ok(archive)
+}
+
+/// What a hard link is a link to.
+fn link(entry: &Entry<'_, Gz>) -> Result<Option<PathBuf>> {
+    if !entry.header().entry_type().is_hard_link() {
+        return Ok(None);
+    }
+    let to = entry.link_name()?.ok_or_else(|| damaged("it holds a link to nothing"))?;
+    plain(&to).map(Some)
+}
+
+/// A name without `.` in it. One that could lead out of a directory is refused.
+fn plain(name: &Path) -> Result<PathBuf> {
+    let name: PathBuf = name.components().filter(|c| !matches!(c, Component::CurDir)).collect();
+    if name.components().all(|c| matches!(c, Component::Normal(_))) {
+        Ok(name)
+    } else {
+        Err(damaged(format!("it holds the name {}", name.display())))
+    }
+}
