@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`select`] (which part of a tree), [`entry`] (what is kept of a path), [`tree`] (a tree on disk); packing: [`walk`],
 //! [`header`], [`content`], [`reuse`], [`pack`](mod@pack), [`sink`], [`check`], [`index`]; reading: [`parse`], [`records`], [`frames`], [`stream`], [`table`], [`verify`];
-//! restoring: [`compare`], [`plan`], [`needed`], [`stage`], [`remove`], [`restore`].
+//! restoring: [`compare`], [`plan`], [`needed`], [`stage`], [`noted`], [`trial`], [`remove`], [`restore`].
 
 mod acl;
 mod check;
@@ -17,6 +17,7 @@ mod frames;
 mod header;
 mod index;
 mod needed;
+mod noted;
 mod pack;
 mod parse;
 mod plan;
@@ -30,6 +31,7 @@ mod stage;
 mod stream;
 mod table;
 mod tree;
+mod trial;
 mod verify;
 mod walk;
 mod work;
