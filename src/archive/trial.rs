@@ -29,11 +29,13 @@ pub(super) fn run(table: &Table, stages: &Stages<'_>, steps: &[Step]) -> Result<
     for step in steps {
         let leader = table.leader(step.id);
         let (kind, attributes) = (table.row(leader).kind, table.attributes(leader));
-        if attributes.xattrs.is_empty() && attributes.flags == 0 {
+        // XFS takes smaller device numbers than the kernel does.
+        let device = table.device(leader);
+        if attributes.xattrs.is_empty() && attributes.flags == 0 && device == (0, 0) {
             continue;
         }
         let root = stages.root_of(table.path(step.id));
-        if !tried.insert((root, kind, &attributes.xattrs, attributes.flags)) {
+        if !tried.insert((root, kind, device, &attributes.xattrs, attributes.flags)) {
             continue;
         }
         interrupted()?;

@@ -187,7 +187,10 @@ impl<'a> Walk<'a> {
         }
         let looked = self.look(&path).with_context(context)?;
         if let Looked::Restless = looked {
-            return Err(not_now(format!("{} is replaced by something else again and again: run this again when it is at rest", tree.shown(&path))));
+            return Err(not_now(format!(
+                "{} is replaced by something else again and again: run this again when it is at rest",
+                tree.shown(&path)
+            )));
         }
         let Looked::There(found, inode) = looked else {
             if standing == Standing::Inside && self.selection.standing(split(&path).map_or(b"", |s| s.0)) == Standing::Inside {
@@ -374,7 +377,10 @@ impl<'a> Walk<'a> {
 
 /// What cannot be in an archive, and would be lost if it were left out in silence.
 pub(super) fn cannot_hold(path: &[u8], why: &str) -> anyhow::Error {
-    unsupported(format!("{} cannot be packed: {why}; remove it, or leave it out by name (and it is left alone by a restore too)", shown(path)))
+    unsupported(format!(
+        "{} cannot be packed: {why}; remove it, or leave it out by name (and it is left alone by a restore too)",
+        shown(path)
+    ))
 }
 
 /// What a look at a path found.

@@ -113,7 +113,10 @@ fn hostile_archives_are_refused() {
         ("a sparse map beyond the end", vec![sparse("1\n5\n100\n"), sparse_file("1\n5\n100\n")]),
         ("a sparse map that is no map", vec![sparse("x"), sparse_file("x")]),
         ("an empty link", vec![entry("l", b'2', "", b"")]),
-        ("an ACL without its mask", vec![pax(&[("SCHILY.acl.access", "user::rwx,user:5:rwx,group::r,other::r")]), entry("a", b'0', "", b"1")]),
+        (
+            "an ACL without its mask",
+            vec![pax(&[("SCHILY.acl.access", "user::rwx,user:5:rwx,group::r,other::r")]), entry("a", b'0', "", b"1")],
+        ),
         ("half an ACL", vec![pax(&[("SCHILY.acl.default", "user::rwx")]), entry("a/", b'5', "", b"")]),
         ("an owner that is none", vec![pax(&[("uid", "4294967295")]), entry("a", b'0', "", b"1")]),
         (
