@@ -8,6 +8,8 @@ mod foreign;
 mod hostile;
 #[path = "archive/in_use.rs"]
 mod in_use;
+#[path = "archive/metadata.rs"]
+mod metadata;
 #[path = "archive/moving.rs"]
 mod moving;
 #[path = "archive/power.rs"]

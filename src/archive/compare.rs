@@ -314,7 +314,7 @@ impl Scan<'_> {
         let mut differ = |difference, differs| differences |= if differs { difference } else { 0 };
         differ(MODE, row.kind != Kind::Symlink && found.mode != attributes.mode);
         differ(OWNER, (found.uid, found.gid) != (attributes.uid, attributes.gid));
-        differ(MTIME, found.mtime != row.mtime);
+        differ(MTIME, !found.has_mtime(row.mtime));
         differ(FLAGS, found.flags != attributes.flags);
         differ(DEVICE, found.device != table.device(leader));
         if row.kind == Kind::Symlink {

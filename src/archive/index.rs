@@ -219,7 +219,9 @@ impl Reader {
         }
         self.buffer.resize(usize::try_from(len)?, 0);
         self.records.read_exact(&mut self.buffer).map_err(unreadable)?;
-        Ok(Some(decode(&self.buffer)?))
+        let mut record: Record = decode(&self.buffer)?;
+        record.entry.settle();
+        Ok(Some(record))
     }
 }
 

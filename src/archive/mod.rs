@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`select`] (which part of a tree), [`entry`] (what is kept of a path), [`tree`] (a tree on disk); packing: [`walk`],
 //! [`header`], [`content`], [`reuse`], [`pack`](mod@pack), [`sink`], [`check`], [`index`]; reading: [`block`], [`records`], [`parse`], [`frames`], [`input`], [`stream`], [`table`], [`verify`];
-//! restoring: [`compare`], [`plan`], [`needed`], [`stage`], [`remove`], [`restore`].
+//! restoring: [`compare`], [`plan`], [`needed`], [`stage`], [`noted`], [`trial`], [`remove`], [`restore`].
 
 mod acl;
 mod block;
@@ -19,6 +19,7 @@ mod header;
 mod index;
 mod input;
 mod needed;
+mod noted;
 mod pack;
 mod parse;
 mod plan;
@@ -32,6 +33,7 @@ mod stage;
 mod stream;
 mod table;
 mod tree;
+mod trial;
 mod verify;
 mod walk;
 mod work;
@@ -73,7 +75,8 @@ pub struct Packed {
     pub sha256: String,
     /// Of `bytes`, those taken over from the previous archive without reading them.
     pub reused: u64,
-    /// Sockets, mount points, files that vanished while being read, and files that never rested: path and why.
+    /// Sockets, mount points, the archive itself, what vanished while it was being read, and files that never rested, which were packed as they
+    /// were read last: path and why. Nothing else is ever left out.
     #[serde(serialize_with = "paths::with_reasons")]
     pub skipped: Vec<(PathBuf, String)>,
 }
@@ -85,7 +88,9 @@ pub struct Packed {
 /// read is read again.
 ///
 /// # Errors
-/// When something in the tree cannot be read, or the archive cannot be written, or something other than a file is where it is to be; never
+/// When something in the tree cannot be read; [`Failure::Unsupported`](crate::error::Failure::Unsupported) when an archive cannot hold it: it
+/// is not left out, because a restore deletes what the archive does not have;
+/// [`Failure::NotNow`](crate::error::Failure::NotNow) when it does not rest; or the archive cannot be written, or something other than a file is where it is to be; never
 /// for a `previous` that is missing or damaged.
 pub fn pack(tree: &Path, file: &Path, selection: &Selection, previous: Option<&Path>, tick: Tick<'_>) -> Result<Packed> {
     pack::pack(tree, file, selection, previous, tick)

@@ -22,9 +22,9 @@ use super::reuse::{Group, Previous, Unusable};
 use super::select::Selection;
 use super::sink::{Buffer, FRAME, Sink, Written};
 use super::tree::{Found, Tree};
-use super::walk::{Item, TRIES, VANISHED, Walk};
+use super::walk::{Item, TRIES, VANISHED, Walk, cannot_hold};
 use super::{Archive, Packed, Tick};
-use crate::error::usage;
+use crate::error::{not_now, usage};
 use crate::node::clock::interrupted;
 use crate::node::durable;
 
@@ -192,12 +192,11 @@ impl<'a, 'scope> Packer<'a, 'scope> {
 
     /// Packs a file with content. One that changes meanwhile is read again; one that never rests is taken as it was read last.
     fn add_file(&mut self, mut item: Item) -> Result<()> {
-        let mut why = "became shorter each time it was read";
         for attempt in 1..=TRIES {
             if item.file.is_none() {
                 let Some(again) = self.walk.again(&item)? else {
-                    why = VANISHED;
-                    break;
+                    self.walk.leave_out(&item, VANISHED);
+                    return Ok(());
                 };
                 item = again;
             }
@@ -206,8 +205,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
             let segments = if item.found.holes { segments(&file, item.entry.size).context("looking for holes")? } else { None };
             let stored = segments.as_ref().map_or(item.entry.size, |(segments, _)| segments.iter().map(|s| s.1).sum());
             if segments.as_ref().is_some_and(|(_, data)| stored > data.saturating_mul(4).saturating_add(MOST_FILLED)) {
-                why = "has more and farther pieces than an archive can hold";
-                break;
+                return Err(cannot_hold(&item.entry.path, "it is a sparse file of more and farther pieces than an archive can hold"));
             }
             let segments = segments.map(|(segments, _)| segments);
             let large = stored > FRAME as u64;
@@ -229,8 +227,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
             self.go_back(large, mark)?;
             std::thread::sleep(Duration::from_millis(10 << attempt));
         }
-        self.walk.leave_out(&item, why);
-        Ok(())
+        Err(not_now("it became shorter each time it was read: run this again when it is at rest"))
     }
 
     /// Forgets what was packed since `mark` in the frame, or, of a large file, since the mark in the archive.

@@ -5,7 +5,7 @@
 
 use std::io::BufRead;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::block::Raw;
 pub(super) use super::block::is_header;
@@ -365,10 +365,11 @@ fn member(raw: Raw, more: Extension) -> Result<Member> {
         uid: more.uid.unwrap_or(raw.uid),
         gid: more.gid.unwrap_or(raw.gid),
         flags: more.flags,
-        xattrs: more.xattrs.into_iter().collect(),
+        xattrs: Extension::xattrs(more.xattrs, &more.acls).with_context(|| format!("reading the ACL of {}", shown(&path)))?,
     };
     let mtime = more.mtime.unwrap_or(Time { seconds: raw.mtime, nanoseconds: 0 });
-    let entry = Entry { path, kind, attributes, mtime, size, target, device: raw.device };
+    let mut entry = Entry { path, kind, attributes, mtime, size, target, device: raw.device };
+    entry.settle();
     Ok(Member { entry, stored, sparse, indexed: more.indexed })
 }
 
@@ -409,7 +410,10 @@ mod tests {
         ];
         all[1].attributes.xattrs = vec![
             (b"security.selinux".to_vec(), b"a:b:c\0".to_vec()),
-            (b"system.posix_acl_access".to_vec(), acl::from_text(b"user::rwx,user:7:r--,group::r-x,mask::r-x,other::---")?),
+            (
+                b"system.posix_acl_access".to_vec(),
+                acl::from_text(b"user::rwx,user:7:r--,group::r-x,mask::r-x,other::r-x", || panic!("no name is in it"))?,
+            ),
             (b"user.100%=x".to_vec(), b"a=b\n\0".to_vec()),
         ];
         all[1].attributes.flags = IMMUTABLE | APPEND_ONLY;

@@ -1,11 +1,13 @@
 //! What pax records say of an entry: the keywords of pax(1), of GNU tar and of star(5) that matter here. Others are passed over.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 
 use super::acl;
-use super::entry::{APPEND_ONLY, IMMUTABLE, Time};
+use super::entry::{APPEND_ONLY, IMMUTABLE, Time, Xattrs};
 use super::header::INDEXED;
 use crate::error::{damaged, unsupported};
 
@@ -20,6 +22,8 @@ pub(super) struct Extension {
     pub(super) mtime: Option<Time>,
     pub(super) flags: u8,
     pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// ACLs as text: what is wrong with one is said of the entry, whose name can come later.
+    pub(super) acls: Vec<(&'static [u8], Vec<u8>)>,
     pub(super) indexed: bool,
     /// `GNU.sparse.major` and `.minor`, `.name`, `.realsize`; and whether there was any other of that family.
     pub(super) sparse_version: (Option<u64>, Option<u64>),
@@ -58,14 +62,9 @@ impl Extension {
             b"gid" => self.gid = Some(parse(value)?),
             b"mtime" => self.mtime = Some(time(value)?),
             b"comment" => self.indexed |= value == INDEXED,
-            b"SCHILY.acl.access" => {
-                // GNU tar writes one for every directory that has a default ACL.
-                let list = acl::from_text(value)?;
-                if !acl::is_mode(&list) {
-                    self.attribute(acl::ACCESS, list);
-                }
-            }
-            b"SCHILY.acl.default" if !value.trim_ascii().is_empty() => self.attribute(acl::DEFAULT, acl::from_text(value)?),
+            // GNU tar writes one for every directory that has a default ACL.
+            b"SCHILY.acl.access" => self.acls.push((acl::ACCESS, value.to_vec())),
+            b"SCHILY.acl.default" => self.acls.push((acl::DEFAULT, value.to_vec())),
             b"RHT.security.selinux" => {
                 // GNU tar sets the label with its terminating zero; a record of the attribute itself says more and wins.
                 self.xattrs.entry(b"security.selinux".to_vec()).or_insert_with(|| [value, b"\0"].concat());
@@ -85,6 +84,23 @@ impl Extension {
             }
         }
         Ok(())
+    }
+
+    /// The extended attributes, ACLs among them in the kernel's form; names in those are looked up on this node.
+    ///
+    /// # Errors
+    /// Those of [`acl::from_text`].
+    pub(super) fn xattrs(xattrs: BTreeMap<Vec<u8>, Vec<u8>>, acls: &[(&'static [u8], Vec<u8>)]) -> Result<Xattrs> {
+        static NAMES: OnceLock<acl::Names> = OnceLock::new();
+        let mut all = xattrs;
+        for (name, text) in acls {
+            let list = acl::from_text(text, || NAMES.get_or_init(|| acl::Names::of(Path::new("/"))))?;
+            // Empty, it is none.
+            if !text.trim_ascii().is_empty() {
+                all.insert(name.to_vec(), list);
+            }
+        }
+        Ok(all.into_iter().collect())
     }
 
     fn attribute(&mut self, name: &[u8], value: Vec<u8>) {

@@ -14,17 +14,17 @@ use rustix::io::Errno;
 
 use super::compare::{Comparer, Comparison};
 use super::content::Content;
-use super::entry::{Attributes, Kind, Time, split};
+use super::entry::{Attributes, Kind, split};
 use super::frames::FrameReader;
 use super::needed::Needed;
 use super::parse::Sink;
 use super::plan::{Plan, Step, leaders};
 use super::remove::{remove_all, unlink, unlock};
-use super::select::Selection;
-use super::stage::{Bench, Stages};
+use super::select::{Selection, Standing};
+use super::stage::{Bench, Stages, Touched};
 use super::table::{Id, Table};
 use super::tree::{Found, Inode, LABEL, Tree};
-use super::{Action, Change, Counts, Extra, Source, Tick, verify, work};
+use super::{Action, Change, Counts, Extra, Source, Tick, noted, trial, verify, work};
 use crate::error::damaged;
 use crate::node::clock::interrupted;
 
@@ -74,16 +74,23 @@ pub(super) fn restore(table: &Table, source: &Source, path: &Path, selection: &S
     needed.check(table, source, &plan)?;
     let paths = plan.steps.iter().map(|step| table.path(step.id)).chain(plan.surplus.iter().map(|surplus| &surplus.path[..]));
     let stages = Stages::new(&tree, &plan.crossed, paths)?;
+    // What the archive says of a directory counts more than what an earlier restore found there.
+    let in_archive =
+        |path: &[u8]| selection.standing(path) == Standing::Inside && table.find(path).is_some_and(|id| !table.row(id).existence);
+    let mut noted = stages.noted()?;
+    noted.retain(|path, _| !in_archive(path));
     if plan.is_empty() {
         // An earlier restore may have done it all, and been killed before it was on disk.
+        stages.put_back(&noted)?;
         stages.finish()?;
         return Ok(plan.counts);
     }
     let restorer = Restorer { table, tree: &tree, leaders: &leaders, labelled, tick, plan: &plan, stages: &stages };
-    let done = restorer.run(source, &needed);
+    let touched = restorer.touch(noted)?;
+    let done = restorer.run(source, &needed, touched.clone());
     if done.is_err() {
         // What was done so far is kept and gets on disk; the error is what matters.
-        let _ = stages.finish();
+        let _ = stages.put_back(&touched).and_then(|()| stages.finish());
     }
     done.map(|()| plan.counts)
 }
@@ -91,12 +98,6 @@ pub(super) fn restore(table: &Table, source: &Source, path: &Path, selection: &S
 /// Security labels are compared and restored, unless an archive of another origin holds none at all.
 fn labelled(table: &Table, source: &Source) -> bool {
     matches!(source, Source::Indexed(_)) || table.is_labelled()
-}
-
-/// A directory in which something is changed, as it was before.
-struct Touched {
-    mtime: Time,
-    flags: u8,
 }
 
 struct Restorer<'a> {
@@ -110,9 +111,13 @@ struct Restorer<'a> {
 }
 
 impl Restorer<'_> {
-    fn run(&self, source: &Source, needed: &Needed) -> Result<()> {
-        let mut touched = self.touch()?;
+    fn run(&self, source: &Source, needed: &Needed, mut touched: BTreeMap<Vec<u8>, Touched>) -> Result<()> {
+        // The stages cannot be made in what is immutable; all else is unlocked when it has been written down that it is not to stay so.
+        self.unlock(&touched, |path| self.stages.roots().iter().any(|root| root == path))?;
         self.stages.make()?;
+        self.stages.note(&self.passed_through(&touched))?;
+        trial::run(self.table, self.stages, &self.plan.steps)?;
+        self.unlock(&touched, |_| true)?;
         let mut bench = Bench::new(self.stages);
         self.delete(&mut bench, &mut touched)?;
         self.clear_the_way(&mut bench, &mut touched)?;
@@ -148,9 +153,9 @@ impl Restorer<'_> {
         self.leaders.get(&self.table.leader(id)).is_some_and(|first| *first != id)
     }
 
-    /// Notes the directories in which something will be changed, and makes them changeable.
-    fn touch(&self) -> Result<BTreeMap<Vec<u8>, Touched>> {
-        let mut touched: BTreeMap<Vec<u8>, Touched> = BTreeMap::new();
+    /// The directories in which something will be changed, as they are, or were before an earlier restore that did not end (`noted`).
+    fn touch(&self, noted: BTreeMap<Vec<u8>, Touched>) -> Result<BTreeMap<Vec<u8>, Touched>> {
+        let mut touched = noted;
         let changed = self.steps(|step| step.action != Action::Metadata).map(|step| self.table.path(step.id));
         let deleted = self.plan.surplus.iter().map(|surplus| &surplus.path[..]);
         let parents = changed.chain(deleted).filter_map(|path| split(path).map(|(parent, _)| parent));
@@ -161,15 +166,37 @@ impl Restorer<'_> {
             let directory = match self.tree.list(parent) {
                 // It is to be made first.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
-                directory => Inode::of(directory.with_context(|| format!("opening {}", self.tree.shown(parent)))?),
+                directory => directory.with_context(|| format!("opening {}", self.tree.shown(parent)))?,
             };
-            let Found { mtime, flags, .. } = Found::of(directory.file())?;
-            if flags != 0 {
-                directory.set_flags(0).with_context(|| format!("unlocking {}", self.tree.shown(parent)))?;
-            }
+            let Found { mtime, flags, .. } = Found::of(&directory)?;
             touched.insert(parent.to_vec(), Touched { mtime, flags });
         }
         Ok(touched)
+    }
+
+    /// Of those, the directories that do not get their metadata from the archive.
+    fn passed_through(&self, touched: &BTreeMap<Vec<u8>, Touched>) -> BTreeMap<Vec<u8>, Touched> {
+        let stepped = |path: &[u8]| {
+            let id = self.table.find(path);
+            id.is_some_and(|id| self.plan.steps.binary_search_by_key(&id, |step| step.id).is_ok())
+        };
+        touched.iter().filter(|(path, _)| !stepped(path)).map(|(path, touched)| (path.clone(), *touched)).collect()
+    }
+
+    /// Makes directories changeable, those of them that `which` says.
+    fn unlock(&self, touched: &BTreeMap<Vec<u8>, Touched>, which: impl Fn(&[u8]) -> bool) -> Result<()> {
+        for path in touched.keys().filter(|path| which(path)) {
+            let unlock = || match self.tree.list(path) {
+                // It is gone since an earlier restore noted it.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+                directory => {
+                    let directory = Inode::of(directory?);
+                    if Found::of(directory.file())?.flags == 0 { Ok(()) } else { directory.set_flags(0) }
+                }
+            };
+            unlock().with_context(|| format!("unlocking {}", self.tree.shown(path)))?;
+        }
+        Ok(())
     }
 
     fn delete(&self, bench: &mut Bench<'_>, touched: &mut BTreeMap<Vec<u8>, Touched>) -> Result<()> {
@@ -372,6 +399,12 @@ impl Restorer<'_> {
         for path in all.iter().filter(|path| !roots.contains(path)) {
             self.finish_directory(path, steps.remove(path), touched.remove(path).as_ref())?;
         }
+        // The stages go last, and leave these times.
+        for root in roots.iter().filter(|root| !steps.contains_key(*root)) {
+            if let Some(Touched { mtime, .. }) = touched.get(root) {
+                noted::put_back(self.tree, root, *mtime, 0)?;
+            }
+        }
         self.stages.finish()?;
         for root in roots {
             self.finish_directory(root, steps.remove(root), touched.remove(root).as_ref())?;
@@ -382,12 +415,11 @@ impl Restorer<'_> {
 
     fn finish_directory(&self, path: &[u8], step: Option<Id>, touched: Option<&Touched>) -> Result<()> {
         let finish = || -> Result<()> {
-            let directory = Inode::of(self.tree.list(path)?);
             let Some(id) = step else {
                 let Some(Touched { mtime, flags }) = touched else { return Ok(()) };
-                directory.set_mtime(*mtime)?;
-                return if *flags == 0 { Ok(()) } else { directory.set_flags(*flags) };
+                return noted::put_back(self.tree, path, *mtime, *flags);
             };
+            let directory = Inode::of(self.tree.list(path)?);
             if Found::of(directory.file())?.flags != 0 {
                 directory.set_flags(0)?;
             }

@@ -7,7 +7,7 @@
 //! rename on disk long before the content, and a power cut then leaves an empty file where there was a whole one. To sync one file after
 //! the other takes many times as long as to sync the file system once for a batch of them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -16,10 +16,12 @@ use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 use super::acl;
-use super::entry::{Kind, join, split};
+use super::entry::{Kind, Time, join, split};
+use super::noted::{self, NOTES, Noted};
 use super::remove::{remove_all, unlink, unlock};
 use super::select::is_below;
 use super::tree::{Found, Inode, Tree, names};
+use crate::error::exit_code;
 use crate::node::clock::interrupted;
 
 /// Its name.
@@ -43,9 +45,10 @@ pub(super) fn sweep(tree: &Tree, root: &[u8]) -> Result<bool> {
         return Ok(false);
     }
     let before = Found::of(&directory)?;
+    unlock(&directory, b"")?;
     // What asks us to stop is no reason to leave what is in it behind.
     remove_all(&directory, STAGE, || Ok(())).with_context(|| format!("removing {}", tree.shown(&join(root, STAGE))))?;
-    Inode::of(tree.list(root)?).set_mtime(before.mtime)?;
+    noted::put_back(tree, root, before.mtime, before.flags)?;
     Ok(true)
 }
 
@@ -55,11 +58,19 @@ pub(super) fn sweep(tree: &Tree, root: &[u8]) -> Result<bool> {
 /// When it cannot be synced or removed.
 pub(super) fn sweep_alone(tree: &Tree) -> Result<bool> {
     let stages = Stages::new(tree, &[], std::iter::empty())?;
+    stages.put_back(&stages.noted()?)?;
     stages.finish()?;
     for handle in &stages.handles {
         rustix::fs::fsync(handle).with_context(|| format!("syncing {}", tree.shown(b"")))?;
     }
     Ok(!stages.roots.is_empty())
+}
+
+/// A directory in which something is changed, as it was before.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Touched {
+    pub(super) mtime: Time,
+    pub(super) flags: u8,
 }
 
 /// The stages of one restore: one on each file system where something is changed.
@@ -110,13 +121,17 @@ impl<'a> Stages<'a> {
         for root in &self.roots {
             let make = || -> Result<()> {
                 let directory = self.tree.dir(root)?;
+                let before = Found::of(&directory)?;
                 let left = Found::at(&directory, STAGE)?.is_some_and(|found| found.kind == Some(Kind::Directory));
                 if !left {
                     unlink(&directory, STAGE, AtFlags::empty())?;
                     rustix::fs::mkdirat(&directory, STAGE, Mode::RWXU)?;
+                    // At once: until it is noted, nobody else knows it.
+                    Inode::of(self.tree.list(root)?).set_mtime(before.mtime)?;
                 }
                 let stage = Inode::open(&directory, STAGE, Kind::Directory)?;
-                names(stage.file())?.iter().try_for_each(|name| remove_all(stage.file(), name, interrupted))?;
+                let left = names(stage.file())?;
+                left.iter().filter(|name| *name != NOTES).try_for_each(|name| remove_all(stage.file(), name, interrupted))?;
                 // Nothing made in it is to inherit an ACL.
                 match rustix::fs::fremovexattr(stage.file(), acl::DEFAULT) {
                     Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
@@ -126,6 +141,64 @@ impl<'a> Stages<'a> {
             make().with_context(|| format!("making {}", self.tree.shown(&join(root, STAGE))))?;
         }
         Ok(())
+    }
+
+    /// What a restore that did not end has noted of directories, by their paths.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn noted(&self) -> Result<BTreeMap<Vec<u8>, Touched>> {
+        let mut all = BTreeMap::new();
+        for root in &self.roots {
+            for Noted { path, mtime, flags } in noted::read(self.tree, root)? {
+                all.insert(if path.is_empty() { root.clone() } else { join(root, &path) }, Touched { mtime, flags });
+            }
+        }
+        Ok(all)
+    }
+
+    /// Notes what directories are like, durably, each on its own file system.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn note(&self, touched: &BTreeMap<Vec<u8>, Touched>) -> Result<()> {
+        let mut notes: Vec<Vec<Noted>> = self.roots.iter().map(|_| Vec::new()).collect();
+        for (path, Touched { mtime, flags }) in touched {
+            if let Some(at) = self.roots.iter().position(|root| is_below(path, root)) {
+                let skip = if self.roots[at].is_empty() { 0 } else { self.roots[at].len() + 1 };
+                notes[at].push(Noted { path: path.get(skip..).unwrap_or_default().to_vec(), mtime: *mtime, flags: *flags });
+            }
+        }
+        for (root, notes) in self.roots.iter().zip(notes) {
+            match noted::write(self.tree, root, &notes) {
+                // A restore begins with what it deletes, which makes room: that it can go on counts more.
+                Err(error) if exit_code(&error) == 73 => {
+                    tracing::warn!("{error:#}: should this restore be killed, directories on the way lose their times");
+                }
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory whose stage serves `path`.
+    pub(super) fn root_of(&self, path: &[u8]) -> &[u8] {
+        let parent = split(path).map_or(path, |(parent, _)| parent);
+        self.roots.iter().find(|root| is_below(parent, root)).map_or(b"", Vec::as_slice)
+    }
+
+    /// The tree they are in.
+    pub(super) fn tree(&self) -> &Tree {
+        self.tree
+    }
+
+    /// Gives directories their times and flags back, those in which the stages are as far as the stages allow it: [`Stages::finish`] leaves
+    /// their times.
+    ///
+    /// # Errors
+    /// When it fails for one of them.
+    pub(super) fn put_back(&self, touched: &BTreeMap<Vec<u8>, Touched>) -> Result<()> {
+        touched.iter().rev().try_for_each(|(path, touched)| noted::put_back(self.tree, path, touched.mtime, touched.flags))
     }
 
     /// Makes everything on their file systems durable.

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::acl;
 use super::entry::{APPEND_ONLY, Attributes, IMMUTABLE, Kind, Time, Xattrs, shown};
+use crate::error::misfit;
 use crate::node::mounts::{Mount, mounts};
 
 /// For reading without changing the access time (which only the owner and root may ask for), never waiting for the other end of a fifo.
@@ -21,6 +22,11 @@ const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXE
 
 /// The attribute that holds the security label.
 pub(super) const LABEL: &[u8] = b"security.selinux";
+
+/// The last second that file systems know: ext4 with small inodes and XFS without `bigtime`, ext4, XFS with it. The first is
+/// the same for all of them. (fs/ext4/ext4.h, fs/xfs/libxfs/xfs_format.h.)
+const LAST_SECONDS: [i64; 4] = [i32::MAX as i64, u32::MAX as i64, 15_032_385_535, 16_299_260_424];
+const FIRST_SECOND: i64 = i32::MIN as i64;
 
 /// A directory, as the root of a tree.
 #[derive(Debug)]
@@ -145,6 +151,16 @@ impl Found {
     /// Looks at what is open.
     pub(super) fn of(file: impl AsFd) -> rustix::io::Result<Self> {
         statx(file.as_fd(), b"", AtFlags::EMPTY_PATH)
+    }
+
+    /// True when its modification time is `wanted`, as far as the file system can keep that: one beyond what it knows becomes the last that it
+    /// knows (`timestamp_truncate` in Linux), and where it keeps whole seconds, the rest is lost.
+    pub(super) fn has_mtime(&self, wanted: Time) -> bool {
+        let whole_seconds = self.mtime.nanoseconds == 0 && self.ctime.nanoseconds == 0;
+        self.mtime == wanted
+            || (whole_seconds && self.mtime.seconds == wanted.seconds)
+            || (LAST_SECONDS.contains(&self.mtime.seconds) && wanted.seconds >= self.mtime.seconds)
+            || (self.mtime.seconds == FIRST_SECOND && wanted.seconds <= self.mtime.seconds)
     }
 
     /// What tells an inode from every other there was: the number of one that is gone is given to the next.
@@ -345,7 +361,11 @@ impl Inode {
         .context("setting the modification time")
     }
 
-    fn set_xattrs(&self, wanted: &Xattrs) -> Result<()> {
+    /// Makes its extended attributes exactly those given.
+    ///
+    /// # Errors
+    /// [`Failure::Misfit`](crate::error::Failure::Misfit) when the file system does not take one of them, or not so much.
+    pub(super) fn set_xattrs(&self, wanted: &Xattrs) -> Result<()> {
         let present = self.xattrs().context("reading the extended attributes")?;
         for (name, _) in present.iter().filter(|(name, _)| !wanted.iter().any(|(other, _)| name == other)) {
             match &self.handle {
@@ -355,17 +375,53 @@ impl Inode {
             .with_context(|| format!("removing the extended attribute {}", name.escape_ascii()))?;
         }
         for (name, value) in wanted.iter().filter(|pair| !present.contains(pair)) {
-            match &self.handle {
+            let set = match &self.handle {
                 None => rustix::fs::fsetxattr(&self.file, name.as_slice(), value, XattrFlags::empty()),
                 Some(path) => rustix::fs::setxattr(path, name.as_slice(), value, XattrFlags::empty()),
-            }
-            .with_context(|| format!("setting the extended attribute {}{}", name.escape_ascii(), hint(name)))?;
+            };
+            set.map_err(|error| self.refused(error, name, value.len()))
+                .with_context(|| format!("setting the extended attribute {}{}", name.escape_ascii(), hint(name)))?;
         }
         Ok(())
     }
 
+    /// What it means that an attribute of `len` bytes cannot be set. A file system that has no room for it in the file says the same as one
+    /// that is full.
+    fn refused(&self, error: Errno, name: &[u8], len: usize) -> anyhow::Error {
+        let full =
+            || rustix::fs::fstatvfs(&self.file).is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) < NEARLY_FULL || fs.f_favail == 0);
+        let why = match error {
+            Errno::NOSPC if full() => return error.into(),
+            Errno::NOSPC | Errno::TOOBIG | Errno::RANGE => "has no room for that in one file, though it is not full",
+            Errno::OPNOTSUPP | Errno::PERM => "does not take it on something of this kind",
+            _ => return error.into(),
+        };
+        let name = name.escape_ascii();
+        misfit(format!(
+            "the extended attribute {name} of {len} bytes does not fit: the file system ({}) {why}; restore to a file system like that which the archive \
+             was made from, or leave this path out",
+            file_system(&self.file)
+        ))
+    }
+
     /// Sets or clears the flags that forbid changes. Asking for none where there are none needs no support by the file system.
+    ///
+    /// # Errors
+    /// When they cannot be set; of what cannot be opened (links, fifos, devices) that takes Linux 6.17 and a file system that knows them
+    /// there (XFS).
     pub(super) fn set_flags(&self, flags: u8) -> Result<()> {
+        if let Some(path) = &self.handle {
+            if Found::of(&self.file)?.flags == flags {
+                return Ok(());
+            }
+            return set_flags_at(path, flags).map_err(|error| match error {
+                Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOTTY => misfit(format!(
+                    "the file system ({}) or this kernel takes no immutable or append-only flag on something of this kind (XFS and Linux 6.17 do)",
+                    file_system(&self.file)
+                )),
+                error => anyhow::Error::from(error).context("setting the immutable and append-only flags"),
+            });
+        }
         let set = || -> rustix::io::Result<()> {
             let present = match rustix::fs::ioctl_getflags(&self.file) {
                 Err(Errno::NOTTY | Errno::OPNOTSUPP) if flags == 0 => return Ok(()),
@@ -380,15 +436,65 @@ impl Inode {
     }
 }
 
+/// With less than this left, in bytes, a file system is full.
+const NEARLY_FULL: u64 = 1 << 20;
+
+/// The kind of file system that something is on, for messages.
+fn file_system(file: &OwnedFd) -> String {
+    // linux/magic.h
+    match rustix::fs::fstatfs(file).map(|fs| u64::try_from(fs.f_type).unwrap_or_default()) {
+        Ok(0xEF53) => "ext4".to_owned(),
+        Ok(0x5846_5342) => "XFS".to_owned(),
+        Ok(0x9123_683E) => "btrfs".to_owned(),
+        Ok(0x0102_1994) => "tmpfs".to_owned(),
+        Ok(0x794C_7630) => "overlay".to_owned(),
+        Ok(other) => format!("type {other:#x}"),
+        Err(_) => "of unknown type".to_owned(),
+    }
+}
+
+/// What `file_getattr(2)` and `file_setattr(2)` of Linux 6.17 exchange (`struct file_attr`, linux/fs.h).
+#[repr(C)]
+#[derive(Default)]
+struct FileAttr {
+    xflags: u64,
+    extsize: u32,
+    nextents: u32,
+    projid: u32,
+    cowextsize: u32,
+}
+
+/// Sets or clears the flags of what `path` leads to, which need not be opened for it.
+fn set_flags_at(path: &str, flags: u8) -> rustix::io::Result<()> {
+    use nix::libc::{AT_FDCWD, c_long, syscall};
+    // The same on all architectures.
+    const GETATTR: c_long = 468;
+    const SETATTR: c_long = 469;
+    // FS_XFLAG_IMMUTABLE, FS_XFLAG_APPEND.
+    const IMMUTABLE_X: u64 = 0x8;
+    const APPEND_X: u64 = 0x10;
+    let path = std::ffi::CString::new(path).map_err(|_| Errno::INVAL)?;
+    let mut attr = FileAttr::default();
+    let call = |number: c_long, attr: &mut FileAttr| {
+        // SAFETY: the path ends with a zero byte, and the kernel reads or writes no more of the structure than the size given.
+        let done = unsafe { syscall(number, AT_FDCWD, path.as_ptr(), std::ptr::from_mut(attr), size_of::<FileAttr>(), 0) };
+        if done == 0 { Ok(()) } else { Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)) }
+    };
+    call(GETATTR, &mut attr)?;
+    attr.xflags &= !(IMMUTABLE_X | APPEND_X);
+    attr.xflags |= if flags & IMMUTABLE != 0 { IMMUTABLE_X } else { 0 } | if flags & APPEND_ONLY != 0 { APPEND_X } else { 0 };
+    call(SETATTR, &mut attr)
+}
+
 fn hint(name: &[u8]) -> &'static str {
     if name == b"security.selinux" { " (a label that the running policy does not know can be set in permissive mode only)" } else { "" }
 }
 
 /// True for the extended attributes that a backup keeps: users' and administrators' own, security's, and ACLs. The rest of `system.` and the
-/// file systems' own namespaces are views of something else.
+/// file systems' own namespaces are views of something else, and so are the names under which XFS lists ACLs again.
 pub(super) fn is_kept(name: &[u8]) -> bool {
-    [&b"user."[..], b"trusted.", b"security."].iter().any(|namespace| name.starts_with(namespace) && name.len() > namespace.len())
-        || matches!(name, acl::ACCESS | acl::DEFAULT)
+    let own = |namespace: &&[u8]| name.starts_with(namespace) && name.len() > namespace.len();
+    [&b"user."[..], b"trusted.", b"security."].iter().any(own) && !acl::is_twin(name) || acl::is_acl(name)
 }
 
 /// Calls `read` with a buffer that grows until the result fits.

@@ -12,6 +12,7 @@ use super::entry::{Attributes, Entry, Kind, LARGEST_ENTRY, LARGEST_TABLE, LONGES
 use super::index::Record;
 use super::select::{Selection, Standing};
 use super::tree::{Found, Identity, Inode, LABEL, Tree, kind_in, names};
+use crate::error::{not_now, unsupported};
 
 /// How often something that changes while it is looked at is looked at again.
 pub(super) const TRIES: u32 = 5;
@@ -86,7 +87,7 @@ impl<'a> Walk<'a> {
     /// The next item; `None` at the end. A file that is as `expected` is not opened.
     ///
     /// # Errors
-    /// When something cannot be read; what has vanished in the meantime is skipped.
+    /// When something cannot be read, or an archive cannot hold it; what has vanished in the meantime is skipped.
     pub(super) fn next(&mut self, expected: Expected<'_>) -> Result<Option<Item>> {
         if !self.started {
             self.started = true;
@@ -170,8 +171,7 @@ impl<'a> Walk<'a> {
             return Ok(None);
         }
         if path.len() > LONGEST_PATH {
-            self.skip(&path, "has a path that is longer than any system call takes");
-            return Ok(None);
+            return Err(cannot_hold(&path, "its path is longer than any system call takes"));
         }
         let tree = self.tree;
         let context = || format!("reading {}", tree.shown(&path));
@@ -182,12 +182,15 @@ impl<'a> Walk<'a> {
             && let Some(record) = expected(&path)?
             && let Some(item) = self.unchanged(record)?
         {
-            return Ok(self.fits(&item).then_some(item));
+            self.check_fits(&item)?;
+            return Ok(Some(item));
         }
         let looked = self.look(&path).with_context(context)?;
         if let Looked::Restless = looked {
-            self.skip(&path, "is replaced by something else again and again");
-            return Ok(None);
+            return Err(not_now(format!(
+                "{} is replaced by something else again and again: run this again when it is at rest",
+                tree.shown(&path)
+            )));
         }
         let Looked::There(found, inode) = looked else {
             if standing == Standing::Inside && self.selection.standing(split(&path).map_or(b"", |s| s.0)) == Standing::Inside {
@@ -209,9 +212,7 @@ impl<'a> Walk<'a> {
         }
         let mut item = self.item(path, found, inode).with_context(|| format!("reading {}", self.tree.shown(&[])))?;
         item.existence = mount || standing == Standing::Parent;
-        if !self.fits(&item) {
-            return Ok(None);
-        }
+        self.check_fits(&item)?;
         if mount {
             self.skip(&item.entry.path.clone(), MOUNT_POINT);
             item.entry.size = 0;
@@ -249,25 +250,24 @@ impl<'a> Walk<'a> {
         if kind == Kind::File {
             item.entry.attributes.mode &= 0o666;
         }
-        if !self.fits(&item) {
-            return Ok(None);
-        }
+        self.check_fits(&item)?;
         self.skip(&item.entry.path, MOUNT_POINT);
         Ok(Some(item))
     }
 
-    /// False when an item is left out because an archive that holds it as well could not be opened: see [`LARGEST_TABLE`].
-    fn fits(&mut self, item: &Item) -> bool {
-        let weight = item.entry.weight() + item.entry.attributes.weight();
+    /// Refuses what an archive that could be opened again cannot hold: see [`LARGEST_TABLE`]. To leave it out would be to lose it: a restore
+    /// deletes what the archive does not have.
+    fn check_fits(&mut self, item: &Item) -> Result<()> {
+        let (path, attributes) = (&item.entry.path, item.entry.attributes.weight());
+        let weight = item.entry.weight() + attributes;
         if weight > LARGEST_ENTRY {
-            self.leave_out(item, "has more extended attributes than an archive can hold");
-        } else if self.weight + weight > LARGEST_TABLE {
-            self.leave_out(item, "is beyond what an archive can hold in names and attributes");
-        } else {
-            self.weight += weight;
-            return true;
+            return Err(cannot_hold(path, &format!("its extended attributes take {attributes} bytes of at most {LARGEST_ENTRY}")));
         }
-        false
+        self.weight += weight;
+        if self.weight > LARGEST_TABLE {
+            return Err(cannot_hold(path, &format!("names and attributes up to here take more than {LARGEST_TABLE} bytes in all")));
+        }
+        Ok(())
     }
 
     /// What was to lead to something selected is not a directory.
@@ -373,6 +373,14 @@ impl<'a> Walk<'a> {
         let entry = Entry { path, kind, attributes, mtime: found.mtime, size, target, device };
         Ok(Item { entry, found, existence: false, file })
     }
+}
+
+/// What cannot be in an archive, and would be lost if it were left out in silence.
+pub(super) fn cannot_hold(path: &[u8], why: &str) -> anyhow::Error {
+    unsupported(format!(
+        "{} cannot be packed: {why}; remove it, or leave it out by name (and it is left alone by a restore too)",
+        shown(path)
+    ))
 }
 
 /// What a look at a path found.

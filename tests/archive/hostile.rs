@@ -118,7 +118,16 @@ fn hostile_archives_are_refused() {
         ("a sparse map beyond the end", vec![sparse("1\n5\n100\n"), sparse_file("1\n5\n100\n")]),
         ("a sparse map that is no map", vec![sparse("x"), sparse_file("x")]),
         ("an empty link", vec![entry("l", b'2', "", b"")]),
-        ("an ACL with a name", vec![pax(&[("SCHILY.acl.access", "user:joe:rwx")]), entry("a", b'0', "", b"1")]),
+        (
+            "an ACL without its mask",
+            vec![pax(&[("SCHILY.acl.access", "user::rwx,user:5:rwx,group::r,other::r")]), entry("a", b'0', "", b"1")],
+        ),
+        ("half an ACL", vec![pax(&[("SCHILY.acl.default", "user::rwx")]), entry("a/", b'5', "", b"")]),
+        ("an owner that is none", vec![pax(&[("uid", "4294967295")]), entry("a", b'0', "", b"1")]),
+        (
+            "the mark of an index that is not there",
+            vec![pax(&[("comment", "recovery: an index follows the data")]), entry("./", b'5', "", b"")],
+        ),
     ];
     for (what, entries) in cases {
         write(&file, &entries);
@@ -256,7 +265,7 @@ fn nest(top: &Path, name: &str, depth: usize) {
 }
 
 #[test]
-fn directories_that_are_nested_too_deep_do_not_fail_the_tree() {
+fn directories_that_are_nested_too_deep_are_an_error_and_can_be_left_out_and_deleted() {
     let scratch = Scratch::new();
     let (tree, empty, file) = (scratch.path("tree"), scratch.path("empty.tar.zst"), scratch.path("a.tar.zst"));
     fs::create_dir(&tree).unwrap();
@@ -264,14 +273,16 @@ fn directories_that_are_nested_too_deep_do_not_fail_the_tree() {
     pack(&tree, &empty);
     for (name, depth) in [("d".repeat(200), 60), ("e".to_owned(), 2100)] {
         nest(&tree, &name, depth);
-        let packed = pack(&tree, &file);
-        let skipped: Vec<_> = packed.skipped.iter().map(|(_, why)| why.as_str()).collect();
-        assert!(!skipped.is_empty() && skipped.iter().all(|why| why.contains("longer than any system call takes")), "{skipped:?}");
-        Archive::open(&file).unwrap().verify(&|_| ()).unwrap();
-        // What is not in an archive goes, as deep as it is: here what was left out, there all of it.
-        restore(&file, &tree).unwrap();
-        assert_eq!(pack(&tree, &file).skipped, []);
-        nest(&scratch.path("tree"), &format!("{name}x"), depth);
+        // Left out in silence, a restore onto the same tree would delete it.
+        let error = recovery::archive::pack(&tree, &file, &Selection::all(), None, &|_| ()).unwrap_err();
+        assert_eq!(exit_code(&error), 64, "{error:#}");
+        assert!(format!("{error:#}").contains("longer than any system call takes") && !file.exists(), "{error:#}");
+        let selection = Selection::all().except([&name]).unwrap();
+        recovery::archive::pack(&tree, &file, &selection, None, &|_| ()).unwrap();
+        Archive::open(&file).unwrap().restore(&tree, &selection, Extra::Delete, &|_| ()).unwrap();
+        assert!(tree.join(&name).exists());
+        fs::remove_file(&file).unwrap();
+        // What is not in an archive goes, as deep as it is.
         restore(&empty, &tree).unwrap();
         assert!(fs::read_dir(&tree).unwrap().map(|entry| entry.unwrap().file_name()).eq(["file"]));
     }
@@ -333,20 +344,18 @@ fn a_foreign_archive_that_takes_much_memory_to_decompress_is_refused() {
 }
 
 #[test]
-fn a_file_with_more_attributes_than_an_archive_can_hold_is_left_out() {
+fn a_file_with_more_attributes_than_an_archive_can_hold_is_an_error_that_names_it() {
     let scratch = Scratch::new();
     let (disk, file) = (crate::power::Disk::make(&scratch), scratch.path("a.tar.zst"));
     let tree = disk.path().join("tree");
     fs::create_dir(&tree).unwrap();
-    for name in ["a", "b"] {
-        fs::write(tree.join(name), name).unwrap();
-    }
-    fs::hard_link(tree.join("a"), tree.join("c")).unwrap();
+    fs::write(tree.join("a\u{1b}"), "a").unwrap();
     for n in 0..10 {
-        rustix::fs::setxattr(tree.join("a"), format!("user.{n}"), &vec![b'x'; 60_000], rustix::fs::XattrFlags::empty()).unwrap();
+        rustix::fs::setxattr(tree.join("a\u{1b}"), format!("user.{n}"), &vec![b'x'; 60_000], rustix::fs::XattrFlags::empty()).unwrap();
     }
-    let packed = pack(&tree, &file);
-    let skipped: Vec<_> = packed.skipped.iter().map(|(path, _)| path.as_os_str()).collect();
-    assert_eq!(skipped, ["a", "c"], "{:?}", packed.skipped);
-    Archive::open(&file).unwrap().verify(&|_| ()).unwrap();
+    // Left out in silence, a restore onto the same tree would delete it.
+    let error = recovery::archive::pack(&tree, &file, &Selection::all(), None, &|_| ()).unwrap_err();
+    assert_eq!(exit_code(&error), 64, "{error:#}");
+    assert!(format!("{error:#}").contains(r#""a\u{1b}" cannot be packed: its extended attributes take"#), "{error:#}");
+    assert!(!file.exists());
 }

@@ -1,0 +1,272 @@
+//! Owners, times, flags and attributes as real file systems see them: XFS, ext4, overlay.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use recovery::archive::{Archive, Extra, Selection};
+use recovery::error::exit_code;
+use rustix::fs::{CWD, IFlags, StatxAttributes, XattrFlags};
+
+use crate::hostile::{entry, pax};
+use crate::tree::{self, Scratch, make_tree, release};
+use crate::{Mount, compare, pack, restore, run, stamps, text};
+
+/// A file system of its own, in a file.
+fn disk(scratch: &Scratch, name: &str, mkfs: &[&str]) -> (PathBuf, Mount) {
+    let (image, at) = (scratch.path(&format!("{name}.img")), scratch.path(name));
+    File::create(&image).unwrap().set_len(400 << 20).unwrap();
+    run(mkfs[0], &[&mkfs[1..], &[text(&image)]].concat());
+    fs::create_dir(&at).unwrap();
+    run("mount", &["-o", "loop", text(&image), text(&at)]);
+    (at.clone(), Mount(at))
+}
+
+const XFS: [&str; 2] = ["mkfs.xfs", "-q"];
+const EXT4: [&str; 2] = ["mkfs.ext4", "-q"];
+
+/// Restores twice: the tree is equal after the first, and the second leaves it alone.
+fn restored_twice(file: &Path, to: &Path, what: &str) {
+    restore(file, to).unwrap_or_else(|error| panic!("{what}: {error:#}"));
+    assert_eq!(compare(file, to).0, [], "{what}");
+    let before = stamps(to);
+    restore(file, to).unwrap();
+    assert_eq!(stamps(to), before, "{what}: the second restore changed something");
+}
+
+#[test]
+fn a_tree_restored_twice_is_equal_and_left_alone_on_every_file_system() {
+    let scratch = Scratch::new();
+    let (xfs, _xfs) = disk(&scratch, "xfs", &XFS);
+    let (ext4, _ext4) = disk(&scratch, "ext4", &EXT4);
+    let overlay = scratch.path("overlay");
+    for name in ["lower", "upper", "work"] {
+        fs::create_dir(ext4.join(name)).unwrap();
+    }
+    fs::create_dir(&overlay).unwrap();
+    let options = format!("lowerdir={0}/lower,upperdir={0}/upper,workdir={0}/work", text(&ext4));
+    run("mount", &["-t", "overlay", "-o", &options, "none", text(&overlay)]);
+    let _overlay = Mount(overlay.clone());
+    for (from, what) in [(&xfs, "made on XFS"), (&ext4, "made on ext4")] {
+        let (tree, file) = (from.join("from"), scratch.path("a.tar.zst"));
+        let model = scratch.path("model");
+        if !model.exists() {
+            make_tree(&model);
+            // Its number is larger than XFS takes.
+            fs::remove_file(model.join("disk")).unwrap();
+        }
+        run("cp", &["-a", text(&model), text(&tree)]);
+        pack(&tree, &file);
+        let paths = Archive::open(&file).unwrap().paths().count();
+        assert!(paths > 50, "{paths}");
+        for (to, where_to) in [(&xfs, "XFS"), (&ext4, "ext4"), (&overlay, "overlay")] {
+            let to = to.join("to");
+            restored_twice(&file, &to, &format!("{what}, restored to {where_to}"));
+            release(&to);
+            fs::remove_dir_all(&to).unwrap();
+        }
+        release(&tree);
+    }
+}
+
+#[test]
+fn acls_that_came_to_xfs_since_the_archive_was_made_go_and_its_own_come_back() {
+    let scratch = Scratch::new();
+    let ((at, _mount), file) = (disk(&scratch, "xfs", &XFS), scratch.path("a.tar.zst"));
+    let tree = at.join("tree");
+    fs::create_dir_all(tree.join("dir")).unwrap();
+    for name in ["plain", "listed"] {
+        fs::write(tree.join(name), name).unwrap();
+    }
+    run("setfacl", &["-m", "u:1234:rw", text(&tree.join("listed"))]);
+    pack(&tree, &file);
+    let unpacked = run("zstd", &["-dcq", text(&file)].map(|arg| arg));
+    assert!(!unpacked.contains("SGI_ACL") && unpacked.contains("user:1234:rw-"));
+    run("setfacl", &["-m", "u:1:rw", text(&tree.join("plain"))]);
+    run("setfacl", &["-d", "-m", "u:1:rx", text(&tree.join("dir"))]);
+    run("setfacl", &["-b", text(&tree.join("listed"))]);
+    restored_twice(&file, &tree, "ACLs");
+    let list = run("getfacl", &["-cpnR", text(&tree)]);
+    assert!(list.contains("user:1234:rw-") && !list.contains("user:1:"), "{list}");
+}
+
+#[test]
+fn what_other_programs_wrote_is_as_the_file_system_keeps_it() {
+    let scratch = Scratch::new();
+    let ((at, _mount), file) = (disk(&scratch, "xfs", &XFS), scratch.path("a.tar"));
+    let acl = "user::---,group::r--,other::rwx,user:1234:rw-,mask::---";
+    let twin = [("SCHILY.acl.access", acl), ("SCHILY.xattr.trusted.SGI_ACL_FILE", "a view of the same"), ("SCHILY.xattr.user.a", "1")];
+    let named = [("SCHILY.acl.access", "user::rw-,group::r--,group:root:r--,mask::r--,other::r--")];
+    let tar = [pax(&twin), entry("a", b'0', "", b"1"), pax(&named), entry("b", b'0', "", b"1"), vec![0; 1024]].concat();
+    fs::write(&file, tar).unwrap();
+    let tree = at.join("tree");
+    restored_twice(&file, &tree, "an ACL in another order, beside a mode that says otherwise");
+    let list = run("getfacl", &["-cpnR", text(&tree)]);
+    assert!(list.contains("user:1234:rw-") && list.contains("group:0:r--"), "{list}");
+}
+
+#[test]
+fn a_name_that_this_node_does_not_have_is_named_before_anything_is_changed() {
+    let scratch = Scratch::new();
+    let (tree, file) = (scratch.path("tree"), scratch.path("a.tar"));
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("surplus"), "").unwrap();
+    let named = [("SCHILY.acl.access", "user::rw-,user:nobody-has-this:rw-,group::r--,mask::rw-,other::r--")];
+    fs::write(&file, [pax(&named), entry("some file", b'0', "", b"1"), vec![0; 1024]].concat()).unwrap();
+    let before = stamps(&tree);
+    let error = restore(&file, &tree).unwrap_err();
+    assert_eq!(exit_code(&error), 64, "{error:#}");
+    let said = format!("{error:#}");
+    assert!(said.contains("\"some file\"") && said.contains("\"nobody-has-this\""), "{said}");
+    assert_eq!(stamps(&tree), before);
+}
+
+#[test]
+fn attributes_that_the_file_system_has_no_room_for_are_told_of_before_anything_is_changed() {
+    let scratch = Scratch::new();
+    let (xfs, _xfs) = disk(&scratch, "xfs", &XFS);
+    let (ext4, _ext4) = disk(&scratch, "ext4", &EXT4);
+    let (from, tree, file) = (xfs.join("from"), ext4.join("tree"), scratch.path("a.tar.zst"));
+    fs::create_dir(&from).unwrap();
+    fs::write(from.join("file"), "x").unwrap();
+    rustix::fs::setxattr(from.join("file"), "user.large", &[b'x'; 30_000], XattrFlags::empty()).unwrap();
+    pack(&from, &file);
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("surplus"), "").unwrap();
+    tree::set_mtime(&tree, 1_000_000, 7);
+    let error = restore(&file, &tree).unwrap_err();
+    let said = format!("{error:#}");
+    assert_eq!(exit_code(&error), 78, "{said}");
+    assert!(["\"file\"", "user.large", "30000 bytes", "ext4"].iter().all(|word| said.contains(word)), "{said}");
+    assert!(tree.join("surplus").exists() && !tree.join("file").exists() && !tree.join(".recovery-stage").exists());
+    let root = tree.metadata().unwrap();
+    assert_eq!((root.mtime(), root.mtime_nsec()), (1_000_000, 7));
+}
+
+#[test]
+fn times_that_a_file_system_cannot_keep_are_compared_as_it_keeps_them() {
+    let scratch = Scratch::new();
+    let (file, old) = (scratch.path("a.tar"), ["mkfs.ext4", "-q", "-I", "128"]);
+    let made: [(&str, &[&str]); 4] =
+        [("xfs", &XFS), ("xfs-2038", &["mkfs.xfs", "-q", "-m", "bigtime=0"]), ("ext4", &EXT4), ("small", &old)];
+    let mut tar = Vec::new();
+    for (n, time) in ["99999999999.5", "-99999999999.5", "16299260425", "5000000000.25", "1600000000.123456789"].into_iter().enumerate() {
+        tar.extend([pax(&[("mtime", time)]), entry(&format!("{n}"), b'0', "", b"1")].concat());
+    }
+    fs::write(&file, [tar, vec![0; 1024]].concat()).unwrap();
+    for (name, mkfs) in made {
+        let (at, _mount) = disk(&scratch, name, mkfs);
+        restored_twice(&file, &at.join("tree"), name);
+        // Another time is still another.
+        tree::set_mtime(&at.join("tree/4"), 1_600_000_001, 0);
+        assert_eq!(compare(&file, &at.join("tree")).0.len(), 1, "{name}");
+    }
+}
+
+/// Whether `path` itself is immutable.
+fn is_immutable(path: &Path) -> bool {
+    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+    let found = rustix::fs::statx(CWD, path, flags, rustix::fs::StatxFlags::BASIC_STATS).unwrap();
+    found.stx_attributes.contains(StatxAttributes::IMMUTABLE)
+}
+
+#[test]
+fn a_flag_on_a_fifo_is_restored_or_refused_before_anything_is_changed() {
+    let scratch = Scratch::new();
+    let (xfs, _xfs) = disk(&scratch, "xfs", &XFS);
+    let (ext4, _ext4) = disk(&scratch, "ext4", &EXT4);
+    let file = scratch.path("a.tar");
+    let flags = [("SCHILY.fflags", "schg")];
+    fs::write(&file, [pax(&flags), entry("fifo", b'6', "", b""), pax(&flags), entry("link", b'2', "x", b""), vec![0; 1024]].concat())
+        .unwrap();
+    for at in [&xfs, &ext4] {
+        let tree = at.join("tree");
+        fs::create_dir(&tree).unwrap();
+        fs::write(tree.join("surplus"), "").unwrap();
+        match restore(&file, &tree) {
+            Ok(_) => {
+                restored_twice(&file, &tree, "flags");
+                assert!(is_immutable(&tree.join("fifo")) && is_immutable(&tree.join("link")));
+                // And goes again.
+                let plain = scratch.path("plain.tar");
+                fs::write(&plain, [entry("fifo", b'6', "", b""), vec![0; 1024]].concat()).unwrap();
+                restored_twice(&plain, &tree, "no flags");
+                assert!(!is_immutable(&tree.join("fifo")), "the fifo");
+                assert!(!tree.join("link").is_symlink(), "the link");
+            }
+            Err(error) => {
+                assert_eq!(exit_code(&error), 78, "{error:#}");
+                assert!(tree.join("surplus").exists(), "{error:#}");
+            }
+        }
+    }
+}
+
+const CHILD: &str = "RECOVERY_TEST_METADATA";
+
+#[test]
+fn what_a_partial_restore_passes_through_is_as_it_was_however_often_it_is_killed() {
+    let selection = Selection::all().only(["etc/kubernetes/manifests", "etc/kubernetes/single"]);
+    if let Some(work) = std::env::var_os(CHILD) {
+        // In the process that is to be killed.
+        let paths: Vec<_> = std::env::split_paths(&work).collect();
+        Archive::open(&paths[0]).unwrap().restore(&paths[1], &selection, Extra::Delete, &|_| ()).unwrap();
+        return;
+    }
+    let scratch = Scratch::new();
+    let ((at, _mount), file) = (disk(&scratch, "xfs", &XFS), scratch.path("a.tar.zst"));
+    let (tree, passed) = (at.join("tree"), at.join("tree/etc/kubernetes"));
+    let named = passed.join("manifests");
+    fs::create_dir_all(&named).unwrap();
+    for n in 0..200 {
+        fs::write(named.join(format!("{n}")), tree::noise(n, 5000)).unwrap();
+    }
+    fs::write(passed.join("single"), "1").unwrap();
+    recovery::archive::pack(&tree, &file, &selection, None, &|_| ()).unwrap();
+    let archive = Archive::open(&file).unwrap();
+    let mut killed = 0;
+    for round in 0..60_u64 {
+        if passed.exists() {
+            release(&tree);
+        }
+        fs::remove_dir_all(&named).unwrap();
+        fs::create_dir(&named).unwrap();
+        fs::write(named.join("surplus"), "").unwrap();
+        fs::write(passed.join("single"), format!("other {round}")).unwrap();
+        for (path, seconds) in [(&passed, 1_000_000), (&tree.join("etc"), 2_000_000), (&tree, 3_000_000)] {
+            tree::set_mtime(path, seconds, 7);
+        }
+        tree::set_flag(&passed, IFlags::IMMUTABLE);
+        for delay in [round, round / 2] {
+            let work = std::env::join_paths([&file, &tree]).unwrap();
+            let mut again = Command::new(std::env::current_exe().unwrap());
+            again.args(["--exact", "metadata::what_a_partial_restore_passes_through_is_as_it_was_however_often_it_is_killed"]);
+            let mut child = again.env(CHILD, work).stdout(Stdio::null()).spawn().unwrap();
+            let begun = Instant::now();
+            while !tree.join(".recovery-stage").exists() && child.try_wait().unwrap().is_none() {
+                assert!(begun.elapsed() < Duration::from_secs(60), "it does not begin");
+            }
+            std::thread::sleep(Duration::from_micros(delay * 400));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            killed += u32::from(tree.join(".recovery-stage").exists());
+        }
+        if round % 3 == 0 {
+            // Nobody finishes it.
+            recovery::archive::sweep(&tree).unwrap();
+        } else {
+            archive.restore(&tree, &selection, Extra::Delete, &|_| ()).unwrap();
+            assert_eq!(archive.compare(&tree, &selection, Extra::Delete, &|_| ()).unwrap().0, []);
+        }
+        for (path, seconds) in [(&passed, 1_000_000), (&tree.join("etc"), 2_000_000), (&tree, 3_000_000)] {
+            let found = path.metadata().unwrap();
+            assert_eq!((found.mtime(), found.mtime_nsec()), (seconds, 7), "round {round}: the time of {}", path.display());
+        }
+        assert!(is_immutable(&passed), "round {round}");
+        assert!(!tree.join(".recovery-stage").exists());
+    }
+    release(&tree);
+    assert!(killed >= 20, "only {killed} were killed in the middle");
+}
