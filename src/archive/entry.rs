@@ -124,7 +124,7 @@ impl Entry {
         }
         // The kernel takes the owner -1 for "leave it as it is", and keeps 12 bits of a major number and 20 of a minor.
         let ids = attributes.uid == u32::MAX || attributes.gid == u32::MAX;
-        if ids || self.device.0 >= 1 << 12 || self.device.1 >= 1 << 20 {
+        if ids || device.0 >= 1 << 12 || device.1 >= 1 << 20 {
             return refuse("has an owner or a device number that no system can have");
         }
         if attributes.mode & !0o7777 != 0 || mtime.nanoseconds >= 1_000_000_000 || i64::try_from(*size).is_err() {

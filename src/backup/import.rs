@@ -197,6 +197,8 @@ impl Import<'_> {
             certificates_expire: expire.map(|(when, _)| when),
             etc_excludes: excludes::import(&self.parts.excludes, &[&self.parts.etc, &self.node.real_path("/etc")])?,
             managed_files: MachineConfig::current(&copy)?.map(|config| config.outside_etc()).unwrap_or_default(),
+            runtime_unit: None,
+            operator_containers: None,
             sizes: partial.finished().iter().map(|(name, finished)| (name.clone(), finished.bytes)).collect(),
         })
     }

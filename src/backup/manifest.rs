@@ -59,6 +59,13 @@ pub struct Manifest {
     pub etc_excludes: Vec<PathBuf>,
     /// Paths of the managed files outside `/etc` at that time, absolute: what a newer `currentconfig` added beyond these is removed.
     pub managed_files: Vec<PathBuf>,
+    /// The unit of the container runtime; `None` when it was not found, and in older backups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime_unit: Option<String>,
+    /// The containers of the profile's operators that ran, name and namespace: those that a recovery waits for. `None` when the runtime did not say,
+    /// and in older backups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator_containers: Option<Vec<(String, String)>>,
     /// Bytes of content per file of the backup, before compression.
     pub sizes: std::collections::BTreeMap<String, u64>,
 }

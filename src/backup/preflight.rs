@@ -1,6 +1,6 @@
 //! What is looked at before a backup changes anything: whether it can be taken now, and what will stand in its manifest.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -21,8 +21,8 @@ use crate::node::identity::Identity;
 use crate::node::profile::Profile;
 use crate::node::{Node, dir::RecoveryDir, mounts};
 use crate::report::Progress;
-use crate::tools::crictl;
 use crate::tools::ostree::{self, Deployment};
+use crate::tools::{crictl, needs};
 
 /// How long etcd has to answer while it is only asked how it is.
 const ETCD_ANSWERS: Duration = Duration::from_secs(30);
@@ -54,6 +54,10 @@ pub struct Facts {
     pub booted: Option<(Deployment, DeploymentId)>,
     /// Images in use.
     pub images: Vec<Image>,
+    /// The unit of the container runtime.
+    pub runtime_unit: Option<String>,
+    /// The containers of the profile's operators that run, name and namespace.
+    pub operator_containers: Option<Vec<(String, String)>>,
     /// When the first certificate expires, and which.
     pub certificates_expire: Option<(Timestamp, PathBuf)>,
     /// What is archived.
@@ -83,8 +87,11 @@ pub fn look(node: &Node, dir: &RecoveryDir, options: &TakeOptions, survey: &Surv
     let endpoint = Endpoint::of(node, profile)?;
     let health = single_member(&endpoint)?;
     let (cluster, operators) = cluster(node, profile, options.force, &mut warnings)?;
-    let images = images(node).unwrap_or_else(|error| {
-        warnings.push(format!("the images in use are not recorded: {error:#}"));
+    let runtime_unit = needs(node, profile, &mut warnings);
+    let containers = crictl::containers(node);
+    let operator_containers = containers.as_ref().ok().map(|containers| operators_running(profile, containers));
+    let images = containers.and_then(|containers| images(node, &containers)).unwrap_or_else(|error| {
+        warnings.push(format!("the images and containers in use are not recorded: {error:#}"));
         Vec::new()
     });
     let certificates_expire = certificates_expire(node, profile).unwrap_or_else(|error| {
@@ -94,7 +101,21 @@ pub fn look(node: &Node, dir: &RecoveryDir, options: &TakeOptions, survey: &Surv
     if let Some((when, path)) = certificates_expire.as_ref().filter(|(when, _)| *when < node.clock().now()) {
         warnings.push(format!("the certificate {} expired at {when}", path.display()));
     }
-    Ok(Facts { profile, identity, cluster, operators, endpoint, health, booted, images, certificates_expire, trees, warnings })
+    Ok(Facts {
+        profile,
+        identity,
+        cluster,
+        operators,
+        endpoint,
+        health,
+        booted,
+        images,
+        runtime_unit,
+        operator_containers,
+        certificates_expire,
+        trees,
+        warnings,
+    })
 }
 
 /// The booted deployment, and what about it and `/boot` is worth a warning.
@@ -201,9 +222,31 @@ fn at_rest(cluster: &kube::Cluster, operators: &[kube::OperatorState], rolling: 
     Ok(warnings)
 }
 
+/// The unit of the container runtime. What a recovery would not find here is a warning: the backup may be the last chance to have one.
+fn needs(node: &Node, profile: &Profile, warnings: &mut Vec<String>) -> Option<String> {
+    let in_etc = |unit: &str| node.exists(Path::new("/etc").join(needs::in_etc(unit)));
+    match needs::look(node, profile, None, &[], &in_etc) {
+        Ok(found) => {
+            warnings.extend(found.missing.into_iter().map(|missing| format!("a recovery would be refused here: {missing}")));
+            found.runtime
+        }
+        Err(error) => {
+            warnings.push(format!("whether the node has what a recovery needs cannot be told: {error:#}"));
+            None
+        }
+    }
+}
+
+/// Those containers of the profile's operators that run: one that is scaled to zero is not waited for after a recovery.
+fn operators_running(profile: &Profile, containers: &[crictl::Container]) -> Vec<(String, String)> {
+    let runs = |name: &str, namespace: &str| containers.iter().any(|c| c.running && c.name == name && c.namespace == namespace);
+    let wanted = profile.operator_containers.iter().filter(|wanted| runs(wanted.container, wanted.namespace));
+    wanted.map(|wanted| (wanted.container.to_owned(), wanted.namespace.to_owned())).collect()
+}
+
 /// The images of the containers there are: an edge site may have no registry to pull them from again.
-fn images(node: &Node) -> Result<Vec<Image>> {
-    let (containers, images) = (crictl::containers(node)?, crictl::images(node)?);
+fn images(node: &Node, containers: &[crictl::Container]) -> Result<Vec<Image>> {
+    let images = crictl::images(node)?;
     let mut used: Vec<Image> = Vec::new();
     for container in containers.iter().filter(|c| !c.image.is_empty()) {
         let names = |i: &&crictl::Image| i.tags.iter().chain(&i.digests).chain([&i.id]).any(|name| same_image(name, &container.image));

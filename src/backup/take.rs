@@ -277,6 +277,8 @@ impl Run<'_> {
             certificates_expire: self.facts.certificates_expire.as_ref().map(|(when, _)| *when),
             etc_excludes: self.facts.trees.etc_excludes.clone(),
             managed_files: self.facts.trees.managed_files.clone(),
+            runtime_unit: self.facts.runtime_unit.clone(),
+            operator_containers: self.facts.operator_containers.clone(),
             sizes: partial.finished().iter().map(|(name, finished)| (name.clone(), finished.bytes)).collect(),
         })
     }

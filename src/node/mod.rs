@@ -2,7 +2,7 @@
 //!
 //! Reading order: this page, [`run`] (external programs), [`clock`] (time, boot id, deadlines, interruption), [`durable`] (files that
 //! survive a power cut), [`dir`] (the recovery directory and its lock), [`profile`] (what kind of control plane), [`identity`]
-//! (which node this is), [`static_pod`] and [`certificates`] (what its manifests and certificates say), [`machine_config`] (which files are
+//! (which node this is), [`static_pod`] and [`certificates`] (what its manifests and certificates say), [`yaml`] (as kubelet reads it), [`machine_config`] (which files are
 //! managed), [`hold`] (what keeps kubelet from starting before everything is restored), [`mounts`] and [`selinux`], [`host`] (the way to it from a
 //! container).
 
@@ -19,6 +19,7 @@ pub mod profile;
 pub mod run;
 pub mod selinux;
 pub mod static_pod;
+pub mod yaml;
 
 use std::path::{Component, Path, PathBuf};
 
@@ -153,6 +154,15 @@ impl Node {
                 "--root {} needs --tools DIR to run `{program}`: the live host's programs are never used on another node",
                 self.root.display()
             ))),
+        }
+    }
+
+    /// True when the node has this program where [`Node::command`] looks for it.
+    #[must_use]
+    pub fn has_program(&self, program: &str) -> bool {
+        match &self.tools {
+            Some(tools) => tools.join(program).exists(),
+            None => std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|folder| folder.join(program).is_file()),
         }
     }
 

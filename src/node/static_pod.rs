@@ -139,13 +139,12 @@ impl Manifest {
         if node.exists(&path) { Self::read(node, &path).map(Some) } else { Ok(None) }
     }
 
-    /// Parses the text of one, YAML or JSON.
+    /// Parses the text of one, YAML or JSON, as kubelet does.
     ///
     /// # Errors
     /// When it is no pod.
     pub(crate) fn parse(text: &str) -> Result<Self> {
-        // JSON is tried as JSON: its escapes are not all YAML's.
-        let manifest: Self = if text.trim_start().starts_with('{') { serde_json::from_str(text)? } else { serde_saphyr::from_str(text)? };
+        let manifest: Self = super::yaml::first(text)?;
         if manifest.metadata.name.is_empty() || manifest.spec.containers.is_empty() {
             bail!("it has no name or no containers");
         }
@@ -274,6 +273,16 @@ mod tests {
         let mut manifest = captured("kube-apiserver-pod-rev8.yaml");
         manifest.metadata.labels.clear();
         assert_eq!(manifest.revision(), Some(8));
+    }
+
+    #[test]
+    fn a_manifest_that_kubelet_takes_is_taken() {
+        let yaml = "metadata:\n  name: old\n  name: etcd\nspec:\n  containers:\n  - name: etcd\n    image: a\n    image: b\n---\n";
+        let json = r#"{"metadata":{"name":"old","name":"etcd"},"spec":{"containers":[{"name":"etcd","image":"a","image":"b"}]}}"#;
+        for text in [yaml, json] {
+            let manifest = Manifest::parse(text).unwrap();
+            assert_eq!((manifest.metadata.name.as_str(), manifest.images()), ("etcd", vec!["b"]), "{text}");
+        }
     }
 
     #[test]

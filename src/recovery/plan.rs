@@ -247,6 +247,7 @@ fn open(
     undo.runs.extend(restarts.clone().filter(|old| !undo.runs.contains(old)));
     undo.runs.push(id.clone());
     (undo.backup, undo.asked, undo.undone_at) = (backup.id.clone(), options.asked, None);
+    undo.runtime = Some(report.runtime_unit.clone());
     undo.save(dir)?;
     let beginning = Beginning {
         profile: backup.manifest.profile,

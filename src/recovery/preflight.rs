@@ -1,6 +1,6 @@
 //! What is looked at before a recovery begins. It changes nothing, and finds what would stop the recovery half-way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,11 +9,12 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::journal::EtcdRestore;
+use super::journal::{Asked, EtcdRestore};
 use super::platform::table::{self, Action, PlatformReport, Target};
 use super::restore_files;
 use super::resume::CLUSTER_RESTORE;
 use super::run::KUBELET_UNIT;
+use super::undo::Undo;
 use crate::archive::{Archive, Change, Counts};
 use crate::backup::manifest::{Image, Manifest};
 use crate::backup::{self, Backup, ETC, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL, install, trees};
@@ -23,7 +24,7 @@ use crate::node::identity::Identity;
 use crate::node::profile::{Kind, Profile};
 use crate::node::{Node, hold, mounts};
 use crate::report::Progress;
-use crate::tools::{crictl, systemctl};
+use crate::tools::{crictl, needs, systemctl};
 
 /// How long a clock that is earlier than the backup is given to be set: time synchronisation often comes minutes after the network.
 const CLOCK_WAIT: Duration = Duration::from_secs(30);
@@ -68,6 +69,8 @@ pub struct PlanReport {
     pub platform: PlatformReport,
     /// What is wrong and gone on with.
     pub warnings: Vec<String>,
+    /// The unit of the container runtime.
+    pub runtime_unit: String,
     /// Images that were in use and are not on the node: they have to be pulled.
     pub missing_images: Vec<Image>,
     /// How long checking the backup took, seconds.
@@ -134,6 +137,7 @@ pub(super) fn look(
             Action::Nothing
         }
     };
+    let runtime_unit = needs(node, dir, backup, profile, &needed_programs(&action, options.asked))?;
     warnings.extend(programs(node).context("looking whether the programs are there that a recovery needs: nothing was changed")?);
     warnings.extend(comes_back(node, dir)?);
     space(node, dir, backup, profile)?;
@@ -149,6 +153,7 @@ pub(super) fn look(
         phases: super::run::plan(profile, &action),
         platform,
         warnings,
+        runtime_unit,
         missing_images,
         verified_seconds,
         continues: None,
@@ -213,6 +218,28 @@ fn date_warnings(now: Timestamp, manifest: &Manifest) -> Vec<String> {
             .push(format!("the first of the backup's certificates expired on {expired:.0}: the cluster has to renew them before it works"));
     }
     warnings
+}
+
+/// What the platform phase and the cluster's own restore run besides.
+fn needed_programs(action: &Action, asked: Asked) -> Vec<&'static str> {
+    let rpm_ostree = matches!(action, Action::Drop { .. } | Action::RollBack { .. } | Action::Reboot { .. }).then_some("rpm-ostree");
+    let bash = (asked.etcd == EtcdRestore::ClusterRestore).then_some("bash");
+    rpm_ostree.into_iter().chain(bash).collect()
+}
+
+/// Whether the node has everything that a later step needs; the unit of its container runtime.
+fn needs(node: &Node, dir: &RecoveryDir, backup: &Backup, profile: &Profile, programs: &[&str]) -> Result<String> {
+    let etc = Archive::open(&backup.file(ETC)).with_context(|| format!("opening {ETC} of backup {}", backup.id))?;
+    let units: BTreeSet<PathBuf> = etc.paths().filter(|path| path.starts_with("systemd/system")).map(Path::to_owned).collect();
+    let restored = |unit: &str| units.contains(Path::new(&needs::in_etc(unit)));
+    // A run that is restarted may have stopped it.
+    let known = Undo::load(dir)?.and_then(|undo| undo.runtime).or_else(|| backup.manifest.runtime_unit.clone());
+    let found = needs::look(node, profile, known.as_deref(), programs, &restored)
+        .context("looking whether everything is there that a recovery needs: nothing was changed")?;
+    match found.runtime {
+        Some(unit) if found.missing.is_empty() => Ok(unit),
+        _ => Err(misfit(format!("this node lacks what a recovery needs, so nothing was changed: {}", found.missing.join("; ")))),
+    }
 }
 
 /// Whether the programs answer that the first steps need. A container runtime that is down, or that hangs, is a warning: it may be what is

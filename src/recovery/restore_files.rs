@@ -78,8 +78,8 @@ fn stop_unit(here: &mut Doing<'_, '_>, unit: &str) -> Result<()> {
 /// Waits while the runtime is still starting, which can take long at a boot: it can neither say which containers there are nor be stopped in
 /// order. One that does not come to an end is gone on with.
 pub(super) fn settled_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
-    let unit = here.run.profile.runtime_unit;
-    let look = |here: &mut Doing<'_, '_>| Ok((!systemctl::show(here.run.node, unit)?.is_starting()).then_some(()));
+    let unit = here.run.runtime_unit();
+    let look = |here: &mut Doing<'_, '_>| Ok((!systemctl::show(here.run.node, &unit)?.is_starting()).then_some(()));
     let settled =
         here.wait_for("the container runtime to have started", Duration::from_secs(1), look, |_| format!("see `journalctl -u {unit}`"));
     tolerate(here, settled)
@@ -106,7 +106,7 @@ fn note_containers(here: &mut Doing<'_, '_>) -> Result<()> {
 /// pods for help, and hangs when they are gone. What cannot be removed is a warning: the reboot ends it anyway.
 fn stop_containers(here: &mut Doing<'_, '_>) -> Result<()> {
     settled_runtime(here)?;
-    if systemctl::show(here.run.node, here.run.profile.runtime_unit)?.is_stopped() {
+    if systemctl::show(here.run.node, &here.run.runtime_unit())?.is_stopped() {
         return Ok(());
     }
     let stopped = here.waiting("stopping containers and pod sandboxes", |here, _| stop_and_remove(here));
@@ -166,7 +166,8 @@ pub(super) fn tolerate(here: &mut Doing<'_, '_>, result: Result<()>) -> Result<(
 
 fn stop_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
     let profile = here.run.profile;
-    stop_unit(here, profile.runtime_unit)?;
+    let unit = here.run.runtime_unit();
+    stop_unit(here, &unit)?;
     if profile.kind == Kind::OpenShift && !here.run.node.exists(CLEAN_SHUTDOWN) {
         here.warn(format!(
             "CRI-O left no {CLEAN_SHUTDOWN}: it did not stop in order, and its next start erases all images; they are pulled again"

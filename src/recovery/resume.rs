@@ -94,7 +94,7 @@ fn remove_ovn(here: &mut Doing<'_, '_>) -> Result<()> {
         }
     }
     for unit in OVS_UNITS {
-        if systemctl::show(node, unit)?.exists() {
+        if systemctl::show(node, unit)?.load == "loaded" {
             systemctl::restart(node, unit)?;
         }
     }
@@ -210,8 +210,8 @@ fn machine_config(here: &mut Doing<'_, '_>) -> Result<()> {
 
 fn start_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
     restore_files::settled_runtime(here)?;
-    let unit = here.run.profile.runtime_unit;
-    systemctl::start(here.run.node, unit)?;
+    let unit = here.run.runtime_unit();
+    systemctl::start(here.run.node, &unit)?;
     here.wait_for(
         "the container runtime to answer",
         Duration::from_secs(1),
@@ -290,9 +290,9 @@ fn restart_ovn(here: &mut Doing<'_, '_>) -> Result<()> {
     Ok(())
 }
 
-/// The end of the phase: everything the profile names runs in a container that is not one of the old ones.
+/// The end of the phase: everything that ran when the backup was taken runs in a container that is not one of the old ones.
 fn containers(here: &mut Doing<'_, '_>) -> Result<()> {
-    let wanted = waits::wanted(here.run.profile);
+    let wanted = waits::wanted(here.run.profile, here.run.backup.manifest.operator_containers.as_deref());
     let old: Vec<String> =
         here.noted_by(Phase::RestoreFiles, "old-containers")?.context("the journal does not say which containers are old")?;
     let client = Client::of(here.run.node, here.run.profile)?;

@@ -22,8 +22,7 @@ use crate::node::dir::RecoveryDir;
 use crate::node::profile::Profile;
 use crate::report::{Progress, Task, unit};
 
-/// kubelet, on every kind of node.
-pub(super) const KUBELET_UNIT: &str = "kubelet.service";
+pub(super) use crate::tools::needs::KUBELET_UNIT;
 
 /// A run, in the hands of the process that carries it on.
 #[derive(Debug)]
@@ -36,6 +35,13 @@ pub(super) struct Run<'a> {
     pub profile: &'static Profile,
     pub backup: Backup,
     pub undo: Undo,
+}
+
+impl Run<'_> {
+    /// The unit of the container runtime: as it was found when the run began. A run of an older agent has found none, and knows only the usual one.
+    pub(super) fn runtime_unit(&self) -> String {
+        self.undo.runtime.clone().unwrap_or_else(|| self.profile.runtime_unit.to_owned())
+    }
 }
 
 /// A step of a phase: what the plan says of it, and what it does.

@@ -35,6 +35,9 @@ pub struct Undo {
     pub selinux: Option<Mode>,
     /// Units that are stopped, and whether they ran, or would have by themselves, before the first of the runs.
     pub units: BTreeMap<String, bool>,
+    /// The unit of the container runtime, found before the first change: while it is stopped, or its files are half restored, nothing tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
     /// The last line of the last run's journal when somebody was found to have let kubelet go in the middle of it: what was stopped before it
     /// may have been started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -61,6 +64,7 @@ impl Undo {
             asked,
             selinux: None,
             units: BTreeMap::new(),
+            runtime: None,
             undone_at: None,
         }
     }

@@ -20,10 +20,14 @@ pub(super) const PAUSE: Duration = Duration::from_secs(1);
 /// A container that is waited for: its name and namespace.
 pub(super) type Wanted = (&'static str, &'static str);
 
-/// The containers of the profile that must be new and running at the end.
-pub(super) fn wanted(profile: &Profile) -> Vec<Wanted> {
+/// The containers of the profile that must be new and running at the end: those of the static pods, and of the operators those that `ran` when the
+/// backup was taken. A backup that does not say it has had them all.
+pub(super) fn wanted(profile: &Profile, ran: Option<&[(String, String)]>) -> Vec<Wanted> {
     let pods = profile.static_pods.iter().map(|p| (p.container, p.namespace));
-    pods.chain(profile.operator_containers.iter().map(|o| (o.container, o.namespace))).collect()
+    let operators = profile.operator_containers.iter().map(|o| (o.container, o.namespace));
+    let has_run =
+        |wanted: &Wanted| ran.is_none_or(|ran| ran.iter().any(|(name, namespace)| (name.as_str(), namespace.as_str()) == *wanted));
+    pods.chain(operators.filter(has_run)).collect()
 }
 
 /// Those of `wanted` that do not run in a container whose id is new. Name and namespace are kubelet's labels: a name alone matches others.
@@ -144,6 +148,13 @@ mod tests {
         assert!(is_missing(container("b", "etcd", "openshift-etcd", false)), "an exited one");
         assert!(is_missing(container("b", "etcd", "other", true)), "one of another namespace");
         assert_eq!(missing(&etcd, &[], &old), etcd);
-        assert_eq!(wanted(&OPENSHIFT).len(), 8);
+    }
+
+    #[test]
+    fn an_operator_that_did_not_run_when_the_backup_was_taken_is_not_waited_for() {
+        assert_eq!(wanted(&OPENSHIFT, None).len(), 8);
+        assert_eq!(wanted(&OPENSHIFT, Some(&[])).len(), 4);
+        let ran = [("etcd-operator".to_owned(), "openshift-etcd-operator".to_owned())];
+        assert_eq!(wanted(&OPENSHIFT, Some(&ran))[4..], [("etcd-operator", "openshift-etcd-operator")]);
     }
 }

@@ -4,6 +4,8 @@
 //! the exit status is what decides, never a word in a message.
 
 pub mod crictl;
+pub mod needs;
 pub mod ostree;
 pub mod rpm_ostree;
+pub mod runtime;
 pub mod systemctl;

@@ -63,6 +63,67 @@ fn a_backup_of_another_node_unless_forced() {
 }
 
 #[test]
+fn a_unit_that_a_later_step_needs_and_that_is_not_there() {
+    for (unit, load, words) in [
+        ("containerd.service", "not-found", ["containerd.service", "next: start the container runtime"]),
+        ("containerd.service", "masked", ["containerd.service", "next:"]),
+        ("kubelet.service", "not-found", ["there is no unit kubelet.service", "next: `systemctl list-unit-files`"]),
+        ("kubelet.service", "masked", ["kubelet.service is masked", "next: `systemctl unmask kubelet.service`"]),
+        ("kubelet.service", "bad-setting", ["bad-setting", "next: `systemctl status kubelet.service`"]),
+    ] {
+        let place = Place::new();
+        place.state(&format!("{unit}.load"), load);
+        refused(&place, Options::default(), 78, &words);
+        refused(&place, forced(), 78, &words);
+        // One that the backup brings is no reason.
+        place.put(&format!("/etc/systemd/system/{unit}"), "[Service]\nExecStart=/usr/bin/x\n");
+        place.back_up("b2", 2);
+        std::fs::remove_file(place.at(&format!("/etc/systemd/system/{unit}"))).unwrap();
+        place.plan(Options::default()).unwrap();
+    }
+}
+
+#[test]
+fn a_unit_that_the_restore_itself_would_take_away() {
+    let place = Place::new();
+    place.put("/etc/systemd/system/kubelet.service", "[Service]\nExecStart=/usr/bin/kubelet\n");
+    refused(&place, Options::default(), 78, &["kubelet.service is in /etc and not in the backup", "next:"]);
+    place.put("/usr/lib/systemd/system/kubelet.service", "[Service]\nExecStart=/usr/bin/kubelet\n");
+    place.plan(Options::default()).unwrap();
+}
+
+#[test]
+fn a_program_or_a_directory_that_is_not_there() {
+    let place = Place::new();
+    let tool = place.temporary.path().join("tools/crictl");
+    std::fs::rename(&tool, place.temporary.path().join("crictl")).unwrap();
+    refused(&place, Options::default(), 78, &["`crictl` is missing", "next:"]);
+    std::fs::rename(place.temporary.path().join("crictl"), tool).unwrap();
+    std::fs::rename(place.at("/var/lib/kubelet"), place.at("/var/lib/other")).unwrap();
+    place.put("/var/lib/kubelet", "a file");
+    refused(&place, Options::default(), 78, &["/var/lib/kubelet is no directory", "next:"]);
+}
+
+/// A node whose kubelet is told CRI-O's socket, by a unit of another name, and that has no containerd.
+#[test]
+fn the_runtime_is_the_one_that_kubelet_is_told() {
+    let place = Place::new();
+    place.put("/var/lib/kubelet/config.yaml", "kind: KubeletConfiguration\ncontainerRuntimeEndpoint: unix:///var/run/crio/crio.sock\n");
+    place.put("/usr/lib/systemd/system/site-runtime.service", "[Service]\nExecStart=/opt/bin/crio\n");
+    for unit in ["containerd.service", "crio.service", "cri-o.service"] {
+        place.state(&format!("{unit}.load"), "not-found");
+    }
+    place.state("site-runtime.service", "active");
+    let plan = place.plan(Options::default()).unwrap();
+    assert_eq!(plan.report.runtime_unit, "site-runtime.service");
+    plan.begin().unwrap();
+    assert!(place.calls().contains(&"systemctl stop site-runtime.service".to_owned()), "{:?}", place.calls());
+    assert_eq!(place.state_of("endpoint"), "unix:///run/crio/crio.sock");
+    // After the reboot, what it was told may be another's: what was found is noted.
+    assert!(std::fs::read_to_string(place.dir.undo()).unwrap().contains("site-runtime.service"));
+}
+
+#[test]
 fn too_little_space_even_when_forced() {
     let place = Place::new();
     let mut manifest = place.manifest("b1", 1);

@@ -28,6 +28,8 @@ pub fn plain(id: &str, sequence: u64) -> Manifest {
         certificates_expire: None,
         etc_excludes: Vec::new(),
         managed_files: Vec::new(),
+        runtime_unit: None,
+        operator_containers: None,
         sizes: BTreeMap::new(),
     }
 }

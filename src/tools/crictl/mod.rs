@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
+use super::runtime;
 use crate::node::Node;
 use crate::node::clock::{Deadline, interrupted};
 use crate::node::run::Command;
@@ -78,7 +79,8 @@ pub struct Image {
 }
 
 fn crictl(node: &Node, limit: Duration) -> Result<Command> {
-    Ok(node.command("crictl")?.arg(format!("--timeout={}s", limit.as_secs())).limit(limit + SLACK))
+    let command = node.command("crictl")?.arg(format!("--timeout={}s", limit.as_secs()));
+    Ok(command.args(runtime::crictl_flags(node)).limit(limit + SLACK))
 }
 
 /// All containers, exited ones too.

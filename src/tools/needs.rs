@@ -1,0 +1,98 @@
+//! What a recovery will need of the node: units, programs, directories. Looked at before the first change, and by every backup.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::{ostree, runtime, systemctl};
+use crate::node::Node;
+use crate::node::profile::Profile;
+
+/// kubelet, on every kind of node.
+pub const KUBELET_UNIT: &str = "kubelet.service";
+/// Where `/etc` has unit files.
+const UNITS: &str = "etc/systemd/system";
+/// Where unit files are that no restore touches.
+const UNITS_ELSEWHERE: [&str; 3] = ["/usr/lib/systemd/system", "/lib/systemd/system", "/run/systemd/system"];
+
+/// What was found.
+#[derive(Debug)]
+pub struct Found {
+    /// The unit of the container runtime; `None` when there is none.
+    pub runtime: Option<String>,
+    /// What is missing, and what to do about it: one sentence each.
+    pub missing: Vec<String>,
+}
+
+/// Looks at everything. `recorded` is the runtime's unit as the backup has it; `programs` are needed beyond what every recovery needs; `restored` is
+/// true for a unit whose file comes back with `/etc`.
+///
+/// # Errors
+/// When systemd does not answer, or there is no `systemctl`.
+pub fn look(node: &Node, profile: &Profile, recorded: Option<&str>, programs: &[&str], restored: &dyn Fn(&str) -> bool) -> Result<Found> {
+    let mut missing = Vec::new();
+    let always = ["systemctl", "crictl"].into_iter().chain(ostree::is_ostree(node).then_some("ostree")).chain(programs.iter().copied());
+    for program in always.filter(|program| !node.has_program(program)) {
+        missing.push(format!("`{program}` is missing on this node; next: install it, or put it into the PATH"));
+    }
+    let lasts = |unit: &str| lasts(node, unit, restored);
+    if let Some(why) = lasts(KUBELET_UNIT)? {
+        missing.push(why);
+    }
+    let runtime = match runtime::unit(node, profile, recorded, &|unit| Ok(lasts(unit)?.is_none())) {
+        Ok(unit) => {
+            missing.extend(lasts(&unit)?);
+            Some(unit)
+        }
+        Err(error) if crate::error::exit_code(&error) == 78 => {
+            missing.push(format!("{error:#}"));
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    let data = Path::new(profile.etcd_data).parent().unwrap_or(Path::new("/"));
+    for folder in [Path::new("/etc"), Path::new("/usr/local"), Path::new("/var/lib/kubelet"), Path::new(profile.kubernetes), data] {
+        missing.extend(unusable(node, folder)?);
+    }
+    Ok(Found { runtime, missing })
+}
+
+/// What is wrong with a unit that has to be there when `/etc` is restored; `None` when it will be.
+fn lasts(node: &Node, unit: &str, restored: &dyn Fn(&str) -> bool) -> Result<Option<String>> {
+    if restored(unit) {
+        return Ok(None);
+    }
+    let now = systemctl::show(node, unit)?;
+    let next = format!("next: `systemctl status {unit}` shows it");
+    Ok(match now.load.as_str() {
+        "loaded" => {
+            let only_in_etc = node.exists(Path::new("/").join(UNITS).join(unit))
+                && !UNITS_ELSEWHERE.iter().any(|folder| node.exists(Path::new(folder).join(unit)));
+            only_in_etc.then(|| {
+                format!("the unit file of {unit} is in /etc and not in the backup, whose /etc takes its place: it would be gone; {next}")
+            })
+        }
+        "not-found" => Some(format!("there is no unit {unit} on this node; next: `systemctl list-unit-files` shows those that there are")),
+        "masked" => Some(format!("the unit {unit} is masked; next: `systemctl unmask {unit}`")),
+        load => Some(format!("systemd cannot load the unit {unit} ({load}); {next}")),
+    })
+}
+
+/// What is wrong with a directory that is written to; one that is not there is made.
+fn unusable(node: &Node, shown: &Path) -> Result<Option<String>> {
+    let path = node.real_path(shown);
+    let nearest = path.ancestors().find(|path| path.symlink_metadata().is_ok()).unwrap_or(Path::new("/"));
+    let at = node.shown(nearest);
+    if !nearest.is_dir() {
+        return Ok(Some(format!("{} is no directory; next: move it away (`ls -ld {0}` shows it)", at.display())));
+    }
+    let flags = rustix::fs::statvfs(nearest).with_context(|| format!("looking at the file system of {}", at.display()))?.f_flag;
+    Ok((flags.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+        .then(|| format!("{} is on a file system that is mounted read-only; next: `findmnt --target {0}` shows it", at.display())))
+}
+
+/// The path of a unit's file in an archive of `/etc`.
+#[must_use]
+pub fn in_etc(unit: &str) -> String {
+    format!("systemd/system/{unit}")
+}
