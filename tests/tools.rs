@@ -18,6 +18,8 @@ use recovery::node::dir::RecoveryDir;
 use recovery::node::hold;
 use recovery::tools::{crictl, ostree, rpm_ostree, systemctl};
 
+/// How long a busy rpm-ostree is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
 const CONTROL_PLANE: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
 
 /// Waits until all of an OpenShift node runs: from then on kubelet makes nothing new by itself.
@@ -70,11 +72,11 @@ fn deployments_are_pinned_rolled_back_and_removed() -> Result<()> {
     assert_eq!((staged.serial, staged.checksum.as_str()), (1, old.checksum.as_str()));
     assert_eq!(exit_code(&ostree::pin(&agent, &staged).unwrap_err()), 78);
     assert_eq!(exit_code(&ostree::kernel_arguments(&agent, &staged).unwrap_err()), 78, "a staged one has no boot loader entry");
-    assert!(rpm_ostree::rollback(&agent).unwrap_err().to_string().contains("Staged deployment"));
-    rpm_ostree::cleanup_pending(&agent)?;
-    rpm_ostree::cleanup_pending(&agent)?;
+    assert!(rpm_ostree::rollback(&agent, PATIENCE).unwrap_err().to_string().contains("Staged deployment"));
+    rpm_ostree::cleanup_pending(&agent, PATIENCE)?;
+    rpm_ostree::cleanup_pending(&agent, PATIENCE)?;
     assert_eq!(see()?, "4.16.4*P");
-    assert!(rpm_ostree::rollback(&agent).unwrap_err().to_string().contains("No rollback deployment found"));
+    assert!(rpm_ostree::rollback(&agent, PATIENCE).unwrap_err().to_string().contains("No rollback deployment found"));
     // The upgrade, and back.
     node.upgrade_platform()?;
     assert_eq!(see()?, "4.17.0* 4.16.4rP");
@@ -82,7 +84,16 @@ fn deployments_are_pinned_rolled_back_and_removed() -> Result<()> {
     for wrong in [&new, &old] {
         assert_eq!(exit_code(&ostree::undeploy(&agent, wrong).unwrap_err()), 78, "booted, or pinned");
     }
-    rpm_ostree::rollback(&agent)?;
+    // Busy, it refuses at once: it is asked again, until its transaction is over or the patience is.
+    let busy = || {
+        Wrong::Fail("error: Transaction in progress: rebase\n You can cancel the current transaction with `rpm-ostree cancel`".into(), 1)
+    };
+    node.fault("rpm-ostree", "rollback", None, busy())?;
+    let error = format!("{:#}", rpm_ostree::rollback(&agent, Duration::ZERO).unwrap_err());
+    assert!(error.contains("another transaction") && error.contains("in progress: rebase"), "{error}");
+    node.clear_faults()?;
+    node.fault("rpm-ostree", "rollback", Some(2), busy())?;
+    rpm_ostree::rollback(&agent, PATIENCE)?;
     assert_eq!(see()?, "4.16.4pP 4.17.0*");
     // The index that was known before is the other one's now.
     ostree::pin(&agent, &new)?;
@@ -141,6 +152,8 @@ fn containers_are_listed_stopped_and_removed() -> Result<()> {
     assert!(error.contains(&sandbox.id) && error.contains("device busy") && !error.contains("0123456789ab"), "{error}");
     assert_eq!(crictl::sandboxes(&agent)?.len(), 1);
     node.clear_faults()?;
+    // A network plugin that failed once is no complaint: the second removal leaves it out.
+    node.fault("crictl", &format!("rmp -f {}", sandbox.id), Some(1), Wrong::Fail("level=fatal msg=\"plugin failed (delete)\"".into(), 1))?;
     crictl::remove_sandboxes(&agent, &ids, &deadline)?;
     assert!(crictl::sandboxes(&agent)?.is_empty() && crictl::containers(&agent)?.is_empty());
 

@@ -244,25 +244,33 @@ fn operators_running(profile: &Profile, containers: &[crictl::Container]) -> Vec
     wanted.map(|wanted| (wanted.container.to_owned(), wanted.namespace.to_owned())).collect()
 }
 
-/// The images of the containers there are: an edge site may have no registry to pull them from again.
+/// The images of the containers there are, and those that the runtime pins (the one that every pod sandbox is made of): an edge site may
+/// have no registry to pull them from again.
 fn images(node: &Node, containers: &[crictl::Container]) -> Result<Vec<Image>> {
     let images = crictl::images(node)?;
     let mut used: Vec<Image> = Vec::new();
     for container in containers.iter().filter(|c| !c.image.is_empty()) {
         let names = |i: &&crictl::Image| i.tags.iter().chain(&i.digests).chain([&i.id]).any(|name| same_image(name, &container.image));
         let image = match images.iter().find(names) {
-            Some(image) => {
-                let name = image.tags.iter().chain(&image.digests).next().unwrap_or(&image.id);
-                Image { id: image.id.clone(), name: name.clone() }
-            }
+            Some(image) => named(image),
             None => Image { id: container.image.clone(), name: container.image.clone() },
         };
         if !used.contains(&image) {
             used.push(image);
         }
     }
+    for image in images.iter().filter(|image| image.pinned).map(named) {
+        if !used.contains(&image) {
+            used.push(image);
+        }
+    }
     used.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(used)
+}
+
+fn named(image: &crictl::Image) -> Image {
+    let name = image.tags.iter().chain(&image.digests).next().unwrap_or(&image.id);
+    Image { id: image.id.clone(), name: name.clone() }
 }
 
 /// Ids come with and without `sha256:`.

@@ -115,7 +115,7 @@ pub fn extra_files(archive: &Archive) -> Vec<&Path> {
     (0..paths.len()).filter(|at| !leads_on(*at)).map(|at| paths[at]).collect()
 }
 
-/// Paths below `/etc` that a restore leaves alone: what tmpfiles.d makes, and the agent's own two files.
+/// Paths below `/etc` that a restore leaves alone: what tmpfiles.d makes, and the agent's own files.
 fn etc_excludes(node: &Node) -> Result<Vec<PathBuf>> {
     let mut paths = tmpfiles::paths_below_etc(node)?;
     paths.extend(always_excluded());
@@ -126,8 +126,8 @@ fn etc_excludes(node: &Node) -> Result<Vec<PathBuf>> {
 
 /// What no restore of `/etc` touches, on any node.
 #[must_use]
-pub fn always_excluded() -> [PathBuf; 3] {
-    [UPDATED, hold::DROP_IN, hold::RESUME_UNIT].map(PathBuf::from)
+pub fn always_excluded() -> [PathBuf; 4] {
+    [UPDATED, hold::DROP_IN, hold::WIPE_DROP_IN, hold::RESUME_UNIT].map(PathBuf::from)
 }
 
 /// The managed files that are there and in none of the other trees, relative to `/`, links on the way followed: the archive follows none.

@@ -1,29 +1,34 @@
 //! The kubelet hold: what makes every instant of a recovery safe to boot into.
 //!
-//! Two small files belong in the `/etc` of every deployment that could boot: a drop-in that keeps kubelet from starting while
-//! [`HOLD`] exists, and the unit that continues an open recovery. A restore of `/etc` never removes them.
+//! Three small files belong in the `/etc` of every deployment that could boot: a drop-in that keeps kubelet from starting while
+//! [`HOLD`] exists, one that keeps CRI-O's images while [`KEEP_IMAGES`] does, and the unit that continues an open recovery. A restore of `/etc` never removes them.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use super::crio::WIPE_UNIT;
 use super::dir::{DEFAULT, RecoveryDir};
 use super::{Node, durable};
 use crate::error::misfit;
 
 /// While this file exists, kubelet does not start. On `/var`, which every deployment shares.
 pub const HOLD: &str = "/var/lib/recovery/hold-kubelet";
+/// While this file exists, `crio-wipe.service` does not start: a power cut in a recovery costs no image.
+pub const KEEP_IMAGES: &str = "/var/lib/recovery/keep-images";
 /// Begins the line of the hold file that names the recovery directory.
 const OWNER: &str = "directory: ";
 /// The drop-in of `kubelet.service`, relative to `/etc`.
 pub const DROP_IN: &str = "systemd/system/kubelet.service.d/10-recovery-hold.conf";
+/// The drop-in of `crio-wipe.service`, relative to `/etc`.
+pub const WIPE_DROP_IN: &str = "systemd/system/crio-wipe.service.d/10-recovery-images.conf";
 /// The resume unit.
 pub const RESUME: &str = "recovery-resume.service";
 /// The resume unit's file, relative to `/etc`.
 pub const RESUME_UNIT: &str = "systemd/system/recovery-resume.service";
 
 /// The files, for a recovery directory.
-fn files(dir: &RecoveryDir) -> [(&'static str, String); 2] {
+fn files(dir: &RecoveryDir) -> [(&'static str, String); 3] {
     let unit = include_str!("../../systemd/recovery-resume.service");
     let unit = match dir.shown().to_str() {
         // Each mention is replaced once: the other path may contain the usual one.
@@ -32,10 +37,12 @@ fn files(dir: &RecoveryDir) -> [(&'static str, String); 2] {
         }
         _ => unit.to_owned(),
     };
-    [(DROP_IN, include_str!("../../systemd/10-recovery-hold.conf").to_owned()), (RESUME_UNIT, unit)]
+    let drop_ins = [include_str!("../../systemd/10-recovery-hold.conf"), include_str!("../../systemd/10-recovery-images.conf")];
+    let [kubelet, wipe] = drop_ins.map(str::to_owned);
+    [(DROP_IN, kubelet), (WIPE_DROP_IN, wipe), (RESUME_UNIT, unit)]
 }
 
-/// Puts both files into the `/etc` at `etc` (the booted one, or another deployment's); true when something was written.
+/// Puts the files into the `/etc` at `etc` (the booted one, or another deployment's); true when something was written.
 ///
 /// # Errors
 /// When they cannot be written.
@@ -55,7 +62,7 @@ pub fn install(etc: &Path, dir: &RecoveryDir) -> Result<bool> {
     Ok(wrote)
 }
 
-/// True when both files are in the `/etc` at `etc`, as this version writes them.
+/// True when all of them are in the `/etc` at `etc`, as this version writes them.
 #[must_use]
 pub fn is_installed(etc: &Path, dir: &RecoveryDir) -> bool {
     files(dir).iter().all(|(name, text)| std::fs::read(etc.join(name)).is_ok_and(|have| have == text.as_bytes()))
@@ -67,10 +74,21 @@ pub fn is_installed(etc: &Path, dir: &RecoveryDir) -> bool {
 /// When it cannot be written.
 pub fn place(node: &Node, dir: &RecoveryDir, run: &str) -> Result<()> {
     let shown = dir.shown().display();
-    let path = node.path(HOLD);
-    let parent = path.parent().context("the hold file has no directory")?;
+    write(node, HOLD, &format!("kubelet is held by recovery {run}: see `{shown}/recovery --dir {shown} status`\n{OWNER}{shown}\n"))
+}
+
+/// Creates the file that keeps CRI-O's images, durably.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn keep_images(node: &Node, run: &str) -> Result<()> {
+    write(node, KEEP_IMAGES, &format!("{WIPE_UNIT} is held by recovery {run}\n"))
+}
+
+fn write(node: &Node, file: &str, text: &str) -> Result<()> {
+    let path = node.path(file);
+    let parent = path.parent().with_context(|| format!("{file} has no directory"))?;
     std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
-    let text = format!("kubelet is held by recovery {run}: see `{shown}/recovery --dir {shown} status`\n{OWNER}{shown}\n");
     durable::write(&path, text.as_bytes(), 0o644)?;
     // The directory itself may be new.
     parent.parent().map_or(Ok(()), durable::sync_dir)
@@ -122,6 +140,16 @@ pub fn lift(node: &Node) -> Result<()> {
     durable::remove(&node.path(HOLD))
 }
 
+/// Removes the file that keeps CRI-O's images, durably; true when it was there.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn release_images(node: &Node) -> Result<bool> {
+    let was = node.exists(KEEP_IMAGES);
+    durable::remove(&node.path(KEEP_IMAGES))?;
+    Ok(was)
+}
+
 /// True while the hold file exists.
 #[must_use]
 pub fn is_placed(node: &Node) -> bool {
@@ -144,6 +172,8 @@ mod tests {
         assert_eq!(crate::error::exit_code(&check_owner(&node, &other).unwrap_err()), 78);
         lift(&node)?;
         lift(&node)?;
+        keep_images(&node, "r1")?;
+        assert!(node.exists(KEEP_IMAGES) && release_images(&node)? && !release_images(&node)? && !node.exists(KEEP_IMAGES));
         assert!(!is_placed(&node));
         Ok(())
     }

@@ -8,6 +8,7 @@
 
 pub mod certificates;
 pub mod clock;
+pub mod crio;
 pub mod dir;
 pub mod durable;
 pub mod hold;

@@ -94,6 +94,7 @@ pub(super) fn put_away(
         Some(mut undo) => undo.put_back(node, dir, if untouched { units } else { Units::Leave })?,
         None if hold::is_placed(node) => {
             hold::lift(node)?;
+            hold::release_images(node)?;
             vec!["the hold on kubelet is lifted".to_owned()]
         }
         None => Vec::new(),

@@ -27,6 +27,7 @@ pub(super) const STEPS: &[Step] = &[
     Step::new("drop-ahead", "dropping what would boot before the backup's deployment", drop_ahead).changes(),
     Step::new("undeploy-between", "removing standbys before the backup's deployment", undeploy_between).changes(),
     Step::new("roll-back", "rolling back to the backup's deployment", roll_back).changes(),
+    Step::new("stop-containers", "stopping containers and removing pod sandboxes", restore_files::stop_containers).volatile(),
     Step::new("next-boot", "checking that the backup's deployment boots next", next_boot),
 ];
 
@@ -92,7 +93,7 @@ fn drop_ahead(here: &mut Doing<'_, '_>) -> Result<()> {
         return Ok(());
     }
     here.figure("dropped", names(&ahead));
-    rpm_ostree::cleanup_pending(here.run.node)?;
+    rpm_ostree::cleanup_pending(here.run.node, here.run.wait)?;
     // It removes what is staged and pending; anything that it leaves is removed by name.
     for left in action(here)?.ahead() {
         ostree::undeploy(here.run.node, &left)?;
@@ -110,12 +111,13 @@ fn undeploy_between(here: &mut Doing<'_, '_>) -> Result<()> {
 
 fn roll_back(here: &mut Doing<'_, '_>) -> Result<()> {
     match action(here)? {
-        Action::RollBack { .. } => rpm_ostree::rollback(here.run.node),
+        Action::RollBack { .. } => rpm_ostree::rollback(here.run.node, here.run.wait),
         _ => Ok(()),
     }
 }
 
 fn next_boot(here: &mut Doing<'_, '_>) -> Result<()> {
+    restore_files::real_reboot(here)?;
     let all = ostree::deployments(here.run.node)?;
     match judge(&all, &here.target()) {
         Action::Nothing => Ok(()),

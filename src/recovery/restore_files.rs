@@ -15,14 +15,12 @@ use crate::backup::trees::{always_excluded, extras_in, without_owned};
 use crate::backup::{Backup, ETC, EXTRAS, USR_LOCAL, install};
 use crate::error::exit_code;
 use crate::node::machine_config::MachineConfig;
-use crate::node::profile::{Kind, Profile};
-use crate::node::{durable, hold};
-use crate::tools::{crictl, systemctl};
+use crate::node::profile::Profile;
+use crate::node::{crio, durable, hold};
+use crate::tools::{crictl, ostree, systemctl};
 
 /// How long a container has to end before it is killed. Its work is about to be undone: it needs no more than to close its files.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
-/// CRI-O leaves it behind when it stops in order; without it, its next start erases the whole image store (cri-o `server/server.go`).
-const CLEAN_SHUTDOWN: &str = "/var/lib/crio/clean.shutdown";
 
 pub(super) const STEPS: &[Step] = &[
     Step::new("deployment", "checking which deployment is booted and which boots next", deployment).volatile(),
@@ -41,14 +39,26 @@ pub(super) const STEPS: &[Step] = &[
 
 /// The target is booted and boots next; everything else would restore one release's files onto another.
 pub(super) fn deployment(here: &mut Doing<'_, '_>) -> Result<()> {
+    real_reboot(here)?;
     if let Some(warning) = table::check(here.run.node, here.target(), here.asked().force)? {
         here.warn(warning);
     }
     Ok(())
 }
 
+/// Nothing but the deployment that is checked may be booted: a prepared soft reboot would go past the boot loader, into a root that nobody looked
+/// at and where nothing holds kubelet.
+pub(super) fn real_reboot(here: &mut Doing<'_, '_>) -> Result<()> {
+    if ostree::clear_soft_reboot(here.run.node)? {
+        here.warn(format!("a soft reboot into {} was prepared; it is taken back: the reboot is a real one", ostree::NEXT_ROOT));
+    }
+    Ok(())
+}
+
 pub(super) fn place_hold(here: &mut Doing<'_, '_>) -> Result<()> {
     let node = here.run.node;
+    // Whoever reboots from now on must not get past the hold.
+    real_reboot(here)?;
     hold::install(&node.real_path("/etc"), here.run.dir)?;
     // Once it is held, a boot tells nothing of what kubelet was.
     here.run.undo.note_unit(node, here.run.dir, KUBELET_UNIT)?;
@@ -103,8 +113,9 @@ fn note_containers(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 /// Containers first, then sandboxes, those on the pod network before those on the host's: removing a sandbox asks the network's own
-/// pods for help, and hangs when they are gone. What cannot be removed is a warning: the reboot ends it anyway.
-fn stop_containers(here: &mut Doing<'_, '_>) -> Result<()> {
+/// pods for help, and hangs when they are gone. What cannot be removed is a warning: the reboot ends it anyway. It is done before each of the two
+/// reboots: CRI-O of another minor release (`version_file_persist`) deletes the images of the containers that it finds in its store.
+pub(super) fn stop_containers(here: &mut Doing<'_, '_>) -> Result<()> {
     settled_runtime(here)?;
     if systemctl::show(here.run.node, &here.run.runtime_unit())?.is_stopped() {
         return Ok(());
@@ -165,12 +176,17 @@ pub(super) fn tolerate(here: &mut Doing<'_, '_>, result: Result<()>) -> Result<(
 }
 
 fn stop_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
-    let profile = here.run.profile;
-    let unit = here.run.runtime_unit();
+    let (node, unit) = (here.run.node, here.run.runtime_unit());
     stop_unit(here, &unit)?;
-    if profile.kind == Kind::OpenShift && !here.run.node.exists(CLEAN_SHUTDOWN) {
+    let mark = crio::missing_mark(node).filter(|_| unit.starts_with("crio"));
+    if let Some(mark) = mark
+        && systemctl::show(node, crio::WIPE_UNIT)?.exists()
+    {
         here.warn(format!(
-            "CRI-O left no {CLEAN_SHUTDOWN}: it did not stop in order, and its next start erases all images; they are pulled again"
+            "CRI-O left no {}: it did not stop in order, and {} would erase all images at the next boot; it is held while this recovery is open, and \
+             CRI-O checks its images when it starts",
+            mark.display(),
+            crio::WIPE_UNIT
         ));
     }
     Ok(())

@@ -12,7 +12,7 @@ use super::journal::Asked;
 use crate::error::damaged;
 use crate::node::dir::RecoveryDir;
 use crate::node::selinux::{self, Mode};
-use crate::node::{Node, durable, hold};
+use crate::node::{Node, crio, durable, hold};
 use crate::tools::systemctl;
 
 /// The only version so far.
@@ -115,13 +115,15 @@ impl Undo {
         self.save(dir)
     }
 
-    /// Places the hold. That it is there says by itself that it must be lifted.
+    /// Places the hold, and keeps CRI-O's images for as long as the recovery is open. That the files are there says by itself that they must go.
     ///
     /// # Errors
     /// When the file cannot be written, or the hold not placed.
     pub fn place_hold(&self, node: &Node, dir: &RecoveryDir) -> Result<()> {
         self.save(dir)?;
-        hold::place(node, dir, self.runs.last().map_or("", String::as_str))
+        let run = self.runs.last().map_or("", String::as_str);
+        hold::place(node, dir, run)?;
+        hold::keep_images(node, run)
     }
 
     /// Does `work` with SELinux permissive where it is enforcing: only then can labels be written that the running policy does not know.
@@ -173,6 +175,7 @@ impl Undo {
             said.push("the hold on kubelet is lifted".to_owned());
         }
         mode.and(lifted)?;
+        hold::release_images(node)?;
         let were_running: Vec<&String> = self.units.iter().filter(|(_, wanted)| **wanted).map(|(unit, _)| unit).collect();
         for unit in were_running {
             if systemctl::show(node, unit)?.is_wanted() {
@@ -189,6 +192,7 @@ impl Undo {
                 ));
             }
         }
+        said.extend(self.erased_next(node)?);
         // What the unit gave up and a person has ended is nothing to look at any more.
         match systemctl::reset_failed(node, hold::RESUME) {
             Ok(true) => said.push(format!("{} is no longer marked as failed", hold::RESUME)),
@@ -196,6 +200,21 @@ impl Undo {
             Err(error) => tracing::debug!("{} may be marked as failed: {error:#}", hold::RESUME),
         }
         Ok(said)
+    }
+
+    /// What becomes of the images, where CRI-O was stopped by the recovery, not in order, and stays stopped: nothing keeps them any more.
+    fn erased_next(&self, node: &Node) -> Result<Option<String>> {
+        let Some(mark) = crio::missing_mark(node) else { return Ok(None) };
+        for unit in self.units.keys().filter(|unit| unit.starts_with("crio")) {
+            if systemctl::show(node, unit)?.is_stopped() && systemctl::show(node, crio::WIPE_UNIT)?.exists() {
+                return Ok(Some(format!(
+                    "{} erases all images at the next boot, because CRI-O left no {}: `systemctl start {unit}` before it, which keeps them",
+                    crio::WIPE_UNIT,
+                    mark.display()
+                )));
+            }
+        }
+        Ok(None)
     }
 
     /// Removes the file: everything is put back.
@@ -282,10 +301,11 @@ mod tests {
         let mut undo = Undo::of("b1", Asked::default());
         undo.selinux = Some(Mode::Enforcing);
         undo.place_hold(&node, &dir).unwrap();
+        assert!(node.exists(hold::KEEP_IMAGES));
         selinux::set_mode(&node, Mode::Permissive).unwrap();
         let said = Undo::load(&dir).unwrap().unwrap().put_back(&node, &dir, Units::Start).unwrap();
         assert_eq!(said, ["SELinux is Enforcing again", "the hold on kubelet is lifted"]);
         assert_eq!(selinux::mode(&node).unwrap(), Some(Mode::Enforcing));
-        assert!(!hold::is_placed(&node));
+        assert!(!hold::is_placed(&node) && !node.exists(hold::KEEP_IMAGES));
     }
 }

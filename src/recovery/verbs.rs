@@ -120,8 +120,12 @@ pub fn resume(node: &Node, dir: &RecoveryDir, options: &ResumeOptions, progress:
         && let (Stage::Reboot, Some(phase), false) = (open.stage, open.awaits_reboot(), asked.reboot)
         && !reading.rebooted_since(phase, &boot)
     {
+        let soft = match systemctl::soft_reboots(node) {
+            0 => "",
+            _ => " (its boot id is the same: a soft reboot changes the root alone, and may have left the backup's deployment)",
+        };
         return Err(not_now(format!(
-            "the node has not rebooted since phase {phase} was done; next: `systemctl reboot`, then `recovery resume`"
+            "the node has not rebooted since phase {phase} was done{soft}; next: `systemctl reboot`, then `recovery resume`"
         )));
     }
     let until = if options.step { Until::Phase } else { Until::End };
@@ -212,6 +216,8 @@ fn hold_again(node: &Node, dir: &RecoveryDir, reading: &Reading, undo: &mut Undo
 
 /// Asks again after a failure, which may be one of the connection alone, or of something that held the reboot up for a moment.
 fn ask_for_the_reboot(node: &Node, progress: &Progress) -> Result<()> {
+    // Somebody may have prepared a soft reboot since what boots next was checked.
+    crate::tools::ostree::clear_soft_reboot(node)?;
     for _ in 0..REBOOT_ATTEMPTS {
         let Some(said) = systemctl::reboot(node)? else { return Ok(()) };
         progress.say(&format!("asked for the reboot; systemctl said: {said}"));

@@ -16,10 +16,15 @@ const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(2);
 /// For a change: it writes boot loader entries and prunes.
 const CHANGE: Duration = Duration::from_secs(300);
+/// How rpm-ostree refuses, at once and with nothing done, while another transaction runs, or while any `ostree admin` holds the lock (2025.1).
+const BUSY: [&str; 2] = ["Transaction in progress", "System transaction in progress"];
 
 #[derive(Deserialize)]
 struct Status {
     deployments: Vec<Row>,
+    /// What runs: its name, who asked for it, where. It outlives a client that is killed.
+    #[serde(default)]
+    transaction: Option<Vec<String>>,
 }
 
 /// Only what is needed: the rest varies by release and origin, up to numbers that fit no type.
@@ -66,26 +71,58 @@ pub fn deployments(node: &Node) -> Result<Vec<Deployment>> {
 }
 
 /// Puts the rollback slot first in boot order; with only a pending deployment, the booted one. It does not reboot: what boots next is to
-/// be checked first.
+/// be checked first. While rpm-ostree is busy it is waited for, at most `wait`.
 ///
 /// # Errors
-/// When rpm-ostree fails: "No rollback deployment found", a staged deployment is in the way, another transaction runs.
-pub fn rollback(node: &Node) -> Result<()> {
-    change(node, &["rollback"])
+/// When rpm-ostree fails: "No rollback deployment found", a staged deployment is in the way, another transaction runs for longer than `wait`.
+pub fn rollback(node: &Node, wait: Duration) -> Result<()> {
+    change(node, &["rollback"], wait)
 }
 
-/// Removes the staged or pending deployment (`rpm-ostree cleanup -p`); none is fine.
+/// Removes the staged or pending deployment (`rpm-ostree cleanup -p`); none is fine. While rpm-ostree is busy it is waited for, at most
+/// `wait`.
 ///
 /// # Errors
-/// When rpm-ostree fails.
-pub fn cleanup_pending(node: &Node) -> Result<()> {
-    change(node, &["cleanup", "-p"])
+/// When rpm-ostree fails, or another transaction runs for longer than `wait`.
+pub fn cleanup_pending(node: &Node, wait: Duration) -> Result<()> {
+    change(node, &["cleanup", "-p"], wait)
 }
 
-fn change(node: &Node, arguments: &[&str]) -> Result<()> {
+fn change(node: &Node, arguments: &[&str], wait: Duration) -> Result<()> {
+    let deadline = node.clock().deadline(wait);
     // The daemon is woken by a question first, so that the change itself, which must not be repeated blindly, meets a running one.
     patiently(node, &["status", "--json"]).context("waking rpm-ostree's daemon")?;
-    node.command("rpm-ostree")?.args(arguments).limit(CHANGE).run().map(drop)
+    loop {
+        let output = node.command("rpm-ostree")?.args(arguments).limit(CHANGE).output()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        if !is_busy(&output.stderr) {
+            return Err(output.error());
+        }
+        // A refusal changes nothing: this may be asked again.
+        let what = transaction(node).map_or_else(String::new, |name| format!(" ({name})"));
+        if deadline.passed() {
+            let held = format!(
+                "another transaction{what} kept rpm-ostree busy for {} s; `rpm-ostree status` shows it, `rpm-ostree cancel` ends it",
+                wait.as_secs()
+            );
+            return Err(output.error().context(held));
+        }
+        tracing::warn!("rpm-ostree is busy with another transaction{what}; waiting for its end");
+        node.clock().sleep(PAUSE)?;
+    }
+}
+
+fn is_busy(stderr: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(stderr);
+    BUSY.iter().any(|refusal| text.contains(refusal))
+}
+
+/// The name of the transaction that runs, as the daemon has it; `None` when it says of none, as of an `ostree admin`.
+fn transaction(node: &Node) -> Option<String> {
+    let output = node.command("rpm-ostree").ok()?.args(["status", "--json"]).output().ok()?;
+    serde_json::from_slice::<Status>(&output.stdout).ok()?.transaction?.into_iter().next()
 }
 
 fn patiently(node: &Node, arguments: &[&str]) -> Result<Output> {
@@ -119,6 +156,7 @@ mod tests {
             ("assembled-rhcos-staged-booted-two-standby", "sp *P rP"),
             ("booted-rollback-layered-rhel-edge", "* r"),
             ("booted-rollback-layered-silverblue", "* r"),
+            ("real-transaction-in-progress", "*P"),
             ("single-booted-fcos-2019", "*"),
             ("single-booted-fcos-oci-remote-image", "*"),
             ("single-booted-fcos-oci-signed-zincati", "*"),
@@ -149,6 +187,21 @@ mod tests {
                 None => assert_eq!(exit_code(&parse(&bytes).unwrap_err()), 1, "{name}"),
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn a_transaction_that_runs_is_seen() -> Result<()> {
+        let busy =
+            std::fs::read(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/rpm-ostree/real-transaction-in-progress.json"))?;
+        let status: Status = serde_json::from_slice(&busy)?;
+        assert_eq!(status.transaction.and_then(|words| words.into_iter().next()).as_deref(), Some("Rebase"));
+        let refusals = [
+            "error: cleanup: Invoking cleanup: GDBus.Error:org.gtk.GDBus.UnmappedGError.Quark._g_2dio_2derror_2dquark.Code26: Transaction in \
+             progress: rollback\n You can cancel the current transaction with `rpm-ostree cancel`",
+            "error: System transaction in progress",
+        ];
+        assert!(refusals.iter().all(|said| is_busy(said.as_bytes())) && !is_busy(b"error: No rollback deployment found"));
         Ok(())
     }
 

@@ -180,13 +180,25 @@ pub fn daemon_reload(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Asks for a reboot. Its exit status proves nothing (the connection to systemd may be reset although the reboot is under way, or the
+/// How many soft reboots this boot has seen (`SoftRebootsCount`, systemd 256 and later): they change the root and keep the kernel, and with it the
+/// boot id. 0 where systemd does not say.
+#[must_use]
+pub fn soft_reboots(node: &Node) -> u32 {
+    let ask = || node.command("systemctl")?.args(["show", "--property=SoftRebootsCount"]).run();
+    ask().ok().and_then(|output| count(output.text().ok()?)).unwrap_or(0)
+}
+
+fn count(text: &str) -> Option<u32> {
+    text.lines().find_map(|line| line.strip_prefix("SoftRebootsCount="))?.trim().parse().ok()
+}
+
+/// Asks for a reboot, a real one whatever is prepared in `/run/nextroot` (systemd 254 and later would go into that). Its exit status proves nothing (the connection to systemd may be reset although the reboot is under way, or the
 /// reboot may end this process in the middle of the call): a failure is returned as text. A new boot id is the only proof.
 ///
 /// # Errors
 /// When there is no systemctl to ask.
 pub fn reboot(node: &Node) -> Result<Option<String>> {
-    let asked = node.command("systemctl")?.arg("reboot").run();
+    let asked = node.command("systemctl")?.arg("reboot").env("SYSTEMCTL_SKIP_AUTO_SOFT_REBOOT", "1").run();
     match asked {
         Ok(_) => Ok(None),
         Err(error) if exit_code(&error) == 78 => Err(error),
@@ -223,6 +235,11 @@ mod tests {
         assert!(unit.is_stopped() && !unit.exists());
         assert!(!parse("LoadState=loaded\nActiveState=deactivating\nSubState=stop-sigterm\nConditionResult=yes\n")?.is_stopped());
         Ok(())
+    }
+
+    #[test]
+    fn soft_reboots_are_counted() {
+        assert_eq!((count("SoftRebootsCount=1\n"), count("SoftRebootsCount=\n"), count("")), (Some(1), None, None));
     }
 
     #[test]

@@ -50,17 +50,17 @@ pub(crate) fn run(place: &Place, args: &[String]) -> Result<ExitCode> {
         "ps" => list_containers(&args, &runtime)?,
         "pods" => list_sandboxes(&args, &runtime)?,
         "images" | "img" => {
-            let image = |i: &crate::place::Image| json!({"id": i.id, "repoTags": [i.name], "repoDigests": [], "size": i.size.to_string(), "username": "", "pinned": false});
+            let image = |i: &crate::place::Image| json!({"id": i.id, "repoTags": [i.name], "repoDigests": [], "size": i.size.to_string(), "username": "", "pinned": i.name.contains("/pause:")});
             show(&json!({"images": runtime.images.iter().map(image).collect::<Vec<_>>()}))?;
         }
         "logs" => return Ok(logs(place, &args, &runtime)),
-        _ => return Ok(for_each(place, &args, &runtime)),
+        _ => return Ok(for_each(place, &args, &runtime, config.runtime_unit.starts_with("crio"))),
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// The verbs that take ids, one after the other; as crictl does, the first that fails ends it.
-fn for_each(place: &Place, args: &Args, runtime: &Runtime) -> ExitCode {
+fn for_each(place: &Place, args: &Args, runtime: &Runtime, crio: bool) -> ExitCode {
     let mut ids = args.ids.clone();
     if args.all {
         ids = match args.verb.as_str() {
@@ -75,9 +75,9 @@ fn for_each(place: &Place, args: &Args, runtime: &Runtime) -> ExitCode {
         let done = match args.verb.as_str() {
             "inspect" => inspect(runtime, &id),
             "inspectp" => inspect_sandbox(runtime, &id),
-            "stop" => stop(runtime, &id, args.timeout),
+            "stop" => stop(runtime, &id, args.timeout, crio),
             "rm" => remove(place, runtime, &id, args.force),
-            "stopp" => stop_pod(place, runtime, &id),
+            "stopp" => stop_pod(place, runtime, &id, crio),
             "rmp" => remove_pod(place, runtime, &id, args.force),
             other => Err(anyhow::anyhow!("No help topic for '{other}'")),
         };
@@ -274,7 +274,12 @@ fn inspect_sandbox(runtime: &Runtime, id: &str) -> Result<()> {
     show(&json!({"info": {}, "status": status}))
 }
 
-fn stop(runtime: &Runtime, id: &str, timeout: u64) -> Result<()> {
+/// CRI-O ends well for an id that is gone, and says it back; containerd does not.
+fn stop(runtime: &Runtime, id: &str, timeout: u64, crio: bool) -> Result<()> {
+    if crio && runtime.container(id).is_none() {
+        println!("{id}");
+        return Ok(());
+    }
     let container = found(runtime, id, "StopContainer", &format!("stopping the container {id:?}"))?;
     container.process.stop(Duration::from_secs(timeout));
     println!("{}", container.id);
@@ -293,7 +298,11 @@ fn remove(place: &Place, runtime: &Runtime, id: &str, force: bool) -> Result<()>
     Ok(())
 }
 
-fn stop_pod(place: &Place, runtime: &Runtime, id: &str) -> Result<()> {
+fn stop_pod(place: &Place, runtime: &Runtime, id: &str, crio: bool) -> Result<()> {
+    if crio && runtime.sandbox(id).is_none() {
+        println!("Stopped sandbox {id}");
+        return Ok(());
+    }
     let sandbox = runtime.sandbox(id).ok_or_else(|| {
         let error = format!("rpc error: code = NotFound desc = an error occurred when try to find sandbox {id:?}: not found");
         client_log("StopPodSandbox", &error, "podSandboxID", id);

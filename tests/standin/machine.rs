@@ -112,6 +112,9 @@ fn boot(place: &Place) -> Result<()> {
     })?;
     make_volatile_files(place)?;
     systemctl::load_all(place)?;
+    if config.runtime_unit == "crio.service" {
+        systemctl::start(place, "crio-wipe.service")?;
+    }
     for unit in &config.enabled {
         systemctl::start(place, unit)?;
     }

@@ -34,6 +34,10 @@ def row(sysroot, deployment, booted):
         "regenerate-initramfs": False,
         "checksum": deployment.get_csum(),
         "serial": deployment.get_deployserial(),
+        "origin": deployment.get_origin().get_string("origin", "refspec") if deployment.get_origin() else "",
+        "requested-packages": [],
+        "requested-local-packages": [],
+        "gpg-enabled": False,
         "timestamp": OSTree.commit_get_timestamp(commit),
         "packages": [],
         "staged": deployment.is_staged(),
@@ -59,7 +63,8 @@ def rollback(sysroot, arguments):
     if deployments[0].is_staged():
         fail("Staged deployment (remove with cleanup -p)")
     pending, back = sysroot.query_deployments_for(booted.get_osname())
-    first = booted if pending is not None else back
+    # The rollback slot first, also with something pending before the booted one (2025.1).
+    first = back or (booted if pending is not None else None)
     if first is None:
         fail("No rollback deployment found")
     print(f"Moving '{name(first)}' to be first deployment")

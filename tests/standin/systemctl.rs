@@ -14,8 +14,10 @@ use crate::place::{Config, MARK, Place, Process};
 use crate::runtime::{Runtime, STORE};
 
 const UNITS: &str = "units.json";
-/// Written by an orderly stop of CRI-O; without it, its next start wipes the image store.
+/// Written by an orderly stop of CRI-O; without it, `crio wipe` erases the image store at a boot.
 const CLEAN: &str = "/var/lib/crio/clean.shutdown";
+/// Written by a CRI-O that knows of that mark.
+const SUPPORTED: &str = "/var/lib/crio/clean.shutdown.supported";
 /// How long kubelet has to stop: `DefaultTimeoutStopSec`.
 const STOP_LIMIT: Duration = Duration::from_secs(90);
 
@@ -228,6 +230,8 @@ pub(crate) fn start(place: &Place, name: &str) -> Result<()> {
     };
     if name == config.runtime_unit {
         start_runtime(place)?;
+    } else if name == "crio-wipe.service" {
+        wipe(place)?;
     }
     set(place, name, |unit| (unit.active, unit.started, unit.process) = (true, started, process))
 }
@@ -268,20 +272,28 @@ pub(crate) fn stop(place: &Place, name: &str) -> Result<()> {
     set(place, name, |unit| (unit.active, unit.process) = (false, None))
 }
 
-/// CRI-O looks for its mark of an orderly stop, and takes it away; containerd keeps its images whatever happens.
+/// CRI-O takes its mark of an orderly stop away; containerd knows of none.
 fn start_runtime(place: &Place) -> Result<()> {
-    let config = place.config()?;
-    let clean = place.at(CLEAN);
-    let wipe = config.runtime_unit == "crio.service" && !clean.exists();
-    place.change(STORE, |runtime: &mut Runtime| {
-        if wipe {
-            crate::runtime::stop_all(&crate::crictl::processes(runtime), Duration::ZERO);
-            *runtime = Runtime::default();
-        }
-        Ok(())
-    })?;
+    if place.config()?.runtime_unit != "crio.service" {
+        return Ok(());
+    }
+    let (clean, supported) = (place.at(CLEAN), place.at(SUPPORTED));
+    std::fs::create_dir_all(supported.parent().context("no parent")?)?;
+    std::fs::write(supported, "")?;
     if clean.exists() {
         std::fs::remove_file(&clean).context("removing the mark of an orderly stop")?;
     }
     Ok(())
+}
+
+/// `crio-wipe.service`, which is started at a boot, before CRI-O: erases the store when CRI-O knows of its mark and left none.
+fn wipe(place: &Place) -> Result<()> {
+    if !place.at(SUPPORTED).exists() || place.at(CLEAN).exists() {
+        return Ok(());
+    }
+    place.change(STORE, |runtime: &mut Runtime| {
+        crate::runtime::stop_all(&crate::crictl::processes(runtime), Duration::ZERO);
+        *runtime = Runtime::default();
+        Ok(())
+    })
 }

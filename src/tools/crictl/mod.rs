@@ -76,6 +76,9 @@ pub struct Image {
     pub digests: Vec<String>,
     /// Bytes.
     pub size: u64,
+    /// Kept by the runtime whether or not a container uses it: the pause image, which no list of containers names and no pod starts without.
+    #[serde(default)]
+    pub pinned: bool,
 }
 
 fn crictl(node: &Node, limit: Duration) -> Result<Command> {
@@ -131,7 +134,10 @@ pub fn stop(node: &Node, ids: &[String], grace: Duration, deadline: &Deadline) -
 /// When one of them is still there afterwards, with what crictl said; the others are removed all the same, as far as there is time. One whose
 /// network plugin hangs is given up after a minute.
 pub fn remove_sandboxes(node: &Node, ids: &[String], deadline: &Deadline) -> Result<()> {
-    let said = for_each(ids, deadline, |id| crictl(node, REMOVE)?.args(["rmp", "-f"]).arg(id).run().map(drop))?;
+    let remove = |id: &str| crictl(node, REMOVE)?.args(["rmp", "-f"]).arg(id).run().map(drop);
+    // CRI-O (1.32 to 1.34) fails when the network plugin does, and leaves the network out the second time.
+    let twice = |id: &str| remove(id).or_else(|first| if deadline.passed() { Err(first) } else { remove(id) });
+    let said = for_each(ids, deadline, twice)?;
     if said.is_empty() {
         return Ok(());
     }

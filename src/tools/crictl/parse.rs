@@ -74,6 +74,8 @@ struct RawImage {
     repo_digests: Vec<String>,
     #[serde(default)]
     size: Whole<u64>,
+    #[serde(default)]
+    pinned: bool,
 }
 
 /// A whole number, as protobuf JSON (a string) or plain JSON writes it.
@@ -142,7 +144,9 @@ pub(super) fn sandboxes(bytes: &[u8]) -> Result<Vec<Sandbox>> {
 
 /// `crictl images -o json`.
 pub(super) fn images(bytes: &[u8]) -> Result<Vec<Image>> {
-    let image = |raw: RawImage| Ok(Image { id: raw.id, tags: raw.repo_tags, digests: raw.repo_digests, size: raw.size.value()? });
+    let image = |raw: RawImage| {
+        Ok(Image { id: raw.id, tags: raw.repo_tags, digests: raw.repo_digests, size: raw.size.value()?, pinned: raw.pinned })
+    };
     json::<Images>("images", bytes)?.images.into_iter().map(image).collect()
 }
 
@@ -175,6 +179,8 @@ mod tests {
     fn a_real_node_of_static_pods() -> Result<()> {
         let all = containers(&fixture("real-1.36-containerd-1.6/ps-a.json"))?;
         assert_eq!(all.len(), 5);
+        let pinned: Vec<_> = images(&fixture("images-crio-1.34.11.json"))?.into_iter().filter(|i| i.pinned).flat_map(|i| i.tags).collect();
+        assert_eq!(pinned, ["localhost/pause:3.10"], "the one that no list of containers names");
         assert_eq!(all.iter().filter(|c| c.running).count(), 4);
         let exited = all.iter().find(|c| !c.running).expect("an exited one");
         assert_eq!(exited.state, "CONTAINER_EXITED");

@@ -5,6 +5,7 @@
 
 mod boot;
 mod parse;
+mod soft_reboot;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use crate::error::misfit;
 use crate::node::Node;
 
 pub use boot::kernel_arguments;
+pub use soft_reboot::{NEXT_ROOT, clear as clear_soft_reboot, is_prepared as soft_reboot_is_prepared};
 
 /// For a change of the list: it writes the boot loader's entries, and a removal also prunes the repository.
 const CHANGE: Duration = Duration::from_secs(300);

@@ -249,7 +249,7 @@ fn os_tree(tree: &Path, release: Release) -> Result<()> {
     file("usr/lib/os-release", &about, 0o644)?;
     file("usr/lib/modules/5.14.0/vmlinuz", &format!("kernel {version}"), 0o644)?;
     file("usr/lib/modules/5.14.0/initramfs.img", &format!("initramfs {version}"), 0o644)?;
-    for unit in ["kubelet", "crio", "containerd", "ovsdb-server", "ovs-vswitchd", "chronyd"] {
+    for unit in ["kubelet", "crio", "crio-wipe", "containerd", "ovsdb-server", "ovs-vswitchd", "chronyd"] {
         let text = format!("[Unit]\nDescription={unit}\n[Service]\nExecStart=/usr/bin/{unit}\n[Install]\nWantedBy=multi-user.target\n");
         file(&format!("usr/lib/systemd/system/{unit}.service"), &text, 0o644)?;
         file(&format!("usr/bin/{unit}"), &format!("program {unit} of {version}"), 0o755)?;

@@ -1,0 +1,76 @@
+//! A prepared soft reboot: `/run/nextroot`, into which systemd (254 and later) goes at a plain `systemctl reboot`, kernel and boot loader left out.
+
+use anyhow::Result;
+
+use super::CHANGE;
+use crate::error::misfit;
+use crate::node::Node;
+
+/// The root that a soft reboot goes into (`systemd-soft-reboot.service(8)`). It stays when the deployment that it was made of is dropped:
+/// `ostree admin undeploy` and `rpm-ostree cleanup` leave it mounted (ostree 2026.4), and the list of deployments no longer tells of it.
+pub const NEXT_ROOT: &str = "/run/nextroot";
+
+/// True while there is something to go into. An empty directory is nothing: systemd looks for the tree of an operating system.
+#[must_use]
+pub fn is_prepared(node: &Node) -> bool {
+    match std::fs::read_dir(node.real_path(NEXT_ROOT)) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    }
+}
+
+/// Takes back what was prepared, so that the next reboot is a real one, into what the boot loader has first. True when something was.
+///
+/// # Errors
+/// [`Failure::Misfit`](crate::error::Failure::Misfit) when it is still there: it was not ostree that made it, or ostree cannot undo it.
+pub fn clear(node: &Node) -> Result<bool> {
+    if !is_prepared(node) {
+        return Ok(false);
+    }
+    let reset = node.command("ostree").and_then(|ostree| ostree.args(["admin", "prepare-soft-reboot", "--reset"]).limit(CHANGE).run());
+    if !is_prepared(node) {
+        return Ok(true);
+    }
+    let said = reset.err().map_or_else(String::new, |error| format!(" ({error:#})"));
+    Err(misfit(format!(
+        "a soft reboot into {NEXT_ROOT} is prepared, and ostree does not take it back{said}: a reboot would go into that root, not into the backup's \
+         deployment; next: `umount -R {NEXT_ROOT}`, then `recovery resume`"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::exit_code;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// A node with an `ostree` that does as `script` says; `$ROOT` is the node's root.
+    fn node(script: &str) -> Result<(tempfile::TempDir, Node)> {
+        let root = tempfile::tempdir()?;
+        let tools = root.path().join("tools");
+        std::fs::create_dir_all(&tools)?;
+        let program = tools.join("ostree");
+        std::fs::write(&program, format!("#!/bin/sh\nROOT={}\n{script}\n", root.path().display()))?;
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+        let node = Node::at(root.path(), Some(&tools));
+        Ok((root, node))
+    }
+
+    #[test]
+    fn what_is_prepared_is_taken_back_or_refused() -> Result<()> {
+        let (root, sound) = node(r#"test "$*" = "admin prepare-soft-reboot --reset" && rm -r "$ROOT/run/nextroot/usr""#)?;
+        assert!(!is_prepared(&sound) && !clear(&sound)?);
+        // What ostree leaves behind is an empty directory.
+        std::fs::create_dir_all(root.path().join("run/nextroot"))?;
+        assert!(!is_prepared(&sound));
+        std::fs::create_dir_all(root.path().join("run/nextroot/usr"))?;
+        assert!(is_prepared(&sound) && clear(&sound)?);
+        assert!(!is_prepared(&sound) && !clear(&sound)?);
+        let (root, old) = node("echo \"error: Unknown command 'prepare-soft-reboot'\" >&2; exit 1")?;
+        std::fs::create_dir_all(root.path().join("run/nextroot/usr"))?;
+        let error = clear(&old).unwrap_err();
+        assert_eq!(exit_code(&error), 78);
+        assert!(error.to_string().contains("umount -R /run/nextroot") && error.to_string().contains("Unknown command"), "{error}");
+        Ok(())
+    }
+}
