@@ -34,7 +34,6 @@ def row(sysroot, deployment, booted):
         "regenerate-initramfs": False,
         "checksum": deployment.get_csum(),
         "serial": deployment.get_deployserial(),
-        "origin": deployment.get_origin().get_string("origin", "refspec") if deployment.get_origin() else "",
         "requested-packages": [],
         "requested-local-packages": [],
         "gpg-enabled": False,
