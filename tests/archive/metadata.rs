@@ -179,8 +179,12 @@ fn a_flag_on_a_fifo_is_restored_or_refused_before_anything_is_changed() {
     let (ext4, _ext4) = disk(&scratch, "ext4", &EXT4);
     let file = scratch.path("a.tar");
     let flags = [("SCHILY.fflags", "schg")];
-    fs::write(&file, [pax(&flags), entry("fifo", b'6', "", b""), pax(&flags), entry("link", b'2', "x", b""), vec![0; 1024]].concat())
-        .unwrap();
+    fs::write(
+        &file,
+        [entry("./", b'5', "", b""), pax(&flags), entry("fifo", b'6', "", b""), pax(&flags), entry("link", b'2', "x", b""), vec![0; 1024]]
+            .concat(),
+    )
+    .unwrap();
     for at in [&xfs, &ext4] {
         let tree = at.join("tree");
         fs::create_dir(&tree).unwrap();
@@ -191,7 +195,7 @@ fn a_flag_on_a_fifo_is_restored_or_refused_before_anything_is_changed() {
                 assert!(is_immutable(&tree.join("fifo")) && is_immutable(&tree.join("link")));
                 // And goes again.
                 let plain = scratch.path("plain.tar");
-                fs::write(&plain, [entry("fifo", b'6', "", b""), vec![0; 1024]].concat()).unwrap();
+                fs::write(&plain, [entry("./", b'5', "", b""), entry("fifo", b'6', "", b""), vec![0; 1024]].concat()).unwrap();
                 restored_twice(&plain, &tree, "no flags");
                 assert!(!is_immutable(&tree.join("fifo")), "the fifo");
                 assert!(!tree.join("link").is_symlink(), "the link");
