@@ -154,6 +154,84 @@ fn a_damaged_old_backup_is_refused_and_leaves_nothing() {
     assert!(choose(&sno.place.node, &sno.place.dir, Some("upgrade-recovery")).is_ok());
 }
 
+/// One judge: `list` (as far as it looks), `verify` and the import say the same, and of what is wrong.
+#[test]
+fn what_no_recovery_can_use_is_good_to_nobody() {
+    let sno = Sno::new();
+    let (node, dir) = (&sno.place.node, &sno.place.dir);
+    let here = dir.path().to_owned();
+    old_backup(&sno, &here);
+    let copy = tempfile::tempdir().unwrap();
+    sh(&here, &format!("cp -a . {}", copy.path().display()));
+    let refused = |damage: &str, says: &str, is_quick: bool| {
+        sh(&here, damage);
+        let old = backup::legacy::find(dir).unwrap();
+        let report = backup::legacy::verify(&old, &Progress::hidden()).unwrap();
+        assert!(!report.good && report.problems.join("; ").contains(says), "{damage}: {:?}", report.problems);
+        let listed = sno.place.listed();
+        assert_eq!(listed, [("upgrade-recovery".to_owned(), if is_quick { "damaged" } else { "legacy" }.to_owned())], "{damage}");
+        let (code, message) = choose(node, dir, Some("upgrade-recovery")).unwrap_err();
+        assert!(code == 65 && message.contains(says) && message.len() < 2000, "{damage}: {code} {message}");
+        assert_eq!(sh(&dir.backups(), "ls -A"), "", "{damage}");
+        sh(&here, &format!("rm -rf cluster etc local kubelet extras.tgz etc.exclude.list && cp -a {}/. .", copy.path().display()));
+    };
+    // Quick to see.
+    refused(": > etc/machine-config-daemon/currentconfig", "not a MachineConfig", true);
+    refused(": > etc/kubernetes/manifests/etcd-pod.yaml", "no manifest of a pod", true);
+    refused(
+        "find etc/kubernetes -name '*ca.crt' -delete; rm -f etc/kubernetes/kubeconfig etc/kubernetes/*kubeconfig*; find etc/kubernetes -name '*kubeconfig*' -delete",
+        "no certificate authority",
+        true,
+    );
+    refused("cp -a etc inner && mv inner etc/etc", "mv etc/etc etc.inner && mv etc etc.outer", true);
+    refused("mkdir -p local/local/bin", "local/local is a copy within", true);
+    refused("mkdir kubelet/kubelet", "kubelet/kubelet is a copy within", true);
+    refused("truncate -s 40M etc/machine-config-daemon/currentconfig", "no more than 8388608 are read", true);
+    refused("truncate -s 40M etc.exclude.list", "no more than 1048576 are read", true);
+    refused("rm etc/machine-id && mkfifo etc/machine-id", "etc/machine-id is not a regular file", true);
+    // Seen in what is packed.
+    let snapshot = "f=$(ls cluster/*.db) && head -c 8192 /dev/zero > $f && sha256sum $f | cut -c1-64 | xxd -r -p >> $f";
+    refused(snapshot, "the etcd snapshot", false);
+    let pod = "static-pod-resources/etcd-pod-3/etcd-pod.yaml";
+    let again = "tar -czf $OLDPWD/$f static-pod-resources";
+    let unpacked = |change: &str| {
+        format!("f=$(ls cluster/*.tar.gz) && d=$(mktemp -d) && tar -xzf $f -C $d && cd $d && {change} && {again} && rm -r $d")
+    };
+    refused(&unpacked(&format!("rm {pod}")), &format!("{pod} is not in it"), false);
+    refused(&unpacked(&format!(": > {pod}")), "is no manifest of a pod", false);
+    refused(&unpacked(&format!("truncate -s 40M {pod}")), "no more than 1048576 are read", false);
+    refused(
+        "mkdir x && touch x/y x/z && tar -cf e x/y && rm -r x && touch x && tar -rf e x && gzip -c e > extras.tgz && rm e x",
+        "in each other's place",
+        false,
+    );
+    refused("touch a && ln a b && tar -cf e a b && tar --delete -f e a && gzip -c e > extras.tgz && rm a b e", "is a link to a", false);
+    let deep = "d=$PWD/kubelet; for i in $(seq 15); do d=$d/$(printf 'd/%.0s' $(seq 100)); done; mkdir -p $d";
+    refused(deep, "more than 1024 levels", false);
+    let long = "cd local; n=$(printf 'n%.0s' $(seq 250)); for i in $(seq 20); do mkdir $n && cd $n; done";
+    refused(long, "longer than the 4,095 bytes", false);
+    assert!(choose(node, dir, None).is_ok(), "as it was, it is good");
+}
+
+/// As tar unpacks it: the last member of a name counts, and a link may be named twice.
+#[test]
+fn what_tar_takes_is_taken() {
+    let sno = Sno::new();
+    let (node, dir) = (&sno.place.node, &sno.place.dir);
+    old_backup(&sno, dir.path());
+    let make = "rm etc.exclude.list && mkdir -p opt/managed && echo one > opt/managed/tool && ln opt/managed/tool opt/managed/twin
+        tar -cf e opt/managed/tool opt/managed/twin opt/managed/twin opt/managed/tool opt/managed/twin
+        rm opt/managed/tool && echo two > opt/managed/tool && tar -rf e opt/managed && gzip -c e > extras.tgz && rm -r opt e";
+    sh(dir.path(), make);
+    let old = backup::legacy::find(dir).unwrap();
+    let report = backup::legacy::verify(&old, &Progress::hidden()).unwrap();
+    assert!(report.good, "{:?}", report.problems);
+    let imported = choose(node, dir, None).unwrap();
+    let out = unpacked(&imported, "extras.tar.zst");
+    assert_eq!(sh(out.path(), "cd var/opt/managed && cat tool twin"), "two\none\n");
+    assert_eq!(choose(node, dir, Some("upgrade-recovery")).unwrap().id, imported.id, "it is known again without its list");
+}
+
 #[test]
 fn what_is_exported_is_an_old_backup_and_imports_to_the_same() {
     let sno = Sno::new();

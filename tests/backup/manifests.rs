@@ -42,3 +42,18 @@ fn another_version_an_unknown_field_and_garbage_are_refused() -> Result<()> {
     assert_eq!(exit_code(&Manifest::read(Path::new("/nowhere")).unwrap_err()), 65);
     Ok(())
 }
+
+#[test]
+fn a_manifest_of_many_megabytes_is_neither_read_nor_written() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut large = plain("a", 1);
+    large.etc_excludes = (0..200_000).map(|at| format!("excluded/{at}").into()).collect();
+    let error = large.write(dir.path()).unwrap_err();
+    assert!(error.to_string().contains("no more than 2097152 are read"), "{error}");
+    assert!(!dir.path().join("manifest.json").exists());
+    std::fs::write(dir.path().join("manifest.json"), serde_json::to_vec(&large)?)?;
+    let error = Manifest::read(dir.path()).unwrap_err();
+    assert_eq!(exit_code(&error), 65);
+    assert!(error.to_string().contains("no more than 2097152 are read"), "{error}");
+    Ok(())
+}
