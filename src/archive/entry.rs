@@ -102,7 +102,7 @@ impl Entry {
             if name == acl::ACCESS {
                 acl::follow_mode(value, mode);
             }
-            !acl::is_twin(name) && !(name == acl::ACCESS && acl::is_mode(value))
+            !(acl::is_twin(name) || name == acl::ACCESS && acl::is_mode(value))
         });
     }
 

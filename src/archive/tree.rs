@@ -24,7 +24,7 @@ const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXE
 pub(super) const LABEL: &[u8] = b"security.selinux";
 
 /// The last second that file systems know: ext4 with small inodes and XFS without `bigtime`, ext4, XFS with it. The first is
-/// the same for all of them. (fs/ext4/ext4.h, fs/xfs/libxfs/xfs_format.h.)
+/// the same for all of them. (Linux: `fs/ext4/ext4.h`, `fs/xfs/libxfs/xfs_format.h`.)
 const LAST_SECONDS: [i64; 4] = [i32::MAX as i64, u32::MAX as i64, 15_032_385_535, 16_299_260_424];
 const FIRST_SECOND: i64 = i32::MIN as i64;
 

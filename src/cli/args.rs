@@ -359,7 +359,7 @@ pub struct EtcdRestoreArgs {
     /// Take a database that has no hash at its end, as one copied from a data directory
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = go_bool, action = ArgAction::Set, hide_default_value = true)]
     pub skip_hash_check: bool,
-    /// Only DATA_DIR/member/wal: move the directory after the restore to have it elsewhere
+    /// Only `DATA_DIR/member/wal`: move the directory after the restore to have it elsewhere
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub wal_dir: Option<PathBuf>,
     /// Taken and without effect: the database is not mapped into memory

@@ -100,7 +100,7 @@ fn with_way_out(dir: &RecoveryDir, error: &anyhow::Error) -> anyhow::Error {
         return no_space(format!("{said}; next, if the full disk is that of {shown}: {}; then run this again", dir.room_by_hand()));
     }
     // Who measured has said what to do; a write that failed, or a directory that could not be made, has not.
-    let measured = error.chain().any(|cause| cause.is::<Failure>());
+    let measured = error.chain().any(<dyn std::error::Error>::is::<Failure>);
     if measured {
         return no_space(said);
     }

@@ -256,7 +256,7 @@ impl<'a> Bolt<'a> {
                     "{}: page {id} is {} MiB long, and this agent takes {} MiB (etcd's own advice for --max-request-bytes, 10 MiB, makes 40): \
                      restore it with `etcdutl snapshot restore`",
                     self.name,
-                    span * size >> 20,
+                    (span * size) >> 20,
                     LARGEST >> 20
                 )));
             }

@@ -59,8 +59,8 @@ pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tic
         durable::rename(&new, &member)?;
         Ok(made.restored)
     };
-    let made = make();
-    if made.is_err() {
+    let result = make();
+    if result.is_err() {
         // The directory was empty: whatever is in it now is of this failed call.
         durable::remove_tree(&new)?;
         durable::remove_tree(&member)?;
@@ -70,7 +70,7 @@ pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tic
     } else {
         forget(&member);
     }
-    made.with_context(|| format!("restoring the snapshot {}", file.display()))
+    result.with_context(|| format!("restoring the snapshot {}", file.display()))
 }
 
 fn not_empty(data_dir: &Path) -> anyhow::Error {

@@ -19,20 +19,20 @@ const DROP_INS: &str = "/etc/crio/crio.conf.d";
 /// it is there, and where CRI-O is configured to erase nothing (`clean_shutdown_file = ""`) or has never run. While CRI-O runs it is never there.
 #[must_use]
 pub fn missing_mark(node: &Node) -> Option<PathBuf> {
-    let mark = clean_shutdown_file(node).filter(|file| !file.is_empty())?;
+    let mark = Some(clean_shutdown_file(node)).filter(|file| !file.is_empty())?;
     let supported = node.exists(format!("{mark}.supported"));
     (supported && !node.exists(&mark)).then(|| PathBuf::from(mark))
 }
 
 /// `clean_shutdown_file`: of `crio.conf`, then of the files beside it in the order of their names; the last that says it counts.
-fn clean_shutdown_file(node: &Node) -> Option<String> {
+fn clean_shutdown_file(node: &Node) -> String {
     let mut files = vec![node.real_path(CONFIG)];
     let mut more: Vec<PathBuf> =
         std::fs::read_dir(node.real_path(DROP_INS)).into_iter().flatten().filter_map(|e| Some(e.ok()?.path())).collect();
     more.sort();
     files.append(&mut more);
     let said = files.iter().filter_map(|file| value(&std::fs::read_to_string(file).ok()?, "clean_shutdown_file")).next_back();
-    Some(said.unwrap_or_else(|| DEFAULT_FILE.to_owned()))
+    said.unwrap_or_else(|| DEFAULT_FILE.to_owned())
 }
 
 /// The string that a key has, of the last line that sets it: CRI-O's keys are unique over all tables, so the table need not be known.

@@ -33,8 +33,8 @@ fn told(node: &Node) -> Option<PathBuf> {
     let texts = flags(node);
     let flag = |name: &str| texts.iter().rev().find_map(|text| last_flag(text, name));
     flag("--container-runtime-endpoint").and_then(|value| socket_path(&value)).or_else(|| {
-        let configs = flag("--config").map(PathBuf::from).into_iter().chain(CONFIGS.map(PathBuf::from));
-        configs.filter_map(|path| configured(node, &path)).next()
+        let mut configs = flag("--config").map(PathBuf::from).into_iter().chain(CONFIGS.map(PathBuf::from));
+        configs.find_map(|path| configured(node, &path))
     })
 }
 

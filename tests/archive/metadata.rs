@@ -131,7 +131,7 @@ fn attributes_that_the_file_system_has_no_room_for_are_told_of_before_anything_i
     let (from, tree, file) = (xfs.join("from"), ext4.join("tree"), scratch.path("a.tar.zst"));
     fs::create_dir(&from).unwrap();
     fs::write(from.join("file"), "x").unwrap();
-    rustix::fs::setxattr(from.join("file"), "user.large", &[b'x'; 30_000], XattrFlags::empty()).unwrap();
+    rustix::fs::setxattr(from.join("file"), "user.large", &vec![b'x'; 30_000], XattrFlags::empty()).unwrap();
     pack(&from, &file);
     fs::create_dir(&tree).unwrap();
     fs::write(tree.join("surplus"), "").unwrap();
