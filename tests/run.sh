@@ -6,18 +6,9 @@ cd "$(dirname "$0")/.."
 tests/setup.sh
 go version >/dev/null 2>&1 || export PATH="$PWD/target/go/bin:$PATH"
 tests/etcd-tools/build.sh
-! tests/node/host.sh 2>/dev/null || tests/node/tools/build.sh
+tests/node/tools/build.sh
 # With one of these set, a test takes itself for the child that it starts, and ends well without having tested anything.
 unset RECOVERY_TEST_ROOT RECOVERY_TEST_RESTORE RECOVERY_TEST_POWER
 umask 022
-targets=()
-if ! why=$(tests/node/host.sh 2>&1); then
-  printf 'tests/run.sh: the drills are left out: %s\n' "$why" >&2
-  targets=(--lib --bins)
-  for file in tests/*.rs; do
-    name=$(basename "$file" .rs)
-    [ "$name" = drills ] || targets+=(--test "$name")
-  done
-fi
 # One failure hides no other.
-cargo test --no-fail-fast "${targets[@]}" "$@"
+cargo test --no-fail-fast "$@"
