@@ -190,7 +190,7 @@ impl Run<'_> {
         if let Some((booted, _)) = &self.facts.booted {
             pins::pin(self.node, self.dir, booted)?;
         }
-        // Before /etc is archived: every deployment that is restored from here has both files.
+        // Before /etc is archived: every deployment that is restored from here has the files.
         hold::install(&self.node.real_path("/etc"), self.dir).context("putting the kubelet hold and the resume unit into /etc")?;
         for tree in &self.facts.trees.first {
             self.archive(tree, partial)?;

@@ -1,7 +1,7 @@
 //! Phase `platform`: the backup's deployment is what boots next. It ends with a reboot, unless that deployment is booted already.
 //!
 //! What is still to be done is asked of the node before every step, by the [`table`]: a rollback that is done again would take the first
-//! one back. From the hold on, and with its two files in the `/etc` of both deployments, kubelet does not start in either of them.
+//! one back. From the hold on, and with its files in the `/etc` of both deployments, kubelet does not start in either of them.
 
 pub mod table;
 

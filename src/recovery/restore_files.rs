@@ -247,7 +247,7 @@ fn restore_etc(here: &mut Doing<'_, '_>) -> Result<()> {
     here.restore(ETC, "/etc", &selection, Extra::Delete)
 }
 
-/// What the backup's archive of `/etc` holds, without what the backup says to leave alone and what no restore touches: the two files of the
+/// What the backup's archive of `/etc` holds, without what the backup says to leave alone and what no restore touches: the files of the
 /// hold are never removed, nor replaced by older ones.
 pub(super) fn etc_selection(profile: &Profile, excludes: &[PathBuf]) -> Result<Selection> {
     without_owned(profile)?.except(excludes.iter().cloned().chain(always_excluded()))

@@ -34,6 +34,7 @@ fn units_are_well(node: &Node) -> Result<()> {
     for (packaged, installed) in [
         (include_str!("../../systemd/recovery-resume.service"), "/etc/systemd/system/recovery-resume.service"),
         (include_str!("../../systemd/10-recovery-hold.conf"), "/etc/systemd/system/kubelet.service.d/10-recovery-hold.conf"),
+        (include_str!("../../systemd/10-recovery-images.conf"), "/etc/systemd/system/crio-wipe.service.d/10-recovery-images.conf"),
         (include_str!("../../systemd/var-recovery.mount"), "/etc/systemd/system/var-recovery.mount"),
     ] {
         ensure!(node.read(installed)? == packaged, "{installed} is not as it is packaged");
