@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::manifest::Manifest;
 use super::{Backup, ETCD, MANDATORY, MANIFEST, SUMS, store};
 use crate::archive::{Archive, Tick};
-use crate::error::{damaged, exit_code, not_now};
+use crate::error::{damaged, exit_code, not_now, unsupported};
 use crate::etcd;
 use crate::node::{clock::interrupted, durable};
 use crate::report::Progress;
@@ -47,17 +47,58 @@ pub struct VerifyReport {
     pub files: BTreeMap<String, Sum>,
     /// What is wrong, one sentence each.
     pub problems: Vec<String>,
+    /// True when all that is wrong is that this agent does not take it: nothing is damaged.
+    pub unsupported: bool,
+}
+
+impl VerifyReport {
+    pub(super) fn of(id: &str, deep: bool, files: BTreeMap<String, Sum>, problems: Problems) -> Self {
+        let (good, unsupported) = (problems.said.is_empty(), !problems.said.is_empty() && !problems.damage);
+        Self { id: id.to_owned(), deep, good, files, problems: problems.said, unsupported }
+    }
+
+    /// That `what` is not good, and why.
+    pub(super) fn refusal(&self, what: &str) -> anyhow::Error {
+        let why = self.problems.join("; ");
+        if self.unsupported { unsupported(format!("{what} is not supported: {why}")) } else { damaged(format!("{what} is damaged: {why}")) }
+    }
+}
+
+/// What is wrong with a backup, while it is looked at.
+#[derive(Debug, Default)]
+pub(super) struct Problems {
+    pub(super) said: Vec<String>,
+    damage: bool,
+}
+
+impl Problems {
+    /// Notes that something is damaged.
+    pub(super) fn damaged(&mut self, what: String) {
+        self.said.push(what);
+        self.damage = true;
+    }
+
+    /// Notes a failure of looking at something. An interruption is none, and returned.
+    pub(super) fn note(&mut self, error: anyhow::Error, said: impl FnOnce(&anyhow::Error) -> String) -> Result<()> {
+        let code = exit_code(&error);
+        if code == 75 {
+            return Err(error);
+        }
+        self.said.push(said(&error));
+        self.damage |= code != 64;
+        Ok(())
+    }
 }
 
 /// Checks every file against `SHA256SUMS`, and that nothing is missing or added. `deep` also decompresses everything: every content of an archive
 /// against its index, the etcd snapshot against its trailer.
 ///
 /// # Errors
-/// [`Failure::Damaged`](crate::error::Failure::Damaged) with all that is wrong; [`Failure::NotNow`](crate::error::Failure::NotNow) when
-/// interrupted.
+/// [`Failure::Damaged`](crate::error::Failure::Damaged) with all that is wrong, [`Failure::Unsupported`](crate::error::Failure::Unsupported) when that is
+/// damage nowhere; [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted.
 pub fn verify(backup: &Backup, deep: bool, progress: &Progress) -> Result<()> {
     let report = report(&backup.path, &backup.id, deep, progress)?;
-    if report.good { Ok(()) } else { Err(damaged(format!("the backup {} is damaged: {}", report.id, report.problems.join("; ")))) }
+    if report.good { Ok(()) } else { Err(report.refusal(&format!("the backup {}", report.id))) }
 }
 
 /// As [`verify`], for any directory that should be the backup `id`; what is wrong is in the report.
@@ -65,11 +106,11 @@ pub fn verify(backup: &Backup, deep: bool, progress: &Progress) -> Result<()> {
 /// # Errors
 /// When the agent is interrupted; [`Failure::NotNow`](crate::error::Failure::NotNow), too, when the backup is deleted meanwhile.
 pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<VerifyReport> {
-    let mut problems = Vec::new();
+    let mut problems = Problems::default();
     match complete(path) {
-        Ok(manifest) if manifest.id != id => problems.push(format!("its manifest says that it is {}", manifest.id)),
+        Ok(manifest) if manifest.id != id => problems.damaged(format!("its manifest says that it is {}", manifest.id)),
         Ok(_) => {}
-        Err(error) => problems.push(format!("{error:#}")),
+        Err(error) => problems.note(error, |error| format!("{error:#}"))?,
     }
     let sums = read_sums(path).unwrap_or_default();
     let names: Vec<String> = sums.keys().filter(|name| is_file(&path.join(name))).cloned().collect();
@@ -80,11 +121,11 @@ pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<
         match result {
             Ok(sum) => {
                 if sum.sha256 != sums[&name] {
-                    problems.push(format!("{name} is not what {SUMS} says"));
+                    problems.damaged(format!("{name} is not what {SUMS} says"));
                 }
                 files.insert(name, sum);
             }
-            Err(error) => problems.push(format!("{error:#}")),
+            Err(error) => problems.note(error, |error| format!("{error:#}"))?,
         }
     }
     if deep {
@@ -92,19 +133,15 @@ pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<
         for name in &names {
             interrupted()?;
             if let Err(error) = check_content(&path.join(name), &|_| {}) {
-                // An interruption is no damage.
-                if exit_code(&error) == 75 {
-                    return Err(error);
-                }
-                problems.push(format!("{name}: {error:#}"));
+                problems.note(error, |error| format!("{name}: {error:#}"))?;
             }
         }
     }
     // What is missing because all of it is, is no damage.
-    if !problems.is_empty() && store::is_gone(path) {
+    if !problems.said.is_empty() && store::is_gone(path) {
         return Err(not_now(format!("the backup {id} was deleted while it was checked")));
     }
-    Ok(VerifyReport { id: id.to_owned(), deep, good: problems.is_empty(), files, problems })
+    Ok(VerifyReport::of(id, deep, files, problems))
 }
 
 /// Reads the manifest of the backup at `path`, and checks that it names every [part that a recovery needs](MANDATORY) and that its files are exactly

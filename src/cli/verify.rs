@@ -8,7 +8,7 @@ use super::args::VerifyArgs;
 use super::context::Context;
 use crate::backup::store::{self, Listed, State};
 use crate::backup::verify::VerifyReport;
-use crate::error::{Failure, damaged};
+use crate::error::{damaged, to_exit, unsupported};
 use crate::report::{mib, words::line};
 
 pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
@@ -19,14 +19,14 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
         wanted => vec![check(wanted.as_deref())?],
     };
     context.print(&reports, |reports| reports.iter().map(describe).collect())?;
-    let bad: Vec<&str> = reports.iter().filter(|r| !r.good).map(|r| r.id.as_str()).collect();
-    if bad.is_empty() {
-        return Ok(ExitCode::SUCCESS);
-    }
-    if context.json {
-        return Ok(ExitCode::from(Failure::Damaged(String::new()).code()));
-    }
-    Err(damaged(format!("damaged: {}; `recovery list` shows which are good, `recovery backup` takes a new one", bad.join(", "))))
+    let named = |which: fn(&&VerifyReport) -> bool| reports.iter().filter(which).map(|r| r.id.as_str()).collect::<Vec<_>>().join(", ");
+    let (bad, not_taken) = (named(|r| !r.good && !r.unsupported), named(|r| r.unsupported));
+    let error = match (bad.is_empty(), not_taken.is_empty()) {
+        (true, true) => return Ok(ExitCode::SUCCESS),
+        (true, false) => unsupported(format!("not supported: {not_taken}; above is what to do instead")),
+        (false, _) => damaged(format!("damaged: {bad}; `recovery list` shows which are good, `recovery backup` takes a new one")),
+    };
+    if context.json { Ok(to_exit(&error)) } else { Err(error) }
 }
 
 /// What the check of a backup said, unless that was deleted after it had been listed, which is said instead.
@@ -40,8 +40,12 @@ fn there(context: &Context, one: &Listed, checked: Result<VerifyReport>) -> Opti
 
 fn describe(report: &VerifyReport) -> String {
     let size: u64 = report.files.values().map(|sum| sum.bytes).sum();
-    let mut text =
-        format!("{}: {}, {} in {} files\n", line(&report.id), if report.good { "good" } else { "DAMAGED" }, mib(size), report.files.len());
+    let state = match report {
+        VerifyReport { good: true, .. } => "good",
+        VerifyReport { unsupported: true, .. } => "not supported",
+        _ => "DAMAGED",
+    };
+    let mut text = format!("{}: {state}, {} in {} files\n", line(&report.id), mib(size), report.files.len());
     for problem in &report.problems {
         text += &format!("    {}\n", line(problem));
     }

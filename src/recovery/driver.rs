@@ -160,6 +160,7 @@ fn same_kind(error: &anyhow::Error, message: String) -> anyhow::Error {
 fn of_code(code: u8, message: String) -> anyhow::Error {
     match code {
         2 => Failure::Usage(message).into(),
+        64 => Failure::Unsupported(message).into(),
         65 => Failure::Damaged(message).into(),
         69 => Failure::Unanswered(message).into(),
         73 => Failure::NoSpace(message).into(),

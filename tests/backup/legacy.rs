@@ -213,6 +213,30 @@ fn what_no_recovery_can_use_is_good_to_nobody() {
     assert!(choose(node, dir, None).is_ok(), "as it was, it is good");
 }
 
+/// Sound, and nothing that is taken: no word of damage, neither by `verify` nor by the import.
+#[test]
+fn what_is_not_supported_is_not_called_damaged() {
+    let sno = Sno::new();
+    let (node, dir) = (&sno.place.node, &sno.place.dir);
+    old_backup(&sno, dir.path());
+    sh(dir.path(), "f=$(ls cluster/*.db) && gzip -c $f > g && mv g $f");
+    let (code, message) = choose(node, dir, Some("upgrade-recovery")).unwrap_err();
+    assert!(code == 64 && message.contains("is packed with gzip") && !message.contains("damaged"), "{code} {message}");
+    let verify = |more: &[&str]| {
+        let mut agent = std::process::Command::new(env!("CARGO_BIN_EXE_recovery"));
+        agent.arg("--root").arg(sno.root()).args(more).args(["verify", "upgrade-recovery"]).output().unwrap()
+    };
+    let said = verify(&[]);
+    let text = format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+    assert_eq!(said.status.code(), Some(64), "{text}");
+    assert!(text.contains("not supported") && !text.to_lowercase().contains("damaged"), "{text}");
+    assert_eq!(verify(&["--json"]).status.code(), Some(64));
+    // With damage besides, it is damaged.
+    sh(dir.path(), "truncate -s -5 extras.tgz");
+    assert_eq!(choose(node, dir, Some("upgrade-recovery")).unwrap_err().0, 65);
+    assert_eq!(verify(&[]).status.code(), Some(65));
+}
+
 /// As tar unpacks it: the last member of a name counts, and a link may be named twice.
 #[test]
 fn what_tar_takes_is_taken() {

@@ -8,7 +8,8 @@ use super::members::{self, Members};
 use super::{EXTRAS, Legacy, Parts, is_dir, revisions};
 use crate::archive::Tick;
 use crate::backup::excludes;
-use crate::error::{damaged, exit_code};
+use crate::backup::verify::Problems;
+use crate::error::damaged;
 use crate::etcd;
 use crate::node::identity::Identity;
 use crate::node::machine_config::MachineConfig;
@@ -35,19 +36,14 @@ pub(super) enum Depth {
 ///
 /// # Errors
 /// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted.
-pub(super) fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec<String>> {
+pub(super) fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Problems> {
+    let mut problems = Problems::default();
     let parts = match old.parts() {
         Ok(parts) => parts,
-        Err(error) => return Ok(vec![format!("{error:#}")]),
+        Err(error) => return problems.note(error, |error| format!("{error:#}")).map(|()| problems),
     };
-    let mut problems = Vec::new();
     let mut note = |name: &str, result: Result<()>| match result {
-        // An interruption is no damage.
-        Err(error) if exit_code(&error) == 75 => Err(error),
-        Err(error) => {
-            problems.push(format!("{name}: {error:#}"));
-            Ok(true)
-        }
+        Err(error) => problems.note(error, |error| format!("{name}: {error:#}")).map(|()| true),
         Ok(()) => Ok(false),
     };
     let unreadable = note("what is read whole", small(&parts))?;

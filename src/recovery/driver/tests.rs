@@ -32,7 +32,7 @@ struct Fake {
     /// Points passed, and the one at which the power fails.
     points: usize,
     power_fails_at: Option<usize>,
-    fails_once: Option<&'static str>,
+    fails_once: Option<(&'static str, fn(&str) -> anyhow::Error)>,
     /// What the reboot is for has happened without one.
     reboot_is_behind: bool,
     noted: Option<usize>,
@@ -61,9 +61,8 @@ impl Work for Fake {
             assert!(self.effects.contains_key(&before.name), "{step} acts, but {} has no effect in this boot", before.name);
         }
         self.point()?;
-        if self.fails_once == Some(step) {
-            self.fails_once = None;
-            return Err(unanswered("it hangs"));
+        if let Some((_, error)) = self.fails_once.take_if(|(name, _)| *name == step) {
+            return Err(error("it hangs"));
         }
         if step == "note" && journal.reading().last_of(phase, step, Kind::StepNoted).is_none() {
             journal.append(&Event::StepNoted(phase, step.to_owned()), json!({"seen": 7}))?;
@@ -162,7 +161,7 @@ fn a_run_stopped_at_any_point_ends_as_one_that_was_not() {
 fn a_failure_is_in_the_journal_and_the_step_is_tried_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = begin(dir.path());
-    let mut fake = Fake { fails_once: Some("restore"), ..Fake::default() };
+    let mut fake = Fake { fails_once: Some(("restore", |m| unanswered(m))), ..Fake::default() };
     let mut journal = Journal::open(&path, "boot-0").unwrap().unwrap();
     let error = drive(&mut journal, &mut fake, Until::End).unwrap_err();
     assert_eq!(exit_code(&error), 69);
@@ -230,6 +229,21 @@ fn a_reboot_whose_purpose_is_behind_the_node_is_not_asked_for() {
     let mut journal = Journal::open(&path, "boot-0").unwrap().unwrap();
     assert_eq!(drive(&mut journal, &mut fake, Until::End).unwrap(), Halt::Finished);
     assert!(journal.reading().records.iter().all(|record| record.boot == "boot-0"));
+}
+
+/// In the message of a step, and over the journal to whoever follows the run.
+#[test]
+fn every_kind_of_failure_keeps_its_exit_code() {
+    use crate::error::{damaged, misfit, no_space, not_permitted, unsupported, usage};
+    let kinds: [fn(&str) -> anyhow::Error; 7] =
+        [|m| usage(m), |m| unsupported(m), |m| damaged(m), |m| unanswered(m), |m| no_space(m), |m| not_permitted(m), |m| misfit(m)];
+    for kind in kinds {
+        let (dir, code) = (tempfile::tempdir().unwrap(), exit_code(&kind("why")));
+        let mut journal = Journal::open(&begin(dir.path()), "boot-0").unwrap().unwrap();
+        let mut fake = Fake { fails_once: Some(("restore", kind)), ..Fake::default() };
+        assert_eq!(exit_code(&drive(&mut journal, &mut fake, Until::End).unwrap_err()), code);
+        assert_eq!(exit_code(&recorded_failure(journal.reading())), code);
+    }
 }
 
 #[test]
