@@ -41,6 +41,7 @@ fn roll_back(context: &Context, args: &PlatformArgs) -> Result<ExitCode> {
 fn describe(report: &PlatformReport) -> String {
     let mut text = table(&report.deployments);
     text += &format!("{}\n", line(&report.summary));
+    text += &report.soft_reboot.as_ref().map_or_else(String::new, |prepared| format!("{}\n", line(prepared)));
     for command in &report.commands {
         text += &format!("  {}\n", line(command));
     }

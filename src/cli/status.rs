@@ -16,6 +16,7 @@ use crate::backup::store::{self, Listed, State};
 use crate::recovery::status::{RunStatus, StepState};
 use crate::recovery::{Outcome, RunReport, StatusReport, status};
 use crate::report::words::{self, line};
+use crate::tools::ostree::{NEXT_ROOT, UNDO_SOFT_REBOOT};
 
 /// How often `--watch` looks.
 const WATCH: Duration = Duration::from_secs(1);
@@ -89,6 +90,14 @@ fn describe(report: &Status) -> String {
     }
     if recovery.hold {
         text += "kubelet is held: it does not start\n";
+    }
+    if recovery.soft_reboot {
+        writeln!(
+            text,
+            "a soft reboot is prepared: a plain `systemctl reboot` goes into {NEXT_ROOT}, past the boot loader; `{UNDO_SOFT_REBOOT}` takes it back, and \
+             so does a recovery"
+        )
+        .ok();
     }
     if let Some(last) = &recovery.last {
         text +=

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::journal::{Journal, Reading};
+use super::journal::{Journal, Reading, this_boot};
 use super::machine::{Event, Phase, State};
 use super::resume::EXPORTED;
 use super::status::{RunStatus, StepState};
@@ -61,7 +61,7 @@ pub fn abandon(node: &Node, dir: &RecoveryDir, force: bool) -> Result<Option<Aba
     let (undo, reading) = (Undo::load(dir)?, history::readable(dir));
     // First of all: what is put back from here on must not be gone on with.
     if reading.as_ref().is_some_and(|r| matches!(r.state, State::Open(_)))
-        && let Some(mut journal) = Journal::open(&dir.journal(), &node.clock().boot_id()?)?
+        && let Some(mut journal) = Journal::open(&dir.journal(), &this_boot(node)?)?
     {
         journal.append(&Event::Abandoned, Value::Null)?;
     }

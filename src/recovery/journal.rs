@@ -21,8 +21,8 @@ use super::machine::{Event, Phase, Plan, State, transition};
 use crate::backup::manifest::DeploymentId;
 use crate::error::damaged;
 use crate::node::dir::old_stages;
-use crate::node::durable;
-use crate::node::profile;
+use crate::node::{Node, durable, profile};
+use crate::tools::systemctl;
 pub use record::{Kind, Record, VERSION};
 
 /// No run writes a journal of this size, bytes; a file that is larger is not one.
@@ -84,6 +84,24 @@ pub enum EtcdRestore {
     Native,
     /// By the cluster's own `/usr/local/bin/cluster-restore.sh`.
     ClusterRestore,
+}
+
+/// This boot, as a journal names it: its id and, behind a `+`, how many soft reboots it has seen, when there were any. These keep the kernel, and with
+/// it the id, and end all that runs: what a volatile step did is lost with them as with a real one.
+///
+/// # Errors
+/// When the kernel does not say its boot id.
+pub(super) fn this_boot(node: &Node) -> Result<String> {
+    let id = node.clock().boot_id()?;
+    Ok(match systemctl::soft_reboots(node) {
+        0 => id,
+        number => format!("{id}+{number}"),
+    })
+}
+
+/// The boot id in the name of a boot.
+fn kernel(boot: &str) -> &str {
+    boot.split_once('+').map_or(boot, |(id, _)| id)
 }
 
 /// A journal as read: nothing of it can be changed through this.
@@ -171,11 +189,28 @@ impl Reading {
         self.records.iter().any(|r| r.event == Kind::StepIntent)
     }
 
-    /// True when the node has rebooted since the last step of a phase was done: `boot` is another boot. False before any was.
+    /// True when the node has rebooted since the last step of a phase was done: `boot` is another boot, with a kernel of its own. False before any
+    /// was.
     #[must_use]
     pub fn rebooted_since(&self, phase: Phase, boot: &str) -> bool {
-        let last = self.records.iter().rev().find(|r| r.event == Kind::StepDone && r.phase == Some(phase));
-        last.is_some_and(|r| r.boot != boot)
+        self.last_boot_of(phase).is_some_and(|then| kernel(then) != kernel(boot))
+    }
+
+    /// True when the node has gone through a soft reboot since then, and not rebooted.
+    #[must_use]
+    pub fn soft_rebooted_since(&self, phase: Phase, boot: &str) -> bool {
+        self.last_boot_of(phase).is_some_and(|then| then != boot && kernel(then) == kernel(boot))
+    }
+
+    fn last_boot_of(&self, phase: Phase) -> Option<&str> {
+        self.records.iter().rev().find(|r| r.event == Kind::StepDone && r.phase == Some(phase)).map(|r| r.boot.as_str())
+    }
+
+    /// True when this run has asked for a reboot, and the node has rebooted since.
+    #[must_use]
+    pub fn has_rebooted(&self, boot: &str) -> bool {
+        let asked = self.records.iter().rev().find(|r| r.event == Kind::RebootRequested);
+        asked.is_some_and(|r| kernel(&r.boot) != kernel(boot))
     }
 
     /// How many bytes of a torn last line were found.

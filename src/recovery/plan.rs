@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::driver::Until;
 use super::history;
-use super::journal::{Asked, Beginning, Journal, Reading};
+use super::journal::{Asked, Beginning, Journal, Reading, this_boot};
 use super::machine::{Event, Open, Phase, Stage, State};
 use super::preflight::{self, First, Options, PlanReport};
 use super::undo::Undo;
@@ -49,7 +49,7 @@ enum Origin {
 pub fn plan<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, progress: &'a Progress) -> Result<Proposal<'a>> {
     let verb = if options.from == preflight::From::Platform { "recover" } else { "restore-files" };
     let lock = locked(dir, verb)?;
-    let boot = node.clock().boot_id()?;
+    let boot = this_boot(node)?;
     if let Some(reading) = Reading::of(&dir.journal())?
         && let State::Open(open) = &reading.state
     {
@@ -189,7 +189,7 @@ impl Proposal<'_> {
     /// That of the step that failed; it is in the journal, and the message names the next command.
     pub fn begin(self) -> Result<RunReport> {
         let (node, dir) = (self.node, self.dir);
-        let (boot, new) = (node.clock().boot_id()?, matches!(self.origin, Origin::New));
+        let (boot, new) = (this_boot(node)?, matches!(self.origin, Origin::New));
         let (mut journal, undo) = match self.origin {
             Origin::Continue => {
                 let journal = Journal::open(&dir.journal(), &boot)?.context("the journal is gone")?;

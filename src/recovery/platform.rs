@@ -119,6 +119,9 @@ fn roll_back(here: &mut Doing<'_, '_>) -> Result<()> {
 fn next_boot(here: &mut Doing<'_, '_>) -> Result<()> {
     restore_files::real_reboot(here)?;
     let all = ostree::deployments(here.run.node)?;
+    if let Some(past) = table::goes_past(&all) {
+        return Err(misfit(past));
+    }
     match judge(&all, &here.target()) {
         Action::Nothing => Ok(()),
         Action::Reboot { ahead } if ahead.is_empty() => Ok(()),

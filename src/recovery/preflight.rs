@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::journal::{Asked, EtcdRestore};
-use super::platform::table::{self, Action, PlatformReport, Target};
+use super::platform::table::{self, Action, PlatformReport, Target, When};
 use super::restore_files;
 use super::resume::CLUSTER_RESTORE;
 use super::run::KUBELET_UNIT;
@@ -133,10 +133,11 @@ pub(super) fn look(
         (Action::Nothing, _) => Action::Nothing,
         (Action::Drop { .. } | Action::RollBack { .. } | Action::Reboot { .. }, From::Platform) => platform.action.clone(),
         _ => {
-            warnings.push(platform.refused(force, false)?);
+            warnings.push(platform.refused(force, When::Before)?);
             Action::Nothing
         }
     };
+    warnings.extend(platform.soft_reboot.clone());
     let runtime_unit = needs(node, dir, backup, profile, &needed_programs(&action, options.asked))?;
     warnings.extend(programs(node).context("looking whether the programs are there that a recovery needs: nothing was changed")?);
     warnings.extend(comes_back(node, dir)?);

@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::platform::table;
+use super::platform::table::{self, When};
 use super::run::{Doing, KUBELET_UNIT, Step};
 use crate::archive::{Archive, Extra, Selection};
 use crate::backup::trees::{always_excluded, extras_in, without_owned};
 use crate::backup::{Backup, ETC, EXTRAS, USR_LOCAL, install};
-use crate::error::exit_code;
+use crate::error::{exit_code, misfit};
 use crate::node::machine_config::MachineConfig;
 use crate::node::profile::Profile;
-use crate::node::{crio, durable, hold};
+use crate::node::{Node, crio, durable, hold};
 use crate::tools::{crictl, ostree, systemctl};
 
 /// How long a container has to end before it is killed. Its work is about to be undone: it needs no more than to close its files.
@@ -40,10 +40,30 @@ pub(super) const STEPS: &[Step] = &[
 /// The target is booted and boots next; everything else would restore one release's files onto another.
 pub(super) fn deployment(here: &mut Doing<'_, '_>) -> Result<()> {
     real_reboot(here)?;
-    if let Some(warning) = table::check(here.run.node, here.target(), here.asked().force)? {
-        here.warn(warning);
+    let rebooted = here.has_rebooted();
+    let when = if rebooted { When::Rebooted } else { When::Open };
+    let report = table::report(here.run.node, here.target()).map_err(|error| in_a_soft_reboot(here.run.node, error))?;
+    match report.check(here.asked().force, when)? {
+        Some(warning) => here.warn(warning),
+        None if rebooted => {
+            let booted = report.deployments.iter().find(|d| d.booted).map(ToString::to_string);
+            tracing::info!("the node has rebooted as meant{}", booted.as_ref().map_or_else(String::new, |d| format!(", into {d}")));
+            here.figure("rebooted_into", booted);
+        }
+        None => {}
     }
     Ok(())
+}
+
+/// After a soft reboot into a deployment that was dropped, ostree fails at everything.
+fn in_a_soft_reboot(node: &Node, error: anyhow::Error) -> anyhow::Error {
+    if systemctl::soft_reboots(node) == 0 {
+        return error;
+    }
+    let runs = ostree::running(node).map_or_else(String::new, |name| format!(", {name}"));
+    misfit(format!(
+        "{error:#}: the node has gone through a soft reboot, and ostree may not know what it runs{runs}; next: `systemctl reboot`, then `recovery resume`"
+    ))
 }
 
 /// Nothing but the deployment that is checked may be booted: a prepared soft reboot would go past the boot loader, into a root that nobody looked

@@ -147,7 +147,11 @@ impl Work for Run<'_> {
     }
 
     fn needs_reboot(&self, journal: &Journal, phase: Phase) -> Result<bool> {
-        if phase == Phase::Platform { platform::needs_reboot(self.node, &target(journal)) } else { Ok(true) }
+        // A soft reboot may have left a root that ostree does not know; and it has left the kernel as it was, whatever the root.
+        if phase != Phase::Platform || journal.reading().soft_rebooted_since(phase, journal.boot()) {
+            return Ok(true);
+        }
+        platform::needs_reboot(self.node, &target(journal))
     }
 }
 
@@ -180,6 +184,11 @@ impl Doing<'_, '_> {
     /// What was asked for when the run began.
     pub(super) fn asked(&self) -> super::journal::Asked {
         self.journal.reading().beginning.asked
+    }
+
+    /// The node has rebooted since this run asked for it.
+    pub(super) fn has_rebooted(&self) -> bool {
+        self.journal.reading().has_rebooted(self.journal.boot())
     }
 
     /// Which deployment the run restores.

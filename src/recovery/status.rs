@@ -10,6 +10,7 @@ use super::machine::{Phase, Stage, State};
 use super::{driver, history};
 use crate::node::dir::RecoveryDir;
 use crate::node::{Node, hold};
+use crate::tools::ostree;
 
 /// Where a recovery stands.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -25,6 +26,9 @@ pub struct StatusReport {
     pub at_work: Option<String>,
     /// kubelet is held.
     pub hold: bool,
+    /// A soft reboot is prepared: a plain `systemctl reboot` goes into it, past the boot loader. A recovery takes that back.
+    #[serde(default)]
+    pub soft_reboot: bool,
     /// The run that ended last, while none is in progress.
     pub last: Option<RunStatus>,
     /// The command to go on with; nothing while an agent is at work on the run.
@@ -132,7 +136,7 @@ pub fn status(node: &Node, dir: &RecoveryDir) -> Result<StatusReport> {
         },
     };
     let last = if dir.in_recovery() { None } else { history::last(dir) };
-    Ok(StatusReport { run, unreadable, old_script, at_work, hold, last, next })
+    Ok(StatusReport { run, unreadable, old_script, at_work, hold, soft_reboot: ostree::soft_reboot_is_prepared(node), last, next })
 }
 
 impl RunStatus {

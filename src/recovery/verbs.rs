@@ -7,8 +7,8 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::driver::{self, Halt, Until, drive};
-use super::journal::{Journal, Reading};
-use super::machine::{Stage, State};
+use super::journal::{Journal, Reading, this_boot};
+use super::machine::{Phase, Stage, State};
 use super::platform::table::{self, PlatformReport, Target};
 use super::preflight;
 use super::run::{KUBELET_UNIT, Run};
@@ -22,7 +22,7 @@ use crate::node::clock::ignore_hangup;
 use crate::node::dir::{Lock, RecoveryDir};
 use crate::node::{Node, hold};
 use crate::report::Progress;
-use crate::tools::systemctl;
+use crate::tools::{ostree, systemctl};
 
 /// How often a reboot is asked for that systemd does not agree to, and how long it has to happen all the same.
 const REBOOT_ATTEMPTS: u32 = 3;
@@ -108,7 +108,7 @@ pub fn resume(node: &Node, dir: &RecoveryDir, options: &ResumeOptions, progress:
         Err(error) if exit_code(&error) == 75 => return follow::follow(node, dir, progress).map(Some),
         Err(error) => return Err(error),
     };
-    let boot = node.clock().boot_id()?;
+    let boot = this_boot(node)?;
     let Some(mut journal) = Journal::open(&dir.journal(), &boot)? else { return Ok(None) };
     let reading = journal.reading();
     if reading.beginning.asked.step && options.unit {
@@ -117,16 +117,16 @@ pub fn resume(node: &Node, dir: &RecoveryDir, options: &ResumeOptions, progress:
     let asked = reading.beginning.asked;
     // With consent to reboot, the reboot is asked for again: the first time, something may have held it up.
     if let State::Open(open) = &reading.state
-        && let (Stage::Reboot, Some(phase), false) = (open.stage, open.awaits_reboot(), asked.reboot)
+        && let (Stage::Reboot, Some(phase)) = (open.stage, open.awaits_reboot())
         && !reading.rebooted_since(phase, &boot)
     {
-        let soft = match systemctl::soft_reboots(node) {
-            0 => "",
-            _ => " (its boot id is the same: a soft reboot changes the root alone, and may have left the backup's deployment)",
-        };
-        return Err(not_now(format!(
-            "the node has not rebooted since phase {phase} was done{soft}; next: `systemctl reboot`, then `recovery resume`"
-        )));
+        let said = not_rebooted(node, reading, phase, &boot);
+        if !asked.reboot {
+            // Somebody may have prepared a soft reboot since what boots next was checked: the reboot that is asked for here is to be a real one.
+            ostree::clear_soft_reboot(node)?;
+            return Err(not_now(format!("{said}; next: `systemctl reboot`, then `recovery resume`")));
+        }
+        progress.say(&format!("{said}; the reboot is asked for again"));
     }
     let until = if options.step { Until::Phase } else { Until::End };
     let undo = undo_of(dir, reading)?;
@@ -134,6 +134,19 @@ pub fn resume(node: &Node, dir: &RecoveryDir, options: &ResumeOptions, progress:
     let report = carry_on(node, dir, &mut journal, undo, None, Go { wait, until, reboot: asked.reboot }, progress)?;
     drop((journal, lock));
     rebooting(node, report, progress).map(Some)
+}
+
+/// That the reboot at the end of a phase is still to come, and what has come instead, when something has.
+fn not_rebooted(node: &Node, reading: &Reading, phase: Phase, boot: &str) -> String {
+    let said = format!("the node has not rebooted since phase {phase} was done: its boot id is the same");
+    if !reading.soft_rebooted_since(phase, boot) {
+        return said;
+    }
+    let runs = ostree::running(node).map_or_else(String::new, |name| format!(" ({name} runs)"));
+    format!(
+        "{said}. It has gone through a soft reboot, which changes the root alone and goes past the boot loader, so that another deployment than the \
+         backup's may run, even one that was dropped{runs}"
+    )
 }
 
 /// Does what is left of the run, or as much of it as `go` says.
@@ -216,8 +229,7 @@ fn hold_again(node: &Node, dir: &RecoveryDir, reading: &Reading, undo: &mut Undo
 
 /// Asks again after a failure, which may be one of the connection alone, or of something that held the reboot up for a moment.
 fn ask_for_the_reboot(node: &Node, progress: &Progress) -> Result<()> {
-    // Somebody may have prepared a soft reboot since what boots next was checked.
-    crate::tools::ostree::clear_soft_reboot(node)?;
+    ostree::clear_soft_reboot(node)?;
     for _ in 0..REBOOT_ATTEMPTS {
         let Some(said) = systemctl::reboot(node)? else { return Ok(()) };
         progress.say(&format!("asked for the reboot; systemctl said: {said}"));

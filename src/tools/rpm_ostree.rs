@@ -54,6 +54,8 @@ fn parse(bytes: &[u8]) -> Result<Vec<Deployment>> {
         pending: false,
         rollback: false,
         pinned: row.pinned,
+        // It does not say (2025.1).
+        soft_reboot: false,
         version: row.version,
     };
     let mut all: Vec<Deployment> = status.deployments.into_iter().enumerate().map(deployment).collect();

@@ -59,7 +59,9 @@ fn the_unit_goes_on_after_the_reboot_and_others_follow_it() -> Result<()> {
 
     // One phase at a time is a person's business.
     ok(&node, &["restore-files", "--step", "--yes"])?;
-    run(&node, &["resume"])?.expect(75, &["has not rebooted", "next: `systemctl reboot`"])?;
+    run(&node, &["resume"])?.expect(75, &["has not rebooted", "its boot id is the same; next: `systemctl reboot`"])?;
+    node.fault("systemctl", "SoftRebootsCount", Some(1), Wrong::Print("SoftRebootsCount=1\n".to_owned()))?;
+    run(&node, &["resume"])?.expect(75, &["has not rebooted", "gone through a soft reboot", "next: `systemctl reboot`"])?;
     node.reboot()?;
     wait_for("the unit's agent", || Ok(unit_log(&node).contains("recovery resume --step")))?;
     ensure!(node.at("/var/lib/recovery/hold-kubelet").exists(), "the unit went on with a run that waits for a person");

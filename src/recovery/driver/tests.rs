@@ -99,14 +99,19 @@ fn begin(dir: &Path) -> PathBuf {
 }
 
 /// Carries on until the run is finished, rebooting when asked to; returns the events without repetitions.
-fn to_the_end(path: &Path, fake: &mut Fake, mut boot: u32) -> Vec<String> {
+fn to_the_end(path: &Path, fake: &mut Fake, boot: u32) -> Vec<String> {
+    after_a_soft_reboot(path, fake, boot, "")
+}
+
+/// As [`to_the_end`], from a boot that has gone through a soft reboot, as its name says.
+fn after_a_soft_reboot(path: &Path, fake: &mut Fake, mut boot: u32, mut soft: &str) -> Vec<String> {
     loop {
-        let mut journal = Journal::open(path, &format!("boot-{boot}")).unwrap().unwrap();
+        let mut journal = Journal::open(path, &format!("boot-{boot}{soft}")).unwrap().unwrap();
         match drive(&mut journal, fake, Until::End).unwrap() {
             Halt::Finished => break,
             Halt::Reboot(_) => {
                 fake.reboot();
-                boot += 1;
+                (boot, soft) = (boot + 1, "");
             }
             Halt::After(phase) => panic!("stopped after {phase}"),
         }
@@ -154,6 +159,29 @@ fn a_run_stopped_at_any_point_ends_as_one_that_was_not() {
         }
         assert_eq!(to_the_end(&path, &mut fake, boot), expected, "stopped at point {at}, rebooted: {reboots}");
         assert_eq!(fake.noted, Some(1), "noted once, not more, when stopped at point {at}");
+    }
+}
+
+/// It ends what runs, as a real one does, and is not the reboot that a phase ends with.
+#[test]
+fn a_soft_reboot_at_any_point_undoes_what_runs_and_is_no_reboot() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fake = Fake::default();
+    let expected = to_the_end(&begin(dir.path()), &mut fake, 0);
+    for at in 1.. {
+        let path = begin(dir.path());
+        let mut fake = Fake { power_fails_at: Some(at), ..Fake::default() };
+        let first = drive(&mut Journal::open(&path, "boot-0").unwrap().unwrap(), &mut fake, Until::End);
+        fake.power_fails_at = None;
+        fake.reboot();
+        assert_eq!(after_a_soft_reboot(&path, &mut fake, 0, "+1"), expected, "a soft reboot at point {at}");
+        let resumed = RESUMED.iter().map(|(step, _)| fake.effects[*step].as_str());
+        assert!(resumed.eq(RESUMED.iter().map(|_| "boot-1")), "the phase after the reboot came before it: {:?}", fake.effects);
+        // The last point is the reboot that it has come to.
+        if let Ok(halt) = first {
+            assert!(halt == Halt::Reboot(Phase::RestoreFiles) && at > 10, "{halt:?} at point {at}");
+            break;
+        }
     }
 }
 

@@ -172,3 +172,19 @@ fn the_journal_of_version_1_stays_readable() {
     assert_eq!(reading.beginning, beginning());
     assert_eq!(reading.records[1].boot, "boot-1");
 }
+
+#[test]
+fn a_soft_reboot_is_told_from_a_reboot() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, _) = sample(dir.path());
+    let reading = Reading::of(&path).unwrap().unwrap();
+    let since = |boot: &str| (reading.rebooted_since(Phase::Resume, boot), reading.soft_rebooted_since(Phase::Resume, boot));
+    assert_eq!(since("boot-1"), (false, false));
+    assert_eq!(since("boot-1+1"), (false, true));
+    assert_eq!(since("boot-2"), (true, false));
+    assert_eq!(since("boot-2+1"), (true, false));
+    assert!(
+        !reading.rebooted_since(Phase::Finish, "boot-2") && !reading.soft_rebooted_since(Phase::Finish, "boot-1+1"),
+        "nothing was done there"
+    );
+}

@@ -66,6 +66,9 @@ pub struct PlatformReport {
     pub summary: String,
     /// The commands that do it, in order.
     pub commands: Vec<String>,
+    /// What a plain reboot would do instead of booting the first deployment, when a soft reboot is prepared. A recovery takes that back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soft_reboot: Option<String>,
 }
 
 impl Target {
@@ -161,32 +164,85 @@ pub fn report(node: &Node, target: Target) -> Result<PlatformReport> {
                 target: Some(target),
                 action: Action::Refuse { why, way: None },
                 commands: Vec::new(),
+                soft_reboot: None,
             });
         }
         let summary = "this node is not an ostree host: it has no deployments to choose from".to_owned();
-        return Ok(PlatformReport { deployments: Vec::new(), target: None, action: Action::Nothing, summary, commands: Vec::new() });
+        return Ok(PlatformReport {
+            deployments: Vec::new(),
+            target: None,
+            action: Action::Nothing,
+            summary,
+            commands: Vec::new(),
+            soft_reboot: None,
+        });
     }
     let deployments = ostree::deployments(node)?;
     let action = judge(&deployments, &target);
-    let (summary, commands) = (action.summary(), action.commands());
-    Ok(PlatformReport { deployments, target: Some(target), action, summary, commands })
+    let (summary, mut commands) = (action.summary(), action.commands());
+    let soft_reboot = prepared(node, &deployments);
+    if soft_reboot.is_some() {
+        commands.insert(0, ostree::UNDO_SOFT_REBOOT.to_owned());
+    }
+    Ok(PlatformReport { deployments, target: Some(target), action, summary, commands, soft_reboot })
 }
 
-/// Checks that the target is booted and first in boot order; with `force`, a difference is returned as a warning.
-///
-/// # Errors
-/// [`Failure::Misfit`](crate::error::Failure::Misfit) with the table when it is not, and not forced; when ostree does not answer.
-pub fn check(node: &Node, target: Target, force: bool) -> Result<Option<String>> {
-    let report = report(node, target)?;
-    if report.action == Action::Nothing { Ok(None) } else { report.refused(force, true).map(Some) }
+/// A prepared soft reboot, in words. ostree says which deployment it goes into, unless that was dropped.
+fn prepared(node: &Node, all: &[Deployment]) -> Option<String> {
+    let into = all.iter().find(|d| d.soft_reboot).map(short);
+    if into.is_none() && !ostree::soft_reboot_is_prepared(node) {
+        return None;
+    }
+    let into = into.unwrap_or_else(|| format!("{}, a deployment that was dropped or none of ostree's,", ostree::NEXT_ROOT));
+    Some(format!(
+        "a soft reboot into {into} is prepared: a plain `systemctl reboot` goes there, past the boot loader; a recovery takes that back"
+    ))
+}
+
+/// That a plain reboot would not boot the first deployment but go into another, past the boot loader, when one is prepared for that.
+#[must_use]
+pub fn goes_past(all: &[Deployment]) -> Option<String> {
+    let into = all.iter().find(|d| d.soft_reboot)?;
+    let undo = ostree::UNDO_SOFT_REBOOT;
+    Some(format!("a soft reboot into {} is prepared, and a reboot would go there, past the boot loader; next: `{undo}`", short(into)))
+}
+
+/// When the table is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// No run is open.
+    Before,
+    /// One is.
+    Open,
+    /// One is, and the node has rebooted since that asked for it.
+    Rebooted,
 }
 
 impl PlatformReport {
-    /// Why a recovery does not go on with these deployments; with `force`, the warning with which it does. `open`: a run is.
+    /// Checks that the target is booted and first in boot order, and that nothing goes past that; with `force`, a difference is returned as a warning.
+    ///
+    /// # Errors
+    /// [`Failure::Misfit`](crate::error::Failure::Misfit) with the table when it is not, and not forced.
+    pub fn check(&self, force: bool, when: When) -> Result<Option<String>> {
+        if let Some(past) = goes_past(&self.deployments) {
+            return Err(misfit(past));
+        }
+        if self.action == Action::Nothing { Ok(None) } else { self.refused(force, when).map(Some) }
+    }
+
+    /// That another deployment was booted than the one that was to be: which.
+    fn booted_another(&self) -> Option<String> {
+        let booted = self.deployments.iter().find(|d| d.booted)?;
+        let target = self.target.as_ref()?.find(&self.deployments).ok().filter(|target| !target.booted)?;
+        Some(format!("the node has rebooted, but it booted {} and not the backup's deployment {}; ", short(booted), short(target)))
+    }
+
+    /// Why a recovery does not go on with these deployments; with `force`, the warning with which it does.
     ///
     /// # Errors
     /// [`Failure::Misfit`](crate::error::Failure::Misfit), with the table, unless forced.
-    pub fn refused(&self, force: bool, open: bool) -> Result<String> {
+    pub fn refused(&self, force: bool, when: When) -> Result<String> {
+        let open = when != When::Before;
         // --force chooses which deployment is recovered; that it boots next is no choice, because only the booted one's kubelet is held.
         let first = self.deployments.first();
         if force && first.is_none_or(|d| d.booted) {
@@ -199,10 +255,15 @@ impl PlatformReport {
             }
             (Action::Refuse { .. }, _) if open => "`recovery restart --force` begins again with what is booted",
             (Action::Refuse { .. }, _) => "--force goes on with what is booted",
+            // The boot loader fell back, or somebody chose another entry.
+            (Action::Reboot { ahead }, _) if when == When::Rebooted && ahead.is_empty() => {
+                "`systemctl reboot`, with an eye on the boot loader, then `recovery resume`"
+            }
             _ if open => "`recovery restart` begins again, with that",
             _ => "`recovery platform --rollback` does that, `recovery recover` the whole recovery",
         };
-        Err(misfit(format!("{}\n{}next: {way}", self.summary, table(&self.deployments))))
+        let another = self.booted_another().filter(|_| when == When::Rebooted).unwrap_or_default();
+        Err(misfit(format!("{another}{}\n{}next: {way}", self.summary, table(&self.deployments))))
     }
 }
 
@@ -210,7 +271,14 @@ impl PlatformReport {
 #[must_use]
 pub fn table(deployments: &[Deployment]) -> String {
     deployments.iter().fold(String::new(), |text, d| {
-        let marks = [(d.booted, "booted"), (d.staged, "staged"), (d.pending, "pending"), (d.rollback, "rollback"), (d.pinned, "pinned")];
+        let marks = [
+            (d.booted, "booted"),
+            (d.staged, "staged"),
+            (d.pending, "pending"),
+            (d.rollback, "rollback"),
+            (d.pinned, "pinned"),
+            (d.soft_reboot, "soft reboot"),
+        ];
         let marks: Vec<&str> = marks.iter().filter(|(is, _)| *is).map(|(_, mark)| *mark).collect();
         format!("{text}  {} {} {}\n", d.index, short(d), marks.join(", "))
     })

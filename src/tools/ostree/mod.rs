@@ -17,7 +17,7 @@ use crate::error::misfit;
 use crate::node::Node;
 
 pub use boot::kernel_arguments;
-pub use soft_reboot::{NEXT_ROOT, clear as clear_soft_reboot, is_prepared as soft_reboot_is_prepared};
+pub use soft_reboot::{NEXT_ROOT, UNDO as UNDO_SOFT_REBOOT, clear as clear_soft_reboot, is_prepared as soft_reboot_is_prepared, running};
 
 /// For a change of the list: it writes the boot loader's entries, and a removal also prunes the repository.
 const CHANGE: Duration = Duration::from_secs(300);
@@ -44,6 +44,9 @@ pub struct Deployment {
     pub rollback: bool,
     /// Pinned: kept when others are cleaned up. `undeploy` itself does not respect it.
     pub pinned: bool,
+    /// Prepared for a soft reboot: a plain `systemctl reboot` goes into it, whatever boots next.
+    #[serde(default)]
+    pub soft_reboot: bool,
     /// Version, when the commit has one.
     pub version: Option<String>,
 }

@@ -21,6 +21,9 @@ struct Row {
     booted: bool,
     staged: bool,
     pinned: bool,
+    /// Printed by versions that know of soft reboots.
+    #[serde(default, rename = "soft-reboot-target")]
+    soft_reboot: bool,
     version: Option<String>,
 }
 
@@ -42,6 +45,7 @@ pub(super) fn json(bytes: &[u8]) -> Result<Vec<Deployment>> {
             pending: false,
             rollback: false,
             pinned: row.pinned,
+            soft_reboot: row.soft_reboot,
             version: row.version,
         })
     };
@@ -95,6 +99,7 @@ fn header(line: &str, index: usize) -> Option<Deployment> {
         pending: false,
         rollback: false,
         pinned: false,
+        soft_reboot: flags.contains("(soft-reboot)"),
         version: None,
     })
 }
@@ -122,10 +127,10 @@ mod tests {
         std::fs::read_to_string(folder().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    /// The flags of each row, and whether it is pinned: `*` booted, `s` staged, `p` pending, `r` rollback, `P` pinned.
+    /// The flags of each row, and whether it is pinned: `*` booted, `s` staged, `p` pending, `r` rollback, `P` pinned, `S` soft reboot.
     fn shape(all: &[Deployment]) -> String {
         let row = |d: &Deployment| -> String {
-            [(d.booted, '*'), (d.staged, 's'), (d.pending, 'p'), (d.rollback, 'r'), (d.pinned, 'P')]
+            [(d.booted, '*'), (d.staged, 's'), (d.pending, 'p'), (d.rollback, 'r'), (d.pinned, 'P'), (d.soft_reboot, 'S')]
                 .iter()
                 .filter_map(|(is, mark)| is.then_some(*mark))
                 .collect()
@@ -160,7 +165,9 @@ mod tests {
             ("lca-4.14-booted-first.txt", "* "),
             ("manpage-indented-no-version.txt", "* r"),
             ("microshift-9.8-rollback.txt", "* r"),
-            ("synthetic-soft-reboot.txt", "p *P"),
+            ("real-13-soft-reboot-prepared.txt", "pS *P"),
+            ("real-14-soft-reboot-undeployed.txt", "*P"),
+            ("synthetic-soft-reboot.txt", "pS *P"),
             ("unlocked-development-rollback.txt", "* r"),
             ("unlocked-gpg-eos.txt", "*"),
         ];
@@ -202,11 +209,14 @@ mod tests {
             let path = entry?.path();
             let name = path.file_name().expect("name").to_string_lossy().into_owned();
             let Some(case) = name.strip_prefix("json-").and_then(|n| n.strip_suffix(".json")) else { continue };
-            let twin = [format!("gen-{case}.txt"), format!("gen-{case}.2026.4.txt")].into_iter().find(|t| folder().join(t).exists());
+            let twin = ["gen-", "real-"]
+                .into_iter()
+                .flat_map(|made| [".txt", ".2026.4.txt"].map(|end| format!("{made}{case}{end}")))
+                .find(|t| folder().join(t).exists());
             assert_eq!(json(&std::fs::read(&path)?)?, text(&fixture(&twin.expect("the text form")))?, "{name}");
             seen += 1;
         }
-        assert_eq!(seen, 7);
+        assert_eq!(seen, 9);
         Ok(())
     }
 

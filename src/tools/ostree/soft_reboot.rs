@@ -10,6 +10,19 @@ use crate::node::Node;
 /// `ostree admin undeploy` and `rpm-ostree cleanup` leave it mounted (ostree 2026.4), and the list of deployments no longer tells of it.
 pub const NEXT_ROOT: &str = "/run/nextroot";
 
+/// Takes back what ostree has prepared.
+pub const UNDO: &str = "ostree admin prepare-soft-reboot --reset";
+
+/// The operating system whose root the node runs, by its own name: after a soft reboot into one that was dropped, ostree knows of none.
+#[must_use]
+pub fn running(node: &Node) -> Option<String> {
+    let text = node.read_text("/usr/lib/os-release").ok()?;
+    let value =
+        |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).map(|value| value.trim_matches('"').to_owned());
+    // Of a release of RHCOS, the pretty name has the version too; that of a deployment stands in the other.
+    ["PRETTY_NAME", "OSTREE_VERSION"].into_iter().find_map(value)
+}
+
 /// True while there is something to go into. An empty directory is nothing: systemd looks for the tree of an operating system.
 #[must_use]
 pub fn is_prepared(node: &Node) -> bool {

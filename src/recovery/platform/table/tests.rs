@@ -5,7 +5,7 @@ use std::path::Path;
 use super::*;
 use crate::tools::rpm_ostree;
 
-/// Deployments from a sketch, in boot order: `*` booted, `s` staged, `!` pinned; the letter is the checksum, `x/` another stateroot.
+/// Deployments from a sketch, in boot order: `*` booted, `s` staged, `!` pinned, `~` prepared for a soft reboot; the letter is the checksum, `x/` another stateroot.
 fn sketch(text: &str) -> Vec<Deployment> {
     let deployment = |(index, word): (usize, &str)| {
         let (stateroot, rest) = word.split_once('/').map_or(("os", word), |(stateroot, rest)| (stateroot, rest));
@@ -19,6 +19,7 @@ fn sketch(text: &str) -> Vec<Deployment> {
             pending: false,
             rollback: false,
             pinned: rest.contains('!'),
+            soft_reboot: rest.contains('~'),
             version: None,
         }
     };
@@ -195,11 +196,69 @@ fn captured_arrangements_are_the_rows_they_look_like() {
 fn what_is_refused_shows_the_table_and_can_be_forced() {
     let (_dir, node) =
         printing(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ostree/gen-05-booted-plus-pinned-rollback.txt"));
-    let error = check(&node, Target::Pinned, false).unwrap_err();
+    let report = report(&node, Target::Pinned).unwrap();
+    let error = report.check(false, When::Open).unwrap_err();
     assert_eq!(crate::error::exit_code(&error), 78);
     let text = error.to_string();
     assert!(text.contains("rollback, pinned") && text.contains("next: `recovery restart`"), "{text}");
-    let before_a_run = report(&node, Target::Pinned).unwrap().refused(false, false).unwrap_err().to_string();
+    let before_a_run = report.refused(false, When::Before).unwrap_err().to_string();
     assert!(before_a_run.contains("next: `recovery platform --rollback`"), "{before_a_run}");
-    assert!(check(&node, Target::Pinned, true).unwrap().unwrap().contains("by --force"));
+    assert!(report.check(true, When::Open).unwrap().unwrap().contains("by --force"));
+}
+
+/// A report on a sketch.
+fn of(text: &str, target: Target) -> PlatformReport {
+    let deployments = sketch(text);
+    let action = judge(&deployments, &target);
+    let (summary, commands) = (action.summary(), action.commands());
+    PlatformReport { deployments, target: Some(target), action, summary, commands, soft_reboot: None }
+}
+
+#[test]
+fn after_the_reboot_another_deployment_than_meant_is_named_with_the_way_to_the_right_one() {
+    let said = |text: &str, when| of(text, recorded("os", "a")).check(false, when).unwrap_err().to_string();
+    let another = "the node has rebooted, but it booted os bbbbbbbbbbbb.0 and not the backup's deployment os aaaaaaaaaaaa.0; ";
+    let fell_back = said("a! b*", When::Rebooted);
+    assert!(
+        fell_back.starts_with(another) && fell_back.contains("next: `systemctl reboot`, with an eye on the boot loader"),
+        "{fell_back}"
+    );
+    let chosen = said("b* a!", When::Rebooted);
+    assert!(chosen.starts_with(another) && chosen.contains("next: `recovery restart` begins again"), "{chosen}");
+    // It did not reboot, or is what was meant and something else boots next.
+    for (text, when) in [("a! b*", When::Open), ("b* a!", When::Open), ("b a*!", When::Rebooted)] {
+        let said = said(text, when);
+        assert!(!said.contains("the node has rebooted") && said.contains("next: `recovery restart`"), "{said}");
+    }
+    assert_eq!(of("a*! b", recorded("os", "a")).check(false, When::Rebooted).unwrap(), None);
+}
+
+#[test]
+fn what_a_soft_reboot_goes_into_is_not_what_boots_next() {
+    // Nothing else is wrong; and --force is no answer.
+    let report = of("a*! b~", recorded("os", "a"));
+    assert_eq!(report.action, Action::Nothing);
+    for force in [false, true] {
+        let said = report.check(force, When::Open).unwrap_err().to_string();
+        assert!(
+            said.contains("a soft reboot into os bbbbbbbbbbbb.0 is prepared") && said.contains("prepare-soft-reboot --reset"),
+            "{said}"
+        );
+    }
+    let (_dir, node) = printing(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ostree/json-13-soft-reboot-prepared.json"));
+    let report = super::report(&node, Target::Pinned).unwrap();
+    assert_eq!(report.commands[0], ostree::UNDO_SOFT_REBOOT);
+    assert!(report.soft_reboot.unwrap().contains("into rhcos a5010d058888.0 (416.94.202406172220-0) is prepared"));
+    assert!(table(&report.deployments).contains("pending, soft reboot\n"), "{}", table(&report.deployments));
+}
+
+/// As `ostree admin undeploy` leaves it: nothing in the list tells of it.
+#[test]
+fn a_soft_reboot_into_what_was_dropped_is_seen() {
+    let (dir, node) = printing(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ostree/json-14-soft-reboot-undeployed.json"));
+    assert_eq!(super::report(&node, Target::Pinned).unwrap().soft_reboot, None);
+    std::fs::create_dir_all(dir.path().join("root/run/nextroot/usr")).unwrap();
+    let report = super::report(&node, Target::Pinned).unwrap();
+    assert!(report.soft_reboot.unwrap().contains("/run/nextroot, a deployment that was dropped"));
+    assert_eq!(report.commands, [ostree::UNDO_SOFT_REBOOT]);
 }
