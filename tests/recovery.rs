@@ -29,6 +29,8 @@ mod journald;
 mod old_script;
 #[path = "recovery/one_command.rs"]
 mod one_command;
+#[path = "recovery/own_job.rs"]
+mod own_job;
 #[path = "recovery/place.rs"]
 mod place;
 #[path = "recovery/refusals.rs"]

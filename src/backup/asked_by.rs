@@ -2,14 +2,25 @@
 //!
 //! A backup taken by a Job holds, in its etcd snapshot, that very Job as *running*: after a recovery it comes back to life and asks again. It is
 //! told by its id, and must end quietly.
+//!
+//! Its pod does not tell it: containerd keeps that over the reboot, with the end of its container; under CRI-O nothing of it is left, so that its
+//! command runs again, in the same pod or in a new one.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
+use crate::node::Node;
 use crate::node::mounts::{Mount, mounts};
+use crate::tools::crictl;
 
 /// Variables that carry the Job's UID (downward API: `metadata.labels['batch.kubernetes.io/controller-uid']`), the first that is set counts.
 const JOB_VARIABLES: [&str; 2] = ["RECOVERY_JOB_UID", "JOB_UID"];
+
+/// Labels of a Job's pod that hold the Job's UID: the second is the first's name before Kubernetes 1.27. kubelet gives them to the sandbox.
+const JOB_LABELS: [&str; 2] = ["batch.kubernetes.io/controller-uid", "controller-uid"];
+/// kubelet's own label of a sandbox: the pod's UID.
+const POD_LABEL: &str = "io.kubernetes.pod.uid";
 
 /// Carries who asked over the way from a container to its host, where neither variables nor mounts tell it any more.
 pub const HANDED_ON: &str = "RECOVERY_ASKED_BY";
@@ -48,7 +59,34 @@ impl AskedBy {
         mounts.iter().find_map(pod_of).map_or(Self::User(user), Self::Pod)
     }
 
-    fn handed_on(text: &str) -> Option<Self> {
+    /// The Job of a pod that does not pass its own on, such as those of the old tool's hub: the container runtime, which runs the pod that asks,
+    /// knows its labels. Whoever else asks is who they are, and so is a pod without a Job.
+    #[must_use]
+    pub fn by_its_job(self, node: &Node) -> Self {
+        let Self::Pod(pod) = &self else { return self };
+        match crictl::sandboxes(node) {
+            Ok(sandboxes) => job_of(pod, sandboxes.iter().map(|sandbox| &sandbox.labels)).map_or(self, Self::Job),
+            Err(error) => {
+                tracing::warn!("which Job the pod {pod} is of, the container runtime does not say: {error:#}");
+                self
+            }
+        }
+    }
+
+    /// True for the labels of a pod of this asker.
+    #[must_use]
+    pub fn has_pod(&self, labels: &BTreeMap<String, String>) -> bool {
+        let has = |label: &str, uid: &String| labels.get(label) == Some(uid);
+        match self {
+            Self::Job(uid) => JOB_LABELS.iter().any(|label| has(label, uid)),
+            Self::Pod(uid) => has(POD_LABEL, uid),
+            _ => false,
+        }
+    }
+
+    /// As a manifest or a variable names a Job or a pod.
+    #[must_use]
+    pub fn handed_on(text: &str) -> Option<Self> {
         let (kind, uid) = text.split_once('/').filter(|(_, uid)| is_uid(uid))?;
         match kind {
             "job" => Some(Self::Job(uid.to_owned())),
@@ -73,6 +111,12 @@ impl fmt::Display for AskedBy {
             Self::OldScript => f.write_str("upgrade-recovery.sh"),
         }
     }
+}
+
+/// The UID of the Job that the pod `pod` is of, by the labels of all pods.
+fn job_of<'a>(pod: &str, mut all: impl Iterator<Item = &'a BTreeMap<String, String>>) -> Option<String> {
+    let labels = all.find(|labels| labels.get(POD_LABEL).is_some_and(|uid| uid == pod))?;
+    JOB_LABELS.iter().find_map(|label| labels.get(*label)).filter(|uid| is_uid(uid)).cloned()
 }
 
 /// kubelet mounts `…/pods/<uid>/etc-hosts` over `/etc/hosts`. What is before `pods` depends on where the file system of `/var/lib/kubelet` begins.
@@ -108,6 +152,29 @@ mod tests {
         assert_eq!(AskedBy::find(job, &mounts, 0).to_string(), format!("job/{POD}"));
         let odd = |name: &str| (name == "JOB_UID").then(|| "../../x".to_owned());
         assert_eq!(AskedBy::find(odd, &[], 0), AskedBy::User(0));
+    }
+
+    /// Under CRI-O the restored Job runs in whatever pod kubelet makes; by its own word, or by the runtime's, it is the same.
+    #[test]
+    fn a_new_pod_of_the_same_job_is_the_same_job() {
+        let job = |name: &str| (name == "RECOVERY_JOB_UID").then(|| "11111111-2222".to_owned());
+        let pod = |uid: &str| parse(format!("1 2 8:4 /pods/{uid}/etc-hosts /etc/hosts rw - xfs /dev/x rw\n").as_bytes());
+        let asked = ["0a1b2c3d-1111", "0a1b2c3d-2222"].map(|uid| AskedBy::find(job, &pod(uid), 0));
+        assert_eq!(asked, [AskedBy::Job("11111111-2222".to_owned()), AskedBy::Job("11111111-2222".to_owned())]);
+
+        let labels = |text: &[(&str, &str)]| text.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<BTreeMap<_, _>>();
+        let all = [
+            labels(&[(POD_LABEL, "0a1b2c3d-1111"), (JOB_LABELS[0], "11111111-2222"), (JOB_LABELS[1], "11111111-2222")]),
+            labels(&[(POD_LABEL, "0a1b2c3d-2222"), (JOB_LABELS[1], "11111111-2222")]),
+            labels(&[(POD_LABEL, "0a1b2c3d-3333"), ("app", "x")]),
+            labels(&[(POD_LABEL, "0a1b2c3d-4444"), (JOB_LABELS[0], "../x")]),
+        ];
+        let jobs = ["1111", "2222", "3333", "4444", "5555"].map(|end| job_of(&format!("0a1b2c3d-{end}"), all.iter()));
+        assert_eq!(jobs.map(|job| job.is_some_and(|uid| uid == "11111111-2222")), [true, true, false, false, false]);
+        let restored = AskedBy::handed_on("job/11111111-2222").unwrap();
+        assert_eq!(all.each_ref().map(|labels| restored.has_pod(labels)), [true, true, false, false]);
+        let restored = AskedBy::handed_on("pod/0a1b2c3d-3333").unwrap();
+        assert_eq!(all.each_ref().map(|labels| restored.has_pod(labels)), [false, false, true, false]);
     }
 
     #[test]

@@ -98,7 +98,7 @@ pub fn take(node: &Node, dir: &RecoveryDir, options: &TakeOptions, progress: &Pr
     if let Some(done) = taken_before(node, &survey, &options.asked_by, began) {
         return Ok(done);
     }
-    refuse_during_a_recovery(dir)?;
+    refuse_during_a_recovery(dir, &options.asked_by)?;
     let old = dir.old_recovery();
     let looked = preflight::look(node, dir, options, &survey, progress);
     let mut facts = looked.map_err(|error| old.iter().cloned().fold(error, anyhow::Error::context))?;
@@ -149,14 +149,21 @@ fn taken_before(node: &Node, survey: &Survey, asked_by: &AskedBy, began: Instant
     done.map(|backup| Taken::of(node, backup, Outcome::AlreadyDone, began))
 }
 
-fn refuse_during_a_recovery(dir: &RecoveryDir) -> Result<()> {
-    if dir.in_recovery() {
-        return Err(not_now(
-            "a recovery is in progress: no backup is taken before it has ended (`recovery status` shows it, `recovery resume` continues it, \
-             `recovery abandon` ends it)",
-        ));
+fn refuse_during_a_recovery(dir: &RecoveryDir, asked_by: &AskedBy) -> Result<()> {
+    if !dir.in_recovery() {
+        return Ok(());
     }
-    Ok(())
+    let hint = match asked_by {
+        AskedBy::Pod(uid) => format!(
+            "; the pod {uid} asks, and nothing says of which Job it is: if it is that of the backup that is restored, its backup is there, and its failure \
+             means nothing. A Job that passes its UID on in RECOVERY_JOB_UID is known again in whatever pod"
+        ),
+        _ => String::new(),
+    };
+    Err(not_now(format!(
+        "a recovery is in progress: no backup is taken before it has ended (`recovery status` shows it, `recovery resume` continues it, \
+         `recovery abandon` ends it){hint}"
+    )))
 }
 
 /// What is unfinished stays for the next attempt, unless it is what filled the disk.

@@ -23,8 +23,10 @@ pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<ExitCode> {
         asked_by: AskedBy::this_process(),
     };
     refuse_dir_inside(&context.node, &context.dir)?;
-    // Before the lock, which a recovery holds while the Job of its own backup comes back to life.
-    if let Some(done) = already_taken(&context.node, &context.dir, &options.asked_by)? {
+    // Before the lock, which a recovery holds while the Job of its own backup comes back to life. A backup may know it by its pod alone.
+    let done = already_taken(&context.node, &context.dir, &options.asked_by)?;
+    let options = TakeOptions { asked_by: options.asked_by.by_its_job(&context.node), ..options };
+    if let Some(done) = done.map_or_else(|| already_taken(&context.node, &context.dir, &options.asked_by), |done| Ok(Some(done)))? {
         context.print(&done, describe)?;
         return Ok(ExitCode::SUCCESS);
     }

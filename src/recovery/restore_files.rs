@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use super::platform::table::{self, When};
 use super::run::{Doing, KUBELET_UNIT, Step};
 use crate::archive::{Archive, Extra, Selection};
+use crate::backup::asked_by::AskedBy;
 use crate::backup::trees::{always_excluded, extras_in, without_owned};
 use crate::backup::{Backup, ETC, EXTRAS, USR_LOCAL, install};
 use crate::error::{exit_code, misfit};
@@ -152,10 +153,10 @@ fn stop_and_remove(here: &mut Doing<'_, '_>) -> Result<()> {
     let stopped = crictl::stop(node, &running, GRACE, &deadline);
     tolerate(here, stopped)?;
     let (mut on_host, mut on_pods, mut answers) = (Vec::new(), Vec::new(), true);
-    let asked_by = here.run.backup.manifest.asked_by.clone();
+    let asked_by = kept_pod(here)?;
     for sandbox in crictl::sandboxes(node)? {
         crate::node::clock::interrupted()?;
-        if !sandbox.ready && is_of(&sandbox, &asked_by) {
+        if !sandbox.ready && asked_by.as_ref().is_some_and(|asked_by| asked_by.has_pod(&sandbox.labels)) {
             continue;
         }
         // One that cannot be asked goes first, with those that need the network's pods most.
@@ -172,15 +173,12 @@ fn stop_and_remove(here: &mut Doing<'_, '_>) -> Result<()> {
     Ok(())
 }
 
-/// True for the pod that asked for the backup. In the restored etcd it is running; kubelet takes the end of its container from the runtime, and
-/// would call it failed if the runtime knew of none.
-fn is_of(sandbox: &crictl::Sandbox, asked_by: &str) -> bool {
-    let label = |name: &str, uid: &str| sandbox.labels.get(name).is_some_and(|value| value == uid);
-    match asked_by.split_once('/') {
-        Some(("job", uid)) => label("batch.kubernetes.io/controller-uid", uid) || label("controller-uid", uid),
-        Some(("pod", uid)) => label("io.kubernetes.pod.uid", uid),
-        _ => false,
-    }
+/// Whose pod is kept once it has ended: who asked for the backup. In the restored etcd it is running; kubelet takes the end of its container from the
+/// runtime, and would call it failed if the runtime knew of none. CRI-O keeps it over no reboot, so there its command runs again, and says that its
+/// backup is done; what was left of it until then would cost its image, where CRI-O deletes those of another release's containers.
+fn kept_pod(here: &Doing<'_, '_>) -> Result<Option<AskedBy>> {
+    let asked_by = AskedBy::handed_on(&here.run.backup.manifest.asked_by);
+    Ok(if asked_by.is_some() && crictl::is_crio(here.run.node)? { None } else { asked_by })
 }
 
 /// Turns a failure into a warning, unless it is an interruption.

@@ -43,7 +43,10 @@ pub(crate) fn run(place: &Place, args: &[String]) -> Result<ExitCode> {
     }
     let runtime = Runtime::load(place)?;
     match args.verb.as_str() {
-        "version" => print!("Version:  0.1.0\nRuntimeName:  cri-o\nRuntimeVersion:  1.29.5\nRuntimeApiVersion:  v1\n"),
+        "version" => {
+            let (name, version) = if config.runtime_unit.starts_with("crio") { ("cri-o", "1.29.5") } else { ("containerd", "1.7.24") };
+            print!("Version:  0.1.0\nRuntimeName:  {name}\nRuntimeVersion:  {version}\nRuntimeApiVersion:  v1\n");
+        }
         "info" => {
             show(&json!({"status": {"conditions": [{"type": "RuntimeReady", "status": true}, {"type": "NetworkReady", "status": true}]}}))?;
         }

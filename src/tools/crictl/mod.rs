@@ -167,6 +167,15 @@ pub fn log_tail(node: &Node, id: &str, lines: u32) -> String {
     String::from_utf8_lossy(&text).trim_end().to_owned()
 }
 
+/// True when the runtime that answers is CRI-O, which no sandbox and no container survives a reboot of, not even one that has ended.
+///
+/// # Errors
+/// When the runtime does not answer.
+pub fn is_crio(node: &Node) -> Result<bool> {
+    let output = crictl(node, RPC)?.arg("version").run()?;
+    Ok(parse::runtime_name(output.text()?) == Some("cri-o"))
+}
+
 /// True when the runtime answers.
 #[must_use]
 pub fn answers(node: &Node) -> bool {

@@ -106,6 +106,11 @@ fn json<T: for<'a> Deserialize<'a>>(what: &str, bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|error| anyhow!("`crictl {what} -o json` printed something else: {error}"))
 }
 
+/// The runtime's name in what `crictl version` prints: lines of `Key:  value`, in every release.
+pub(super) fn runtime_name(text: &str) -> Option<&str> {
+    text.lines().find_map(|line| line.strip_prefix("RuntimeName:")).map(str::trim)
+}
+
 /// `crictl ps -a -o json`.
 pub(super) fn containers(bytes: &[u8]) -> Result<Vec<Container>> {
     json::<Containers>("ps", bytes)?.containers.into_iter().map(container).collect()
@@ -163,6 +168,13 @@ pub(super) fn is_host_network(bytes: &[u8]) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_runtime_says_its_name() {
+        // As captured of CRI-O 1.34.11.
+        assert_eq!(runtime_name("Version:  0.1.0\nRuntimeName:  cri-o\nRuntimeVersion:  1.34.11\nRuntimeApiVersion:  v1\n"), Some("cri-o"));
+        assert_eq!(runtime_name("something else"), None);
+    }
     use crate::error::exit_code;
     use std::path::PathBuf;
 
