@@ -49,6 +49,7 @@ fn run() -> Result<ExitCode> {
         // What the machine starts by itself is no call of a tool.
         "machine" => return machine::run(&place, &args),
         "inside" => return booted::inside(&place, &args),
+        "rpm-ostreed" => return booted::rpm_ostreed(&place, &args),
         "kubelet" => return kubelet::run(&place),
         "kube-apiserver" => return cluster::serve(&place, &args).map(|()| ExitCode::SUCCESS),
         "container" => return kubelet::container(),

@@ -47,7 +47,7 @@ use place::{Config, Image, MARK, Place};
 const PATIENCE: Duration = Duration::from_secs(120);
 /// What each program of the node is called.
 const TOOLS: [&str; 7] = ["crictl", "systemctl", "machine", "inside", "kubelet", "container", "kube-apiserver"];
-const OSTREE_TOOLS: [&str; 2] = ["ostree", "rpm-ostree"];
+const OSTREE_TOOLS: [&str; 3] = ["ostree", "rpm-ostree", "rpm-ostreed"];
 
 /// Which kind of control plane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
