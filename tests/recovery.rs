@@ -35,6 +35,8 @@ mod place;
 mod refusals;
 #[path = "recovery/reports.rs"]
 mod reports;
+#[path = "recovery/runtimes.rs"]
+mod runtimes;
 #[path = "recovery/signals.rs"]
 mod signals;
 #[path = "recovery/through.rs"]

@@ -24,6 +24,7 @@ struct Args {
     json: bool,
     quiet: bool,
     timeout: u64,
+    endpoint: Option<String>,
     tail: Option<usize>,
     labels: Vec<(String, String)>,
 }
@@ -34,8 +35,10 @@ pub(crate) fn run(place: &Place, args: &[String]) -> Result<ExitCode> {
         Err(error) => return Ok(fatal(&format!("{error:#}"))),
     };
     let config = place.config()?;
-    if !systemctl::is_active(place, &config.runtime_unit)? {
-        let socket = if config.runtime_unit.starts_with("crio") { "/var/run/crio/crio.sock" } else { "/run/containerd/containerd.sock" };
+    let asked = endpoints(place, &args);
+    let serves = asked.iter().any(|socket| run_path(socket) == run_path(&config.runtime_socket));
+    if !(serves && systemctl::is_active(place, &config.runtime_unit)?) {
+        let socket = asked.first().map_or("", String::as_str);
         return Ok(fatal(&format!(
             "validate service connection: validate CRI v1 runtime API for endpoint \"unix://{socket}\": rpc error: code = Unavailable desc = \
              connection error: desc = \"transport: Error while dialing: dial unix {socket}: connect: no such file or directory\""
@@ -54,7 +57,7 @@ pub(crate) fn run(place: &Place, args: &[String]) -> Result<ExitCode> {
             show(&json!({"images": runtime.images.iter().map(image).collect::<Vec<_>>()}))?;
         }
         "logs" => return Ok(logs(place, &args, &runtime)),
-        _ => return Ok(for_each(place, &args, &runtime, config.runtime_unit.starts_with("crio"))),
+        _ => return Ok(for_each(place, &args, &runtime, config.is_crio())),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -95,7 +98,8 @@ fn parse(words: &[String]) -> Result<Args> {
         let (name, joined) = word.split_once('=').map_or((word.as_str(), None), |(n, v)| (n, Some(v.to_owned())));
         let mut value = || joined.clone().or_else(|| words.next().cloned()).with_context(|| format!("flag needs an argument: {name}"));
         match (args.verb.is_empty(), name) {
-            (true, "--timeout" | "-t" | "--runtime-endpoint" | "-r" | "--image-endpoint" | "-i" | "--config" | "-c") => drop(value()?),
+            (true, "--runtime-endpoint" | "-r") => args.endpoint = Some(value()?),
+            (true, "--timeout" | "-t" | "--image-endpoint" | "-i" | "--config" | "-c") => drop(value()?),
             (_, "--timeout" | "-t") => args.timeout = value()?.parse().context("invalid value for flag -timeout")?,
             (_, "-o" | "--output") => args.json = value()? == "json",
             (_, "--tail") => args.tail = Some(value()?.parse().context("invalid value for flag -tail")?),
@@ -114,6 +118,22 @@ fn parse(words: &[String]) -> Result<Args> {
         }
     }
     Ok(args)
+}
+
+/// The sockets that crictl asks, one after the other: the one that it is told, that of its configuration, those that are usual.
+fn endpoints(place: &Place, args: &Args) -> Vec<String> {
+    let configured = || {
+        let text = std::fs::read_to_string(place.at("/etc/crictl.yaml")).ok()?;
+        text.lines().find_map(|line| Some(line.strip_prefix("runtime-endpoint:")?.trim().trim_matches('"').to_owned()))
+    };
+    let path = |endpoint: String| endpoint.strip_prefix("unix://").map_or(endpoint.clone(), str::to_owned);
+    let usual = ["/run/containerd/containerd.sock", "/run/crio/crio.sock", "/run/cri-dockerd.sock"].map(str::to_owned);
+    args.endpoint.clone().or_else(configured).map_or(usual.to_vec(), |one| vec![path(one)])
+}
+
+/// `/var/run` is a link to `/run`.
+fn run_path(path: &str) -> &str {
+    path.strip_prefix("/var").unwrap_or(path)
 }
 
 fn stamp() -> String {

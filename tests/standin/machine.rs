@@ -112,7 +112,7 @@ fn boot(place: &Place) -> Result<()> {
     })?;
     make_volatile_files(place)?;
     systemctl::load_all(place)?;
-    if config.runtime_unit == "crio.service" {
+    if systemctl::exists(place, "crio-wipe.service") {
         systemctl::start(place, "crio-wipe.service")?;
     }
     for unit in &config.enabled {
@@ -155,10 +155,12 @@ fn make_kernel_files(place: &Place, ostree: bool) -> Result<()> {
         std::fs::create_dir_all(path.parent().context("no parent")?)?;
         std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
     };
-    if at("run").exists() {
-        std::fs::remove_dir_all(at("run")).context("emptying /run")?;
+    for folder in ["run", "proc"] {
+        if at(folder).exists() {
+            std::fs::remove_dir_all(at(folder)).with_context(|| format!("emptying /{folder}"))?;
+        }
+        std::fs::create_dir_all(at(folder))?;
     }
-    std::fs::create_dir_all(at("run"))?;
     if ostree {
         make("run/ostree-booted", "")?;
     }

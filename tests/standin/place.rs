@@ -39,12 +39,22 @@ pub struct Config {
     pub enabled: Vec<String>,
     /// Unit of the container runtime.
     pub runtime_unit: String,
+    /// Where it listens; CRI-O's is called `crio.sock`.
+    pub runtime_socket: String,
     /// True when the drop-in of kubelet may pull in the resume unit, which then runs the installed agent.
     pub resume_unit: bool,
     /// True when kubelet asks for its certificates with certificate requests at every start, and is Ready only when they are approved.
     pub bootstrap: bool,
     /// Pods that come from the API and not from a manifest: kubelet starts them once the API is ready.
     pub api_pods: Vec<ApiPod>,
+}
+
+impl Config {
+    /// True where the container runtime is CRI-O, and not containerd.
+    #[must_use]
+    pub fn is_crio(&self) -> bool {
+        self.runtime_socket.ends_with("/crio.sock")
+    }
 }
 
 /// A pod that kubelet learns of from the API server.
