@@ -21,6 +21,8 @@ mod cluster_restore;
 mod full_disk;
 #[path = "recovery/hostile.rs"]
 mod hostile;
+#[path = "recovery/images.rs"]
+mod images;
 #[path = "recovery/in_the_way.rs"]
 mod in_the_way;
 #[path = "recovery/journald.rs"]
