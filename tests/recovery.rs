@@ -41,6 +41,8 @@ mod reports;
 mod runtimes;
 #[path = "recovery/signals.rs"]
 mod signals;
+#[path = "recovery/soft_reboot.rs"]
+mod soft_reboot;
 #[path = "recovery/through.rs"]
 mod through;
 #[path = "recovery/unit.rs"]

@@ -11,14 +11,24 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::machine;
 use crate::place::{MARK, Place, Process};
+use crate::{machine, soft_reboot};
 
 /// What rpm-ostree does that matters here, over libostree's own bindings: Debian has no rpm-ostree.
 const RPM_OSTREE: &str = include_str!("rpm-ostree.py");
 
-/// Debian's `ostree`, from inside.
+/// Debian's `ostree`, from inside, and what a later one does about soft reboots.
 pub(crate) fn ostree(place: &Place, args: &[String]) -> Result<ExitCode> {
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match &words[..] {
+        ["admin", "prepare-soft-reboot", ..] => return soft_reboot::prepare(place, &args[2..]),
+        ["admin", "status"] => {
+            if let Some(prepared) = soft_reboot::prepared(place)? {
+                return soft_reboot::marked_status(place, &prepared);
+            }
+        }
+        _ => {}
+    }
     run_inside(place, Command::new("/usr/bin/ostree").args(args))
 }
 
@@ -50,7 +60,7 @@ pub(crate) fn rpm_ostree(place: &Place, args: &[String]) -> Result<ExitCode> {
     };
     let code = transact(place, verb, &rest)?;
     if reboot && code == ExitCode::SUCCESS {
-        machine::begin_reboot(place)?;
+        machine::begin_reboot(place, true)?;
     }
     Ok(code)
 }
@@ -103,15 +113,20 @@ fn python(args: &[String]) -> Command {
 /// Runs a program of this machine as if it were one of the node's. It gets a PID namespace too, where it is process 1: ostree compares
 /// its mounts with those of process 1 to learn whether it must make a mount namespace before it writes.
 pub(crate) fn run_inside(place: &Place, command: &Command) -> Result<ExitCode> {
-    let status = Command::new("unshare")
+    let status = inside_command(place, command).status().context("running unshare")?;
+    Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(137)).unwrap_or(1)))
+}
+
+/// As [`run_inside`], ready to be run.
+pub(crate) fn inside_command(place: &Place, command: &Command) -> Command {
+    let mut unshare = Command::new("unshare");
+    unshare
         .args(["--mount", "--pid", "--fork", "--kill-child", "--"])
         .arg(place.tools().join("inside"))
         .arg(command.get_program())
         .args(command.get_args())
-        .envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))))
-        .status()
-        .context("running unshare")?;
-    Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(137)).unwrap_or(1)))
+        .envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    unshare
 }
 
 /// The other half, in the new namespaces: mounts the deployment as the root and becomes the program.

@@ -18,6 +18,7 @@ mod pods;
 mod runtime;
 #[path = "../support/api/seed.rs"]
 mod seed;
+mod soft_reboot;
 #[path = "../support/subject.rs"]
 mod subject;
 mod systemctl;

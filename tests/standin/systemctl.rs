@@ -64,7 +64,11 @@ pub(crate) fn run(place: &Place, args: &[String]) -> Result<ExitCode> {
                 }
             }
         }
-        "reboot" => crate::machine::begin_reboot(place)?,
+        // systemd 254 and later: into the next root, unless it is told not to.
+        "reboot" => crate::machine::begin_reboot(place, std::env::var_os("SYSTEMCTL_SKIP_AUTO_SOFT_REBOOT").is_none())?,
+        "show" if args.iter().any(|word| word == "--property=SoftRebootsCount") => {
+            println!("SoftRebootsCount={}", crate::soft_reboot::count(place)?);
+        }
         // Asked of mount points only: the unit file of one, where there is one.
         "show" if args.iter().any(|word| word == "--property=FragmentPath") => {
             let point = args.last().context("show needs a unit")?;
