@@ -195,7 +195,8 @@ fn containers_are_listed_stopped_and_removed() -> Result<()> {
     let etcd = all.iter().find(|c| c.name == "etcd").context("etcd")?;
     assert_eq!((etcd.namespace.as_str(), etcd.pod.as_str(), etcd.running), ("openshift-etcd", "etcd-sno-node-0", true));
     let images = crictl::images(&agent)?;
-    assert!(images.iter().any(|image| image.id == etcd.image && image.tags[0].contains("/etcd:4.16.4")));
+    assert!(images.iter().any(|image| image.digests.contains(&etcd.image) && image.tags[0].contains("/etcd:4.16.4")));
+    assert!(images.iter().any(|image| image.pinned && !all.iter().any(|c| image.digests.contains(&c.image))), "that of the sandboxes");
     assert!(crictl::log_tail(&agent, &etcd.id, 3).lines().count() <= 3);
     assert!(crictl::log_tail(&agent, &etcd.id, 3).contains('{'), "etcd logs JSON");
     assert_eq!(crictl::log_tail(&agent, "0123456789ab", 3), "");
@@ -339,7 +340,9 @@ fn a_failed_upgrade_can_be_told_from_the_node_before_it() -> Result<()> {
     wait_for_all(&node)?;
     let before = node.snapshot()?;
     assert_eq!(before.differences(&node.snapshot()?), Vec::<String>::new());
+    let old: Vec<String> = crictl::containers(&node.agent())?.into_iter().map(|c| c.id).collect();
     node.reboot()?;
+    assert!(crictl::containers(&node.agent())?.iter().all(|c| !old.contains(&c.id)), "CRI-O keeps nothing over a reboot");
     node.wait_api()?;
     wait_for_all(&node)?;
     assert_eq!(before.differences(&node.snapshot()?), Vec::<String>::new(), "a reboot changes nothing");
@@ -401,9 +404,13 @@ fn a_node_of_kubeadms_kind_runs_without_ostree() -> Result<()> {
     let before = node.snapshot()?;
     node.ruin()?;
     assert!(!before.differences(&node.snapshot()?).is_empty());
+    let old: Vec<String> = crictl::containers(&agent)?.into_iter().filter(|c| c.running).map(|c| c.id).collect();
+    assert!(!old.is_empty());
     node.power_cut()?;
     node.boot()?;
+    let kept = crictl::containers(&agent)?;
+    assert!(old.iter().any(|id| kept.iter().any(|c| c.id == *id && !c.running)), "containerd keeps what has ended");
     node.wait_containers(&["etcd"])?;
-    assert_eq!(crictl::images(&agent)?.len(), 11, "containerd keeps its images");
+    assert_eq!(crictl::images(&agent)?.len(), 12, "containerd keeps its images");
     Ok(())
 }

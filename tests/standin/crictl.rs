@@ -1,4 +1,4 @@
-//! `crictl` 1.36: what it prints, and how it fails, as captured (`tests/fixtures/crictl`).
+//! `crictl` 1.36 before CRI-O 1.34 or containerd 1.6: what it prints, and how it fails, as captured (`tests/fixtures/crictl`).
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::place::{Place, Process};
-use crate::runtime::{Container, Runtime, STORE, Sandbox, remove_sandbox, stop_sandbox};
+use crate::place::{PAUSE_IMAGE, Place, Process};
+use crate::runtime::{Container, Runtime, STORE, Sandbox, digest, remove_sandbox, stop_sandbox};
 use crate::systemctl;
 
 /// The grace of `stopp` and `rmp`, which take no time-out. Containers here that end at all end at once.
@@ -46,24 +46,27 @@ pub(crate) fn run(place: &Place, args: &[String]) -> Result<ExitCode> {
     }
     let runtime = Runtime::load(place)?;
     match args.verb.as_str() {
-        "version" => print!("Version:  0.1.0\nRuntimeName:  cri-o\nRuntimeVersion:  1.29.5\nRuntimeApiVersion:  v1\n"),
+        "version" => {
+            let (name, version) = if runtime.crio { ("cri-o", "1.34.11") } else { ("containerd", "1.6.20~ds1") };
+            print!("Version:  0.1.0\nRuntimeName:  {name}\nRuntimeVersion:  {version}\nRuntimeApiVersion:  v1\n");
+        }
         "info" => {
             show(&json!({"status": {"conditions": [{"type": "RuntimeReady", "status": true}, {"type": "NetworkReady", "status": true}]}}))?;
         }
         "ps" => list_containers(&args, &runtime)?,
         "pods" => list_sandboxes(&args, &runtime)?,
         "images" | "img" => {
-            let image = |i: &crate::place::Image| json!({"id": i.id, "repoTags": [i.name], "repoDigests": [], "size": i.size.to_string(), "username": "", "pinned": i.name.contains("/pause:")});
+            let image = |i: &crate::place::Image| json!({"id": i.id, "repoTags": [i.name], "repoDigests": [digest(i)], "size": i.size.to_string(), "username": "", "pinned": i.name == PAUSE_IMAGE});
             show(&json!({"images": runtime.images.iter().map(image).collect::<Vec<_>>()}))?;
         }
         "logs" => return Ok(logs(place, &args, &runtime)),
-        _ => return Ok(for_each(place, &args, &runtime, config.is_crio())),
+        _ => return Ok(for_each(place, &args, &runtime)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// The verbs that take ids, one after the other; as crictl does, the first that fails ends it.
-fn for_each(place: &Place, args: &Args, runtime: &Runtime, crio: bool) -> ExitCode {
+fn for_each(place: &Place, args: &Args, runtime: &Runtime) -> ExitCode {
     let mut ids = args.ids.clone();
     if args.all {
         ids = match args.verb.as_str() {
@@ -78,9 +81,9 @@ fn for_each(place: &Place, args: &Args, runtime: &Runtime, crio: bool) -> ExitCo
         let done = match args.verb.as_str() {
             "inspect" => inspect(runtime, &id),
             "inspectp" => inspect_sandbox(runtime, &id),
-            "stop" => stop(runtime, &id, args.timeout, crio),
+            "stop" => stop(runtime, &id, args.timeout),
             "rm" => remove(place, runtime, &id, args.force),
-            "stopp" => stop_pod(place, runtime, &id, crio),
+            "stopp" => stop_pod(place, runtime, &id),
             "rmp" => remove_pod(place, runtime, &id, args.force),
             other => Err(anyhow::anyhow!("No help topic for '{other}'")),
         };
@@ -203,7 +206,7 @@ fn container_row(runtime: &Runtime, container: &Container) -> Value {
         "podSandboxId": container.sandbox,
         "metadata": {"name": container.name, "attempt": container.attempt},
         "image": {"image": container.image, "annotations": {}, "userSpecifiedImage": "", "runtimeHandler": "", "imageRef": ""},
-        "imageRef": container.image,
+        "imageRef": runtime.image_ref(&container.image),
         "state": state(container),
         "createdAt": container.created_at.to_string(),
         "labels": labels(runtime, container),
@@ -213,16 +216,19 @@ fn container_row(runtime: &Runtime, container: &Container) -> Value {
             "io.kubernetes.container.terminationMessagePath": "/dev/termination-log",
             "io.kubernetes.container.terminationMessagePolicy": "File",
         },
-        "imageId": "",
+        "imageId": if runtime.crio { container.image.as_str() } else { "" },
     })
 }
 
-fn sandbox_row(sandbox: &Sandbox) -> Value {
+fn sandbox_row(runtime: &Runtime, sandbox: &Sandbox) -> Value {
     let mut labels = json!({
         "io.kubernetes.pod.name": sandbox.name,
         "io.kubernetes.pod.namespace": sandbox.namespace,
         "io.kubernetes.pod.uid": sandbox.uid,
     });
+    if runtime.crio {
+        labels["io.kubernetes.container.name"] = json!("POD");
+    }
     for (key, value) in &sandbox.labels {
         labels[key] = json!(value);
     }
@@ -242,7 +248,8 @@ fn sandbox_row(sandbox: &Sandbox) -> Value {
 }
 
 fn list_sandboxes(args: &Args, runtime: &Runtime) -> Result<()> {
-    let rows: Vec<Value> = runtime.sandboxes.iter().rev().map(sandbox_row).filter(|row| has_labels(args, &row["labels"])).collect();
+    let rows: Vec<Value> =
+        runtime.sandboxes.iter().rev().map(|s| sandbox_row(runtime, s)).filter(|row| has_labels(args, &row["labels"])).collect();
     show(&json!({"items": rows}))
 }
 
@@ -250,17 +257,29 @@ fn rfc3339(nanoseconds: i64) -> String {
     jiff::Timestamp::from_nanosecond(i128::from(nanoseconds)).unwrap_or_default().to_string()
 }
 
+/// What a runtime answers of an id that it does not know.
+fn missing(runtime: &Runtime, what: &str, id: &str) -> String {
+    let said = match (runtime.crio, what) {
+        (true, "container") => {
+            format!("could not find container {id:?}: container with ID starting with {id} not found: ID does not exist")
+        }
+        (true, _) => format!("could not find pod {id:?}: PodSandbox with ID starting with {id} not found: ID does not exist"),
+        (false, "container") => format!("an error occurred when try to find container {id:?}: not found"),
+        (false, _) => "an error occurred when try to find sandbox: not found".to_owned(),
+    };
+    format!("rpc error: code = NotFound desc = {said}")
+}
+
 fn found<'a>(runtime: &'a Runtime, id: &str, call: &str, prefix: &str) -> Result<&'a Container> {
     runtime.container(id).ok_or_else(|| {
-        let error = format!("rpc error: code = NotFound desc = an error occurred when try to find container {id:?}: not found");
+        let error = missing(runtime, "container", id);
         client_log(call, &error, "containerID", id);
         anyhow::anyhow!("{prefix}: {error}")
     })
 }
 
 fn found_sandbox<'a>(runtime: &'a Runtime, id: &str, prefix: &str) -> Result<&'a Sandbox> {
-    let missing = || anyhow::anyhow!("{prefix}: rpc error: code = NotFound desc = an error occurred when try to find sandbox: not found");
-    runtime.sandbox(id).ok_or_else(missing)
+    runtime.sandbox(id).ok_or_else(|| anyhow::anyhow!("{prefix}: {}", missing(runtime, "sandbox", id)))
 }
 
 fn inspect(runtime: &Runtime, id: &str) -> Result<()> {
@@ -276,7 +295,7 @@ fn inspect(runtime: &Runtime, id: &str) -> Result<()> {
             "finishedAt": if container.runs() { "0001-01-01T00:00:00Z".to_owned() } else { rfc3339(container.created_at) },
             "exitCode": i32::from(!container.runs()),
             "image": {"image": container.image, "annotations": {}, "userSpecifiedImage": ""},
-            "imageRef": container.image,
+            "imageRef": runtime.image_ref(&container.image),
             "reason": if container.runs() { "" } else { "Error" },
             "message": "",
             "labels": labels(runtime, container),
@@ -286,7 +305,7 @@ fn inspect(runtime: &Runtime, id: &str) -> Result<()> {
 
 fn inspect_sandbox(runtime: &Runtime, id: &str) -> Result<()> {
     let sandbox = found_sandbox(runtime, id, "get the status of pod sandboxes: get pod sandbox status")?;
-    let mut status = sandbox_row(sandbox);
+    let mut status = sandbox_row(runtime, sandbox);
     status["createdAt"] = json!(rfc3339(sandbox.created_at));
     let network = if sandbox.host_network { "NODE" } else { "POD" };
     status["linux"] = json!({"namespaces": {"options": {"ipc": "POD", "network": network, "pid": "CONTAINER", "targetId": ""}}});
@@ -295,8 +314,8 @@ fn inspect_sandbox(runtime: &Runtime, id: &str) -> Result<()> {
 }
 
 /// CRI-O ends well for an id that is gone, and says it back; containerd does not.
-fn stop(runtime: &Runtime, id: &str, timeout: u64, crio: bool) -> Result<()> {
-    if crio && runtime.container(id).is_none() {
+fn stop(runtime: &Runtime, id: &str, timeout: u64) -> Result<()> {
+    if runtime.crio && runtime.container(id).is_none() {
         println!("{id}");
         return Ok(());
     }
@@ -318,8 +337,8 @@ fn remove(place: &Place, runtime: &Runtime, id: &str, force: bool) -> Result<()>
     Ok(())
 }
 
-fn stop_pod(place: &Place, runtime: &Runtime, id: &str, crio: bool) -> Result<()> {
-    if crio && runtime.sandbox(id).is_none() {
+fn stop_pod(place: &Place, runtime: &Runtime, id: &str) -> Result<()> {
+    if runtime.crio && runtime.sandbox(id).is_none() {
         println!("Stopped sandbox {id}");
         return Ok(());
     }
@@ -348,7 +367,7 @@ fn remove_pod(place: &Place, runtime: &Runtime, id: &str, force: bool) -> Result
 fn logs(place: &Place, args: &Args, runtime: &Runtime) -> ExitCode {
     let id = args.ids.first().map(String::as_str).unwrap_or_default();
     let Ok(container) = found(runtime, id, "ContainerStatus", "get the status of containers") else {
-        return fatal("rpc error: code = NotFound desc = an error occurred when try to find container: not found");
+        return fatal(&missing(runtime, "container", id));
     };
     let text = std::fs::read(place.state(&format!("logs/{}", container.id))).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);

@@ -120,9 +120,12 @@ fn start_userspace(place: &Place, config: &Config, chosen: &Path) -> Result<()> 
     place.save("booted.json", &Some(chosen))?;
     mount_root(place, chosen, config.ostree)?;
     systemctl::forget(place)?;
-    // After a boot the runtime knows of no container; images stay, unless it finds that it was not stopped in order.
+    // CRI-O keeps no sandbox and no container over a boot, not even one that has exited; containerd keeps all of them, ended.
     place.change(STORE, |runtime: &mut Runtime| {
-        (runtime.sandboxes, runtime.containers) = (Vec::new(), Vec::new());
+        if config.is_crio() {
+            (runtime.sandboxes, runtime.containers) = (Vec::new(), Vec::new());
+        }
+        runtime.sandboxes.iter_mut().for_each(|sandbox| sandbox.ready = false);
         Ok(())
     })?;
     make_volatile_files(place)?;

@@ -22,6 +22,9 @@ use serde::{Deserialize, Serialize};
 /// Every process of an emulated node has this in its environment, with the node's directory: that is how a power cut finds them all.
 pub const MARK: &str = "EMULATED_NODE";
 
+/// What every sandbox is made of. No container names it; the runtime keeps it from being collected, and without it no pod starts.
+pub const PAUSE_IMAGE: &str = "registry.example.com/release/pause:4.16.4";
+
 /// The directory of one emulated node.
 #[derive(Debug, Clone)]
 pub struct Place {
