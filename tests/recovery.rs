@@ -21,6 +21,8 @@ mod cluster_restore;
 mod full_disk;
 #[path = "recovery/hostile.rs"]
 mod hostile;
+#[path = "recovery/images.rs"]
+mod images;
 #[path = "recovery/in_the_way.rs"]
 mod in_the_way;
 #[path = "recovery/journald.rs"]
@@ -37,8 +39,12 @@ mod place;
 mod refusals;
 #[path = "recovery/reports.rs"]
 mod reports;
+#[path = "recovery/runtimes.rs"]
+mod runtimes;
 #[path = "recovery/signals.rs"]
 mod signals;
+#[path = "recovery/soft_reboot.rs"]
+mod soft_reboot;
 #[path = "recovery/through.rs"]
 mod through;
 #[path = "recovery/unit.rs"]

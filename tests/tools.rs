@@ -17,6 +17,8 @@ use recovery::error::exit_code;
 use recovery::node::dir::RecoveryDir;
 use recovery::node::hold;
 use recovery::tools::{crictl, ostree, rpm_ostree, systemctl};
+use rustix::fs::FlockOperation;
+use serde_json::Value;
 
 /// How long a busy rpm-ostree is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -84,17 +86,18 @@ fn deployments_are_pinned_rolled_back_and_removed() -> Result<()> {
     for wrong in [&new, &old] {
         assert_eq!(exit_code(&ostree::undeploy(&agent, wrong).unwrap_err()), 78, "booted, or pinned");
     }
-    // Busy, it refuses at once: it is asked again, until its transaction is over or the patience is.
-    let busy = || {
-        Wrong::Fail("error: Transaction in progress: rebase\n You can cancel the current transaction with `rpm-ostree cancel`".into(), 1)
-    };
-    node.fault("rpm-ostree", "rollback", None, busy())?;
-    let error = format!("{:#}", rpm_ostree::rollback(&agent, Duration::ZERO).unwrap_err());
-    assert!(error.contains("another transaction") && error.contains("in progress: rebase"), "{error}");
-    node.clear_faults()?;
-    node.fault("rpm-ostree", "rollback", Some(2), busy())?;
-    rpm_ostree::rollback(&agent, PATIENCE)?;
+    // With one pending and one behind, the latter comes first.
+    checked(node.tool("ostree").args(["admin", "deploy", "--karg-append=nosmt", "os/4.17.0"]))?;
+    assert_eq!(see()?, "4.17.0p 4.17.0* 4.16.4rP");
+    let said = checked(node.tool("rpm-ostree").arg("rollback"))?;
+    let mut lines = said.lines();
+    assert_eq!(lines.next(), Some(format!("Moving '{}.{}' to be first deployment", old.checksum, old.serial).as_str()));
+    assert!(lines.next().is_some_and(|line| line.starts_with("Bootloader updated; bootconfig swap: yes;")), "{said}");
+    assert_eq!(see()?, "4.16.4pP 4.17.0 4.17.0*");
+    // What is pinned stays, however far ahead.
+    rpm_ostree::cleanup_pending(&agent, PATIENCE)?;
     assert_eq!(see()?, "4.16.4pP 4.17.0*");
+    assert_eq!(checked(node.tool("rpm-ostree").args(["cleanup", "-p"]))?, "Deployments unchanged.\n");
     // The index that was known before is the other one's now.
     ostree::pin(&agent, &new)?;
     assert_eq!(see()?, "4.16.4pP 4.17.0*P");
@@ -110,6 +113,79 @@ fn deployments_are_pinned_rolled_back_and_removed() -> Result<()> {
     Ok(())
 }
 
+/// The keys of an object, sorted.
+fn keys(object: &Value) -> Vec<&str> {
+    let mut keys: Vec<&str> = object.as_object().into_iter().flat_map(|fields| fields.keys().map(String::as_str)).collect();
+    keys.sort_unstable();
+    keys
+}
+
+#[test]
+fn rpm_ostree_is_busy_as_the_real_one_is() -> Result<()> {
+    let (_dir, node) = new_node(Kind::OpenShift)?;
+    let agent = node.agent();
+    let status = || -> Result<Value> { Ok(serde_json::from_str(&checked(node.tool("rpm-ostree").args(["status", "--json"]))?)?) };
+    let refused = |args: &[&str], text: &str| -> Result<()> {
+        let said = node.tool("rpm-ostree").args(args).output()?;
+        assert_eq!((said.status.code(), String::from_utf8_lossy(&said.stderr).as_ref()), (Some(1), text), "{args:?}");
+        Ok(())
+    };
+    let quark = "cleanup: Invoking cleanup: GDBus.Error:org.gtk.GDBus.UnmappedGError.Quark._g_2dio_2derror_2dquark.Code26: ";
+    // What 2025.1 printed while machine-config-daemon had a rebase done: the same keys everywhere, and values of the same kind.
+    let real: Value = serde_json::from_str(include_str!("fixtures/rpm-ostree/real-transaction-in-progress.json"))?;
+    assert_eq!(status()?["transaction"], Value::Null);
+
+    // A registry that is slow, and a client that is killed: the transaction goes on.
+    let slow = node.at("/run/slow-registry");
+    std::fs::write(&slow, "")?;
+    let mut client = node.tool("rpm-ostree").args(["rebase", "os/4.16.4"]).spawn()?;
+    wait_for("the rebase to begin", || Ok(status()?["transaction"].is_array()))?;
+    client.kill()?;
+    client.wait()?;
+    let emulated = status()?;
+    assert_eq!(keys(&emulated), keys(&real));
+    assert_eq!(emulated["transaction"], real["transaction"]);
+    let (mine, theirs) = (&emulated["deployments"][0], &real["deployments"][0]);
+    assert_eq!(keys(mine), keys(theirs));
+    for key in keys(theirs) {
+        assert_eq!(std::mem::discriminant(&mine[key]), std::mem::discriminant(&theirs[key]), "{key}: {} and {}", mine[key], theirs[key]);
+    }
+    let busy = "Transaction in progress: rebase :os/4.16.4 \n You can cancel the current transaction with `rpm-ostree cancel`\n";
+    refused(&["rollback"], &format!("error: {busy}"))?;
+    refused(&["cleanup", "-p"], &format!("error: {quark}{busy}"))?;
+    let error = format!("{:#}", rpm_ostree::rollback(&agent, Duration::ZERO).unwrap_err());
+    assert!(error.contains("another transaction (Rebase)") && error.contains("in progress: rebase"), "{error}");
+    assert!(format!("{:#}", rpm_ostree::idle(&agent, Duration::ZERO).unwrap_err()).contains("another transaction (Rebase)"));
+    // It has the lock: ostree itself waits for it, and then finds another list than it was asked about.
+    std::thread::scope(|scope| {
+        let ends = scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs(1));
+            std::fs::remove_file(&slow)
+        });
+        let pinned = ostree::pin(&agent, &ostree::deployments(&agent)?[0]);
+        assert!(format!("{:#}", pinned.unwrap_err()).contains("Cannot pin staged deployment"));
+        ends.join().expect("the registry answers").context("ending the wait")
+    })?;
+    rpm_ostree::idle(&agent, PATIENCE)?;
+    assert_eq!(shape(&ostree::deployments(&agent)?), "4.16.4sp 4.16.4*");
+
+    // An `ostree admin` that has the lock: nothing names it, and it is waited for as well.
+    let lock = std::fs::File::options().create(true).append(true).open(node.place().sysroot().join("ostree/lock"))?;
+    rustix::fs::fcntl_lock(&lock, FlockOperation::LockExclusive)?;
+    refused(&["rollback"], "error: System transaction in progress\n")?;
+    refused(&["cleanup", "-p"], &format!("error: {quark}System transaction in progress\n"))?;
+    assert_eq!(status()?["transaction"], Value::Null);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs(1));
+            drop(lock);
+        });
+        rpm_ostree::cleanup_pending(&agent, PATIENCE)
+    })?;
+    assert_eq!(shape(&ostree::deployments(&agent)?), "4.16.4*");
+    Ok(())
+}
+
 #[test]
 fn containers_are_listed_stopped_and_removed() -> Result<()> {
     let (_dir, node) = new_node(Kind::OpenShift)?;
@@ -119,7 +195,8 @@ fn containers_are_listed_stopped_and_removed() -> Result<()> {
     let etcd = all.iter().find(|c| c.name == "etcd").context("etcd")?;
     assert_eq!((etcd.namespace.as_str(), etcd.pod.as_str(), etcd.running), ("openshift-etcd", "etcd-sno-node-0", true));
     let images = crictl::images(&agent)?;
-    assert!(images.iter().any(|image| image.id == etcd.image && image.tags[0].contains("/etcd:4.16.4")));
+    assert!(images.iter().any(|image| image.digests.contains(&etcd.image) && image.tags[0].contains("/etcd:4.16.4")));
+    assert!(images.iter().any(|image| image.pinned && !all.iter().any(|c| image.digests.contains(&c.image))), "that of the sandboxes");
     assert!(crictl::log_tail(&agent, &etcd.id, 3).lines().count() <= 3);
     assert!(crictl::log_tail(&agent, &etcd.id, 3).contains('{'), "etcd logs JSON");
     assert_eq!(crictl::log_tail(&agent, "0123456789ab", 3), "");
@@ -263,7 +340,9 @@ fn a_failed_upgrade_can_be_told_from_the_node_before_it() -> Result<()> {
     wait_for_all(&node)?;
     let before = node.snapshot()?;
     assert_eq!(before.differences(&node.snapshot()?), Vec::<String>::new());
+    let old: Vec<String> = crictl::containers(&node.agent())?.into_iter().map(|c| c.id).collect();
     node.reboot()?;
+    assert!(crictl::containers(&node.agent())?.iter().all(|c| !old.contains(&c.id)), "CRI-O keeps nothing over a reboot");
     node.wait_api()?;
     wait_for_all(&node)?;
     assert_eq!(before.differences(&node.snapshot()?), Vec::<String>::new(), "a reboot changes nothing");
@@ -325,9 +404,13 @@ fn a_node_of_kubeadms_kind_runs_without_ostree() -> Result<()> {
     let before = node.snapshot()?;
     node.ruin()?;
     assert!(!before.differences(&node.snapshot()?).is_empty());
+    let old: Vec<String> = crictl::containers(&agent)?.into_iter().filter(|c| c.running).map(|c| c.id).collect();
+    assert!(!old.is_empty());
     node.power_cut()?;
     node.boot()?;
+    let kept = crictl::containers(&agent)?;
+    assert!(old.iter().any(|id| kept.iter().any(|c| c.id == *id && !c.running)), "containerd keeps what has ended");
     node.wait_containers(&["etcd"])?;
-    assert_eq!(crictl::images(&agent)?.len(), 11, "containerd keeps its images");
+    assert_eq!(crictl::images(&agent)?.len(), 12, "containerd keeps its images");
     Ok(())
 }

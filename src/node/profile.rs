@@ -44,6 +44,8 @@ pub struct Redeployed {
     pub resource: &'static str,
     /// The object's kind.
     pub kind: &'static str,
+    /// Its container, one of [`Profile::operator_containers`]: where that does not run, nobody redeploys.
+    pub container: &'static str,
 }
 
 /// Paths and names of one kind of control plane. Every path is absolute on the node.
@@ -81,8 +83,8 @@ const fn operator(container: &'static str, namespace: &'static str) -> OperatorC
     OperatorContainer { container, namespace }
 }
 
-const fn redeployed(resource: &'static str, kind: &'static str) -> Redeployed {
-    Redeployed { resource, kind }
+const fn redeployed(resource: &'static str, kind: &'static str, container: &'static str) -> Redeployed {
+    Redeployed { resource, kind, container }
 }
 
 /// Single-node OpenShift 4.10 and later.
@@ -104,10 +106,10 @@ pub static OPENSHIFT: Profile = Profile {
         operator("kube-scheduler-operator-container", "openshift-kube-scheduler-operator"),
     ],
     redeployed: &[
-        redeployed("etcds", "Etcd"),
-        redeployed("kubeapiservers", "KubeAPIServer"),
-        redeployed("kubecontrollermanagers", "KubeControllerManager"),
-        redeployed("kubeschedulers", "KubeScheduler"),
+        redeployed("etcds", "Etcd", "etcd-operator"),
+        redeployed("kubeapiservers", "KubeAPIServer", "kube-apiserver-operator"),
+        redeployed("kubecontrollermanagers", "KubeControllerManager", "kube-controller-manager-operator"),
+        redeployed("kubeschedulers", "KubeScheduler", "kube-scheduler-operator-container"),
     ],
     kubeconfigs: &[
         "/etc/kubernetes/static-pod-resources/kube-apiserver-certs/secrets/node-kubeconfigs/localhost-recovery.kubeconfig",

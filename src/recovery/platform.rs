@@ -88,6 +88,8 @@ fn target_files(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 fn drop_ahead(here: &mut Doing<'_, '_>) -> Result<()> {
+    // What machine-config-daemon has begun goes on without it, and may end with one more deployment.
+    rpm_ostree::idle(here.run.node, here.run.wait)?;
     let ahead = action(here)?.ahead();
     if ahead.is_empty() {
         return Ok(());

@@ -1,7 +1,8 @@
 //! Phase `redeploy`: each static-pod operator rolls its pods out once more, so that none goes on with files of before the rollback.
 //!
 //! Every operator is a step of its own. The reason is the run's own, and the revision to wait for is kept with it in the operator's
-//! object: a step that is done again after a crash does not ask twice, and waits for the same revision.
+//! object: a step that is done again after a crash does not ask twice, and waits for the same revision. An operator that did not run when the
+//! backup was taken (scaled to zero) does not run now either: nobody would answer.
 
 use anyhow::{Context, Result};
 
@@ -23,6 +24,14 @@ fn has(profile: &Profile, resource: &str) -> bool {
 fn redeploy(here: &mut Doing<'_, '_>) -> Result<()> {
     let profile = here.run.profile;
     let operator = profile.redeployed.iter().find(|r| r.resource == here.step()).context("the profile has no such operator")?;
+    let ran = here.run.backup.manifest.operator_containers.as_deref();
+    if !waits::wanted(profile, ran).iter().any(|(container, _)| *container == operator.container) {
+        here.warn(format!(
+            "{} is not redeployed: its operator, {}, did not run when the backup was taken",
+            operator.resource, operator.container
+        ));
+        return Ok(());
+    }
     let client = waits::api(here)?;
     let reason = format!("recovery {}", here.id());
     // Refusals pass too: webhooks are served by pods that start now.

@@ -90,6 +90,28 @@ pub fn cleanup_pending(node: &Node, wait: Duration) -> Result<()> {
     change(node, &["cleanup", "-p"], wait)
 }
 
+/// Waits until no transaction runs, at most `wait`. One goes on when its client is stopped, and may yet stage a deployment: which ones there are
+/// is known only after it.
+///
+/// # Errors
+/// When one runs for longer than `wait`.
+pub fn idle(node: &Node, wait: Duration) -> Result<()> {
+    let deadline = node.clock().deadline(wait);
+    while let Some(name) = transaction(node) {
+        if deadline.passed() {
+            return Err(anyhow!(kept_busy(&format!(" ({name})"), wait)));
+        }
+        tracing::warn!("rpm-ostree is busy with another transaction ({name}); waiting for its end");
+        node.clock().sleep(PAUSE)?;
+    }
+    Ok(())
+}
+
+fn kept_busy(what: &str, wait: Duration) -> String {
+    let seconds = wait.as_secs();
+    format!("another transaction{what} kept rpm-ostree busy for {seconds} s; `rpm-ostree status` shows it, `rpm-ostree cancel` ends it")
+}
+
 fn change(node: &Node, arguments: &[&str], wait: Duration) -> Result<()> {
     let deadline = node.clock().deadline(wait);
     // The daemon is woken by a question first, so that the change itself, which must not be repeated blindly, meets a running one.
@@ -105,11 +127,7 @@ fn change(node: &Node, arguments: &[&str], wait: Duration) -> Result<()> {
         // A refusal changes nothing: this may be asked again.
         let what = transaction(node).map_or_else(String::new, |name| format!(" ({name})"));
         if deadline.passed() {
-            let held = format!(
-                "another transaction{what} kept rpm-ostree busy for {} s; `rpm-ostree status` shows it, `rpm-ostree cancel` ends it",
-                wait.as_secs()
-            );
-            return Err(output.error().context(held));
+            return Err(output.error().context(kept_busy(&what, wait)));
         }
         tracing::warn!("rpm-ostree is busy with another transaction{what}; waiting for its end");
         node.clock().sleep(PAUSE)?;

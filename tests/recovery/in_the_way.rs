@@ -4,8 +4,8 @@ use anyhow::{Context, Result, ensure};
 use recovery::tools::crictl;
 
 use crate::node::place::{ApiPod, Config, Wrong};
-use crate::node::{Kind, Node};
-use crate::through::{json, names, node, ok, over_the_reboot, run, settled};
+use crate::node::{Kind, Node, wait_for};
+use crate::through::{ended, json, names, node, ok, over_the_reboot, run, settled, start};
 
 const DAEMON: &str = "machine-config-daemon";
 const OVN_PODS: &str = "/kubernetes.io/pods/openshift-ovn-kubernetes/";
@@ -73,4 +73,36 @@ fn the_daemon_is_stopped_before_the_rollback_and_ovn_begins_anew() -> Result<()>
     let others = node.keys()?.into_iter().filter(|(key, _)| key.starts_with(b"/kubernetes.io/pods/")).count();
     ensure!(others > 0, "all pods are deleted");
     settled(&node)
+}
+
+#[test]
+fn a_rebase_that_outlives_the_daemon_is_waited_for_and_its_deployment_dropped() -> Result<()> {
+    let (_temporary, node) = node(Kind::OpenShift, |_| ())?;
+    ok(&node, &["backup"])?;
+    node.upgrade_platform()?;
+    let slow = node.at("/run/slow-registry");
+    std::fs::write(&slow, "")?;
+    let mut client = node.tool("rpm-ostree").args(["rebase", "os/4.17.0"]).spawn()?;
+    let runs = || Ok(String::from_utf8(node.tool("rpm-ostree").args(["status", "--json"]).output()?.stdout)?.contains("\"Rebase\""));
+    wait_for("the rebase to begin", runs)?;
+    client.kill()?;
+    client.wait()?;
+
+    // It does not end in time: known before anything was dropped or rolled back.
+    let short = ["--wait", "3", "platform", "--rollback", "--yes"];
+    let says = ["phase platform, step drop-ahead failed", "another transaction (Rebase) kept rpm-ostree busy", "`rpm-ostree cancel`"];
+    run(&node, &short)?.expect(1, &says)?;
+
+    let (_, boots) = node.power()?;
+    let agent = start(&node, &["resume"])?;
+    wait_for("the agent to wait for it", || Ok(json(&node, &["status"])?["at_work"].is_string()))?;
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    std::fs::remove_file(&slow)?;
+    ended(agent)?.expect(0, &["rpm-ostree is busy with another transaction (Rebase)"])?;
+    node.wait_boot(boots)?;
+    let table = json(&node, &["platform"])?;
+    ensure!(table["action"]["do"] == "nothing" && table["deployments"][0]["booted"] == true, "{table}");
+    let dropped = node.calls()?.iter().filter(|call| call.tool == "rpm-ostree" && call.args == "cleanup -p").count();
+    ensure!(dropped == 1, "the agent dropped nothing: the rebase staged nothing");
+    Ok(())
 }

@@ -133,7 +133,8 @@ pub(crate) fn may_differ(line: &str) -> bool {
 
 /// Nothing of a recovery is left on the node.
 pub(crate) fn settled(node: &Node) -> Result<()> {
-    for left in ["/var/recovery/progress", "/var/recovery/undo.json", "/var/lib/recovery/hold-kubelet"] {
+    let files = ["/var/recovery/progress", "/var/recovery/undo.json", "/var/lib/recovery/hold-kubelet", "/var/lib/recovery/keep-images"];
+    for left in files {
         ensure!(!node.at(left).exists(), "{left} is still there");
     }
     ensure!(std::fs::read_dir(node.at("/var/lib/etcd"))?.count() == 1, "the etcd data from before is still there");

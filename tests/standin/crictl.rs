@@ -1,4 +1,4 @@
-//! `crictl` 1.36: what it prints, and how it fails, as captured (`tests/fixtures/crictl`).
+//! `crictl` 1.36 before CRI-O 1.34 or containerd 1.6: what it prints, and how it fails, as captured (`tests/fixtures/crictl`).
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::place::{Place, Process};
-use crate::runtime::{Container, Runtime, STORE, Sandbox, remove_sandbox, stop_sandbox};
+use crate::place::{PAUSE_IMAGE, Place, Process};
+use crate::runtime::{Container, Runtime, STORE, Sandbox, digest, remove_sandbox, stop_sandbox};
 use crate::systemctl;
 
 /// The grace of `stopp` and `rmp`, which take no time-out. Containers here that end at all end at once.
@@ -24,6 +24,7 @@ struct Args {
     json: bool,
     quiet: bool,
     timeout: u64,
+    endpoint: Option<String>,
     tail: Option<usize>,
     labels: Vec<(String, String)>,
 }
@@ -34,8 +35,10 @@ pub(crate) fn run(place: &Place, args: &[String]) -> Result<ExitCode> {
         Err(error) => return Ok(fatal(&format!("{error:#}"))),
     };
     let config = place.config()?;
-    if !systemctl::is_active(place, &config.runtime_unit)? {
-        let socket = if config.runtime_unit.starts_with("crio") { "/var/run/crio/crio.sock" } else { "/run/containerd/containerd.sock" };
+    let asked = endpoints(place, &args);
+    let serves = asked.iter().any(|socket| run_path(socket) == run_path(&config.runtime_socket));
+    if !(serves && systemctl::is_active(place, &config.runtime_unit)?) {
+        let socket = asked.first().map_or("", String::as_str);
         return Ok(fatal(&format!(
             "validate service connection: validate CRI v1 runtime API for endpoint \"unix://{socket}\": rpc error: code = Unavailable desc = \
              connection error: desc = \"transport: Error while dialing: dial unix {socket}: connect: no such file or directory\""
@@ -44,7 +47,7 @@ pub(crate) fn run(place: &Place, args: &[String]) -> Result<ExitCode> {
     let runtime = Runtime::load(place)?;
     match args.verb.as_str() {
         "version" => {
-            let (name, version) = if config.runtime_unit.starts_with("crio") { ("cri-o", "1.29.5") } else { ("containerd", "1.7.24") };
+            let (name, version) = if runtime.crio { ("cri-o", "1.34.11") } else { ("containerd", "1.6.20~ds1") };
             print!("Version:  0.1.0\nRuntimeName:  {name}\nRuntimeVersion:  {version}\nRuntimeApiVersion:  v1\n");
         }
         "info" => {
@@ -53,17 +56,17 @@ pub(crate) fn run(place: &Place, args: &[String]) -> Result<ExitCode> {
         "ps" => list_containers(&args, &runtime)?,
         "pods" => list_sandboxes(&args, &runtime)?,
         "images" | "img" => {
-            let image = |i: &crate::place::Image| json!({"id": i.id, "repoTags": [i.name], "repoDigests": [], "size": i.size.to_string(), "username": "", "pinned": i.name.contains("/pause:")});
+            let image = |i: &crate::place::Image| json!({"id": i.id, "repoTags": [i.name], "repoDigests": [digest(i)], "size": i.size.to_string(), "username": "", "pinned": i.name == PAUSE_IMAGE});
             show(&json!({"images": runtime.images.iter().map(image).collect::<Vec<_>>()}))?;
         }
         "logs" => return Ok(logs(place, &args, &runtime)),
-        _ => return Ok(for_each(place, &args, &runtime, config.runtime_unit.starts_with("crio"))),
+        _ => return Ok(for_each(place, &args, &runtime)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// The verbs that take ids, one after the other; as crictl does, the first that fails ends it.
-fn for_each(place: &Place, args: &Args, runtime: &Runtime, crio: bool) -> ExitCode {
+fn for_each(place: &Place, args: &Args, runtime: &Runtime) -> ExitCode {
     let mut ids = args.ids.clone();
     if args.all {
         ids = match args.verb.as_str() {
@@ -78,9 +81,9 @@ fn for_each(place: &Place, args: &Args, runtime: &Runtime, crio: bool) -> ExitCo
         let done = match args.verb.as_str() {
             "inspect" => inspect(runtime, &id),
             "inspectp" => inspect_sandbox(runtime, &id),
-            "stop" => stop(runtime, &id, args.timeout, crio),
+            "stop" => stop(runtime, &id, args.timeout),
             "rm" => remove(place, runtime, &id, args.force),
-            "stopp" => stop_pod(place, runtime, &id, crio),
+            "stopp" => stop_pod(place, runtime, &id),
             "rmp" => remove_pod(place, runtime, &id, args.force),
             other => Err(anyhow::anyhow!("No help topic for '{other}'")),
         };
@@ -98,7 +101,8 @@ fn parse(words: &[String]) -> Result<Args> {
         let (name, joined) = word.split_once('=').map_or((word.as_str(), None), |(n, v)| (n, Some(v.to_owned())));
         let mut value = || joined.clone().or_else(|| words.next().cloned()).with_context(|| format!("flag needs an argument: {name}"));
         match (args.verb.is_empty(), name) {
-            (true, "--timeout" | "-t" | "--runtime-endpoint" | "-r" | "--image-endpoint" | "-i" | "--config" | "-c") => drop(value()?),
+            (true, "--runtime-endpoint" | "-r") => args.endpoint = Some(value()?),
+            (true, "--timeout" | "-t" | "--image-endpoint" | "-i" | "--config" | "-c") => drop(value()?),
             (_, "--timeout" | "-t") => args.timeout = value()?.parse().context("invalid value for flag -timeout")?,
             (_, "-o" | "--output") => args.json = value()? == "json",
             (_, "--tail") => args.tail = Some(value()?.parse().context("invalid value for flag -tail")?),
@@ -117,6 +121,22 @@ fn parse(words: &[String]) -> Result<Args> {
         }
     }
     Ok(args)
+}
+
+/// The sockets that crictl asks, one after the other: the one that it is told, that of its configuration, those that are usual.
+fn endpoints(place: &Place, args: &Args) -> Vec<String> {
+    let configured = || {
+        let text = std::fs::read_to_string(place.at("/etc/crictl.yaml")).ok()?;
+        text.lines().find_map(|line| Some(line.strip_prefix("runtime-endpoint:")?.trim().trim_matches('"').to_owned()))
+    };
+    let path = |endpoint: String| endpoint.strip_prefix("unix://").map_or(endpoint.clone(), str::to_owned);
+    let usual = ["/run/containerd/containerd.sock", "/run/crio/crio.sock", "/run/cri-dockerd.sock"].map(str::to_owned);
+    args.endpoint.clone().or_else(configured).map_or(usual.to_vec(), |one| vec![path(one)])
+}
+
+/// `/var/run` is a link to `/run`.
+fn run_path(path: &str) -> &str {
+    path.strip_prefix("/var").unwrap_or(path)
 }
 
 fn stamp() -> String {
@@ -186,7 +206,7 @@ fn container_row(runtime: &Runtime, container: &Container) -> Value {
         "podSandboxId": container.sandbox,
         "metadata": {"name": container.name, "attempt": container.attempt},
         "image": {"image": container.image, "annotations": {}, "userSpecifiedImage": "", "runtimeHandler": "", "imageRef": ""},
-        "imageRef": container.image,
+        "imageRef": runtime.image_ref(&container.image),
         "state": state(container),
         "createdAt": container.created_at.to_string(),
         "labels": labels(runtime, container),
@@ -196,16 +216,19 @@ fn container_row(runtime: &Runtime, container: &Container) -> Value {
             "io.kubernetes.container.terminationMessagePath": "/dev/termination-log",
             "io.kubernetes.container.terminationMessagePolicy": "File",
         },
-        "imageId": "",
+        "imageId": if runtime.crio { container.image.as_str() } else { "" },
     })
 }
 
-fn sandbox_row(sandbox: &Sandbox) -> Value {
+fn sandbox_row(runtime: &Runtime, sandbox: &Sandbox) -> Value {
     let mut labels = json!({
         "io.kubernetes.pod.name": sandbox.name,
         "io.kubernetes.pod.namespace": sandbox.namespace,
         "io.kubernetes.pod.uid": sandbox.uid,
     });
+    if runtime.crio {
+        labels["io.kubernetes.container.name"] = json!("POD");
+    }
     for (key, value) in &sandbox.labels {
         labels[key] = json!(value);
     }
@@ -225,7 +248,8 @@ fn sandbox_row(sandbox: &Sandbox) -> Value {
 }
 
 fn list_sandboxes(args: &Args, runtime: &Runtime) -> Result<()> {
-    let rows: Vec<Value> = runtime.sandboxes.iter().rev().map(sandbox_row).filter(|row| has_labels(args, &row["labels"])).collect();
+    let rows: Vec<Value> =
+        runtime.sandboxes.iter().rev().map(|s| sandbox_row(runtime, s)).filter(|row| has_labels(args, &row["labels"])).collect();
     show(&json!({"items": rows}))
 }
 
@@ -233,17 +257,29 @@ fn rfc3339(nanoseconds: i64) -> String {
     jiff::Timestamp::from_nanosecond(i128::from(nanoseconds)).unwrap_or_default().to_string()
 }
 
+/// What a runtime answers of an id that it does not know.
+fn missing(runtime: &Runtime, what: &str, id: &str) -> String {
+    let said = match (runtime.crio, what) {
+        (true, "container") => {
+            format!("could not find container {id:?}: container with ID starting with {id} not found: ID does not exist")
+        }
+        (true, _) => format!("could not find pod {id:?}: PodSandbox with ID starting with {id} not found: ID does not exist"),
+        (false, "container") => format!("an error occurred when try to find container {id:?}: not found"),
+        (false, _) => "an error occurred when try to find sandbox: not found".to_owned(),
+    };
+    format!("rpc error: code = NotFound desc = {said}")
+}
+
 fn found<'a>(runtime: &'a Runtime, id: &str, call: &str, prefix: &str) -> Result<&'a Container> {
     runtime.container(id).ok_or_else(|| {
-        let error = format!("rpc error: code = NotFound desc = an error occurred when try to find container {id:?}: not found");
+        let error = missing(runtime, "container", id);
         client_log(call, &error, "containerID", id);
         anyhow::anyhow!("{prefix}: {error}")
     })
 }
 
 fn found_sandbox<'a>(runtime: &'a Runtime, id: &str, prefix: &str) -> Result<&'a Sandbox> {
-    let missing = || anyhow::anyhow!("{prefix}: rpc error: code = NotFound desc = an error occurred when try to find sandbox: not found");
-    runtime.sandbox(id).ok_or_else(missing)
+    runtime.sandbox(id).ok_or_else(|| anyhow::anyhow!("{prefix}: {}", missing(runtime, "sandbox", id)))
 }
 
 fn inspect(runtime: &Runtime, id: &str) -> Result<()> {
@@ -259,7 +295,7 @@ fn inspect(runtime: &Runtime, id: &str) -> Result<()> {
             "finishedAt": if container.runs() { "0001-01-01T00:00:00Z".to_owned() } else { rfc3339(container.created_at) },
             "exitCode": i32::from(!container.runs()),
             "image": {"image": container.image, "annotations": {}, "userSpecifiedImage": ""},
-            "imageRef": container.image,
+            "imageRef": runtime.image_ref(&container.image),
             "reason": if container.runs() { "" } else { "Error" },
             "message": "",
             "labels": labels(runtime, container),
@@ -269,7 +305,7 @@ fn inspect(runtime: &Runtime, id: &str) -> Result<()> {
 
 fn inspect_sandbox(runtime: &Runtime, id: &str) -> Result<()> {
     let sandbox = found_sandbox(runtime, id, "get the status of pod sandboxes: get pod sandbox status")?;
-    let mut status = sandbox_row(sandbox);
+    let mut status = sandbox_row(runtime, sandbox);
     status["createdAt"] = json!(rfc3339(sandbox.created_at));
     let network = if sandbox.host_network { "NODE" } else { "POD" };
     status["linux"] = json!({"namespaces": {"options": {"ipc": "POD", "network": network, "pid": "CONTAINER", "targetId": ""}}});
@@ -278,8 +314,8 @@ fn inspect_sandbox(runtime: &Runtime, id: &str) -> Result<()> {
 }
 
 /// CRI-O ends well for an id that is gone, and says it back; containerd does not.
-fn stop(runtime: &Runtime, id: &str, timeout: u64, crio: bool) -> Result<()> {
-    if crio && runtime.container(id).is_none() {
+fn stop(runtime: &Runtime, id: &str, timeout: u64) -> Result<()> {
+    if runtime.crio && runtime.container(id).is_none() {
         println!("{id}");
         return Ok(());
     }
@@ -301,8 +337,8 @@ fn remove(place: &Place, runtime: &Runtime, id: &str, force: bool) -> Result<()>
     Ok(())
 }
 
-fn stop_pod(place: &Place, runtime: &Runtime, id: &str, crio: bool) -> Result<()> {
-    if crio && runtime.sandbox(id).is_none() {
+fn stop_pod(place: &Place, runtime: &Runtime, id: &str) -> Result<()> {
+    if runtime.crio && runtime.sandbox(id).is_none() {
         println!("Stopped sandbox {id}");
         return Ok(());
     }
@@ -331,7 +367,7 @@ fn remove_pod(place: &Place, runtime: &Runtime, id: &str, force: bool) -> Result
 fn logs(place: &Place, args: &Args, runtime: &Runtime) -> ExitCode {
     let id = args.ids.first().map(String::as_str).unwrap_or_default();
     let Ok(container) = found(runtime, id, "ContainerStatus", "get the status of containers") else {
-        return fatal("rpc error: code = NotFound desc = an error occurred when try to find container: not found");
+        return fatal(&missing(runtime, "container", id));
     };
     let text = std::fs::read(place.state(&format!("logs/{}", container.id))).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);

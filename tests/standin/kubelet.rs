@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::cluster;
-use crate::place::{Config, Place};
+use crate::place::{Config, PAUSE_IMAGE, Place};
 use crate::pods::{self, Pod, Spec};
 use crate::runtime::{Container, Runtime, STORE, Sandbox, new_id, now, remove_sandbox, stop_sandbox};
 use crate::systemctl::{self, daemon};
@@ -129,6 +129,8 @@ fn make_folder(place: &Place, pod: &Pod) -> Result<()> {
 
 fn make_sandbox(place: &Place, pod: &Pod) -> Result<String> {
     place.change(STORE, |runtime: &mut Runtime| {
+        let is_there = runtime.images.iter().any(|image| image.name == PAUSE_IMAGE);
+        anyhow::ensure!(is_there, "{}: creating pod sandbox: unable to pull image: {PAUSE_IMAGE}", pod.name);
         let attempt = u32::try_from(runtime.sandboxes.iter().filter(|s| s.uid == pod.uid).count())?;
         let sandbox = Sandbox {
             id: new_id(),

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 
-use crate::place::{MARK, Place, Process};
+use crate::place::{Config, MARK, Place, Process};
 use crate::runtime::{Runtime, STORE};
-use crate::{booted, crictl, systemctl};
+use crate::{booted, crictl, soft_reboot, systemctl};
 
 /// `on` or `off`, and how often it has booted: written last, so that who waits for it finds a node that is up.
 const POWER: &str = "power.json";
@@ -30,8 +30,9 @@ pub(crate) fn run(place: &Place, args: &[String]) -> Result<ExitCode> {
         Some("reboot") => {
             // Whoever asked for it gets an answer first, as from the real one.
             std::thread::sleep(Duration::from_millis(30));
+            let next = args.get(1).map(PathBuf::from);
             shut_down(place)?;
-            boot(place)?;
+            next.map_or_else(|| boot(place), |next| soft_boot(place, &next))?;
         }
         Some("power-cut") => power_off(place)?,
         // Not a machine's business, but it needs the node's own programs: fills the cluster of a new node.
@@ -41,13 +42,15 @@ pub(crate) fn run(place: &Place, args: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Sets a reboot off. It happens by itself, whatever becomes of the caller.
-pub(crate) fn begin_reboot(place: &Place) -> Result<()> {
+/// Sets a reboot off: a soft one if that may be and is prepared. It happens by itself, whatever becomes of the caller.
+pub(crate) fn begin_reboot(place: &Place, may_be_soft: bool) -> Result<()> {
+    let next = soft_reboot::prepared(place)?.filter(|_| may_be_soft);
     let log = systemctl::log_file(&place.state("machine"))?;
     let mut machine = Command::new(place.tools().join("machine"));
     // Not one of the node's processes: it outlives them.
     machine
         .arg("reboot")
+        .args(next)
         .env_remove(MARK)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
@@ -101,18 +104,33 @@ fn boot(place: &Place) -> Result<()> {
     unmount_root(place)?;
     let config = place.config()?;
     let chosen = if config.ostree { first_entry(place)? } else { place.dir().join("plain") };
-    place.save("booted.json", &Some(&chosen))?;
     make_kernel_files(place, config.ostree)?;
-    mount_root(place, &chosen, config.ostree)?;
+    soft_reboot::counts(place, false)?;
+    start_userspace(place, &config, &chosen)
+}
+
+/// The same kernel, another root.
+fn soft_boot(place: &Place, next: &Path) -> Result<()> {
+    unmount_root(place)?;
+    soft_reboot::counts(place, true)?;
+    start_userspace(place, &place.config()?, next)
+}
+
+fn start_userspace(place: &Place, config: &Config, chosen: &Path) -> Result<()> {
+    place.save("booted.json", &Some(chosen))?;
+    mount_root(place, chosen, config.ostree)?;
     systemctl::forget(place)?;
-    // After a boot the runtime knows of no container; images stay, unless it finds that it was not stopped in order.
+    // CRI-O keeps no sandbox and no container over a boot, not even one that has exited; containerd keeps all of them, ended.
     place.change(STORE, |runtime: &mut Runtime| {
-        (runtime.sandboxes, runtime.containers) = (Vec::new(), Vec::new());
+        if config.is_crio() {
+            (runtime.sandboxes, runtime.containers) = (Vec::new(), Vec::new());
+        }
+        runtime.sandboxes.iter_mut().for_each(|sandbox| sandbox.ready = false);
         Ok(())
     })?;
     make_volatile_files(place)?;
     systemctl::load_all(place)?;
-    if config.runtime_unit == "crio.service" {
+    if systemctl::exists(place, "crio-wipe.service") {
         systemctl::start(place, "crio-wipe.service")?;
     }
     for unit in &config.enabled {
@@ -155,10 +173,12 @@ fn make_kernel_files(place: &Place, ostree: bool) -> Result<()> {
         std::fs::create_dir_all(path.parent().context("no parent")?)?;
         std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
     };
-    if at("run").exists() {
-        std::fs::remove_dir_all(at("run")).context("emptying /run")?;
+    for folder in ["run", "proc"] {
+        if at(folder).exists() {
+            std::fs::remove_dir_all(at(folder)).with_context(|| format!("emptying /{folder}"))?;
+        }
+        std::fs::create_dir_all(at(folder))?;
     }
-    std::fs::create_dir_all(at("run"))?;
     if ostree {
         make("run/ostree-booted", "")?;
     }

@@ -22,6 +22,9 @@ use serde::{Deserialize, Serialize};
 /// Every process of an emulated node has this in its environment, with the node's directory: that is how a power cut finds them all.
 pub const MARK: &str = "EMULATED_NODE";
 
+/// What every sandbox is made of. No container names it; the runtime keeps it from being collected, and without it no pod starts.
+pub const PAUSE_IMAGE: &str = "registry.example.com/release/pause:4.16.4";
+
 /// The directory of one emulated node.
 #[derive(Debug, Clone)]
 pub struct Place {
@@ -39,12 +42,22 @@ pub struct Config {
     pub enabled: Vec<String>,
     /// Unit of the container runtime.
     pub runtime_unit: String,
+    /// Where it listens; CRI-O's is called `crio.sock`.
+    pub runtime_socket: String,
     /// True when the drop-in of kubelet may pull in the resume unit, which then runs the installed agent.
     pub resume_unit: bool,
     /// True when kubelet asks for its certificates with certificate requests at every start, and is Ready only when they are approved.
     pub bootstrap: bool,
     /// Pods that come from the API and not from a manifest: kubelet starts them once the API is ready.
     pub api_pods: Vec<ApiPod>,
+}
+
+impl Config {
+    /// True where the container runtime is CRI-O, and not containerd.
+    #[must_use]
+    pub fn is_crio(&self) -> bool {
+        self.runtime_socket.ends_with("/crio.sock")
+    }
 }
 
 /// A pod that kubelet learns of from the API server.

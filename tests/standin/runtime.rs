@@ -17,6 +17,9 @@ pub(crate) struct Runtime {
     pub(crate) sandboxes: Vec<Sandbox>,
     pub(crate) containers: Vec<Container>,
     pub(crate) images: Vec<Image>,
+    /// True for CRI-O, false for containerd.
+    #[serde(skip)]
+    pub(crate) crio: bool,
 }
 
 /// A pod sandbox.
@@ -57,7 +60,13 @@ impl Container {
 
 impl Runtime {
     pub(crate) fn load(place: &Place) -> Result<Self> {
-        place.load(STORE)
+        Ok(Self { crio: place.config()?.is_crio(), ..place.load(STORE)? })
+    }
+
+    /// What `imageRef` of a container says, of an image's id: CRI-O has NAME@sha256, containerd the id.
+    pub(crate) fn image_ref(&self, id: &str) -> String {
+        let image = self.images.iter().find(|image| image.id == id);
+        image.filter(|_| self.crio).map_or_else(|| id.to_owned(), digest)
     }
 
     pub(crate) fn sandbox(&self, id: &str) -> Option<&Sandbox> {
@@ -71,6 +80,12 @@ impl Runtime {
     pub(crate) fn containers_of<'a>(&'a self, sandbox: &'a str) -> impl Iterator<Item = &'a Container> {
         self.containers.iter().filter(move |c| c.sandbox == sandbox)
     }
+}
+
+/// NAME@sha256 of an image.
+pub(crate) fn digest(image: &Image) -> String {
+    let name = image.name.rsplit_once(':').map_or(image.name.as_str(), |(name, _)| name);
+    format!("{name}@sha256:{}", crate::pods::hash(image.id.as_bytes()).repeat(2))
 }
 
 /// A new id, as a runtime makes them: 64 random hex digits.

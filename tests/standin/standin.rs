@@ -18,6 +18,7 @@ mod pods;
 mod runtime;
 #[path = "../support/api/seed.rs"]
 mod seed;
+mod soft_reboot;
 #[path = "../support/subject.rs"]
 mod subject;
 mod systemctl;
@@ -49,6 +50,7 @@ fn run() -> Result<ExitCode> {
         // What the machine starts by itself is no call of a tool.
         "machine" => return machine::run(&place, &args),
         "inside" => return booted::inside(&place, &args),
+        "rpm-ostreed" => return booted::rpm_ostreed(&place, &args),
         "kubelet" => return kubelet::run(&place),
         "kube-apiserver" => return cluster::serve(&place, &args).map(|()| ExitCode::SUCCESS),
         "container" => return kubelet::container(),

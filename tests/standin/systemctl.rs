@@ -18,6 +18,8 @@ const UNITS: &str = "units.json";
 const CLEAN: &str = "/var/lib/crio/clean.shutdown";
 /// Written by a CRI-O that knows of that mark.
 const SUPPORTED: &str = "/var/lib/crio/clean.shutdown.supported";
+/// The runtime's process, as `/proc` has it.
+const RUNTIME_PID: &str = "812";
 /// How long kubelet has to stop: `DefaultTimeoutStopSec`.
 const STOP_LIMIT: Duration = Duration::from_secs(90);
 
@@ -62,7 +64,11 @@ pub(crate) fn run(place: &Place, args: &[String]) -> Result<ExitCode> {
                 }
             }
         }
-        "reboot" => crate::machine::begin_reboot(place)?,
+        // systemd 254 and later: into the next root, unless it is told not to.
+        "reboot" => crate::machine::begin_reboot(place, std::env::var_os("SYSTEMCTL_SKIP_AUTO_SOFT_REBOOT").is_none())?,
+        "show" if args.iter().any(|word| word == "--property=SoftRebootsCount") => {
+            println!("SoftRebootsCount={}", crate::soft_reboot::count(place)?);
+        }
         // Asked of mount points only: the unit file of one, where there is one.
         "show" if args.iter().any(|word| word == "--property=FragmentPath") => {
             let point = args.last().context("show needs a unit")?;
@@ -121,7 +127,8 @@ fn files(place: &Place, unit: &str) -> Vec<std::path::PathBuf> {
     files
 }
 
-fn exists(place: &Place, unit: &str) -> bool {
+/// True when there is a file of the unit.
+pub(crate) fn exists(place: &Place, unit: &str) -> bool {
     files(place, unit).iter().any(|path| path.file_name().is_some_and(|name| name == unit))
 }
 
@@ -264,7 +271,11 @@ pub(crate) fn stop(place: &Place, name: &str) -> Result<()> {
     if let Some(process) = unit.process {
         process.stop(STOP_LIMIT);
     }
-    if unit.active && name == "crio.service" {
+    let config = place.config()?;
+    if name == config.runtime_unit {
+        stop_listening(place)?;
+    }
+    if unit.active && name == config.runtime_unit && config.is_crio() {
         let clean = place.at(CLEAN);
         std::fs::create_dir_all(clean.parent().context("no parent")?)?;
         std::fs::write(clean, "")?;
@@ -272,9 +283,11 @@ pub(crate) fn stop(place: &Place, name: &str) -> Result<()> {
     set(place, name, |unit| (unit.active, unit.process) = (false, None))
 }
 
-/// CRI-O takes its mark of an orderly stop away; containerd knows of none.
+/// The runtime listens, as the kernel's lists have it. CRI-O takes its mark of an orderly stop away; containerd knows of none.
 fn start_runtime(place: &Place) -> Result<()> {
-    if place.config()?.runtime_unit != "crio.service" {
+    let config = place.config()?;
+    listen(place, &config)?;
+    if !config.is_crio() {
         return Ok(());
     }
     let (clean, supported) = (place.at(CLEAN), place.at(SUPPORTED));
@@ -284,6 +297,34 @@ fn start_runtime(place: &Place) -> Result<()> {
         std::fs::remove_file(&clean).context("removing the mark of an orderly stop")?;
     }
     Ok(())
+}
+
+/// The process of the runtime and its socket, in `/proc` (`proc_net_unix(5)`).
+fn listen(place: &Place, config: &Config) -> Result<()> {
+    stop_listening(place)?;
+    let socket = &config.runtime_socket;
+    let list = format!(
+        "Num       RefCount Protocol Flags    Type St Inode Path\n\
+         0000: 00000003 00000000 00000000 0001 03 31006 {socket}\n0000: 00000002 00000000 00010000 0001 01 31007 {socket}\n"
+    );
+    let [network, process] = [at_proc(place, "1/net"), at_proc(place, RUNTIME_PID)];
+    std::fs::create_dir_all(&network)?;
+    std::fs::create_dir_all(process.join("fd"))?;
+    std::fs::write(process.join("cgroup"), format!("0::/system.slice/{}\n", config.runtime_unit))?;
+    std::os::unix::fs::symlink("socket:[31007]", process.join("fd/9"))?;
+    std::fs::write(network.join("unix"), list).context("listing the runtime's socket")
+}
+
+/// What [`listen`] made is gone.
+fn stop_listening(place: &Place) -> Result<()> {
+    for gone in ["1", RUNTIME_PID].map(|pid| at_proc(place, pid)).iter().filter(|path| path.exists()) {
+        std::fs::remove_dir_all(gone).with_context(|| format!("removing {}", gone.display()))?;
+    }
+    Ok(())
+}
+
+fn at_proc(place: &Place, path: &str) -> std::path::PathBuf {
+    place.dir().join("proc").join(path)
 }
 
 /// `crio-wipe.service`, which is started at a boot, before CRI-O: erases the store when CRI-O knows of its mark and left none.

@@ -47,7 +47,7 @@ use place::{Config, Image, MARK, Place};
 const PATIENCE: Duration = Duration::from_secs(120);
 /// What each program of the node is called.
 const TOOLS: [&str; 7] = ["crictl", "systemctl", "machine", "inside", "kubelet", "container", "kube-apiserver"];
-const OSTREE_TOOLS: [&str; 2] = ["ostree", "rpm-ostree"];
+const OSTREE_TOOLS: [&str; 3] = ["ostree", "rpm-ostree", "rpm-ostreed"];
 
 /// Which kind of control plane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +75,8 @@ pub struct Options {
     pub bootstrap: bool,
     /// The installed agent is started at boot, as its unit would.
     pub resume_unit: bool,
+    /// Unit and socket of the container runtime; CRI-O's socket is called `crio.sock`.
+    pub runtime: (&'static str, &'static str),
     /// MiB of the XFS file system that is mounted at `/var/recovery`; a plain directory unless given. mkfs.xfs makes none below 300.
     pub recovery_disk: Option<u64>,
     /// The mounts are made where everyone sees them, and the node stays when it is dropped: for people to look at.
@@ -93,6 +95,10 @@ impl Options {
             files: 100,
             bootstrap: false,
             resume_unit: false,
+            runtime: match kind {
+                Kind::OpenShift => ("crio.service", "/var/run/crio/crio.sock"),
+                Kind::Kubeadm => ("containerd.service", "/run/containerd/containerd.sock"),
+            },
             recovery_disk: None,
             keep: false,
         }
@@ -212,7 +218,7 @@ impl Node {
 
     fn config(&self) -> Config {
         let openshift = self.options.kind == Kind::OpenShift;
-        let runtime_unit = if openshift { "crio.service" } else { "containerd.service" };
+        let (runtime_unit, runtime_socket) = self.options.runtime;
         let mut enabled = vec![runtime_unit.to_owned()];
         if openshift {
             enabled.extend(["ovsdb-server.service", "ovs-vswitchd.service"].map(str::to_owned));
@@ -223,6 +229,7 @@ impl Node {
             ostree: openshift,
             enabled,
             runtime_unit: runtime_unit.to_owned(),
+            runtime_socket: runtime_socket.to_owned(),
             resume_unit: self.options.resume_unit,
             bootstrap: self.options.bootstrap,
             api_pods: if openshift { pods::operators() } else { Vec::new() },

@@ -31,12 +31,14 @@ pub(crate) struct Pace {
     pub(crate) skip: i64,
     /// Resource names (`etcds`) of operators whose installer never succeeds.
     pub(crate) stuck: Vec<String>,
+    /// Resource names of operators that do not run.
+    pub(crate) absent: Vec<String>,
 }
 
 impl Default for Pace {
     fn default() -> Self {
         let ms = Duration::from_millis;
-        Self { lease: ms(0), react: ms(200), stale: ms(1000), install: ms(1000), skip: 0, stuck: Vec::new() }
+        Self { lease: ms(0), react: ms(200), stale: ms(1000), install: ms(1000), skip: 0, stuck: Vec::new(), absent: Vec::new() }
     }
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::pki::{Authority, kubeconfig};
 use super::pods::{self, Release};
-use super::{Kind, Node, checked};
+use super::{Kind, Node, Options, checked};
 
 /// The node's name: the seed of the cluster has the same.
 pub(super) const NODE_NAME: &str = "sno-node-0";
@@ -43,7 +43,7 @@ impl Node {
             }
             Kind::Kubeadm => {
                 let root = self.place.dir().join("plain");
-                os_tree(&root, pods::BEFORE)?;
+                os_tree(&root, pods::BEFORE, &self.options)?;
                 std::fs::rename(root.join("usr/etc"), root.join("etc"))?;
                 Seat { var: root.join("var"), root }
             }
@@ -58,7 +58,7 @@ impl Node {
     /// Commits a release's operating system.
     pub(super) fn commit(&self, release: Release) -> Result<()> {
         let tree = self.place.dir().join("tree");
-        os_tree(&tree, release)?;
+        os_tree(&tree, release, &self.options)?;
         let repo = self.place.sysroot().join("ostree/repo");
         let mut commit = Command::new("ostree");
         commit.arg(format!("--repo={}", repo.display())).args(["commit", "-b"]).arg(format!("os/{}", release.tag));
@@ -80,7 +80,10 @@ impl Node {
         seat.put("/etc/tmpfiles.d/site.conf", &format!("# Written at each boot.\nF {VOLATILE} 0644 root root - -\n"), 0o644)?;
         seat.put("/etc/site/settings.conf", "mode = steady\nlevel = 4\n", 0o640)?;
         seat.put("/usr/local/bin/site-check", "#!/bin/sh\nexit 0\n", 0o755)?;
-        seat.put("/var/lib/kubelet/config.yaml", "kind: KubeletConfiguration\n", 0o600)?;
+        // What kubeadm was told of; with containerd it need not be.
+        let socket = Some(self.options.runtime.1).filter(|socket| self.options.kind == Kind::Kubeadm && socket.ends_with("/crio.sock"));
+        let told = socket.map_or_else(String::new, |socket| format!("containerRuntimeEndpoint: unix://{socket}\n"));
+        seat.put("/var/lib/kubelet/config.yaml", &format!("kind: KubeletConfiguration\n{told}"), 0o600)?;
         seat.put("/var/lib/kubelet/cpu_manager_state", "{\"policyName\":\"none\",\"defaultCpuSet\":\"\",\"checksum\":1353318690}", 0o600)?;
         for at in 0..self.options.files {
             seat.put(&format!("/etc/site/many/{:02}/file-{at:05}.conf", at % 40), &format!("# file {at}\nvalue = {}\n", at * 37), 0o644)?;
@@ -223,7 +226,7 @@ fn yaml(value: &Value) -> Result<String> {
 }
 
 /// The operating system of a release.
-fn os_tree(tree: &Path, release: Release) -> Result<()> {
+fn os_tree(tree: &Path, release: Release, options: &Options) -> Result<()> {
     let file = |path: &str, text: &str, mode: u32| put(&tree.join(path), text.as_bytes(), mode);
     for folder in ["usr/bin", "usr/sbin", "usr/lib64", "var", "sysroot", "tmp", "dev", "proc", "sys", "run", "boot"] {
         std::fs::create_dir_all(tree.join(folder))?;
@@ -249,10 +252,26 @@ fn os_tree(tree: &Path, release: Release) -> Result<()> {
     file("usr/lib/os-release", &about, 0o644)?;
     file("usr/lib/modules/5.14.0/vmlinuz", &format!("kernel {version}"), 0o644)?;
     file("usr/lib/modules/5.14.0/initramfs.img", &format!("initramfs {version}"), 0o644)?;
-    for unit in ["kubelet", "crio", "crio-wipe", "containerd", "ovsdb-server", "ovs-vswitchd", "chronyd"] {
-        let text = format!("[Unit]\nDescription={unit}\n[Service]\nExecStart=/usr/bin/{unit}\n[Install]\nWantedBy=multi-user.target\n");
-        file(&format!("usr/lib/systemd/system/{unit}.service"), &text, 0o644)?;
-        file(&format!("usr/bin/{unit}"), &format!("program {unit} of {version}"), 0o755)?;
+    let (runtime, socket) = options.runtime;
+    let program = if socket.ends_with("/crio.sock") { "crio" } else { "containerd" };
+    let mut units = vec![("kubelet.service", "kubelet", String::new()), (runtime, program, String::new())];
+    if options.kind == Kind::OpenShift {
+        // As RHCOS has it: kubelet's configuration names no socket, its unit does.
+        units[0].2 = format!(" --config=/etc/kubernetes/kubelet.conf --container-runtime-endpoint={socket}");
+        units.push(("crio-wipe.service", "crio", " wipe".to_owned()));
+        units.push(("ovsdb-server.service", "ovsdb-server", String::new()));
+        units.push(("ovs-vswitchd.service", "ovs-vswitchd", String::new()));
+    }
+    units.push(("chronyd.service", "chronyd", String::new()));
+    for (unit, program, arguments) in units {
+        let text = format!(
+            "[Unit]\nDescription={unit}\n[Service]\nExecStart=/usr/bin/{program}{arguments}\n[Install]\nWantedBy=multi-user.target\n"
+        );
+        file(&format!("usr/lib/systemd/system/{unit}"), &text, 0o644)?;
+        file(&format!("usr/bin/{program}"), &format!("program {program} of {version}"), 0o755)?;
+    }
+    if runtime == "crio.service" {
+        file("usr/etc/crictl.yaml", &format!("runtime-endpoint: unix://{socket}\n"), 0o644)?;
     }
     // What the operating system brings for /etc; an upgrade changes some of it.
     file("usr/etc/passwd", "root:x:0:0:root:/root:/bin/bash\ncore:x:1000:1000::/home/core:/bin/bash\n", 0o644)?;

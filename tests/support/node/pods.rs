@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::place::{ApiPod, Image};
+use super::place::{ApiPod, Image, PAUSE_IMAGE};
 use super::{Kind, Ports, layout::NODE_NAME};
 
 /// A release: which revision each static pod has, and which images.
@@ -45,6 +45,7 @@ pub(super) fn images(etcd: &Path, etcd_after: &Path) -> Vec<Image> {
         all.push(named(format!("{OPERATOR}:{}", release.tag), None));
     }
     all.push(named("registry.example.com/release/kube-rbac-proxy:4.16.4".to_owned(), None));
+    all.push(named(PAUSE_IMAGE.to_owned(), None));
     all
 }
 

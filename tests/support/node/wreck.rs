@@ -91,7 +91,8 @@ impl Node {
         put(&self.at("/etc/cron.d/new-job"), b"* * * * * root /bin/true\n", 0o644)?;
         put(&self.at("/usr/local/bin/new-tool"), b"#!/bin/sh\n", 0o755)?;
         std::fs::remove_file(self.at("/usr/local/bin/site-check"))?;
-        put(&self.at("/var/lib/kubelet/config.yaml"), b"kind: KubeletConfiguration\nnew: true\n", 0o600)?;
+        let config = std::fs::read_to_string(self.at("/var/lib/kubelet/config.yaml"))? + "new: true\n";
+        put(&self.at("/var/lib/kubelet/config.yaml"), config.as_bytes(), 0o600)?;
         put(&self.at("/var/lib/kubelet/memory_manager_state"), b"{\"policyName\":\"Static\"}", 0o600)?;
         for tree in ["/etc/site/odd", "/usr/local/share/odd"] {
             change_oddities(&self.at(tree))?;
