@@ -45,10 +45,7 @@ pub fn import(node: &Node, dir: &RecoveryDir, old: &Legacy, progress: &Progress)
         return Ok(done.clone());
     }
     progress.say("importing the backup of upgrade-recovery.sh; it stays as it is");
-    let report = legacy::verify(old, progress)?;
-    if !report.good {
-        return Err(damaged(format!("the backup of upgrade-recovery.sh is damaged: {}", report.problems.join("; "))));
-    }
+    legacy::verify(old, progress)?.accept("the backup of upgrade-recovery.sh")?;
     // Files are packed smaller than they are, but the snapshot is there twice for a while.
     let (needed, (free, _)) = (old.usage(), mounts::space(dir.path())?);
     if free < needed {

@@ -8,7 +8,7 @@ use super::args::VerifyArgs;
 use super::context::Context;
 use crate::backup::store::{self, Listed, State};
 use crate::backup::verify::VerifyReport;
-use crate::error::{Failure, damaged};
+use crate::error::{damaged, misfit, unsupported};
 use crate::report::{mib, words::line};
 
 pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
@@ -19,14 +19,21 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
         wanted => vec![check(wanted.as_deref())?],
     };
     context.print(&reports, |reports| reports.iter().map(describe).collect())?;
-    let bad: Vec<&str> = reports.iter().filter(|r| !r.good).map(|r| r.id.as_str()).collect();
-    if bad.is_empty() {
+    // What is damaged counts more than what is not taken.
+    let Some(worst) = reports.iter().filter(|report| !report.good).min_by_key(|report| (report.code != 65, report.code)) else {
         return Ok(ExitCode::SUCCESS);
-    }
+    };
     if context.json {
-        return Ok(ExitCode::from(Failure::Damaged(String::new()).code()));
+        return Ok(ExitCode::from(worst.code));
     }
-    Err(damaged(format!("damaged: {}; `recovery list` shows which are good, `recovery backup` takes a new one", bad.join(", "))))
+    let bad: Vec<&str> = reports.iter().filter(|report| !report.good).map(|report| report.id.as_str()).collect();
+    let text =
+        format!("{}: {}; `recovery verify` checks all there are, `recovery backup` takes a new one", worst.verdict(), bad.join(", "));
+    Err(match worst.code {
+        64 => unsupported(text),
+        78 => misfit(text),
+        _ => damaged(text),
+    })
 }
 
 /// What the check of a backup said, unless that was deleted after it had been listed, which is said instead.
@@ -40,8 +47,13 @@ fn there(context: &Context, one: &Listed, checked: Result<VerifyReport>) -> Opti
 
 fn describe(report: &VerifyReport) -> String {
     let size: u64 = report.files.values().map(|sum| sum.bytes).sum();
-    let mut text =
-        format!("{}: {}, {} in {} files\n", line(&report.id), if report.good { "good" } else { "DAMAGED" }, mib(size), report.files.len());
+    let mut text = format!(
+        "{}: {}, {} in {} files\n",
+        line(&report.id),
+        if report.good { "good".to_owned() } else { report.verdict().to_uppercase() },
+        mib(size),
+        report.files.len()
+    );
     for problem in &report.problems {
         text += &format!("    {}\n", line(problem));
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 
 use super::members::{self, Members};
 use super::{EXTRAS, Legacy, Parts, is_dir, revisions};
@@ -34,18 +34,18 @@ pub(super) enum Depth {
 /// All that is wrong with it, one sentence each; nothing when a recovery takes it.
 ///
 /// # Errors
-/// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted.
-pub(super) fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec<String>> {
+/// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted; [`Failure::NoSpace`](crate::error::Failure::NoSpace) without scratch space.
+pub(super) fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec<Error>> {
     let parts = match old.parts() {
         Ok(parts) => parts,
-        Err(error) => return Ok(vec![format!("{error:#}")]),
+        Err(error) => return Ok(vec![error]),
     };
     let mut problems = Vec::new();
     let mut note = |name: &str, result: Result<()>| match result {
-        // An interruption is no damage.
-        Err(error) if exit_code(&error) == 75 => Err(error),
+        // An interruption is no damage, nor is a lack of scratch space.
+        Err(error) if matches!(exit_code(&error), 73 | 75) => Err(error),
         Err(error) => {
-            problems.push(format!("{name}: {error:#}"));
+            problems.push(error.context(name.to_owned()));
             Ok(true)
         }
         Ok(()) => Ok(false),
@@ -62,7 +62,9 @@ pub(super) fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec
     if !unreadable {
         // The copy of /etc stands where a node's would.
         let copy = Node::at(&old.root, None);
-        note("etc does not say which node it is of", Identity::of(&copy, &OPENSHIFT).map(drop))?;
+        // It is read as a node's, and what a node lacks the copy has lost.
+        let identity = Identity::of(&copy, &OPENSHIFT).map_err(|error| damaged(format!("{error:#}")));
+        note("etc does not say which node it is of", identity.map(drop))?;
         note("etc", MachineConfig::current(&copy).map(drop))?;
         note(super::EXCLUDES, excludes::import(&parts.excludes, &[]).map(drop))?;
     }
