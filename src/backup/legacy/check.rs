@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Error, Result};
 
 use super::members::{self, Members};
 use super::{EXTRAS, Legacy, Parts, is_dir, revisions};
 use crate::archive::Tick;
 use crate::backup::excludes;
-use crate::error::{damaged, exit_code};
+use crate::error::{damaged, exit_code, unsupported};
 use crate::etcd;
 use crate::node::identity::Identity;
 use crate::node::machine_config::MachineConfig;
@@ -138,13 +138,18 @@ fn levels(tree: &Path) -> Result<()> {
             Err(error)
                 if error.io_error().and_then(std::io::Error::raw_os_error) == Some(rustix::io::Errno::NAMETOOLONG.raw_os_error()) =>
             {
-                return Err(damaged("it holds paths that are longer than the 4,095 bytes that Linux takes in one"));
+                return Err(too_deep("it holds paths that are longer than the 4,095 bytes that Linux takes in one"));
             }
             Err(error) => return Err(error).context("walking through it"),
         };
         if entry.depth() > LEVELS {
-            bail!(damaged(format!("it has more than {LEVELS} levels of directories")));
+            return Err(too_deep(&format!("it has more than {LEVELS} levels of directories")));
         }
     }
     Ok(())
+}
+
+/// No node needs what is so deep, and whatever wrote it may be no more than a test: it is sound.
+fn too_deep(what: &str) -> Error {
+    unsupported(format!("{what}, which are not taken: remove what is so deep from the copy"))
 }
