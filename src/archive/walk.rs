@@ -171,7 +171,7 @@ impl<'a> Walk<'a> {
             return Ok(None);
         }
         if path.len() > LONGEST_PATH {
-            return Err(cannot_hold(&path, "its path is longer than any system call takes"));
+            return Err(cannot_hold(&path, &format!("its path is longer than the {LONGEST_PATH} bytes that Linux takes in one call")));
         }
         let tree = self.tree;
         let context = || format!("reading {}", tree.shown(&path));

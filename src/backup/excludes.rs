@@ -13,6 +13,7 @@ use super::tmpfiles::literal;
 use super::trees::always_excluded;
 use crate::archive::Selection;
 use crate::archive::select::{matches, one};
+use crate::node::mounts;
 
 /// What the old script leaves to `cluster-restore.sh`. Here, the archive of the static pods owns it.
 const OWNED: &str = "kubernetes/manifests";
@@ -58,7 +59,7 @@ fn matched(tree: &Path, patterns: &[Vec<&str>]) -> Result<Vec<PathBuf>> {
     while let Some(entry) = walk.next() {
         let entry = match entry {
             Ok(entry) => entry,
-            Err(error) if error.io_error().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound) => continue,
+            Err(error) if error.io_error().is_some_and(mounts::is_out_of_reach) => continue,
             Err(error) => return Err(error).with_context(|| format!("walking through {}", tree.display())),
         };
         let below = entry.path().strip_prefix(tree).unwrap_or(entry.path());

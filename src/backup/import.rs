@@ -36,8 +36,7 @@ const STAGING: &str = "staging";
 /// deployment: its target is the pinned one.
 ///
 /// # Errors
-/// [`Failure::Damaged`](crate::error::Failure::Damaged) when the old backup is, [`Failure::Unsupported`](crate::error::Failure::Unsupported) when a
-/// part of it is merely nothing that is taken; [`Failure::NoSpace`](crate::error::Failure::NoSpace) when
+/// [`Failure::Damaged`](crate::error::Failure::Damaged) when the old backup is; [`Failure::NoSpace`](crate::error::Failure::NoSpace) when
 /// there is no room for a second copy; when something cannot be read or written. Nothing is left behind then.
 pub fn import(node: &Node, dir: &RecoveryDir, old: &Legacy, progress: &Progress) -> Result<Backup> {
     let fingerprint = old.fingerprint()?;
@@ -46,10 +45,7 @@ pub fn import(node: &Node, dir: &RecoveryDir, old: &Legacy, progress: &Progress)
         return Ok(done.clone());
     }
     progress.say("importing the backup of upgrade-recovery.sh; it stays as it is");
-    let report = legacy::verify(old, progress)?;
-    if !report.good {
-        return Err(report.refusal("the backup of upgrade-recovery.sh"));
-    }
+    legacy::verify(old, progress)?.accept("the backup of upgrade-recovery.sh")?;
     // Files are packed smaller than they are, but the snapshot is there twice for a while.
     let (needed, (free, _)) = (old.usage(), mounts::space(dir.path())?);
     if free < needed {

@@ -103,7 +103,8 @@ impl Legacy {
     /// # Errors
     /// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted.
     pub fn problem(&self) -> Result<Option<String>> {
-        let problems = check::problems(self, Depth::Files, &|_| {})?.said;
+        let problems = check::problems(self, Depth::Files, &|_| {})?;
+        let problems: Vec<String> = problems.iter().map(|problem| format!("{problem:#}")).collect();
         Ok(Some(problems.join("; ")).filter(|text| !text.is_empty()))
     }
 
@@ -156,7 +157,7 @@ impl Legacy {
 pub fn verify(old: &Legacy, progress: &Progress) -> Result<VerifyReport> {
     let task = progress.task("checking the backup of upgrade-recovery.sh", Some(old.usage()));
     let problems = check::problems(old, Depth::Contents, &|bytes| task.add(bytes))?;
-    Ok(VerifyReport::of(LEGACY_ID, true, BTreeMap::new(), problems))
+    Ok(VerifyReport::new(LEGACY_ID, true, BTreeMap::new(), &problems))
 }
 
 /// The revision directory of each of the four pods, in their order: `static-pod-resources/etcd-pod-3`.

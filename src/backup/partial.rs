@@ -213,7 +213,7 @@ fn is_stale(begun: u64, now: u64) -> bool {
 
 /// One that cannot be read is one that cannot be continued.
 fn read_state(path: &Path) -> Option<State> {
-    serde_json::from_slice(&std::fs::read(path.join(STATE)).ok()?).ok()
+    serde_json::from_slice(&durable::read(&path.join(STATE), durable::SMALL).ok()?).ok()
 }
 
 #[cfg(test)]

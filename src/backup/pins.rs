@@ -76,7 +76,7 @@ pub fn drop_unneeded(node: &Node, dir: &RecoveryDir, kept: &Survey) -> Result<Ve
 
 fn read(dir: &RecoveryDir) -> Result<Pins> {
     let path = dir.path().join(FILE);
-    let bytes = match std::fs::read(&path) {
+    let bytes = match durable::read(&path, durable::SMALL) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Pins { version: VERSION, ours: Vec::new() }),
         Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),

@@ -1,4 +1,5 @@
-//! `SHA256SUMS`: writing it, and checking a backup against it, so that `sha256sum -c SHA256SUMS` says the same.
+//! The one judge of a backup, for `verify`, for what publishes one, and for a recovery: its files are those that were written, and a recovery takes
+//! them. `SHA256SUMS`: writing it, and checking a backup against it, so that `sha256sum -c SHA256SUMS` says the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -13,11 +14,11 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::manifest::Manifest;
-use super::{Backup, ETCD, MANDATORY, MANIFEST, SUMS, store};
+use super::{Backup, ETC, ETCD, EXTRAS, KUBELET, MANDATORY, MANIFEST, STATIC_PODS, SUMS, USR_LOCAL, store};
 use crate::archive::{Archive, Tick};
-use crate::error::{damaged, exit_code, not_now, unsupported};
+use crate::error::{damaged, exit_code, misfit, not_now, unsupported};
 use crate::etcd;
-use crate::node::{clock::interrupted, durable};
+use crate::node::{clock::interrupted, durable, profile::Profile};
 use crate::report::Progress;
 
 /// The most `SHA256SUMS` is read of: that of a backup has less than 1 KiB.
@@ -47,70 +48,65 @@ pub struct VerifyReport {
     pub files: BTreeMap<String, Sum>,
     /// What is wrong, one sentence each.
     pub problems: Vec<String>,
-    /// True when all that is wrong is that this agent does not take it: nothing is damaged.
-    pub unsupported: bool,
+    /// The exit code of a recovery that is asked for it: 0 when it is good.
+    #[serde(skip)]
+    pub code: u8,
 }
 
 impl VerifyReport {
-    pub(super) fn of(id: &str, deep: bool, files: BTreeMap<String, Sum>, problems: Problems) -> Self {
-        let (good, unsupported) = (problems.said.is_empty(), !problems.said.is_empty() && !problems.damage);
-        Self { id: id.to_owned(), deep, good, files, problems: problems.said, unsupported }
+    /// What was found of the backup `id`: all that is `wrong` with it.
+    pub(super) fn new(id: &str, deep: bool, files: BTreeMap<String, Sum>, wrong: &[anyhow::Error]) -> Self {
+        // Where not all is of one kind, something is damaged, and so is what cannot be read.
+        let mut codes = wrong.iter().map(|error| match exit_code(error) {
+            code @ (64 | 78) => code,
+            _ => 65,
+        });
+        let code = codes.next().map_or(0, |first| if codes.all(|code| code == first) { first } else { 65 });
+        let problems = wrong.iter().map(|error| format!("{error:#}")).collect();
+        Self { id: id.to_owned(), deep, good: wrong.is_empty(), files, problems, code }
     }
 
-    /// That `what` is not good, and why.
-    pub(super) fn refusal(&self, what: &str) -> anyhow::Error {
-        let why = self.problems.join("; ");
-        if self.unsupported { unsupported(format!("{what} is not supported: {why}")) } else { damaged(format!("{what} is damaged: {why}")) }
-    }
-}
-
-/// What is wrong with a backup, while it is looked at.
-#[derive(Debug, Default)]
-pub(super) struct Problems {
-    pub(super) said: Vec<String>,
-    damage: bool,
-}
-
-impl Problems {
-    /// Notes that something is damaged.
-    pub(super) fn damaged(&mut self, what: String) {
-        self.said.push(what);
-        self.damage = true;
+    /// What to call a backup that is not good.
+    #[must_use]
+    pub fn verdict(&self) -> &'static str {
+        if self.code == 65 { "damaged" } else { "not usable" }
     }
 
-    /// Notes a failure of looking at something. An interruption is none, and returned.
-    pub(super) fn note(&mut self, error: anyhow::Error, said: impl FnOnce(&anyhow::Error) -> String) -> Result<()> {
-        let code = exit_code(&error);
-        if code == 75 {
-            return Err(error);
+    /// The failure of whoever needs the backup, which messages call `what`.
+    ///
+    /// # Errors
+    /// [`Failure::Damaged`](crate::error::Failure::Damaged) with all that is wrong; [`Failure::Unsupported`](crate::error::Failure::Unsupported) or
+    /// [`Failure::Misfit`](crate::error::Failure::Misfit) when it is sound, and a recovery does not take it.
+    pub fn accept(&self, what: &str) -> Result<()> {
+        let text = format!("{what} is {}: {}", self.verdict(), self.problems.join("; "));
+        match self.code {
+            0 => Ok(()),
+            64 => Err(unsupported(text)),
+            78 => Err(misfit(text)),
+            _ => Err(damaged(text)),
         }
-        self.said.push(said(&error));
-        self.damage |= code != 64;
-        Ok(())
     }
 }
 
-/// Checks every file against `SHA256SUMS`, and that nothing is missing or added. `deep` also decompresses everything: every content of an archive
-/// against its index, the etcd snapshot against its trailer.
+/// Checks every file against `SHA256SUMS`, that nothing is missing or added, and that each file is one that [a recovery takes](check_part). `deep` also
+/// decompresses everything: every content of an archive against its index, and all of the etcd snapshot.
 ///
 /// # Errors
-/// [`Failure::Damaged`](crate::error::Failure::Damaged) with all that is wrong, [`Failure::Unsupported`](crate::error::Failure::Unsupported) when that is
-/// damage nowhere; [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted.
+/// As [`VerifyReport::accept`]; as [`report`].
 pub fn verify(backup: &Backup, deep: bool, progress: &Progress) -> Result<()> {
-    let report = report(&backup.path, &backup.id, deep, progress)?;
-    if report.good { Ok(()) } else { Err(report.refusal(&format!("the backup {}", report.id))) }
+    report(&backup.path, &backup.id, deep, progress)?.accept(&format!("the backup {}", backup.id))
 }
 
 /// As [`verify`], for any directory that should be the backup `id`; what is wrong is in the report.
 ///
 /// # Errors
-/// When the agent is interrupted; [`Failure::NotNow`](crate::error::Failure::NotNow), too, when the backup is deleted meanwhile.
+/// [`Failure::NotNow`](crate::error::Failure::NotNow) when the agent is interrupted, or when the backup is deleted meanwhile;
+/// [`Failure::NoSpace`](crate::error::Failure::NoSpace) without scratch space for the snapshot.
 pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<VerifyReport> {
-    let mut problems = Problems::default();
-    match complete(path) {
-        Ok(manifest) if manifest.id != id => problems.damaged(format!("its manifest says that it is {}", manifest.id)),
-        Ok(_) => {}
-        Err(error) => problems.note(error, |error| format!("{error:#}"))?,
+    let mut wrong = Vec::new();
+    let manifest = complete(path).map_err(|error| wrong.push(error)).ok();
+    if let Some(other) = manifest.as_ref().map(|manifest| &manifest.id).filter(|other| *other != id) {
+        wrong.push(damaged(format!("its manifest says that it is {other}")));
     }
     let sums = read_sums(path).unwrap_or_default();
     let names: Vec<String> = sums.keys().filter(|name| is_file(&path.join(name))).cloned().collect();
@@ -121,27 +117,66 @@ pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<
         match result {
             Ok(sum) => {
                 if sum.sha256 != sums[&name] {
-                    problems.damaged(format!("{name} is not what {SUMS} says"));
+                    wrong.push(damaged(format!("{name} is not what {SUMS} says")));
                 }
                 files.insert(name, sum);
             }
-            Err(error) => problems.note(error, |error| format!("{error:#}"))?,
+            Err(error) => wrong.push(error),
         }
     }
-    if deep {
-        task.note("contents");
-        for name in &names {
-            interrupted()?;
-            if let Err(error) = check_content(&path.join(name), &|_| {}) {
-                problems.note(error, |error| format!("{name}: {error:#}"))?;
-            }
+    task.note("contents");
+    let profile = manifest.map(|manifest| manifest.profile.profile());
+    for name in &names {
+        interrupted()?;
+        match check_part(path, name, profile, deep) {
+            // An interruption is no damage, nor is a lack of scratch space.
+            Err(error) if matches!(exit_code(&error), 73 | 75) => return Err(error),
+            Err(error) => wrong.push(error),
+            Ok(()) => {}
         }
     }
     // What is missing because all of it is, is no damage.
-    if !problems.said.is_empty() && store::is_gone(path) {
+    if !wrong.is_empty() && store::is_gone(path) {
         return Err(not_now(format!("the backup {id} was deleted while it was checked")));
     }
-    Ok(VerifyReport::of(id, deep, files, problems))
+    Ok(VerifyReport::new(id, deep, files, &wrong))
+}
+
+/// Checks the file `name` of the backup at `path` as a recovery takes it: what is right by its sum can be hostile, of a kind that is not taken, or
+/// without what a node needs. An archive is opened, which checks every name in it; that of the static pods has the manifests that are put in place by
+/// name (those of `profile`, when that is known); the snapshot begins as one does. `deep` reads all of it, too, and the structure of the snapshot.
+/// Any other file passes.
+///
+/// # Errors
+/// As [`Archive::open`], [`Archive::verify`], [`etcd::look`], [`etcd::check_restorable`].
+pub(super) fn check_part(path: &Path, name: &str, profile: Option<&Profile>, deep: bool) -> Result<()> {
+    let (file, ticks) = (path.join(name), |_| {});
+    let check = || match name {
+        ETCD => {
+            etcd::look(&file)?;
+            if deep { etcd::check_restorable(&file, &ticks) } else { Ok(()) }
+        }
+        ETC | USR_LOCAL | KUBELET | STATIC_PODS | EXTRAS => {
+            let archive = Archive::open(&file)?;
+            if let Some(profile) = profile.filter(|_| name == STATIC_PODS) {
+                has_manifests(&archive, profile)?;
+            }
+            if deep { archive.verify(&ticks) } else { Ok(()) }
+        }
+        _ => Ok(()),
+    };
+    check().with_context(|| name.to_owned())
+}
+
+/// The static pods that a recovery starts first, one by one: nothing else starts before they run.
+fn has_manifests(archive: &Archive, profile: &Profile) -> Result<()> {
+    for pod in [profile.etcd(), profile.api_server()] {
+        let manifest = profile.manifest(pod);
+        if !archive.paths().any(|path| Path::new(profile.kubernetes).join(path) == manifest) {
+            return Err(damaged(format!("it holds no {}, without which no node can be recovered", manifest.display())));
+        }
+    }
+    Ok(())
 }
 
 /// Reads the manifest of the backup at `path`, and checks that it names every [part that a recovery needs](MANDATORY) and that its files are exactly
@@ -266,17 +301,6 @@ pub(super) fn hash(path: &Path, cached: Cached, tick: Tick<'_>) -> Result<Sum> {
         }
     };
     read().with_context(|| format!("hashing {}", path.display()))
-}
-
-/// Decompresses an archive or the snapshot and checks what is in it; any other file passes.
-pub(super) fn check_content(file: &Path, tick: Tick<'_>) -> Result<()> {
-    if file.ends_with(ETCD) {
-        etcd::verify(file, tick)
-    } else if file.to_string_lossy().ends_with(".tar.zst") {
-        Archive::open(file)?.verify(tick)
-    } else {
-        Ok(())
-    }
 }
 
 fn is_file(path: &Path) -> bool {

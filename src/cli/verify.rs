@@ -8,7 +8,7 @@ use super::args::VerifyArgs;
 use super::context::Context;
 use crate::backup::store::{self, Listed, State};
 use crate::backup::verify::VerifyReport;
-use crate::error::{damaged, to_exit, unsupported};
+use crate::error::{damaged, misfit, unsupported};
 use crate::report::{mib, words::line};
 
 pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
@@ -19,14 +19,21 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
         wanted => vec![check(wanted.as_deref())?],
     };
     context.print(&reports, |reports| reports.iter().map(describe).collect())?;
-    let named = |which: fn(&&VerifyReport) -> bool| reports.iter().filter(which).map(|r| r.id.as_str()).collect::<Vec<_>>().join(", ");
-    let (bad, not_taken) = (named(|r| !r.good && !r.unsupported), named(|r| r.unsupported));
-    let error = match (bad.is_empty(), not_taken.is_empty()) {
-        (true, true) => return Ok(ExitCode::SUCCESS),
-        (true, false) => unsupported(format!("not supported: {not_taken}; above is what to do instead")),
-        (false, _) => damaged(format!("damaged: {bad}; `recovery list` shows which are good, `recovery backup` takes a new one")),
+    // What is damaged counts more than what is not taken.
+    let Some(worst) = reports.iter().filter(|report| !report.good).min_by_key(|report| (report.code != 65, report.code)) else {
+        return Ok(ExitCode::SUCCESS);
     };
-    if context.json { Ok(to_exit(&error)) } else { Err(error) }
+    if context.json {
+        return Ok(ExitCode::from(worst.code));
+    }
+    let bad: Vec<&str> = reports.iter().filter(|report| !report.good).map(|report| report.id.as_str()).collect();
+    let text =
+        format!("{}: {}; `recovery verify` checks all there are, `recovery backup` takes a new one", worst.verdict(), bad.join(", "));
+    Err(match worst.code {
+        64 => unsupported(text),
+        78 => misfit(text),
+        _ => damaged(text),
+    })
 }
 
 /// What the check of a backup said, unless that was deleted after it had been listed, which is said instead.
@@ -40,12 +47,13 @@ fn there(context: &Context, one: &Listed, checked: Result<VerifyReport>) -> Opti
 
 fn describe(report: &VerifyReport) -> String {
     let size: u64 = report.files.values().map(|sum| sum.bytes).sum();
-    let state = match report {
-        VerifyReport { good: true, .. } => "good",
-        VerifyReport { unsupported: true, .. } => "not supported",
-        _ => "DAMAGED",
-    };
-    let mut text = format!("{}: {state}, {} in {} files\n", line(&report.id), mib(size), report.files.len());
+    let mut text = format!(
+        "{}: {}, {} in {} files\n",
+        line(&report.id),
+        if report.good { "good".to_owned() } else { report.verdict().to_uppercase() },
+        mib(size),
+        report.files.len()
+    );
     for problem in &report.problems {
         text += &format!("    {}\n", line(problem));
     }

@@ -70,6 +70,27 @@ impl Meta {
         })
     }
 
+    /// The newest valid meta page of the database `name`; `at` says which is at an offset.
+    fn newest(name: &str, at: impl Fn(u64) -> Result<Option<Self>>) -> Result<Self> {
+        let at = |page: u64| at(page + PAGE_HEADER as u64);
+        let mut found = at(0)?;
+        // The second meta page is at the page size, which only the first one tells: without it, every size is tried.
+        let sizes = found.map_or_else(|| (9..=16).map(|bits| 1 << bits).collect(), |meta| vec![meta.page_size]);
+        for size in sizes {
+            let second = at(u64::from(size))?.filter(|meta| meta.page_size == size);
+            found = [found, second].into_iter().flatten().max_by_key(|meta| meta.transaction);
+            if found.is_some() {
+                break;
+            }
+        }
+        found.ok_or_else(|| damaged(format!("{name} is not an etcd database: neither of its two meta pages is valid")))
+    }
+
+    /// Checks that what begins with `head` is a database; `name` is for messages.
+    pub(super) fn check_head(head: &[u8], name: &str) -> Result<()> {
+        Self::newest(name, |at| Ok(usize::try_from(at).ok().and_then(|at| Self::parse(head.get(at..)?)))).map(drop)
+    }
+
     /// As it stands on disk, without a free list.
     pub(super) fn bytes(&self) -> [u8; META] {
         let mut bytes = [0; META];
@@ -167,25 +188,14 @@ impl Page {
 impl<'a> Bolt<'a> {
     /// Finds the newest valid meta page of the database that is the first `len` bytes of `file`; `name` is for messages.
     pub(super) fn open(file: &'a File, len: u64, name: &str) -> Result<Self> {
-        let meta_at = |offset: u64| -> Result<Option<Meta>> {
+        let meta = Meta::newest(name, |offset| {
             let mut bytes = [0; META];
-            if offset + PAGE_HEADER as u64 + META as u64 > len {
+            if offset + META as u64 > len {
                 return Ok(None);
             }
-            file.read_exact_at(&mut bytes, offset + PAGE_HEADER as u64).with_context(|| format!("reading {name}"))?;
+            file.read_exact_at(&mut bytes, offset).with_context(|| format!("reading {name}"))?;
             Ok(Meta::parse(&bytes))
-        };
-        let mut found = meta_at(0)?;
-        // The second meta page is at the page size, which only the first one tells: without it, every size is tried.
-        let sizes = found.map_or_else(|| (9..=16).map(|bits| 1 << bits).collect(), |meta| vec![meta.page_size]);
-        for size in sizes {
-            let second = meta_at(u64::from(size))?.filter(|meta| meta.page_size == size);
-            found = [found, second].into_iter().flatten().max_by_key(|meta| meta.transaction);
-            if found.is_some() {
-                break;
-            }
-        }
-        let meta = found.ok_or_else(|| damaged(format!("{name} is not an etcd database: neither of its two meta pages is valid")))?;
+        })?;
         let end = meta.high_water.checked_mul(u64::from(meta.page_size));
         if meta.high_water < 4 || end.is_none_or(|end| end > len) {
             return Err(damaged(format!(

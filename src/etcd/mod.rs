@@ -210,6 +210,23 @@ pub fn verify(file: &Path, tick: Tick<'_>) -> Result<()> {
     snapshot::check(file, false, tick).map(drop)
 }
 
+/// Checks by its first bytes that a snapshot is of a kind that is taken: for what has been found to be as it was written.
+///
+/// # Errors
+/// [`Failure::Unsupported`](crate::error::Failure::Unsupported) when it is packed with another program,
+/// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is no snapshot; when it cannot be read.
+pub fn look(file: &Path) -> Result<()> {
+    snapshot::look(file)
+}
+
+/// Checks all that [`restore`] checks with the default options, and makes nothing; scratch space as for [`status`].
+///
+/// # Errors
+/// As [`status`]; [`Failure::Misfit`](crate::error::Failure::Misfit) when the snapshot does not tell which member to make.
+pub fn check_restorable(file: &Path, tick: Tick<'_>) -> Result<()> {
+    restore::check_restorable(file, tick)
+}
+
 /// The bytes that etcd sent, of a snapshot file: plain, or compressed with zstd. Nothing is checked.
 ///
 /// # Errors

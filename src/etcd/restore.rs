@@ -27,6 +27,14 @@ struct Made {
     restored: Restored,
 }
 
+/// Checks a snapshot as far as [`build`] does; see [`super::check_restorable`].
+pub(super) fn check_restorable(file: &Path, tick: Tick<'_>) -> Result<()> {
+    status::in_database(file, false, tick, |bolt, _| {
+        check::sound(bolt, &mut |_| Ok(()))?;
+        Options::default().member(bolt).map(drop)
+    })
+}
+
 /// Restores into a new data directory; see [`super::restore`].
 pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> Result<Restored> {
     options.check()?;

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::Tick;
+use super::bolt::Meta;
 use super::pipe::{PIECE, Source, pump};
 use crate::compression::{Compression, HEAD, word};
 use crate::error::{damaged, unsupported};
@@ -58,11 +59,7 @@ impl Trailer {
     pub(super) fn finish(mut self, name: &str, skip: bool) -> Result<Whole> {
         let has_trailer = self.len % SECTOR == TRAILER as u64;
         if !has_trailer && !skip {
-            return Err(damaged(format!(
-                "{name} is not a whole snapshot: {} bytes cannot be a database and its SHA-256 (a database that was copied from a data \
-                 directory has none: `recovery etcd restore` and `recovery etcd status` take it with --skip-hash-check)",
-                self.len
-            )));
+            return Err(not_whole(name, self.len));
         }
         let mut len = self.len - TRAILER.min(self.held.len()) as u64;
         if !has_trailer {
@@ -75,6 +72,13 @@ impl Trailer {
         }
         Ok(Whole { len, sha256 })
     }
+}
+
+fn not_whole(name: &str, len: u64) -> anyhow::Error {
+    damaged(format!(
+        "{name} is not a whole snapshot: {len} bytes cannot be a database and its SHA-256 (a database that was copied from a data directory has \
+         none: `recovery etcd restore` and `recovery etcd status` take it with --skip-hash-check)"
+    ))
 }
 
 /// True when the name says that a snapshot is to be compressed.
@@ -171,6 +175,20 @@ impl Read for Counted<'_> {
         (self.tick)(read as u64);
         Ok(read)
     }
+}
+
+/// Checks by its beginning that a snapshot is of a kind that is taken, and by its length that a plain one can be whole.
+pub(super) fn look(path: &Path) -> Result<()> {
+    let (file, name) = (open(path)?, path.display().to_string());
+    if !is_compressed(&file, path)? {
+        let len = file.metadata().with_context(|| format!("looking at {name}"))?.len();
+        if len % SECTOR != TRAILER as u64 {
+            return Err(not_whole(&name, len));
+        }
+    }
+    let mut head = Vec::new();
+    Stream::new(&file, path, &|_| {})?.fill(&mut head)?;
+    Meta::check_head(&head, &name)
 }
 
 /// Reads a snapshot through, and says what it is if it is whole; with `skip` it needs no trailer.

@@ -16,11 +16,16 @@ pub(super) const REVISION: usize = 17;
 
 /// Looks into a snapshot; see [`super::status`]. With `skip` it needs no trailer.
 pub(super) fn status(path: &Path, skip: bool, tick: Tick<'_>) -> Result<Status> {
+    in_database(path, skip, tick, of_database)
+}
+
+/// Looks with `look` into the database of a snapshot, whose trailer is checked, unless `skip`; `look` is given its length too.
+pub(super) fn in_database<T>(path: &Path, skip: bool, tick: Tick<'_>, look: impl FnOnce(&Bolt<'_>, u64) -> Result<T>) -> Result<T> {
     let name = path.display().to_string();
     let file = snapshot::open(path)?;
     if !snapshot::is_compressed(&file, path)? {
         let len = snapshot::check(path, skip, tick)?.len;
-        return of_database(&Bolt::open(&file, len, &name)?, len);
+        return look(&Bolt::open(&file, len, &name)?, len);
     }
     // Never beside the snapshot: that may be on a medium that nobody may write to. And not in memory, where `/tmp` often is.
     let dir = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
@@ -29,7 +34,7 @@ pub(super) fn status(path: &Path, skip: bool, tick: Tick<'_>) -> Result<Status> 
     let len = snapshot::unpack(path, &scratch, skip, tick)
         .with_context(|| format!("unpacking {name} into {} (TMPDIR names another directory)", dir.display()))?
         .len;
-    of_database(&Bolt::open(&scratch, len, &name)?, len)
+    look(&Bolt::open(&scratch, len, &name)?, len)
 }
 
 fn of_database(bolt: &Bolt<'_>, db_size: u64) -> Result<Status> {

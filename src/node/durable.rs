@@ -3,11 +3,14 @@
 //! After any function here has returned, its effect is on disk; before, the old state is. Callers never see something between.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
+
+/// None of the agent's own files but the journal comes near so many bytes.
+pub const SMALL: u64 = 2 << 20;
 
 /// Writes `bytes` to `path` with permissions `mode`, replacing what is there in one step.
 ///
@@ -26,6 +29,24 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     // What did not fit must not keep a full disk full; the error is what matters.
     let written = write().inspect_err(|_| drop(std::fs::remove_file(&temporary)));
     written.with_context(|| format!("writing {}", path.display()))
+}
+
+/// Reads a file that the agent has written, which is small: nothing is waited for, as for the writer of a FIFO, and what is larger than `most` bytes is
+/// not the agent's.
+///
+/// # Errors
+/// When it cannot be read, is not a regular file, or is larger.
+pub fn read(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(std::io::Error::other(format!("it has more than {most} bytes, and no more are read")));
+    }
+    Ok(bytes)
 }
 
 /// Renames `from` to `to` (which may exist, as rename(2) allows) and makes it durable in both directories.

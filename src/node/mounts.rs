@@ -80,7 +80,8 @@ pub fn space(path: &Path) -> Result<(u64, u64)> {
 }
 
 /// Bytes in the files below `path`, without crossing mounts (a file with several names counts once; sparse files by their blocks).
-/// What vanishes meanwhile counts nothing; a `path` that does not exist is empty.
+/// What vanishes meanwhile counts nothing, nor what is so deep that its path is longer than Linux takes: any pod can make that. A `path` that does not
+/// exist is empty.
 ///
 /// # Errors
 /// When a directory cannot be read, or the agent is interrupted.
@@ -97,7 +98,7 @@ pub fn usage(path: &Path) -> Result<u64> {
         }
         let meta = match here.symlink_metadata() {
             Ok(meta) => meta,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) if is_out_of_reach(&error) => continue,
             Err(error) => return Err(error).with_context(|| format!("looking at {}", here.display())),
         };
         if meta.dev() != device {
@@ -114,10 +115,15 @@ pub fn usage(path: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
+/// It is gone, or its path is longer than `PATH_MAX`.
+pub(crate) fn is_out_of_reach(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::NAMETOOLONG.raw_os_error())
+}
+
 fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     let list = match std::fs::read_dir(dir) {
         Ok(list) => list,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if is_out_of_reach(&error) => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("listing {}", dir.display())),
     };
     list.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>().with_context(|| format!("listing {}", dir.display()))

@@ -29,7 +29,7 @@ pub(super) fn settle(dir: &RecoveryDir, reading: &Reading) -> Result<()> {
 pub(super) fn last(dir: &RecoveryDir) -> Option<RunStatus> {
     let report = |entry: std::io::Result<std::fs::DirEntry>| {
         let path = entry.ok()?.path();
-        let json = (path.extension()? == "json").then(|| std::fs::read(&path).ok())??;
+        let json = (path.extension()? == "json").then(|| durable::read(&path, durable::SMALL).ok())??;
         let mut report: serde_json::Value = serde_json::from_slice(&json).ok()?;
         serde_json::from_value::<RunStatus>(report.get_mut("run")?.take()).ok()
     };

@@ -7,7 +7,7 @@
 mod record;
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,8 +25,8 @@ use crate::node::{Node, durable, profile};
 use crate::tools::systemctl;
 pub use record::{Kind, Record, VERSION};
 
-/// No run writes a journal of this size, bytes; a file that is larger is not one.
-const MOST: u64 = 64 << 20;
+/// No run writes a journal of this size, bytes: that of one that was resumed once has some 20 KiB. A file that is larger is not one.
+const MOST: u64 = 8 << 20;
 
 /// What a run was asked to do: the detail of its first line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,8 +142,7 @@ impl Reading {
                 path.display()
             ))
         };
-        let mut bytes = Vec::new();
-        match File::open(path).and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes)) {
+        let bytes = match durable::read(path, MOST) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             read => read.map_err(|error| refused(error.to_string()))?,
         };
@@ -222,9 +221,6 @@ impl Reading {
     /// Reads lines until the end, or until the last one if that is torn. The error is that of the line it names.
     fn replay(bytes: &[u8]) -> Result<Self, (usize, anyhow::Error)> {
         let (mut records, mut state, mut whole) = (Vec::<Record>::new(), State::Idle, 0);
-        if bytes.len() as u64 > MOST {
-            return Err((0, anyhow!("it is larger than {MOST} bytes")));
-        }
         for line in bytes.split_inclusive(|b| *b == b'\n') {
             let (number, is_last) = (records.len() + 1, whole + line.len() == bytes.len());
             let record = match line.strip_suffix(b"\n").ok_or_else(|| anyhow!("it does not end")).and_then(Record::of_line) {

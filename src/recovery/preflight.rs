@@ -123,7 +123,7 @@ pub(super) fn look(
     let force = options.asked.force;
     hold::check_owner(node, dir)?;
     let begun = node.clock().since_boot();
-    backup::verify(backup, false, progress).and_then(|()| open_all(backup)).with_context(|| format!("checking backup {}", backup.id))?;
+    backup::verify(backup, false, progress).with_context(|| format!("checking backup {}", backup.id))?;
     let verified_seconds = node.clock().since_boot().saturating_sub(begun).as_secs_f64();
     let mut warnings = identity(node, manifest, profile, force, first)?;
     warnings.extend(dates(node, manifest, progress)?);
@@ -161,14 +161,6 @@ pub(super) fn look(
         replaces: None,
         changes,
     })
-}
-
-/// Opening an archive checks every name in it: one whose sum is right and that is hostile all the same is found before anything is changed.
-fn open_all(backup: &Backup) -> Result<()> {
-    for file in [ETC, USR_LOCAL, KUBELET, STATIC_PODS, EXTRAS].map(|name| backup.file(name)).into_iter().filter(|file| file.exists()) {
-        Archive::open(&file)?;
-    }
-    Ok(())
 }
 
 /// The deployment a backup belongs to.

@@ -82,7 +82,7 @@ impl Undo {
                 path.display()
             ))
         };
-        let bytes = match std::fs::read(&path) {
+        let bytes = match durable::read(&path, durable::SMALL) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             bytes => bytes.map_err(|e| refused(e.to_string()))?,
         };

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use recovery::backup::manifest::Manifest;
 use recovery::node::{Node, dir::RecoveryDir};
 
-use crate::manifest::plain;
+use crate::manifest::{part, plain};
 use crate::real_etcd::{Etcd as RealEtcd, Options as Start, Version};
 
 /// A node's root and recovery directory.
@@ -46,8 +47,9 @@ impl Place {
     pub(crate) fn published_as(&self, manifest: &Manifest) -> PathBuf {
         let path = self.dir.backups().join(&manifest.id);
         std::fs::create_dir(&path).unwrap();
+        let parts = MADE.get_or_init(|| PARTS.map(|name| (name, part(name))).into());
         for name in manifest.sizes.keys() {
-            std::fs::write(path.join(name), format!("{name} of {}", manifest.id)).unwrap();
+            std::fs::write(path.join(name), &parts[name.as_str()]).unwrap();
         }
         manifest.write(&path).unwrap();
         sh(&path, "sha256sum -- * > .sums && mv .sums SHA256SUMS");
@@ -64,6 +66,9 @@ impl Place {
 
 /// What no backup lacks.
 pub(crate) const PARTS: [&str; 5] = ["etc.tar.zst", "usr-local.tar.zst", "kubelet.tar.zst", "static-pods.tar.zst", "etcd-snapshot.db.zst"];
+
+/// These, as a recovery takes them.
+static MADE: OnceLock<BTreeMap<&str, Vec<u8>>> = OnceLock::new();
 
 /// A manifest with these, and nothing else.
 pub(crate) fn manifest(id: &str, sequence: u64) -> Manifest {

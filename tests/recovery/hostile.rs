@@ -54,6 +54,64 @@ fn hostile_archives_whose_sums_are_right() {
     }
 }
 
+/// What is right by its sums and no recovery takes: a script in the backup's directory that makes it of one part, the code, and what is said.
+const UNUSABLE: [(&str, i32, &str); 12] = [
+    ("echo none > etc.tar.zst", 65, "etc.tar.zst"),
+    ("touch a && zip -q made.zip a && mv made.zip usr-local.tar.zst && rm a", 64, "usr-local.tar.zst"),
+    ("touch a && tar -cP --transform 's#a#../a#' a | zstd -q > kubelet.tar.zst && rm a", 65, "\"../a\" leaves its directory"),
+    ("touch a && tar -cP --transform 's#a#../a#' a | zstd -q > static-pods.tar.zst && rm a", 65, "\"../a\" leaves its directory"),
+    ("touch a && tar -cP --transform 's#a#../a#' a | zstd -q > extras.tar.zst && rm a", 65, "\"../a\" leaves its directory"),
+    (
+        "mkdir manifests && touch manifests/kube-apiserver.yaml && tar -c manifests | zstd -q > static-pods.tar.zst && rm -r manifests",
+        65,
+        "no /etc/kubernetes/manifests/etcd.yaml",
+    ),
+    (
+        "mkdir manifests && touch manifests/etcd.yaml && tar -c manifests | zstd -q > static-pods.tar.zst && rm -r manifests",
+        65,
+        "no /etc/kubernetes/manifests/kube-apiserver.yaml",
+    ),
+    ("gzip -c etcd-snapshot.db.zst > made && mv made etcd-snapshot.db.zst", 64, "gzip -dc"),
+    ("truncate -s -1 etcd-snapshot.db.zst", 65, "is not a whole snapshot"),
+    (
+        "truncate -s -1 etcd-snapshot.db.zst && zstd -q etcd-snapshot.db.zst -o made && truncate -s 20 made && mv made etcd-snapshot.db.zst",
+        65,
+        "etcd-snapshot.db.zst",
+    ),
+    ("head -c 8224 /dev/zero > etcd-snapshot.db.zst", 65, "is not an etcd database"),
+    ("head -c 8224 /dev/zero | zstd -q > made && mv made etcd-snapshot.db.zst", 65, "is not an etcd database"),
+];
+
+#[test]
+fn what_a_recovery_does_not_take_is_good_to_nobody() {
+    for (damage, code, says) in UNUSABLE {
+        let place = Place::new();
+        let backup = place.dir.backups().join("b1");
+        sh(&backup, damage);
+        let mut manifest = place.manifest("b1", 1);
+        if damage.contains("extras") {
+            manifest.sizes.insert("extras.tar.zst".to_owned(), 20);
+        }
+        Place::publish(&backup, &manifest);
+        let report = recovery::backup::verify::report(&backup, "b1", false, &recovery::report::Progress::hidden()).unwrap();
+        let [problem] = report.problems.as_slice() else { panic!("{damage}: {report:?}") };
+        assert!(problem.contains(says) && i32::from(report.code) == code, "{damage}: {report:?}");
+        let problem = problem.replace(&backup.display().to_string(), "");
+        // This place's own snapshot is no whole one either, which `verify` finds.
+        let with_it = if says == "gzip -dc" { code } else { 65 };
+        for (args, code) in [(["restore-files", "--yes"], code), (["verify", "b1"], with_it)] {
+            let ended = refused(&place, &args, code, &[]);
+            let (out, said) = (&ended.out, &ended.err);
+            let text = format!("{out}{said}").replace(&backup.display().to_string(), "");
+            assert!(text.contains(&problem), "{damage}: {args:?}: {text}, not {problem}");
+        }
+    }
+    // Only all of it tells: nothing but the restore itself reads the snapshot to its end, and `verify`.
+    let place = Place::new();
+    let ended = refused(&place, &["verify", "b1"], 65, &["damaged: b1"]);
+    assert!(ended.out.contains("etcd-snapshot.db.zst is damaged: page 3 is neither"), "{ended}");
+}
+
 #[test]
 fn damaged_archives_and_manifests() {
     let place = Place::new();

@@ -18,7 +18,7 @@ use recovery::recovery::journal::{Kind as Line, Reading};
 use recovery::recovery::{Asked, Options, Proposal, ResumeOptions, RunReport};
 use recovery::report::Progress;
 
-use crate::manifest::plain;
+use crate::manifest::{plain, snapshot};
 use crate::through::Ended;
 
 /// The programs. A file of the repository, because one that this process has just written cannot always be run: another thread may be
@@ -78,11 +78,13 @@ impl Place {
         self.put("/var/lib/etcd/member/old", "before");
     }
 
-    /// Publishes a backup of what is there now. Its etcd snapshot is none: everything before etcd's data can be restored from it.
+    /// Publishes a backup of what is there now. Its etcd snapshot only begins as one: everything before etcd's data can be restored from it.
     pub(crate) fn back_up(&self, id: &str, sequence: u64) -> PathBuf {
         let path = self.dir.backups().join(id);
         std::fs::create_dir(&path).unwrap();
         let owned = ["kubernetes/manifests", "kubernetes/pki"];
+        // No backup lacks it; what it says is never read here.
+        self.put("/etc/kubernetes/manifests/etcd.yaml", "before");
         for (tree, file, selection) in [
             ("/etc", ETC, Selection::all().except(owned).unwrap()),
             ("/usr/local", USR_LOCAL, Selection::all()),
@@ -91,7 +93,8 @@ impl Place {
         ] {
             pack(&self.at(tree), &path.join(file), &selection, None, &|_| ()).unwrap();
         }
-        std::fs::write(path.join(ETCD), "no snapshot").unwrap();
+        std::fs::remove_file(self.at("/etc/kubernetes/manifests/etcd.yaml")).unwrap();
+        std::fs::write(path.join(ETCD), snapshot()).unwrap();
         Self::publish(&path, &self.manifest(id, sequence));
         path
     }

@@ -2,14 +2,13 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result};
 
 use super::members::{self, Members};
 use super::{EXTRAS, Legacy, Parts, is_dir, revisions};
 use crate::archive::Tick;
 use crate::backup::excludes;
-use crate::backup::verify::Problems;
-use crate::error::damaged;
+use crate::error::{damaged, exit_code, unsupported};
 use crate::etcd;
 use crate::node::identity::Identity;
 use crate::node::machine_config::MachineConfig;
@@ -35,15 +34,20 @@ pub(super) enum Depth {
 /// All that is wrong with it, one sentence each; nothing when a recovery takes it.
 ///
 /// # Errors
-/// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted.
-pub(super) fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Problems> {
-    let mut problems = Problems::default();
+/// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted; [`Failure::NoSpace`](crate::error::Failure::NoSpace) without scratch space.
+pub(super) fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec<Error>> {
     let parts = match old.parts() {
         Ok(parts) => parts,
-        Err(error) => return problems.note(error, |error| format!("{error:#}")).map(|()| problems),
+        Err(error) => return Ok(vec![error]),
     };
+    let mut problems = Vec::new();
     let mut note = |name: &str, result: Result<()>| match result {
-        Err(error) => problems.note(error, |error| format!("{name}: {error:#}")).map(|()| true),
+        // An interruption is no damage, nor is a lack of scratch space.
+        Err(error) if matches!(exit_code(&error), 73 | 75) => Err(error),
+        Err(error) => {
+            problems.push(error.context(name.to_owned()));
+            Ok(true)
+        }
         Ok(()) => Ok(false),
     };
     let unreadable = note("what is read whole", small(&parts))?;
@@ -58,7 +62,9 @@ pub(super) fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Pro
     if !unreadable {
         // The copy of /etc stands where a node's would.
         let copy = Node::at(&old.root, None);
-        note("etc does not say which node it is of", Identity::of(&copy, &OPENSHIFT).map(drop))?;
+        // It is read as a node's, and what a node lacks the copy has lost.
+        let identity = Identity::of(&copy, &OPENSHIFT).map_err(|error| damaged(format!("{error:#}")));
+        note("etc does not say which node it is of", identity.map(drop))?;
         note("etc", MachineConfig::current(&copy).map(drop))?;
         note(super::EXCLUDES, excludes::import(&parts.excludes, &[]).map(drop))?;
     }
@@ -132,13 +138,18 @@ fn levels(tree: &Path) -> Result<()> {
             Err(error)
                 if error.io_error().and_then(std::io::Error::raw_os_error) == Some(rustix::io::Errno::NAMETOOLONG.raw_os_error()) =>
             {
-                return Err(damaged("it holds paths that are longer than the 4,095 bytes that Linux takes in one"));
+                return Err(too_deep("it holds paths that are longer than the 4,095 bytes that Linux takes in one"));
             }
             Err(error) => return Err(error).context("walking through it"),
         };
         if entry.depth() > LEVELS {
-            bail!(damaged(format!("it has more than {LEVELS} levels of directories")));
+            return Err(too_deep(&format!("it has more than {LEVELS} levels of directories")));
         }
     }
     Ok(())
+}
+
+/// No node needs what is so deep, and whatever wrote it may be no more than a test: it is sound.
+fn too_deep(what: &str) -> Error {
+    unsupported(format!("{what}, which are not taken: remove what is so deep from the copy"))
 }

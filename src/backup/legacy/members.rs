@@ -11,7 +11,7 @@ use flate2::bufread::MultiGzDecoder;
 use tar::{Archive, Entry};
 
 use super::check::{FILE, LEVELS};
-use crate::error::damaged;
+use crate::error::{damaged, unsupported};
 use crate::node::{clock::interrupted, durable};
 
 type Gz = MultiGzDecoder<BufReader<File>>;
@@ -79,7 +79,9 @@ impl Members {
     fn see(&mut self, name: &Path, entry: &mut Entry<'_, Gz>) -> Result<()> {
         let shown = name.display();
         if name.components().count() > LEVELS || name.as_os_str().len() > NAME {
-            return Err(damaged(format!("a name in it has more than {LEVELS} levels or {NAME} bytes")));
+            return Err(unsupported(format!(
+                "a name in it has more than {LEVELS} levels or {NAME} bytes, which is not taken: pack it without that"
+            )));
         }
         let is_dir = entry.header().entry_type().is_dir();
         let below = || self.names.range(name.to_owned()..).nth(usize::from(self.names.contains(name))).is_some_and(|n| n.starts_with(name));
@@ -100,7 +102,7 @@ impl Members {
         }
         self.names.insert(name.to_owned());
         if self.names.len() > MEMBERS {
-            return Err(damaged(format!("it has more than {MEMBERS} members")));
+            return Err(unsupported(format!("it has more than {MEMBERS} members, and no more are taken")));
         }
         if name.as_os_str().to_string_lossy().ends_with(MANIFEST) && name.components().count() == 3 {
             self.keep(name, entry)?;

@@ -53,6 +53,17 @@ fn refusal(path: &Path, bytes: &[u8]) -> String {
     text
 }
 
+#[test]
+fn a_journal_of_many_megabytes_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("progress");
+    let text = refusal(&path, &vec![b'x'; usize::try_from(MOST).unwrap() + 1]);
+    assert!(text.contains("it has more than 8388608 bytes, and no more are read"), "{text}");
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    assert!(format!("{:#}", Reading::of(&path).unwrap_err()).contains("it is not a regular file"));
+}
+
 /// A line with this change made to its record, and a checksum that matches.
 fn altered(line: &str, change: impl FnOnce(&mut Record)) -> String {
     let mut record = Record::of_line(line.trim_end().as_bytes()).unwrap();
