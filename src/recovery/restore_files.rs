@@ -196,13 +196,17 @@ pub(super) fn tolerate(here: &mut Doing<'_, '_>, result: Result<()>) -> Result<(
 fn stop_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
     let (node, unit) = (here.run.node, here.run.runtime_unit());
     stop_unit(here, &unit)?;
-    let mark = crio::missing_mark(node).filter(|_| unit.starts_with("crio"));
-    if let Some(mark) = mark
+    if let Some(mark) = crio::missing_mark(node)
         && systemctl::show(node, crio::WIPE_UNIT)?.exists()
     {
+        let then = if crio::repairs(node) {
+            "CRI-O checks its images when it starts, and repairs them"
+        } else {
+            "CRI-O does not check its images when it starts, before 1.31 or because it is told so: one that was being written may be broken (`crictl rmi` \
+             lets it be pulled again)"
+        };
         here.warn(format!(
-            "CRI-O left no {}: it did not stop in order, and {} would erase all images at the next boot; it is held while this recovery is open, and \
-             CRI-O checks its images when it starts",
+            "CRI-O left no {}: it did not stop in order, and {} would erase all images at the next boot; it is held while this recovery is open, and {then}",
             mark.display(),
             crio::WIPE_UNIT
         ));
