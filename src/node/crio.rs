@@ -117,15 +117,17 @@ fn value(text: &str, key: &str) -> Option<String> {
 mod tests {
     use super::*;
 
+    fn put(root: &Path, path: &str, text: &str) -> anyhow::Result<()> {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().unwrap_or(root))?;
+        Ok(std::fs::write(path, text)?)
+    }
+
     #[test]
     fn what_the_next_start_deletes_depends_on_both_releases_and_the_configuration() -> anyhow::Result<()> {
         let root = tempfile::tempdir()?;
         let node = Node::at(root.path(), None);
-        let put = |path: &str, text: &str| -> anyhow::Result<()> {
-            let path = root.path().join(path);
-            std::fs::create_dir_all(path.parent().unwrap_or(root.path()))?;
-            Ok(std::fs::write(path, text)?)
-        };
+        let put = |path: &str, text: &str| put(root.path(), path, text);
         let etc = Path::new("/target/etc");
         let [of_4_11, of_4_12] = ["4.11.59", "4.12.0-rc.1"].map(|version| Release::of_openshift(version).expect("a release"));
         assert_eq!((of_4_11, of_4_12), (Release(1, 24), Release(1, 25)));
@@ -153,14 +155,12 @@ mod tests {
     fn whether_it_repairs_depends_on_the_release_that_runs() -> anyhow::Result<()> {
         let root = tempfile::tempdir()?;
         let node = Node::at(root.path(), None);
-        std::fs::create_dir_all(root.path().join("run/crio"))?;
-        std::fs::create_dir_all(root.path().join("etc/crio"))?;
         assert_eq!(release(&node), None);
         for (version, expected) in [("\"1.30.14+unknown\"", false), ("\"1.31.0\"", true), ("\"1.34.11+unknown\"", true)] {
-            std::fs::write(root.path().join("run/crio/version"), version)?;
+            put(root.path(), "run/crio/version", version)?;
             assert_eq!(repairs(&node), expected, "{version}");
         }
-        std::fs::write(root.path().join("etc/crio/crio.conf"), "[crio]\ninternal_repair = false\n")?;
+        put(root.path(), "etc/crio/crio.conf", "[crio]\ninternal_repair = false\n")?;
         assert!(!repairs(&node) && release(&node) == Some(Release(1, 34)));
         Ok(())
     }
@@ -169,11 +169,7 @@ mod tests {
     fn what_is_erased_is_what_the_last_file_says() -> anyhow::Result<()> {
         let root = tempfile::tempdir()?;
         let node = Node::at(root.path(), None);
-        let put = |path: &str, text: &str| -> anyhow::Result<()> {
-            let path = root.path().join(path);
-            std::fs::create_dir_all(path.parent().unwrap_or(root.path()))?;
-            Ok(std::fs::write(path, text)?)
-        };
+        let put = |path: &str, text: &str| put(root.path(), path, text);
         assert_eq!(missing_mark(&node), None, "it has never run");
         put("var/lib/crio/clean.shutdown.supported", "")?;
         assert_eq!(missing_mark(&node), Some(PathBuf::from(DEFAULT_FILE)));
