@@ -14,10 +14,10 @@ use crate::archive::{Archive, Extra, Selection};
 use crate::backup::asked_by::AskedBy;
 use crate::backup::trees::{always_excluded, extras_in, without_owned};
 use crate::backup::{Backup, ETC, EXTRAS, USR_LOCAL, install};
-use crate::error::{exit_code, misfit};
+use crate::error::exit_code;
 use crate::node::machine_config::MachineConfig;
 use crate::node::profile::Profile;
-use crate::node::{Node, crio, durable, hold};
+use crate::node::{crio, durable, hold};
 use crate::tools::{crictl, ostree, systemctl};
 
 /// How long a container has to end before it is killed. Its work is about to be undone: it needs no more than to close its files.
@@ -43,7 +43,7 @@ pub(super) fn deployment(here: &mut Doing<'_, '_>) -> Result<()> {
     real_reboot(here)?;
     let rebooted = here.has_rebooted();
     let when = if rebooted { When::Rebooted } else { When::Open };
-    let report = table::report(here.run.node, here.target()).map_err(|error| in_a_soft_reboot(here.run.node, error))?;
+    let report = table::report(here.run.node, here.target())?;
     match report.check(here.asked().force, when)? {
         Some(warning) => here.warn(warning),
         None if rebooted => {
@@ -54,17 +54,6 @@ pub(super) fn deployment(here: &mut Doing<'_, '_>) -> Result<()> {
         None => {}
     }
     Ok(())
-}
-
-/// After a soft reboot into a deployment that was dropped, ostree fails at everything.
-fn in_a_soft_reboot(node: &Node, error: anyhow::Error) -> anyhow::Error {
-    if systemctl::soft_reboots(node) == 0 {
-        return error;
-    }
-    let runs = ostree::running(node).map_or_else(String::new, |name| format!(", {name}"));
-    misfit(format!(
-        "{error:#}: the node has gone through a soft reboot, and ostree may not know what it runs{runs}; next: `systemctl reboot`, then `recovery resume`"
-    ))
 }
 
 /// Nothing but the deployment that is checked may be booted: a prepared soft reboot would go past the boot loader, into a root that nobody looked
