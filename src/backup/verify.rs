@@ -94,8 +94,9 @@ impl Problems {
 /// against its index, the etcd snapshot against its trailer.
 ///
 /// # Errors
-/// [`Failure::Damaged`](crate::error::Failure::Damaged) with all that is wrong, [`Failure::Unsupported`](crate::error::Failure::Unsupported) when that is
-/// damage nowhere; [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted.
+/// [`Failure::Damaged`](crate::error::Failure::Damaged) with all that is wrong,
+/// [`Failure::Unsupported`](crate::error::Failure::Unsupported) when that is damage nowhere;
+/// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted.
 pub fn verify(backup: &Backup, deep: bool, progress: &Progress) -> Result<()> {
     let report = report(&backup.path, &backup.id, deep, progress)?;
     if report.good { Ok(()) } else { Err(report.refusal(&format!("the backup {}", report.id))) }

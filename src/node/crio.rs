@@ -4,8 +4,9 @@
 //! `clean.shutdown.supported` is there, and `clean.shutdown` is not. CRI-O removes the latter when it starts and writes it when it stops (seen with
 //! 1.34). Its own start erases nothing then; from 1.31 it looks for what is broken and repairs it (`internal_repair`).
 //!
-//! What its start does delete are the images of the containers in its store, when the release that ran last, by the file `version_file_persist`, had
-//! another minor version: by default in 1.22 to 1.24 (OpenShift 4.9 to 4.11), later only where it is told to (defaults of its releases 1.20 to 1.34).
+//! What its start does delete are the images of the containers in its store, when the release that ran last, by the file
+//! `version_file_persist`, had another minor version: by default in 1.22 to 1.24 (OpenShift 4.9 to 4.11), later only where it is told to
+//! (defaults of its releases 1.20 to 1.34).
 
 use std::path::{Path, PathBuf};
 
@@ -64,8 +65,8 @@ pub fn repairs(node: &Node) -> bool {
     told.unwrap_or_else(|| release(node).is_none_or(|release| release >= REPAIRS))
 }
 
-/// The release by whose images the store was filled last, when the start of the release `next`, configured below `etc`, deletes those images of it
-/// that the containers in its store are of. `crio wipe` would too, and is held while a recovery is open.
+/// The release by whose images the store was filled last, when the start of the release `next`, configured below `etc`, deletes those
+/// images of it that the containers in its store are of. `crio wipe` would too, and is held while a recovery is open.
 #[must_use]
 pub fn deletes_those_of(node: &Node, etc: &Path, next: Release) -> Option<String> {
     let by_default = (DELETES.0..=DELETES.1).contains(&next).then(|| PERSISTENT.to_owned());
@@ -91,7 +92,8 @@ pub fn missing_mark(node: &Node) -> Option<PathBuf> {
     (supported && !node.exists(&mark)).then(|| PathBuf::from(mark))
 }
 
-/// What the configuration below `etc` says of a key: `crio.conf`, then the files beside it in the order of their names; the last that says it counts.
+/// What the configuration below `etc` says of a key: `crio.conf`, then the files beside it in the order of their names; the last that says
+/// it counts.
 fn said(node: &Node, etc: &Path, key: &str) -> Option<String> {
     let mut files = vec![node.real_path(etc.join(CONFIG))];
     let mut more: Vec<PathBuf> =
@@ -101,7 +103,8 @@ fn said(node: &Node, etc: &Path, key: &str) -> Option<String> {
     files.iter().filter_map(|file| value(&std::fs::read_to_string(file).ok()?, key)).next_back()
 }
 
-/// The string or bare word that a key has, of the last line that sets it: CRI-O's keys are unique over all tables, so the table need not be known.
+/// The string or bare word that a key has, of the last line that sets it: CRI-O's keys are unique over all tables, so the table need not be
+/// known.
 fn value(text: &str, key: &str) -> Option<String> {
     let of = |line: &str| {
         let text = line.trim().strip_prefix(key)?.trim_start().strip_prefix('=')?.trim_start();

@@ -120,7 +120,8 @@ fn roll_back(here: &mut Doing<'_, '_>) -> Result<()> {
     }
 }
 
-/// What could not be removed may cost its images: the target's CRI-O is of another release, and may delete those that it finds containers of.
+/// What could not be removed may cost its images: the target's CRI-O is of another release, and may delete those that it finds containers
+/// of.
 fn stop_containers(here: &mut Doing<'_, '_>) -> Result<()> {
     restore_files::stop_containers(here)?;
     let lost = images_lost(here);

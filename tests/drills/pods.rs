@@ -118,14 +118,19 @@ fn pods_come_back_with_the_node_and_the_job_of_the_backup_is_complete() -> Resul
     recovered(&node)?;
     pods_are_back(&node, &hub, "worker-1")?;
 
-    // Once more, from a backup of the packaged Job, one phase at a time.
+    // Once more, from a backup of the packaged Job, one phase at a time, and with nothing left of a pod, as under CRI-O: its command runs
+    // again.
     node.apply(&[worker("worker-2")])?;
     node.wait_pods("default", "app=worker-2")?;
     let packaged = Job::packaged(&node, "backup-packaged", 300)?;
     packaged.completes()?;
     is_at_work(&node, "worker-2")?;
+    let before = node.run(&["ls", "/var/recovery/backups"])?;
     node.exec(&[AGENT, "restore-files", "--yes", "--step"], RECOVERY)?.checked()?;
     node.reboot()?;
+    node.wait_output("the runtime to have no pods", &["sh", "-c", "crictl rmp -fa && crictl pods -q | wc -l"], |text| {
+        text.trim().ends_with('0')
+    })?;
     node.exec(&[AGENT, "resume", "--step"], RECOVERY)?.checked()?;
     node.wait_well()?;
     let late = Job::of_the_hub(&node, "during-the-recovery", 300)?;
@@ -135,5 +140,7 @@ fn pods_come_back_with_the_node_and_the_job_of_the_backup_is_complete() -> Resul
     node.exec(&[AGENT, "resume"], RECOVERY)?.checked()?;
     recovered(&node)?;
     pods_are_back(&node, &packaged, "worker-2")?;
+    ensure!(packaged.log()?.contains("already done"), "its command did not run again: {}", packaged.log()?);
+    ensure!(node.run(&["ls", "/var/recovery/backups"])? == before, "there is another backup: {before}");
     node.down()
 }
