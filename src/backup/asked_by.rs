@@ -4,7 +4,7 @@
 //! told by its id, and must end quietly.
 //!
 //! Its pod does not tell it: containerd keeps that over the reboot, with the end of its container; under CRI-O nothing of it is left, so
-//! that its command runs again, in the same pod or in a new one.
+//! that kubelet calls it failed, and the command runs again in a new one.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -163,8 +163,8 @@ fn stop_and_remove(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 /// Whose pod is kept once it has ended: who asked for the backup. In the restored etcd it is running; kubelet takes the end of its
-/// container from the runtime, and would call it failed if the runtime knew of none. CRI-O keeps it over no reboot, so there its command
-/// runs again, and says that its backup is done; what was left of it until then would cost its image, where CRI-O deletes those of another
+/// container from the runtime, and calls it failed if the runtime knows of none. CRI-O keeps it over no reboot: there the Job gets another
+/// pod, which says that its backup is done; what was left of it until then could cost its image, where CRI-O deletes those of another
 /// release's containers.
 fn kept_pod(here: &Doing<'_, '_>) -> Result<Option<AskedBy>> {
     let asked_by = AskedBy::handed_on(&here.run.backup.manifest.asked_by);
