@@ -14,7 +14,7 @@ const AGENT: &str = "/var/recovery/recovery";
 const GONE: &str = "registry.test/site/gone:1";
 /// Where the node says which worker may end; no backup holds it.
 const LET: &str = "/var/tmp/let";
-/// The deadline of a Job, seconds.
+/// The deadline of a Job, seconds: many times what its backup takes here.
 const SHORT: u32 = 60;
 const RECOVERY: Limit = Limit::of(1200);
 
@@ -120,8 +120,8 @@ fn pods_come_back_with_the_node_and_the_job_of_the_backup_is_complete() -> Resul
     recovered(&node)?;
     pods_are_back(&node, &hub, "worker-1")?;
 
-    // Once more, from a backup of the packaged Job, one phase at a time, and with nothing left of a pod, as under CRI-O: another
-    // again.
+    // Once more, from a backup of the packaged Job, one phase at a time, and with nothing left of a pod, as under CRI-O: another one runs its
+    // command again.
     node.apply(&[worker("worker-2")])?;
     node.wait_pods("default", "app=worker-2")?;
     let packaged = Job::packaged(&node, "backup-packaged", SHORT)?;
