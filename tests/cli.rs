@@ -45,6 +45,17 @@ fn the_bare_command_prints_the_status_and_changes_nothing() {
 }
 
 #[test]
+fn a_prepared_soft_reboot_is_in_the_status() {
+    let root = tempfile::tempdir().unwrap();
+    assert!(!printed(&on(root.path(), &["status"])).contains("soft reboot"));
+    std::fs::create_dir_all(root.path().join("run/nextroot/usr")).unwrap();
+    let output = printed(&on(root.path(), &["status"]));
+    assert!(output.contains("a soft reboot is prepared") && output.contains("`ostree admin prepare-soft-reboot --reset`"), "{output}");
+    let report: serde_json::Value = serde_json::from_str(&printed(&on(root.path(), &["--json", "status"]))).unwrap();
+    assert_eq!(report["soft_reboot"], true, "{report}");
+}
+
+#[test]
 fn usage_is_exit_2() {
     assert_eq!(code(&recovery(&["no-such-verb"])), 2);
     assert_eq!(code(&recovery(&["--resume", "list"])), 2);

@@ -52,20 +52,8 @@ pub(super) fn run(table: &Table, stages: &Stages<'_>, steps: &[Step]) -> Result<
 
 fn attempt(stage: &OwnedFd, table: &Table, id: Id) -> Result<()> {
     let (kind, attributes) = (table.row(id).kind, table.attributes(id));
-    let special = |kind| {
-        let (major, minor) = table.device(id);
-        rustix::fs::mknodat(stage, TRIAL, kind, Mode::RUSR, rustix::fs::makedev(major, minor))
-    };
     unlink(stage, TRIAL, AtFlags::empty())?;
-    match kind {
-        Kind::Directory => rustix::fs::mkdirat(stage, TRIAL, Mode::RWXU),
-        Kind::Symlink => rustix::fs::symlinkat(table.target(id), stage, TRIAL),
-        Kind::Fifo => special(FileType::Fifo),
-        Kind::CharDevice => special(FileType::CharacterDevice),
-        Kind::BlockDevice => special(FileType::BlockDevice),
-        Kind::File | Kind::HardLink => special(FileType::RegularFile),
-    }
-    .context("making something of its kind")?;
+    make(stage, TRIAL, table, id).context("making something of its kind")?;
     let inode = Inode::open(stage, TRIAL, kind)?;
     inode.set_xattrs(&attributes.xattrs)?;
     if attributes.flags != 0 {
@@ -73,6 +61,22 @@ fn attempt(stage: &OwnedFd, table: &Table, id: Id) -> Result<()> {
         unlock(stage, TRIAL)?;
     }
     Ok(())
+}
+
+/// Makes something of the kind that an entry is, without its content and attributes.
+pub(super) fn make(stage: &OwnedFd, name: &[u8], table: &Table, id: Id) -> rustix::io::Result<()> {
+    let special = |kind| {
+        let (major, minor) = table.device(id);
+        rustix::fs::mknodat(stage, name, kind, Mode::RUSR, rustix::fs::makedev(major, minor))
+    };
+    match table.row(id).kind {
+        Kind::Directory => rustix::fs::mkdirat(stage, name, Mode::RWXU),
+        Kind::Symlink => rustix::fs::symlinkat(table.target(id), stage, name),
+        Kind::Fifo => special(FileType::Fifo),
+        Kind::CharDevice => special(FileType::CharacterDevice),
+        Kind::BlockDevice => special(FileType::BlockDevice),
+        Kind::File | Kind::HardLink => special(FileType::RegularFile),
+    }
 }
 
 fn is_full(error: &anyhow::Error) -> bool {

@@ -25,6 +25,9 @@ fn plan() -> Plan {
     vec![phase(Phase::RestoreFiles, true, RESTORED), phase(Phase::Resume, false, RESUMED), phase(Phase::Finish, false, FINISHED)]
 }
 
+/// Makes a failure of one kind.
+type OfKind = fn(&str) -> anyhow::Error;
+
 /// A node whose state is which steps had their effect, and in which boot.
 #[derive(Default)]
 struct Fake {
@@ -32,7 +35,7 @@ struct Fake {
     /// Points passed, and the one at which the power fails.
     points: usize,
     power_fails_at: Option<usize>,
-    fails_once: Option<(&'static str, fn(&str) -> anyhow::Error)>,
+    fails_once: Option<(&'static str, OfKind)>,
     /// What the reboot is for has happened without one.
     reboot_is_behind: bool,
     noted: Option<usize>,
@@ -263,7 +266,7 @@ fn a_reboot_whose_purpose_is_behind_the_node_is_not_asked_for() {
 #[test]
 fn every_kind_of_failure_keeps_its_exit_code() {
     use crate::error::{damaged, misfit, no_space, not_permitted, unsupported, usage};
-    let kinds: [fn(&str) -> anyhow::Error; 7] =
+    let kinds: [OfKind; 7] =
         [|m| usage(m), |m| unsupported(m), |m| damaged(m), |m| unanswered(m), |m| no_space(m), |m| not_permitted(m), |m| misfit(m)];
     for kind in kinds {
         let (dir, code) = (tempfile::tempdir().unwrap(), exit_code(&kind("why")));
