@@ -1,4 +1,5 @@
-//! Nodes whose container runtime is another unit or another socket than their kind's usual ones; and what a recovery needs that is not there.
+//! Nodes whose container runtime is another unit or another socket than their kind's usual ones; and what a recovery needs that is not
+//! there.
 
 use std::process::Command;
 

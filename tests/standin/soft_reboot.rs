@@ -1,8 +1,8 @@
-//! A soft reboot, as ostree 2026.4 prepares it and systemd 262 goes into it: userspace ends and begins anew in `/run/nextroot`; kernel, boot id and
-//! the rest of `/run` stay, and the boot loader is not asked.
+//! A soft reboot, as ostree 2026.4 prepares it and systemd 262 goes into it: userspace ends and begins anew in `/run/nextroot`; kernel,
+//! boot id and the rest of `/run` stay, and the boot loader is not asked.
 //!
-//! Debian 12 has neither. `ostree admin prepare-soft-reboot` is played here, with the mark in `ostree admin status`. A deployment that is dropped is
-//! gone from the next root too, as it is no composefs image here.
+//! Debian 12 has neither. `ostree admin prepare-soft-reboot` is played here, with the mark in `ostree admin status`. A deployment that is
+//! dropped is gone from the next root too, as it is no composefs image here.
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
