@@ -67,7 +67,7 @@ fn a_kubeadm_node_with_crio() -> Result<()> {
 
     let before = node.snapshot()?;
     node.ruin()?;
-    over_the_reboot(&node, &["restore-files", "--reboot", "--yes"])?;
+    over_the_reboot(&node, &["recover", "--yes"])?;
     ok(&node, &["resume"])?;
     same(&node, &before)?;
     let units = calls(&node, "systemctl")?;
