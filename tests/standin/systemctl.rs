@@ -273,9 +273,8 @@ pub(crate) fn stop(place: &Place, name: &str) -> Result<()> {
     let config = place.config()?;
     if name == config.runtime_unit {
         stop_listening(place)?;
-    }
-    if unit.active && name == config.runtime_unit && config.is_crio() {
-        if let Some((clean, _)) = marks(place) {
+        let marks = marks(place).filter(|_| unit.active && config.is_crio());
+        if let Some((clean, _)) = marks {
             std::fs::create_dir_all(clean.parent().context("no parent")?)?;
             std::fs::write(clean, "")?;
         }
