@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use recovery::error::exit_code;
 
-use crate::hostile::{entry, pax, write};
+use crate::hostile::{entry, pax, sealed, write};
 use crate::tree::{Scratch, noise};
 use crate::{compare, pack, restore, run, stamps, text};
 
@@ -78,10 +78,7 @@ fn member(dice: &mut Dice, before: &mut Vec<&'static str>) -> Vec<u8> {
     if kind == b'3' {
         header[329..345].copy_from_slice(b"0000001\x000000003\0");
     }
-    header[148..156].copy_from_slice(b"        ");
-    let sum: u32 = header[..512].iter().map(|byte| u32::from(*byte)).sum();
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    [pax(&records), header].concat()
+    [pax(&records), sealed(header)].concat()
 }
 
 /// What find(1), getfattr(1) and sha256sum(1) say of a tree, without its directories: those that are not in the archive are made by every tar in a way
