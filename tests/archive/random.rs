@@ -65,9 +65,9 @@ fn member(dice: &mut Dice, before: &mut Vec<&'static str>) -> Vec<u8> {
     records.extend(of_all[dice.roll(of_all.len())]);
     // A further name may be one of anything; what its header says is not what counts.
     if matches!(kind, b'0' | b'1' | b'5') {
-        let (with, more) = of_some[dice.roll(of_some.len())];
+        let (with, besides) = of_some[dice.roll(of_some.len())];
         mode = with;
-        records.extend(more);
+        records.extend(besides);
     }
     if kind == b'5' && dice.roll(3) == 0 {
         records.push(("SCHILY.acl.default", USERS));
