@@ -7,7 +7,7 @@ containernetworking-plugins,xfsprogs,jq,strace,zstd,python3-minimal,python3-gi,g
 # What the initramfs runs, and what goes with it afterwards.
 [ "$2" = bookworm ] || packages=$packages,ostree-boot
 # shellcheck disable=SC2016  # apt's own variables
-mirror=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' | grep -v security | head -1)}
+mirror=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' | grep -v security | head -1 || true)}
 rm -rf "$1.new"
 # debootstrap does the same for every suite of Debian, but does not know those that are younger than itself.
 debootstrap --variant=minbase "--include=$packages" "$2" "$1.new" "${mirror:-http://deb.debian.org/debian}" /usr/share/debootstrap/scripts/sid
