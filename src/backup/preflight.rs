@@ -21,8 +21,9 @@ use crate::node::identity::Identity;
 use crate::node::profile::Profile;
 use crate::node::{Node, dir::RecoveryDir, mounts};
 use crate::report::Progress;
+use crate::tools::crictl;
+use crate::tools::needs::{self, InEtc};
 use crate::tools::ostree::{self, Deployment};
-use crate::tools::{crictl, needs};
 
 /// How long etcd has to answer while it is only asked how it is.
 const ETCD_ANSWERS: Duration = Duration::from_secs(30);
@@ -224,7 +225,10 @@ fn at_rest(cluster: &kube::Cluster, operators: &[kube::OperatorState], rolling: 
 
 /// The unit of the container runtime. What a recovery would not find here is a warning: the backup may be the last chance to have one.
 fn needs(node: &Node, profile: &Profile, warnings: &mut Vec<String>) -> Option<String> {
-    let in_etc = |unit: &str| node.exists(Path::new("/etc").join(needs::in_etc(unit)));
+    let in_etc = |unit: &str| {
+        let path = Path::new("/etc").join(needs::in_etc(unit));
+        InEtc::of(std::fs::read_link(node.path(&path)).ok().as_deref(), node.exists(&path))
+    };
     match needs::look(node, profile, None, &[], &in_etc) {
         Ok(found) => {
             warnings.extend(found.missing.into_iter().map(|missing| format!("a recovery would be refused here: {missing}")));
