@@ -34,7 +34,7 @@ fn is_as_meant(node: &Node, ostree: &str, systemd: &str, root: &str) -> Result<(
 
 #[test]
 fn a_failed_upgrade_comes_back_where_sysroot_is_read_only() -> Result<()> {
-    let (_dir, node) = hands::up("debian13")?;
+    let (_dir, node) = hands::up("debian13,kubeadm")?;
     is_as_meant(&node, "2025.2", "257", "xfs")?;
     let target = node.power()?.deployment;
     let before = back_up(&node)?;

@@ -196,14 +196,12 @@ fn container(place: &Place, deployment: &Path, arguments: Option<&String>, parti
         command.arg("--mount").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/initramfs.sh"));
         command.args([&sysroot, deployment, &at]).arg(arguments).arg("systemd-nspawn");
     }
-    command.args(["--quiet", "--boot", "--register=no", "--keep-unit", "--private-network", "--console=pipe"]);
+    command.args(["--quiet", "--register=no", "--keep-unit", "--private-network", "--console=pipe"]);
     command.args(["--link-journal=no", "--resolv-conf=off", "--timezone=off", "--capability=all"]);
     command.arg(format!("--system-call-filter={SYSTEM_CALLS}")).arg(format!("--machine={}", place.id()));
     if arguments.is_some() {
         command.arg(format!("--directory={}", at.join("sysroot").display()));
-        for made in ["ostree-booted", "ostree"] {
-            command.arg(bind("bind", &at.join("run").join(made), &format!("/run/{made}")));
-        }
+        command.arg(bind("bind-ro", &at.join("run"), "/run/initramfs"));
         command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1");
     } else {
         command.arg(format!("--directory={}", deployment.display()));
@@ -217,10 +215,11 @@ fn container(place: &Place, deployment: &Path, arguments: Option<&String>, parti
     for (label, device) in partitions {
         command.arg(bind("bind", device, &format!("/dev/disk/by-label/{label}")));
     }
-    if let Some(arguments) = arguments {
-        // systemd in a container takes them from its own.
-        command.args(arguments.split(' '));
-    }
+    match arguments {
+        // systemd in a container takes the kernel's arguments from its own.
+        Some(arguments) => command.arg("/usr/share/node/init").args(arguments.split(' ')),
+        None => command.arg("--boot"),
+    };
     command.stdin(Stdio::null()).stdout(console.try_clone()?).stderr(console);
     command.spawn().context("running systemd-nspawn")
 }

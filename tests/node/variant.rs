@@ -33,6 +33,7 @@ pub struct Variant {
     /// The kind of control plane.
     pub kind: Kind,
     /// The operating system.
+    #[serde(default)]
     pub system: System,
     /// `/var/lib/etcd` is a mount of its own.
     pub etcd_mount: bool,
