@@ -18,7 +18,7 @@ use crate::error::exit_code;
 use crate::node::machine_config::MachineConfig;
 use crate::node::profile::Profile;
 use crate::node::{crio, durable, hold};
-use crate::tools::{crictl, ostree, systemctl};
+use crate::tools::{crictl, ostree, rpm_ostree, systemctl};
 
 /// How long a container has to end before it is killed. Its work is about to be undone: it needs no more than to close its files.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
@@ -35,8 +35,14 @@ pub(super) const STEPS: &[Step] = &[
     Step::new("etc", "restoring /etc", restore_etc).changes(),
     Step::new("extras", "restoring managed files elsewhere", restore_extras).changes(),
     Step::new("unit-files", "reloading the unit files", reload),
-    Step::new("next-boot", "checking again what boots next", deployment),
+    Step::new("next-boot", "checking again what boots next", next_boot),
 ];
+
+/// machine-config-daemon is stopped by now, but what it has begun goes on without it, and may yet stage a deployment.
+fn next_boot(here: &mut Doing<'_, '_>) -> Result<()> {
+    rpm_ostree::idle(here.run.node, here.run.wait)?;
+    deployment(here)
+}
 
 /// The target is booted and boots next; everything else would restore one release's files onto another.
 pub(super) fn deployment(here: &mut Doing<'_, '_>) -> Result<()> {
