@@ -159,12 +159,13 @@ fn rpm_ostree_is_busy_as_the_real_one_is() -> Result<()> {
     // It has the lock: ostree itself waits for it, and then finds another list than it was asked about.
     std::thread::scope(|scope| {
         let ends = scope.spawn(|| {
-            std::thread::sleep(Duration::from_secs(1));
-            std::fs::remove_file(&slow)
+            let asked = || Ok(node.calls()?.iter().any(|call| call.tool == "ostree" && call.args.contains("pin")));
+            wait_for("the pin to be asked for", asked)?;
+            std::fs::remove_file(&slow).context("ending the wait")
         });
         let pinned = ostree::pin(&agent, &ostree::deployments(&agent)?[0]);
         assert!(format!("{:#}", pinned.unwrap_err()).contains("Cannot pin staged deployment"));
-        ends.join().expect("the registry answers").context("ending the wait")
+        ends.join().expect("the registry answers")
     })?;
     rpm_ostree::idle(&agent, PATIENCE)?;
     assert_eq!(shape(&ostree::deployments(&agent)?), "4.16.4sp 4.16.4*");

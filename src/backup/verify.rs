@@ -69,7 +69,11 @@ impl VerifyReport {
     /// What to call a backup that is not good.
     #[must_use]
     pub fn verdict(&self) -> &'static str {
-        if self.code == 65 { "damaged" } else { "not usable" }
+        match self.code {
+            64 => "not supported",
+            78 => "not usable",
+            _ => "damaged",
+        }
     }
 
     /// The failure of whoever needs the backup, which messages call `what`.
