@@ -321,6 +321,7 @@ fn ratio(survey: &Survey) -> u64 {
 mod tests {
     use super::*;
     use crate::error::exit_code;
+    use crate::node::profile::KUBEADM;
 
     fn operator(name: &str, available: bool, progressing: bool, degraded: bool) -> kube::OperatorState {
         kube::OperatorState { name: name.to_owned(), version: None, available, progressing, degraded }
@@ -347,6 +348,31 @@ mod tests {
         }
         let ill = [operator("dns", true, false, true), operator("ingress", false, false, false)];
         assert_eq!(at_rest(&cluster(false), &ill, &[], false)?, ["the operator dns is degraded", "the operator ingress is not available"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_runtime_that_etc_masks_is_no_runtime() -> Result<()> {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let root = tempfile::tempdir()?;
+        let (tools, units) = (root.path().join("tools"), root.path().join("etc/systemd/system"));
+        std::fs::create_dir_all(&tools)?;
+        std::fs::create_dir_all(&units)?;
+        let systemctl = "#!/bin/sh\ncase \"$*\" in *containerd*) load=masked ;; *) load=loaded ;; esac\n\
+                         printf 'LoadState=%s\\nActiveState=inactive\\nSubState=dead\\nConditionResult=no\\n' $load\n";
+        for (name, script) in [("systemctl", systemctl), ("crictl", "#!/bin/sh\n")] {
+            std::fs::write(tools.join(name), script)?;
+            std::fs::set_permissions(tools.join(name), std::fs::Permissions::from_mode(0o755))?;
+        }
+        let node = Node::at(root.path(), Some(&tools));
+        let unit = units.join("containerd.service");
+        std::fs::write(&unit, "[Service]\nExecStart=/usr/bin/containerd\n")?;
+        assert_eq!(needs(&node, &KUBEADM, &mut Vec::new()).as_deref(), Some("containerd.service"));
+        std::fs::remove_file(&unit)?;
+        symlink("/dev/null", &unit)?;
+        let mut warnings = Vec::new();
+        assert_eq!(needs(&node, &KUBEADM, &mut warnings), None);
+        assert!(warnings.iter().any(|warning| warning.contains("the unit of the container runtime cannot be found")), "{warnings:?}");
         Ok(())
     }
 

@@ -47,8 +47,8 @@ impl InEtc {
     }
 }
 
-/// Looks at everything. `recorded` is the runtime's unit as the backup has it; `programs` are needed beyond what every recovery needs; `in_etc` says
-/// what the backup's `/etc` brings for a unit.
+/// Looks at everything. `recorded` is the runtime's unit as the backup has it; `programs` are needed beyond what every recovery needs;
+/// `in_etc` says what the backup's `/etc` brings for a unit.
 ///
 /// # Errors
 /// When systemd does not answer, or there is no `systemctl`.

@@ -1,7 +1,7 @@
 #!/bin/sh
-# initramfs.sh SYSROOT DEPLOYMENT AT ARGUMENTS COMMAND...: what an initramfs does between the kernel and systemd, in a mount namespace of its
-# own: ostree's own program makes the root, by the kernel's arguments, in AT/sysroot; then COMMAND runs. The programs of the initramfs are
-# those of the deployment.
+# initramfs.sh SYSROOT DEPLOYMENT AT ARGUMENTS COMMAND...: what an initramfs does between the kernel and systemd, in a mount namespace of
+# its own: ostree's own program makes the root, by the kernel's arguments, in AT/sysroot; then COMMAND runs. The programs of the initramfs
+# are those of the deployment.
 set -e
 sysroot=$1 deployment=$2 at=$3 arguments=$4
 shift 4
