@@ -18,7 +18,7 @@ use crate::etcd::{self, Endpoint, Health};
 use crate::kube;
 use crate::node::certificates::certificates_expire;
 use crate::node::identity::Identity;
-use crate::node::profile::Profile;
+use crate::node::profile::{OperatorContainer, Profile};
 use crate::node::{Node, dir::RecoveryDir, mounts};
 use crate::report::Progress;
 use crate::tools::crictl;
@@ -90,7 +90,11 @@ pub fn look(node: &Node, dir: &RecoveryDir, options: &TakeOptions, survey: &Surv
     let (cluster, operators) = cluster(node, profile, options.force, &mut warnings)?;
     let runtime_unit = needs(node, profile, &mut warnings);
     let containers = crictl::containers(node);
-    let operator_containers = containers.as_ref().ok().map(|containers| operators_running(profile, containers));
+    let operator_containers = containers.as_ref().ok().and_then(|containers| {
+        let sandboxes =
+            crictl::sandboxes(node).map_err(|error| warnings.push(format!("which operators run is not recorded: {error:#}"))).ok()?;
+        Some(operators_running(profile, containers, &sandboxes, &mut warnings))
+    });
     let images = containers.and_then(|containers| images(node, &containers)).unwrap_or_else(|error| {
         warnings.push(format!("the images and containers in use are not recorded: {error:#}"));
         Vec::new()
@@ -241,11 +245,27 @@ fn needs(node: &Node, profile: &Profile, warnings: &mut Vec<String>) -> Option<S
     }
 }
 
-/// Those containers of the profile's operators that run: one that is scaled to zero is not waited for after a recovery.
-fn operators_running(profile: &Profile, containers: &[crictl::Container]) -> Vec<(String, String)> {
-    let runs = |name: &str, namespace: &str| containers.iter().any(|c| c.running && c.name == name && c.namespace == namespace);
-    let wanted = profile.operator_containers.iter().filter(|wanted| runs(wanted.container, wanted.namespace));
-    wanted.map(|wanted| (wanted.container.to_owned(), wanted.namespace.to_owned())).collect()
+/// Those containers of the profile's operators that run, or are being started again in their pod: one that is scaled to zero is not waited for
+/// after a recovery.
+fn operators_running(
+    profile: &Profile,
+    containers: &[crictl::Container],
+    sandboxes: &[crictl::Sandbox],
+    warnings: &mut Vec<String>,
+) -> Vec<(String, String)> {
+    let has_pod = |c: &crictl::Container| sandboxes.iter().any(|sandbox| sandbox.ready && sandbox.id == c.sandbox);
+    let is_there = |wanted: &OperatorContainer| {
+        containers.iter().any(|c| c.name == wanted.container && c.namespace == wanted.namespace && (c.running || has_pod(c)))
+    };
+    let (there, gone): (Vec<_>, Vec<_>) = profile.operator_containers.iter().partition(|wanted| is_there(wanted));
+    if !gone.is_empty() {
+        let names: Vec<_> = gone.iter().map(|wanted| wanted.container).collect();
+        warnings.push(format!(
+            "{} does not run here: a recovery of this backup neither waits for it nor has it roll out pods",
+            names.join(", ")
+        ));
+    }
+    there.into_iter().map(|wanted| (wanted.container.to_owned(), wanted.namespace.to_owned())).collect()
 }
 
 /// The images of the containers there are, and those that the runtime pins (the one that every pod sandbox is made of): an edge site may

@@ -43,8 +43,8 @@ fn action(here: &Doing<'_, '_>) -> Result<Action> {
     let all = ostree::deployments(here.run.node)?;
     match judge(&all, &here.target()) {
         Action::Refuse { why, way } => {
-            let way = way.map_or_else(String::new, |way| format!("next: {way}"));
-            Err(misfit(format!("{why}\n{}{way}", table::table(&all))))
+            let way = way.map_or_else(String::new, |way| format!("; next: {way}"));
+            Err(misfit(format!("{why}; {}{way}", table::in_order(&all))))
         }
         action => Ok(action),
     }
@@ -93,7 +93,7 @@ fn target_files(here: &mut Doing<'_, '_>) -> Result<()> {
 
 fn drop_ahead(here: &mut Doing<'_, '_>) -> Result<()> {
     // What machine-config-daemon has begun goes on without it, and may end with one more deployment.
-    rpm_ostree::idle(here.run.node, here.run.wait)?;
+    restore_files::idle_rpm_ostree(here)?;
     let ahead = action(here)?.ahead();
     if ahead.is_empty() {
         return Ok(());
@@ -161,7 +161,7 @@ fn next_boot(here: &mut Doing<'_, '_>) -> Result<()> {
     match judge(&all, &here.target()) {
         Action::Nothing => Ok(()),
         Action::Reboot { ahead } if ahead.is_empty() => Ok(()),
-        other => Err(misfit(format!("the backup's deployment does not boot next: {}\n{}", other.summary(), table::table(&all)))),
+        other => Err(misfit(format!("the backup's deployment does not boot next: {}; {}", other.summary(), table::in_order(&all)))),
     }
 }
 

@@ -72,7 +72,7 @@ pub struct PlanReport {
     pub warnings: Vec<String>,
     /// The unit of the container runtime.
     pub runtime_unit: String,
-    /// Images that were in use and are not on the node: they have to be pulled.
+    /// Images that were in use, or pinned, and are not on the node: where they are needed, they have to be pulled.
     pub missing_images: Vec<Image>,
     /// How long checking the backup took, seconds.
     pub verified_seconds: f64,
@@ -361,7 +361,10 @@ fn missing_images(node: &Node, manifest: &Manifest, warnings: &mut Vec<String>) 
     };
     let missing = images_not_among(&manifest.images, &there);
     if !missing.is_empty() {
-        warnings.push(format!("{} images that were in use are not on the node and will have to be pulled", missing.len()));
+        warnings.push(format!(
+            "{} images that the node had in use, or pinned, are gone: where they are needed, they have to be pulled",
+            missing.len()
+        ));
     }
     missing
 }

@@ -40,8 +40,16 @@ pub(super) const STEPS: &[Step] = &[
 
 /// machine-config-daemon is stopped by now, but what it has begun goes on without it, and may yet stage a deployment.
 fn next_boot(here: &mut Doing<'_, '_>) -> Result<()> {
-    rpm_ostree::idle(here.run.node, here.run.wait)?;
+    idle_rpm_ostree(here)?;
     deployment(here)
+}
+
+/// Waits for rpm-ostree's transaction, if there is one. That there is none cannot be told is a warning.
+pub(super) fn idle_rpm_ostree(here: &mut Doing<'_, '_>) -> Result<()> {
+    if let Some(why) = rpm_ostree::idle(here.run.node, here.run.wait)? {
+        here.warn(why);
+    }
+    Ok(())
 }
 
 /// The target is booted and boots next; everything else would restore one release's files onto another.

@@ -187,7 +187,7 @@ fn expired_certificates_and_missing_images_are_warnings() {
     let plan = place.plan(Options::default()).unwrap();
     let warnings = plan.report.warnings.join("\n");
     assert!(warnings.contains("certificates expired on 2026-02-01"), "{warnings}");
-    assert!(warnings.contains("1 images that were in use are not on the node"), "{warnings}");
+    assert!(warnings.contains("1 images that the node had in use, or pinned, are gone"), "{warnings}");
     assert_eq!(plan.report.missing_images[0].name, "registry/gone:1");
 }
 

@@ -264,8 +264,15 @@ impl PlatformReport {
             _ => "`recovery platform --rollback` does that, `recovery recover` the whole recovery",
         };
         let another = self.booted_another().filter(|_| when == When::Rebooted).unwrap_or_default();
-        Err(misfit(format!("{another}{}\n{}next: {way}", self.summary, table(&self.deployments))))
+        Err(misfit(format!("{another}{}; {}; next: {way}", self.summary, in_order(&self.deployments))))
     }
+}
+
+/// The deployments as a part of one sentence.
+#[must_use]
+pub fn in_order(deployments: &[Deployment]) -> String {
+    let rows: Vec<_> = table(deployments).lines().map(|row| row.trim().to_owned()).collect();
+    format!("in boot order: {}", rows.join("; "))
 }
 
 /// The deployments as lines for people.
