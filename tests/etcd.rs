@@ -441,7 +441,14 @@ fn a_call_that_was_stopped_at_its_end_is_ended_by_the_next_one() -> Result<()> {
     let stopped = || -> Result<()> {
         let bytes = std::fs::read(&file)?;
         let sum = hex(&bytes[bytes.len() - 32..]);
-        let made = serde_json::json!({"snapshot": sum, "options": options, "restored": restored});
+        let mut files = Vec::new();
+        for part in ["snap", "wal"] {
+            for name in names(&data.join("member").join(part))? {
+                let meta = data.join("member").join(part).join(&name).metadata()?;
+                files.push((format!("{part}/{name}"), meta.len(), meta.mtime(), meta.mtime_nsec()));
+            }
+        }
+        let made = serde_json::json!({"snapshot": sum, "options": options, "restored": restored, "files": files});
         Ok(std::fs::write(data.join("member/recovery-restore"), made.to_string())?)
     };
     stopped()?;
@@ -454,6 +461,13 @@ fn a_call_that_was_stopped_at_its_end_is_ended_by_the_next_one() -> Result<()> {
     }
     assert_eq!(etcd::restore(&file, &data, &options, &|_| ())?, restored);
     assert_eq!(names(&data.join("member"))?, ["snap", "wal"]);
+    // An etcd that has run on it since has made it its own, and nothing tells the snapshot's revision any more.
+    stopped()?;
+    let etcd = Etcd::start(Version::V35, &data, &Start::default())?;
+    etcd.put_many(3)?;
+    etcd.stop()?;
+    let error = etcd::restore(&file, &data, &options, &|_| ()).unwrap_err();
+    assert!(format!("{error:#}").contains("is not empty"), "{error:#}");
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Restoring: a member directory from a snapshot, as `etcdutl snapshot restore` makes it.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
@@ -25,6 +26,25 @@ struct Made {
     snapshot: String,
     options: Options,
     restored: Restored,
+    /// The files that it made, as they were left: an etcd that has run since has changed them.
+    files: Vec<Left>,
+}
+
+/// A file below the member directory: name, bytes, time of the last change (seconds, nanoseconds).
+type Left = (String, u64, i64, i64);
+
+/// The files of a member directory as they are.
+fn left(member: &Path) -> Result<Vec<Left>> {
+    let mut files = Vec::new();
+    for dir in ["snap", "wal"] {
+        for entry in std::fs::read_dir(member.join(dir)).with_context(|| format!("listing {dir} of {}", member.display()))? {
+            let entry = entry.with_context(|| format!("listing {dir} of {}", member.display()))?;
+            let meta = entry.metadata().with_context(|| format!("looking at {}", entry.path().display()))?;
+            files.push((format!("{dir}/{}", entry.file_name().to_string_lossy()), meta.len(), meta.mtime(), meta.mtime_nsec()));
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// Checks a snapshot as far as [`build`] does; see [`super::check_restorable`].
@@ -62,7 +82,7 @@ pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tic
     }
     let make = || -> Result<Restored> {
         let (restored, snapshot) = build(file, &new, options, tick)?;
-        let made = Made { snapshot, options: options.clone(), restored };
+        let made = Made { snapshot, options: options.clone(), restored, files: left(&new)? };
         durable::write(&new.join(MADE), &serde_json::to_vec(&made)?, 0o600)?;
         durable::rename(&new, &member)?;
         Ok(made.restored)
@@ -92,6 +112,9 @@ fn finished(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> 
     let Some(made) = read.and_then(|json| serde_json::from_slice::<Made>(&json).ok()).filter(|made| made.options == *options) else {
         return Ok(None);
     };
+    if left(&member)? != made.files {
+        return Ok(None);
+    }
     let whole = snapshot::check(file, options.skip_hash_check, tick)?;
     if HEXLOWER.encode(&whole.sha256) != made.snapshot {
         return Ok(None);
@@ -102,9 +125,11 @@ fn finished(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> 
     Ok(Some(made.restored))
 }
 
-/// Takes the mark of an unfinished restore away. One that stays, or comes back with a power cut, harms nothing: etcd passes it over.
+/// Takes the mark of an unfinished restore away. One that stays harms nothing: etcd passes it over, and once etcd has run it says nothing more.
 fn forget(member: &Path) {
-    std::fs::remove_file(member.join(MADE)).ok();
+    if std::fs::remove_file(member.join(MADE)).is_ok() {
+        durable::sync_dir(member).ok();
+    }
 }
 
 /// Makes the new directory `dir` a member directory, and makes everything in it durable. Returns what it made, and the SHA-256 (hex) of

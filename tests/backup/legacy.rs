@@ -215,6 +215,33 @@ fn what_no_recovery_can_use_is_good_to_nobody() {
     assert!(choose(node, dir, None).is_ok(), "as it was, it is good");
 }
 
+/// What a recovery would find in its etcd step only, and an import when it writes the manifest, is known before.
+#[test]
+fn what_a_recovery_cannot_use_is_no_good_old_backup() {
+    let sno = Sno::new();
+    let (node, dir) = (&sno.place.node, &sno.place.dir);
+    let judged = |code: u8, says: &str| {
+        let report = backup::legacy::verify(&backup::legacy::find(dir).unwrap(), &Progress::hidden()).unwrap();
+        assert!(!report.good && report.problems.join("; ").contains(says), "{:?}", report.problems);
+        let (met, message) = choose(node, dir, Some("upgrade-recovery")).unwrap_err();
+        assert!(met == code && message.contains(says) && !message.contains("damaged"), "{met} {message}");
+        assert_eq!(sh(&dir.backups(), "ls -A"), "");
+    };
+    old_backup(&sno, dir.path());
+    sh(
+        dir.path(),
+        "cp etc.exclude.list list; echo '*.crl' >> etc.exclude.list; mkdir -p etc/pki/crl; cd etc/pki/crl; seq -f %g.crl 12000 | xargs touch",
+    );
+    judged(64, "more than 10000 patterns");
+    sh(dir.path(), "mv list etc.exclude.list; rm -r etc/pki/crl");
+    // Nobody says which of two members this node is.
+    sno.etcd.etcdctl(&["member", "add", "other", "--peer-urls=http://127.0.0.1:1"]).unwrap();
+    let file = sh(dir.path(), "ls $PWD/cluster/*.db");
+    std::fs::remove_file(file.trim()).unwrap();
+    sno.etcd.etcdctl(&["snapshot", "save", file.trim()]).unwrap();
+    judged(78, "2 members");
+}
+
 /// Sound, and nothing that is taken: no word of damage, neither by `verify` nor by the import.
 #[test]
 fn what_is_not_supported_is_not_called_damaged() {
