@@ -370,3 +370,40 @@ fn a_tool_is_asked_to_end_before_it_is_killed() {
     assert_eq!(code(&output), 75, "{}", said(&output));
     assert_eq!(std::fs::read_to_string(dir.path().join("tools/ostree.ended")).unwrap(), "asked\n");
 }
+
+/// A report that nobody gets is no success; a reader that has seen enough is no failure.
+#[test]
+fn a_report_that_is_lost_is_told() {
+    let root = tempfile::tempdir().unwrap();
+    let agent = |args: &[&str], to: std::process::Stdio| {
+        let mut agent = Command::new(env!("CARGO_BIN_EXE_recovery"));
+        agent.arg("--root").arg(root.path()).args(args).stdout(to).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    for args in [&["list"][..], &["--json", "list"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = agent(args, full.into()).wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(73), "{}", said(&output));
+        assert!(said(&output).contains("standard output does not take the report"), "{}", said(&output));
+    }
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(agent(&["list"], writer.into()).wait_with_output().unwrap().status.code(), Some(0));
+    let (reader, writer) = std::io::pipe().unwrap();
+    let watch = agent(&["status", "--watch"], writer.into());
+    drop(reader);
+    assert_eq!(watch.wait_with_output().unwrap().status.code(), Some(0), "it ends with its reader");
+}
+
+#[test]
+fn who_restores_an_archive_without_its_root_is_told_what_stays() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    std::fs::create_dir_all(at("tree/d")).unwrap();
+    std::fs::create_dir(at("to")).unwrap();
+    for (file, members, stays) in [("parts.tar", "d", true), ("whole.tar", ".", false)] {
+        let tar = Command::new("tar").arg("-C").arg(at("tree")).arg("-cf").arg(at(file)).arg(members).status().unwrap();
+        assert!(tar.success());
+        let output = recovery(&["archive", "restore", at(file).to_str().unwrap(), at("to").to_str().unwrap()]);
+        assert_eq!((code(&output), said(&output).contains("what lies directly in it stays")), (2, stays), "{}", said(&output));
+    }
+}

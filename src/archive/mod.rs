@@ -237,6 +237,13 @@ impl Archive {
         .with_context(|| format!("verifying the archive {}", self.path.display()))
     }
 
+    /// True when it holds the directory itself that it is restored to. One that does not (`tar -cf FILE a b`) says nothing of what else lies directly
+    /// in that: it stays.
+    #[must_use]
+    pub fn holds_root(&self) -> bool {
+        self.table.find(b"").is_some_and(|root| !self.table.row(root).existence)
+    }
+
     /// The paths in it, in order; that of the root is empty.
     pub fn paths(&self) -> impl Iterator<Item = &Path> + '_ {
         self.table.paths()

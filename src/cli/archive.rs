@@ -30,11 +30,13 @@ pub(super) fn run(context: &Context, args: &ArchiveArgs) -> Result<ExitCode> {
         ArchiveVerb::Diff { file, tree } => return diff(context, file, tree).map_err(trouble),
         ArchiveVerb::Restore { file, tree } => {
             let archive = Archive::open(file)?;
-            context.confirm(&[format!(
+            let mut lines = vec![format!(
                 "{} will be made equal to {}: what is not in the archive is deleted.",
                 paths::shown(tree),
                 paths::shown(file)
-            )])?;
+            )];
+            lines.extend(stays(&archive, tree));
+            context.confirm(&lines)?;
             let task = context.progress.task("restoring", Some(archive.bytes()));
             let counts = archive.restore(tree, &Selection::all(), Extra::Delete, &|n| task.add(n))?;
             drop(task);
@@ -42,6 +44,16 @@ pub(super) fn run(context: &Context, args: &ArchiveArgs) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is not deleted: an archive that does not hold the directory itself says nothing of what lies in it.
+fn stays(archive: &Archive, tree: &Path) -> Option<String> {
+    (!archive.holds_root()).then(|| {
+        format!(
+            "{} itself is not in the archive: what lies directly in it stays, unless the archive has something of that name.",
+            paths::shown(tree)
+        )
+    })
 }
 
 fn diff(context: &Context, file: &Path, tree: &Path) -> Result<ExitCode> {

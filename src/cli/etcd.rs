@@ -78,7 +78,7 @@ fn restore(context: &Context, args: &EtcdRestoreArgs) -> Result<()> {
     let restored = etcd::restore(&args.file, &data_dir, &options, &|n| task.add(n))?;
     drop(task);
     if args.write_out.as_deref() == Some("json") {
-        print_json(&serde_json::to_value(&restored)?);
+        print_json(&serde_json::to_value(&restored)?)?;
         return Ok(());
     }
     context.print(&restored, |r| {

@@ -64,7 +64,8 @@ pub fn run() -> ExitCode {
         Err(error) => {
             tracing::error!("{}", failed(&error));
             if json {
-                context::print_json(&serde_json::json!({ "error": format!("{error:#}"), "exit": exit_code(&error) }));
+                // The failure itself is what counts.
+                context::print_json(&serde_json::json!({ "error": format!("{error:#}"), "exit": exit_code(&error) })).ok();
             }
             to_exit(&error)
         }
