@@ -133,6 +133,7 @@ fn the_recorded_unit_counts_and_not_the_one_that_listens() {
     let place = Place::new();
     listens(&place, "site-crio.service");
     place.put("/etc/systemd/system/site-crio.service", "[Service]\nExecStart=/opt/bin/crio\n");
+    let manifest = Manifest { runtime_unit: Some("crio.service".to_owned()), ..place.manifest("b1", 1) };
     Place::publish(&place.dir.backups().join("b1"), &manifest);
     place.state("crio.service.load", "masked");
     place.state("cri-o.service.load", "not-found");
