@@ -21,9 +21,9 @@ use crate::node::identity::Identity;
 use crate::node::profile::{OperatorContainer, Profile};
 use crate::node::{Node, dir::RecoveryDir, mounts};
 use crate::report::Progress;
-use crate::tools::crictl;
-use crate::tools::needs::{self, InEtc};
+use crate::tools::needs::{self, Need, UnitFile};
 use crate::tools::ostree::{self, Deployment};
+use crate::tools::{crictl, runtime};
 
 /// How long etcd has to answer while it is only asked how it is.
 const ETCD_ANSWERS: Duration = Duration::from_secs(30);
@@ -229,11 +229,8 @@ fn at_rest(cluster: &kube::Cluster, operators: &[kube::OperatorState], rolling: 
 
 /// The unit of the container runtime. What a recovery would not find here is a warning: the backup may be the last chance to have one.
 fn needs(node: &Node, profile: &Profile, warnings: &mut Vec<String>) -> Option<String> {
-    let in_etc = |unit: &str| {
-        let path = Path::new("/etc").join(needs::in_etc(unit));
-        InEtc::of(std::fs::read_link(node.path(&path)).ok().as_deref(), node.exists(&path))
-    };
-    match needs::look(node, profile, None, &[], &in_etc) {
+    let in_etc = |unit: &str| UnitFile::in_folder(node, &Path::new("/etc").join(needs::UNITS_IN_ETC), unit);
+    let found = match needs::look(node, profile, &Need { recorded: None, programs: &[], deployment: None, in_etc: &in_etc }) {
         Ok(found) => {
             warnings.extend(found.missing.into_iter().map(|missing| format!("a recovery would be refused here: {missing}")));
             found.runtime
@@ -242,7 +239,13 @@ fn needs(node: &Node, profile: &Profile, warnings: &mut Vec<String>) -> Option<S
             warnings.push(format!("whether the node has what a recovery needs cannot be told: {error:#}"));
             None
         }
+    };
+    if ostree::is_ostree(node) {
+        let missing = needs::missing_program(node, "rpm-ostree");
+        warnings.extend(missing.map(|missing| format!("a recovery that has to roll back would be refused here: {missing}")));
     }
+    // What runs is what a recovery finds again, if its unit is mended until then.
+    found.or_else(|| runtime::listening(node))
 }
 
 /// Those containers of the profile's operators that run, or are being started again in their pod: one that is scaled to zero is not waited for

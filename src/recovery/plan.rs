@@ -19,6 +19,7 @@ use crate::error::{exit_code, misfit, not_now, usage};
 use crate::node::dir::{Lock, RecoveryDir};
 use crate::node::{Node, hold};
 use crate::report::Progress;
+use crate::tools::runtime;
 
 /// A recovery that has been looked into and waits for consent. It holds the lock.
 #[derive(Debug)]
@@ -247,7 +248,9 @@ fn open(
     undo.runs.extend(restarts.clone().filter(|old| !undo.runs.contains(old)));
     undo.runs.push(id.clone());
     (undo.backup, undo.asked, undo.undone_at) = (backup.id.clone(), options.asked, None);
-    undo.runtime = Some(report.runtime_unit.clone());
+    let known: Vec<&str> = backup.manifest.runtime_unit.as_deref().into_iter().chain(undo.runtime.as_deref()).collect();
+    let running = runtime::running(node, backup.manifest.profile.profile(), &known)?;
+    undo.runtime = running.or(undo.runtime).or_else(|| Some(report.runtime_unit.clone()));
     undo.save(dir)?;
     let beginning = Beginning {
         profile: backup.manifest.profile,

@@ -60,8 +60,9 @@ pub(super) fn needs_reboot(node: &Node, target: &Target) -> Result<bool> {
 
 fn stop_daemon(here: &mut Doing<'_, '_>) -> Result<()> {
     let node = here.run.node;
-    restore_files::settled_runtime(here)?;
-    if systemctl::show(node, &here.run.runtime_unit())?.is_stopped() {
+    let runtime = here.run.running_runtime()?;
+    restore_files::settled_runtime(here, &runtime)?;
+    if systemctl::show(node, &runtime)?.is_stopped() {
         return Ok(());
     }
     let (name, namespace) = DAEMON;
