@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 use super::header::BLOCK;
+use super::index;
 use super::parse::{Carried, is_header, unreadable};
 use crate::compression::{Compression, word};
 use crate::error::unsupported;
@@ -33,7 +34,7 @@ pub(super) type Input = BufReader<Unpacked>;
 /// `Failure::Unsupported` when it is compressed with something else.
 pub(super) fn open(file: &File, path: &Path) -> Result<Input> {
     let mut head = [0; BLOCK];
-    let len = head_of(file, &mut head).map_err(unreadable)?;
+    let len = read_at(file, 0, &mut head).map_err(unreadable)?;
     let start = Start { file: file.try_clone().context("reading the archive")?, at: 0 };
     // The name of a first entry can be anything, so a tar header comes before all magic numbers.
     let compression = if len == BLOCK && is_header(&head) { None } else { Compression::of(&head[..len]) };
@@ -48,11 +49,11 @@ pub(super) fn open(file: &File, path: &Path) -> Result<Input> {
     Ok(BufReader::with_capacity(BUFFER, unpacked))
 }
 
-/// Reads as much as there is, up to a block.
-fn head_of(file: &File, head: &mut [u8; BLOCK]) -> io::Result<usize> {
+/// Reads as much as there is from a place on, up to the length of `into`.
+fn read_at(file: &File, at: u64, into: &mut [u8]) -> io::Result<usize> {
     let mut len = 0;
-    while len < BLOCK {
-        match file.read_at(&mut head[len..], len as u64)? {
+    while len < into.len() {
+        match file.read_at(&mut into[len..], at + len as u64)? {
             0 => break,
             read => len += read,
         }
@@ -90,9 +91,9 @@ pub(super) enum Unpacked {
 }
 
 impl Unpacked {
-    /// There was a skippable frame among what has been read: zstd keeps none of them when an archive is compressed anew.
-    pub(super) fn has_skipped(&self) -> bool {
-        matches!(self, Self::Zstd(zstd) if zstd.skipped)
+    /// There was an index among what has been read, or its trailer: nothing is left of them when an archive is compressed anew.
+    pub(super) fn has_index(&self) -> bool {
+        matches!(self, Self::Zstd(zstd) if zstd.indexed)
     }
 }
 
@@ -140,14 +141,22 @@ pub(super) struct Zstd {
     decoder: Decoder<'static>,
     /// Before a frame, or behind the last.
     between: bool,
-    skipped: bool,
+    /// An index was passed over.
+    indexed: bool,
 }
 
 impl Zstd {
     fn new(start: Start) -> Result<Self> {
         let mut decoder = Decoder::new().context("preparing to decompress")?;
         decoder.set_parameter(DParameter::WindowLogMax(WINDOW)).context("preparing to decompress")?;
-        Ok(Self { raw: BufReader::with_capacity(BUFFER, start), decoder, between: true, skipped: false })
+        Ok(Self { raw: BufReader::with_capacity(BUFFER, start), decoder, between: true, indexed: false })
+    }
+
+    /// True when what comes next is an index, or its trailer.
+    fn is_at_index(&self) -> io::Result<bool> {
+        let (start, mut head) = (self.raw.get_ref(), [0; index::FRAME_HEAD]);
+        let len = read_at(&start.file, start.at - self.raw.buffer().len() as u64, &mut head)?;
+        Ok(index::is_ours(&head[..len]))
     }
 }
 
@@ -157,10 +166,8 @@ impl Read for Zstd {
             if self.between && is_at_end(&mut self.raw)? {
                 return Ok(0);
             }
-            let packed = self.raw.fill_buf()?;
             if self.between {
-                // The first byte tells the magic number of a skippable frame (RFC 8878, 3.1.2) from that of any other.
-                self.skipped |= packed.first().is_some_and(|byte| matches!(byte, 0x50..=0x5F));
+                self.indexed |= self.is_at_index()?;
             }
             let (mut from, mut to) = (InBuffer::around(packed), OutBuffer::around(&mut *into));
             let hint = self.decoder.run(&mut from, &mut to).map_err(refused)?;
@@ -200,3 +207,4 @@ impl Read for Start {
         Ok(read)
     }
 }
+            let packed = self.raw.fill_buf()?;

@@ -263,8 +263,11 @@ fn an_archive_of_ours_that_was_compressed_anew_is_one_without_an_index() {
     let scratch = Scratch::new();
     let from = small_tree(&scratch);
     pack(&from, &scratch.path("own.tar.zst"));
-    shell(&scratch, "zstd -q -d own.tar.zst -o own.tar; zstd -q -19 own.tar -o new.tar.zst; gzip -k own.tar");
-    for name in ["own.tar", "new.tar.zst", "own.tar.gz"] {
+    shell(
+        &scratch,
+        "zstd -q -d own.tar.zst -o own.tar; zstd -q -19 own.tar -o new.tar.zst; gzip -k own.tar; pzstd -q own.tar -o parallel.tar.zst",
+    );
+    for name in ["own.tar", "new.tar.zst", "own.tar.gz", "parallel.tar.zst"] {
         let to = scratch.path(&format!("{name}.to"));
         taken(&scratch.path(name), &to);
         let (changes, _) = compare(&scratch.path("own.tar.zst"), &to);
