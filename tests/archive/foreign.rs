@@ -79,11 +79,17 @@ fn other_compressions_are_named_with_the_way_out() {
     let scratch = Scratch::new();
     small_tree(&scratch);
     shell(&scratch, "tar -C from -cf whole.tar .");
-    let heads: [(&str, &[u8], &str); 4] = [
+    let heads: [(&str, &[u8], &str); 10] = [
         ("a.tar.xz", b"\xFD7zXZ\0\0\x04", "xz -dc"),
         ("a.tar.bz2", b"BZh91AY&SY", "bzip2 -dc"),
         ("a.tar.lz4", &[0x04, 0x22, 0x4D, 0x18, 0x64], "lz4 -dc"),
         ("a.zip", b"PK\x03\x04\x14\0", "bsdtar -cf"),
+        ("a.cpio", b"070701009864F7000081A4", "bsdtar -cf"),
+        ("b.cpio", b"\xC7\x71\0\xFE\x01\0", "bsdtar -cf"),
+        ("a.xar", b"xar!\0\x1C\0\x01", "bsdtar -cf"),
+        ("a.deb", b"!<arch>\ndebian-binary   ", "bsdtar -cf"),
+        ("a.mtree", b"#mtree\n./a gname=root", "bsdtar -cf"),
+        ("a.shar", b"#!/bin/sh\n# This is a shell archive\n", "sh /"),
     ];
     for (name, head, way) in heads {
         let file = scratch.path(name);
@@ -91,6 +97,9 @@ fn other_compressions_are_named_with_the_way_out() {
         let said = not_taken(&file);
         assert!(said.contains(way) && said.contains(text(&file)), "{said}");
     }
+    // Shorter than a block.
+    fs::write(scratch.path("short.cpio"), "0707010098").unwrap();
+    assert!(not_taken(&scratch.path("short.cpio")).contains("cpio"));
     // A tar whose first name looks like something else is a tar.
     let file = scratch.path("a.tar");
     fs::write(&file, [entry("BZh91AY&SY", b'0', "", b"1"), vec![0; 1024]].concat()).unwrap();
