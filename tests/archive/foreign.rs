@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use recovery::archive::Archive;
 use recovery::error::exit_code;
 
-use crate::hostile::{entry, pax, prefixed, write};
+use crate::hostile::{entry, pax, prefixed, sealed, write};
 use crate::tree::{Scratch, noise};
 use crate::{compare, pack, restore, run, text};
 
@@ -233,16 +233,132 @@ fn what_is_not_taken_is_named() {
     let pieces = pax(&[("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"), ("GNU.sparse.name", "s"), ("GNU.sparse.realsize", "50")]);
     let cases = [
         (vec![entry("a", b'Z', "", b"1")], "'Z'"),
-        (vec![entry("a", b'S', "", b"1")], "--sparse"),
-        (vec![pax(&[("GNU.sparse.map", "0,1")]), entry("a", b'0', "", b"1")], "--sparse"),
+        (vec![entry("a", b'S', "", b"1")], "--sparse-version=1.0"),
+        (vec![pax(&[("GNU.sparse.map", "0,1")]), entry("a", b'0', "", b"1")], "--sparse-version=1.0"),
         (vec![pieces, entry("s", b'0', "", &[b"1048577\n".as_slice(), &[0; 504]].concat())], "1048576"),
         (vec![entry("a", b'M', "", b"1")], "--multi-volume"),
         (vec![pax(&[("GNU.volume.offset", "7")]), entry("a", b'0', "", b"1")], "--multi-volume"),
+        (vec![global(&[("GNU.volume.filename", "a")]), entry("a", b'0', "", b"1")], "--multi-volume"),
+        (vec![global(&[("GNU.volume.label", "a Volume 2")]), entry("a", b'0', "", b"1")], "--multi-volume"),
+        (vec![entry("a Volume 12", b'V', "", b""), entry("a", b'0', "", b"1")], "--multi-volume"),
+        (vec![global(&[("SCHILY.xattr.user.k", &"v".repeat(65_536))]), entry("a", b'0', "", b"1")], "65536 bytes"),
     ];
     for (entries, way) in cases {
         write(&file, &entries);
         assert!(not_taken(&file).contains(way), "{way}");
     }
+}
+
+/// Records for all that follows.
+fn global(records: &[(&str, &str)]) -> Vec<u8> {
+    let mut block = pax(records);
+    block[156] = b'g';
+    sealed(block)
+}
+
+#[test]
+fn global_headers_are_defaults() {
+    let scratch = Scratch::new();
+    small_tree(&scratch);
+    shell(&scratch, "tar --format=posix --pax-option=uid=5 -C from -cf owner.tar .");
+    let to = scratch.path("owner");
+    taken(&scratch.path("owner.tar"), &to);
+    for path in ["", "etc/hosts", "etc/link", "etc/sub/noise"] {
+        assert_eq!(to.join(path).symlink_metadata().unwrap().uid(), 5, "{path}");
+    }
+    let (file, to) = (scratch.path("a.tar.zst"), scratch.path("a"));
+    let own = [("uid", "8"), ("mtime", ""), ("SCHILY.xattr.user.k", "own")];
+    let entries = [
+        entry("before", b'0', "", b"1"),
+        global(&[("uid", "5"), ("gid", "6"), ("mtime", "7.5"), ("SCHILY.xattr.user.k", "all"), ("comment", "is passed over")]),
+        entry("default", b'0', "", b"1"),
+        [pax(&own), entry("own", b'0', "", b"1")].concat(),
+        [pax(&[("uid", "9")]), global(&[("gid", "10")]), entry("between", b'0', "", b"1")].concat(),
+        global(&[("uid", ""), ("path", "moved")]),
+        entry("last", b'0', "", b"1"),
+    ];
+    write(&file, &entries);
+    taken(&file, &to);
+    let header_time = 0o14_000_000_000;
+    let cases = [
+        ("before", (0, 0, header_time, 0), ""),
+        ("default", (5, 6, 7, 500_000_000), "all"),
+        ("own", (8, 6, header_time, 0), "own"),
+        ("between", (9, 10, 7, 500_000_000), "all"),
+        ("moved", (0, 10, 7, 500_000_000), "all"),
+    ];
+    for (name, owner_and_time, attribute) in cases {
+        let meta = to.join(name).metadata().unwrap();
+        assert_eq!((meta.uid(), meta.gid(), meta.mtime(), meta.mtime_nsec()), owner_and_time, "{name}");
+        let mut value = [0; 8];
+        let len = rustix::fs::getxattr(to.join(name), "user.k", &mut value).unwrap_or(0);
+        assert_eq!(&value[..len], attribute.as_bytes(), "{name}");
+    }
+    // What is wrong in one is wrong.
+    write(&file, &[global(&[("uid", "nobody")]), entry("a", b'0', "", b"1")]);
+    assert_eq!(exit_code(&Archive::open(&file).unwrap_err()), 65);
+}
+
+#[test]
+fn a_volume_is_no_archive() {
+    let scratch = Scratch::new();
+    small_tree(&scratch);
+    let label = ["--label=weekly", ""];
+    for (format, label) in ["posix", "gnu"].into_iter().flat_map(|format| label.map(|label| (format, label))) {
+        shell(
+            &scratch,
+            &format!(
+                "rm -f *.tar; tar --format={format} {label} -M -L 100 -C from -c -f 1.tar -f 2.tar -f 3.tar -f 4.tar -f 5.tar . < /dev/null"
+            ),
+        );
+        for volume in ["2.tar", "3.tar"] {
+            assert!(not_taken(&scratch.path(volume)).contains("--multi-volume"), "{format} {label} {volume}");
+        }
+        if label.is_empty() {
+            // Nothing tells it from an archive that was cut off.
+            assert_eq!(exit_code(&Archive::open(&scratch.path("1.tar")).unwrap_err()), 65, "{format}");
+        } else {
+            assert!(not_taken(&scratch.path("1.tar")).contains("--multi-volume"), "{format}");
+        }
+        shell(&scratch, &format!("tar --format={format} {label} -M -L 1000 -C from -cf whole.tar ."));
+        taken(&scratch.path("whole.tar"), &scratch.path("to"));
+        shell(&scratch, &format!("tar --format={format} {label} -C from -cf whole.tar ."));
+        taken(&scratch.path("whole.tar"), &scratch.path("to"));
+    }
+}
+
+#[test]
+fn what_begins_with_zeros_is_not_an_empty_archive_for_that() {
+    let scratch = Scratch::new();
+    let file = scratch.path("a.tar");
+    let zeros = vec![0; 100_000];
+    fs::write(&file, &zeros).unwrap();
+    assert_eq!(Archive::open(&file).unwrap().paths().count(), 0);
+    let volume = |mut bytes: Vec<u8>| {
+        bytes[32_768..32_776].copy_from_slice(b"\x01CD001\x01\0");
+        bytes
+    };
+    // The second as they are made to be written to a USB stick.
+    for bytes in [volume(zeros.clone()), volume(noise(1, 100_000))] {
+        fs::write(&file, bytes).unwrap();
+        let said = not_taken(&file);
+        assert!(said.contains("ISO 9660") && said.contains("bsdtar -cf"), "{said}");
+    }
+    let member = [entry("etc/hosts", b'0', "", b"1"), vec![0; 1024]].concat();
+    for before in [1024, 10_240, 300_032] {
+        let bytes = [&vec![0; before], &member[..]].concat();
+        fs::write(&file, &bytes).unwrap();
+        assert!(not_taken(&file).contains("--ignore-zeros"));
+        fs::write(&file, zstd::encode_all(&bytes[..], 1).unwrap()).unwrap();
+        assert!(not_taken(&file).contains("--ignore-zeros"));
+    }
+    for rest in [&b"x"[..], &noise(2, 4096)] {
+        fs::write(&file, [&zeros, rest].concat()).unwrap();
+        assert_eq!(exit_code(&Archive::open(&file).unwrap_err()), 65);
+    }
+    // Behind one that has an entry, as tar has it, anything may follow.
+    fs::write(&file, [&member, &noise(3, 5000)[..]].concat()).unwrap();
+    taken(&file, &scratch.path("to"));
 }
 
 #[test]
