@@ -138,6 +138,23 @@ fn of_what_is_there_twice_the_last_is_taken() {
 }
 
 #[test]
+fn a_directory_that_became_something_else_is_told_as_tar_tells_it() {
+    let scratch = Scratch::new();
+    let from = small_tree(&scratch);
+    shell(&scratch, "tar -C from -cf a.tar etc; rm -r from/etc/sub; touch from/etc/sub; tar -C from -rf a.tar etc/sub; mkdir by-tar");
+    assert!(not_taken(&scratch.path("a.tar")).contains("--recursive-unlink"));
+    // The way out leads there.
+    shell(&scratch, "! tar -xf a.tar -C by-tar 2> /dev/null; tar --recursive-unlink -xf a.tar -C by-tar; tar -C by-tar -cf b.tar etc");
+    taken(&scratch.path("b.tar"), &scratch.path("to"));
+    assert!(scratch.path("to/etc/sub").is_file());
+    // The other way round, the last is taken.
+    fs::remove_file(from.join("etc/sub")).unwrap();
+    shell(&scratch, "mkdir from/etc/sub; touch from/etc/sub/x; tar -C from -rf b.tar etc/sub");
+    taken(&scratch.path("b.tar"), &scratch.path("to"));
+    assert!(scratch.path("to/etc/sub/x").is_file());
+}
+
+#[test]
 fn a_hard_link_keeps_what_its_target_was() {
     let scratch = Scratch::new();
     let (file, to, by_tar) = (scratch.path("a.tar.zst"), scratch.path("to"), scratch.path("by-tar"));
