@@ -19,7 +19,7 @@ const LABEL: &[u8] = b"security.selinux";
 const LARGEST_DEFAULTS: usize = 64 << 10;
 
 /// What extended headers and long names say of the entry that follows them.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Extension {
     pub(super) path: Option<Vec<u8>>,
     pub(super) target: Option<Vec<u8>>,
