@@ -260,22 +260,22 @@ mod tests {
 
     #[test]
     fn a_label_of_an_entry_is_said_more_of_than_one_of_all() -> Result<()> {
-        let attribute = b"36 SCHILY.xattr.security.selinux=a\0\n";
-        let (all, own, none) = (b"28 RHT.security.selinux=all\n", b"28 RHT.security.selinux=own\n", b"25 RHT.security.selinux=\n");
-        let cases: [(&[u8], &[u8], Option<&[u8]>); 7] = [
-            (all, b"", Some(b"all\0")),
-            (all, own, Some(b"own\0")),
-            (all, none, None),
-            (attribute, own, Some(b"own\0")),
-            (all, attribute, Some(b"a\0")),
-            (b"", &[&attribute[..], own].concat(), Some(b"a\0")),
-            (b"", &[&own[..], attribute].concat(), Some(b"a\0")),
+        let attribute = "36 SCHILY.xattr.security.selinux=a\0\n";
+        let (all, own, none) = ("28 RHT.security.selinux=all\n", "28 RHT.security.selinux=own\n", "25 RHT.security.selinux=\n");
+        let cases = [
+            (all, String::new(), Some("all\0")),
+            (all, own.to_owned(), Some("own\0")),
+            (all, none.to_owned(), None),
+            (attribute, own.to_owned(), Some("own\0")),
+            (all, attribute.to_owned(), Some("a\0")),
+            ("", attribute.to_owned() + own, Some("a\0")),
+            ("", own.to_owned() + attribute, Some("a\0")),
         ];
         for (defaults, own, label) in cases {
             let mut more = Extension::default();
-            more.read_defaults(defaults)?;
-            more.read_records(own)?;
-            assert_eq!(more.xattrs()?.first().map(|(_, value)| value.as_slice()), label);
+            more.read_defaults(defaults.as_bytes())?;
+            more.read_records(own.as_bytes())?;
+            assert_eq!(more.xattrs()?.first().map(|(_, value)| value.as_slice()), label.map(str::as_bytes));
         }
         Ok(())
     }
