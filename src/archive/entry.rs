@@ -19,7 +19,7 @@ const LONGEST_NAME: usize = 255;
 /// The longest value of an extended attribute (`XATTR_SIZE_MAX`).
 const LONGEST_VALUE: usize = 64 << 10;
 /// What an entry takes in memory beyond its names and attributes, at most.
-const ENTRY: usize = 100;
+pub(super) const ENTRY: usize = 100;
 /// What one entry may take in memory.
 pub(super) const LARGEST_ENTRY: u64 = 512 << 10;
 /// What all entries of an archive may take: more than a million do of the usual size. Any pod can make files with long names and large

@@ -18,7 +18,7 @@ use super::entry::{Attributes, Kind, split};
 use super::frames::FrameReader;
 use super::needed::Needed;
 use super::parse::Sink;
-use super::plan::{Plan, Step, leaders};
+use super::plan::{Plan, Step, leaders, names};
 use super::remove::{remove_all, unlink, unlock};
 use super::select::{Selection, Standing};
 use super::stage::{Bench, Stages, Touched};
@@ -85,7 +85,8 @@ pub(super) fn restore(table: &Table, source: &Source, path: &Path, selection: &S
         stages.finish()?;
         return Ok(plan.counts);
     }
-    let restorer = Restorer { table, tree: &tree, leaders: &leaders, labelled, tick, plan: &plan, stages: &stages };
+    let restorer =
+        Restorer { table, tree: &tree, leaders: &leaders, names: names(table, selection), labelled, tick, plan: &plan, stages: &stages };
     let touched = restorer.touch(noted)?;
     let done = restorer.run(source, &needed, touched.clone());
     if done.is_err() {
@@ -104,6 +105,7 @@ struct Restorer<'a> {
     table: &'a Table,
     tree: &'a Tree,
     leaders: &'a HashMap<Id, Id>,
+    names: HashMap<Id, u32>,
     labelled: bool,
     tick: Tick<'a>,
     plan: &'a Plan,
@@ -116,7 +118,7 @@ impl Restorer<'_> {
         self.unlock(&touched, |path| self.stages.roots().iter().any(|root| root == path))?;
         self.stages.make()?;
         self.stages.note(&self.passed_through(&touched))?;
-        trial::run(self.table, self.stages, &self.plan.steps)?;
+        trial::run(self.table, self.stages, &self.plan.steps, &self.names)?;
         self.unlock(&touched, |_| true)?;
         let mut bench = Bench::new(self.stages);
         self.delete(&mut bench, &mut touched)?;

@@ -314,6 +314,26 @@ fn directories_that_are_nested_too_deep_are_an_error_and_can_be_left_out_and_del
 }
 
 #[test]
+fn directories_that_are_nested_deep_and_not_in_the_archive_take_no_time() {
+    let scratch = Scratch::new();
+    let (tree, file) = (victim(&scratch), scratch.path("a.tar.zst"));
+    let below = |first: usize, depth: usize| format!("{first}/{}file", "d/".repeat(depth));
+    let make = |paths: &[String]| {
+        let entries: Vec<_> = paths.iter().flat_map(|path| [pax(&[("path", path)]), entry("x", b'0', "", b"1")]).collect();
+        write(&file, &entries);
+    };
+    let begun = std::time::Instant::now();
+    make(&(0..60).map(|first| below(first, 1500)).collect::<Vec<_>>());
+    assert_eq!(Archive::open(&file).unwrap().paths().count(), 1 + 60 * (1 + 1500 + 1));
+    make(&(0..200).map(|first| below(first, 1500)).collect::<Vec<_>>());
+    refused_with(64, &file, &tree, &scratch, "directories that take too much memory in all");
+    assert!(begun.elapsed().as_secs() < 30, "{:?}", begun.elapsed());
+    make(&[below(0, 500), format!("0/{}second", "d/".repeat(250))]);
+    restore(&file, &tree).unwrap();
+    assert_eq!(crate::compare(&file, &tree).0, []);
+}
+
+#[test]
 fn attributes_that_no_disk_could_hold_are_refused() {
     let scratch = Scratch::new();
     let (tree, file) = (victim(&scratch), scratch.path("a.tar.zst"));

@@ -230,6 +230,63 @@ fn attributes_that_the_file_system_has_no_room_for_are_told_of_before_anything_i
 }
 
 #[test]
+fn what_a_full_file_system_does_not_take_is_told_of_before_anything_is_changed() {
+    let scratch = Scratch::new();
+    let ((at, _mount), file) = (disk(&scratch, "ext4", &EXT4), scratch.path("a.tar"));
+    let (tree, large) = (at.join("tree"), "x".repeat(3000));
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("surplus"), tree::noise(1, 100_000)).unwrap();
+    // There is no room for the one, and there would never be any for the other.
+    let entries = [
+        entry("./", b'5', "", b""),
+        [pax(&[("SCHILY.xattr.user.large", &large)]), entry("file", b'0', "", b"1")].concat(),
+        [pax(&[("SCHILY.xattr.user.a", "1")]), entry("later", b'6', "", b"")].concat(),
+    ];
+    fs::write(&file, [entries.concat(), vec![0; 1024]].concat()).unwrap();
+    let filling = File::create(at.join("filling")).unwrap();
+    let (mut size, mut chunk) = (0, 64 << 20);
+    while chunk >= 4096 {
+        match rustix::fs::fallocate(&filling, rustix::fs::FallocateFlags::empty(), size, chunk) {
+            Ok(()) => size += chunk,
+            Err(_) => chunk /= 2,
+        }
+    }
+    // Room for the stage and its notes.
+    filling.set_len(size - 8192).unwrap();
+    run("sync", &["-f", text(&at)]);
+    let error = restore(&file, &tree).unwrap_err();
+    assert_eq!(exit_code(&error), 78, "{error:#}");
+    assert!(format!("{error:#}").contains("\"later\""), "{error:#}");
+    assert!(fs::read_dir(&tree).unwrap().map(|entry| entry.unwrap().file_name()).eq(["surplus"]));
+}
+
+#[test]
+fn more_names_than_a_file_may_have_are_told_of_before_anything_is_changed() {
+    let scratch = Scratch::new();
+    let ((at, _mount), file) = (disk(&scratch, "ext4", &["mkfs.ext4", "-q", "-N", "1000"]), scratch.path("a.tar.zst"));
+    let tree = at.join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("surplus"), "").unwrap();
+    let make = |names: u32| {
+        let further = (1..names).map(|n| entry(&format!("{n}"), b'1', "0", b""));
+        crate::hostile::write(
+            &file,
+            &[entry("./", b'5', "", b""), entry("0", b'0', "", b"1")].into_iter().chain(further).collect::<Vec<_>>(),
+        );
+    };
+    make(65_001);
+    let error = restore(&file, &tree).unwrap_err();
+    assert_eq!(exit_code(&error), 78, "{error:#}");
+    assert!(format!("{error:#}").contains("(ext4) does not take 65001 names of one file, only up to 65000"), "{error:#}");
+    assert!(fs::read_dir(&tree).unwrap().map(|entry| entry.unwrap().file_name()).eq(["surplus"]));
+    // So many are tried, and taken.
+    make(30_001);
+    restore(&file, &tree).unwrap();
+    assert_eq!(tree.join("0").metadata().unwrap().nlink(), 30_001);
+    assert!(!tree.join("surplus").exists());
+}
+
+#[test]
 fn times_that_a_file_system_cannot_keep_are_compared_as_it_keeps_them() {
     let scratch = Scratch::new();
     let (file, old) = (scratch.path("a.tar"), ["mkfs.ext4", "-q", "-I", "128"]);
