@@ -15,6 +15,7 @@ use super::bolt::Meta;
 use super::pipe::{PIECE, Source, pump};
 use crate::compression::{Compression, HEAD, word};
 use crate::error::{damaged, unsupported};
+use crate::node::durable;
 
 /// Bytes of the SHA-256 after the database.
 pub(super) const TRAILER: usize = 32;
@@ -89,19 +90,11 @@ pub(super) fn is_to_be_compressed(file: &Path) -> bool {
 /// True for a file that is compressed with zstd, false for a plain one.
 ///
 /// # Errors
-/// [`Failure::Unsupported`](crate::error::Failure::Unsupported) for one that is packed with another program, or not a file.
+/// [`Failure::Unsupported`](crate::error::Failure::Unsupported) for one that is packed with another program.
 pub(super) fn is_compressed(file: &File, path: &Path) -> Result<bool> {
     let mut head = [0; HEAD];
-    let read = match rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut head, 0)) {
-        Ok(read) => read,
-        Err(Errno::SPIPE) => {
-            return Err(unsupported(format!(
-                "{} is a pipe, and a snapshot is read from a file: write it into one first (`cat > snapshot.db`)",
-                path.display()
-            )));
-        }
-        Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
-    };
+    let read =
+        rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut head, 0)).with_context(|| format!("reading {}", path.display()))?;
     match Compression::of(&head[..read]) {
         None => Ok(false),
         Some(packed) if packed.name == "zstd" => Ok(true),
@@ -128,7 +121,7 @@ fn decoder<R: Read>(from: R) -> Result<zstd::Decoder<'static, std::io::BufReader
 
 /// Opens a snapshot for reading.
 pub(super) fn open(path: &Path) -> Result<File> {
-    File::open(path).with_context(|| format!("opening {}", path.display()))
+    durable::open_regular(path).with_context(|| format!("opening {}", path.display()))
 }
 
 /// The stream in a snapshot file.
