@@ -44,7 +44,9 @@ pub struct VerifyReport {
     pub deep: bool,
     /// True when nothing is wrong.
     pub good: bool,
-    /// Its files, as they are.
+    /// Bytes of all that was looked at.
+    pub bytes: u64,
+    /// Its files, as they are; of an old backup, which has no sums, none are listed.
     pub files: BTreeMap<String, Sum>,
     /// What is wrong, one sentence each.
     pub problems: Vec<String>,
@@ -63,7 +65,8 @@ impl VerifyReport {
         });
         let code = codes.next().map_or(0, |first| if codes.all(|code| code == first) { first } else { 65 });
         let problems = wrong.iter().map(|error| format!("{error:#}")).collect();
-        Self { id: id.to_owned(), deep, good: wrong.is_empty(), files, problems, code }
+        let bytes = files.values().map(|sum| sum.bytes).sum();
+        Self { id: id.to_owned(), deep, good: wrong.is_empty(), bytes, files, problems, code }
     }
 
     /// What to call a backup that is not good.
