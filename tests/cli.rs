@@ -77,6 +77,39 @@ fn help_and_version_are_exit_0() {
 }
 
 #[test]
+fn a_file_that_is_none_is_named_and_not_waited_for() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
+    let (fifo, tree, plain, out) = (at("fifo"), at("tree"), at("plain"), at("out"));
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(&plain, "no certificate").unwrap();
+    let listening = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}", listening.local_addr().unwrap());
+    for (file, what) in [(fifo.as_str(), "FIFO"), ("/dev/zero", "device"), (&tree, "directory")] {
+        let save = |ca: &str, cert: &str, key: &str| {
+            ["etcd", "save", &out, "--endpoint", &url, "--cacert", ca, "--cert", cert, "--key", key].map(str::to_owned).to_vec()
+        };
+        let calls = [
+            ["etcd", "status", file].map(str::to_owned).to_vec(),
+            ["etcd", "restore", file, "--data-dir", &out].map(str::to_owned).to_vec(),
+            ["archive", "diff", file, &tree].map(str::to_owned).to_vec(),
+            ["archive", "restore", file, &out, "--yes"].map(str::to_owned).to_vec(),
+            ["archive", "pack", &tree, &out, "--previous", file].map(str::to_owned).to_vec(),
+            save(file, &plain, &plain),
+            save(&plain, file, &plain),
+            save(&plain, &plain, file),
+        ];
+        for call in calls {
+            let output = Command::new("timeout").args(["-s", "KILL", "20", BINARY]).args(&call).stdin(Stdio::null()).output().unwrap();
+            assert_eq!(output.status.code(), Some(64), "{call:?}: {}", said(&output));
+            assert!(said(&output).contains(&format!("it is a {what}")), "{call:?}: {}", said(&output));
+            assert!(!Path::new(&out).exists(), "{call:?} left something");
+        }
+    }
+}
+
+#[test]
 fn every_report_is_json_when_asked_errors_included() {
     let root = tempfile::tempdir().unwrap();
     let json = |args: &[&str]| -> Value { serde_json::from_slice(&on(root.path(), &[&["--json"], args].concat()).stdout).unwrap() };

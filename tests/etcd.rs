@@ -515,6 +515,56 @@ fn a_compressed_snapshot_is_told_by_its_content() -> Result<()> {
         }
         assert!(!dir.path().join("new").exists());
     }
+    let made = |script: &str| {
+        let script = format!("set -o pipefail; cd \"$0\"; f=named.db.zstd; {script}");
+        assert!(Command::new("bash").arg("-ec").arg(&script).arg(dir.path()).status().unwrap().success(), "{script}");
+        dir.path().join("made.db")
+    };
+    // As several frames, with a skippable one between, and filled up.
+    let skippable = r"printf '\x50\x2a\x4d\x18\x03\0\0\0abc'";
+    let frames = format!(
+        "(head -c 70000 snapshot.db | zstd -q; {skippable}; tail -c +70001 snapshot.db | zstd -q; head -c 512 /dev/zero) > made.db"
+    );
+    assert_eq!(etcd::status(&made(&frames), &|_| ())?.hash, plain.hash);
+    for broken in
+        ["(cat $f; head -c 512 /dev/zero; echo more) > made.db", "(cat $f; echo more) > made.db", "(cat $f; head -c 9 $f) > made.db"]
+    {
+        assert_eq!(exit_code(&etcd::status(&made(broken), &|_| ()).unwrap_err()), 65, "{broken}");
+    }
+    for (script, words) in [
+        ("zstd -q < $f > made.db", "packed twice, with zstd"),
+        ("gzip -c snapshot.db | zstd -q > made.db", "`gzip -dc"),
+        ("tar -cf made.db snapshot.db", "`tar -xf"),
+        ("tar --format=posix -cf made.db $f", "`tar -xf"),
+        ("tar -c snapshot.db | zstd -q > made.db", "`tar -xf"),
+    ] {
+        let file = made(script);
+        let skip = Options { skip_hash_check: true, ..Options::default() };
+        for error in [
+            etcd::verify(&file, &|_| ()).unwrap_err(),
+            etcd::look(&file).unwrap_err(),
+            etcd::status_without_hash(&file, &|_| ()).unwrap_err(),
+            etcd::restore(&file, &dir.path().join("new"), &skip, &|_| ()).unwrap_err(),
+        ] {
+            let text = format!("{error:#}");
+            assert!(exit_code(&error) == 64 && text.contains(words) && !text.contains("damaged"), "{script}: {text}");
+            // What it says to do leads there.
+            if let Some((_, rest)) = text.split_once("unpack it first: `") {
+                let mut commands: Vec<&str> = rest.split('`').step_by(2).collect();
+                commands.truncate(2);
+                made(&commands.join("; "));
+                assert_eq!(etcd::status(&dir.path().join("snapshot.db"), &|_| ())?.hash, plain.hash, "{text}");
+            }
+        }
+    }
+    // What is none needs no flag.
+    for (script, hint) in [("printf '%1000s' x > made.db", false), ("head -c -32 snapshot.db > made.db", true)] {
+        let file = made(script);
+        for error in [etcd::verify(&file, &|_| ()).unwrap_err(), etcd::look(&file).unwrap_err()] {
+            let text = format!("{error:#}");
+            assert!(exit_code(&error) == 65 && text.contains("--skip-hash-check") == hint, "{text}");
+        }
+    }
     Ok(())
 }
 

@@ -96,13 +96,14 @@ impl Entry {
         (ENTRY + self.path.len() + self.target.len()) as u64
     }
 
-    /// Makes of an entry what a file system makes of it: an access ACL says what the mode says, or is none when it says no more. What earlier
-    /// releases packed of XFS's second view of ACLs is left out.
+    /// Makes of an entry what a file system makes of it: the mode says what an access ACL says, as GNU tar and bsdtar restore it (bsdtar writes the
+    /// ACL's group into the mode, where a file system shows its mask), and an ACL that says no more than the mode is none. What earlier releases
+    /// packed of XFS's second view of ACLs is left out.
     pub(super) fn settle(&mut self) {
-        let mode = self.attributes.mode;
-        self.attributes.xattrs.retain_mut(|(name, value)| {
+        let Attributes { mode, xattrs, .. } = &mut self.attributes;
+        xattrs.retain(|(name, value)| {
             if name == acl::ACCESS {
-                acl::follow_mode(value, mode);
+                *mode = acl::mode_of(value, *mode);
             }
             !(acl::is_twin(name) || name == acl::ACCESS && acl::is_mode(value))
         });

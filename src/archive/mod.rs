@@ -45,7 +45,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::error::{damaged, unsupported, usage};
+use crate::error::{damaged, usage};
+use crate::node::durable;
 use crate::report::paths;
 use entry::Kind;
 use frames::{FrameReader, Frames};
@@ -198,7 +199,7 @@ impl Archive {
     /// [`Failure::Unsupported`](crate::error::Failure::Unsupported) when it is sound, but compressed otherwise, of a kind of tar that is not
     /// taken, beyond a limit of this agent, or not a regular file: the message says what to do.
     pub fn open(file: &Path) -> Result<Self> {
-        let open = || Self::open_file(open_regular(file)?, file);
+        let open = || Self::open_file(durable::open_regular(file)?, file);
         let (table, source) = open().with_context(|| format!("opening the archive {}", file.display()))?;
         Ok(Self { path: file.to_owned(), table, source })
     }
@@ -320,20 +321,6 @@ impl Archive {
         restore::restore(&self.table, &self.source, tree, selection, extra, tick)
             .with_context(|| format!("restoring {} from the archive {}", tree.display(), self.path.display()))
     }
-}
-
-/// Opens a file that can be read more than once: to check it, and then to take from it. A pipe cannot; to open one does not wait for its
-/// other end.
-fn open_regular(path: &Path) -> Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
-    if file.metadata()?.is_file() {
-        return Ok(file);
-    }
-    Err(unsupported(
-        "it is a pipe, a device or a directory, and an archive is read twice, so that all of it is checked before anything changes: save it to a \
-         regular file, and name that",
-    ))
 }
 
 /// Checks that the entries are in the data in the order of the index, each in a frame that there is.

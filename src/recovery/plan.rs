@@ -15,7 +15,7 @@ use super::undo::Undo;
 use super::verbs::{Go, RunReport, carry_on, locked, put_away, rebooting, undo_of};
 use crate::backup::store::{self, Found};
 use crate::backup::{self, Backup, LEGACY_ID};
-use crate::error::{exit_code, misfit, not_now, usage};
+use crate::error::{exit_code, not_now, unsupported, usage};
 use crate::node::dir::{Lock, RecoveryDir};
 use crate::node::{Node, hold};
 use crate::report::Progress;
@@ -100,7 +100,7 @@ pub fn plan<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, prog
 fn unchanged(dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Result<Backup> {
     match store::find(dir, wanted, progress)? {
         Found::Backup(backup) => Ok(*backup),
-        Found::Old(_) => Err(misfit(format!(
+        Found::Old(_) => Err(unsupported(format!(
             "what upgrade-recovery.sh left has to be imported before it can be compared, and a dry run changes nothing; next: `recovery verify {LEGACY_ID}`, \
              or the same without --dry-run, which imports it and asks before anything is restored"
         ))),

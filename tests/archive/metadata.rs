@@ -1,7 +1,7 @@
 //! Owners, times, flags and attributes as real file systems see them: XFS, ext4, overlay.
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -105,6 +105,34 @@ fn what_other_programs_wrote_is_as_the_file_system_keeps_it() {
     restored_twice(&file, &tree, "an ACL in another order, beside a mode that says otherwise");
     let list = run("getfacl", &["-cpnR", text(&tree)]);
     assert!(list.contains("user:1234:rw-") && list.contains("group:0:r--"), "{list}");
+    assert_eq!(tree.join("a").metadata().unwrap().mode() & 0o7777, 0o007, "the mode follows the ACL");
+}
+
+#[test]
+fn the_mask_of_an_acl_is_what_tar_restores() {
+    let scratch = Scratch::new();
+    let from = scratch.path("from");
+    fs::create_dir_all(from.join("dir")).unwrap();
+    for name in ["wider", "narrower", "set-id", "name"] {
+        fs::write(from.join(name), name).unwrap();
+    }
+    fs::set_permissions(from.join("set-id"), fs::Permissions::from_mode(0o4750)).unwrap();
+    fs::remove_file(from.join("name")).unwrap();
+    fs::hard_link(from.join("wider"), from.join("name")).unwrap();
+    run("setfacl", &["-m", "u:1234:rw", text(&from.join("wider"))]);
+    run("setfacl", &["-m", "u:1234:rwx,m::-", text(&from.join("narrower"))]);
+    run("setfacl", &["-m", "g:7:rwx", text(&from.join("set-id"))]);
+    run("setfacl", &["-m", "u:1234:rwx,d:u:1234:rwx", text(&from.join("dir"))]);
+    let seen = |tree: &Path| run("bash", &["-ec", "cd $0; getfacl -pnR . ; stat -c '%n %a' . * | sort", text(tree)]);
+    for (name, program) in [("bsd.tar", &["bsdtar", "--acls"][..]), ("gnu.tar", &["tar", "--acls", "--format=posix"])] {
+        let (file, to, by_tar) = (scratch.path(name), scratch.path(&format!("{name}.to")), scratch.path(&format!("{name}.by-tar")));
+        run(program[0], &[&program[1..], &["-C", text(&from), "-cf", text(&file), "."]].concat());
+        restored_twice(&file, &to, name);
+        fs::create_dir(&by_tar).unwrap();
+        run(program[0], &[&program[1..2], &["-C", text(&by_tar), "-xpf", text(&file)]].concat());
+        assert_eq!(seen(&to), seen(&by_tar), "{name}");
+        assert!(seen(&to).contains("mask::rw-\n") && seen(&to).contains("./narrower") && !seen(&to).contains("wider 644"), "{}", seen(&to));
+    }
 }
 
 /// An archive that the agent made on XFS when it still packed what XFS lists of each ACL a second time: `listed` and `dir` have both.

@@ -46,6 +46,15 @@ fn an_old_backup_is_listed_checked_and_imported_once() {
     let sno = Sno::new();
     let (node, dir) = (&sno.place.node, &sno.place.dir);
     old_backup(&sno, dir.path());
+    let agent = |args: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_recovery")).arg("--root").arg(sno.root()).args(args).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let (code, said) = agent(&["verify", "upgrade-recovery"]);
+    let size = format!("upgrade-recovery: good, {:.1} MiB\n", backup::legacy::find(dir).unwrap().usage() as f64 / f64::from(1 << 20));
+    assert!(code == Some(0) && said.contains(&size) && !size.contains(" 0.0 MiB"), "{said}");
+    let (code, said) = agent(&["restore-files", "--dry-run", "--backup", "upgrade-recovery"]);
+    assert!(code == Some(64) && said.contains("has to be imported"), "{code:?} {said}");
     let original = fingerprint(dir.path());
     assert_eq!(sno.place.listed(), [("upgrade-recovery".to_owned(), "legacy".to_owned())]);
     let old = backup::legacy::find(dir).unwrap();
@@ -189,6 +198,9 @@ fn what_no_recovery_can_use_is_good_to_nobody() {
     refused("mkdir kubelet/kubelet", "kubelet/kubelet is a copy within", true);
     refused("truncate -s 40M etc/machine-config-daemon/currentconfig", "no more than 8388608 are read", true);
     refused("truncate -s 40M etc.exclude.list", "no more than 1048576 are read", true);
+    for odd in ["mkfifo extras.tgz", "mkdir extras.tgz", "ln -s nowhere extras.tgz"] {
+        refused(&format!("rm extras.tgz && {odd}"), "extras.tgz of the backup of upgrade-recovery.sh is not a regular file", true);
+    }
     refused("rm etc/machine-id && mkfifo etc/machine-id", "etc/machine-id is not a regular file", true);
     // Seen in what is packed.
     let snapshot = "f=$(ls cluster/*.db) && head -c 8192 /dev/zero > $f && sha256sum $f | cut -c1-64 | xxd -r -p >> $f";

@@ -85,6 +85,20 @@ fn damage_is_seen_named_and_passed_over() {
 }
 
 #[test]
+fn sums_are_taken_as_sha256sum_writes_them() {
+    let place = Place::new();
+    for (id, files, also) in [("binary", "-b *", "true"), ("dotted", "./*", "true"), ("crlf", "*", "sed -i 's/$/\r/' ../sums")] {
+        let path = place.published(id, 1);
+        sh(&path, &format!("rm SHA256SUMS && sha256sum {files} > ../sums && {also} && mv ../sums SHA256SUMS"));
+        let report = backup::verify::report(&path, id, false, &Progress::hidden()).unwrap();
+        assert!(report.good && report.files.len() == PARTS.len() + 1, "{id}: {report:?}");
+        sh(&path, "echo x >> etc.tar.zst");
+        let report = backup::verify::report(&path, id, false, &Progress::hidden()).unwrap();
+        assert!(!report.good && report.problems[0].contains("etc.tar.zst is not what SHA256SUMS says"), "{id}: {report:?}");
+    }
+}
+
+#[test]
 fn a_backup_without_a_part_that_a_recovery_needs_is_damaged_however_right_its_sums_are() {
     let place = Place::new();
     place.published("good", 1);
