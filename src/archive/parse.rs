@@ -69,7 +69,10 @@ impl<R: BufRead> TarReader<R> {
         loop {
             let block = self.block()?;
             if block == [0; BLOCK] {
-                if !said.is_empty() || self.block()? != [0; BLOCK] {
+                let mut second = [0; BLOCK];
+                // One block of zeros at the very end is what some programs write, and GNU tar takes.
+                let len = self.up_to_a_block(&mut second)?;
+                if !said.is_empty() || second != [0; BLOCK] || (len != 0 && len != BLOCK) {
                     return Err(damaged("the archive is damaged: its end mark is not whole"));
                 }
                 return Ok(None);
@@ -173,8 +176,8 @@ impl<R: BufRead> TarReader<R> {
     /// Reads on to the end of the input, so that its checksums are checked to the last.
     ///
     /// # Errors
-    /// When no entry was read, and anything but zeros follows: what begins with zeros is not an empty archive for that. tar would find
-    /// nothing in it either.
+    /// When anything but zeros follows. tar passes it over and adds to a tree what it has read; a restore would delete what is only behind the end
+    /// mark. What begins with zeros is no empty archive for that.
     pub(super) fn drain(&mut self) -> Result<()> {
         let mut block = [0; BLOCK];
         loop {
@@ -183,8 +186,14 @@ impl<R: BufRead> TarReader<R> {
             if len == 0 {
                 return Ok(());
             }
-            if self.begun || block[..len].iter().all(|byte| *byte == 0) {
+            if block[..len].iter().all(|byte| *byte == 0) {
                 continue;
+            }
+            if self.begun {
+                return Err(unsupported(
+                    "the archive goes on behind its end mark, as several ones do that were put one after the other: unpack it with \
+                     `tar --ignore-zeros`, look whether all is there, and pack the tree in one",
+                ));
             }
             if len == BLOCK && is_header(&block) {
                 return Err(unsupported(

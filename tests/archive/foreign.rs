@@ -373,9 +373,19 @@ fn what_begins_with_zeros_is_not_an_empty_archive_for_that() {
         fs::write(&file, [&zeros, rest].concat()).unwrap();
         assert_eq!(exit_code(&Archive::open(&file).unwrap_err()), 65);
     }
-    // Behind one that has an entry, as tar has it, anything may follow.
-    fs::write(&file, [&member, &noise(3, 5000)[..]].concat()).unwrap();
-    taken(&file, &scratch.path("to"));
+    // What is only behind the end mark would be deleted from the tree: two archives one after the other, or one with zeros in its middle.
+    for rest in [&member[..], &noise(3, 5000)] {
+        fs::write(&file, [&member, rest].concat()).unwrap();
+        let said = not_taken(&file);
+        assert!(said.contains("goes on behind its end mark"), "{said}");
+    }
+    // The end marks of some programs are short; what fills up the last record may be more zeros.
+    for end in [512, 1024, 10_240] {
+        fs::write(&file, [&member[..1024], &vec![0; end]].concat()).unwrap();
+        taken(&file, &scratch.path(&format!("to-{end}")));
+    }
+    fs::write(&file, &member[..1024]).unwrap();
+    assert_eq!(exit_code(&Archive::open(&file).unwrap_err()), 65, "without any, it may be cut off");
 }
 
 #[test]
