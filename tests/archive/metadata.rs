@@ -443,3 +443,76 @@ fn what_a_partial_restore_passes_through_is_as_it_was_however_often_it_is_killed
     release(&tree);
     assert!(killed >= 20, "only {killed} were killed in the middle");
 }
+
+const KILLED: &str = "RECOVERY_TEST_KILLED";
+
+#[test]
+fn the_root_of_a_partial_restore_is_as_it_was_wherever_it_is_killed() {
+    let selection = Selection::all().only(["manifests"]);
+    if let Some(work) = std::env::var_os(KILLED) {
+        // In the process that is to be killed.
+        let paths: Vec<_> = std::env::split_paths(&work).collect();
+        Archive::open(&paths[0]).unwrap().restore(&paths[1], &selection, Extra::Delete, &|_| ()).unwrap();
+        return;
+    }
+    let scratch = Scratch::new();
+    let file = scratch.path("a.tar.zst");
+    let from = scratch.path("from");
+    fs::create_dir_all(from.join("manifests")).unwrap();
+    fs::write(from.join("manifests/pod"), "1").unwrap();
+    recovery::archive::pack(&from, &file, &selection, None, &|_| ()).unwrap();
+    for (name, mkfs) in [("xfs", XFS), ("ext4", EXT4)] {
+        let (at, _mount) = disk(&scratch, name, &mkfs);
+        let tree = at.join("kubernetes");
+        let prepare = || {
+            if tree.exists() {
+                release(&tree);
+                fs::remove_dir_all(&tree).unwrap();
+            }
+            fs::create_dir_all(tree.join("manifests")).unwrap();
+            fs::write(tree.join("manifests/surplus"), "").unwrap();
+            tree::set_mtime(&tree, 1_000_000, 7);
+            tree::set_flag(&tree, IFlags::IMMUTABLE);
+        };
+        // Killed at the call of that number; true when it was, false when it had ended before.
+        let killed = |call: &str, number: u32| {
+            let mut strace = Command::new("strace");
+            strace.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
+            strace.args(["-e", &format!("inject={call}:signal=KILL:when={number}")]).arg(std::env::current_exe().unwrap());
+            strace.args(["--exact", "metadata::the_root_of_a_partial_restore_is_as_it_was_wherever_it_is_killed"]);
+            let work = std::env::join_paths([&file, &tree]).unwrap();
+            let ended = strace.env(KILLED, work).stdin(Stdio::null()).stdout(Stdio::null()).status().expect("strace is needed");
+            assert!(ended.success() || ended.code().is_none(), "{ended}");
+            !ended.success()
+        };
+        let mut points = 0;
+        for call in ["ioctl", "fsetxattr", "fremovexattr", "mkdirat", "utimensat", "renameat", "unlinkat", "fsync", "syncfs"] {
+            for number in 1.. {
+                prepare();
+                let was_killed = killed(call, number);
+                points += u32::from(was_killed);
+                // Nobody finishes it, or somebody who is killed at the same place, and then somebody to the end.
+                if number % 3 == 0 {
+                    recovery::archive::sweep(&tree).unwrap();
+                } else {
+                    killed(call, number);
+                    Archive::open(&file).unwrap().restore(&tree, &selection, Extra::Delete, &|_| ()).unwrap();
+                    assert_eq!(fs::read(tree.join("manifests/pod")).unwrap(), b"1");
+                }
+                let found = tree.metadata().unwrap();
+                let flags = rustix::fs::ioctl_getflags(File::open(&tree).unwrap()).unwrap();
+                let what = format!("{name}: killed at {call} {number}");
+                assert_eq!((found.mtime(), found.mtime_nsec()), (1_000_000, 7), "{what}");
+                assert!(flags.contains(IFlags::IMMUTABLE), "{what}: {flags:?}");
+                assert!(!flags.intersects(IFlags::SYNC | IFlags::NODUMP | IFlags::NOATIME), "{what}: {flags:?}");
+                let left = rustix::fs::listxattr(&tree, &mut [0; 256]).unwrap();
+                assert_eq!((left, fs::read_dir(&tree).unwrap().count()), (0, 1), "{what}");
+                if !was_killed {
+                    break;
+                }
+            }
+        }
+        assert!(points > 20, "{name}: only {points}");
+        release(&tree);
+    }
+}
