@@ -274,7 +274,7 @@ pub struct ExportArgs {
     /// The backup, by id or name
     #[arg(value_name = "ID")]
     pub backup: String,
-    /// Where to: must not exist, or be empty
+    /// Where to: must not exist, or be empty; a directory of the running system, with --root too
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub to: PathBuf,
 }
