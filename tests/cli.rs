@@ -118,6 +118,13 @@ fn every_report_is_json_when_asked_errors_included() {
     let error = json(&["show", "nothing"]);
     assert_eq!(error["exit"], 78);
     assert!(error["error"].as_str().unwrap().contains("nothing"), "{error}");
+    for (args, says) in
+        [(&["no-such-verb"][..], "'no-such-verb'"), (&["show"], "<ID>"), (&["prune", "--keep", "0"], "--keep"), (&["etcd"], "etcd")]
+    {
+        let error = json(args);
+        assert!(error["exit"] == 2 && error["error"].as_str().unwrap().contains(says), "{args:?}: {error}");
+    }
+    assert!(recovery(&["show", "--", "--json", "more"]).stdout.is_empty());
 }
 
 #[test]

@@ -387,6 +387,39 @@ fn the_trailer_is_missed_in_a_copied_database_unless_asked_not_to() -> Result<()
 }
 
 #[test]
+fn a_restore_makes_the_directories_above_and_knows_its_own_log_by_any_spelling() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (_, file) = small(dir.path(), Version::V36, 10)?;
+    let damaged = dir.path().join("damaged.db");
+    std::fs::copy(&file, &damaged)?;
+    let mut bytes = std::fs::read(&file)?;
+    bytes[9000] ^= 1;
+    std::fs::write(&damaged, bytes)?;
+    let restore = |file: &Path, data: &str, more: &[&str]| -> Result<(Option<i32>, String)> {
+        let mut agent = Command::new(env!("CARGO_BIN_EXE_recovery"));
+        let output = agent.args(["etcd", "restore"]).arg(file).args(["--data-dir", data]).args(more).current_dir(dir.path()).output()?;
+        Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+    };
+    assert_eq!(restore(&damaged, "a/b/c", &[])?.0, Some(65));
+    assert_eq!(restore(&damaged, "a/../b", &[])?.0, Some(65));
+    assert!(!dir.path().join("a").exists() && !dir.path().join("b").exists(), "what a failed call has made");
+    let (code, said) = restore(&file, "/proc/recovery/data", &[])?;
+    assert!(code == Some(1) && said.contains("making the directory /proc/recovery"), "{said}");
+    assert_eq!(restore(&file, "a/b/c", &[])?.0, Some(0));
+    assert!(dir.path().join("a/b/c/member/snap/db").exists());
+    assert_eq!(restore(&damaged, "a/x", &[])?.0, Some(65));
+    assert_eq!(names(&dir.path().join("a"))?, ["b"]);
+    let absolute = dir.path().join("three/member/./wal");
+    for (data, log) in [("one", "./one/member/wal/"), ("./two//", "two/member/wal"), ("three", absolute.to_str().context("a path")?)] {
+        let (code, said) = restore(&file, data, &["--wal-dir", log])?;
+        assert_eq!(code, Some(0), "{said}");
+    }
+    assert_eq!(restore(&file, "four", &["--wal-dir", "four/wal"])?.0, Some(64));
+    assert!(!dir.path().join("four").exists());
+    Ok(())
+}
+
+#[test]
 fn what_a_killed_save_or_restore_has_left_is_in_nobodys_way() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let etcd = Etcd::start(Version::V35, &dir.path().join("source"), &Start::default())?;

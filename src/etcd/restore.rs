@@ -66,10 +66,10 @@ pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tic
     };
     // Under its own name only when it is whole: nobody starts etcd on half of it.
     let (new, member) = (data_dir.join(NEW), data_dir.join("member"));
-    let existed = found.is_some();
+    // The data directory and those above it, as far as they are not there: the deepest first.
+    let missing: Vec<&Path> = data_dir.ancestors().take_while(|dir| found.is_none() && is_missing(dir)).collect();
     match found.as_deref() {
-        None => durable::create_dir(data_dir, 0o700)?,
-        Some([]) => {}
+        None | Some([]) => {}
         // Of a restore that was killed.
         Some([name]) if name == NEW => durable::remove_tree(&new)?,
         Some([name]) if name == "member" => {
@@ -81,6 +81,7 @@ pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tic
         Some(_) => return Err(not_empty(data_dir)),
     }
     let make = || -> Result<Restored> {
+        missing.iter().rev().try_for_each(|dir| durable::create_dir(dir, 0o700))?;
         let (restored, snapshot) = build(file, &new, options, tick)?;
         let made = Made { snapshot, options: options.clone(), restored, files: left(&new)? };
         durable::write(&new.join(MADE), &serde_json::to_vec(&made)?, 0o600)?;
@@ -88,17 +89,30 @@ pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tic
         Ok(made.restored)
     };
     let result = make();
-    if result.is_err() {
-        // The directory was empty: whatever is in it now is of this failed call.
-        durable::remove_tree(&new)?;
-        durable::remove_tree(&member)?;
-        if !existed {
-            durable::remove_tree(data_dir)?;
-        }
-    } else {
-        forget(&member);
+    match &result {
+        Ok(_) => forget(&member),
+        Err(_) => take_away(data_dir, &missing).unwrap_or_else(|error| tracing::warn!("what this call has made stays: {error:#}")),
     }
     result.with_context(|| format!("restoring the snapshot {}", file.display()))
+}
+
+/// Takes away what a failed call has made: the data directory was empty, or is the first of those that were `missing`.
+fn take_away(data_dir: &Path, missing: &[&Path]) -> Result<()> {
+    let Some((_, above)) = missing.split_first() else {
+        durable::remove_tree(&data_dir.join(NEW))?;
+        return durable::remove_tree(&data_dir.join("member"));
+    };
+    durable::remove_tree(data_dir)?;
+    for dir in above {
+        // Not with what somebody else has made there meanwhile.
+        std::fs::remove_dir(dir).ok();
+    }
+    Ok(())
+}
+
+/// True where nothing is; no name is the working directory.
+fn is_missing(dir: &Path) -> bool {
+    !dir.as_os_str().is_empty() && dir.symlink_metadata().is_err()
 }
 
 fn not_empty(data_dir: &Path) -> anyhow::Error {

@@ -135,14 +135,16 @@ fn not_in_tar(head: &[u8], path: &Path) -> Result<()> {
 fn not_packed_twice(head: &[u8], path: &Path) -> Result<()> {
     not_in_tar(head, path)?;
     let (Some(inner), Some(zstd)) = (Compression::of(head), Compression::of(&ZSTD)) else { return Ok(()) };
-    let unpacked = path.with_added_extension("unpacked");
+    let mut unpacked = path.as_os_str().to_owned();
+    unpacked.push(".unpacked");
+    let unpacked = Path::new(&unpacked);
     Err(unsupported(format!(
         "{} is packed twice, with {} and then with zstd: unpack it first: `{} > {}`, then `{} > snapshot.db`",
         path.display(),
         inner.name,
         zstd.command(path),
-        word(&unpacked),
-        inner.command(&unpacked)
+        word(unpacked),
+        inner.command(unpacked)
     )))
 }
 

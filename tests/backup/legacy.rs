@@ -51,7 +51,10 @@ fn an_old_backup_is_listed_checked_and_imported_once() {
         (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
     };
     let (code, said) = agent(&["verify", "upgrade-recovery"]);
-    let size = format!("upgrade-recovery: good, {:.1} MiB\n", backup::legacy::find(dir).unwrap().usage() as f64 / f64::from(1 << 20));
+    let size = format!(
+        "upgrade-recovery: good, {:.1} MiB\n",
+        f64::from(u32::try_from(backup::legacy::find(dir).unwrap().usage()).unwrap()) / f64::from(1 << 20)
+    );
     assert!(code == Some(0) && said.contains(&size) && !size.contains(" 0.0 MiB"), "{said}");
     let (code, said) = agent(&["restore-files", "--dry-run", "--backup", "upgrade-recovery"]);
     assert!(code == Some(64) && said.contains("has to be imported"), "{code:?} {said}");
