@@ -44,7 +44,7 @@ pub fn run() -> ExitCode {
             show_parser(&error);
             // What asks for JSON reads it, whatever it got wrong.
             if error.use_stderr() && std::env::args_os().take_while(|arg| arg != "--").any(|arg| arg == "--json") {
-                context::print_json(&serde_json::json!({ "error": said(&error), "exit": error.exit_code() }));
+                context::print_json(&serde_json::json!({ "error": said(&error), "exit": error.exit_code() })).ok();
             }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
