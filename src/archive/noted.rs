@@ -194,7 +194,7 @@ fn set_all_flags(directory: &Inode, flags: IFlags) -> Result<()> {
 /// Exchanges the flags that forbid changes for what stands for them; where the file system does not know that, they are cleared.
 fn exchange(directory: &Inode, flags: IFlags) -> Result<()> {
     let stand_in = if flags.contains(IFlags::IMMUTABLE) { STAND_IN } else { IFlags::empty() };
-    match rustix::fs::ioctl_setflags(directory.file(), flags - LOCKS | stand_in) {
+    match rustix::fs::ioctl_setflags(directory.file(), (flags - LOCKS) | stand_in) {
         Err(Errno::INVAL | Errno::OPNOTSUPP) => set_all_flags(directory, flags - LOCKS),
         result => result.context("exchanging its flags"),
     }
