@@ -12,9 +12,9 @@ use anyhow::{Context, Result};
 use super::acl;
 use super::entry::{APPEND_ONLY, IMMUTABLE, Time, Xattrs};
 use super::header::INDEXED;
+use super::tree::LABEL;
 use crate::error::{damaged, unsupported};
 
-const LABEL: &[u8] = b"security.selinux";
 /// What global headers may say in all, in bytes: it is held, and looked at for each entry.
 const LARGEST_DEFAULTS: usize = 64 << 10;
 

@@ -85,12 +85,16 @@ impl VerifyReport {
     /// [`Failure::Damaged`](crate::error::Failure::Damaged) with all that is wrong; [`Failure::Unsupported`](crate::error::Failure::Unsupported) or
     /// [`Failure::Misfit`](crate::error::Failure::Misfit) when it is sound, and a recovery does not take it.
     pub fn accept(&self, what: &str) -> Result<()> {
-        let text = format!("{what} is {}: {}", self.verdict(), self.problems.join("; "));
+        if self.good { Ok(()) } else { Err(self.failure(format!("{what} is {}: {}", self.verdict(), self.problems.join("; ")))) }
+    }
+
+    /// A failure of the kind that this report is of, which says `text`.
+    #[must_use]
+    pub fn failure(&self, text: String) -> anyhow::Error {
         match self.code {
-            0 => Ok(()),
-            64 => Err(unsupported(text)),
-            78 => Err(misfit(text)),
-            _ => Err(damaged(text)),
+            64 => unsupported(text),
+            78 => misfit(text),
+            _ => damaged(text),
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::backup::trees::refuse_dir_inside;
 use crate::report::{mib, paths, words::line};
 
 pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<ExitCode> {
-    let options = TakeOptions {
+    let mut options = TakeOptions {
         name: args.name.clone(),
         labels: parse_labels(&args.labels)?,
         force: args.force,
@@ -24,9 +24,13 @@ pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<ExitCode> {
     };
     refuse_dir_inside(&context.node, &context.dir)?;
     // Before the lock, which a recovery holds while the Job of its own backup comes back to life. A backup may know it by its pod alone.
-    let done = already_taken(&context.node, &context.dir, &options.asked_by)?;
-    let options = TakeOptions { asked_by: options.asked_by.by_its_job(&context.node), ..options };
-    if let Some(done) = done.map_or_else(|| already_taken(&context.node, &context.dir, &options.asked_by), |done| Ok(Some(done)))? {
+    let taken = |by: &AskedBy| already_taken(&context.node, &context.dir, by);
+    let mut done = taken(&options.asked_by)?;
+    if done.is_none() && matches!(options.asked_by, AskedBy::Pod(_)) {
+        options.asked_by = options.asked_by.by_its_job(&context.node);
+        done = taken(&options.asked_by)?;
+    }
+    if let Some(done) = done {
         context.print(&done, describe)?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -116,10 +116,15 @@ impl Context {
 
     /// Prints a report: as JSON, or as `people` writes it.
     pub(super) fn print<T: Serialize>(&self, report: &T, people: impl FnOnce(&T) -> String) -> Result<()> {
+        reported(to_stdout(&self.text(report, people)?))
+    }
+
+    /// A report as it is printed: as JSON, or as `people` writes it, with what a terminal would obey spelled out.
+    pub(super) fn text<T: Serialize>(&self, report: &T, people: impl FnOnce(&T) -> String) -> Result<String> {
         if self.json {
-            print_json(&serde_json::to_value(report).context("writing the report as JSON")?)
+            Ok(json(&serde_json::to_value(report).context("writing the report as JSON")?))
         } else {
-            reported(to_stdout(&words::lines(&self.as_called(&people(report)))))
+            Ok(words::lines(&self.as_called(&people(report))).into_owned())
         }
     }
 }
@@ -138,7 +143,11 @@ pub(super) fn as_called(text: &str, dir: &Path) -> String {
 
 /// Prints one JSON document on standard output.
 pub(super) fn print_json(value: &serde_json::Value) -> Result<()> {
-    reported(to_stdout(&words::json(&format!("{value:#}"))))
+    reported(to_stdout(&json(value)))
+}
+
+fn json(value: &serde_json::Value) -> String {
+    words::json(&format!("{value:#}")).into_owned()
 }
 
 /// A report that is lost is a failure, after work that is done. A reader that has gone away (`| head`) is none.

@@ -15,7 +15,7 @@ use super::list;
 use crate::backup::store::{self, Listed, State};
 use crate::recovery::status::{RunStatus, StepState};
 use crate::recovery::{Outcome, RunReport, StatusReport, status};
-use crate::report::words::{self, line};
+use crate::report::words::line;
 use crate::tools::ostree::{NEXT_ROOT, UNDO_SOFT_REBOOT};
 
 /// How often `--watch` looks.
@@ -43,8 +43,7 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<ExitCode> {
             context.print(&report, describe)?;
             return Ok(ExitCode::SUCCESS);
         }
-        let text = if context.json { format!("{:#}", serde_json::to_value(&report)?) } else { context.as_called(&describe(&report)) };
-        let text = if context.json { words::json(&text) } else { words::lines(&text) };
+        let text = context.text(&report, describe)?;
         let shown = match rows_to_rewrite().filter(|_| !context.json) {
             Some(rows) => {
                 let clear = if std::mem::take(&mut first) { CLEAR } else { "" };

@@ -8,7 +8,6 @@ use super::args::VerifyArgs;
 use super::context::Context;
 use crate::backup::store::{self, Listed, State};
 use crate::backup::verify::VerifyReport;
-use crate::error::{damaged, misfit, unsupported};
 use crate::report::{mib, words::line};
 
 pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
@@ -29,11 +28,7 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
     let bad: Vec<&str> = reports.iter().filter(|report| !report.good).map(|report| report.id.as_str()).collect();
     let text =
         format!("{}: {}; `recovery verify` checks all there are, `recovery backup` takes a new one", worst.verdict(), bad.join(", "));
-    Err(match worst.code {
-        64 => unsupported(text),
-        78 => misfit(text),
-        _ => damaged(text),
-    })
+    Err(worst.failure(text))
 }
 
 /// What the check of a backup said, unless that was deleted after it had been listed, which is said instead.
