@@ -38,7 +38,7 @@ impl Extension {
     /// Adds the records of an extended header.
     ///
     /// # Errors
-    /// `Failure::Damaged` when one of them is not sound.
+    /// `FailureKind::Damaged` when one of them is not sound.
     pub(super) fn read_records(&mut self, mut bytes: &[u8]) -> Result<()> {
         let bad = || damaged("the archive is hostile or damaged: an extended header is not sound");
         while !bytes.is_empty() {
@@ -114,7 +114,7 @@ impl Extension {
 /// manual's chapter "Dumpdir": a letter, the name and a zero byte for each; `N` is said of what has not changed, and is not in the archive.
 ///
 /// # Errors
-/// `Failure::Unsupported` when something is not in it.
+/// `FailureKind::Unsupported` when something is not in it.
 pub(super) fn check_complete(list: &[u8]) -> Result<()> {
     if !list.split(|b| *b == 0).any(|record| record.starts_with(b"N")) {
         return Ok(());

@@ -300,7 +300,7 @@ impl Builder {
     /// `members` in the stream, its row, unless a later one has replaced it.
     ///
     /// # Errors
-    /// `Failure::Damaged` when something is below what is not a directory, or when a hard link leads to nothing before it in the stream.
+    /// `FailureKind::Damaged` when something is below what is not a directory, or when a hard link leads to nothing before it in the stream.
     pub(super) fn finish_stream(mut self, members: u32) -> Result<(Table, Vec<Option<Id>>)> {
         self.sort();
         self.take_last()?;

@@ -22,7 +22,7 @@ const TRIAL: &[u8] = b"trial";
 /// Tries what `steps` are going to set.
 ///
 /// # Errors
-/// [`Failure::Misfit`](crate::error::Failure::Misfit) naming the entry and what the file system does not take of it; when anything else cannot be
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) naming the entry and what the file system does not take of it; when anything else cannot be
 /// set. A full disk is none: what is deleted later may make room.
 pub(super) fn run(table: &Table, stages: &Stages<'_>, steps: &[Step]) -> Result<()> {
     let mut tried = HashSet::new();

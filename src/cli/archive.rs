@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::args::{ArchiveArgs, ArchiveVerb};
 use super::context::Context;
 use crate::archive::{Action, Archive, Change, Counts, Extra, Packed, Selection, pack};
-use crate::error::{exit_code, usage};
+use crate::error::{FailureKind, kind, said, usage};
 use crate::report::{mib, paths, words};
 
 /// `archive diff --json`
@@ -56,7 +56,7 @@ fn diff(context: &Context, file: &Path, tree: &Path) -> Result<ExitCode> {
 
 /// An error of no other kind must not look like "differs", which is 1: as with diff(1), trouble is 2.
 fn trouble(error: anyhow::Error) -> anyhow::Error {
-    if exit_code(&error) == 1 { usage(format!("{error:#}")) } else { error }
+    if kind(&error) == FailureKind::Failed { usage(said(&error)) } else { error }
 }
 
 fn describe_packed(packed: &Packed) -> String {

@@ -89,7 +89,7 @@ pub(super) fn is_to_be_compressed(file: &Path) -> bool {
 /// True for a file that is compressed with zstd, false for a plain one.
 ///
 /// # Errors
-/// [`Failure::Unsupported`](crate::error::Failure::Unsupported) for one that is packed with another program, or not a file.
+/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) for one that is packed with another program, or not a file.
 pub(super) fn is_compressed(file: &File, path: &Path) -> Result<bool> {
     let mut head = [0; HEAD];
     let read = match rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut head, 0)) {

@@ -14,7 +14,7 @@ use crate::archive::{Archive, Extra, Selection};
 use crate::backup::asked_by::AskedBy;
 use crate::backup::trees::{always_excluded, extras_in, without_owned};
 use crate::backup::{Backup, ETC, EXTRAS, USR_LOCAL, install};
-use crate::error::{exit_code, misfit};
+use crate::error::{AndNext, FailureKind, Next, kind, misfit, said};
 use crate::node::machine_config::MachineConfig;
 use crate::node::profile::Profile;
 use crate::node::{Node, crio, durable, hold};
@@ -63,8 +63,10 @@ fn in_a_soft_reboot(node: &Node, error: anyhow::Error) -> anyhow::Error {
     }
     let runs = ostree::running(node).map_or_else(String::new, |name| format!(", {name}"));
     misfit(format!(
-        "{error:#}: the node has gone through a soft reboot, and ostree may not know what it runs{runs}; next: `systemctl reboot`, then `recovery resume`"
+        "{}: the node has gone through a soft reboot, and ostree may not know what it runs{runs}",
+        said(&error)
     ))
+    .and_next(Next::Reboot)
 }
 
 /// Nothing but the deployment that is checked may be booted: a prepared soft reboot would go past the boot loader, into a root that nobody looked
@@ -124,7 +126,7 @@ fn note_containers(here: &mut Doing<'_, '_>) -> Result<()> {
     settled_runtime(here)?;
     let ids: Vec<String> = match crictl::containers(here.run.node) {
         Ok(containers) => containers.into_iter().map(|c| c.id).collect(),
-        Err(error) if exit_code(&error) == 75 => return Err(error),
+        Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
         Err(error) => {
             here.warn(format!("the container runtime does not answer, so containers are told apart by the reboot alone: {error:#}"));
             Vec::new()
@@ -184,7 +186,7 @@ fn kept_pod(here: &Doing<'_, '_>) -> Result<Option<AskedBy>> {
 /// Turns a failure into a warning, unless it is an interruption.
 pub(super) fn tolerate(here: &mut Doing<'_, '_>, result: Result<()>) -> Result<()> {
     match result {
-        Err(error) if exit_code(&error) == 75 => Err(error),
+        Err(error) if kind(&error) == FailureKind::Interrupted => Err(error),
         Err(error) => {
             here.warn(format!("{error:#}"));
             Ok(())

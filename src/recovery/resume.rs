@@ -16,7 +16,7 @@ use super::waits::{self, PAUSE};
 use crate::archive::{Extra, Selection};
 use crate::backup::trees::STARTUP_MONITOR;
 use crate::backup::{self, ETCD, KUBELET, STATIC_PODS};
-use crate::error::exit_code;
+use crate::error::{FailureKind, kind};
 use crate::etcd::{self, Endpoint};
 use crate::kube::Client;
 use crate::node::machine_config::MachineConfig;
@@ -195,7 +195,7 @@ fn machine_config(here: &mut Doing<'_, '_>) -> Result<()> {
     let (node, manifests) = (here.run.node, here.run.profile.manifests);
     let found = MachineConfig::current(node).and_then(|config| config.map_or(Ok(Vec::new()), |config| config.differences_on_disk(node)));
     let differences = match found {
-        Err(error) if exit_code(&error) == 75 => return Err(error),
+        Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
         Err(error) => {
             here.warn(format!("whether the files are as the machine configuration says cannot be told: {error:#}"));
             return Ok(());

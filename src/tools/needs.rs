@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::{ostree, runtime, systemctl};
+use crate::error::{Failure, FailureKind, Next, by_hand, kind, next, run, said};
 use crate::node::Node;
 use crate::node::profile::Profile;
 
@@ -20,8 +21,8 @@ const UNITS_ELSEWHERE: [&str; 3] = ["/usr/lib/systemd/system", "/lib/systemd/sys
 pub struct Found {
     /// The unit of the container runtime; `None` when there is none.
     pub runtime: Option<String>,
-    /// What is missing, and what to do about it: one sentence each.
-    pub missing: Vec<String>,
+    /// What is missing, and what to do about it.
+    pub missing: Vec<Failure>,
 }
 
 /// Looks at everything. `recorded` is the runtime's unit as the backup has it; `programs` are needed beyond what every recovery needs; `restored` is
@@ -33,7 +34,7 @@ pub fn look(node: &Node, profile: &Profile, recorded: Option<&str>, programs: &[
     let mut missing = Vec::new();
     let always = ["systemctl", "crictl"].into_iter().chain(ostree::is_ostree(node).then_some("ostree")).chain(programs.iter().copied());
     for program in always.filter(|program| !node.has_program(program)) {
-        missing.push(format!("`{program}` is missing on this node; next: install it, or put it into the PATH"));
+        missing.push(lack(format!("`{program}` is missing on this node"), by_hand("install it, or put it into the PATH")));
     }
     let lasts = |unit: &str| lasts(node, unit, restored);
     if let Some(why) = lasts(KUBELET_UNIT)? {
@@ -44,8 +45,8 @@ pub fn look(node: &Node, profile: &Profile, recorded: Option<&str>, programs: &[
             missing.extend(lasts(&unit)?);
             Some(unit)
         }
-        Err(error) if crate::error::exit_code(&error) == 78 => {
-            missing.push(format!("{error:#}"));
+        Err(error) if kind(&error) == FailureKind::Misfit => {
+            missing.push(Failure { kind: FailureKind::Misfit, message: said(&error), next: next(&error).cloned() });
             None
         }
         Err(error) => return Err(error),
@@ -58,37 +59,49 @@ pub fn look(node: &Node, profile: &Profile, recorded: Option<&str>, programs: &[
 }
 
 /// What is wrong with a unit that has to be there when `/etc` is restored; `None` when it will be.
-fn lasts(node: &Node, unit: &str, restored: &dyn Fn(&str) -> bool) -> Result<Option<String>> {
+fn lasts(node: &Node, unit: &str, restored: &dyn Fn(&str) -> bool) -> Result<Option<Failure>> {
     if restored(unit) {
         return Ok(None);
     }
     let now = systemctl::show(node, unit)?;
-    let next = format!("next: `systemctl status {unit}` shows it");
+    let status = || run(format!("systemctl status {unit}"), "shows it");
     Ok(match now.load.as_str() {
         "loaded" => {
             let only_in_etc = node.exists(Path::new("/").join(UNITS).join(unit))
                 && !UNITS_ELSEWHERE.iter().any(|folder| node.exists(Path::new(folder).join(unit)));
             only_in_etc.then(|| {
-                format!("the unit file of {unit} is in /etc and not in the backup, whose /etc takes its place: it would be gone; {next}")
+                lack(format!("the unit file of {unit} is in /etc and not in the backup, whose /etc takes its place: it would be gone"), status())
             })
         }
-        "not-found" => Some(format!("there is no unit {unit} on this node; next: `systemctl list-unit-files` shows those that there are")),
-        "masked" => Some(format!("the unit {unit} is masked; next: `systemctl unmask {unit}`")),
-        load => Some(format!("systemd cannot load the unit {unit} ({load}); {next}")),
+        "not-found" => Some(lack(
+            format!("there is no unit {unit} on this node"),
+            run("systemctl list-unit-files", "shows those that there are"),
+        )),
+        "masked" => Some(lack(format!("the unit {unit} is masked"), run(format!("systemctl unmask {unit}"), ""))),
+        load => Some(lack(format!("systemd cannot load the unit {unit} ({load})"), status())),
     })
 }
 
 /// What is wrong with a directory that is written to; one that is not there is made.
-fn unusable(node: &Node, shown: &Path) -> Result<Option<String>> {
+fn unusable(node: &Node, shown: &Path) -> Result<Option<Failure>> {
     let path = node.real_path(shown);
     let nearest = path.ancestors().find(|path| path.symlink_metadata().is_ok()).unwrap_or(Path::new("/"));
     let at = node.shown(nearest);
     if !nearest.is_dir() {
-        return Ok(Some(format!("{} is no directory; next: move it away (`ls -ld {0}` shows it)", at.display())));
+        let way = by_hand(format!("move it away (`ls -ld {}` shows it)", at.display()));
+        return Ok(Some(lack(format!("{} is no directory", at.display()), way)));
     }
     let flags = rustix::fs::statvfs(nearest).with_context(|| format!("looking at the file system of {}", at.display()))?.f_flag;
-    Ok((flags.contains(rustix::fs::StatVfsMountFlags::RDONLY))
-        .then(|| format!("{} is on a file system that is mounted read-only; next: `findmnt --target {0}` shows it", at.display())))
+    Ok(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY).then(|| {
+        lack(
+            format!("{} is on a file system that is mounted read-only", at.display()),
+            run(format!("findmnt --target {}", at.display()), "shows it"),
+        )
+    }))
+}
+
+fn lack(message: String, next: Next) -> Failure {
+    Failure { kind: FailureKind::Misfit, message, next: Some(next) }
 }
 
 /// The path of a unit's file in an archive of `/etc`.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::Deserialize;
 
-use crate::error::misfit;
+use crate::error::{AndNext, again, misfit};
 use crate::node::profile::Profile;
 use crate::node::{Node, yaml};
 
@@ -111,7 +111,7 @@ pub fn crictl_flags(node: &Node) -> Vec<String> {
 /// usual names, or the one that runs the socket's program. `usable` says of a unit whether it is there, or will be.
 ///
 /// # Errors
-/// [`Failure::Misfit`](crate::error::Failure::Misfit) when there is none; those of `usable`.
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is none; those of `usable`.
 pub fn unit(node: &Node, profile: &Profile, recorded: Option<&str>, usable: &dyn Fn(&str) -> Result<bool>) -> Result<String> {
     let socket = told(node).or_else(|| crictls(node));
     if let Some(unit) = socket.as_ref().and_then(|socket| listener(node, socket)) {
@@ -134,10 +134,10 @@ pub fn unit(node: &Node, profile: &Profile, recorded: Option<&str>, usable: &dyn
     }
     let of = socket.map_or_else(String::new, |socket| format!(" of {}, which kubelet is told to use", socket.display()));
     Err(misfit(format!(
-        "the unit of the container runtime{of} cannot be found: nothing listens there, and there is no {}; next: start the container runtime \
-         (`systemctl list-units --type=service` shows it), then run this again",
+        "the unit of the container runtime{of} cannot be found: nothing listens there, and there is no {}",
         tried.join(", ")
-    )))
+    ))
+    .and_next(again("start the container runtime (`systemctl list-units --type=service` shows it)")))
 }
 
 /// The service whose process listens on the socket: by the kernel's list of sockets, the process that holds it open, and its control group. (systemd

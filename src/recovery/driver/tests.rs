@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::anyhow;
 
 use super::*;
-use crate::error::{not_now, unanswered};
+use crate::error::{self, damaged, exit_code, kind, misfit, no_space, not_permitted, unanswered, unsupported, usage};
 use crate::node::profile;
 use crate::recovery::journal::{Asked, Beginning};
 use crate::recovery::machine::{Plan, PlannedPhase};
@@ -41,7 +41,7 @@ struct Fake {
 impl Fake {
     fn point(&mut self) -> Result<()> {
         self.points += 1;
-        if self.power_fails_at == Some(self.points) { Err(not_now("the power fails")) } else { Ok(()) }
+        if self.power_fails_at == Some(self.points) { Err(error::interrupted("the power fails")) } else { Ok(()) }
     }
 
     fn reboot(&mut self) {

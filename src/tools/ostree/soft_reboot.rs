@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::CHANGE;
-use crate::error::misfit;
+use crate::error::{AndNext, misfit, run};
 use crate::node::Node;
 
 /// The root that a soft reboot goes into (`systemd-soft-reboot.service(8)`). It stays when the deployment that it was made of is dropped:
@@ -35,7 +35,7 @@ pub fn is_prepared(node: &Node) -> bool {
 /// Takes back what was prepared, so that the next reboot is a real one, into what the boot loader has first. True when something was.
 ///
 /// # Errors
-/// [`Failure::Misfit`](crate::error::Failure::Misfit) when it is still there: it was not ostree that made it, or ostree cannot undo it.
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when it is still there: it was not ostree that made it, or ostree cannot undo it.
 pub fn clear(node: &Node) -> Result<bool> {
     if !is_prepared(node) {
         return Ok(false);
@@ -47,8 +47,9 @@ pub fn clear(node: &Node) -> Result<bool> {
     let said = reset.err().map_or_else(String::new, |error| format!(" ({error:#})"));
     Err(misfit(format!(
         "a soft reboot into {NEXT_ROOT} is prepared, and ostree does not take it back{said}: a reboot would go into that root, not into the backup's \
-         deployment; next: `umount -R {NEXT_ROOT}`, then `recovery resume`"
-    )))
+         deployment"
+    ))
+    .and_next(run(format!("umount -R {NEXT_ROOT}"), "then `recovery resume`")))
 }
 
 #[cfg(test)]
