@@ -181,7 +181,9 @@ pub struct Failure {
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.message)?;
-        self.next.as_ref().map_or(Ok(()), |next| write!(f, "; next: {next}"))
+        // After a table, on a line of its own.
+        let between = if self.message.contains('\n') { "\n" } else { "; " };
+        self.next.as_ref().map_or(Ok(()), |next| write!(f, "{between}next: {next}"))
     }
 }
 
@@ -285,7 +287,10 @@ mod tests {
         assert_eq!(format!("{error:#}"), "recovering: verifying: bad sum; next: `recovery verify b1` says what is wrong with it");
         assert_eq!(next(&error), Some(&Next::Verify { backup: "b1".to_owned() }));
         let other = error.and_next(Next::Resume);
-        assert!(format!("{other:#}").ends_with("bad sum; next: put the cause right and `recovery resume`, or `recovery abandon`"), "{other:#}");
+        assert!(
+            format!("{other:#}").ends_with("bad sum; next: put the cause right and `recovery resume`, or `recovery abandon`"),
+            "{other:#}"
+        );
     }
 
     #[test]
@@ -293,7 +298,10 @@ mod tests {
         let full = Error::from(std::io::Error::from(std::io::ErrorKind::StorageFull)).context("writing");
         assert_eq!(exit_code(&full), 73);
         let with_way = full.and_next(again("make room"));
-        assert_eq!((kind(&with_way), format!("{with_way:#}").ends_with("next: make room, then run this again")), (FailureKind::NoSpace, true));
+        assert_eq!(
+            (kind(&with_way), format!("{with_way:#}").ends_with("next: make room, then run this again")),
+            (FailureKind::NoSpace, true)
+        );
         assert_eq!(exit_code(&Error::from(rustix::io::Errno::NOSPC)), 73);
         assert_eq!(exit_code(&anyhow::anyhow!("odd")), 1);
     }

@@ -50,12 +50,8 @@ pub fn export(backup: &Backup, to: &Path, progress: &Progress) -> Result<Exporte
         if is_whole.unwrap_or(false) {
             return Ok(exported(true));
         }
-        return Err(usage(format!(
-            "{} is not empty, and what is in it is not a whole export of the backup {}",
-            to.display(),
-            backup.id
-        ))
-        .and_next(by_hand("name another directory, or empty this one")));
+        return Err(usage(format!("{} is not empty, and what is in it is not a whole export of the backup {}", to.display(), backup.id))
+            .and_next(by_hand("name another directory, or empty this one")));
     }
     verify(backup, false, progress)?;
     durable::create_dir(to, 0o700)?;

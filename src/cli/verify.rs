@@ -20,7 +20,11 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
     };
     context.print(&reports, |reports| reports.iter().map(describe).collect())?;
     // What is damaged counts more than what is not taken.
-    let Some(worst) = reports.iter().filter(|report| !report.good).min_by_key(|report| (report.kind != Some(FailureKind::Damaged), report.kind.map(FailureKind::code))) else {
+    let Some(worst) = reports
+        .iter()
+        .filter(|report| !report.good)
+        .min_by_key(|report| (report.kind != Some(FailureKind::Damaged), report.kind.map(FailureKind::code)))
+    else {
         return Ok(ExitCode::SUCCESS);
     };
     let bad: Vec<&str> = reports.iter().filter(|report| !report.good).map(|report| report.id.as_str()).collect();

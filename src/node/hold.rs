@@ -112,7 +112,8 @@ pub fn check_run(node: &Node, dir: &RecoveryDir) -> Result<()> {
         return Ok(());
     }
     let shown = dir.shown().display();
-    let said = format!("kubelet is held by a recovery of which {shown} holds nothing: the file system that belongs there may not be mounted");
+    let said =
+        format!("kubelet is held by a recovery of which {shown} holds nothing: the file system that belongs there may not be mounted");
     Err(misfit(said).and_next(run(
         format!("findmnt {shown}"),
         "shows it; when it is mounted, `recovery resume`; when it is lost, `recovery abandon --force` lets kubelet start on whatever is there",

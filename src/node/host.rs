@@ -53,9 +53,8 @@ impl Host {
     pub fn outside() -> Result<Option<Self>> {
         let found = Self::among(Path::new("/"), &PROCS.map(PathBuf::from));
         if found.is_none() && std::env::var_os(IN_A_POD).is_some() {
-            return Err(misfit("this runs in a pod that cannot reach its node").and_next(by_hand(
-                "run it privileged, and with `hostPID: true` or with the node's /proc mounted at /host/proc",
-            )));
+            return Err(misfit("this runs in a pod that cannot reach its node")
+                .and_next(by_hand("run it privileged, and with `hostPID: true` or with the node's /proc mounted at /host/proc")));
         }
         Ok(found)
     }

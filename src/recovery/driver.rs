@@ -150,9 +150,9 @@ fn is_lost(journal: &Journal, undone_at: u64, phase: Phase, step: &PlannedStep) 
 /// What to do about a failure of this kind that stopped a run, where its cause does not say.
 pub(super) fn way_on(reading: &Reading, kind: error::FailureKind) -> error::Next {
     match kind {
-        error::FailureKind::Damaged => error::by_hand(
-            "`recovery verify`, then `recovery restart --backup ID` with a backup that is whole, or `recovery abandon`",
-        ),
+        error::FailureKind::Damaged => {
+            error::by_hand("`recovery verify`, then `recovery restart --backup ID` with a backup that is whole, or `recovery abandon`")
+        }
         error::FailureKind::NoSpace => error::by_hand("make room, then `recovery resume`"),
         error::FailureKind::Interrupted => {
             let by_itself = if reading.beginning.asked.step { "" } else { " (the unit does by itself, at the next boot at the latest)" };

@@ -135,9 +135,8 @@ impl Reading {
     /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it cannot be read, or anything but a torn last line is wrong with it; the
     /// message names the ways out.
     pub fn of(path: &Path) -> Result<Option<Self>> {
-        let refused = |why: String| {
-            damaged(format!("the journal {} cannot be read: {why}", path.display())).and_next(Next::Restart { backup: None })
-        };
+        let refused =
+            |why: String| damaged(format!("the journal {} cannot be read: {why}", path.display())).and_next(Next::Restart { backup: None });
         let bytes = match durable::read(path, MOST) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             read => read.map_err(|error| refused(error.to_string()))?,

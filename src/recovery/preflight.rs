@@ -177,12 +177,8 @@ fn identity(node: &Node, manifest: &Manifest, profile: &Profile, force: bool, fi
     if differences.is_empty() || force || first == First::Restart {
         return Ok(differences);
     }
-    Err(misfit(format!(
-        "this node is not the one that backup {} was taken of: {}",
-        manifest.id,
-        differences.join("; ")
-    ))
-    .and_next(run("recovery list", "shows the backups, --force restores it all the same")))
+    Err(misfit(format!("this node is not the one that backup {} was taken of: {}", manifest.id, differences.join("; ")))
+        .and_next(run("recovery list", "shows the backups, --force restores it all the same")))
 }
 
 /// Expired certificates and a clock before the backup are warnings: OpenShift can renew, dead clocks happen.
@@ -331,7 +327,11 @@ fn own_space(dir: &RecoveryDir) -> Result<()> {
     }
     let error = no_space(format!("{} has {free} bytes free; the recovery writes up to {needed} there", dir.shown().display()));
     // During a recovery nothing is deleted but by hand: who reports this says how.
-    Err(if dir.in_recovery() { error } else { error.and_next(again("`recovery list` shows the backups, `recovery delete ID` deletes one")) })
+    Err(if dir.in_recovery() {
+        error
+    } else {
+        error.and_next(again("`recovery list` shows the backups, `recovery delete ID` deletes one"))
+    })
 }
 
 /// Whether the cluster's own restore can be run when it is its turn: that is after the reboot, when all else is restored.

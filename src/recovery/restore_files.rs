@@ -62,11 +62,8 @@ fn in_a_soft_reboot(node: &Node, error: anyhow::Error) -> anyhow::Error {
         return error;
     }
     let runs = ostree::running(node).map_or_else(String::new, |name| format!(", {name}"));
-    misfit(format!(
-        "{}: the node has gone through a soft reboot, and ostree may not know what it runs{runs}",
-        said(&error)
-    ))
-    .and_next(Next::Reboot)
+    misfit(format!("{}: the node has gone through a soft reboot, and ostree may not know what it runs{runs}", said(&error)))
+        .and_next(Next::Reboot)
 }
 
 /// Nothing but the deployment that is checked may be booted: a prepared soft reboot would go past the boot loader, into a root that nobody looked

@@ -70,13 +70,15 @@ fn lasts(node: &Node, unit: &str, restored: &dyn Fn(&str) -> bool) -> Result<Opt
             let only_in_etc = node.exists(Path::new("/").join(UNITS).join(unit))
                 && !UNITS_ELSEWHERE.iter().any(|folder| node.exists(Path::new(folder).join(unit)));
             only_in_etc.then(|| {
-                lack(format!("the unit file of {unit} is in /etc and not in the backup, whose /etc takes its place: it would be gone"), status())
+                lack(
+                    format!("the unit file of {unit} is in /etc and not in the backup, whose /etc takes its place: it would be gone"),
+                    status(),
+                )
             })
         }
-        "not-found" => Some(lack(
-            format!("there is no unit {unit} on this node"),
-            run("systemctl list-unit-files", "shows those that there are"),
-        )),
+        "not-found" => {
+            Some(lack(format!("there is no unit {unit} on this node"), run("systemctl list-unit-files", "shows those that there are")))
+        }
         "masked" => Some(lack(format!("the unit {unit} is masked"), run(format!("systemctl unmask {unit}"), ""))),
         load => Some(lack(format!("systemd cannot load the unit {unit} ({load})"), status())),
     })

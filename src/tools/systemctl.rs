@@ -209,6 +209,7 @@ pub fn reboot(node: &Node) -> Result<Option<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::exit_code;
 
     #[test]
     fn properties_in_any_order() -> Result<()> {

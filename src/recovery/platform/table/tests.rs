@@ -92,7 +92,7 @@ fn a_backup_that_records_no_deployment_means_the_pinned_one() {
 #[test]
 fn what_rpm_ostree_does_not_drop_is_named_with_the_command_that_lets_it_go() {
     let way = |all: &[Deployment], target: &str| match judge(all, &recorded("os", target)) {
-        Action::Refuse { way, .. } => way.unwrap_or_default(),
+        Action::Refuse { way, .. } => way.map_or_else(String::new, |way| way.to_string()),
         action => panic!("{action:?}"),
     };
     assert!(way(&sketch("c! b* a!"), "a").starts_with("`ostree admin pin --unpin 0`"));
@@ -219,10 +219,7 @@ fn after_the_reboot_another_deployment_than_meant_is_named_with_the_way_to_the_r
     let said = |text: &str, when| of(text, recorded("os", "a")).check(false, when).unwrap_err().to_string();
     let another = "the node has rebooted, but it booted os bbbbbbbbbbbb.0 and not the backup's deployment os aaaaaaaaaaaa.0; ";
     let fell_back = said("a! b*", When::Rebooted);
-    assert!(
-        fell_back.starts_with(another) && fell_back.contains("next: `systemctl reboot`, with an eye on the boot loader"),
-        "{fell_back}"
-    );
+    assert!(fell_back.starts_with(another) && fell_back.contains("next: `systemctl reboot` with an eye on the boot loader"), "{fell_back}");
     let chosen = said("b* a!", When::Rebooted);
     assert!(chosen.starts_with(another) && chosen.contains("next: `recovery restart` begins again"), "{chosen}");
     // It did not reboot, or is what was meant and something else boots next.
