@@ -14,6 +14,8 @@ mod metadata;
 mod moving;
 #[path = "archive/power.rs"]
 mod power;
+#[path = "archive/random.rs"]
+mod random;
 #[path = "archive/selection.rs"]
 mod selection;
 #[path = "archive/stopped.rs"]

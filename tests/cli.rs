@@ -28,6 +28,15 @@ fn printed(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// One table makes the help, the man pages and this one.
+#[test]
+fn the_readme_lists_every_exit_code() {
+    let readme = include_str!("../README.md");
+    for (code, meaning) in recovery::error::EXIT_CODES {
+        assert!(readme.contains(&format!("| {code} | {meaning} |\n")), "{code} {meaning}");
+    }
+}
+
 #[test]
 fn the_binary_is_static() {
     let ldd = Command::new("ldd").arg(BINARY).output().unwrap();
@@ -42,6 +51,17 @@ fn the_bare_command_prints_the_status_and_changes_nothing() {
     assert_eq!(code(&output), 0, "{}", said(&output));
     assert!(printed(&output).contains("no recovery is in progress"), "{}", printed(&output));
     assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_prepared_soft_reboot_is_in_the_status() {
+    let root = tempfile::tempdir().unwrap();
+    assert!(!printed(&on(root.path(), &["status"])).contains("soft reboot"));
+    std::fs::create_dir_all(root.path().join("run/nextroot/usr")).unwrap();
+    let output = printed(&on(root.path(), &["status"]));
+    assert!(output.contains("a soft reboot is prepared") && output.contains("`ostree admin prepare-soft-reboot --reset`"), "{output}");
+    let report: serde_json::Value = serde_json::from_str(&printed(&on(root.path(), &["--json", "status"]))).unwrap();
+    assert_eq!(report["soft_reboot"], true, "{report}");
 }
 
 #[test]

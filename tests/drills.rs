@@ -27,6 +27,8 @@ mod pods;
 mod power_cuts;
 #[path = "drills/smoke.rs"]
 mod smoke;
+#[path = "drills/systems.rs"]
+mod systems;
 #[path = "drills/units.rs"]
 mod units;
 #[path = "drills/waits.rs"]

@@ -1,6 +1,7 @@
 //! POSIX ACLs: between the kernel's binary attribute (`linux/posix_acl_xattr.h`, version 2) and the text that tar archives hold
 //! (`SCHILY.acl.access`, `SCHILY.acl.default`: star(5), acl(5)). Our own archives have users and groups as numbers; GNU tar writes names, which
-//! are looked up in the node's own files, as tar does: see [`Names`].
+//! are looked up in the files of the system that the agent runs on, as tar does (also when the tree belongs to another system, or `--root` names one):
+//! see [`Names`].
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -89,7 +90,7 @@ impl Names {
         let (known, file) = if word == "user" { (&self.users, "/etc/passwd") } else { (&self.groups, "/etc/group") };
         known.get(name).copied().ok_or_else(|| {
             unsupported(format!(
-                "an ACL has the {word} {name:?} by name only, and {file} here does not have it: add the {word}, or make the archive with \
+                "an ACL has the {word} {name:?} by name only, and {file} of the running system does not have it: add the {word}, or make the archive with \
                  `recovery archive pack`, which writes numbers"
             ))
         })

@@ -141,6 +141,9 @@ impl Entry {
         if let Some((name, _)) = attributes.xattrs.iter().find(|(name, value)| acl::is_acl(name) && !acl::is_valid(value)) {
             return refuse(&format!("has an ACL that no file system takes ({})", name.escape_ascii()));
         }
+        if *kind != Kind::Directory && attributes.xattrs.iter().any(|(name, _)| name == acl::DEFAULT) {
+            return refuse("has a default ACL and is not a directory");
+        }
         if !attributes.xattrs.iter().all(sound) || !attributes.xattrs.is_sorted_by(|a, b| a.0 < b.0) {
             return refuse("has attributes that are not sound");
         }
@@ -188,22 +191,19 @@ fn quoted(name: &[u8]) -> String {
     format!("{} … {} ({} bytes)", quote(head), quote(tail), name.len())
 }
 
-/// The path of an entry from its name in the archive. Empty components and `.` lead nowhere, and are left out as the kernel does; every name
-/// that could lead out of the tree is refused.
+/// The path of an entry from its name in the archive. Empty components and `.` lead nowhere, and are left out as the kernel does; a name that begins
+/// with a slash is one below the root of the tree, as GNU tar and bsdtar take it; every name that could lead out of the tree is refused.
 ///
 /// # Errors
-/// `FailureKind::Damaged` for a name that is empty, absolute, or has `..` in it; `FailureKind::Unsupported` for one that is too long: some file system may have
+/// `FailureKind::Damaged` for a name that is empty, or has `..` in it; `FailureKind::Unsupported` for one that is too long: some file system may have
 /// had it.
 pub(super) fn path_from_name(name: &[u8]) -> Result<Vec<u8>> {
     let refuse = |why: &str| damaged(format!("the archive is hostile or damaged: the name {} {why}", quoted(name)));
     if name.is_empty() {
         return Err(refuse("is empty"));
     }
-    if name.starts_with(b"/") {
-        return Err(refuse("is absolute"));
-    }
     let path = name.split(|b| *b == b'/').filter(|part| !matches!(part, [] | [b'.'])).collect::<Vec<_>>().join(&b'/');
-    // What is left of "./" and "." is the root.
+    // What is left of "./", "." and "/" is the root.
     if !path.is_empty() {
         check_path(&path).map_err(refuse)?;
     }
@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn names_that_leave_the_tree_are_refused() {
-        for name in ["", "/", "/etc/passwd", "..", "a/..", "a/../../b", "../a", "./../a", "a//..", "a/./../..", "//", "//a", "a\0b"] {
+        for name in ["", "..", "/..", "/../a", "a/..", "a/../../b", "../a", "./../a", "a//..", "a/./../..", "//..", "a\0b"] {
             let error = path_from_name(name.as_bytes()).unwrap_err();
             assert_eq!(exit_code(&error), 65, "{name:?}");
         }
@@ -269,6 +269,7 @@ mod tests {
         for (name, path) in [("./", ""), (".", ""), ("./a", "a"), ("./a/", "a"), ("a/b/", "a/b"), ("...", "..."), (".a", ".a")]
             .into_iter()
             .chain([("a//b", "a/b"), ("a/./b", "a/b"), (".//a", "a"), ("a/.", "a"), ("a/./", "a"), (".//./", "")])
+            .chain([("/", ""), ("//", ""), ("/etc/passwd", "etc/passwd"), ("//a", "a"), ("/./a/", "a")])
         {
             assert_eq!(path_from_name(name.as_bytes())?, path.as_bytes(), "{name}");
         }

@@ -242,6 +242,14 @@ impl Archive {
         self.table.paths()
     }
 
+    /// Where a symbolic link points; `None` when there is no such link.
+    #[must_use]
+    pub fn read_link(&self, path: &Path) -> Option<&Path> {
+        use std::os::unix::ffi::OsStrExt;
+        let target = self.table.target(self.table.find(path.as_os_str().as_bytes())?);
+        (!target.is_empty()).then(|| Path::new(std::ffi::OsStr::from_bytes(target)))
+    }
+
     /// The content of one (small) regular file, when it is there.
     ///
     /// # Errors

@@ -86,7 +86,7 @@ impl Extension {
         Ok(())
     }
 
-    /// The extended attributes, ACLs among them in the kernel's form; names in those are looked up on this node.
+    /// The extended attributes, ACLs among them in the kernel's form; names in those are looked up on the system that runs this.
     ///
     /// # Errors
     /// Those of [`acl::from_text`].

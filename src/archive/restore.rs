@@ -314,15 +314,7 @@ impl Restorer<'_> {
         let row = self.table.row(leader);
         let attributes = self.attributes(bench, id).with_context(|| self.making(id))?;
         let make = |stage: &OwnedFd, name: &str| -> Result<()> {
-            let (major, minor) = self.table.device(leader);
-            let special = |kind| rustix::fs::mknodat(stage, name, kind, Mode::RUSR, rustix::fs::makedev(major, minor));
-            match row.kind {
-                Kind::Symlink => rustix::fs::symlinkat(self.table.target(leader), stage, name)?,
-                Kind::Fifo => special(rustix::fs::FileType::Fifo)?,
-                Kind::CharDevice => special(rustix::fs::FileType::CharacterDevice)?,
-                Kind::BlockDevice => special(rustix::fs::FileType::BlockDevice)?,
-                _ => drop(create(stage, name)?),
-            }
+            trial::make(stage, name.as_bytes(), self.table, leader)?;
             Inode::open(stage, name.as_bytes(), row.kind)?.set(&attributes, row.mtime, row.kind)
         };
         bench.place(self.table.path(id), make).with_context(|| self.making(id))

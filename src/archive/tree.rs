@@ -394,6 +394,7 @@ impl Inode {
             Errno::NOSPC if full() => return error.into(),
             Errno::NOSPC | Errno::TOOBIG | Errno::RANGE => "has no room for that in one file, though it is not full",
             Errno::OPNOTSUPP | Errno::PERM => "does not take it on something of this kind",
+            Errno::INVAL | Errno::ACCESS => "or this kernel does not take this value",
             _ => return error.into(),
         };
         let name = name.escape_ascii();
@@ -440,7 +441,7 @@ impl Inode {
 const NEARLY_FULL: u64 = 1 << 20;
 
 /// The kind of file system that something is on, for messages.
-fn file_system(file: &OwnedFd) -> String {
+pub(super) fn file_system(file: &OwnedFd) -> String {
     // linux/magic.h
     match rustix::fs::fstatfs(file).map(|fs| u64::try_from(fs.f_type).unwrap_or_default()) {
         Ok(0xEF53) => "ext4".to_owned(),

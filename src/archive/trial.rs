@@ -1,78 +1,136 @@
-//! Trying attributes out before anything is changed: only the kernel knows which a file system takes, on which kind of file, and how much of
-//! them. Each different set of extended attributes and flags is set once, on something of the same kind in the stage.
+//! Trying out before anything is changed what only the kernel knows: which attributes a file system takes, on which kind of file, and how much of
+//! them; which owners, device numbers, sizes and lengths. Each different combination is made once, in the stage.
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
-use rustix::fs::{AtFlags, FileType, Mode};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
-use super::entry::{Kind, join, shown};
+use super::entry::{Kind, join, shown, split};
 use super::plan::Step;
 use super::remove::{remove_all, unlink, unlock};
 use super::stage::{STAGE, Stages};
 use super::table::{Id, Table};
-use super::tree::Inode;
+use super::tree::{Inode, file_system};
+use crate::error::misfit;
 use crate::node::clock::interrupted;
 
 /// What is made in the stage.
 const TRIAL: &[u8] = b"trial";
+/// Every file system takes a file of so many bytes, holes included, and a link that points to a path of so many.
+const USUAL_SIZE: u64 = 1 << 40;
+const USUAL_TARGET: usize = 255;
 
-/// Tries what `steps` are going to set.
+/// Tries what `steps` are going to make and set.
 ///
 /// # Errors
 /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) naming the entry and what the file system does not take of it; when anything else cannot be
 /// set. A full disk is none: what is deleted later may make room.
 pub(super) fn run(table: &Table, stages: &Stages<'_>, steps: &[Step]) -> Result<()> {
-    let mut tried = HashSet::new();
+    let (mut tried, mut owners) = (HashSet::new(), HashSet::new());
+    // The stage at hand, and how long a name in it may be.
+    let mut at: Option<(&[u8], OwnedFd, u64)> = None;
     for step in steps {
+        let path = table.path(step.id);
+        let root = stages.root_of(path);
+        let (stage, longest) = match at.take() {
+            Some((there, stage, longest)) if there == root => (stage, longest),
+            _ => {
+                let context = || format!("opening {}", shown(&join(root, STAGE)));
+                let stage = stages.tree().list(&join(root, STAGE)).with_context(context)?;
+                let longest = rustix::fs::fstatvfs(&stage).with_context(context)?.f_namemax;
+                (stage, longest)
+            }
+        };
+        let context = || format!("trying what {} is to be, before anything is changed", shown(path));
+        let name = split(path).map_or(0, |(_, name)| name.len() as u64);
+        if name > longest {
+            return Err(refused(&stage, &format!("a name of {name} bytes, only of up to {longest}"))).with_context(context);
+        }
         let leader = table.leader(step.id);
-        let (kind, attributes) = (table.row(leader).kind, table.attributes(leader));
-        // XFS takes smaller device numbers than the kernel does.
-        let device = table.device(leader);
-        if attributes.xattrs.is_empty() && attributes.flags == 0 && device == (0, 0) {
-            continue;
+        let (row, attributes, device) = (table.row(leader), table.attributes(leader), table.device(leader));
+        // XFS takes smaller device numbers and shorter targets than the kernel does, ext4 smaller files.
+        let large = Some(row.size).filter(|size| *size > USUAL_SIZE);
+        let long = Some(table.target(leader).len()).filter(|len| *len > USUAL_TARGET);
+        let new_owner = owners.insert((root, attributes.uid, attributes.gid));
+        if tried.insert((root, row.kind, device, large, long, &attributes.xattrs, attributes.flags)) || new_owner {
+            interrupted()?;
+            let done = attempt(&stage, table, leader);
+            remove_all(&stage, TRIAL, || Ok(())).context("clearing the stage")?;
+            match done {
+                Err(error) if is_full(&error) => return Ok(()),
+                done => done.with_context(context)?,
+            }
         }
-        let root = stages.root_of(table.path(step.id));
-        if !tried.insert((root, kind, device, &attributes.xattrs, attributes.flags)) {
-            continue;
-        }
-        interrupted()?;
-        let stage = stages.tree().list(&join(root, STAGE)).with_context(|| format!("opening {}", shown(&join(root, STAGE))))?;
-        let done = attempt(&stage, table, leader);
-        remove_all(&stage, TRIAL, || Ok(())).context("clearing the stage")?;
-        match done {
-            Err(error) if is_full(&error) => return Ok(()),
-            done => done.with_context(|| format!("trying what {} is to have, before anything is changed", shown(table.path(step.id))))?,
-        }
+        at = Some((root, stage, longest));
     }
     Ok(())
 }
 
 fn attempt(stage: &OwnedFd, table: &Table, id: Id) -> Result<()> {
-    let (kind, attributes) = (table.row(id).kind, table.attributes(id));
-    let special = |kind| {
-        let (major, minor) = table.device(id);
-        rustix::fs::mknodat(stage, TRIAL, kind, Mode::RUSR, rustix::fs::makedev(major, minor))
-    };
+    let (row, attributes) = (table.row(id), table.attributes(id));
     unlink(stage, TRIAL, AtFlags::empty())?;
-    match kind {
-        Kind::Directory => rustix::fs::mkdirat(stage, TRIAL, Mode::RWXU),
-        Kind::Symlink => rustix::fs::symlinkat(table.target(id), stage, TRIAL),
-        Kind::Fifo => special(FileType::Fifo),
-        Kind::CharDevice => special(FileType::CharacterDevice),
-        Kind::BlockDevice => special(FileType::BlockDevice),
-        Kind::File | Kind::HardLink => special(FileType::RegularFile),
+    make(stage, TRIAL, table, id).map_err(|error| not_taken(error, stage, &what(table, id))).context("making something of its kind")?;
+    if row.size > USUAL_SIZE {
+        let file = rustix::fs::openat(stage, TRIAL, OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let sized = rustix::fs::ftruncate(&file, row.size);
+        sized.map_err(|error| not_taken(error, stage, &format!("a file of {} bytes", row.size))).context("making it as large")?;
     }
-    .context("making something of its kind")?;
-    let inode = Inode::open(stage, TRIAL, kind)?;
+    let (uid, gid) = (attributes.uid, attributes.gid);
+    let owned = rustix::fs::chownat(stage, TRIAL, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW);
+    owned.map_err(|error| not_taken(error, stage, &format!("the owner {uid}:{gid}"))).context("setting the owner")?;
+    let inode = Inode::open(stage, TRIAL, row.kind)?;
     inode.set_xattrs(&attributes.xattrs)?;
     if attributes.flags != 0 {
         inode.set_flags(attributes.flags)?;
         unlock(stage, TRIAL)?;
     }
     Ok(())
+}
+
+/// Makes something of the kind that an entry is, without its content and attributes.
+pub(super) fn make(stage: &OwnedFd, name: &[u8], table: &Table, id: Id) -> rustix::io::Result<()> {
+    let special = |kind| {
+        let (major, minor) = table.device(id);
+        rustix::fs::mknodat(stage, name, kind, Mode::RUSR | Mode::WUSR, rustix::fs::makedev(major, minor))
+    };
+    match table.row(id).kind {
+        Kind::Directory => rustix::fs::mkdirat(stage, name, Mode::RWXU),
+        Kind::Symlink => rustix::fs::symlinkat(table.target(id), stage, name),
+        Kind::Fifo => special(FileType::Fifo),
+        Kind::CharDevice => special(FileType::CharacterDevice),
+        Kind::BlockDevice => special(FileType::BlockDevice),
+        Kind::File | Kind::HardLink => special(FileType::RegularFile),
+    }
+}
+
+/// What an entry is, as a file system may not take it.
+fn what(table: &Table, id: Id) -> String {
+    let (major, minor) = table.device(id);
+    match table.row(id).kind {
+        Kind::Directory => "directories".to_owned(),
+        Kind::Symlink => format!("a symbolic link to a path of {} bytes", table.target(id).len()),
+        Kind::Fifo => "fifos".to_owned(),
+        Kind::CharDevice | Kind::BlockDevice => format!("the device number {major}:{minor}"),
+        Kind::File | Kind::HardLink => "files".to_owned(),
+    }
+}
+
+/// What it means that something cannot be made, although it is sound.
+fn not_taken(error: Errno, stage: &OwnedFd, what: &str) -> anyhow::Error {
+    match error {
+        Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP | Errno::NAMETOOLONG | Errno::FBIG | Errno::OVERFLOW => refused(stage, what),
+        error => error.into(),
+    }
+}
+
+fn refused(stage: &OwnedFd, what: &str) -> anyhow::Error {
+    misfit(format!(
+        "the file system ({}) does not take {what}; restore to a file system like that which the archive was made from, or leave this path out",
+        file_system(stage)
+    ))
 }
 
 fn is_full(error: &anyhow::Error) -> bool {

@@ -3,8 +3,8 @@
 //! A backup taken by a Job holds, in its etcd snapshot, that very Job as *running*: after a recovery it comes back to life and asks again. It is
 //! told by its id, and must end quietly.
 //!
-//! Its pod does not tell it: containerd keeps that over the reboot, with the end of its container; under CRI-O nothing of it is left, so that its
-//! command runs again, in the same pod or in a new one.
+//! Its pod does not tell it: containerd keeps that over the reboot, with the end of its container; under CRI-O nothing of it is left, so
+//! that kubelet calls it failed, and the command runs again in a new one.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -59,8 +59,8 @@ impl AskedBy {
         mounts.iter().find_map(pod_of).map_or(Self::User(user), Self::Pod)
     }
 
-    /// The Job of a pod that does not pass its own on, such as those of the old tool's hub: the container runtime, which runs the pod that asks,
-    /// knows its labels. Whoever else asks is who they are, and so is a pod without a Job.
+    /// The Job of a pod that does not pass its own on, such as those of the old tool's hub: the container runtime, which runs the pod that
+    /// asks, knows its labels. Whoever else asks is who they are, and so is a pod without a Job.
     #[must_use]
     pub fn by_its_job(self, node: &Node) -> Self {
         let Self::Pod(pod) = &self else { return self };

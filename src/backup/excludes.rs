@@ -13,15 +13,19 @@ use super::tmpfiles::literal;
 use super::trees::always_excluded;
 use crate::archive::Selection;
 use crate::archive::select::{matches, one};
+use crate::error::unsupported;
 use crate::node::mounts;
 
+/// Patterns that a list stands for; a real one has some twenty. Each part of a line that begins with a wildcard doubles what the line stands for.
+const MOST: usize = 10_000;
 /// What the old script leaves to `cluster-restore.sh`. Here, the archive of the static pods owns it.
 const OWNED: &str = "kubernetes/manifests";
 
 /// The patterns of the list at `file` as the agent's own, tried on each of `trees` (copies of `/etc`). A list that is missing is empty.
 ///
 /// # Errors
-/// When the list or one of the trees cannot be read.
+/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it stands for more than [`MOST`] patterns; when the list or one of the trees cannot be
+/// read.
 pub(super) fn import(file: &Path, trees: &[&Path]) -> Result<Vec<PathBuf>> {
     let text = match std::fs::read(file) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).replace('\u{fffd}', "*"),
@@ -30,7 +34,13 @@ pub(super) fn import(file: &Path, trees: &[&Path]) -> Result<Vec<PathBuf>> {
     };
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with(['#', ';'])).collect();
     let top = |line: &&str| line.trim_matches('/').replace("**", "*");
-    let mut paths: Vec<PathBuf> = lines.iter().map(top).filter(|p| p != OWNED).flat_map(|p| as_glob(&p)).collect();
+    let mut paths = Vec::new();
+    for line in lines.iter().map(top).filter(|p| p != OWNED) {
+        paths.extend(as_glob(&line)?);
+        if paths.len() > MOST {
+            return Err(too_many());
+        }
+    }
     let loose: Vec<Vec<&str>> = lines
         .iter()
         .filter(|l| !l.starts_with('/') && l.trim_matches('/') != OWNED)
@@ -80,10 +90,13 @@ fn matched(tree: &Path, patterns: &[Vec<&str>]) -> Result<Vec<PathBuf>> {
 
 /// What rsync's pattern `line`, tied to the top, is as patterns of the agent's own, which together match the same. There, a wildcard matches a leading
 /// period as well; in glob(7), and so in tmpfiles.d and here, a period has to be said.
-fn as_glob(line: &str) -> Vec<PathBuf> {
+fn as_glob(line: &str) -> Result<Vec<PathBuf>> {
     let mut patterns = vec![Vec::new()];
     for part in line.split('/').filter(|part| !part.is_empty()) {
         let kinds = [vec![part.as_bytes().to_vec()], hidden(part.as_bytes())].concat();
+        if patterns.len() * kinds.len() > MOST {
+            return Err(too_many());
+        }
         let longer = |pattern: &Vec<u8>| {
             kinds.iter().map(|kind| [pattern, &b"/"[..usize::from(!pattern.is_empty())], kind].concat()).collect::<Vec<_>>()
         };
@@ -91,7 +104,13 @@ fn as_glob(line: &str) -> Vec<PathBuf> {
     }
     // Neither rsync nor a restore meets a name like `..`: what has it in it matches nothing, and is left out.
     let fits = |path: &PathBuf| Selection::all().except([path]).is_ok();
-    patterns.into_iter().map(|pattern| PathBuf::from(OsString::from_vec(pattern))).filter(fits).collect()
+    Ok(patterns.into_iter().map(|pattern| PathBuf::from(OsString::from_vec(pattern))).filter(fits).collect())
+}
+
+fn too_many() -> anyhow::Error {
+    unsupported(format!(
+        "the list stands for more than {MOST} patterns, which is not taken: write it with fewer lines, or with fewer wildcards in a line"
+    ))
 }
 
 /// The patterns of glob(7) for those names with a leading period that rsync's pattern `part` matches.
@@ -152,6 +171,20 @@ mod tests {
         }
         assert!(!paths.iter().any(|p| p.starts_with("kubernetes")));
         assert_eq!(paths.len(), 10, "{paths:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_list_that_stands_for_too_much_is_not_taken() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let list = dir.path().join("list");
+        std::fs::write(&list, "*/*/*/*/*\n")?;
+        assert_eq!(import(&list, &[])?.len(), 32 + always_excluded().len());
+        for text in ["*/".repeat(40), (0..9000).map(|n| format!("*{n}\n")).collect()] {
+            std::fs::write(&list, text)?;
+            let error = import(&list, &[]).unwrap_err();
+            assert!(crate::error::exit_code(&error) == 64 && error.to_string().contains("more than 10000 patterns"), "{error:#}");
+        }
         Ok(())
     }
 

@@ -21,8 +21,9 @@ use crate::node::identity::Identity;
 use crate::node::profile::Profile;
 use crate::node::{Node, dir::RecoveryDir, mounts};
 use crate::report::Progress;
+use crate::tools::crictl;
+use crate::tools::needs::{self, InEtc};
 use crate::tools::ostree::{self, Deployment};
-use crate::tools::{crictl, needs};
 
 /// How long etcd has to answer while it is only asked how it is.
 const ETCD_ANSWERS: Duration = Duration::from_secs(30);
@@ -224,7 +225,10 @@ fn at_rest(cluster: &kube::Cluster, operators: &[kube::OperatorState], rolling: 
 
 /// The unit of the container runtime. What a recovery would not find here is a warning: the backup may be the last chance to have one.
 fn needs(node: &Node, profile: &Profile, warnings: &mut Vec<String>) -> Option<String> {
-    let in_etc = |unit: &str| node.exists(Path::new("/etc").join(needs::in_etc(unit)));
+    let in_etc = |unit: &str| {
+        let path = Path::new("/etc").join(needs::in_etc(unit));
+        InEtc::of(std::fs::read_link(node.path(&path)).ok().as_deref(), node.exists(&path))
+    };
     match needs::look(node, profile, None, &[], &in_etc) {
         Ok(found) => {
             warnings.extend(found.missing.into_iter().map(|missing| format!("a recovery would be refused here: {missing}")));
@@ -317,6 +321,7 @@ fn ratio(survey: &Survey) -> u64 {
 mod tests {
     use super::*;
     use crate::error::exit_code;
+    use crate::node::profile::KUBEADM;
 
     fn operator(name: &str, available: bool, progressing: bool, degraded: bool) -> kube::OperatorState {
         kube::OperatorState { name: name.to_owned(), version: None, available, progressing, degraded }
@@ -343,6 +348,31 @@ mod tests {
         }
         let ill = [operator("dns", true, false, true), operator("ingress", false, false, false)];
         assert_eq!(at_rest(&cluster(false), &ill, &[], false)?, ["the operator dns is degraded", "the operator ingress is not available"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_runtime_that_etc_masks_is_no_runtime() -> Result<()> {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let root = tempfile::tempdir()?;
+        let (tools, units) = (root.path().join("tools"), root.path().join("etc/systemd/system"));
+        std::fs::create_dir_all(&tools)?;
+        std::fs::create_dir_all(&units)?;
+        let systemctl = "#!/bin/sh\ncase \"$*\" in *containerd*) load=masked ;; *) load=loaded ;; esac\n\
+                         printf 'LoadState=%s\\nActiveState=inactive\\nSubState=dead\\nConditionResult=no\\n' $load\n";
+        for (name, script) in [("systemctl", systemctl), ("crictl", "#!/bin/sh\n")] {
+            std::fs::write(tools.join(name), script)?;
+            std::fs::set_permissions(tools.join(name), std::fs::Permissions::from_mode(0o755))?;
+        }
+        let node = Node::at(root.path(), Some(&tools));
+        let unit = units.join("containerd.service");
+        std::fs::write(&unit, "[Service]\nExecStart=/usr/bin/containerd\n")?;
+        assert_eq!(needs(&node, &KUBEADM, &mut Vec::new()).as_deref(), Some("containerd.service"));
+        std::fs::remove_file(&unit)?;
+        symlink("/dev/null", &unit)?;
+        let mut warnings = Vec::new();
+        assert_eq!(needs(&node, &KUBEADM, &mut warnings), None);
+        assert!(warnings.iter().any(|warning| warning.contains("the unit of the container runtime cannot be found")), "{warnings:?}");
         Ok(())
     }
 

@@ -68,7 +68,11 @@ impl VerifyReport {
     /// What to call a backup that is not good.
     #[must_use]
     pub fn verdict(&self) -> &'static str {
-        if self.kind == Some(FailureKind::Damaged) { "damaged" } else { "not usable" }
+        match self.kind {
+            Some(FailureKind::Unsupported) => "not supported",
+            Some(FailureKind::Misfit) => "not usable",
+            _ => "damaged",
+        }
     }
 
     /// The failure of whoever needs the backup, which messages call `what`.

@@ -101,7 +101,7 @@ pub enum Verb {
     List,
     /// Show a backup's manifest
     Show(ChosenArgs),
-    /// Check backups: every file against its sum, and all content
+    /// Check backups as a recovery would: every file against its sum, all content, and all of the etcd snapshot, which is unpacked into $TMPDIR
     Verify(VerifyArgs),
     /// Delete a backup
     Delete(DeleteArgs),

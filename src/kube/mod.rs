@@ -2,12 +2,13 @@
 //!
 //! Reading order: `kubeconfig` (how the node's own API server is reached, without looking up a name), `client` (one request, with
 //! a limit; the API going away is normal), `objects` (the few fields that are read, tolerant of everything else), then what is asked:
-//! `facts`, `redeploy`, `requests` (certificates), `obstacles` (why nothing moves).
+//! `facts`, `redeploy`, `requests` (certificates), `jobs` (the backup's own), `obstacles` (why nothing moves).
 //!
 //! What a parser decides is pure and apart from what is fetched; captures of real clusters are the tests.
 
 mod client;
 mod facts;
+mod jobs;
 mod kubeconfig;
 mod objects;
 mod obstacles;

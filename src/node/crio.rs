@@ -1,10 +1,14 @@
-//! CRI-O's configuration, as far as it says what becomes of the images after a power cut.
+//! CRI-O's configuration and release, as far as they say what becomes of the images at the next boot.
 //!
 //! `crio wipe`, which OpenShift runs at every boot (`crio-wipe.service`), erases the whole store when CRI-O was not stopped in order: when the file
 //! `clean.shutdown.supported` is there, and `clean.shutdown` is not. CRI-O removes the latter when it starts and writes it when it stops (seen with
-//! 1.34). Its own start erases nothing.
+//! 1.34). Its own start erases nothing then; from 1.31 it looks for what is broken and repairs it (`internal_repair`).
+//!
+//! What its start does delete are the images of the containers in its store, when the release that ran last, by the file
+//! `version_file_persist`, had another minor version: by default in 1.22 to 1.24 (OpenShift 4.9 to 4.11), later only where it is told to
+//! (defaults of its releases 1.20 to 1.34).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Node;
 
@@ -12,35 +16,102 @@ use super::Node;
 pub const WIPE_UNIT: &str = "crio-wipe.service";
 /// `clean_shutdown_file`, where the configuration says nothing.
 const DEFAULT_FILE: &str = "/var/lib/crio/clean.shutdown";
-const CONFIG: &str = "/etc/crio/crio.conf";
-const DROP_INS: &str = "/etc/crio/crio.conf.d";
+/// `version_file`, where the configuration says nothing: on a file system that a boot empties.
+const VERSION_FILE: &str = "/run/crio/version";
+/// `version_file_persist`, where the configuration says nothing, in the releases of [`DELETES`].
+const PERSISTENT: &str = "/var/lib/crio/version";
+/// The first and the last release that has a `version_file_persist` of its own accord and deletes at its start.
+const DELETES: (Release, Release) = (Release(1, 22), Release(1, 24));
+/// The first release with `internal_repair` of its own accord.
+const REPAIRS: Release = Release(1, 31);
+const CONFIG: &str = "crio/crio.conf";
+const DROP_INS: &str = "crio/crio.conf.d";
+
+/// A minor release: 1.29.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Release(pub u32, pub u32);
+
+impl std::fmt::Display for Release {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.0, self.1)
+    }
+}
+
+impl Release {
+    /// The one that a release of OpenShift comes with, which is that of its Kubernetes: 1.24 of 4.11.
+    #[must_use]
+    pub fn of_openshift(version: &str) -> Option<Self> {
+        let Self(major, minor) = Self::parse(version)?;
+        (major == 4).then_some(Self(1, minor + 13))
+    }
+
+    fn parse(version: &str) -> Option<Self> {
+        let mut numbers = version.trim().trim_matches('"').split('.');
+        Some(Self(numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+    }
+}
+
+/// The release that started last in this boot, as it notes it itself; `None` when none did.
+#[must_use]
+pub fn release(node: &Node) -> Option<Release> {
+    let file = said(node, Path::new("/etc"), "version_file").unwrap_or_else(|| VERSION_FILE.to_owned());
+    Release::parse(&node.read_text(file).ok()?)
+}
+
+/// Whether its start looks for broken images and layers, and repairs what it finds: after a power cut, one that was being written may be.
+#[must_use]
+pub fn repairs(node: &Node) -> bool {
+    let told = said(node, Path::new("/etc"), "internal_repair").map(|said| said == "true");
+    told.unwrap_or_else(|| release(node).is_none_or(|release| release >= REPAIRS))
+}
+
+/// The release by whose images the store was filled last, when the start of the release `next`, configured below `etc`, deletes those
+/// images of it that the containers in its store are of. `crio wipe` would too, and is held while a recovery is open.
+#[must_use]
+pub fn deletes_those_of(node: &Node, etc: &Path, next: Release) -> Option<String> {
+    let by_default = (DELETES.0..=DELETES.1).contains(&next).then(|| PERSISTENT.to_owned());
+    let file = said(node, etc, "version_file_persist").or(by_default).filter(|file| !file.is_empty())?;
+    if next < DELETES.0 || said(node, etc, "internal_wipe").is_some_and(|said| said == "false") {
+        return None;
+    }
+    // One that cannot be read counts as that of another release.
+    match node.read_text(file).ok().and_then(|text| Release::parse(&text)) {
+        Some(last) if last == next => None,
+        Some(last) => Some(last.to_string()),
+        None => Some("one that is not known".to_owned()),
+    }
+}
 
 /// The mark of an orderly stop that `crio wipe` misses now, as the node calls it: without it, all images are erased at the next boot. `None` when
 /// it is there, and where CRI-O is configured to erase nothing (`clean_shutdown_file = ""`) or has never run. While CRI-O runs it is never there.
 #[must_use]
 pub fn missing_mark(node: &Node) -> Option<PathBuf> {
-    let mark = Some(clean_shutdown_file(node)).filter(|file| !file.is_empty())?;
+    let told = said(node, Path::new("/etc"), "clean_shutdown_file");
+    let mark = told.or_else(|| Some(DEFAULT_FILE.to_owned())).filter(|file| !file.is_empty())?;
     let supported = node.exists(format!("{mark}.supported"));
     (supported && !node.exists(&mark)).then(|| PathBuf::from(mark))
 }
 
-/// `clean_shutdown_file`: of `crio.conf`, then of the files beside it in the order of their names; the last that says it counts.
-fn clean_shutdown_file(node: &Node) -> String {
-    let mut files = vec![node.real_path(CONFIG)];
+/// What the configuration below `etc` says of a key: `crio.conf`, then the files beside it in the order of their names; the last that says
+/// it counts.
+fn said(node: &Node, etc: &Path, key: &str) -> Option<String> {
+    let mut files = vec![node.real_path(etc.join(CONFIG))];
     let mut more: Vec<PathBuf> =
-        std::fs::read_dir(node.real_path(DROP_INS)).into_iter().flatten().filter_map(|e| Some(e.ok()?.path())).collect();
+        std::fs::read_dir(node.real_path(etc.join(DROP_INS))).into_iter().flatten().filter_map(|e| Some(e.ok()?.path())).collect();
     more.sort();
     files.append(&mut more);
-    let said = files.iter().filter_map(|file| value(&std::fs::read_to_string(file).ok()?, "clean_shutdown_file")).next_back();
-    said.unwrap_or_else(|| DEFAULT_FILE.to_owned())
+    files.iter().filter_map(|file| value(&std::fs::read_to_string(file).ok()?, key)).next_back()
 }
 
-/// The string that a key has, of the last line that sets it: CRI-O's keys are unique over all tables, so the table need not be known.
+/// The string or bare word that a key has, of the last line that sets it: CRI-O's keys are unique over all tables, so the table need not be
+/// known.
 fn value(text: &str, key: &str) -> Option<String> {
     let of = |line: &str| {
         let text = line.trim().strip_prefix(key)?.trim_start().strip_prefix('=')?.trim_start();
-        let quote = text.chars().next().filter(|c| matches!(c, '"' | '\''))?;
-        text[1..].split_once(quote).map(|(value, _)| value.to_owned())
+        match text.chars().next()? {
+            quote @ ('"' | '\'') => text[1..].split_once(quote).map(|(value, _)| value.to_owned()),
+            _ => text.split(['#', ' ', '\t']).next().map(str::to_owned),
+        }
     };
     text.lines().filter_map(of).next_back()
 }
@@ -49,15 +120,59 @@ fn value(text: &str, key: &str) -> Option<String> {
 mod tests {
     use super::*;
 
+    fn put(root: &Path, path: &str, text: &str) -> anyhow::Result<()> {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().unwrap_or(root))?;
+        Ok(std::fs::write(path, text)?)
+    }
+
+    #[test]
+    fn what_the_next_start_deletes_depends_on_both_releases_and_the_configuration() -> anyhow::Result<()> {
+        let root = tempfile::tempdir()?;
+        let node = Node::at(root.path(), None);
+        let put = |path: &str, text: &str| put(root.path(), path, text);
+        let etc = Path::new("/target/etc");
+        let [of_4_11, of_4_12] = ["4.11.59", "4.12.0-rc.1"].map(|version| Release::of_openshift(version).expect("a release"));
+        assert_eq!((of_4_11, of_4_12), (Release(1, 24), Release(1, 25)));
+        assert_eq!(Release::of_openshift("v1.29.5"), None);
+        let last = |next| deletes_those_of(&node, etc, next);
+        // A store of an older or newer one, or nothing known.
+        assert_eq!((last(of_4_11), last(of_4_12)), (Some("one that is not known".to_owned()), None));
+        put("var/lib/crio/version", "\"1.25.5+unknown\"")?;
+        assert_eq!(last(of_4_11).as_deref(), Some("1.25"));
+        put("var/lib/crio/version", "\"1.24.6\"")?;
+        assert_eq!(last(of_4_11), None, "the same");
+        // It is the target's configuration that counts, and it is obeyed by any release.
+        put("etc/crio/crio.conf", "version_file_persist = \"\"\n")?;
+        assert_eq!(last(Release(1, 23)).as_deref(), Some("1.24"));
+        put("target/etc/crio/crio.conf.d/50", "version_file_persist = \"\"\n")?;
+        assert_eq!(last(Release(1, 23)), None);
+        put("target/etc/crio/crio.conf.d/60", "version_file_persist = \"/var/lib/crio/version\"\n")?;
+        assert_eq!(last(of_4_12).as_deref(), Some("1.24"));
+        put("target/etc/crio/crio.conf.d/70", "internal_wipe = false # crio wipe does it\n")?;
+        assert_eq!(last(of_4_12), None);
+        Ok(())
+    }
+
+    #[test]
+    fn whether_it_repairs_depends_on_the_release_that_runs() -> anyhow::Result<()> {
+        let root = tempfile::tempdir()?;
+        let node = Node::at(root.path(), None);
+        assert_eq!(release(&node), None);
+        for (version, expected) in [("\"1.30.14+unknown\"", false), ("\"1.31.0\"", true), ("\"1.34.11+unknown\"", true)] {
+            put(root.path(), "run/crio/version", version)?;
+            assert_eq!(repairs(&node), expected, "{version}");
+        }
+        put(root.path(), "etc/crio/crio.conf", "[crio]\ninternal_repair = false\n")?;
+        assert!(!repairs(&node) && release(&node) == Some(Release(1, 34)));
+        Ok(())
+    }
+
     #[test]
     fn what_is_erased_is_what_the_last_file_says() -> anyhow::Result<()> {
         let root = tempfile::tempdir()?;
         let node = Node::at(root.path(), None);
-        let put = |path: &str, text: &str| -> anyhow::Result<()> {
-            let path = root.path().join(path);
-            std::fs::create_dir_all(path.parent().unwrap_or(root.path()))?;
-            Ok(std::fs::write(path, text)?)
-        };
+        let put = |path: &str, text: &str| put(root.path(), path, text);
         assert_eq!(missing_mark(&node), None, "it has never run");
         put("var/lib/crio/clean.shutdown.supported", "")?;
         assert_eq!(missing_mark(&node), Some(PathBuf::from(DEFAULT_FILE)));

@@ -86,8 +86,8 @@ pub enum EtcdRestore {
     ClusterRestore,
 }
 
-/// This boot, as a journal names it: its id and, behind a `+`, how many soft reboots it has seen, when there were any. These keep the kernel, and with
-/// it the id, and end all that runs: what a volatile step did is lost with them as with a real one.
+/// This boot, as a journal names it: its id and, behind a `+`, how many soft reboots it has seen, when there were any. These keep the
+/// kernel, and with it the id, and end all that runs: what a volatile step did is lost with them as with a real one.
 ///
 /// # Errors
 /// When the kernel does not say its boot id.
@@ -183,8 +183,8 @@ impl Reading {
         self.records.iter().any(|r| r.event == Kind::StepIntent)
     }
 
-    /// True when the node has rebooted since the last step of a phase was done: `boot` is another boot, with a kernel of its own. False before any
-    /// was.
+    /// True when the node has rebooted since the last step of a phase was done: `boot` is another boot, with a kernel of its own. False
+    /// before any was.
     #[must_use]
     pub fn rebooted_since(&self, phase: Phase, boot: &str) -> bool {
         self.last_boot_of(phase).is_some_and(|then| kernel(then) != kernel(boot))

@@ -5,12 +5,16 @@
 
 pub mod table;
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
 
 use self::table::{Action, Target, judge};
 use super::restore_files;
 use super::run::{Doing, Step};
 use crate::error::{AndNext, misfit};
+use crate::node::crio::{self, Release};
 use crate::node::profile::Profile;
 use crate::node::{Node, hold, mounts};
 use crate::tools::ostree::{self, Deployment};
@@ -27,7 +31,7 @@ pub(super) const STEPS: &[Step] = &[
     Step::new("drop-ahead", "dropping what would boot before the backup's deployment", drop_ahead).changes(),
     Step::new("undeploy-between", "removing standbys before the backup's deployment", undeploy_between).changes(),
     Step::new("roll-back", "rolling back to the backup's deployment", roll_back).changes(),
-    Step::new("stop-containers", "stopping containers and removing pod sandboxes", restore_files::stop_containers).volatile(),
+    Step::new("stop-containers", "stopping containers and removing pod sandboxes", stop_containers).volatile(),
     Step::new("next-boot", "checking that the backup's deployment boots next", next_boot),
 ];
 
@@ -119,6 +123,36 @@ fn roll_back(here: &mut Doing<'_, '_>) -> Result<()> {
         Action::RollBack { .. } => rpm_ostree::rollback(here.run.node, here.run.wait),
         _ => Ok(()),
     }
+}
+
+/// What could not be removed may cost its images: the target's CRI-O is of another release, and may delete those that it finds containers
+/// of.
+fn stop_containers(here: &mut Doing<'_, '_>) -> Result<()> {
+    restore_files::stop_containers(here)?;
+    let lost = images_lost(here);
+    restore_files::tolerate(here, lost)
+}
+
+fn images_lost(here: &mut Doing<'_, '_>) -> Result<()> {
+    let node = here.run.node;
+    let release = here.run.backup.manifest.cluster.as_ref().and_then(|cluster| Release::of_openshift(&cluster.version));
+    let Some(next) = release.filter(|_| crictl::answers(node)) else { return Ok(()) };
+    let left: BTreeSet<String> = crictl::containers(node)?.into_iter().map(|container| container.image).collect();
+    if left.is_empty() || !crictl::is_crio(node)? {
+        return Ok(());
+    }
+    let all = ostree::deployments(node)?;
+    let target = here.target().find(&all).map_err(misfit)?;
+    let etc = if target.booted { PathBuf::from("/etc") } else { ostree::etc_of(target) };
+    if let Some(last) = crio::deletes_those_of(node, &etc, next) {
+        let left: Vec<String> = left.into_iter().collect();
+        here.warn(format!(
+            "containers are left, and the images of these go with the reboot, to be pulled again: {}. CRI-O {next}, of the backup's release, deletes them \
+             because the one that ran last ({last}) is another (version_file_persist)",
+            left.join(", ")
+        ));
+    }
+    Ok(())
 }
 
 fn next_boot(here: &mut Doing<'_, '_>) -> Result<()> {

@@ -24,7 +24,8 @@ use crate::node::identity::Identity;
 use crate::node::profile::{Kind, Profile};
 use crate::node::{Node, hold, mounts};
 use crate::report::Progress;
-use crate::tools::{crictl, needs, systemctl};
+use crate::tools::needs::{self, InEtc};
+use crate::tools::{crictl, systemctl};
 
 /// How long a clock that is earlier than the backup is given to be set: time synchronisation often comes minutes after the network.
 const CLOCK_WAIT: Duration = Duration::from_secs(30);
@@ -221,10 +222,13 @@ fn needed_programs(action: &Action, asked: Asked) -> Vec<&'static str> {
 fn needs(node: &Node, dir: &RecoveryDir, backup: &Backup, profile: &Profile, programs: &[&str]) -> Result<String> {
     let etc = Archive::open(&backup.file(ETC)).with_context(|| format!("opening {ETC} of backup {}", backup.id))?;
     let units: BTreeSet<PathBuf> = etc.paths().filter(|path| path.starts_with("systemd/system")).map(Path::to_owned).collect();
-    let restored = |unit: &str| units.contains(Path::new(&needs::in_etc(unit)));
+    let in_etc = |unit: &str| {
+        let path = needs::in_etc(unit);
+        InEtc::of(etc.read_link(Path::new(&path)), units.contains(Path::new(&path)))
+    };
     // A run that is restarted may have stopped it.
     let known = Undo::load(dir)?.and_then(|undo| undo.runtime).or_else(|| backup.manifest.runtime_unit.clone());
-    let found = needs::look(node, profile, known.as_deref(), programs, &restored)
+    let found = needs::look(node, profile, known.as_deref(), programs, &in_etc)
         .context("looking whether everything is there that a recovery needs: nothing was changed")?;
     match found.runtime {
         Some(unit) if found.missing.is_empty() => Ok(unit),

@@ -14,11 +14,11 @@ use crate::archive::{Archive, Extra, Selection};
 use crate::backup::asked_by::AskedBy;
 use crate::backup::trees::{always_excluded, extras_in, without_owned};
 use crate::backup::{Backup, ETC, EXTRAS, USR_LOCAL, install};
-use crate::error::{AndNext, FailureKind, Next, kind, misfit, said};
+use crate::error::{FailureKind, kind};
 use crate::node::machine_config::MachineConfig;
 use crate::node::profile::Profile;
-use crate::node::{Node, crio, durable, hold};
-use crate::tools::{crictl, ostree, systemctl};
+use crate::node::{crio, durable, hold};
+use crate::tools::{crictl, ostree, rpm_ostree, systemctl};
 
 /// How long a container has to end before it is killed. Its work is about to be undone: it needs no more than to close its files.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
@@ -35,15 +35,21 @@ pub(super) const STEPS: &[Step] = &[
     Step::new("etc", "restoring /etc", restore_etc).changes(),
     Step::new("extras", "restoring managed files elsewhere", restore_extras).changes(),
     Step::new("unit-files", "reloading the unit files", reload),
-    Step::new("next-boot", "checking again what boots next", deployment),
+    Step::new("next-boot", "checking again what boots next", next_boot),
 ];
+
+/// machine-config-daemon is stopped by now, but what it has begun goes on without it, and may yet stage a deployment.
+fn next_boot(here: &mut Doing<'_, '_>) -> Result<()> {
+    rpm_ostree::idle(here.run.node, here.run.wait)?;
+    deployment(here)
+}
 
 /// The target is booted and boots next; everything else would restore one release's files onto another.
 pub(super) fn deployment(here: &mut Doing<'_, '_>) -> Result<()> {
     real_reboot(here)?;
     let rebooted = here.has_rebooted();
     let when = if rebooted { When::Rebooted } else { When::Open };
-    let report = table::report(here.run.node, here.target()).map_err(|error| in_a_soft_reboot(here.run.node, error))?;
+    let report = table::report(here.run.node, here.target())?;
     match report.check(here.asked().force, when)? {
         Some(warning) => here.warn(warning),
         None if rebooted => {
@@ -54,16 +60,6 @@ pub(super) fn deployment(here: &mut Doing<'_, '_>) -> Result<()> {
         None => {}
     }
     Ok(())
-}
-
-/// After a soft reboot into a deployment that was dropped, ostree fails at everything.
-fn in_a_soft_reboot(node: &Node, error: anyhow::Error) -> anyhow::Error {
-    if systemctl::soft_reboots(node) == 0 {
-        return error;
-    }
-    let runs = ostree::running(node).map_or_else(String::new, |name| format!(", {name}"));
-    misfit(format!("{}: the node has gone through a soft reboot, and ostree may not know what it runs{runs}", said(&error)))
-        .and_next(Next::Reboot)
 }
 
 /// Nothing but the deployment that is checked may be booted: a prepared soft reboot would go past the boot loader, into a root that nobody looked
@@ -172,9 +168,10 @@ fn stop_and_remove(here: &mut Doing<'_, '_>) -> Result<()> {
     Ok(())
 }
 
-/// Whose pod is kept once it has ended: who asked for the backup. In the restored etcd it is running; kubelet takes the end of its container from the
-/// runtime, and would call it failed if the runtime knew of none. CRI-O keeps it over no reboot, so there its command runs again, and says that its
-/// backup is done; what was left of it until then would cost its image, where CRI-O deletes those of another release's containers.
+/// Whose pod is kept once it has ended: who asked for the backup. In the restored etcd it is running; kubelet takes the end of its
+/// container from the runtime, and calls it failed if the runtime knows of none. CRI-O keeps it over no reboot: there the Job gets another
+/// pod, which says that its backup is done; what was left of it until then could cost its image, where CRI-O deletes those of another
+/// release's containers.
 fn kept_pod(here: &Doing<'_, '_>) -> Result<Option<AskedBy>> {
     let asked_by = AskedBy::handed_on(&here.run.backup.manifest.asked_by);
     Ok(if asked_by.is_some() && crictl::is_crio(here.run.node)? { None } else { asked_by })
@@ -195,13 +192,17 @@ pub(super) fn tolerate(here: &mut Doing<'_, '_>, result: Result<()>) -> Result<(
 fn stop_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
     let (node, unit) = (here.run.node, here.run.runtime_unit());
     stop_unit(here, &unit)?;
-    let mark = crio::missing_mark(node).filter(|_| unit.starts_with("crio"));
-    if let Some(mark) = mark
+    if let Some(mark) = crio::missing_mark(node)
         && systemctl::show(node, crio::WIPE_UNIT)?.exists()
     {
+        let then = if crio::repairs(node) {
+            "CRI-O checks its images when it starts, and repairs them"
+        } else {
+            "CRI-O does not check its images when it starts, before 1.31 or because it is told so: one that was being written may be broken (`crictl rmi` \
+             lets it be pulled again)"
+        };
         here.warn(format!(
-            "CRI-O left no {}: it did not stop in order, and {} would erase all images at the next boot; it is held while this recovery is open, and \
-             CRI-O checks its images when it starts",
+            "CRI-O left no {}: it did not stop in order, and {} would erase all images at the next boot; it is held while this recovery is open, and {then}",
             mark.display(),
             crio::WIPE_UNIT
         ));

@@ -14,6 +14,7 @@ use super::restore_files;
 use super::run::{Doing, KUBELET_UNIT, Step};
 use super::waits::{self, PAUSE};
 use crate::archive::{Extra, Selection};
+use crate::backup::asked_by::AskedBy;
 use crate::backup::trees::STARTUP_MONITOR;
 use crate::backup::{self, ETCD, KUBELET, STATIC_PODS};
 use crate::error::{FailureKind, kind};
@@ -54,6 +55,7 @@ pub(super) const STEPS: &[Step] = &[
     Step::new("etcd-answers", "waiting for etcd", etcd_answers),
     Step::new("api-server-manifest", "putting the API server's manifest in place", api_server_manifest),
     Step::new("api-server-ready", "waiting for the API server", api_server_ready),
+    Step::new("own-job", "giving the backup's own Job time to end", own_job),
     Step::new("manifests", "putting the other manifests in place", other_manifests),
     Step::new("network-pods", "restarting OVN's pods", restart_ovn).only(Profile::is_openshift),
     Step::new("containers", "waiting for the control plane's containers", containers),
@@ -260,6 +262,19 @@ fn api_server_manifest(here: &mut Doing<'_, '_>) -> Result<()> {
 
 fn api_server_ready(here: &mut Doing<'_, '_>) -> Result<()> {
     waits::api(here).map(drop)
+}
+
+/// The Job that asked for the backup is at work in the restored etcd. It is to say that its backup is there, in the pod that kubelet makes for it:
+/// before its controller runs, which comes with the other manifests.
+fn own_job(here: &mut Doing<'_, '_>) -> Result<()> {
+    let Some(AskedBy::Job(uid)) = AskedBy::handed_on(&here.run.backup.manifest.asked_by) else { return Ok(()) };
+    let client = waits::api(here)?;
+    match client.give_time(&uid, here.run.node.clock().now()) {
+        Ok(change) => here.figure("changed", change),
+        Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
+        Err(error) => here.warn(format!("the Job of this backup may end as failed, which says nothing of the backup: {error:#}")),
+    }
+    Ok(())
 }
 
 /// The whole directory, so that it has every file that the backup has, and no other.

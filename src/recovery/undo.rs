@@ -205,7 +205,8 @@ impl Undo {
     /// What becomes of the images, where CRI-O was stopped by the recovery, not in order, and stays stopped: nothing keeps them any more.
     fn erased_next(&self, node: &Node) -> Result<Option<String>> {
         let Some(mark) = crio::missing_mark(node) else { return Ok(None) };
-        for unit in self.units.keys().filter(|unit| unit.starts_with("crio")) {
+        let is_runtime = |unit: &&String| self.runtime.as_ref().map_or_else(|| unit.starts_with("crio"), |runtime| runtime == *unit);
+        for unit in self.units.keys().filter(is_runtime) {
             if systemctl::show(node, unit)?.is_stopped() && systemctl::show(node, crio::WIPE_UNIT)?.exists() {
                 return Ok(Some(format!(
                     "{} erases all images at the next boot, because CRI-O left no {}: `systemctl start {unit}` before it, which keeps them",

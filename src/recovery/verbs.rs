@@ -121,7 +121,8 @@ pub fn resume(node: &Node, dir: &RecoveryDir, options: &ResumeOptions, progress:
     {
         let said = not_rebooted(node, reading, phase, &boot);
         if !asked.reboot {
-            // Somebody may have prepared a soft reboot since what boots next was checked: the reboot that is asked for here is to be a real one.
+            // Somebody may have prepared a soft reboot since what boots next was checked: the reboot that is asked for here is to be a real
+            // one.
             ostree::clear_soft_reboot(node)?;
             return Err(busy(said).and_next(Next::Reboot));
         }

@@ -25,18 +25,41 @@ pub struct Found {
     pub missing: Vec<Failure>,
 }
 
-/// Looks at everything. `recorded` is the runtime's unit as the backup has it; `programs` are needed beyond what every recovery needs; `restored` is
-/// true for a unit whose file comes back with `/etc`.
+/// What a backup's `/etc` holds under the name of a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InEtc {
+    /// Nothing.
+    Nothing,
+    /// The unit, which comes back with it.
+    Unit,
+    /// A link to `/dev/null`, which masks it (`systemd.unit(5)`).
+    Mask,
+}
+
+impl InEtc {
+    /// By where the link of this name points, and whether there is anything.
+    #[must_use]
+    pub fn of(link: Option<&Path>, is_there: bool) -> Self {
+        match (link == Some(Path::new("/dev/null")), is_there) {
+            (true, _) => Self::Mask,
+            (false, true) => Self::Unit,
+            (false, false) => Self::Nothing,
+        }
+    }
+}
+
+/// Looks at everything. `recorded` is the runtime's unit as the backup has it; `programs` are needed beyond what every recovery needs;
+/// `in_etc` says what the backup's `/etc` brings for a unit.
 ///
 /// # Errors
 /// When systemd does not answer, or there is no `systemctl`.
-pub fn look(node: &Node, profile: &Profile, recorded: Option<&str>, programs: &[&str], restored: &dyn Fn(&str) -> bool) -> Result<Found> {
+pub fn look(node: &Node, profile: &Profile, recorded: Option<&str>, programs: &[&str], in_etc: &dyn Fn(&str) -> InEtc) -> Result<Found> {
     let mut missing = Vec::new();
     let always = ["systemctl", "crictl"].into_iter().chain(ostree::is_ostree(node).then_some("ostree")).chain(programs.iter().copied());
     for program in always.filter(|program| !node.has_program(program)) {
         missing.push(lack(format!("`{program}` is missing on this node"), by_hand("install it, or put it into the PATH")));
     }
-    let lasts = |unit: &str| lasts(node, unit, restored);
+    let lasts = |unit: &str| lasts(node, unit, in_etc(unit));
     if let Some(why) = lasts(KUBELET_UNIT)? {
         missing.push(why);
     }
@@ -59,9 +82,14 @@ pub fn look(node: &Node, profile: &Profile, recorded: Option<&str>, programs: &[
 }
 
 /// What is wrong with a unit that has to be there when `/etc` is restored; `None` when it will be.
-fn lasts(node: &Node, unit: &str, restored: &dyn Fn(&str) -> bool) -> Result<Option<Failure>> {
-    if restored(unit) {
-        return Ok(None);
+fn lasts(node: &Node, unit: &str, in_etc: InEtc) -> Result<Option<Failure>> {
+    match in_etc {
+        InEtc::Nothing => {}
+        InEtc::Unit => return Ok(None),
+        InEtc::Mask => {
+            let way = by_hand(format!("a backup taken after `systemctl unmask {unit}`"));
+            return Ok(Some(lack(format!("the unit {unit} is masked in the backup's /etc"), way)));
+        }
     }
     let now = systemctl::show(node, unit)?;
     let status = || run(format!("systemctl status {unit}"), "shows it");

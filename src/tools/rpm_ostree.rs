@@ -90,8 +90,8 @@ pub fn cleanup_pending(node: &Node, wait: Duration) -> Result<()> {
     change(node, &["cleanup", "-p"], wait)
 }
 
-/// Waits until no transaction runs, at most `wait`. One goes on when its client is stopped, and may yet stage a deployment: which ones there are
-/// is known only after it.
+/// Waits until no transaction runs, at most `wait`. One goes on when its client is stopped, and may yet stage a deployment: which ones
+/// there are is known only after it.
 ///
 /// # Errors
 /// When one runs for longer than `wait`.

@@ -161,10 +161,12 @@ fn listener(node: &Node, socket: &Path) -> Option<String> {
     pids.filter(holds).find_map(|pid| service(&std::fs::read_to_string(pid.path().join("cgroup")).ok()?))
 }
 
-/// The service of a process, by its control groups: those of version 2, and systemd's own tree of version 1 (`cgroups(7)`).
+/// The service of a process, by its control groups: those of version 2, and systemd's own tree of version 1 (`cgroups(7)`). Both can be there,
+/// and only one of them be what this systemd goes by.
 fn service(cgroups: &str) -> Option<String> {
-    let own = cgroups.lines().find_map(|line| line.strip_prefix("0::").or_else(|| line.split_once(":name=systemd:").map(|(_, path)| path)));
-    own?.rsplit('/').find(|part| part.ends_with(".service")).map(str::to_owned)
+    let own =
+        cgroups.lines().filter_map(|line| line.strip_prefix("0::").or_else(|| line.split_once(":name=systemd:").map(|(_, path)| path)));
+    own.flat_map(|path| path.rsplit('/')).find(|part| part.ends_with(".service")).map(str::to_owned)
 }
 
 /// The units that run a program of this name, by their files.
@@ -252,6 +254,18 @@ mod tests {
             symlink(format!("socket:[{inode}]"), dir.path().join(format!("proc/{pid}/fd/3"))).unwrap();
         }
         assert_eq!(unit(&node, &OPENSHIFT, Some("crio.service"), &|_| Ok(true)).unwrap(), "site-runtime.service");
+    }
+
+    #[test]
+    fn the_service_is_in_whichever_tree_systemd_goes_by() {
+        for (cgroups, expected) in [
+            ("0::/system.slice/crio.service\n", Some("crio.service")),
+            ("9:name=systemd:/\n4:memory:/\n0::/system.slice/crio.service\n", Some("crio.service")),
+            ("9:name=systemd:/system.slice/crio.service\n0::/\n", Some("crio.service")),
+            ("9:name=systemd:/\n2:cpu:/a.service\n0::/init.scope\n", None),
+        ] {
+            assert_eq!(service(cgroups).as_deref(), expected, "{cgroups}");
+        }
     }
 
     #[test]

@@ -200,6 +200,24 @@ fn names_headers_and_types_of_other_tars_are_taken() {
 }
 
 #[test]
+fn names_with_a_slash_before_them_are_names_in_the_tree() {
+    let scratch = Scratch::new();
+    small_tree(&scratch);
+    shell(&scratch, "cd from; for format in gnu posix; do tar --format=$format -cPf ../$format.tar $PWD/etc; done");
+    for name in ["gnu.tar", "posix.tar"] {
+        let (to, by_tar) = (scratch.path(&format!("{name}.to")), scratch.path(&format!("{name}.by-tar")));
+        taken(&scratch.path(name), &to);
+        fs::create_dir(&by_tar).unwrap();
+        run("tar", &["-xpf", text(&scratch.path(name)), "-C", text(&by_tar)]);
+        let below = |dir: &Path| dir.join(scratch.path("from/etc").strip_prefix("/").unwrap());
+        is(&below(&to).join("hosts"), "first");
+        run("diff", &["-r", "--no-dereference", text(&below(&to)), text(&below(&by_tar))]);
+        let inode = |name: &str| below(&to).join(name).metadata().unwrap().ino();
+        assert_eq!(inode("hosts"), inode("name"), "{name}: a hard link to a name with a slash before it");
+    }
+}
+
+#[test]
 fn what_is_not_taken_is_named() {
     let scratch = Scratch::new();
     let file = scratch.path("a.tar.zst");

@@ -10,7 +10,7 @@ use recovery::archive::{Archive, Extra, Selection};
 use recovery::error::exit_code;
 use rustix::fs::{CWD, IFlags, StatxAttributes, XattrFlags};
 
-use crate::hostile::{entry, pax};
+use crate::hostile::{entry, pax, sealed};
 use crate::tree::{self, Scratch, make_tree, release};
 use crate::{Mount, compare, pack, restore, run, stamps, text};
 
@@ -105,6 +105,90 @@ fn what_other_programs_wrote_is_as_the_file_system_keeps_it() {
     restored_twice(&file, &tree, "an ACL in another order, beside a mode that says otherwise");
     let list = run("getfacl", &["-cpnR", text(&tree)]);
     assert!(list.contains("user:1234:rw-") && list.contains("group:0:r--"), "{list}");
+}
+
+/// An archive that the agent made on XFS when it still packed what XFS lists of each ACL a second time: `listed` and `dir` have both.
+#[test]
+fn an_archive_of_an_earlier_agent_with_the_second_view_of_acls_restores_right_and_only_once() {
+    let scratch = Scratch::new();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/archive/xfs-acl-twins.tar.zst");
+    Archive::open(&file).unwrap().verify(&|_| ()).unwrap();
+    let mut held = Vec::new();
+    zstd::stream::copy_decode(File::open(&file).unwrap(), &mut held).unwrap();
+    assert!(held.windows(12).any(|at| at == b"SGI_ACL_FILE"), "the archive has lost what it is for");
+    for (name, mkfs) in [("xfs", XFS), ("ext4", EXT4)] {
+        let (at, _mount) = disk(&scratch, name, &mkfs);
+        let tree = at.join("tree");
+        restored_twice(&file, &tree, name);
+        // As an earlier agent leaves it, and as one that gained another ACL since.
+        run("setfacl", &["-b", text(&tree.join("listed"))]);
+        run("setfacl", &["-m", "u:9:rw", text(&tree.join("plain"))]);
+        restored_twice(&file, &tree, name);
+        let list = run("getfacl", &["-cpnR", text(&tree)]);
+        let count = |what: &str| list.matches(what).count();
+        assert_eq!(
+            (count("\nuser:1234:rw-"), count("\ngroup:55:r--"), count("default:user:1234:r--"), count("user:9:")),
+            (1, 1, 1, 0),
+            "{list}"
+        );
+        assert_eq!(run("getfattr", &["--absolute-names", "-m", "note", "-R", text(&tree)]).matches(".note").count(), 2);
+    }
+}
+
+#[test]
+fn what_a_file_system_does_not_take_is_told_of_before_anything_is_changed() {
+    let scratch = Scratch::new();
+    let file = scratch.path("a.tar");
+    let (xfs, _xfs) = disk(&scratch, "xfs", &XFS);
+    let (ext4, _ext4) = disk(&scratch, "ext4", &["mkfs.ext4", "-q", "-b", "1024"]);
+    let device = |minor: &[u8]| {
+        let mut block = entry("device", b'4', "", b"");
+        block[329..337].copy_from_slice(b"0000007\0");
+        block[337..345].copy_from_slice(minor);
+        sealed(block)
+    };
+    let (long, size) = ("t/".repeat(1000), (1_u64 << 50).to_string());
+    let sparse = [("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"), ("GNU.sparse.name", "sparse"), ("GNU.sparse.realsize", &size)];
+    let map = [b"0\n".as_slice(), &[0; 510]].concat();
+    // On the one file system it is taken, on the other not.
+    let cases = [
+        ("device", vec![device(b"0777777\0")], None, None),
+        ("device", vec![device(b"1000000\0")], Some("XFS) does not take the device number 7:262144"), None),
+        (
+            "link",
+            vec![pax(&[("linkpath", &long)]), entry("link", b'2', "", b"")],
+            Some("a path of 2000 bytes"),
+            Some("a path of 2000 bytes"),
+        ),
+        ("sparse", vec![pax(&sparse), entry("GNUSparseFile.0/s", b'0', "", &map)], None, Some("a file of 1125899906842624 bytes")),
+        ("fifo", vec![pax(&[("SCHILY.xattr.user.a", "1")]), entry("fifo", b'6', "", b"")], Some("of this kind"), Some("of this kind")),
+        (
+            "file",
+            vec![pax(&[("SCHILY.xattr.security.capability", "none")]), entry("file", b'0', "", b"")],
+            Some("does not take this value"),
+            Some("does not take this value"),
+        ),
+    ];
+    for (name, entries, on_xfs, on_ext4) in cases {
+        // What comes before it is not restored either.
+        fs::write(&file, [entry("before", b'0', "", b"1"), entries.concat(), vec![0; 1024]].concat()).unwrap();
+        for (at, says) in [(&xfs, on_xfs), (&ext4, on_ext4)] {
+            let tree = at.join("tree");
+            fs::create_dir_all(&tree).unwrap();
+            fs::write(tree.join("surplus"), "").unwrap();
+            tree::set_mtime(&tree, 1_000_000, 7);
+            if let Some(says) = says {
+                let error = restore(&file, &tree).expect_err(name);
+                let said = format!("{error:#}");
+                assert!(exit_code(&error) == 78 && said.contains(says) && said.contains(&format!("\"{name}\"")), "{said}");
+                assert!(fs::read_dir(&tree).unwrap().map(|entry| entry.unwrap().file_name()).eq(["surplus"]), "{name}");
+                assert_eq!(tree.metadata().unwrap().mtime(), 1_000_000, "{name}");
+            } else {
+                restored_twice(&file, &tree, name);
+            }
+            fs::remove_dir_all(&tree).unwrap();
+        }
+    }
 }
 
 #[test]

@@ -14,6 +14,8 @@ const AGENT: &str = "/var/recovery/recovery";
 const GONE: &str = "registry.test/site/gone:1";
 /// Where the node says which worker may end; no backup holds it.
 const LET: &str = "/var/tmp/let";
+/// The deadline of a Job, seconds: many times what its backup takes here.
+const SHORT: u32 = 60;
 const RECOVERY: Limit = Limit::of(1200);
 
 fn deployment(name: &str, image: &str) -> Value {
@@ -118,14 +120,21 @@ fn pods_come_back_with_the_node_and_the_job_of_the_backup_is_complete() -> Resul
     recovered(&node)?;
     pods_are_back(&node, &hub, "worker-1")?;
 
-    // Once more, from a backup of the packaged Job, one phase at a time.
+    // Once more, from a backup of the packaged Job, one phase at a time, and with nothing left of a pod, as under CRI-O: another one runs its
+    // command again.
     node.apply(&[worker("worker-2")])?;
     node.wait_pods("default", "app=worker-2")?;
-    let packaged = Job::packaged(&node, "backup-packaged", 300)?;
+    let packaged = Job::packaged(&node, "backup-packaged", SHORT)?;
     packaged.completes()?;
     is_at_work(&node, "worker-2")?;
+    let (before, first) = (node.run(&["ls", "/var/recovery/backups"])?, packaged.pod()?["metadata"]["uid"].clone());
     node.exec(&[AGENT, "restore-files", "--yes", "--step"], RECOVERY)?.checked()?;
     node.reboot()?;
+    node.wait_output("the runtime to have no pods", &["sh", "-c", "crictl rmp -fa && crictl pods -q | wc -l"], |text| {
+        text.trim().ends_with('0')
+    })?;
+    // Its deadline is over, too.
+    node.run(&["sleep", &SHORT.to_string()])?;
     node.exec(&[AGENT, "resume", "--step"], RECOVERY)?.checked()?;
     node.wait_well()?;
     let late = Job::of_the_hub(&node, "during-the-recovery", 300)?;
@@ -135,5 +144,8 @@ fn pods_come_back_with_the_node_and_the_job_of_the_backup_is_complete() -> Resul
     node.exec(&[AGENT, "resume"], RECOVERY)?.checked()?;
     recovered(&node)?;
     pods_are_back(&node, &packaged, "worker-2")?;
+    let (uid, said) = packaged.pod_that_succeeded()?;
+    ensure!(said.contains("already done") && first != uid, "its command did not run again, in another pod than {first}: {uid}, {said}");
+    ensure!(node.run(&["ls", "/var/recovery/backups"])? == before, "there is another backup: {before}");
     node.down()
 }

@@ -13,6 +13,7 @@ use super::managed::{self, CURRENT_CONFIG};
 use super::place::Place;
 use super::release::{AFTER, BEFORE, Kind, Programs, Release, images};
 use super::root::Root;
+use super::system::System;
 use super::{Node, Stay, Variant, disk, pki};
 
 /// What a base is made of, besides programs: everything in these.
@@ -28,8 +29,19 @@ const SOURCES: [&str; 9] = [
     "tests/fixtures/oc",
 ];
 /// What only looks after a node does not make another base.
-const HARNESS: [&str; 10] =
-    ["node.rs", "machine.rs", "inside.rs", "cgroup.rs", "variant.rs", "upgrade.rs", "command.rs", "mod.rs", "slots.rs", "host.sh"];
+const HARNESS: [&str; 11] = [
+    "node.rs",
+    "machine.rs",
+    "initramfs.sh",
+    "inside.rs",
+    "cgroup.rs",
+    "variant.rs",
+    "upgrade.rs",
+    "command.rs",
+    "mod.rs",
+    "slots.rs",
+    "host.sh",
+];
 /// For a build from nothing, on two busy cores.
 const BUILD: Limit = Limit::of(3600);
 const RECIPE: Limit = Limit::of(900);
@@ -43,8 +55,9 @@ pub(super) fn kept() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| here("target"), PathBuf::from).join("node")
 }
 
-/// Copies the disks of the base of this kind to `place`; the base is made if it is not there.
-pub fn copy(kind: Kind, place: &Place) -> Result<()> {
+/// Copies the disks of the base of this kind and system to `place`; the base is made if it is not there.
+pub fn copy(variant: &Variant, place: &Place) -> Result<()> {
+    let (kind, system) = (variant.kind, variant.system);
     checked(&mut Command::new(here("tests/node/host.sh")), Limit::of(10))?;
     let kept = kept();
     std::fs::create_dir_all(&kept)?;
@@ -52,13 +65,14 @@ pub fn copy(kind: Kind, place: &Place) -> Result<()> {
     let alone = File::create(kept.join("lock"))?;
     flock(&alone, FlockOperation::LockExclusive).context("waiting for another build of the node")?;
     let programs = programs()?;
-    let dir = kept.join(format!("base-{}-{}", kind.name(), key(&programs)?));
+    let name = format!("base-{}-{}-", system.name(), kind.name());
+    let dir = kept.join(format!("{name}{}", key(&programs)?));
     if !dir.exists() {
-        remove_others(&kept, kind)?;
+        remove_others(&kept, &name)?;
         let new = Place::new(&dir.with_extension("new"))?;
         let _ = std::fs::remove_dir_all(new.dir());
         std::fs::create_dir_all(new.dir())?;
-        make(&new, kind, &programs).with_context(|| format!("making the base of nodes in {}", new.dir().display()))?;
+        make(&new, kind, system, &programs).with_context(|| format!("making the base of nodes in {}", new.dir().display()))?;
         std::fs::rename(new.dir(), &dir)?;
     }
     let base = Place::existing(&dir)?;
@@ -67,10 +81,10 @@ pub fn copy(kind: Kind, place: &Place) -> Result<()> {
 }
 
 /// Bases of an earlier state of the sources, which take a gigabyte each.
-fn remove_others(kept: &Path, kind: Kind) -> Result<()> {
+fn remove_others(kept: &Path, name: &str) -> Result<()> {
     for entry in std::fs::read_dir(kept)? {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(&format!("base-{}-", kind.name())) {
+        if entry.file_name().to_string_lossy().starts_with(name) {
             std::fs::remove_dir_all(entry.path()).with_context(|| format!("removing {}", entry.path().display()))?;
         }
     }
@@ -112,13 +126,14 @@ fn key(programs: &Programs) -> Result<String> {
     Ok(sha256(parts)[..12].to_owned())
 }
 
-fn make(new: &Place, kind: Kind, programs: &Programs) -> Result<()> {
-    say(&format!("making the base of {} nodes: a minute or two", kind.name()));
+fn make(new: &Place, kind: Kind, system: System, programs: &Programs) -> Result<()> {
+    say(&format!("making the base of {} nodes on {}: a minute or two", kind.name(), system.name()));
     disk::make(&new.disk(), 20 << 30, "root")?;
     disk::make(&new.partition("recovery"), 4 << 30, "recovery")?;
-    let debian = debian()?;
-    disk::with(new, |sysroot| install(sysroot, &debian, &new.dir().join("tree"), kind, programs))?;
-    let variant = Variant { kind, ..Variant::default() };
+    let debian = debian(system)?;
+    disk::with(new, |sysroot| install(sysroot, &debian, &new.dir().join("tree"), kind, system, programs))?;
+    let variant = Variant { kind, system, ..Variant::default() };
+    variant.save(new)?;
     let mut node = Node { place: new.clone(), variant, stay: Stay::WithMe, machine: None, _slots: Vec::new() };
     node.boot()?;
     import(&node, programs)?;
@@ -133,7 +148,7 @@ fn make(new: &Place, kind: Kind, programs: &Programs) -> Result<()> {
         // The disk is copied for each node: what was written and removed again is not.
         checked(Command::new("fstrim").arg(sysroot), RECIPE).map(drop)
     })?;
-    for leftover in [new.console(), new.boots(), new.power(), new.lock(), new.dir().join("machine.log")] {
+    for leftover in [new.console(), new.boots(), new.power(), new.lock(), new.variant(), new.dir().join("machine.log")] {
         let _ = std::fs::remove_file(leftover);
     }
     Ok(())
@@ -143,43 +158,68 @@ fn say(text: &str) {
     eprintln!("node: {text}");
 }
 
-fn debian() -> Result<PathBuf> {
+fn debian(system: System) -> Result<PathBuf> {
     let recipe = here("tests/node/os/debian.sh");
     let key = sha256(std::fs::read(&recipe)?);
-    let tree = kept().join(format!("debian-{}", &key[..12]));
+    let tree = kept().join(format!("{}-{}", system.suite(), &key[..12]));
     if !tree.exists() {
         say("fetching a minimal Debian: a minute or two");
-        checked(Command::new(recipe).arg(&tree), BUILD)?;
+        checked(Command::new(recipe).arg(&tree).arg(system.suite()), BUILD)?;
     }
     Ok(tree)
 }
 
 /// From an empty disk to a node that can boot: both releases' commits, the first one deployed, `/etc` and `/var`.
-fn install(sysroot: &Path, debian: &Path, tree: &Path, kind: Kind, programs: &Programs) -> Result<()> {
+fn install(sysroot: &Path, debian: &Path, tree: &Path, kind: Kind, system: System, programs: &Programs) -> Result<()> {
     let run = |command: &mut Command| checked(command, RECIPE);
     run(Command::new("cp").arg("--archive").args([debian, tree]))?;
     run(Command::new("cp").arg("--archive").arg(here("tests/node/os/tree/.")).arg(tree))?;
     for program in ["kubernetes/kubelet", "kubernetes/kubectl", "crictl/crictl"] {
         run(Command::new("install").args(["--mode=755", "-t"]).arg(tree.join("usr/bin")).arg(programs.node.join(program)))?;
     }
+    if system.prepares_root() {
+        prepare(tree, system).context("preparing the system for its initramfs")?;
+    }
     let rpm_ostree = format!("#!/usr/bin/python3\n{}", std::fs::read_to_string(here("tests/standin/rpm-ostree.py"))?);
     std::fs::write(tree.join("usr/bin/rpm-ostree"), rpm_ostree)?;
     run(Command::new("chmod").arg("755").arg(tree.join("usr/bin/rpm-ostree")))?;
     run(Command::new(here("tests/node/os/shape.sh")).arg(tree))?;
-    let option = format!("--sysroot={}", sysroot.display());
-    let ostree = |words: &[&str]| run(Command::new("ostree").arg("admin").arg(&option).args(words));
     run(Command::new("ostree").args(["admin", "init-fs"]).arg(sysroot))?;
-    ostree(&["os-init", "rhcos"])?;
+    run(Command::new("ostree").args(["admin", "os-init", "rhcos"]).arg(format!("--sysroot={}", sysroot.display())))?;
     for release in [&BEFORE, &AFTER] {
         commit(sysroot, tree, release)?;
     }
-    ostree(&["deploy", "--os=rhcos", "--karg=root=LABEL=root", "--karg=psi=1", &BEFORE.branch()])?;
+    // By the system's own ostree: it makes the composefs image, which an older one does not know.
+    let inside = r#"mount --bind "$1" "$2/mnt" && mount -t proc proc "$2/proc" && shift && exec chroot "$@""#;
+    let mut deploy = Command::new("unshare");
+    deploy.args(["--mount", "sh", "-ec", inside, "deploy"]).args([sysroot, debian]);
+    deploy.args(["ostree", "admin", "deploy", "--sysroot=/mnt", "--os=rhcos"]);
+    run(deploy.args(["--karg=root=LABEL=root", "--karg=rw", "--karg=psi=1", &BEFORE.branch()]))?;
     let root = Root::only(sysroot)?;
     let var = tree.with_extension("var");
     run(Command::new("cp").arg("--archive").arg(var.join(".")).arg(root.path("/var/")))?;
     std::fs::remove_dir_all(tree)?;
     std::fs::remove_dir_all(var)?;
     settle(&root, kind)
+}
+
+/// What says how the root is made, and kubelet and the container runtime with the controllers that they need.
+fn prepare(tree: &Path, system: System) -> Result<()> {
+    checked(Command::new("cp").arg("--archive").arg(here("tests/node/os/newer/.")).arg(tree), RECIPE)?;
+    for folder in ["usr/lib/ostree", "usr/libexec/node"] {
+        std::fs::create_dir_all(tree.join(folder))?;
+    }
+    let composefs = system == System::Composefs;
+    let configuration = format!("[sysroot]\nreadonly=true\n\n[composefs]\nenabled={composefs}\n");
+    std::fs::write(tree.join("usr/lib/ostree/prepare-root.conf"), configuration)?;
+    // The initramfs makes it, and writes into it what it has done.
+    std::fs::remove_file(tree.join("usr/lib/tmpfiles.d/ostree-booted.conf"))?;
+    for program in ["kubelet", "containerd"] {
+        let path = tree.join("usr/bin").join(program);
+        std::fs::rename(&path, tree.join("usr/libexec/node").join(program))?;
+        std::os::unix::fs::symlink("../share/node/with-controllers", path)?;
+    }
+    Ok(())
 }
 
 fn commit(sysroot: &Path, tree: &Path, release: &Release) -> Result<()> {

@@ -18,6 +18,7 @@ use super::cgroup::Groups;
 use super::command::{Limit, tail};
 use super::disk;
 use super::place::Place;
+use super::variant::Variant;
 
 /// What systemd-nspawn exits with when the system in it wants to reboot.
 const REBOOT: i32 = 133;
@@ -110,15 +111,16 @@ fn turn_on(place: &Place, stay: bool, power: &mut Power) -> Result<()> {
         partitions.push((label, disk::mount(&place.partition(label), &place.dir().join(label))?));
     }
     let _ = std::fs::remove_file(place.dir().join("cut"));
+    let prepares_root = Variant::of(place)?.system.prepares_root();
     let parent = (!stay).then(watch_parent);
     loop {
-        let deployment = next_to_boot(&place.sysroot())?;
+        let Entry { deployment, options } = next_to_boot(&place.sysroot())?;
         power.boots += 1;
         power.since = jiff::Timestamp::now().as_second();
         power.deployment = deployment.file_name().unwrap_or_default().to_string_lossy().into_owned();
         log(place, &format!("boot {} of {}", power.boots, power.deployment))?;
         let groups = Groups::enter(&format!("{}-boot-{}", place.id(), power.boots))?;
-        let mut container = container(place, &deployment, &partitions)?;
+        let mut container = container(place, &deployment, prepares_root.then_some(&options), &partitions)?;
         let leader = leader(&mut container);
         power.leader = leader.as_ref().ok().copied();
         power.save(place)?;
@@ -155,44 +157,69 @@ fn watch_parent() -> std::sync::mpsc::Sender<i32> {
     send
 }
 
-/// What the entry of the highest version leads to, as boot loaders that follow the Boot Loader Specification choose.
-fn next_to_boot(sysroot: &Path) -> Result<PathBuf> {
+/// An entry of the boot loader.
+struct Entry {
+    /// The deployment that it leads to.
+    deployment: PathBuf,
+    /// The arguments of the kernel.
+    options: String,
+}
+
+/// The entry of the highest version, as boot loaders that follow the Boot Loader Specification choose.
+fn next_to_boot(sysroot: &Path) -> Result<Entry> {
     let entries = sysroot.join("boot/loader/entries");
     let mut best: Option<(u64, String)> = None;
     for entry in std::fs::read_dir(&entries).with_context(|| format!("listing {}", entries.display()))? {
         let text = std::fs::read_to_string(entry?.path())?;
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').map(str::trim));
         let version = field("version").and_then(|number| number.parse().ok()).unwrap_or(0);
-        let path = field("options").and_then(|options| options.split(' ').find_map(|word| word.strip_prefix("ostree=")));
-        let path = path.context("a boot loader entry names no deployment")?;
         if best.as_ref().is_none_or(|(highest, _)| version > *highest) {
-            best = Some((version, path.to_owned()));
+            best = Some((version, field("options").context("a boot loader entry has no options")?.to_owned()));
         }
     }
-    let (_, path) = best.context("the boot loader has no entry")?;
-    sysroot.join(path.trim_start_matches('/')).canonicalize().with_context(|| format!("finding the deployment at {path}"))
+    let (_, options) = best.context("the boot loader has no entry")?;
+    let path = options.split(' ').find_map(|word| word.strip_prefix("ostree=")).context("a boot loader entry names no deployment")?;
+    let deployment = sysroot.join(path.trim_start_matches('/'));
+    Ok(Entry { deployment: deployment.canonicalize().with_context(|| format!("finding the deployment at {path}"))?, options })
 }
 
-fn container(place: &Place, deployment: &Path, partitions: &[(&str, PathBuf)]) -> Result<Child> {
+/// Starts systemd-nspawn. With the kernel's arguments, on the root that an initramfs makes of them.
+fn container(place: &Place, deployment: &Path, arguments: Option<&String>, partitions: &[(&str, PathBuf)]) -> Result<Child> {
     let console = File::options().append(true).create(true).open(place.console()).context("opening the console")?;
     let sysroot = place.sysroot();
     let var = deployment.ancestors().nth(2).context("a deployment outside any stateroot")?.join("var");
     let bind = |option: &str, from: &Path, to: &str| format!("--{option}={}:{to}", from.display());
     let mut command = Command::new("systemd-nspawn");
-    command.args(["--quiet", "--boot", "--register=no", "--keep-unit", "--private-network", "--console=pipe"]);
+    let at = place.dir().join("initramfs");
+    if let Some(arguments) = arguments {
+        command = Command::new("unshare");
+        command.arg("--mount").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/initramfs.sh"));
+        command.args([&sysroot, deployment, &at]).arg(arguments).arg("systemd-nspawn");
+    }
+    command.args(["--quiet", "--register=no", "--keep-unit", "--private-network", "--console=pipe"]);
     command.args(["--link-journal=no", "--resolv-conf=off", "--timezone=off", "--capability=all"]);
     command.arg(format!("--system-call-filter={SYSTEM_CALLS}")).arg(format!("--machine={}", place.id()));
-    command.arg(format!("--directory={}", deployment.display()));
-    command.arg(bind("bind-ro", &deployment.join("usr"), "/usr"));
-    // The disk alone, not what is mounted on it for the container. Writable, though on a real host it is not: the libostree of Debian 12 keeps
-    // handles that it opened before it has a mount namespace of its own, and cannot clean up through them.
-    command.arg(bind("bind", &sysroot, "/sysroot:norbind")).arg(bind("bind-ro", &sysroot.join("boot"), "/boot:norbind"));
-    command.arg(bind("bind", &var, "/var")).arg("--bind=/dev/kmsg");
+    if arguments.is_some() {
+        command.arg(format!("--directory={}", at.join("sysroot").display()));
+        command.arg(bind("bind-ro", &at.join("run"), "/run/initramfs"));
+        command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1");
+    } else {
+        command.arg(format!("--directory={}", deployment.display()));
+        command.arg(bind("bind-ro", &deployment.join("usr"), "/usr"));
+        // The disk alone, not what is mounted on it for the container.
+        command.arg(bind("bind", &sysroot, "/sysroot:norbind"));
+        // Version 1, whatever the program in the tree looks like: `host.sh` says why.
+        command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "0");
+    }
+    command.arg(bind("bind-ro", &sysroot.join("boot"), "/boot:norbind")).arg(bind("bind", &var, "/var")).arg("--bind=/dev/kmsg");
     for (label, device) in partitions {
         command.arg(bind("bind", device, &format!("/dev/disk/by-label/{label}")));
     }
-    // Version 1, whatever the program in the tree looks like: `host.sh` says why.
-    command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "0");
+    match arguments {
+        // systemd in a container takes the kernel's arguments from its own.
+        Some(arguments) => command.arg("/usr/share/node/init").args(arguments.split(' ')),
+        None => command.arg("--boot"),
+    };
     command.stdin(Stdio::null()).stdout(console.try_clone()?).stderr(console);
     command.spawn().context("running systemd-nspawn")
 }

@@ -42,6 +42,7 @@ pub mod signer;
 pub mod slots;
 #[path = "../support/subject.rs"]
 pub mod subject;
+pub mod system;
 pub mod upgrade;
 pub mod variant;
 
@@ -56,6 +57,7 @@ pub use command::{Done, Limit};
 pub use machine::Power;
 pub use place::Place;
 pub use release::Kind;
+pub use system::System;
 pub use upgrade::Broken;
 pub use variant::{Ahead, Variant};
 

@@ -13,6 +13,7 @@ use super::command::{Limit, checked};
 use super::place::Place;
 use super::release::{AFTER, BEFORE, Kind};
 use super::root::Root;
+use super::system::System;
 use super::{Node, Stay, base, disk, slots};
 
 const OSTREE: Limit = Limit::of(120);
@@ -26,11 +27,14 @@ pub enum Ahead {
     Pending,
 }
 
-/// How a node differs from the standard one: OpenShift, one deployment, etcd's data on the root disk.
+/// How a node differs from the standard one: Debian 12, OpenShift, one deployment, etcd's data on the root disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Variant {
     /// The kind of control plane.
     pub kind: Kind,
+    /// The operating system.
+    #[serde(default)]
+    pub system: System,
     /// `/var/lib/etcd` is a mount of its own.
     pub etcd_mount: bool,
     /// The directory of static pods holds one that is not the control plane's, as machine-config-operator's `criometricsproxy.yaml`.
@@ -43,7 +47,7 @@ pub struct Variant {
 
 impl Default for Variant {
     fn default() -> Self {
-        Self { kind: Kind::OpenShift, etcd_mount: false, extra_manifest: false, ahead: None, standbys: 0 }
+        Self { kind: Kind::OpenShift, system: System::default(), etcd_mount: false, extra_manifest: false, ahead: None, standbys: 0 }
     }
 }
 
@@ -62,10 +66,27 @@ impl FromStr for Variant {
                 ("pending", "") => variant.ahead = Some(Ahead::Pending),
                 ("standbys", "") => variant.standbys = 2,
                 ("standbys", number) => variant.standbys = number.parse().context("standbys=NUMBER")?,
-                _ => bail!("`{word}` is none of kubeadm, etcd-mount, extra-manifest, staged, pending, standbys[=NUMBER]"),
+                ("debian13", "") => variant.system = System::Debian13,
+                ("composefs", "") => variant.system = System::Composefs,
+                _ => bail!(
+                    "`{word}` is none of kubeadm, debian13, composefs, etcd-mount, extra-manifest, staged, pending, standbys[=NUMBER]"
+                ),
             }
         }
         Ok(variant)
+    }
+}
+
+impl Variant {
+    /// Which the node in this place is.
+    pub fn of(place: &Place) -> Result<Self> {
+        let text = std::fs::read(place.variant()).context("reading which node this is")?;
+        serde_json::from_slice(&text).context("reading which node this is")
+    }
+
+    /// Notes it.
+    pub fn save(&self, place: &Place) -> Result<()> {
+        std::fs::write(place.variant(), serde_json::to_vec(self)?).context("noting which node this is")
     }
 }
 
@@ -91,8 +112,8 @@ impl Node {
         let place = Place::new(dir)?;
         ensure!(!place.disk().exists(), "there is a node in {} already: `node down` removes it", dir.display());
         std::fs::create_dir_all(place.dir()).with_context(|| format!("making {}", dir.display()))?;
-        std::fs::write(place.variant(), serde_json::to_vec(variant)?)?;
-        base::copy(variant.kind, &place)?;
+        variant.save(&place)?;
+        base::copy(variant, &place)?;
         if variant.etcd_mount {
             disk::make(&place.partition("etcd"), 2 << 30, "etcd")?;
         }
@@ -113,8 +134,7 @@ impl Node {
     /// The node in `dir`, on or off.
     pub fn at(dir: &Path, stay: Stay) -> Result<Self> {
         let place = Place::existing(dir)?;
-        let variant = std::fs::read(place.variant()).context("reading which node this is")?;
-        Ok(Self { variant: serde_json::from_slice(&variant)?, place, stay, machine: None, _slots: Vec::new() })
+        Ok(Self { variant: Variant::of(&place)?, place, stay, machine: None, _slots: Vec::new() })
     }
 
     /// Removes it with everything, turning it off first.

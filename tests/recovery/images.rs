@@ -51,7 +51,7 @@ fn a_power_cut_costs_no_image_while_a_recovery_is_open() -> Result<()> {
     node.wait_containers(&everything(Kind::OpenShift))?;
     power_cut(&node)?;
     ensure!(crictl::images(&node.agent())?.is_empty(), "CRI-O was not stopped in order, and nobody keeps its images");
-    let plan = json(&node, &["recover", "--dry-run"])?;
+    let plan = json(&node, &["restore-files", "--dry-run"])?;
     let missing: Vec<&str> = plan["missing_images"].as_array().into_iter().flatten().filter_map(|image| image["name"].as_str()).collect();
     let named = |name: &str| missing.iter().any(|image| image.contains(name));
     ensure!(named("/etcd:4.16.4") && named("/pause:4.16.4"), "no pod starts without the sandboxes' own image: {missing:?}");

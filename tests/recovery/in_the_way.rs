@@ -1,5 +1,7 @@
 //! What else of an OpenShift node is in the way of a recovery: the daemon that drives rpm-ostree, and OVN's databases of a later state.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, ensure};
 use recovery::tools::crictl;
 
@@ -75,11 +77,8 @@ fn the_daemon_is_stopped_before_the_rollback_and_ovn_begins_anew() -> Result<()>
     settled(&node)
 }
 
-#[test]
-fn a_rebase_that_outlives_the_daemon_is_waited_for_and_its_deployment_dropped() -> Result<()> {
-    let (_temporary, node) = node(Kind::OpenShift, |_| ())?;
-    ok(&node, &["backup"])?;
-    node.upgrade_platform()?;
+/// A rebase under way, whose client is gone; it ends when the file that is returned is removed.
+fn endless_rebase(node: &Node) -> Result<PathBuf> {
     let slow = node.at("/run/slow-registry");
     std::fs::write(&slow, "")?;
     let mut client = node.tool("rpm-ostree").args(["rebase", "os/4.17.0"]).spawn()?;
@@ -87,6 +86,30 @@ fn a_rebase_that_outlives_the_daemon_is_waited_for_and_its_deployment_dropped() 
     wait_for("the rebase to begin", runs)?;
     client.kill()?;
     client.wait()?;
+    Ok(slow)
+}
+
+#[test]
+fn what_a_rebase_stages_while_files_are_restored_is_not_booted() -> Result<()> {
+    let (_temporary, node) = node(Kind::OpenShift, |_| ())?;
+    ok(&node, &["backup"])?;
+    node.upgrade_platform()?;
+    over_the_reboot(&node, &["platform", "--rollback", "--yes"])?;
+    let slow = endless_rebase(&node)?;
+    let says = ["phase restore-files, step next-boot failed", "another transaction (Rebase) kept rpm-ostree busy"];
+    run(&node, &["--wait", "3", "restore-files", "--reboot", "--yes"])?.expect(1, &says)?;
+    std::fs::remove_file(&slow)?;
+    run(&node, &["resume"])?.expect(78, &["phase restore-files, step next-boot failed", "boots next", "next: `recovery restart`"])?;
+    ensure!(json(&node, &["status"])?["hold"] == true, "kubelet is held");
+    Ok(())
+}
+
+#[test]
+fn a_rebase_that_outlives_the_daemon_is_waited_for_and_its_deployment_dropped() -> Result<()> {
+    let (_temporary, node) = node(Kind::OpenShift, |_| ())?;
+    ok(&node, &["backup"])?;
+    node.upgrade_platform()?;
+    let slow = endless_rebase(&node)?;
 
     // It does not end in time: known before anything was dropped or rolled back.
     let short = ["--wait", "3", "platform", "--rollback", "--yes"];

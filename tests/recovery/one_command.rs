@@ -42,10 +42,18 @@ fn one_command_rolls_back_restores_and_continues_over_both_reboots() -> Result<(
 #[test]
 fn the_platform_by_itself_leaves_the_files_to_a_person() -> Result<()> {
     let (_dir, node) = node(Kind::OpenShift, |_| ())?;
+    std::fs::create_dir_all(node.at("/etc/crio/crio.conf.d"))?;
+    std::fs::write(node.at("/etc/crio/crio.conf.d/50-site"), "[crio]\nversion_file_persist = \"/var/lib/crio/version\"\n")?;
     ok(&node, &["backup"])?;
     node.ruin()?;
     run(&node, &["restore-files", "--yes"])?.expect(78, &["recovery platform --rollback"])?;
+    // The failed release's CRI-O ran last; what cannot be removed of its containers costs the older one their images.
+    std::fs::write(node.at("/var/lib/crio/version"), "\"1.30.1+unknown\"")?;
+    node.fault("crictl", "rmp", None, Wrong::Fail("as told".to_owned(), 1))?;
     over_the_reboot(&node, &["platform", "--rollback", "--yes"])?;
+    node.clear_faults()?;
+    let warnings = json(&node, &["status"])?["run"]["warnings"].to_string();
+    ensure!(warnings.contains("CRI-O 1.29, of the backup's release, deletes them because the one that ran last (1.30)"), "{warnings}");
     ensure!(by_the_unit(&node)? == "left-to-a-person");
     // What comes next begins a run of its own, which goes on by itself.
     over_the_reboot(&node, &["restore-files", "--reboot", "--yes"])?;
@@ -104,7 +112,7 @@ fn a_soft_reboot_is_not_the_reboot_that_was_asked_for() -> Result<()> {
         "phase restore-files, step deployment failed",
         "bootloader entry not found",
         "soft reboot",
-        "next: `systemctl reboot`, then `recovery resume`",
+        "next: `systemctl reboot`, and the same again",
     ];
     run(&node, &["resume", "--unit"])?.expect(78, &says)?;
     node.clear_faults()?;

@@ -1,5 +1,6 @@
 //! What is refused before anything is changed, with the documented exit code and a way out.
 
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -78,8 +79,15 @@ fn a_unit_that_a_later_step_needs_and_that_is_not_there() {
         // One that the backup brings is no reason.
         place.put(&format!("/etc/systemd/system/{unit}"), "[Service]\nExecStart=/usr/bin/x\n");
         place.back_up("b2", 2);
-        std::fs::remove_file(place.at(&format!("/etc/systemd/system/{unit}"))).unwrap();
+        let file = place.at(&format!("/etc/systemd/system/{unit}"));
+        std::fs::remove_file(&file).unwrap();
         place.plan(Options::default()).unwrap();
+        // A mask that it brings is no unit.
+        symlink("/dev/null", &file).unwrap();
+        place.back_up("b3", 3);
+        std::fs::remove_file(&file).unwrap();
+        place.state(&format!("{unit}.load"), "loaded");
+        refused(&place, Options::default(), 78, &[unit, "next:"]);
     }
 }
 

@@ -1,4 +1,5 @@
-//! Nodes whose container runtime is another unit or another socket than their kind's usual ones; and what a recovery needs that is not there.
+//! Nodes whose container runtime is another unit or another socket than their kind's usual ones; and what a recovery needs that is not
+//! there.
 
 use std::process::Command;
 
@@ -66,7 +67,7 @@ fn a_kubeadm_node_with_crio() -> Result<()> {
 
     let before = node.snapshot()?;
     node.ruin()?;
-    over_the_reboot(&node, &["restore-files", "--reboot", "--yes"])?;
+    over_the_reboot(&node, &["recover", "--yes"])?;
     ok(&node, &["resume"])?;
     same(&node, &before)?;
     let units = calls(&node, "systemctl")?;

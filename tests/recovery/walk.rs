@@ -361,7 +361,7 @@ fn giving_up_that_was_cut_short_says_the_same_the_second_time() {
     place.put("/var/.recovery-stage/0/new", "half a secret");
     place.put("/var/recovery/cluster-restore/cluster/snapshot.db", "secrets");
     // The hold is lifted by then.
-    place.fail("systemctl show");
+    place.fail("systemctl show --property=ActiveState");
     place.abandon().unwrap_err();
     assert!(place.dir.in_recovery() && !place.at(HOLD).exists());
     let report = place.abandon().unwrap().unwrap();

@@ -113,7 +113,7 @@ fn boot(place: &Place) -> Result<()> {
 fn soft_boot(place: &Place, next: &Path) -> Result<()> {
     unmount_root(place)?;
     soft_reboot::counts(place, true)?;
-    start_userspace(place, &place.config()?, next)
+    start_userspace(place, &place.config()?, &soft_reboot::root_of(next)?)
 }
 
 fn start_userspace(place: &Place, config: &Config, chosen: &Path) -> Result<()> {

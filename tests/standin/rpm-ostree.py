@@ -1,7 +1,7 @@
-"""What the agent asks of rpm-ostree, over the real libostree: status --json, rollback [-r], cleanup -p|-r; and the rebase of machine-config-daemon.
+"""What the agent asks of rpm-ostree, over the real libostree: status --json, rollback [-r], cleanup -p|-r; and machine-config-daemon's rebase.
 
-Runs inside the booted deployment: that of the real node, or of the emulated one (booted.rs, which has the daemon's transactions and does the
-reboot of -r itself). Messages are those of rpm-ostree 2025.1 and its daemon.
+Runs inside the booted deployment: that of the real node, or of the emulated one (booted.rs, which has the daemon's transactions and does
+the reboot of -r itself). Messages are those of rpm-ostree 2025.1 and its daemon.
 """
 import json
 import os

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -14,10 +14,9 @@ use crate::place::{Config, MARK, Place, Process};
 use crate::runtime::{Runtime, STORE};
 
 const UNITS: &str = "units.json";
-/// Written by an orderly stop of CRI-O; without it, `crio wipe` erases the image store at a boot.
+/// Written by an orderly stop of CRI-O; without it, `crio wipe` erases the image store at a boot. With `.supported` behind its name it is
+/// written by a CRI-O that knows of the mark.
 const CLEAN: &str = "/var/lib/crio/clean.shutdown";
-/// Written by a CRI-O that knows of that mark.
-const SUPPORTED: &str = "/var/lib/crio/clean.shutdown.supported";
 /// The runtime's process, as `/proc` has it.
 const RUNTIME_PID: &str = "812";
 /// How long kubelet has to stop: `DefaultTimeoutStopSec`.
@@ -109,7 +108,7 @@ pub(crate) fn run(place: &Place, args: &[String]) -> Result<ExitCode> {
 }
 
 /// The files of a unit: its own, the drop-ins after it; of `/etc` before `/usr/lib`.
-fn files(place: &Place, unit: &str) -> Vec<std::path::PathBuf> {
+fn files(place: &Place, unit: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for folder in ["/etc/systemd/system", "/usr/lib/systemd/system"] {
         let folder = place.at(folder);
@@ -274,11 +273,11 @@ pub(crate) fn stop(place: &Place, name: &str) -> Result<()> {
     let config = place.config()?;
     if name == config.runtime_unit {
         stop_listening(place)?;
-    }
-    if unit.active && name == config.runtime_unit && config.is_crio() {
-        let clean = place.at(CLEAN);
-        std::fs::create_dir_all(clean.parent().context("no parent")?)?;
-        std::fs::write(clean, "")?;
+        let marks = marks(place).filter(|_| unit.active && config.is_crio());
+        if let Some((clean, _)) = marks {
+            std::fs::create_dir_all(clean.parent().context("no parent")?)?;
+            std::fs::write(clean, "")?;
+        }
     }
     set(place, name, |unit| (unit.active, unit.process) = (false, None))
 }
@@ -290,13 +289,27 @@ fn start_runtime(place: &Place) -> Result<()> {
     if !config.is_crio() {
         return Ok(());
     }
-    let (clean, supported) = (place.at(CLEAN), place.at(SUPPORTED));
+    let Some((clean, supported)) = marks(place) else { return Ok(()) };
     std::fs::create_dir_all(supported.parent().context("no parent")?)?;
     std::fs::write(supported, "")?;
     if clean.exists() {
         std::fs::remove_file(&clean).context("removing the mark of an orderly stop")?;
     }
     Ok(())
+}
+
+/// CRI-O's mark of an orderly stop, and that it knows of it; none where it is configured to have none (`clean_shutdown_file = ""`).
+fn marks(place: &Place) -> Option<(PathBuf, PathBuf)> {
+    let folder = std::fs::read_dir(place.at("/etc/crio/crio.conf.d")).into_iter().flatten();
+    let mut files: Vec<PathBuf> = folder.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.sort();
+    files.insert(0, place.at("/etc/crio/crio.conf"));
+    let said = |file: &PathBuf| {
+        let text = std::fs::read_to_string(file).ok()?;
+        text.lines().find_map(|line| Some(line.strip_prefix("clean_shutdown_file = ")?.trim_matches('"').to_owned()))
+    };
+    let clean = files.iter().filter_map(said).next_back().unwrap_or_else(|| CLEAN.to_owned());
+    (!clean.is_empty()).then(|| (place.at(&clean), place.at(&format!("{clean}.supported"))))
 }
 
 /// The process of the runtime and its socket, in `/proc` (`proc_net_unix(5)`).
@@ -323,13 +336,13 @@ fn stop_listening(place: &Place) -> Result<()> {
     Ok(())
 }
 
-fn at_proc(place: &Place, path: &str) -> std::path::PathBuf {
+fn at_proc(place: &Place, path: &str) -> PathBuf {
     place.dir().join("proc").join(path)
 }
 
 /// `crio-wipe.service`, which is started at a boot, before CRI-O: erases the store when CRI-O knows of its mark and left none.
 fn wipe(place: &Place) -> Result<()> {
-    if !place.at(SUPPORTED).exists() || place.at(CLEAN).exists() {
+    if marks(place).is_none_or(|(clean, supported)| clean.exists() || !supported.exists()) {
         return Ok(());
     }
     place.change(STORE, |runtime: &mut Runtime| {

@@ -169,12 +169,18 @@ fn link(entry: &Entry<'_, Gz>) -> Result<Option<PathBuf>> {
         return Ok(None);
     }
     let to = entry.link_name()?.ok_or_else(|| damaged("it holds a link to nothing"))?;
+    if to.is_absolute() {
+        return Err(unsupported(format!(
+            "it holds a hard link to {}, whose name begins with a slash, which is not taken: pack it without tar's option -P",
+            to.display()
+        )));
+    }
     plain(&to).map(Some)
 }
 
-/// A name without `.` in it. One that could lead out of a directory is refused.
+/// A name without `.` in it, and without a slash before it: tar leaves that out when it unpacks. One that could lead out of a directory is refused.
 fn plain(name: &Path) -> Result<PathBuf> {
-    let name: PathBuf = name.components().filter(|c| !matches!(c, Component::CurDir)).collect();
+    let name: PathBuf = name.components().filter(|c| !matches!(c, Component::CurDir | Component::RootDir)).collect();
     if name.components().all(|c| matches!(c, Component::Normal(_))) {
         Ok(name)
     } else {

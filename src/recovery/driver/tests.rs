@@ -25,6 +25,9 @@ fn plan() -> Plan {
     vec![phase(Phase::RestoreFiles, true, RESTORED), phase(Phase::Resume, false, RESUMED), phase(Phase::Finish, false, FINISHED)]
 }
 
+/// Makes a failure of one kind.
+type OfKind = fn(&str) -> anyhow::Error;
+
 /// A node whose state is which steps had their effect, and in which boot.
 #[derive(Default)]
 struct Fake {
@@ -32,7 +35,7 @@ struct Fake {
     /// Points passed, and the one at which the power fails.
     points: usize,
     power_fails_at: Option<usize>,
-    fails_once: Option<(&'static str, fn(&str) -> anyhow::Error)>,
+    fails_once: Option<(&'static str, OfKind)>,
     /// What the reboot is for has happened without one.
     reboot_is_behind: bool,
     noted: Option<usize>,
@@ -263,8 +266,7 @@ fn a_reboot_whose_purpose_is_behind_the_node_is_not_asked_for() {
 #[test]
 fn every_failure_keeps_its_kind_and_its_way_out() {
     use crate::error::{busy, damaged, locked, misfit, no_space, not_permitted, unsupported, usage};
-    type Make = fn(&str) -> anyhow::Error;
-    let kinds: [(Make, FailureKind); 10] = [
+    let kinds: [(OfKind, FailureKind); 10] = [
         (|m| anyhow!(m.to_owned()), FailureKind::Failed),
         (|m| usage(m), FailureKind::Usage),
         (|m| unsupported(m), FailureKind::Unsupported),

@@ -219,7 +219,8 @@ pub enum When {
 }
 
 impl PlatformReport {
-    /// Checks that the target is booted and first in boot order, and that nothing goes past that; with `force`, a difference is returned as a warning.
+    /// Checks that the target is booted and first in boot order, and that nothing goes past that; with `force`, a difference is returned as
+    /// a warning.
     ///
     /// # Errors
     /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) with the table when it is not, and not forced.

@@ -90,7 +90,8 @@ pub fn is_ostree(node: &Node) -> bool {
 /// The deployments in boot order.
 ///
 /// # Errors
-/// When ostree fails; when it prints anything but its deployments in both of its forms.
+/// When ostree fails ([`FailureKind::Misfit`](crate::error::FailureKind::Misfit) after a soft reboot, where it may not know what it runs in); when
+/// it prints anything but its deployments in both of its forms.
 pub fn deployments(node: &Node) -> Result<Vec<Deployment>> {
     let status = || Ok::<_, anyhow::Error>(node.command("ostree")?.args(["admin", "status"]));
     // The option is there from 2025.3 on; it also fails, unlike the text form, when a commit object is missing.
@@ -101,8 +102,9 @@ pub fn deployments(node: &Node) -> Result<Vec<Deployment>> {
         Some(Err(error)) => Some(error),
         None => None,
     };
+    let output = status()?.run().map_err(|error| soft_reboot::explained(node, error))?;
     // What the JSON of another version lacks, the text form says.
-    parse::text(status()?.run()?.text()?).map_err(|error| match unusable {
+    parse::text(output.text()?).map_err(|error| match unusable {
         Some(unusable) => error.context(format!("{unusable:#}; then, without --json")),
         None => error,
     })

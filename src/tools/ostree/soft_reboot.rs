@@ -3,8 +3,9 @@
 use anyhow::Result;
 
 use super::CHANGE;
-use crate::error::{AndNext, misfit, run};
+use crate::error::{AndNext, FailureKind, kind, misfit, run, said};
 use crate::node::Node;
+use crate::tools::systemctl;
 
 /// The root that a soft reboot goes into (`systemd-soft-reboot.service(8)`). It stays when the deployment that it was made of is dropped:
 /// `ostree admin undeploy` and `rpm-ostree cleanup` leave it mounted (ostree 2026.4), and the list of deployments no longer tells of it.
@@ -21,6 +22,16 @@ pub fn running(node: &Node) -> Option<String> {
         |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).map(|value| value.trim_matches('"').to_owned());
     // Of a release of RHCOS, the pretty name has the version too; that of a deployment stands in the other.
     ["PRETTY_NAME", "OSTREE_VERSION"].into_iter().find_map(value)
+}
+
+/// A failure of ostree. After a soft reboot into a deployment that was dropped it fails at everything, and a real reboot is the way out.
+pub(super) fn explained(node: &Node, error: anyhow::Error) -> anyhow::Error {
+    if kind(&error) == FailureKind::Interrupted || systemctl::soft_reboots(node) == 0 {
+        return error;
+    }
+    let runs = running(node).map_or_else(String::new, |name| format!(" ({name})"));
+    misfit(format!("{}: the node has gone through a soft reboot, and ostree may not know what it runs{runs}", said(&error)))
+        .and_next(run("systemctl reboot", "and the same again"))
 }
 
 /// True while there is something to go into. An empty directory is nothing: systemd looks for the tree of an operating system.

@@ -45,7 +45,9 @@ fn main() -> Result<()> {
     while interrupted().is_ok() {
         let pace = Pace::read(Path::new(PACE));
         // The API server goes away while it is itself rolled out: the next round looks again.
-        let done = lease.hold(&operator.api, pace.lease).and_then(|held| if held { operator.round(&pace) } else { Ok(()) });
+        let done = lease
+            .hold(&operator.api, pace.lease)
+            .and_then(|held| if held && !pace.is_absent(plural) { operator.round(&pace) } else { Ok(()) });
         if let Err(error) = done {
             eprintln!("operator: {operand}: {error:#}");
         }

@@ -51,7 +51,7 @@ pub(super) async fn run(store: Arc<Store>, operators: Operators) {
         if start.elapsed() < pace.lease {
             continue;
         }
-        for (plural, operand) in OPERATORS.into_iter().filter(|(plural, _)| !pace.absent.iter().any(|absent| absent == plural)) {
+        for (plural, operand) in OPERATORS.into_iter().filter(|(plural, _)| !pace.is_absent(plural)) {
             // etcd may be away for a while: the next round looks again.
             let Ok(Some(next)) = next(&store, plural, operand, pace.skip).await else { continue };
             let (_, at) = *since

@@ -51,6 +51,11 @@ impl Pace {
             Self::default()
         })
     }
+
+    /// True for an operator that does not run.
+    pub(crate) fn is_absent(&self, plural: &str) -> bool {
+        self.absent.iter().any(|absent| absent == plural)
+    }
 }
 
 fn ms<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {

@@ -5,7 +5,8 @@ use std::path::Path;
 use super::*;
 use crate::tools::rpm_ostree;
 
-/// Deployments from a sketch, in boot order: `*` booted, `s` staged, `!` pinned, `~` prepared for a soft reboot; the letter is the checksum, `x/` another stateroot.
+/// Deployments from a sketch, in boot order: `*` booted, `s` staged, `!` pinned, `~` prepared for a soft reboot; the letter is the
+/// checksum, `x/` another stateroot.
 fn sketch(text: &str) -> Vec<Deployment> {
     let deployment = |(index, word): (usize, &str)| {
         let (stateroot, rest) = word.split_once('/').map_or(("os", word), |(stateroot, rest)| (stateroot, rest));
