@@ -92,7 +92,7 @@ fn every_report_is_json_when_asked_errors_included() {
     assert_eq!(json(&["list"]), serde_json::json!([]));
     assert_eq!(json(&["status"])["run"], Value::Null);
     let error = json(&["show", "nothing"]);
-    assert_eq!(error["exit"], 78);
+    assert_eq!((&error["exit"], &error["kind"]), (&serde_json::json!(78), &serde_json::json!("misfit")));
     assert!(error["error"].as_str().unwrap().contains("nothing"), "{error}");
 }
 
