@@ -48,6 +48,10 @@ impl Compression {
             [0x5D, 0, 0, size, more, ..] if *size != 0 || *more != 0 => stream("lzma", "xz -dc"),
             [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] | [b'P', b'K', 7, 8, ..] => files("zip", "unzip -p"),
             [b'7', b'z', 0xBC, 0xAF, 0x27, 0x1C, ..] => files("7z", "7z x -so"),
+            // In text, and in binary of either byte order (cpio(5)).
+            [b'0', b'7', b'0', b'7', b'0', b'1' | b'2' | b'7', ..] | [0xC7, 0x71, ..] | [0x71, 0xC7, ..] => files("cpio", "bsdtar -xOf"),
+            [b'x', b'a', b'r', b'!', ..] => files("xar", "bsdtar -xOf"),
+            [b'!', b'<', b'a', b'r', b'c', b'h', b'>', b'\n', ..] => files("ar", "ar p"),
             _ => return None,
         })
     }
@@ -73,7 +77,7 @@ mod tests {
 
     #[test]
     fn each_format_is_told_by_its_first_bytes() {
-        let cases: [(&[u8], Option<&str>); 14] = [
+        let cases: [(&[u8], Option<&str>); 20] = [
             (&[0x1F, 0x8B, 8, 0], Some("gzip -dc a")),
             (&[0x28, 0xB5, 0x2F, 0xFD], Some("zstd -dc --long=31 a")),
             (&[0x5E, 0x2A, 0x4D, 0x18, 0], Some("zstd -dc --long=31 a")),
@@ -84,6 +88,12 @@ mod tests {
             (b"PK\x03\x04\x14\0", Some("unzip -p a")),
             (b"7z\xBC\xAF\x27\x1C", Some("7z x -so a")),
             (b"LZIP\x01", Some("lzip -dc a")),
+            (b"070701009864f7", Some("bsdtar -xOf a")),
+            (b"070703", None),
+            (b"\xC7\x71\0\xFE", Some("bsdtar -xOf a")),
+            (b"xar!\0\x1C\0\x01", Some("bsdtar -xOf a")),
+            (b"!<arch>\ndebian-binary", Some("ar p a")),
+            (b"!<arch> of a name", None),
             (&[0x5D, 0, 0, 0x80, 0, 0xFF], Some("xz -dc a")),
             (b"]\0\0\0\0\0", None),
             (b"etc/hosts", None),

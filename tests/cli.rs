@@ -86,6 +86,39 @@ fn help_and_version_are_exit_0() {
 }
 
 #[test]
+fn a_file_that_is_none_is_named_and_not_waited_for() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
+    let (fifo, tree, plain, out) = (at("fifo"), at("tree"), at("plain"), at("out"));
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(&plain, "no certificate").unwrap();
+    let listening = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}", listening.local_addr().unwrap());
+    for (file, what) in [(fifo.as_str(), "FIFO"), ("/dev/zero", "device"), (&tree, "directory")] {
+        let save = |ca: &str, cert: &str, key: &str| {
+            ["etcd", "save", &out, "--endpoint", &url, "--cacert", ca, "--cert", cert, "--key", key].map(str::to_owned).to_vec()
+        };
+        let calls = [
+            ["etcd", "status", file].map(str::to_owned).to_vec(),
+            ["etcd", "restore", file, "--data-dir", &out].map(str::to_owned).to_vec(),
+            ["archive", "diff", file, &tree].map(str::to_owned).to_vec(),
+            ["archive", "restore", file, &out, "--yes"].map(str::to_owned).to_vec(),
+            ["archive", "pack", &tree, &out, "--previous", file].map(str::to_owned).to_vec(),
+            save(file, &plain, &plain),
+            save(&plain, file, &plain),
+            save(&plain, &plain, file),
+        ];
+        for call in calls {
+            let output = Command::new("timeout").args(["-s", "KILL", "20", BINARY]).args(&call).stdin(Stdio::null()).output().unwrap();
+            assert_eq!(output.status.code(), Some(64), "{call:?}: {}", said(&output));
+            assert!(said(&output).contains(&format!("it is a {what}")), "{call:?}: {}", said(&output));
+            assert!(!Path::new(&out).exists(), "{call:?} left something");
+        }
+    }
+}
+
+#[test]
 fn every_report_is_json_when_asked_errors_included() {
     let root = tempfile::tempdir().unwrap();
     let json = |args: &[&str]| -> Value { serde_json::from_slice(&on(root.path(), &[&["--json"], args].concat()).stdout).unwrap() };
@@ -94,6 +127,13 @@ fn every_report_is_json_when_asked_errors_included() {
     let error = json(&["show", "nothing"]);
     assert_eq!((&error["exit"], &error["kind"]), (&serde_json::json!(78), &serde_json::json!("misfit")));
     assert!(error["error"].as_str().unwrap().contains("nothing"), "{error}");
+    for (args, says) in
+        [(&["no-such-verb"][..], "'no-such-verb'"), (&["show"], "<ID>"), (&["prune", "--keep", "0"], "--keep"), (&["etcd"], "etcd")]
+    {
+        let error = json(args);
+        assert!(error["exit"] == 2 && error["error"].as_str().unwrap().contains(says), "{args:?}: {error}");
+    }
+    assert!(recovery(&["show", "--", "--json", "more"]).stdout.is_empty());
 }
 
 #[test]
@@ -378,4 +418,41 @@ fn a_tool_is_asked_to_end_before_it_is_killed() {
     let output = Command::new("timeout").args(["60", "bash", "-c", script, "bash", BINARY]).current_dir(dir.path()).output().unwrap();
     assert_eq!(code(&output), 75, "{}", said(&output));
     assert_eq!(std::fs::read_to_string(dir.path().join("tools/ostree.ended")).unwrap(), "asked\n");
+}
+
+/// A report that nobody gets is no success; a reader that has seen enough is no failure.
+#[test]
+fn a_report_that_is_lost_is_told() {
+    let root = tempfile::tempdir().unwrap();
+    let agent = |args: &[&str], to: std::process::Stdio| {
+        let mut agent = Command::new(env!("CARGO_BIN_EXE_recovery"));
+        agent.arg("--root").arg(root.path()).args(args).stdout(to).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    for args in [&["list"][..], &["--json", "list"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = agent(args, full.into()).wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(73), "{}", said(&output));
+        assert!(said(&output).contains("standard output does not take the report"), "{}", said(&output));
+    }
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(agent(&["list"], writer.into()).wait_with_output().unwrap().status.code(), Some(0));
+    let (reader, writer) = std::io::pipe().unwrap();
+    let watch = agent(&["status", "--watch"], writer.into());
+    drop(reader);
+    assert_eq!(watch.wait_with_output().unwrap().status.code(), Some(0), "it ends with its reader");
+}
+
+#[test]
+fn who_restores_an_archive_without_its_root_is_told_what_stays() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    std::fs::create_dir_all(at("tree/d")).unwrap();
+    std::fs::create_dir(at("to")).unwrap();
+    for (file, members, stays) in [("parts.tar", "d", true), ("whole.tar", ".", false)] {
+        let tar = Command::new("tar").arg("-C").arg(at("tree")).arg("-cf").arg(at(file)).arg(members).status().unwrap();
+        assert!(tar.success());
+        let output = recovery(&["archive", "restore", at(file).to_str().unwrap(), at("to").to_str().unwrap()]);
+        assert_eq!((code(&output), said(&output).contains("what lies directly in it stays")), (2, stays), "{}", said(&output));
+    }
 }

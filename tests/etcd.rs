@@ -387,6 +387,39 @@ fn the_trailer_is_missed_in_a_copied_database_unless_asked_not_to() -> Result<()
 }
 
 #[test]
+fn a_restore_makes_the_directories_above_and_knows_its_own_log_by_any_spelling() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (_, file) = small(dir.path(), Version::V36, 10)?;
+    let damaged = dir.path().join("damaged.db");
+    std::fs::copy(&file, &damaged)?;
+    let mut bytes = std::fs::read(&file)?;
+    bytes[9000] ^= 1;
+    std::fs::write(&damaged, bytes)?;
+    let restore = |file: &Path, data: &str, more: &[&str]| -> Result<(Option<i32>, String)> {
+        let mut agent = Command::new(env!("CARGO_BIN_EXE_recovery"));
+        let output = agent.args(["etcd", "restore"]).arg(file).args(["--data-dir", data]).args(more).current_dir(dir.path()).output()?;
+        Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+    };
+    assert_eq!(restore(&damaged, "a/b/c", &[])?.0, Some(65));
+    assert_eq!(restore(&damaged, "a/../b", &[])?.0, Some(65));
+    assert!(!dir.path().join("a").exists() && !dir.path().join("b").exists(), "what a failed call has made");
+    let (code, said) = restore(&file, "/proc/recovery/data", &[])?;
+    assert!(code == Some(1) && said.contains("making the directory /proc/recovery"), "{said}");
+    assert_eq!(restore(&file, "a/b/c", &[])?.0, Some(0));
+    assert!(dir.path().join("a/b/c/member/snap/db").exists());
+    assert_eq!(restore(&damaged, "a/x", &[])?.0, Some(65));
+    assert_eq!(names(&dir.path().join("a"))?, ["b"]);
+    let absolute = dir.path().join("three/member/./wal");
+    for (data, log) in [("one", "./one/member/wal/"), ("./two//", "two/member/wal"), ("three", absolute.to_str().context("a path")?)] {
+        let (code, said) = restore(&file, data, &["--wal-dir", log])?;
+        assert_eq!(code, Some(0), "{said}");
+    }
+    assert_eq!(restore(&file, "four", &["--wal-dir", "four/wal"])?.0, Some(64));
+    assert!(!dir.path().join("four").exists());
+    Ok(())
+}
+
+#[test]
 fn what_a_killed_save_or_restore_has_left_is_in_nobodys_way() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let etcd = Etcd::start(Version::V35, &dir.path().join("source"), &Start::default())?;
@@ -441,7 +474,14 @@ fn a_call_that_was_stopped_at_its_end_is_ended_by_the_next_one() -> Result<()> {
     let stopped = || -> Result<()> {
         let bytes = std::fs::read(&file)?;
         let sum = hex(&bytes[bytes.len() - 32..]);
-        let made = serde_json::json!({"snapshot": sum, "options": options, "restored": restored});
+        let mut files = Vec::new();
+        for part in ["snap", "wal"] {
+            for name in names(&data.join("member").join(part))? {
+                let meta = data.join("member").join(part).join(&name).metadata()?;
+                files.push((format!("{part}/{name}"), meta.len(), meta.mtime(), meta.mtime_nsec()));
+            }
+        }
+        let made = serde_json::json!({"snapshot": sum, "options": options, "restored": restored, "files": files});
         Ok(std::fs::write(data.join("member/recovery-restore"), made.to_string())?)
     };
     stopped()?;
@@ -454,6 +494,13 @@ fn a_call_that_was_stopped_at_its_end_is_ended_by_the_next_one() -> Result<()> {
     }
     assert_eq!(etcd::restore(&file, &data, &options, &|_| ())?, restored);
     assert_eq!(names(&data.join("member"))?, ["snap", "wal"]);
+    // An etcd that has run on it since has made it its own, and nothing tells the snapshot's revision any more.
+    stopped()?;
+    let etcd = Etcd::start(Version::V35, &data, &Start::default())?;
+    etcd.put_many(3)?;
+    etcd.stop()?;
+    let error = etcd::restore(&file, &data, &options, &|_| ()).unwrap_err();
+    assert!(format!("{error:#}").contains("is not empty"), "{error:#}");
     Ok(())
 }
 
@@ -500,6 +547,56 @@ fn a_compressed_snapshot_is_told_by_its_content() -> Result<()> {
             assert!(exit_code(&error) == 64 && text.contains(words) && !text.contains("damaged"), "{text}");
         }
         assert!(!dir.path().join("new").exists());
+    }
+    let made = |script: &str| {
+        let script = format!("set -o pipefail; cd \"$0\"; f=named.db.zstd; {script}");
+        assert!(Command::new("bash").arg("-ec").arg(&script).arg(dir.path()).status().unwrap().success(), "{script}");
+        dir.path().join("made.db")
+    };
+    // As several frames, with a skippable one between, and filled up.
+    let skippable = r"printf '\x50\x2a\x4d\x18\x03\0\0\0abc'";
+    let frames = format!(
+        "(head -c 70000 snapshot.db | zstd -q; {skippable}; tail -c +70001 snapshot.db | zstd -q; head -c 512 /dev/zero) > made.db"
+    );
+    assert_eq!(etcd::status(&made(&frames), &|_| ())?.hash, plain.hash);
+    for broken in
+        ["(cat $f; head -c 512 /dev/zero; echo more) > made.db", "(cat $f; echo more) > made.db", "(cat $f; head -c 9 $f) > made.db"]
+    {
+        assert_eq!(exit_code(&etcd::status(&made(broken), &|_| ()).unwrap_err()), 65, "{broken}");
+    }
+    for (script, words) in [
+        ("zstd -q < $f > made.db", "packed twice, with zstd"),
+        ("gzip -c snapshot.db | zstd -q > made.db", "`gzip -dc"),
+        ("tar -cf made.db snapshot.db", "`tar -xf"),
+        ("tar --format=posix -cf made.db $f", "`tar -xf"),
+        ("tar -c snapshot.db | zstd -q > made.db", "`tar -xf"),
+    ] {
+        let file = made(script);
+        let skip = Options { skip_hash_check: true, ..Options::default() };
+        for error in [
+            etcd::verify(&file, &|_| ()).unwrap_err(),
+            etcd::look(&file).unwrap_err(),
+            etcd::status_without_hash(&file, &|_| ()).unwrap_err(),
+            etcd::restore(&file, &dir.path().join("new"), &skip, &|_| ()).unwrap_err(),
+        ] {
+            let text = format!("{error:#}");
+            assert!(exit_code(&error) == 64 && text.contains(words) && !text.contains("damaged"), "{script}: {text}");
+            // What it says to do leads there.
+            if let Some((_, rest)) = text.split_once("unpack it first: `") {
+                let mut commands: Vec<&str> = rest.split('`').step_by(2).collect();
+                commands.truncate(2);
+                made(&commands.join("; "));
+                assert_eq!(etcd::status(&dir.path().join("snapshot.db"), &|_| ())?.hash, plain.hash, "{text}");
+            }
+        }
+    }
+    // What is none needs no flag.
+    for (script, hint) in [("printf '%1000s' x > made.db", false), ("head -c -32 snapshot.db > made.db", true)] {
+        let file = made(script);
+        for error in [etcd::verify(&file, &|_| ()).unwrap_err(), etcd::look(&file).unwrap_err()] {
+            let text = format!("{error:#}");
+            assert!(exit_code(&error) == 65 && text.contains("--skip-hash-check") == hint, "{text}");
+        }
     }
     Ok(())
 }

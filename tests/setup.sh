@@ -4,10 +4,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # gcc, libc6-dev: zstd, ring and the link; protobuf-compiler, libprotobuf-dev: etcd's messages and those of protobuf that they use. The rest is for tests: real ostree and XFS, the peers of the
-# benchmark, Debian's etcd 3.4 with its client, the libostree binding that the rpm-ostree stand-in uses, attributes and traces; and what the
+# benchmark, Debian's etcd 3.4 with its client, the libostree binding that the rpm-ostree stand-in uses, attributes, another tar (bsdtar) and traces; and what the
 # real node is made and run with: debootstrap, systemd-nspawn (systemd-container).
 packages="gcc libc6-dev protobuf-compiler libprotobuf-dev ca-certificates ostree gir1.2-ostree-1.0 python3 python3-gi python3-venv xfsprogs e2fsprogs rsync zstd tar
- etcd-server etcd-client attr acl libcap2-bin strace curl util-linux procps debootstrap systemd-container"
+ etcd-server etcd-client attr acl libarchive-tools libcap2-bin strace curl util-linux procps debootstrap systemd-container"
 missing=""
 for package in $packages; do
   dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing="$missing $package"

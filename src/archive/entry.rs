@@ -19,7 +19,7 @@ const LONGEST_NAME: usize = 255;
 /// The longest value of an extended attribute (`XATTR_SIZE_MAX`).
 const LONGEST_VALUE: usize = 64 << 10;
 /// What an entry takes in memory beyond its names and attributes, at most.
-const ENTRY: usize = 100;
+pub(super) const ENTRY: usize = 100;
 /// What one entry may take in memory.
 pub(super) const LARGEST_ENTRY: u64 = 512 << 10;
 /// What all entries of an archive may take: more than a million do of the usual size. Any pod can make files with long names and large
@@ -96,13 +96,14 @@ impl Entry {
         (ENTRY + self.path.len() + self.target.len()) as u64
     }
 
-    /// Makes of an entry what a file system makes of it: an access ACL says what the mode says, or is none when it says no more. What earlier
-    /// releases packed of XFS's second view of ACLs is left out.
+    /// Makes of an entry what a file system makes of it: the mode says what an access ACL says, as GNU tar and bsdtar restore it (bsdtar writes the
+    /// ACL's group into the mode, where a file system shows its mask), and an ACL that says no more than the mode is none. What earlier releases
+    /// packed of XFS's second view of ACLs is left out.
     pub(super) fn settle(&mut self) {
-        let mode = self.attributes.mode;
-        self.attributes.xattrs.retain_mut(|(name, value)| {
+        let Attributes { mode, xattrs, .. } = &mut self.attributes;
+        xattrs.retain(|(name, value)| {
             if name == acl::ACCESS {
-                acl::follow_mode(value, mode);
+                *mode = acl::mode_of(value, *mode);
             }
             !(acl::is_twin(name) || name == acl::ACCESS && acl::is_mode(value))
         });

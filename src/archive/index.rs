@@ -28,6 +28,8 @@ use crate::error::damaged;
 const VERSION: u32 = 2;
 const MAGIC: &[u8; 8] = b"RECOVIDX";
 const TRAILER_MAGIC: &[u8; 8] = b"RECOVEND";
+/// So many bytes tell a frame of ours: the header of a skippable frame, and our magic.
+pub(super) const FRAME_HEAD: usize = 16;
 /// The first of the sixteen magic numbers of skippable frames (RFC 8878, 3.1.2).
 const SKIPPABLE: u32 = 0x184D_2A50;
 /// Skippable frame header, magic, version, offset and length of the index's content, its BLAKE3, and the first bytes of the BLAKE3 of it all.
@@ -152,6 +154,13 @@ pub(super) fn compressor() -> Result<zstd::bulk::Compressor<'static>> {
     let mut compressor = zstd::bulk::Compressor::new(1).context("preparing to compress")?;
     compressor.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(true)).context("preparing to compress")?;
     Ok(compressor)
+}
+
+/// True for the first bytes of a frame ([`FRAME_HEAD`] of them, if there are) that is an index or a trailer, of any version, and not another
+/// program's skippable frame: pzstd puts one before each frame.
+pub(super) fn is_ours(frame: &[u8]) -> bool {
+    frame.starts_with(&SKIPPABLE.to_le_bytes())
+        && frame.get(8..).is_some_and(|rest| rest.starts_with(MAGIC) || rest.starts_with(TRAILER_MAGIC))
 }
 
 /// True when there is a whole index of another version.

@@ -6,12 +6,13 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 use super::header::BLOCK;
+use super::index;
 use super::parse::{Carried, is_header, unreadable};
 use crate::compression::{Compression, word};
 use crate::error::unsupported;
@@ -33,12 +34,17 @@ pub(super) type Input = BufReader<Unpacked>;
 /// `FailureKind::Unsupported` when it is compressed with something else.
 pub(super) fn open(file: &File, path: &Path) -> Result<Input> {
     let mut head = [0; BLOCK];
-    let len = head_of(file, &mut head).map_err(unreadable)?;
+    let len = read_at(file, 0, &mut head).map_err(unreadable)?;
     let start = Start { file: file.try_clone().context("reading the archive")?, at: 0 };
     // The name of a first entry can be anything, so a tar header comes before all magic numbers.
-    let compression = if len == BLOCK && is_header(&head) { None } else { Compression::of(&head[..len]) };
+    let is_tar = len == BLOCK && is_header(&head);
+    let compression = if is_tar { None } else { Compression::of(&head[..len]) };
     let unpacked = match compression {
-        None => Unpacked::Plain(start),
+        None if is_tar => Unpacked::Plain(start),
+        None => {
+            refuse_others(file, &head[..len], path)?;
+            Unpacked::Plain(start)
+        }
         Some(Compression { name: "zstd", .. }) => Unpacked::Zstd(Box::new(Zstd::new(start)?)),
         Some(Compression { name: "gzip", .. }) => {
             Unpacked::Gzip(Some(Box::new(flate2::bufread::GzDecoder::new(BufReader::with_capacity(BUFFER, start)))))
@@ -48,11 +54,11 @@ pub(super) fn open(file: &File, path: &Path) -> Result<Input> {
     Ok(BufReader::with_capacity(BUFFER, unpacked))
 }
 
-/// Reads as much as there is, up to a block.
-fn head_of(file: &File, head: &mut [u8; BLOCK]) -> io::Result<usize> {
+/// Reads as much as there is from a place on, up to the length of `into`.
+fn read_at(file: &File, at: u64, into: &mut [u8]) -> io::Result<usize> {
     let mut len = 0;
-    while len < BLOCK {
-        match file.read_at(&mut head[len..], len as u64)? {
+    while len < into.len() {
+        match file.read_at(&mut into[len..], at + len as u64)? {
             0 => break,
             read => len += read,
         }
@@ -61,24 +67,64 @@ fn head_of(file: &File, head: &mut [u8; BLOCK]) -> io::Result<usize> {
 }
 
 fn not_taken(other: Compression, path: &Path) -> anyhow::Error {
-    let mut tar = path.with_extension("");
-    if tar.extension().is_none_or(|extension| extension != "tar") || tar == path {
-        tar = path.as_os_str().to_owned().into();
-        tar.as_mut_os_string().push(".tar");
-    }
     let name = other.name;
     if other.holds_files {
-        return unsupported(format!(
-            "it is a {name} archive, which is not taken; make a tar archive of it: bsdtar -cf {} @{}",
-            word(&tar),
-            word(path)
-        ));
+        return not_tar(name, path);
     }
     unsupported(format!(
         "it is compressed with {name}, which is not taken; decompress it, and use what comes out: {} > {}",
         other.command(path),
-        word(&tar)
+        word(&tar_of(path))
     ))
+}
+
+/// It is an archive of another kind, of which bsdtar makes a tar archive.
+fn not_tar(name: &str, path: &Path) -> anyhow::Error {
+    unsupported(format!(
+        "it is an archive of the kind {name}, which is not taken; make a tar archive of it: bsdtar -cf {} @{}",
+        word(&tar_of(path)),
+        word(path)
+    ))
+}
+
+/// What a tar archive that is made of `path` is called.
+fn tar_of(path: &Path) -> PathBuf {
+    let tar = path.with_extension("");
+    if tar.extension().is_some_and(|extension| extension == "tar") && tar != path {
+        return tar;
+    }
+    let mut tar = path.as_os_str().to_owned();
+    tar.push(".tar");
+    tar.into()
+}
+
+/// Names what is neither tar nor packed, and holds files or tells of them.
+fn refuse_others(file: &File, head: &[u8], path: &Path) -> Result<()> {
+    // Its volume descriptors begin in sector 16 (ECMA-119, 6.7.1 and 8.1); what is before them can be anything.
+    let mut volume = [0; 5];
+    let read = read_at(file, 16 * 2048 + 1, &mut volume).map_err(unreadable)?;
+    if volume[..read] == *b"CD001" {
+        return Err(not_tar("ISO 9660", path));
+    }
+    if head.starts_with(b"#mtree") {
+        return Err(unsupported(format!(
+            "it is a list of files (mtree), without what is in them; where they are, make a tar archive of them: bsdtar -cf {} @{}",
+            word(&tar_of(path)),
+            word(path)
+        )));
+    }
+    // GNU's begins with the name of a shell, others with this, in a comment or after a colon.
+    if !contains(&head[..head.len().min(64)], b"This is a shell archive") {
+        return Ok(());
+    }
+    Err(unsupported(format!(
+        "it is a shell archive, which is a program and not taken; if you trust it, run it in an empty directory, and pack that: sh {}",
+        word(path)
+    )))
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
 }
 
 /// What comes out of a file.
@@ -90,9 +136,9 @@ pub(super) enum Unpacked {
 }
 
 impl Unpacked {
-    /// There was a skippable frame among what has been read: zstd keeps none of them when an archive is compressed anew.
-    pub(super) fn has_skipped(&self) -> bool {
-        matches!(self, Self::Zstd(zstd) if zstd.skipped)
+    /// There was an index among what has been read, or its trailer: nothing is left of them when an archive is compressed anew.
+    pub(super) fn has_index(&self) -> bool {
+        matches!(self, Self::Zstd(zstd) if zstd.indexed)
     }
 }
 
@@ -140,14 +186,22 @@ pub(super) struct Zstd {
     decoder: Decoder<'static>,
     /// Before a frame, or behind the last.
     between: bool,
-    skipped: bool,
+    /// An index was passed over.
+    indexed: bool,
 }
 
 impl Zstd {
     fn new(start: Start) -> Result<Self> {
         let mut decoder = Decoder::new().context("preparing to decompress")?;
         decoder.set_parameter(DParameter::WindowLogMax(WINDOW)).context("preparing to decompress")?;
-        Ok(Self { raw: BufReader::with_capacity(BUFFER, start), decoder, between: true, skipped: false })
+        Ok(Self { raw: BufReader::with_capacity(BUFFER, start), decoder, between: true, indexed: false })
+    }
+
+    /// True when what comes next is an index, or its trailer.
+    fn is_at_index(&self) -> io::Result<bool> {
+        let (start, mut head) = (self.raw.get_ref(), [0; index::FRAME_HEAD]);
+        let len = read_at(&start.file, start.at - self.raw.buffer().len() as u64, &mut head)?;
+        Ok(index::is_ours(&head[..len]))
     }
 }
 
@@ -157,11 +211,10 @@ impl Read for Zstd {
             if self.between && is_at_end(&mut self.raw)? {
                 return Ok(0);
             }
-            let packed = self.raw.fill_buf()?;
             if self.between {
-                // The first byte tells the magic number of a skippable frame (RFC 8878, 3.1.2) from that of any other.
-                self.skipped |= packed.first().is_some_and(|byte| matches!(byte, 0x50..=0x5F));
+                self.indexed |= self.is_at_index()?;
             }
+            let packed = self.raw.fill_buf()?;
             let (mut from, mut to) = (InBuffer::around(packed), OutBuffer::around(&mut *into));
             let hint = self.decoder.run(&mut from, &mut to).map_err(refused)?;
             let (taken, read, ended) = (from.pos(), to.pos(), packed.is_empty());

@@ -45,7 +45,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::error::{damaged, unsupported, usage};
+use crate::error::{damaged, usage};
+use crate::node::durable;
 use crate::report::paths;
 use entry::Kind;
 use frames::{FrameReader, Frames};
@@ -198,7 +199,7 @@ impl Archive {
     /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is sound, but compressed otherwise, of a kind of tar that is not
     /// taken, beyond a limit of this agent, or not a regular file: the message says what to do.
     pub fn open(file: &Path) -> Result<Self> {
-        let open = || Self::open_file(open_regular(file)?, file);
+        let open = || Self::open_file(durable::open_regular(file)?, file);
         let (table, source) = open().with_context(|| format!("opening the archive {}", file.display()))?;
         Ok(Self { path: file.to_owned(), table, source })
     }
@@ -235,6 +236,13 @@ impl Archive {
             Source::Stream(stream) => verify::stream(stream, &self.table, tick),
         }
         .with_context(|| format!("verifying the archive {}", self.path.display()))
+    }
+
+    /// True when it holds the directory itself that it is restored to. One that does not (`tar -cf FILE a b`) says nothing of what else lies directly
+    /// in that: it stays.
+    #[must_use]
+    pub fn holds_root(&self) -> bool {
+        self.table.find(b"").is_some_and(|root| !self.table.row(root).existence)
     }
 
     /// The paths in it, in order; that of the root is empty.
@@ -313,20 +321,6 @@ impl Archive {
         restore::restore(&self.table, &self.source, tree, selection, extra, tick)
             .with_context(|| format!("restoring {} from the archive {}", tree.display(), self.path.display()))
     }
-}
-
-/// Opens a file that can be read more than once: to check it, and then to take from it. A pipe cannot; to open one does not wait for its
-/// other end.
-fn open_regular(path: &Path) -> Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
-    if file.metadata()?.is_file() {
-        return Ok(file);
-    }
-    Err(unsupported(
-        "it is a pipe, a device or a directory, and an archive is read twice, so that all of it is checked before anything changes: save it to a \
-         regular file, and name that",
-    ))
 }
 
 /// Checks that the entries are in the data in the order of the index, each in a frame that there is.

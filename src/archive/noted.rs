@@ -1,17 +1,22 @@
 //! What the directories were like that a restore passes through: their times change with what is in them, and those that are immutable have
 //! to be unlocked. Neither is in the archive, or it is not to be taken from there; so it is written down, in the stage and on the disk, before
 //! anything is changed, for whoever comes after a restore that was killed.
+//!
+//! The directory that the stage is in changes before there is a stage, and once more when the stage goes. What it was like is noted in an
+//! extended attribute of its own, from before the stage until after it: that changes neither its time nor what is in it. An immutable directory
+//! takes no attribute; in one call its flag is exchanged for three others ([`STAND_IN`]) that stand for it until the attribute is there, and the
+//! other way round at the end. (Append-only has nothing that stands for it: for the moment of two calls its only trace is in memory.)
 
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{IFlags, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::entry::{Time, check_path, join};
-use super::stage::STAGE;
-use super::tree::{Found, Inode, Tree};
+use super::entry::{IMMUTABLE, Time, check_path, join};
+use super::stage::{STAGE, Touched};
+use super::tree::{Found, Inode, NOTE, Tree};
 
 /// The file in the stage.
 pub(super) const NOTES: &[u8] = b"directories";
@@ -19,6 +24,9 @@ pub(super) const NOTES: &[u8] = b"directories";
 const NEW: &str = "directories.new";
 /// Raised with every change of the form.
 const VERSION: u8 = 1;
+/// What stands for the immutable flag (`chattr +SdA`): nobody sets all three of them on a directory for another reason.
+const STAND_IN: IFlags = IFlags::SYNC.union(IFlags::NODUMP).union(IFlags::NOATIME);
+const LOCKS: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);
 
 /// A directory in which something is changed, as it was before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,17 +82,126 @@ pub(super) fn read(tree: &Tree, root: &[u8]) -> Result<Vec<Noted>> {
     if bytes.is_empty() {
         return Ok(Vec::new());
     }
-    match postcard::from_bytes::<(u8, Vec<Noted>)>(&bytes) {
-        Ok((VERSION, notes)) if notes.iter().all(|noted| noted.path.is_empty() || check_path(&noted.path).is_ok()) => Ok(notes),
-        // They are renamed when they are whole, so this is another release's, or nobody's. To stop here would help no one.
-        _ => {
-            tracing::warn!(
-                "what an earlier restore noted in {} cannot be read: the times of directories on the way may not come back",
-                tree.shown(&join(root, STAGE))
-            );
-            Ok(Vec::new())
-        }
+    // They are renamed when they are whole, so what cannot be read is another release's, or nobody's. To stop here would help no one.
+    let notes = parse(&bytes);
+    if notes.is_none() {
+        tracing::warn!(
+            "what an earlier restore noted in {} cannot be read: the times of directories on the way may not come back",
+            tree.shown(&join(root, STAGE))
+        );
     }
+    Ok(notes.unwrap_or_default())
+}
+
+fn parse(bytes: &[u8]) -> Option<Vec<Noted>> {
+    let (version, notes) = postcard::from_bytes::<(u8, Vec<Noted>)>(bytes).ok()?;
+    let sound = notes.iter().all(|noted| noted.path.is_empty() || check_path(&noted.path).is_ok());
+    (version == VERSION && sound).then_some(notes)
+}
+
+/// Notes in the directory `root` itself what it is to be like when all is over, durably, and makes it changeable. Where the file system takes no
+/// note, it is only made changeable.
+///
+/// # Errors
+/// When that fails.
+pub(super) fn mark(tree: &Tree, root: &[u8], before: Touched) -> Result<()> {
+    let mark = || -> Result<()> {
+        let directory = Inode::of(tree.list(root)?);
+        let flags = all_flags(&directory)?;
+        if flags.intersects(LOCKS) {
+            exchange(&directory, flags)?;
+        }
+        let note = Noted { path: Vec::new(), mtime: before.mtime, flags: before.flags };
+        match rustix::fs::fsetxattr(directory.file(), NOTE, &postcard::to_stdvec(&(VERSION, vec![note]))?, XattrFlags::empty()) {
+            Err(Errno::NOSPC | Errno::DQUOT) => {
+                tracing::warn!("no room to note what {} is like: should this restore be killed, it loses its time", tree.shown(root));
+            }
+            // Attributes of this kind are not for every file system, and for root alone.
+            Err(Errno::OPNOTSUPP | Errno::PERM) => {}
+            result => result?,
+        }
+        rustix::fs::fsync(directory.file())?;
+        set_all_flags(&directory, without_stand_in(flags) - LOCKS)
+    };
+    mark().with_context(|| format!("noting what {} is like", tree.shown(root)))
+}
+
+/// What [`mark`] has noted in the directory `root`, if anything.
+///
+/// # Errors
+/// When it cannot be read.
+pub(super) fn marked(tree: &Tree, root: &[u8]) -> Result<Option<Touched>> {
+    let marked = || -> Result<Option<Touched>> {
+        let directory = Inode::of(tree.list(root)?);
+        let flags = all_flags(&directory)?;
+        Ok(match note(&directory)?.and_then(|bytes| parse(&bytes)?.first().cloned()) {
+            Some(Noted { mtime, flags, .. }) => Some(Touched { mtime, flags }),
+            None if flags.contains(STAND_IN) && !flags.contains(IFlags::IMMUTABLE) => {
+                Some(Touched { mtime: Found::of(directory.file())?.mtime, flags: IMMUTABLE })
+            }
+            None => None,
+        })
+    };
+    marked().with_context(|| format!("reading what is noted of {}", tree.shown(root)))
+}
+
+/// Removes what [`mark`] has left in the directory `root`, which is as it is to be.
+///
+/// # Errors
+/// When it cannot be removed.
+pub(super) fn unmark(tree: &Tree, root: &[u8]) -> Result<()> {
+    let unmark = || -> Result<()> {
+        let directory = Inode::of(tree.list(root)?);
+        let flags = all_flags(&directory)?;
+        if note(&directory)?.is_none() && !flags.contains(STAND_IN) {
+            return Ok(());
+        }
+        if flags.intersects(LOCKS) {
+            exchange(&directory, flags)?;
+        }
+        match rustix::fs::fremovexattr(directory.file(), NOTE) {
+            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => {}
+            result => result?,
+        }
+        set_all_flags(&directory, without_stand_in(flags))
+    };
+    unmark().with_context(|| format!("removing what is noted of {}", tree.shown(root)))
+}
+
+/// What is noted in a directory itself, if anything.
+fn note(directory: &Inode) -> Result<Option<Vec<u8>>> {
+    let mut value = [0; 256];
+    match rustix::fs::fgetxattr(directory.file(), NOTE, &mut value) {
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => Ok(None),
+        // No note of ours is as long.
+        Err(Errno::RANGE) => Ok(Some(Vec::new())),
+        len => Ok(Some(value[..len?].to_vec())),
+    }
+}
+
+/// All flags of a directory; none where the file system has none.
+fn all_flags(directory: &Inode) -> Result<IFlags> {
+    match rustix::fs::ioctl_getflags(directory.file()) {
+        Err(Errno::NOTTY | Errno::OPNOTSUPP) => Ok(IFlags::empty()),
+        flags => flags.context("reading its flags"),
+    }
+}
+
+fn set_all_flags(directory: &Inode, flags: IFlags) -> Result<()> {
+    if all_flags(directory)? == flags { Ok(()) } else { rustix::fs::ioctl_setflags(directory.file(), flags).context("setting its flags") }
+}
+
+/// Exchanges the flags that forbid changes for what stands for them; where the file system does not know that, they are cleared.
+fn exchange(directory: &Inode, flags: IFlags) -> Result<()> {
+    let stand_in = if flags.contains(IFlags::IMMUTABLE) { STAND_IN } else { IFlags::empty() };
+    match rustix::fs::ioctl_setflags(directory.file(), (flags - LOCKS) | stand_in) {
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => set_all_flags(directory, flags - LOCKS),
+        result => result.context("exchanging its flags"),
+    }
+}
+
+fn without_stand_in(flags: IFlags) -> IFlags {
+    if flags.contains(STAND_IN) { flags - STAND_IN } else { flags }
 }
 
 /// Gives a directory its time and flags back, where it is still there.

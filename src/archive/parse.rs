@@ -11,7 +11,7 @@ use super::block::Raw;
 pub(super) use super::block::is_header;
 use super::entry::{Attributes, Entry, Kind, Time, path_from_name, shown};
 use super::header::{BLOCK, Segments};
-use super::records::{Extension, check_complete};
+use super::records::{Extension, check_complete, is_first_volume, later_volume};
 use crate::error::{damaged, unsupported};
 use crate::node::clock::interrupted;
 
@@ -42,6 +42,12 @@ pub(super) struct TarReader<R> {
     position: u64,
     /// A block that was read ahead: the next header.
     ahead: Option<[u8; BLOCK]>,
+    /// What global headers have said so far, of all that follows.
+    defaults: Extension,
+    /// Its label says that it is the first volume of several.
+    first_volume: bool,
+    /// An entry was read.
+    begun: bool,
 }
 
 /// Called with the offset in the file and the bytes that belong there.
@@ -49,7 +55,7 @@ pub(super) type Sink<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<()>;
 
 impl<R: BufRead> TarReader<R> {
     pub(super) fn new(input: R) -> Self {
-        Self { input, left: 0, position: 0, ahead: None }
+        Self { input, left: 0, position: 0, ahead: None, defaults: Extension::default(), first_volume: false, begun: false }
     }
 
     /// The next entry; `None` at the end of the archive. What was not read of the last one's content is passed over.
@@ -59,31 +65,40 @@ impl<R: BufRead> TarReader<R> {
     pub(super) fn next(&mut self) -> Result<Option<Member>> {
         self.pass_over()?;
         // Any number of them may come before an entry, and all that they say is held.
-        let (mut more, mut room) = (Extension::default(), LARGEST_EXTENSION);
+        let (mut said, mut room) = (Vec::new(), LARGEST_EXTENSION);
         loop {
             let block = self.block()?;
             if block == [0; BLOCK] {
-                if more != Extension::default() || self.block()? != [0; BLOCK] {
+                let mut second = [0; BLOCK];
+                // One block of zeros at the very end is what some programs write, and GNU tar takes.
+                let len = self.up_to_a_block(&mut second)?;
+                if !said.is_empty() || second != [0; BLOCK] || (len != 0 && len != BLOCK) {
                     return Err(damaged("the archive is damaged: its end mark is not whole"));
                 }
                 return Ok(None);
             }
             let mut raw = Raw::of(&block)?;
             match raw.kind {
-                b'x' => more.read_records(&self.extension(raw.size, &mut room)?)?,
-                // Records for all that follows; nothing that matters is ever in them.
-                b'g' => drop(self.extension(raw.size, &mut room)?),
-                b'L' => more.path = Some(self.long(raw.size, &mut room)?),
-                b'K' => more.target = Some(self.long(raw.size, &mut room)?),
+                b'x' => said.push((raw.kind, self.extension(raw.size, &mut room)?)),
+                b'L' | b'K' => said.push((raw.kind, self.long(raw.size, &mut room)?)),
+                b'g' => {
+                    let records = self.extension(raw.size, &mut room)?;
+                    self.defaults.read_defaults(&records)?;
+                    self.first_volume |= self.defaults.first_volume;
+                }
                 // The name of the archive, in GNU tar's own format.
-                b'V' => self.pass(raw.size.checked_add(padded(raw.size)).ok_or_else(|| damaged("the archive is damaged: its label"))?)?,
+                b'V' => {
+                    self.first_volume |= is_first_volume(&raw.name)?;
+                    self.pass(raw.size.checked_add(padded(raw.size)).ok_or_else(|| damaged("the archive is damaged: its label"))?)?;
+                }
                 kind => {
                     if kind == b'D' {
                         // A directory of an incremental archive, and the names in it.
                         check_complete(&self.extension(raw.size, &mut room)?)?;
                         (raw.kind, raw.size) = (b'5', 0);
                     }
-                    let member = member(raw, more)?;
+                    let member = member(raw, self.more(said)?)?;
+                    self.begun = true;
                     self.left = member.stored + padded(member.stored);
                     if member.entry.kind != Kind::File && self.left > 0 {
                         self.pass_odd_content()?;
@@ -92,6 +107,19 @@ impl<R: BufRead> TarReader<R> {
                 }
             }
         }
+    }
+
+    /// What the headers before an entry say of it, beyond the defaults.
+    fn more(&self, said: Vec<(u8, Vec<u8>)>) -> Result<Extension> {
+        let mut more = self.defaults.clone();
+        for (kind, bytes) in said {
+            match kind {
+                b'L' => more.path = Some(bytes),
+                b'K' => more.target = Some(bytes),
+                _ => more.read_records(&bytes)?,
+            }
+        }
+        Ok(more)
     }
 
     /// Reads the content of the entry that [`TarReader::next`] returned last. Holes are left out; the file's length is its entry's size.
@@ -104,7 +132,7 @@ impl<R: BufRead> TarReader<R> {
             let mut done = 0;
             while done < len {
                 interrupted()?;
-                let chunk = fill(&mut self.input)?;
+                let chunk = fill(&mut self.input, self.first_volume)?;
                 let take = usize::try_from(len - done).map_or(chunk.len(), |left| left.min(chunk.len()));
                 sink(offset + done, &chunk[..take])?;
                 self.input.consume(take);
@@ -146,15 +174,52 @@ impl<R: BufRead> TarReader<R> {
     }
 
     /// Reads on to the end of the input, so that its checksums are checked to the last.
+    ///
+    /// # Errors
+    /// When anything but zeros follows. tar passes it over and adds to a tree what it has read; a restore would delete what is only behind the end
+    /// mark. What begins with zeros is no empty archive for that.
     pub(super) fn drain(&mut self) -> Result<()> {
+        let mut block = [0; BLOCK];
         loop {
             interrupted()?;
-            let len = fill_or_end(&mut self.input)?.len();
+            let len = self.up_to_a_block(&mut block)?;
             if len == 0 {
                 return Ok(());
             }
-            self.input.consume(len);
+            if block[..len].iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            if self.begun {
+                return Err(unsupported(
+                    "the archive goes on behind its end mark, as several ones do that were put one after the other: unpack it with \
+                     `tar --ignore-zeros`, look whether all is there, and pack the tree in one",
+                ));
+            }
+            if len == BLOCK && is_header(&block) {
+                return Err(unsupported(
+                    "the archive begins with the end of one, and goes on behind it: unpack it with `tar --ignore-zeros`, and pack the tree in one",
+                ));
+            }
+            return Err(damaged(
+                "it is no tar archive, or has lost its beginning: there is something behind zeros, and no entry before them",
+            ));
         }
+    }
+
+    /// Reads a block, or what is left before the end of the input; how many bytes.
+    fn up_to_a_block(&mut self, block: &mut [u8; BLOCK]) -> Result<usize> {
+        let mut len = 0;
+        while len < BLOCK {
+            let chunk = fill_or_end(&mut self.input)?;
+            if chunk.is_empty() {
+                break;
+            }
+            let take = chunk.len().min(BLOCK - len);
+            block[len..len + take].copy_from_slice(&chunk[..take]);
+            self.input.consume(take);
+            len += take;
+        }
+        Ok(len)
     }
 
     /// The map at the head of a sparse file: see [`super::header`].
@@ -195,7 +260,7 @@ impl<R: BufRead> TarReader<R> {
 
     fn exact(&mut self, mut into: &mut [u8]) -> Result<()> {
         while !into.is_empty() {
-            let chunk = fill(&mut self.input)?;
+            let chunk = fill(&mut self.input, self.first_volume)?;
             let take = chunk.len().min(into.len());
             into[..take].copy_from_slice(&chunk[..take]);
             into = &mut into[take..];
@@ -208,7 +273,7 @@ impl<R: BufRead> TarReader<R> {
     fn pass(&mut self, mut len: u64) -> Result<()> {
         while len > 0 {
             interrupted()?;
-            let chunk = fill(&mut self.input)?.len();
+            let chunk = fill(&mut self.input, self.first_volume)?.len();
             let take = usize::try_from(len).map_or(chunk, |len| len.min(chunk));
             self.input.consume(take);
             self.position += take as u64;
@@ -217,9 +282,9 @@ impl<R: BufRead> TarReader<R> {
         Ok(())
     }
 
-    /// The content of an extended header, for which there is `room`.
+    /// The content of an extended header, for which there is `room`, and for the header itself.
     fn extension(&mut self, len: u64, room: &mut u64) -> Result<Vec<u8>> {
-        *room = room.checked_sub(len).ok_or_else(|| {
+        *room = room.checked_sub(len.saturating_add(BLOCK as u64)).ok_or_else(|| {
             damaged(format!("the archive is hostile or damaged: more than {LARGEST_EXTENSION} bytes of extended headers for one entry"))
         })?;
         let mut bytes = vec![0; usize::try_from(len)?];
@@ -243,9 +308,16 @@ fn padded(len: u64) -> u64 {
 }
 
 /// The next bytes, at least one.
-fn fill(input: &mut impl BufRead) -> Result<&[u8]> {
+fn fill(input: &mut impl BufRead, first_volume: bool) -> Result<&[u8]> {
     let chunk = fill_or_end(input)?;
-    if chunk.is_empty() { Err(damaged("the archive is truncated")) } else { Ok(chunk) }
+    match chunk {
+        [] if first_volume => Err(unsupported(
+            "the archive is the first volume of several, by its label, and goes on in the next: unpack them with `tar --multi-volume`, and pack \
+             the tree in one",
+        )),
+        [] => Err(damaged("the archive is truncated")),
+        chunk => Ok(chunk),
+    }
 }
 
 fn fill_or_end(input: &mut impl BufRead) -> Result<&[u8]> {
@@ -303,22 +375,21 @@ impl Numbers {
 }
 
 /// Puts a header and what was said before it together.
-fn member(raw: Raw, more: Extension) -> Result<Member> {
+fn member(raw: Raw, mut more: Extension) -> Result<Member> {
     let version = match more.sparse_version {
         (None, None) if !more.sparse_other => None,
         version => Some(version),
     };
     if version.is_some_and(|version| version != (Some(1), Some(0))) || raw.kind == b'S' {
         return Err(unsupported(
-            "the archive holds a sparse file in a form that is not taken: unpack it with tar, and pack it with --format=posix, or without --sparse",
+            "the archive holds a sparse file in a form that is not taken: unpack it with tar, and pack it with --format=posix \
+             --sparse-version=1.0, or without --sparse",
         ));
     }
-    if raw.kind == b'M' || more.continued {
-        return Err(unsupported(
-            "the archive is a volume of several, and goes on with a file of the one before: unpack them with `tar --multi-volume`, and pack the \
-             tree in one",
-        ));
+    if raw.kind == b'M' {
+        return Err(later_volume());
     }
+    let xattrs = more.xattrs();
     let name = more.sparse_name.or(more.path).unwrap_or(raw.name);
     let kind = match raw.kind {
         // Before POSIX a directory was a file whose name ended with a slash.
@@ -365,7 +436,7 @@ fn member(raw: Raw, more: Extension) -> Result<Member> {
         uid: more.uid.unwrap_or(raw.uid),
         gid: more.gid.unwrap_or(raw.gid),
         flags: more.flags,
-        xattrs: Extension::xattrs(more.xattrs, &more.acls).with_context(|| format!("reading the ACL of {}", shown(&path)))?,
+        xattrs: xattrs.with_context(|| format!("reading the ACL of {}", shown(&path)))?,
     };
     let mtime = more.mtime.unwrap_or(Time { seconds: raw.mtime, nanoseconds: 0 });
     let mut entry = Entry { path, kind, attributes, mtime, size, target, device: raw.device };

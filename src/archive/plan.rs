@@ -60,6 +60,17 @@ pub(super) fn leaders(table: &Table, selection: &Selection) -> HashMap<Id, Id> {
     leaders
 }
 
+/// How many selected names everything has that has several, by the row that the archive has its content at.
+pub(super) fn names(table: &Table, selection: &Selection) -> HashMap<Id, u32> {
+    let mut names = HashMap::new();
+    let selected = |id: Id| selection.standing(table.path(id)) == Standing::Inside;
+    for id in table.ids().filter(|id| table.row(*id).kind == Kind::HardLink && selected(*id)) {
+        let leader = table.leader(id);
+        *names.entry(leader).or_insert_with(|| u32::from(selected(leader))) += 1;
+    }
+    names
+}
+
 impl Plan {
     /// Makes a plan.
     ///

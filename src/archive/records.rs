@@ -1,4 +1,7 @@
 //! What pax records say of an entry: the keywords of pax(1), of GNU tar and of star(5) that matter here. Others are passed over.
+//!
+//! A record stands for the entry that follows it, or, in a global header, for all that follow and do not say otherwise. An empty value
+//! takes back what was said before it, as pax(1) has it; but an extended attribute can be empty.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,8 +14,12 @@ use super::entry::{APPEND_ONLY, IMMUTABLE, Time, Xattrs};
 use super::header::INDEXED;
 use crate::error::{damaged, unsupported};
 
+const LABEL: &[u8] = b"security.selinux";
+/// What global headers may say in all, in bytes: it is held, and looked at for each entry.
+const LARGEST_DEFAULTS: usize = 64 << 10;
+
 /// What extended headers and long names say of the entry that follows them.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Extension {
     pub(super) path: Option<Vec<u8>>,
     pub(super) target: Option<Vec<u8>>,
@@ -21,24 +28,46 @@ pub(super) struct Extension {
     pub(super) gid: Option<u32>,
     pub(super) mtime: Option<Time>,
     pub(super) flags: u8,
-    pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// The security label of `RHT.security.selinux`. A record of the attribute itself, in the same header, says more and wins.
+    label: Option<Vec<u8>>,
     /// ACLs as text: what is wrong with one is said of the entry, whose name can come later.
-    pub(super) acls: Vec<(&'static [u8], Vec<u8>)>,
+    acls: BTreeMap<&'static [u8], Vec<u8>>,
     pub(super) indexed: bool,
     /// `GNU.sparse.major` and `.minor`, `.name`, `.realsize`; and whether there was any other of that family.
     pub(super) sparse_version: (Option<u64>, Option<u64>),
     pub(super) sparse_name: Option<Vec<u8>>,
     pub(super) sparse_size: Option<u64>,
     pub(super) sparse_other: bool,
-    /// It goes on with what an archive before this one begins.
-    pub(super) continued: bool,
+    /// The archive is the first volume of several, by its label.
+    pub(super) first_volume: bool,
 }
 
 impl Extension {
+    /// Adds the records of a global header, which are defaults.
+    ///
+    /// # Errors
+    /// As [`Extension::read_records`]; `FailureKind::Unsupported` when they come to more than is held for each entry.
+    pub(super) fn read_defaults(&mut self, bytes: &[u8]) -> Result<()> {
+        self.read_records(bytes)?;
+        if let Some(label) = self.xattrs.remove(LABEL) {
+            self.label = Some(label);
+        }
+        let names = [&self.path, &self.target, &self.label, &self.sparse_name].into_iter().flatten().map(Vec::len).sum::<usize>();
+        let attributes = self.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        if names + attributes + self.acls.values().map(Vec::len).sum::<usize>() > LARGEST_DEFAULTS {
+            return Err(unsupported(format!(
+                "the archive says more than {LARGEST_DEFAULTS} bytes of all its entries at once: unpack it with tar, and pack the tree without \
+                 global headers"
+            )));
+        }
+        Ok(())
+    }
+
     /// Adds the records of an extended header.
     ///
     /// # Errors
-    /// `FailureKind::Damaged` when one of them is not sound.
+    /// `FailureKind::Damaged` when one of them is not sound; `FailureKind::Unsupported` for what is not all of an archive.
     pub(super) fn read_records(&mut self, mut bytes: &[u8]) -> Result<()> {
         let bad = || damaged("the archive is hostile or damaged: an extended header is not sound");
         while !bytes.is_empty() {
@@ -55,28 +84,28 @@ impl Extension {
 
     fn record(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
         match key {
-            b"path" => self.path = Some(value.to_vec()),
-            b"linkpath" => self.target = Some(value.to_vec()),
-            b"size" => self.size = Some(parse(value)?),
-            b"uid" => self.uid = Some(parse(value)?),
-            b"gid" => self.gid = Some(parse(value)?),
-            b"mtime" => self.mtime = Some(time(value)?),
+            b"path" => self.path = given(value, bytes)?,
+            b"linkpath" => self.target = given(value, bytes)?,
+            b"size" => self.size = given(value, parse)?,
+            b"uid" => self.uid = given(value, parse)?,
+            b"gid" => self.gid = given(value, parse)?,
+            b"mtime" => self.mtime = given(value, time)?,
             b"comment" => self.indexed |= value == INDEXED,
-            // GNU tar writes one for every directory that has a default ACL.
-            b"SCHILY.acl.access" => self.acls.push((acl::ACCESS, value.to_vec())),
-            b"SCHILY.acl.default" => self.acls.push((acl::DEFAULT, value.to_vec())),
-            b"RHT.security.selinux" => {
-                // GNU tar sets the label with its terminating zero; a record of the attribute itself says more and wins.
-                self.xattrs.entry(b"security.selinux".to_vec()).or_insert_with(|| [value, b"\0"].concat());
-            }
+            // GNU tar writes an empty one for every directory that has a default ACL.
+            b"SCHILY.acl.access" => drop(self.acls.insert(acl::ACCESS, value.to_vec())),
+            b"SCHILY.acl.default" => drop(self.acls.insert(acl::DEFAULT, value.to_vec())),
+            // GNU tar sets the label with its terminating zero.
+            b"RHT.security.selinux" => self.label = given(value, |value| Ok([value, b"\0"].concat()))?,
             b"SCHILY.fflags" => self.flags = flags(value),
-            b"GNU.sparse.major" => self.sparse_version.0 = Some(parse(value)?),
-            b"GNU.sparse.minor" => self.sparse_version.1 = Some(parse(value)?),
-            b"GNU.sparse.name" => self.sparse_name = Some(value.to_vec()),
-            b"GNU.sparse.realsize" => self.sparse_size = Some(parse(value)?),
-            b"GNU.volume.offset" => self.continued = true,
+            b"GNU.sparse.major" => self.sparse_version.0 = given(value, parse)?,
+            b"GNU.sparse.minor" => self.sparse_version.1 = given(value, parse)?,
+            b"GNU.sparse.name" => self.sparse_name = given(value, bytes)?,
+            b"GNU.sparse.realsize" => self.sparse_size = given(value, parse)?,
+            b"GNU.volume.label" => self.first_volume |= is_first_volume(value)?,
             b"GNU.dumpdir" => check_complete(value)?,
             key if key.starts_with(b"GNU.sparse.") => self.sparse_other = true,
+            // The file with which it goes on, its size, and how much of it was before.
+            key if key.starts_with(b"GNU.volume.") => return Err(later_volume()),
             key => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.attribute(&unescape(name), value.to_vec());
@@ -90,10 +119,13 @@ impl Extension {
     ///
     /// # Errors
     /// Those of [`acl::from_text`].
-    pub(super) fn xattrs(xattrs: BTreeMap<Vec<u8>, Vec<u8>>, acls: &[(&'static [u8], Vec<u8>)]) -> Result<Xattrs> {
+    pub(super) fn xattrs(&mut self) -> Result<Xattrs> {
         static NAMES: OnceLock<acl::Names> = OnceLock::new();
-        let mut all = xattrs;
-        for (name, text) in acls {
+        let mut all = std::mem::take(&mut self.xattrs);
+        if let Some(label) = self.label.take() {
+            all.entry(LABEL.to_vec()).or_insert(label);
+        }
+        for (name, text) in &self.acls {
             let list = acl::from_text(text, || NAMES.get_or_init(|| acl::Names::of(Path::new("/"))))?;
             // Empty, it is none.
             if !text.trim_ascii().is_empty() {
@@ -108,6 +140,27 @@ impl Extension {
             self.xattrs.insert(name.to_vec(), value);
         }
     }
+}
+
+/// True for the label of the first volume of several, as GNU tar makes it of the label that it is given.
+///
+/// # Errors
+/// `FailureKind::Unsupported` for that of a later one: what is before it is not in this archive.
+pub(super) fn is_first_volume(label: &[u8]) -> Result<bool> {
+    const SIGN: &[u8] = b" Volume ";
+    let at = label.windows(SIGN.len()).rposition(|part| part == SIGN);
+    match at.and_then(|at| parse::<u64>(&label[at + SIGN.len()..]).ok()) {
+        Some(2..) => Err(later_volume()),
+        number => Ok(number == Some(1)),
+    }
+}
+
+/// The archive is a volume, and not the first.
+pub(super) fn later_volume() -> anyhow::Error {
+    unsupported(
+        "the archive is a volume of several, and goes on where the one before ends: unpack them with `tar --multi-volume`, and pack the tree in \
+         one",
+    )
 }
 
 /// Refuses an incremental archive of GNU tar that does not hold all of a directory. `list` is what it says of the names in it, as in the
@@ -146,6 +199,16 @@ fn flags(value: &[u8]) -> u8 {
         b"sappnd" | b"sappend" => flags | APPEND_ONLY,
         _ => flags,
     })
+}
+
+/// What a record says; nothing when it is empty.
+fn given<T>(value: &[u8], read: impl FnOnce(&[u8]) -> Result<T>) -> Result<Option<T>> {
+    if value.is_empty() { Ok(None) } else { read(value).map(Some) }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "it is one of those that `given` takes")]
+fn bytes(value: &[u8]) -> Result<Vec<u8>> {
+    Ok(value.to_vec())
 }
 
 fn parse<N: std::str::FromStr>(value: &[u8]) -> Result<N> {
@@ -193,5 +256,37 @@ mod tests {
         for text in ["", "x", "1.x", "99999999999999999999", "--1"] {
             assert_eq!(exit_code(&time(text.as_bytes()).unwrap_err()), 65, "{text}");
         }
+    }
+
+    #[test]
+    fn a_label_of_an_entry_is_said_more_of_than_one_of_all() -> Result<()> {
+        let attribute = "36 SCHILY.xattr.security.selinux=a\0\n";
+        let (all, own, none) = ("28 RHT.security.selinux=all\n", "28 RHT.security.selinux=own\n", "25 RHT.security.selinux=\n");
+        let cases = [
+            (all, String::new(), Some("all\0")),
+            (all, own.to_owned(), Some("own\0")),
+            (all, none.to_owned(), None),
+            (attribute, own.to_owned(), Some("own\0")),
+            (all, attribute.to_owned(), Some("a\0")),
+            ("", attribute.to_owned() + own, Some("a\0")),
+            ("", own.to_owned() + attribute, Some("a\0")),
+        ];
+        for (defaults, own, label) in cases {
+            let mut more = Extension::default();
+            more.read_defaults(defaults.as_bytes())?;
+            more.read_records(own.as_bytes())?;
+            assert_eq!(more.xattrs()?.first().map(|(_, value)| value.as_slice()), label.map(str::as_bytes));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_volume_is_told_by_its_label() {
+        for (label, first) in
+            [("", false), ("weekly", false), ("weekly Volume 1", true), ("a Volume 2 Volume 1", true), ("Volume 2", false)]
+        {
+            assert_eq!(is_first_volume(label.as_bytes()).unwrap(), first, "{label}");
+        }
+        assert_eq!(exit_code(&is_first_volume(b"weekly Volume 10").unwrap_err()), 64);
     }
 }

@@ -18,7 +18,7 @@ use super::entry::{Attributes, Kind, split};
 use super::frames::FrameReader;
 use super::needed::Needed;
 use super::parse::Sink;
-use super::plan::{Plan, Step, leaders};
+use super::plan::{Plan, Step, leaders, names};
 use super::remove::{remove_all, unlink, unlock};
 use super::select::{Selection, Standing};
 use super::stage::{Bench, Stages, Touched};
@@ -85,7 +85,8 @@ pub(super) fn restore(table: &Table, source: &Source, path: &Path, selection: &S
         stages.finish()?;
         return Ok(plan.counts);
     }
-    let restorer = Restorer { table, tree: &tree, leaders: &leaders, labelled, tick, plan: &plan, stages: &stages };
+    let restorer =
+        Restorer { table, tree: &tree, leaders: &leaders, names: names(table, selection), labelled, tick, plan: &plan, stages: &stages };
     let touched = restorer.touch(noted)?;
     let done = restorer.run(source, &needed, touched.clone());
     if done.is_err() {
@@ -104,6 +105,7 @@ struct Restorer<'a> {
     table: &'a Table,
     tree: &'a Tree,
     leaders: &'a HashMap<Id, Id>,
+    names: HashMap<Id, u32>,
     labelled: bool,
     tick: Tick<'a>,
     plan: &'a Plan,
@@ -112,11 +114,13 @@ struct Restorer<'a> {
 
 impl Restorer<'_> {
     fn run(&self, source: &Source, needed: &Needed, mut touched: BTreeMap<Vec<u8>, Touched>) -> Result<()> {
-        // The stages cannot be made in what is immutable; all else is unlocked when it has been written down that it is not to stay so.
+        // What is not to stay unlocked is unlocked when that has been written down. What is as the archive says in the end needs no note.
+        let passed_through = self.passed_through(&touched);
+        self.stages.mark(&passed_through)?;
         self.unlock(&touched, |path| self.stages.roots().iter().any(|root| root == path))?;
         self.stages.make()?;
-        self.stages.note(&self.passed_through(&touched))?;
-        trial::run(self.table, self.stages, &self.plan.steps)?;
+        self.stages.note(&passed_through)?;
+        trial::run(self.table, self.stages, &self.plan.steps, &self.names)?;
         self.unlock(&touched, |_| true)?;
         let mut bench = Bench::new(self.stages);
         self.delete(&mut bench, &mut touched)?;
@@ -391,11 +395,9 @@ impl Restorer<'_> {
         for path in all.iter().filter(|path| !roots.contains(path)) {
             self.finish_directory(path, steps.remove(path), touched.remove(path).as_ref())?;
         }
-        // The stages go last, and leave these times.
+        // The stages go last, and leave these times and flags.
         for root in roots.iter().filter(|root| !steps.contains_key(*root)) {
-            if let Some(Touched { mtime, .. }) = touched.get(root) {
-                noted::put_back(self.tree, root, *mtime, 0)?;
-            }
+            self.finish_directory(root, None, touched.remove(root).as_ref())?;
         }
         self.stages.finish()?;
         for root in roots {

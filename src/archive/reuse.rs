@@ -6,7 +6,6 @@
 //! whatever mapping, moves the change time beyond that. Its ticks are coarse, so what had changed less than [`RACY`] before the older
 //! backup began could have changed again within the same tick, and is read again.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,6 +15,7 @@ use super::entry::{Kind, Time, compare_paths};
 use super::frames::Frames;
 use super::index::{Reader, Record};
 use super::walk::Item;
+use crate::node::durable;
 
 /// Seconds. Ticks last some milliseconds on local file systems, up to two seconds on the coarsest (FAT).
 const RACY: i64 = 2;
@@ -59,7 +59,7 @@ impl Previous {
     /// Opens an older archive; `None`, with a line in the log, when there is nothing to be had from it.
     pub(super) fn open(path: &Path) -> Option<Self> {
         let open = || -> Result<Option<Self>> {
-            let file = File::open(path).context("opening it")?;
+            let file = durable::open_regular(path).context("opening it")?;
             let Some(mut reader) = Reader::open(&file)? else { return Ok(None) };
             let frames = Arc::new(Frames::new(file, std::mem::take(&mut reader.head.frames)));
             let settled = Time { seconds: reader.head.started.seconds.saturating_sub(RACY), ..reader.head.started };

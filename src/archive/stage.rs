@@ -32,24 +32,23 @@ const NEW: &str = "new";
 const BATCH_BYTES: u64 = 8 << 20;
 const BATCH_FILES: usize = 1024;
 
-/// Removes the stage in the directory `root`, whose times stay as they are; true when there was one.
+/// Removes the stage in the directory `root`, whose times and flags stay as they are, and then what was noted of it.
 ///
 /// # Errors
 /// When it cannot be removed.
-pub(super) fn sweep(tree: &Tree, root: &[u8]) -> Result<bool> {
+fn sweep(tree: &Tree, root: &[u8]) -> Result<()> {
     let directory = match tree.dir(root) {
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
         directory => directory?,
     };
-    if Found::at(&directory, STAGE)?.is_none() {
-        return Ok(false);
+    if Found::at(&directory, STAGE)?.is_some() {
+        let before = Found::of(&directory)?;
+        unlock(&directory, b"")?;
+        // What asks us to stop is no reason to leave what is in it behind.
+        remove_all(&directory, STAGE, || Ok(())).with_context(|| format!("removing {}", tree.shown(&join(root, STAGE))))?;
+        noted::put_back(tree, root, before.mtime, before.flags)?;
     }
-    let before = Found::of(&directory)?;
-    unlock(&directory, b"")?;
-    // What asks us to stop is no reason to leave what is in it behind.
-    remove_all(&directory, STAGE, || Ok(())).with_context(|| format!("removing {}", tree.shown(&join(root, STAGE))))?;
-    noted::put_back(tree, root, before.mtime, before.flags)?;
-    Ok(true)
+    noted::unmark(tree, root)
 }
 
 /// Makes a restore that was interrupted durable as far as it got, and removes its stage in the root of `tree`; true when there was one.
@@ -105,12 +104,21 @@ impl<'a> Stages<'a> {
         let (mut roots, mut handles) = (Vec::new(), Vec::new());
         for (root, used) in all.into_iter().zip(used) {
             let handle = tree.list(&root).with_context(|| format!("opening {}", tree.shown(&root)))?;
-            if used || Found::at(&handle, STAGE)?.is_some() {
+            if used || Found::at(&handle, STAGE)?.is_some() || noted::marked(tree, &root)?.is_some() {
                 roots.push(root);
                 handles.push(handle);
             }
         }
         Ok(Self { tree, roots, handles, benches: AtomicUsize::new(0) })
+    }
+
+    /// Notes in the directories that they are to be in what those of `touched` among them are like, and makes these changeable.
+    ///
+    /// # Errors
+    /// When it cannot be done for one of them.
+    pub(super) fn mark(&self, touched: &BTreeMap<Vec<u8>, Touched>) -> Result<()> {
+        let roots = self.roots.iter().filter_map(|root| Some((root, touched.get(root)?)));
+        roots.into_iter().try_for_each(|(root, before)| noted::mark(self.tree, root, *before))
     }
 
     /// Makes them. One that is there is emptied: it goes on telling of the restore that left it.
@@ -126,7 +134,7 @@ impl<'a> Stages<'a> {
                 if !left {
                     unlink(&directory, STAGE, AtFlags::empty())?;
                     rustix::fs::mkdirat(&directory, STAGE, Mode::RWXU)?;
-                    // At once: until it is noted, nobody else knows it.
+                    // At once: where the file system takes no note, nobody else knows it.
                     Inode::of(self.tree.list(root)?).set_mtime(before.mtime)?;
                 }
                 let stage = Inode::open(&directory, STAGE, Kind::Directory)?;
@@ -152,6 +160,9 @@ impl<'a> Stages<'a> {
         for root in &self.roots {
             for Noted { path, mtime, flags } in noted::read(self.tree, root)? {
                 all.insert(if path.is_empty() { root.clone() } else { join(root, &path) }, Touched { mtime, flags });
+            }
+            if let Some(before) = noted::marked(self.tree, root)? {
+                all.insert(root.clone(), before);
             }
         }
         Ok(all)
@@ -218,7 +229,7 @@ impl<'a> Stages<'a> {
     /// When something could not be written, or removed. The stages then still tell of it.
     pub(super) fn finish(&self) -> Result<()> {
         self.sync()?;
-        self.roots.iter().try_for_each(|root| sweep(self.tree, root).map(drop))
+        self.roots.iter().try_for_each(|root| sweep(self.tree, root))
     }
 
     /// The directories they are in.

@@ -31,7 +31,7 @@ impl Stream {
     pub(super) fn open(file: File, path: &Path, without_index: bool) -> Result<(Self, Table)> {
         let mut builder = Builder::default();
         let (mut place, mut marked) = (0, false);
-        let skipped = read(&file, path, |member, reader| {
+        let remains = read(&file, path, |member, reader| {
             marked |= member.indexed && place == 0;
             let sum = sum(&member, reader)?;
             builder.add_member(member.entry, sum, place)?;
@@ -39,7 +39,7 @@ impl Stream {
             Ok(())
         })?;
         // Of one that was decompressed, or compressed anew, no part of the index is left.
-        if marked && skipped && !without_index {
+        if marked && remains && !without_index {
             return Err(damaged("the archive is damaged: its index, or the end of it, is cut off"));
         }
         let (table, rows) = builder.finish_stream(place)?;
@@ -77,7 +77,7 @@ pub(super) fn sum<R: BufRead>(member: &Member, reader: &mut TarReader<R>) -> Res
     Ok(content.finish(member.entry.size))
 }
 
-/// Reads all entries; true when there were skippable frames of zstd among them.
+/// Reads all entries; true when there was an index among them, or the trailer of one.
 fn read(file: &File, path: &Path, mut each: impl FnMut(Member, &mut TarReader<Input>) -> Result<()>) -> Result<bool> {
     let mut reader = TarReader::new(input::open(file, path)?);
     while let Some(member) = reader.next()? {
@@ -85,5 +85,5 @@ fn read(file: &File, path: &Path, mut each: impl FnMut(Member, &mut TarReader<In
         each(member, &mut reader)?;
     }
     reader.drain()?;
-    Ok(reader.into_input().get_ref().has_skipped())
+    Ok(reader.into_input().get_ref().has_index())
 }

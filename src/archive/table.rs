@@ -11,9 +11,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::content::Sum;
-use super::entry::{Attributes, Entry, Kind, LARGEST_TABLE, Time, compare_paths, shown, split};
+use super::entry::{Attributes, ENTRY, Entry, Kind, LARGEST_TABLE, Time, compare_paths, shown, split};
 use super::index::Record;
+use super::select::is_below;
 use crate::error::{damaged, unsupported};
+use crate::node::clock::interrupted;
 
 /// The number of a row.
 pub(super) type Id = u32;
@@ -244,14 +246,8 @@ impl Builder {
             }
             _ => More::Nothing,
         };
-        self.weight += entry_weight;
         let attributes = self.attributes(entry.attributes)?;
-        if self.weight > LARGEST_TABLE {
-            return Err(unsupported(format!(
-                "the names and attributes in the archive take more than {} MiB of memory, and that is all that is taken: unpack it with tar",
-                LARGEST_TABLE >> 20
-            )));
-        }
+        self.weigh(entry_weight)?;
         self.table.bytes = self.table.bytes.saturating_add(sum.data);
         self.table.rows.push(Kept {
             path_start,
@@ -266,6 +262,18 @@ impl Builder {
             offset,
             more,
         });
+        Ok(())
+    }
+
+    /// Counts what an entry takes in memory.
+    fn weigh(&mut self, weight: u64) -> Result<()> {
+        self.weight += weight;
+        if self.weight > LARGEST_TABLE {
+            return Err(unsupported(format!(
+                "the names and attributes in the archive take more than {} MiB of memory, and that is all that is taken: unpack it with tar",
+                LARGEST_TABLE >> 20
+            )));
+        }
         Ok(())
     }
 
@@ -288,10 +296,7 @@ impl Builder {
     /// As [`Builder::finish_stream`].
     pub(super) fn finish_index(mut self) -> Result<Table> {
         self.known = HashMap::new();
-        let missing = self.nest()?;
-        if let Some((path, _)) = missing.first() {
-            return Err(damaged(format!("the index of the archive is hostile or damaged: the directory {} is missing", shown(path))));
-        }
+        self.nest()?;
         self.link()?;
         Ok(self.table)
     }
@@ -300,23 +305,14 @@ impl Builder {
     /// `members` in the stream, its row, unless a later one has replaced it.
     ///
     /// # Errors
-    /// `FailureKind::Damaged` when something is below what is not a directory, or when a hard link leads to nothing before it in the stream.
+    /// `FailureKind::Damaged` when something is below what is not a directory, or when a hard link leads to nothing before it in the stream;
+    /// `FailureKind::Unsupported` when a directory that is not empty becomes something else.
     pub(super) fn finish_stream(mut self, members: u32) -> Result<(Table, Vec<Option<Id>>)> {
         self.sort();
+        self.refuse_replaced()?;
         self.take_last()?;
-        loop {
-            let missing = self.nest()?;
-            if missing.is_empty() {
-                break;
-            }
-            for (path, mtime) in missing {
-                let attributes = Attributes { mode: 0o755, ..Attributes::default() };
-                let (kind, target) = (Kind::Directory, Vec::new());
-                let entry = Entry { path, kind, attributes, mtime, size: 0, target, device: (0, 0) };
-                self.add(entry, true, Sum::default(), (u32::MAX, 0))?;
-            }
-            self.sort();
-        }
+        self.add_parents()?;
+        self.nest()?;
         self.known = HashMap::new();
         for (id, leader) in std::mem::take(&mut self.followers) {
             self.table.rows[id as usize].more = More::Leader(leader);
@@ -348,6 +344,23 @@ impl Builder {
         self.links.iter_mut().for_each(|(id, _)| *id = place[*id as usize]);
         self.followers.iter_mut().for_each(|(id, leader)| (*id, *leader) = (place[*id as usize], place[*leader as usize]));
         self.table.rows = order.iter().map(|old| *self.table.kept(*old)).collect();
+    }
+
+    /// Refuses an archive in which something else takes the place of a directory that has something in it by then, as `tar -r` adds it: tar
+    /// itself stops there. The rows are sorted.
+    fn refuse_replaced(&self) -> Result<()> {
+        let paths = |pair: &[Kept]| (self.table.path_of(&pair[0]), self.table.path_of(&pair[1]));
+        let is_replaced = |pair: &&[Kept]| {
+            let (path, below) = paths(pair);
+            pair[0].kind != Kind::Directory && pair[1].frame < pair[0].frame && super::select::is_below(below, path)
+        };
+        let Some((path, below)) = self.table.rows.windows(2).find(is_replaced).map(paths) else { return Ok(()) };
+        Err(unsupported(format!(
+            "in the archive, {} is something other than a directory behind {}, which is in it: unpack it with `tar --recursive-unlink`, and pack \
+             the tree anew",
+            shown(path),
+            shown(below)
+        )))
     }
 
     /// Leaves of each path what the last of its entries says, as tar does when it unpacks one after the other; the rows are sorted. A hard
@@ -395,27 +408,60 @@ impl Builder {
         damaged(format!("the archive is hostile or damaged: {path} is a hard link to {}, {why}", shown(target)))
     }
 
-    /// Sets the end of each row, and checks that everything is below directories; the nearest missing parents are returned.
-    fn nest(&mut self) -> Result<Vec<(Vec<u8>, Time)>> {
-        let mut missing: Vec<(Vec<u8>, Time)> = Vec::new();
+    /// Adds the directories that are not in a stream and lead to what is, each with the time of the first entry below it. The rows are sorted, and
+    /// stay so. A path of such a directory is the beginning of another, and is kept as that; it weighs as if the archive had it.
+    fn add_parents(&mut self) -> Result<()> {
+        let attributes = self.attributes(Attributes { mode: 0o755, ..Attributes::default() })?;
+        let members = std::mem::take(&mut self.table.rows);
+        let mut place: Vec<Id> = Vec::with_capacity(members.len());
+        // The rows that lead to where we are.
+        let mut above: Vec<Kept> = Vec::new();
+        for member in members {
+            interrupted()?;
+            let path = self.table.path_of(&member);
+            while above.last().is_some_and(|top| !is_below(path, self.table.path_of(top))) {
+                above.pop();
+            }
+            let root = Some(0).filter(|_| !path.is_empty());
+            let slashes = (0..member.path_len).zip(path).filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+            let missing = |len: &u16| above.last().is_none_or(|top| top.kind == Kind::Directory && top.path_len < *len);
+            let parents: Vec<u16> = root.into_iter().chain(slashes).filter(missing).collect();
+            for path_len in parents {
+                self.weigh(ENTRY as u64 + u64::from(path_len))?;
+                let (kind, existence, frame, offset, more) = (Kind::Directory, true, u32::MAX, 0, More::Nothing);
+                let parent = Kept { path_len, kind, existence, attributes, frame, offset, more, ..member };
+                above.push(parent);
+                self.table.rows.push(parent);
+            }
+            place.push(u32::try_from(self.table.rows.len())?);
+            above.push(member);
+            self.table.rows.push(member);
+        }
+        self.followers.iter_mut().for_each(|(id, leader)| (*id, *leader) = (place[*id as usize], place[*leader as usize]));
+        Ok(())
+    }
+
+    /// Sets the end of each row, and checks that everything is below directories.
+    fn nest(&mut self) -> Result<()> {
         // The directories that lead to where we are.
         let mut above: Vec<Id> = Vec::new();
         for id in self.table.ids() {
-            let path = self.table.path(id).to_vec();
-            while let Some(top) = above.last().filter(|top| !super::select::is_below(&path, self.table.path(**top))) {
+            interrupted()?;
+            while let Some(top) = above.last().filter(|top| !is_below(self.table.path(id), self.table.path(**top))) {
                 self.table.rows[*top as usize].end = id;
                 above.pop();
             }
-            let parent = split(&path).map(|(parent, _)| parent);
-            let top = above.last().map(|top| self.table.path(*top));
-            if parent != top && missing.last().map(|(path, _)| path.as_slice()) != parent {
-                missing.push((parent.unwrap_or_default().to_vec(), self.table.row(id).mtime));
-            }
+            let path = self.table.path(id);
             if let Some(top) = above.last()
                 && self.table.kept(*top).kind != Kind::Directory
             {
                 let top = shown(self.table.path(*top));
-                return Err(damaged(format!("the archive is hostile: {} is below {top}, which is not a directory", shown(&path))));
+                return Err(damaged(format!("the archive is hostile: {} is below {top}, which is not a directory", shown(path))));
+            }
+            let parent = split(path).map(|(parent, _)| parent);
+            if parent != above.last().map(|top| self.table.path(*top)) {
+                let parent = shown(parent.unwrap_or_default());
+                return Err(damaged(format!("the index of the archive is hostile or damaged: the directory {parent} is missing")));
             }
             above.push(id);
         }
@@ -423,10 +469,7 @@ impl Builder {
         for id in above {
             self.table.rows[id as usize].end = end;
         }
-        missing.sort();
-        missing.dedup_by(|a, b| a.0 == b.0);
-        missing.retain(|(path, _)| self.table.find(path).is_none());
-        Ok(missing)
+        Ok(())
     }
 
     /// Finds what hard links are names of, in an archive with an index.
@@ -497,11 +540,9 @@ mod tests {
     #[test]
     fn hostile_trees_are_refused() {
         use Kind::{Directory, File, HardLink, Symlink};
-        let cases: [&[(&str, Kind, &str)]; 9] = [
-            &[("a", Directory, ""), ("a/b", File, ""), ("a", File, "")],
+        let cases: [&[(&str, Kind, &str)]; 7] = [
             &[("d", File, ""), ("d", Directory, ""), ("a", HardLink, "d")],
             &[("a", Symlink, "/etc"), ("a/passwd", File, "")],
-            &[("a/passwd", File, ""), ("a", Symlink, "/etc")],
             &[("a", File, ""), ("a/b/c", File, "")],
             &[("a", HardLink, "b")],
             &[("a", HardLink, "b"), ("b", File, "")],

@@ -23,6 +23,9 @@ const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXE
 /// The attribute that holds the security label.
 pub(super) const LABEL: &[u8] = b"security.selinux";
 
+/// The attribute in which a restore notes what a directory was like: see [`noted`](super::noted).
+pub(super) const NOTE: &[u8] = b"trusted.recovery.before";
+
 /// The last second that file systems know: ext4 with small inodes and XFS without `bigtime`, ext4, XFS with it. The first is
 /// the same for all of them. (Linux: `fs/ext4/ext4.h`, `fs/xfs/libxfs/xfs_format.h`.)
 const LAST_SECONDS: [i64; 4] = [i32::MAX as i64, u32::MAX as i64, 15_032_385_535, 16_299_260_424];
@@ -492,10 +495,11 @@ fn hint(name: &[u8]) -> &'static str {
 }
 
 /// True for the extended attributes that a backup keeps: users' and administrators' own, security's, and ACLs. The rest of `system.` and the
-/// file systems' own namespaces are views of something else, and so are the names under which XFS lists ACLs again.
+/// file systems' own namespaces are views of something else, and so are the names under which XFS lists ACLs again; a restore's own note is for no
+/// one else.
 pub(super) fn is_kept(name: &[u8]) -> bool {
     let own = |namespace: &&[u8]| name.starts_with(namespace) && name.len() > namespace.len();
-    [&b"user."[..], b"trusted.", b"security."].iter().any(own) && !acl::is_twin(name) || acl::is_acl(name)
+    [&b"user."[..], b"trusted.", b"security."].iter().any(own) && !acl::is_twin(name) && name != NOTE || acl::is_acl(name)
 }
 
 /// Calls `read` with a buffer that grows until the result fits.

@@ -1,7 +1,7 @@
 //! Trying out before anything is changed what only the kernel knows: which attributes a file system takes, on which kind of file, and how much of
-//! them; which owners, device numbers, sizes and lengths. Each different combination is made once, in the stage.
+//! them; which owners, device numbers, sizes, lengths and numbers of names. Each different combination is made once, in the stage.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
@@ -22,13 +22,17 @@ const TRIAL: &[u8] = b"trial";
 /// Every file system takes a file of so many bytes, holes included, and a link that points to a path of so many.
 const USUAL_SIZE: u64 = 1 << 40;
 const USUAL_TARGET: usize = 255;
+/// Every file system of a node takes so many names of one file; one that takes so many more than the others (ext4 65,000, btrfs 65,535) takes
+/// all that there can be.
+const USUAL_NAMES: u32 = 30_000;
+const MOST_NAMES: u32 = 70_000;
 
-/// Tries what `steps` are going to make and set.
+/// Tries what `steps` are going to make and set; `names` says of what gets several names how many that are.
 ///
 /// # Errors
 /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) naming the entry and what the file system does not take of it; when anything else cannot be
-/// set. A full disk is none: what is deleted later may make room.
-pub(super) fn run(table: &Table, stages: &Stages<'_>, steps: &[Step]) -> Result<()> {
+/// set. A full disk is none: what is deleted later may make room; everything else is tried all the same.
+pub(super) fn run(table: &Table, stages: &Stages<'_>, steps: &[Step], names: &HashMap<Id, u32>) -> Result<()> {
     let (mut tried, mut owners) = (HashSet::new(), HashSet::new());
     // The stage at hand, and how long a name in it may be.
     let mut at: Option<(&[u8], OwnedFd, u64)> = None;
@@ -54,13 +58,14 @@ pub(super) fn run(table: &Table, stages: &Stages<'_>, steps: &[Step]) -> Result<
         // XFS takes smaller device numbers and shorter targets than the kernel does, ext4 smaller files.
         let large = Some(row.size).filter(|size| *size > USUAL_SIZE);
         let long = Some(table.target(leader).len()).filter(|len| *len > USUAL_TARGET);
+        let many = names.get(&leader).copied().filter(|names| *names > USUAL_NAMES);
         let new_owner = owners.insert((root, attributes.uid, attributes.gid));
-        if tried.insert((root, row.kind, device, large, long, &attributes.xattrs, attributes.flags)) || new_owner {
+        if tried.insert((root, row.kind, device, large, long, many, &attributes.xattrs, attributes.flags)) || new_owner {
             interrupted()?;
-            let done = attempt(&stage, table, leader);
+            let done = many.map_or(Ok(()), |names| attempt_names(&stage, names)).and_then(|()| attempt(&stage, table, leader));
             remove_all(&stage, TRIAL, || Ok(())).context("clearing the stage")?;
             match done {
-                Err(error) if is_full(&error) => return Ok(()),
+                Err(error) if is_full(&error) => {}
                 done => done.with_context(context)?,
             }
         }
@@ -88,6 +93,22 @@ fn attempt(stage: &OwnedFd, table: &Table, id: Id) -> Result<()> {
         unlock(stage, TRIAL)?;
     }
     Ok(())
+}
+
+/// Gives a file so many names, and takes them away again.
+fn attempt_names(stage: &OwnedFd, names: u32) -> Result<()> {
+    unlink(stage, TRIAL, AtFlags::empty())?;
+    rustix::fs::mkdirat(stage, TRIAL, Mode::RWXU)?;
+    let directory = Inode::open(stage, TRIAL, Kind::Directory)?.into_file();
+    rustix::fs::mknodat(&directory, "0", FileType::RegularFile, Mode::RUSR, 0)?;
+    for made in 1..names.min(MOST_NAMES) {
+        interrupted()?;
+        match rustix::fs::linkat(&directory, "0", &directory, made.to_string(), AtFlags::empty()) {
+            Err(Errno::MLINK) => return Err(refused(stage, &format!("{names} names of one file, only up to {made}"))),
+            result => result.context("giving it a further name")?,
+        }
+    }
+    remove_all(stage, TRIAL, interrupted)
 }
 
 /// Makes something of the kind that an entry is, without its content and attributes.

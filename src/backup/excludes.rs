@@ -18,6 +18,8 @@ use crate::node::mounts;
 
 /// Patterns that a list stands for; a real one has some twenty. Each part of a line that begins with a wildcard doubles what the line stands for.
 const MOST: usize = 10_000;
+/// And the most bytes they take.
+const MOST_BYTES: usize = 1 << 20;
 /// What the old script leaves to `cluster-restore.sh`. Here, the archive of the static pods owns it.
 const OWNED: &str = "kubernetes/manifests";
 
@@ -48,6 +50,10 @@ pub(super) fn import(file: &Path, trees: &[&Path]) -> Result<Vec<PathBuf>> {
         .collect();
     for tree in trees {
         paths.extend(matched(tree, &loose)?);
+        // They go into the manifest, which has its own limit.
+        if paths.len() > MOST || paths.iter().map(|path| path.as_os_str().len()).sum::<usize>() > MOST_BYTES {
+            return Err(too_many());
+        }
     }
     paths.extend(always_excluded());
     paths.sort();

@@ -78,7 +78,7 @@ impl Legacy {
     /// Its parts.
     ///
     /// # Errors
-    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) with what is missing.
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) with what is missing, or is no file.
     pub(super) fn parts(&self) -> Result<Parts<'_>> {
         let missing = |what: &str| damaged(format!("the backup of upgrade-recovery.sh has no {what}"));
         let (etc, kubelet, extras) = (self.root.join("etc"), self.root.join("kubelet"), self.root.join(EXTRAS));
@@ -87,13 +87,18 @@ impl Legacy {
                 return Err(missing(&format!("{}/", path.file_name().unwrap_or_default().display())));
             }
         }
+        let extras = match extras.symlink_metadata() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            _ if extras.is_file() => Some(extras),
+            _ => return Err(damaged(format!("{EXTRAS} of the backup of upgrade-recovery.sh is not a regular file"))),
+        };
         Ok(Parts {
             snapshot: self.snapshot.as_deref().ok_or_else(|| missing("cluster/snapshot_*.db"))?,
             resources: self.resources.as_deref().ok_or_else(|| missing("cluster/static_kuberesources_*.tar.gz"))?,
             etc,
             local: self.local.as_deref().ok_or_else(|| missing("local/"))?,
             kubelet,
-            extras: extras.is_file().then_some(extras),
+            extras,
             excludes: self.root.join(EXCLUDES),
         })
     }
@@ -157,7 +162,7 @@ impl Legacy {
 pub fn verify(old: &Legacy, progress: &Progress) -> Result<VerifyReport> {
     let task = progress.task("checking the backup of upgrade-recovery.sh", Some(old.usage()));
     let problems = check::problems(old, Depth::Contents, &|bytes| task.add(bytes))?;
-    Ok(VerifyReport::new(LEGACY_ID, true, BTreeMap::new(), &problems))
+    Ok(VerifyReport { bytes: old.usage(), ..VerifyReport::new(LEGACY_ID, true, BTreeMap::new(), &problems) })
 }
 
 /// The revision directory of each of the four pods, in their order: `static-pod-resources/etcd-pod-3`.

@@ -51,7 +51,7 @@ pub struct Manifest {
     pub etcd: Etcd,
     /// The operators' state then.
     pub operators: Vec<kube::OperatorState>,
-    /// Images that were in use: name or digest as the containers name them, and the runtime's id.
+    /// Images that were in use, or pinned: name or digest as the containers name them, and the runtime's id.
     pub images: Vec<Image>,
     /// When the first of the certificates inside expires.
     pub certificates_expire: Option<jiff::Timestamp>,

@@ -18,12 +18,12 @@ use crate::etcd::{self, Endpoint, Health};
 use crate::kube;
 use crate::node::certificates::certificates_expire;
 use crate::node::identity::Identity;
-use crate::node::profile::Profile;
+use crate::node::profile::{OperatorContainer, Profile};
 use crate::node::{Node, dir::RecoveryDir, mounts};
 use crate::report::Progress;
-use crate::tools::crictl;
-use crate::tools::needs::{self, InEtc};
+use crate::tools::needs::{self, Need, UnitFile};
 use crate::tools::ostree::{self, Deployment};
+use crate::tools::{crictl, runtime};
 
 /// How long etcd has to answer while it is only asked how it is.
 const ETCD_ANSWERS: Duration = Duration::from_secs(30);
@@ -90,7 +90,11 @@ pub fn look(node: &Node, dir: &RecoveryDir, options: &TakeOptions, survey: &Surv
     let (cluster, operators) = cluster(node, profile, options.force, &mut warnings)?;
     let runtime_unit = needs(node, profile, &mut warnings);
     let containers = crictl::containers(node);
-    let operator_containers = containers.as_ref().ok().map(|containers| operators_running(profile, containers));
+    let operator_containers = containers.as_ref().ok().and_then(|containers| {
+        let sandboxes =
+            crictl::sandboxes(node).map_err(|error| warnings.push(format!("which operators run is not recorded: {error:#}"))).ok()?;
+        Some(operators_running(profile, containers, &sandboxes, &mut warnings))
+    });
     let images = containers.and_then(|containers| images(node, &containers)).unwrap_or_else(|error| {
         warnings.push(format!("the images and containers in use are not recorded: {error:#}"));
         Vec::new()
@@ -225,11 +229,8 @@ fn at_rest(cluster: &kube::Cluster, operators: &[kube::OperatorState], rolling: 
 
 /// The unit of the container runtime. What a recovery would not find here is a warning: the backup may be the last chance to have one.
 fn needs(node: &Node, profile: &Profile, warnings: &mut Vec<String>) -> Option<String> {
-    let in_etc = |unit: &str| {
-        let path = Path::new("/etc").join(needs::in_etc(unit));
-        InEtc::of(std::fs::read_link(node.path(&path)).ok().as_deref(), node.exists(&path))
-    };
-    match needs::look(node, profile, None, &[], &in_etc) {
+    let in_etc = |unit: &str| UnitFile::in_folder(node, &Path::new("/etc").join(needs::UNITS_IN_ETC), unit);
+    let found = match needs::look(node, profile, &Need { recorded: None, programs: &[], deployment: None, in_etc: &in_etc }) {
         Ok(found) => {
             warnings.extend(found.missing.into_iter().map(|missing| format!("a recovery would be refused here: {missing}")));
             found.runtime
@@ -238,14 +239,36 @@ fn needs(node: &Node, profile: &Profile, warnings: &mut Vec<String>) -> Option<S
             warnings.push(format!("whether the node has what a recovery needs cannot be told: {error:#}"));
             None
         }
+    };
+    if ostree::is_ostree(node) {
+        let missing = needs::missing_program(node, "rpm-ostree");
+        warnings.extend(missing.map(|missing| format!("a recovery that has to roll back would be refused here: {missing}")));
     }
+    // What runs is what a recovery finds again, if its unit is mended until then.
+    found.or_else(|| runtime::listening(node))
 }
 
-/// Those containers of the profile's operators that run: one that is scaled to zero is not waited for after a recovery.
-fn operators_running(profile: &Profile, containers: &[crictl::Container]) -> Vec<(String, String)> {
-    let runs = |name: &str, namespace: &str| containers.iter().any(|c| c.running && c.name == name && c.namespace == namespace);
-    let wanted = profile.operator_containers.iter().filter(|wanted| runs(wanted.container, wanted.namespace));
-    wanted.map(|wanted| (wanted.container.to_owned(), wanted.namespace.to_owned())).collect()
+/// Those containers of the profile's operators that run, or are being started again in their pod: one that is scaled to zero is not waited for
+/// after a recovery.
+fn operators_running(
+    profile: &Profile,
+    containers: &[crictl::Container],
+    sandboxes: &[crictl::Sandbox],
+    warnings: &mut Vec<String>,
+) -> Vec<(String, String)> {
+    let has_pod = |c: &crictl::Container| sandboxes.iter().any(|sandbox| sandbox.ready && sandbox.id == c.sandbox);
+    let is_there = |wanted: &OperatorContainer| {
+        containers.iter().any(|c| c.name == wanted.container && c.namespace == wanted.namespace && (c.running || has_pod(c)))
+    };
+    let (there, gone): (Vec<_>, Vec<_>) = profile.operator_containers.iter().partition(|wanted| is_there(wanted));
+    if !gone.is_empty() {
+        let names: Vec<_> = gone.iter().map(|wanted| wanted.container).collect();
+        warnings.push(format!(
+            "{} does not run here: a recovery of this backup neither waits for it nor has it roll out pods",
+            names.join(", ")
+        ));
+    }
+    there.into_iter().map(|wanted| (wanted.container.to_owned(), wanted.namespace.to_owned())).collect()
 }
 
 /// The images of the containers there are, and those that the runtime pins (the one that every pod sandbox is made of): an edge site may
@@ -372,7 +395,10 @@ mod tests {
         symlink("/dev/null", &unit)?;
         let mut warnings = Vec::new();
         assert_eq!(needs(&node, &KUBEADM, &mut warnings), None);
-        assert!(warnings.iter().any(|warning| warning.contains("the unit of the container runtime cannot be found")), "{warnings:?}");
+        assert!(
+            warnings.iter().any(|warning| warning.contains("the unit containerd.service is masked in the backup's /etc")),
+            "{warnings:?}"
+        );
         Ok(())
     }
 

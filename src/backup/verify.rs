@@ -44,7 +44,9 @@ pub struct VerifyReport {
     pub deep: bool,
     /// True when nothing is wrong.
     pub good: bool,
-    /// Its files, as they are.
+    /// Bytes of all that was looked at.
+    pub bytes: u64,
+    /// Its files, as they are; of an old backup, which has no sums, none are listed.
     pub files: BTreeMap<String, Sum>,
     /// What is wrong, one sentence each.
     pub problems: Vec<String>,
@@ -62,7 +64,8 @@ impl VerifyReport {
         });
         let kind = kinds.next().map(|first| if kinds.all(|kind| kind == first) { first } else { FailureKind::Damaged });
         let problems = wrong.iter().map(|error| format!("{error:#}")).collect();
-        Self { id: id.to_owned(), deep, good: wrong.is_empty(), files, problems, kind }
+        let bytes = files.values().map(|sum| sum.bytes).sum();
+        Self { id: id.to_owned(), deep, good: wrong.is_empty(), bytes, files, problems, kind }
     }
 
     /// What to call a backup that is not good.
@@ -218,13 +221,14 @@ pub(super) fn write_sums(path: &Path, sums: &BTreeMap<String, Sum>) -> Result<()
     durable::write(&path.join(SUMS), (lines.join("\n") + "\n").as_bytes(), 0o600)
 }
 
-/// Name and sum of each line of `SHA256SUMS`, as sha256sum(1) prints them.
+/// Name and sum of each line of `SHA256SUMS`, as sha256sum(1) prints them: with `*` before the name for `--binary`, and `./` when it was asked for `./*`.
 fn read_sums(path: &Path) -> Result<BTreeMap<String, String>> {
     let text = String::from_utf8(super::read_small(path, SUMS, MOST)?).map_err(|_| damaged(format!("its {SUMS} is not text")))?;
     let mut sums = BTreeMap::new();
     for line in text.lines() {
         let wrong = || damaged(format!("{SUMS} has a line that is no sum: `{}`", quoted(line)));
-        let (sum, name) = line.split_once("  ").ok_or_else(wrong)?;
+        let (sum, name) = line.split_once("  ").or_else(|| line.split_once(" *")).ok_or_else(wrong)?;
+        let name = name.strip_prefix("./").unwrap_or(name);
         let hex = sum.len() == 64 && sum.chars().all(|c| c.is_ascii_hexdigit());
         if !hex
             || name.is_empty()

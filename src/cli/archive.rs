@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::args::{ArchiveArgs, ArchiveVerb};
 use super::context::Context;
 use crate::archive::{Action, Archive, Change, Counts, Extra, Packed, Selection, pack};
 use crate::error::{FailureKind, kind, said, usage};
+use crate::node::durable;
 use crate::report::{mib, paths, words};
 
 /// `archive diff --json`
@@ -22,6 +23,14 @@ struct Diff {
 pub(super) fn run(context: &Context, args: &ArchiveArgs) -> Result<ExitCode> {
     match &args.verb {
         ArchiveVerb::Pack { tree, file, previous } => {
+            // One that is missing or of no use is passed over; what can be none at all was not meant.
+            if let Some(older) = previous {
+                let opened = durable::open_regular(older);
+                opened
+                    .map(drop)
+                    .or_else(|error| if kind(&error) == FailureKind::Unsupported { Err(error) } else { Ok(()) })
+                    .with_context(|| format!("opening the previous archive {}", older.display()))?;
+            }
             let task = context.progress.task("packing", None);
             let packed = pack(tree, file, &Selection::all(), previous.as_deref(), &|n| task.add(n))?;
             drop(task);
@@ -30,11 +39,13 @@ pub(super) fn run(context: &Context, args: &ArchiveArgs) -> Result<ExitCode> {
         ArchiveVerb::Diff { file, tree } => return diff(context, file, tree).map_err(trouble),
         ArchiveVerb::Restore { file, tree } => {
             let archive = Archive::open(file)?;
-            context.confirm(&[format!(
+            let mut lines = vec![format!(
                 "{} will be made equal to {}: what is not in the archive is deleted.",
                 paths::shown(tree),
                 paths::shown(file)
-            )])?;
+            )];
+            lines.extend(stays(&archive, tree));
+            context.confirm(&lines)?;
             let task = context.progress.task("restoring", Some(archive.bytes()));
             let counts = archive.restore(tree, &Selection::all(), Extra::Delete, &|n| task.add(n))?;
             drop(task);
@@ -42,6 +53,16 @@ pub(super) fn run(context: &Context, args: &ArchiveArgs) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is not deleted: an archive that does not hold the directory itself says nothing of what lies in it.
+fn stays(archive: &Archive, tree: &Path) -> Option<String> {
+    (!archive.holds_root()).then(|| {
+        format!(
+            "{} itself is not in the archive: what lies directly in it stays, unless the archive has something of that name.",
+            paths::shown(tree)
+        )
+    })
 }
 
 fn diff(context: &Context, file: &Path, tree: &Path) -> Result<ExitCode> {

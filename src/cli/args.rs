@@ -265,7 +265,7 @@ pub struct ExportArgs {
     /// The backup, by id or name
     #[arg(value_name = "ID")]
     pub backup: String,
-    /// Where to: must not exist, or be empty
+    /// Where to: must not exist, or be empty; a directory of the running system, with --root too
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub to: PathBuf,
 }
@@ -326,7 +326,7 @@ pub struct EtcdRestoreArgs {
     /// The snapshot, plain or compressed with zstd
     #[arg(value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
-    /// The new data directory [default: NAME.etcd]
+    /// The new data directory, made with those above it [default: NAME.etcd]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub data_dir: Option<PathBuf>,
     /// Name of the member

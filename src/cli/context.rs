@@ -117,11 +117,10 @@ impl Context {
     /// Prints a report: as JSON, or as `people` writes it.
     pub(super) fn print<T: Serialize>(&self, report: &T, people: impl FnOnce(&T) -> String) -> Result<()> {
         if self.json {
-            print_json(&serde_json::to_value(report).context("writing the report as JSON")?);
+            print_json(&serde_json::to_value(report).context("writing the report as JSON")?)
         } else {
-            print_text(&self.as_called(&people(report)));
+            reported(to_stdout(&words::lines(&self.as_called(&people(report)))))
         }
-        Ok(())
     }
 }
 
@@ -138,18 +137,26 @@ pub(super) fn as_called(text: &str, dir: &Path) -> String {
 }
 
 /// Prints one JSON document on standard output.
-pub(super) fn print_json(value: &serde_json::Value) {
-    to_stdout(&words::json(&format!("{value:#}")));
+pub(super) fn print_json(value: &serde_json::Value) -> Result<()> {
+    reported(to_stdout(&words::json(&format!("{value:#}"))))
 }
 
-/// Prints text for people on standard output, whole lines; what a terminal would obey is spelled out.
-pub(super) fn print_text(text: &str) {
-    to_stdout(&words::lines(text));
+/// A report that is lost is a failure, after work that is done. A reader that has gone away (`| head`) is none.
+fn reported(written: std::io::Result<()>) -> Result<()> {
+    match written {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("what was asked for is done, but standard output does not take the report"),
+    }
 }
 
-/// Writes text to standard output as it is, whole lines. A reader that has gone away (`| head`) is not an error.
-pub(super) fn to_stdout(text: &str) {
+/// Writes text to standard output as it is, whole lines.
+///
+/// # Errors
+/// As the system has it: [`BrokenPipe`](std::io::ErrorKind::BrokenPipe) when its reader has gone away.
+pub(super) fn to_stdout(text: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
-    out.write_all(text.as_bytes()).and_then(|()| out.write_all(end.as_bytes())).and_then(|()| out.flush()).ok();
+    out.write_all(text.as_bytes())?;
+    out.write_all(end.as_bytes())?;
+    out.flush()
 }

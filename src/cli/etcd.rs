@@ -1,5 +1,6 @@
 //! `recovery etcd`: snapshots, for administrators and tests: the same code as the phases use.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -55,7 +56,7 @@ fn restore(context: &Context, args: &EtcdRestoreArgs) -> Result<()> {
     }
     let data_dir = args.data_dir.clone().unwrap_or_else(|| format!("{}.etcd", args.name).into());
     let log = data_dir.join("member/wal");
-    if let Some(elsewhere) = args.wal_dir.as_ref().filter(|dir| !dir.as_os_str().is_empty() && **dir != log) {
+    if let Some(elsewhere) = args.wal_dir.as_ref().filter(|dir| !dir.as_os_str().is_empty() && !is_same_place(dir, &log)) {
         return Err(unsupported(format!(
             "--wal-dir {elsewhere}: the write-ahead log is made inside the data directory: restore without --wal-dir, then `mv {log} \
              {elsewhere}` before etcd is started with its own --wal-dir",
@@ -78,7 +79,7 @@ fn restore(context: &Context, args: &EtcdRestoreArgs) -> Result<()> {
     let restored = etcd::restore(&args.file, &data_dir, &options, &|n| task.add(n))?;
     drop(task);
     if args.write_out.as_deref() == Some("json") {
-        print_json(&serde_json::to_value(&restored)?);
+        print_json(&serde_json::to_value(&restored)?)?;
         return Ok(());
     }
     context.print(&restored, |r| {
@@ -91,6 +92,14 @@ fn restore(context: &Context, args: &EtcdRestoreArgs) -> Result<()> {
             paths::shown(&data_dir)
         )
     })
+}
+
+/// True for two spellings of one path: `./o/member/wal/` is `o/member/wal`. Nothing need be there yet.
+fn is_same_place(one: &Path, other: &Path) -> bool {
+    match (std::path::absolute(one), std::path::absolute(other)) {
+        (Ok(one), Ok(other)) => one.components().eq(other.components()),
+        _ => one == other,
+    }
 }
 
 /// Checks `--initial-cluster` as etcdutl does: the member is in it, with the peer URLs that it advertises. A cluster of several members is

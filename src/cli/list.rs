@@ -17,8 +17,11 @@ pub(super) fn run(context: &Context) -> Result<ExitCode> {
 
 pub(super) fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode> {
     let _lock = context.dir.lock("delete")?;
-    context.confirm(&[format!("The backup {} will be deleted.", args.backup)])?;
-    let removed = store::delete(&context.node, &context.dir, &args.backup, args.force, &context.progress)?;
+    let deletion = store::deletion(&context.dir, &args.backup, args.force, &context.progress)?;
+    if let Some(id) = &deletion.id {
+        context.confirm(&[format!("The backup {id} will be deleted.")])?;
+    }
+    let removed = store::delete(&context.node, &context.dir, deletion)?;
     context.print(&removed, describe_removed)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -42,6 +42,10 @@ pub fn run() -> ExitCode {
         Err(error) => {
             // Help and version are asked for; anything else is usage, which clap ends with 2 as documented.
             show_parser(&error);
+            // What asks for JSON reads it, whatever it got wrong.
+            if error.use_stderr() && std::env::args_os().take_while(|arg| arg != "--").any(|arg| arg == "--json") {
+                context::print_json(&serde_json::json!({ "error": said(&error), "exit": error.exit_code() })).ok();
+            }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
@@ -64,16 +68,25 @@ pub fn run() -> ExitCode {
         Err(error) => {
             tracing::error!("{}", failed(&error));
             if json {
+                // The failure itself is what counts.
                 context::print_json(&serde_json::json!({
                     "error": error::said(&error),
                     "kind": kind(&error),
                     "next": error::next(&error),
                     "exit": error::exit_code(&error),
-                }));
+                }))
+                .ok();
             }
             to_exit(&error)
         }
     }
+}
+
+/// The sentence of a parser's error, without the usage and hints that follow it.
+fn said(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let end = text.find("\n\n").unwrap_or(text.len());
+    text[..end].trim_start_matches("error: ").trim_end().to_owned()
 }
 
 /// What the parser says. An error quotes the command line, in which a shell may have put names of files: it is shown without colours, which

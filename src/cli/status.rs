@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use jiff::{Timestamp, Unit};
 use serde::Serialize;
 
@@ -39,15 +39,26 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<ExitCode> {
     let mut first = true;
     loop {
         let report = Status { recovery: status(&context.node, &context.dir)?, backups: store::list(&context.dir)? };
-        match rows_to_rewrite() {
-            Some(rows) if args.watch && !context.json => {
+        if !args.watch {
+            context.print(&report, describe)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let text = if context.json { format!("{:#}", serde_json::to_value(&report)?) } else { context.as_called(&describe(&report)) };
+        let text = if context.json { words::json(&text) } else { words::lines(&text) };
+        let shown = match rows_to_rewrite().filter(|_| !context.json) {
+            Some(rows) => {
                 let clear = if std::mem::take(&mut first) { CLEAR } else { "" };
-                to_stdout(&format!("{clear}{}", screen(&words::lines(&context.as_called(&describe(&report))), rows)));
+                to_stdout(&format!("{clear}{}", screen(&text, rows)))
             }
-            _ => context.print(&report, describe)?,
+            None => to_stdout(&text),
+        };
+        match shown {
+            // Nobody looks any more.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(ExitCode::SUCCESS),
+            shown => shown.context("standard output does not take the report")?,
         }
         // An interruption is how watching ends.
-        if !args.watch || context.node.clock().sleep(WATCH).is_err() {
+        if context.node.clock().sleep(WATCH).is_err() {
             return Ok(ExitCode::SUCCESS);
         }
     }

@@ -44,14 +44,9 @@ fn there(context: &Context, one: &Listed, checked: Result<VerifyReport>) -> Opti
 }
 
 fn describe(report: &VerifyReport) -> String {
-    let size: u64 = report.files.values().map(|sum| sum.bytes).sum();
-    let mut text = format!(
-        "{}: {}, {} in {} files\n",
-        line(&report.id),
-        if report.good { "good".to_owned() } else { report.verdict().to_uppercase() },
-        mib(size),
-        report.files.len()
-    );
+    let count = if report.files.is_empty() { String::new() } else { format!(" in {} files", report.files.len()) };
+    let verdict = if report.good { "good".to_owned() } else { report.verdict().to_uppercase() };
+    let mut text = format!("{}: {verdict}, {}{count}\n", line(&report.id), mib(report.bytes));
     for problem in &report.problems {
         text += &format!("    {}\n", line(problem));
     }

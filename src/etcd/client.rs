@@ -1,6 +1,7 @@
 //! Talking to the node's etcd: one connection with client certificates, every answer with a limit, errors that say why.
 
 use std::future::Future;
+use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use x509_parser::x509::X509Version;
 
 use super::{Endpoint, Health};
 use crate::error::{misfit, unanswered, unsupported, usage};
-use crate::node::clock::interrupted;
+use crate::node::{clock::interrupted, durable};
 
 /// How often a wait looks whether it was interrupted.
 const LOOK: Duration = Duration::from_millis(200);
@@ -112,7 +113,12 @@ fn refused(url: &str, what: &str, error: &etcd_client::Error) -> anyhow::Error {
 }
 
 fn tls(endpoint: &Endpoint) -> Result<TlsOptions> {
-    let read = |path: &std::path::Path| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
+    let read = |path: &std::path::Path| -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let read = durable::open_regular(path).and_then(|mut file| Ok(file.read_to_end(&mut bytes)?));
+        read.with_context(|| format!("reading {}", path.display()))?;
+        Ok(bytes)
+    };
     let cert = read(&endpoint.cert)?;
     if is_version_1(&cert) {
         return Err(unsupported(format!(

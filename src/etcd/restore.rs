@@ -1,5 +1,6 @@
 //! Restoring: a member directory from a snapshot, as `etcdutl snapshot restore` makes it.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
@@ -25,6 +26,25 @@ struct Made {
     snapshot: String,
     options: Options,
     restored: Restored,
+    /// The files that it made, as they were left: an etcd that has run since has changed them.
+    files: Vec<Left>,
+}
+
+/// A file below the member directory: name, bytes, time of the last change (seconds, nanoseconds).
+type Left = (String, u64, i64, i64);
+
+/// The files of a member directory as they are.
+fn left(member: &Path) -> Result<Vec<Left>> {
+    let mut files = Vec::new();
+    for dir in ["snap", "wal"] {
+        for entry in std::fs::read_dir(member.join(dir)).with_context(|| format!("listing {dir} of {}", member.display()))? {
+            let entry = entry.with_context(|| format!("listing {dir} of {}", member.display()))?;
+            let meta = entry.metadata().with_context(|| format!("looking at {}", entry.path().display()))?;
+            files.push((format!("{dir}/{}", entry.file_name().to_string_lossy()), meta.len(), meta.mtime(), meta.mtime_nsec()));
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// Checks a snapshot as far as [`build`] does; see [`super::check_restorable`].
@@ -46,10 +66,10 @@ pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tic
     };
     // Under its own name only when it is whole: nobody starts etcd on half of it.
     let (new, member) = (data_dir.join(NEW), data_dir.join("member"));
-    let existed = found.is_some();
+    // The data directory and those above it, as far as they are not there: the deepest first.
+    let missing: Vec<&Path> = data_dir.ancestors().take_while(|dir| found.is_none() && is_missing(dir)).collect();
     match found.as_deref() {
-        None => durable::create_dir(data_dir, 0o700)?,
-        Some([]) => {}
+        None | Some([]) => {}
         // Of a restore that was killed.
         Some([name]) if name == NEW => durable::remove_tree(&new)?,
         Some([name]) if name == "member" => {
@@ -61,24 +81,38 @@ pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tic
         Some(_) => return Err(not_empty(data_dir)),
     }
     let make = || -> Result<Restored> {
+        missing.iter().rev().try_for_each(|dir| durable::create_dir(dir, 0o700))?;
         let (restored, snapshot) = build(file, &new, options, tick)?;
-        let made = Made { snapshot, options: options.clone(), restored };
+        let made = Made { snapshot, options: options.clone(), restored, files: left(&new)? };
         durable::write(&new.join(MADE), &serde_json::to_vec(&made)?, 0o600)?;
         durable::rename(&new, &member)?;
         Ok(made.restored)
     };
     let result = make();
-    if result.is_err() {
-        // The directory was empty: whatever is in it now is of this failed call.
-        durable::remove_tree(&new)?;
-        durable::remove_tree(&member)?;
-        if !existed {
-            durable::remove_tree(data_dir)?;
-        }
-    } else {
-        forget(&member);
+    match &result {
+        Ok(_) => forget(&member),
+        Err(_) => take_away(data_dir, &missing).unwrap_or_else(|error| tracing::warn!("what this call has made stays: {error:#}")),
     }
     result.with_context(|| format!("restoring the snapshot {}", file.display()))
+}
+
+/// Takes away what a failed call has made: the data directory was empty, or is the first of those that were `missing`.
+fn take_away(data_dir: &Path, missing: &[&Path]) -> Result<()> {
+    let Some((_, above)) = missing.split_first() else {
+        durable::remove_tree(&data_dir.join(NEW))?;
+        return durable::remove_tree(&data_dir.join("member"));
+    };
+    durable::remove_tree(data_dir)?;
+    for dir in above {
+        // Not with what somebody else has made there meanwhile.
+        std::fs::remove_dir(dir).ok();
+    }
+    Ok(())
+}
+
+/// True where nothing is; no name is the working directory.
+fn is_missing(dir: &Path) -> bool {
+    !dir.as_os_str().is_empty() && dir.symlink_metadata().is_err()
 }
 
 fn not_empty(data_dir: &Path) -> anyhow::Error {
@@ -92,6 +126,9 @@ fn finished(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> 
     let Some(made) = read.and_then(|json| serde_json::from_slice::<Made>(&json).ok()).filter(|made| made.options == *options) else {
         return Ok(None);
     };
+    if left(&member)? != made.files {
+        return Ok(None);
+    }
     let whole = snapshot::check(file, options.skip_hash_check, tick)?;
     if HEXLOWER.encode(&whole.sha256) != made.snapshot {
         return Ok(None);
@@ -102,9 +139,11 @@ fn finished(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> 
     Ok(Some(made.restored))
 }
 
-/// Takes the mark of an unfinished restore away. One that stays, or comes back with a power cut, harms nothing: etcd passes it over.
+/// Takes the mark of an unfinished restore away. One that stays harms nothing: etcd passes it over, and once etcd has run it says nothing more.
 fn forget(member: &Path) {
-    std::fs::remove_file(member.join(MADE)).ok();
+    if std::fs::remove_file(member.join(MADE)).is_ok() {
+        durable::sync_dir(member).ok();
+    }
 }
 
 /// Makes the new directory `dir` a member directory, and makes everything in it durable. Returns what it made, and the SHA-256 (hex) of

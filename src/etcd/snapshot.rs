@@ -1,7 +1,7 @@
 //! A snapshot file: the stream that etcd sent, plain or compressed with zstd (which its first bytes tell, not its name): a bbolt database and the SHA-256 over it.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -13,8 +13,9 @@ use sha2::{Digest, Sha256};
 use super::Tick;
 use super::bolt::Meta;
 use super::pipe::{PIECE, Source, pump};
-use crate::compression::{Compression, HEAD, word};
+use crate::compression::{Compression, word};
 use crate::error::{damaged, unsupported};
+use crate::node::durable;
 
 /// Bytes of the SHA-256 after the database.
 pub(super) const TRAILER: usize = 32;
@@ -39,11 +40,16 @@ pub(super) struct Trailer {
     /// The last bytes so far: they may be the trailer.
     held: Vec<u8>,
     len: u64,
+    /// It begins as a database does.
+    database: bool,
 }
 
 impl Trailer {
     /// Takes the next bytes.
     pub(super) fn update(&mut self, piece: &[u8]) {
+        if self.len == 0 {
+            self.database = Meta::check_head(piece, "").is_ok();
+        }
         self.len += piece.len() as u64;
         let early = (self.held.len() + piece.len()).saturating_sub(TRAILER);
         let from_held = early.min(self.held.len());
@@ -59,7 +65,7 @@ impl Trailer {
     pub(super) fn finish(mut self, name: &str, skip: bool) -> Result<Whole> {
         let has_trailer = self.len % SECTOR == TRAILER as u64;
         if !has_trailer && !skip {
-            return Err(not_whole(name, self.len));
+            return Err(not_whole(name, self.len, self.database));
         }
         let mut len = self.len - TRAILER.min(self.held.len()) as u64;
         if !has_trailer {
@@ -74,11 +80,14 @@ impl Trailer {
     }
 }
 
-fn not_whole(name: &str, len: u64) -> anyhow::Error {
-    damaged(format!(
-        "{name} is not a whole snapshot: {len} bytes cannot be a database and its SHA-256 (a database that was copied from a data directory has \
-         none: `recovery etcd restore` and `recovery etcd status` take it with --skip-hash-check)"
-    ))
+/// The error for what has no trailer; a `database` can be looked at all the same.
+fn not_whole(name: &str, len: u64, database: bool) -> anyhow::Error {
+    let hint = if database {
+        " (a database that was copied from a data directory has none: `recovery etcd restore` and `recovery etcd status` take it with --skip-hash-check)"
+    } else {
+        ""
+    };
+    damaged(format!("{name} is not a whole snapshot: {len} bytes cannot be a database and its SHA-256{hint}"))
 }
 
 /// True when the name says that a snapshot is to be compressed.
@@ -89,21 +98,14 @@ pub(super) fn is_to_be_compressed(file: &Path) -> bool {
 /// True for a file that is compressed with zstd, false for a plain one.
 ///
 /// # Errors
-/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) for one that is packed with another program, or not a file.
+/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) for one that is packed with another program.
 pub(super) fn is_compressed(file: &File, path: &Path) -> Result<bool> {
-    let mut head = [0; HEAD];
-    let read = match rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut head, 0)) {
-        Ok(read) => read,
-        Err(Errno::SPIPE) => {
-            return Err(unsupported(format!(
-                "{} is a pipe, and a snapshot is read from a file: write it into one first (`cat > snapshot.db`)",
-                path.display()
-            )));
-        }
-        Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
-    };
-    match Compression::of(&head[..read]) {
-        None => Ok(false),
+    let mut head = [0; TAR];
+    let read =
+        rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut head, 0)).with_context(|| format!("reading {}", path.display()))?;
+    let head = &head[..read];
+    match Compression::of(head) {
+        None => not_in_tar(head, path).map(|()| false),
         Some(packed) if packed.name == "zstd" => Ok(true),
         Some(packed) => Err(unsupported(format!(
             "{} is packed with {}, and a snapshot is taken plain or compressed with zstd: unpack it first: `{} > snapshot.db`",
@@ -114,52 +116,138 @@ pub(super) fn is_compressed(file: &File, path: &Path) -> Result<bool> {
     }
 }
 
+/// So many of a file's first bytes tell a tar archive.
+const TAR: usize = 512;
+
+/// Refuses what begins as a tar archive does, whose magic comes after the name of its first file, which is never empty; a database begins with a zero.
+fn not_in_tar(head: &[u8], path: &Path) -> Result<()> {
+    if head.first() == Some(&0) || head.get(257..262) != Some(b"ustar") {
+        return Ok(());
+    }
+    Err(unsupported(format!(
+        "{} is a tar archive, and a snapshot is taken by itself: take it out first (`tar -xf {}`), and name that",
+        path.display(),
+        word(path)
+    )))
+}
+
+/// Refuses what is packed once more below zstd.
+fn not_packed_twice(head: &[u8], path: &Path) -> Result<()> {
+    not_in_tar(head, path)?;
+    let (Some(inner), Some(zstd)) = (Compression::of(head), Compression::of(&ZSTD)) else { return Ok(()) };
+    let mut unpacked = path.as_os_str().to_owned();
+    unpacked.push(".unpacked");
+    let unpacked = Path::new(&unpacked);
+    Err(unsupported(format!(
+        "{} is packed twice, with {} and then with zstd: unpack it first: `{} > {}`, then `{} > snapshot.db`",
+        path.display(),
+        inner.name,
+        zstd.command(path),
+        word(unpacked),
+        inner.command(unpacked)
+    )))
+}
+
 /// The bytes that etcd sent, of a snapshot file.
 pub(super) fn reader(path: &Path) -> Result<Box<dyn Read + Send>> {
     let file = open(path)?;
-    Ok(if is_compressed(&file, path)? { Box::new(decoder(file)?) } else { Box::new(file) })
+    Ok(if is_compressed(&file, path)? { Box::new(Unpacked::new(file)?) } else { Box::new(file) })
 }
 
-fn decoder<R: Read>(from: R) -> Result<zstd::Decoder<'static, std::io::BufReader<R>>> {
-    let mut decoder = zstd::Decoder::new(from)?;
-    decoder.window_log_max(WINDOW)?;
-    Ok(decoder)
+/// What every frame of zstd's begins with.
+const ZSTD: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
+
+/// What is in the frames of a zstd file; zeros behind the last one, with which block devices and tapes fill up, are passed over, as gzip does it.
+struct Unpacked<R: Read> {
+    /// Of the frame at hand; `None` at the end.
+    frame: Option<zstd::Decoder<'static, BufReader<R>>>,
+}
+
+impl<R: Read> Unpacked<R> {
+    fn new(from: R) -> std::io::Result<Self> {
+        let input = BufReader::with_capacity(zstd::Decoder::<BufReader<R>>::recommended_output_size(), from);
+        Ok(Self { frame: Some(Self::frame(input)?) })
+    }
+
+    fn frame(input: BufReader<R>) -> std::io::Result<zstd::Decoder<'static, BufReader<R>>> {
+        let mut frame = zstd::Decoder::with_buffer(input)?.single_frame();
+        frame.window_log_max(WINDOW)?;
+        Ok(frame)
+    }
+
+    /// The next frame; `None` at the end.
+    fn after(mut input: BufReader<R>) -> std::io::Result<Option<zstd::Decoder<'static, BufReader<R>>>> {
+        let mut padded = false;
+        loop {
+            let ahead = input.fill_buf()?;
+            if ahead.is_empty() {
+                return Ok(None);
+            }
+            let zeros = ahead.iter().take_while(|byte| **byte == 0).count();
+            if zeros < ahead.len() {
+                return if padded || zeros > 0 {
+                    Err(std::io::Error::other("something follows its end"))
+                } else {
+                    Self::frame(input).map(Some)
+                };
+            }
+            padded = true;
+            input.consume(zeros);
+        }
+    }
+}
+
+impl<R: Read> Read for Unpacked<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while let Some(frame) = &mut self.frame {
+            let read = frame.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            self.frame = self.frame.take().map_or(Ok(None), |ended| Self::after(ended.finish()))?;
+        }
+        Ok(0)
+    }
 }
 
 /// Opens a snapshot for reading.
 pub(super) fn open(path: &Path) -> Result<File> {
-    File::open(path).with_context(|| format!("opening {}", path.display()))
+    durable::open_regular(path).with_context(|| format!("opening {}", path.display()))
 }
 
 /// The stream in a snapshot file.
 struct Stream<'a> {
     reader: Box<dyn Read + Send + 'a>,
-    name: String,
+    path: &'a Path,
+    /// It is unpacked here, and nothing of it has been read.
+    unseen: bool,
 }
 
 impl<'a> Stream<'a> {
-    fn new(file: &'a File, path: &Path, tick: Tick<'a>) -> Result<Self> {
+    fn new(file: &'a File, path: &'a Path, tick: Tick<'a>) -> Result<Self> {
         rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Sequential).ok();
         let counted = Counted { file, tick };
-        let reader: Box<dyn Read + Send> = if is_compressed(file, path)? { Box::new(decoder(counted)?) } else { Box::new(counted) };
-        Ok(Self { reader, name: path.display().to_string() })
+        let compressed = is_compressed(file, path)?;
+        let reader: Box<dyn Read + Send> = if compressed { Box::new(Unpacked::new(counted)?) } else { Box::new(counted) };
+        Ok(Self { reader, path, unseen: compressed })
     }
 }
 
 impl Source for Stream<'_> {
     fn fill(&mut self, piece: &mut Vec<u8>) -> Result<()> {
-        let name = &self.name;
+        let name = self.path.display();
         self.reader.fill(piece).map_err(|error| match error.downcast_ref::<std::io::Error>() {
             // As zstd says it (`ZSTD_error_frameParameter_windowTooLarge`).
             Some(cause) if cause.to_string().contains("requires too much memory") => unsupported(format!(
                 "{name} is compressed with a window of more than {} MiB: unpack it first: `zstd -d --long=31 {}`",
                 (1_u64 << WINDOW) >> 20,
-                word(Path::new(name))
+                word(self.path)
             )),
             // An error of the disk has a number; the decompressor's have none.
             Some(cause) if cause.raw_os_error().is_none() => damaged(format!("{name} is damaged: {cause}; use another backup")),
             _ => error.context(format!("reading {name}")),
-        })
+        })?;
+        if std::mem::take(&mut self.unseen) { not_packed_twice(piece, self.path) } else { Ok(()) }
     }
 }
 
@@ -183,7 +271,9 @@ pub(super) fn look(path: &Path) -> Result<()> {
     if !is_compressed(&file, path)? {
         let len = file.metadata().with_context(|| format!("looking at {name}"))?.len();
         if len % SECTOR != TRAILER as u64 {
-            return Err(not_whole(&name, len));
+            let mut head = Vec::new();
+            (&file).fill(&mut head).with_context(|| format!("reading {name}"))?;
+            return Err(not_whole(&name, len, Meta::check_head(&head, &name).is_ok()));
         }
     }
     let mut head = Vec::new();

@@ -4,10 +4,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
+
+use crate::error::unsupported;
 
 /// None of the agent's own files but the journal comes near so many bytes.
 pub const SMALL: u64 = 2 << 20;
@@ -31,13 +33,40 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     written.with_context(|| format!("writing {}", path.display()))
 }
 
+/// Opens a file that someone names, for reading: a FIFO is not waited for, a device does nothing, and neither can be read twice, as all that the
+/// agent takes is: to check it, and then to take from it.
+///
+/// # Errors
+/// When it cannot be opened; [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is no regular file.
+pub fn open_regular(path: &Path) -> Result<File> {
+    let file = open_at_once(path)?;
+    let is = file.metadata()?.file_type();
+    if is.is_file() {
+        return Ok(file);
+    }
+    let what = if is.is_dir() {
+        "directory"
+    } else if is.is_fifo() {
+        "FIFO (a named pipe)"
+    } else {
+        "device"
+    };
+    Err(unsupported(format!("it is a {what}, and only a regular file is read: save what is meant to one, and name that")))
+}
+
+/// Opens for reading without waiting for anyone, as for the writer of a FIFO: such a wait would not even end with SIGTERM, because the standard
+/// library goes on with it.
+fn open_at_once(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed()).open(path)
+}
+
 /// Reads a file that the agent has written, which is small: nothing is waited for, as for the writer of a FIFO, and what is larger than `most` bytes is
 /// not the agent's.
 ///
 /// # Errors
 /// When it cannot be read, is not a regular file, or is larger.
 pub fn read(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
-    let file = OpenOptions::new().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed()).open(path)?;
+    let file = open_at_once(path)?;
     if !file.metadata()?.is_file() {
         return Err(std::io::Error::other("it is not a regular file"));
     }

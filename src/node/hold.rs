@@ -102,6 +102,12 @@ pub fn other_owner(node: &Node, dir: &RecoveryDir) -> Option<String> {
     (Path::new(owner) != dir.shown()).then(|| owner.to_owned())
 }
 
+/// True while anything of a recovery holds back what boots: [`HOLD`], or [`KEEP_IMAGES`].
+#[must_use]
+pub fn is_left(node: &Node) -> bool {
+    is_placed(node) || node.exists(KEEP_IMAGES)
+}
+
 /// Fails when the hold is there and its recovery is not: then the directory that is there is not the one that belongs there.
 ///
 /// # Errors

@@ -41,7 +41,7 @@ const TREES: [&str; 6] = ["/", "/var", "/etc", "/etc/kubernetes", "/usr/local", 
 /// [`FailureKind::Locked`](crate::error::FailureKind::Locked) when another agent has the lock; when something cannot be put back: the recovery is
 /// then still in progress.
 pub fn abandon(node: &Node, dir: &RecoveryDir, force: bool) -> Result<Option<AbandonReport>> {
-    let nothing = || !dir.journal().exists() && !dir.undo().exists() && !hold::is_placed(node);
+    let nothing = || !dir.journal().exists() && !dir.undo().exists() && !hold::is_left(node);
     dir.check()?;
     if nothing() {
         return Ok(None);
@@ -92,10 +92,17 @@ pub(super) fn put_away(
     let runs = undo.as_ref().map(|undo| undo.runs.clone()).unwrap_or_default();
     let mut put_back = match undo {
         Some(mut undo) => undo.put_back(node, dir, if untouched { units } else { Units::Leave })?,
-        None if hold::is_placed(node) => {
-            hold::lift(node)?;
-            hold::release_images(node)?;
-            vec!["the hold on kubelet is lifted".to_owned()]
+        // Images first: what is done again after a crash finds the hold that says so.
+        None if hold::is_left(node) => {
+            let mut said = Vec::new();
+            if hold::release_images(node)? {
+                said.push("the hold on CRI-O's images is lifted".to_owned());
+            }
+            if hold::is_placed(node) {
+                hold::lift(node)?;
+                said.push("the hold on kubelet is lifted".to_owned());
+            }
+            said
         }
         None => Vec::new(),
     };

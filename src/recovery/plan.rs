@@ -15,10 +15,11 @@ use super::undo::Undo;
 use super::verbs::{Go, RunReport, carry_on, locked, put_away, rebooting, undo_of};
 use crate::backup::store::{self, Found};
 use crate::backup::{self, Backup, LEGACY_ID};
-use crate::error::{self, AndNext, FailureKind, busy, by_hand, kind, misfit, run, usage};
+use crate::error::{self, AndNext, FailureKind, busy, by_hand, kind, run, unsupported, usage};
 use crate::node::dir::{Lock, RecoveryDir};
 use crate::node::{Node, hold};
 use crate::report::Progress;
+use crate::tools::runtime;
 
 /// A recovery that has been looked into and waits for consent. It holds the lock.
 #[derive(Debug)]
@@ -95,13 +96,13 @@ pub fn plan<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, prog
 fn unchanged(dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Result<Backup> {
     match store::find(dir, wanted, progress)? {
         Found::Backup(backup) => Ok(*backup),
-        Found::Old(_) => Err(misfit(format!(
-            "what upgrade-recovery.sh left has to be imported before it can be compared, and a dry run changes nothing"
-        ))
-        .and_next(run(
-            format!("recovery verify {LEGACY_ID}"),
-            "checks it; the same without --dry-run imports it, and asks before anything is restored",
-        ))),
+        Found::Old(_) => {
+            Err(unsupported("what upgrade-recovery.sh left has to be imported before it can be compared, and a dry run changes nothing")
+                .and_next(run(
+                    format!("recovery verify {LEGACY_ID}"),
+                    "checks it; the same without --dry-run imports it, and asks before anything is restored",
+                )))
+        }
     }
 }
 
@@ -247,7 +248,9 @@ fn open(
     undo.runs.extend(restarts.clone().filter(|old| !undo.runs.contains(old)));
     undo.runs.push(id.clone());
     (undo.backup, undo.asked, undo.undone_at) = (backup.id.clone(), options.asked, None);
-    undo.runtime = Some(report.runtime_unit.clone());
+    let known: Vec<&str> = backup.manifest.runtime_unit.as_deref().into_iter().chain(undo.runtime.as_deref()).collect();
+    let running = runtime::running(node, backup.manifest.profile.profile(), &known)?;
+    undo.runtime = running.or(undo.runtime).or_else(|| Some(report.runtime_unit.clone()));
     undo.save(dir)?;
     let beginning = Beginning {
         profile: backup.manifest.profile,

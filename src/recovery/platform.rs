@@ -43,7 +43,7 @@ fn action(here: &Doing<'_, '_>) -> Result<Action> {
     let all = ostree::deployments(here.run.node)?;
     match judge(&all, &here.target()) {
         Action::Refuse { why, way } => {
-            let error = misfit(format!("{why}\n{}", table::table(&all).trim_end()));
+            let error = misfit(format!("{why}; {}", table::in_order(&all)));
             Err(match way {
                 Some(way) => error.and_next(way),
                 None => error,
@@ -63,8 +63,9 @@ pub(super) fn needs_reboot(node: &Node, target: &Target) -> Result<bool> {
 
 fn stop_daemon(here: &mut Doing<'_, '_>) -> Result<()> {
     let node = here.run.node;
-    restore_files::settled_runtime(here)?;
-    if systemctl::show(node, &here.run.runtime_unit())?.is_stopped() {
+    let runtime = here.run.running_runtime()?;
+    restore_files::settled_runtime(here, &runtime)?;
+    if systemctl::show(node, &runtime)?.is_stopped() {
         return Ok(());
     }
     let (name, namespace) = DAEMON;
@@ -96,7 +97,7 @@ fn target_files(here: &mut Doing<'_, '_>) -> Result<()> {
 
 fn drop_ahead(here: &mut Doing<'_, '_>) -> Result<()> {
     // What machine-config-daemon has begun goes on without it, and may end with one more deployment.
-    rpm_ostree::idle(here.run.node, here.run.wait)?;
+    restore_files::idle_rpm_ostree(here)?;
     let ahead = action(here)?.ahead();
     if ahead.is_empty() {
         return Ok(());
@@ -164,7 +165,7 @@ fn next_boot(here: &mut Doing<'_, '_>) -> Result<()> {
     match judge(&all, &here.target()) {
         Action::Nothing => Ok(()),
         Action::Reboot { ahead } if ahead.is_empty() => Ok(()),
-        other => Err(misfit(format!("the backup's deployment does not boot next: {}\n{}", other.summary(), table::table(&all)))),
+        other => Err(misfit(format!("the backup's deployment does not boot next: {}; {}", other.summary(), table::in_order(&all)))),
     }
 }
 

@@ -15,17 +15,17 @@ use super::restore_files;
 use super::resume::CLUSTER_RESTORE;
 use super::run::KUBELET_UNIT;
 use super::undo::Undo;
-use crate::archive::{Archive, Change, Counts};
+use crate::archive::{Archive, Change, Counts, Extra, Selection};
 use crate::backup::manifest::{Image, Manifest};
 use crate::backup::{self, Backup, ETC, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL, install, trees};
-use crate::error::{AndNext, Failure, FailureKind, again, kind, misfit, no_space, run};
+use crate::error::{AndNext, FailureKind, again, kind, misfit, no_space, run};
 use crate::node::dir::RecoveryDir;
 use crate::node::identity::Identity;
 use crate::node::profile::{Kind, Profile};
 use crate::node::{Node, hold, mounts};
 use crate::report::Progress;
-use crate::tools::needs::{self, InEtc};
-use crate::tools::{crictl, systemctl};
+use crate::tools::needs::{self, Need, UnitFile};
+use crate::tools::{crictl, ostree, systemctl};
 
 /// How long a clock that is earlier than the backup is given to be set: time synchronisation often comes minutes after the network.
 const CLOCK_WAIT: Duration = Duration::from_secs(30);
@@ -70,9 +70,9 @@ pub struct PlanReport {
     pub platform: PlatformReport,
     /// What is wrong and gone on with.
     pub warnings: Vec<String>,
-    /// The unit of the container runtime.
+    /// The unit that the container runtime is started with, once everything is restored.
     pub runtime_unit: String,
-    /// Images that were in use and are not on the node: they have to be pulled.
+    /// Images that were in use, or pinned, and are not on the node: where they are needed, they have to be pulled.
     pub missing_images: Vec<Image>,
     /// How long checking the backup took, seconds.
     pub verified_seconds: f64,
@@ -129,7 +129,7 @@ pub(super) fn look(
     let mut warnings = identity(node, manifest, profile, force, first)?;
     warnings.extend(dates(node, manifest, progress)?);
     let target = target(manifest);
-    let platform = table::report(node, target)?;
+    let platform = table::report(node, target.clone())?;
     let action = match (&platform.action, options.from) {
         (Action::Nothing, _) => Action::Nothing,
         (Action::Drop { .. } | Action::RollBack { .. } | Action::Reboot { .. }, From::Platform) => platform.action.clone(),
@@ -139,7 +139,8 @@ pub(super) fn look(
         }
     };
     warnings.extend(platform.soft_reboot.clone());
-    let runtime_unit = needs(node, dir, backup, profile, &needed_programs(&action, options.asked))?;
+    let deployment = other_deployment(&action, &target, &platform.deployments);
+    let runtime_unit = needs(node, dir, backup, deployment.as_deref(), &needed_programs(&action, options.asked))?;
     warnings.extend(programs(node).context("looking whether the programs are there that a recovery needs: nothing was changed")?);
     warnings.extend(comes_back(node, dir)?);
     space(node, dir, backup, profile)?;
@@ -219,30 +220,65 @@ fn needed_programs(action: &Action, asked: Asked) -> Vec<&'static str> {
 }
 
 /// Whether the node has everything that a later step needs; the unit of its container runtime.
-fn needs(node: &Node, dir: &RecoveryDir, backup: &Backup, profile: &Profile, programs: &[&str]) -> Result<String> {
+fn needs(node: &Node, dir: &RecoveryDir, backup: &Backup, deployment: Option<&Path>, programs: &[&str]) -> Result<String> {
     let etc = Archive::open(&backup.file(ETC)).with_context(|| format!("opening {ETC} of backup {}", backup.id))?;
-    let units: BTreeSet<PathBuf> = etc.paths().filter(|path| path.starts_with("systemd/system")).map(Path::to_owned).collect();
+    let units: BTreeSet<PathBuf> = etc.paths().filter(|path| path.starts_with(needs::UNITS_IN_ETC)).map(Path::to_owned).collect();
     let in_etc = |unit: &str| {
-        let path = needs::in_etc(unit);
-        InEtc::of(etc.read_link(Path::new(&path)), units.contains(Path::new(&path)))
+        let path = Path::new(needs::UNITS_IN_ETC).join(unit);
+        UnitFile::of(etc.read_link(&path), units.contains(&path))
     };
     // A run that is restarted may have stopped it.
-    let known = Undo::load(dir)?.and_then(|undo| undo.runtime).or_else(|| backup.manifest.runtime_unit.clone());
-    let found = needs::look(node, profile, known.as_deref(), programs, &in_etc)
-        .context("looking whether everything is there that a recovery needs: nothing was changed")?;
+    let stopped = Undo::load(dir)?.and_then(|undo| undo.runtime);
+    let recorded = backup.manifest.runtime_unit.as_deref().or(stopped.as_deref());
+    let look = || {
+        let need = Need { recorded, programs, deployment, in_etc: &in_etc };
+        let mut found = needs::look(node, backup.manifest.profile.profile(), &need)?;
+        found.missing.extend(extras_read_only(node, backup)?);
+        Ok::<_, anyhow::Error>(found)
+    };
+    let found = look().context("looking whether everything is there that a recovery needs: nothing was changed")?;
     match found.runtime {
         Some(unit) if found.missing.is_empty() => Ok(unit),
-        _ => Err(lacking(found.missing)),
+        _ => Err(lacking(&found.missing)),
     }
 }
 
-fn lacking(missing: Vec<Failure>) -> anyhow::Error {
-    let said = "this node lacks what a recovery needs, so nothing was changed";
-    match <[Failure; 1]>::try_from(missing) {
-        Ok([one]) => anyhow::Error::new(one).context(said),
-        // Each has a way of its own.
-        Err(all) => misfit(format!("{said}: {}", all.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))),
+fn lacking(missing: &[String]) -> anyhow::Error {
+    misfit(format!("this node lacks what a recovery needs, so nothing was changed: {}", missing.join("; ")))
+}
+
+/// The root of the deployment that the plan boots, where that is not the booted one.
+fn other_deployment(action: &Action, target: &Target, all: &[ostree::Deployment]) -> Option<PathBuf> {
+    let boots = matches!(action, Action::RollBack { .. } | Action::Reboot { .. });
+    boots.then(|| target.find(all).ok().map(ostree::root_of)).flatten()
+}
+
+/// Folders in which a managed file has to be restored and cannot be. What is as the backup has it is not written to.
+fn extras_read_only(node: &Node, backup: &Backup) -> Result<Vec<String>> {
+    if !backup.file(EXTRAS).exists() {
+        return Ok(Vec::new());
     }
+    let archive = Archive::open(&backup.file(EXTRAS)).with_context(|| format!("opening {EXTRAS} of backup {}", backup.id))?;
+    let mut found = Vec::new();
+    for (folder, files) in extra_folders(&archive) {
+        let Some(why) = needs::read_only(node, &folder)? else { continue };
+        let (changes, _) = archive.compare(&node.real_path("/"), &Selection::all().only(files), Extra::Keep, &|_| ())?;
+        if !changes.is_empty() {
+            found.push(why);
+        }
+    }
+    Ok(found)
+}
+
+/// The files in the archive of the extras, by the folder that each is in.
+fn extra_folders(archive: &Archive) -> BTreeMap<PathBuf, Vec<&Path>> {
+    let mut folders: BTreeMap<PathBuf, Vec<&Path>> = BTreeMap::new();
+    for file in trees::extra_files(archive) {
+        if let Some(folder) = file.parent() {
+            folders.entry(Path::new("/").join(folder)).or_default().push(file);
+        }
+    }
+    folders
 }
 
 /// Whether the programs answer that the first steps need. A container runtime that is down, or that hangs, is a warning: it may be what is
@@ -308,8 +344,7 @@ fn growth(node: &Node, backup: &Backup, profile: &Profile) -> Result<Vec<(PathBu
         let archive = Archive::open(&backup.file(EXTRAS))?;
         // Which file system gets how much of the little there is, is not told apart.
         let mut folders = BTreeMap::new();
-        for folder in trees::extra_files(&archive).into_iter().filter_map(Path::parent) {
-            let folder = Path::new("/").join(folder);
+        for folder in extra_folders(&archive).into_keys() {
             folders.insert(device(node, &folder)?, folder);
         }
         growth.extend(folders.into_values().map(|folder| (folder, size(EXTRAS))));
@@ -368,7 +403,10 @@ fn missing_images(node: &Node, manifest: &Manifest, warnings: &mut Vec<String>) 
     };
     let missing = images_not_among(&manifest.images, &there);
     if !missing.is_empty() {
-        warnings.push(format!("{} images that were in use are not on the node and will have to be pulled", missing.len()));
+        warnings.push(format!(
+            "{} images that the node had in use, or pinned, are gone: where they are needed, they have to be pulled",
+            missing.len()
+        ));
     }
     missing
 }

@@ -40,8 +40,16 @@ pub(super) const STEPS: &[Step] = &[
 
 /// machine-config-daemon is stopped by now, but what it has begun goes on without it, and may yet stage a deployment.
 fn next_boot(here: &mut Doing<'_, '_>) -> Result<()> {
-    rpm_ostree::idle(here.run.node, here.run.wait)?;
+    idle_rpm_ostree(here)?;
     deployment(here)
+}
+
+/// Waits for rpm-ostree's transaction, if there is one. That there is none cannot be told is a warning.
+pub(super) fn idle_rpm_ostree(here: &mut Doing<'_, '_>) -> Result<()> {
+    if let Some(why) = rpm_ostree::idle(here.run.node, here.run.wait)? {
+        here.warn(why);
+    }
+    Ok(())
 }
 
 /// The target is booted and boots next; everything else would restore one release's files onto another.
@@ -103,9 +111,8 @@ fn stop_unit(here: &mut Doing<'_, '_>, unit: &str) -> Result<()> {
 
 /// Waits while the runtime is still starting, which can take long at a boot: it can neither say which containers there are nor be stopped in
 /// order. One that does not come to an end is gone on with.
-pub(super) fn settled_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
-    let unit = here.run.runtime_unit();
-    let look = |here: &mut Doing<'_, '_>| Ok((!systemctl::show(here.run.node, &unit)?.is_starting()).then_some(()));
+pub(super) fn settled_runtime(here: &mut Doing<'_, '_>, unit: &str) -> Result<()> {
+    let look = |here: &mut Doing<'_, '_>| Ok((!systemctl::show(here.run.node, unit)?.is_starting()).then_some(()));
     let settled =
         here.wait_for("the container runtime to have started", Duration::from_secs(1), look, |_| format!("see `journalctl -u {unit}`"));
     tolerate(here, settled)
@@ -116,7 +123,8 @@ fn note_containers(here: &mut Doing<'_, '_>) -> Result<()> {
     if here.noted::<Vec<String>>()?.is_some() {
         return Ok(());
     }
-    settled_runtime(here)?;
+    let runtime = here.run.running_runtime()?;
+    settled_runtime(here, &runtime)?;
     let ids: Vec<String> = match crictl::containers(here.run.node) {
         Ok(containers) => containers.into_iter().map(|c| c.id).collect(),
         Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
@@ -132,8 +140,9 @@ fn note_containers(here: &mut Doing<'_, '_>) -> Result<()> {
 /// pods for help, and hangs when they are gone. What cannot be removed is a warning: the reboot ends it anyway. It is done before each of the two
 /// reboots: CRI-O of another minor release (`version_file_persist`) deletes the images of the containers that it finds in its store.
 pub(super) fn stop_containers(here: &mut Doing<'_, '_>) -> Result<()> {
-    settled_runtime(here)?;
-    if systemctl::show(here.run.node, &here.run.runtime_unit())?.is_stopped() {
+    let runtime = here.run.running_runtime()?;
+    settled_runtime(here, &runtime)?;
+    if systemctl::show(here.run.node, &runtime)?.is_stopped() {
         return Ok(());
     }
     let stopped = here.waiting("stopping containers and pod sandboxes", |here, _| stop_and_remove(here));
@@ -190,7 +199,10 @@ pub(super) fn tolerate(here: &mut Doing<'_, '_>, result: Result<()>) -> Result<(
 }
 
 fn stop_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
-    let (node, unit) = (here.run.node, here.run.runtime_unit());
+    let node = here.run.node;
+    // Stopped, it is seen no more.
+    let unit = here.run.running_runtime()?;
+    here.run.undo.note_runtime(here.run.dir, &unit)?;
     stop_unit(here, &unit)?;
     if let Some(mark) = crio::missing_mark(node)
         && systemctl::show(node, crio::WIPE_UNIT)?.exists()

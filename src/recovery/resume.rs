@@ -211,8 +211,8 @@ fn machine_config(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 fn start_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
-    restore_files::settled_runtime(here)?;
-    let unit = here.run.runtime_unit();
+    let unit = here.run.runtime_to_start()?;
+    restore_files::settled_runtime(here, &unit)?;
     systemctl::start(here.run.node, &unit)?;
     here.wait_for(
         "the container runtime to answer",

@@ -21,6 +21,7 @@ use crate::node::Node;
 use crate::node::dir::RecoveryDir;
 use crate::node::profile::Profile;
 use crate::report::{Progress, Task, unit};
+use crate::tools::{needs, runtime};
 
 pub(super) use crate::tools::needs::KUBELET_UNIT;
 
@@ -38,9 +39,20 @@ pub(super) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// The unit of the container runtime: as it was found when the run began. A run of an older agent has found none, and knows only the usual one.
-    pub(super) fn runtime_unit(&self) -> String {
-        self.undo.runtime.clone().unwrap_or_else(|| self.profile.runtime_unit.to_owned())
+    /// The unit of the container runtime that runs, to be stopped; while none does, the one that ran last. After the rollback it may be another than
+    /// when the run began.
+    pub(super) fn running_runtime(&self) -> Result<String> {
+        let last = self.undo.runtime.as_deref();
+        let recorded: Vec<&str> = self.backup.manifest.runtime_unit.as_deref().into_iter().chain(last).collect();
+        let running = runtime::running(self.node, self.profile, &recorded)?;
+        Ok(running.unwrap_or_else(|| last.unwrap_or(self.profile.runtime_unit).to_owned()))
+    }
+
+    /// The unit to start the container runtime with, once the backup's release is booted with the backup's `/etc`: the one that it recorded. Of a backup
+    /// that recorded none it is the one that was stopped there, or that is found.
+    pub(super) fn runtime_to_start(&self) -> Result<String> {
+        let known = self.backup.manifest.runtime_unit.as_deref().or(self.undo.runtime.as_deref());
+        runtime::unit(self.node, self.profile, known, &|unit| needs::unloadable(self.node, unit))
     }
 }
 

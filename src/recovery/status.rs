@@ -125,7 +125,7 @@ pub fn status(node: &Node, dir: &RecoveryDir) -> Result<StatusReport> {
         (None, Some(_)) => Some("`recovery restart`, or `recovery abandon`".to_owned()),
         (None, None) => match elsewhere {
             Some(owner) => Some(format!("`recovery --dir {owner} status`: kubelet is held by a recovery there")),
-            None if dir.undo().exists() => Some("`recovery abandon` puts back what an ended recovery left behind".to_owned()),
+            None if dir.undo().exists() || (hold::is_left(node) && !hold) => Some("`recovery abandon` puts back what an ended recovery left behind".to_owned()),
             None if old_script.is_some() => Some(
                 "`recovery recover` to bring the node back to a backup, in place of that recovery; `recovery abandon` when the node is well as it is"
                     .to_owned(),

@@ -35,7 +35,8 @@ pub struct Undo {
     pub selinux: Option<Mode>,
     /// Units that are stopped, and whether they ran, or would have by themselves, before the first of the runs.
     pub units: BTreeMap<String, bool>,
-    /// The unit of the container runtime, found before the first change: while it is stopped, or its files are half restored, nothing tells it.
+    /// The unit of the container runtime that ran when the run began, or that was stopped since: while it is stopped, or its files are half restored,
+    /// nothing tells it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
     /// The last line of the last run's journal when somebody was found to have let kubelet go in the middle of it: what was stopped before it
@@ -115,6 +116,18 @@ impl Undo {
         self.save(dir)
     }
 
+    /// Notes which unit is the container runtime's in this boot, before it is stopped.
+    ///
+    /// # Errors
+    /// When the note cannot be written.
+    pub fn note_runtime(&mut self, dir: &RecoveryDir, unit: &str) -> Result<()> {
+        if self.runtime.as_deref() == Some(unit) {
+            return Ok(());
+        }
+        self.runtime = Some(unit.to_owned());
+        self.save(dir)
+    }
+
     /// Places the hold, and keeps CRI-O's images for as long as the recovery is open. That the files are there says by itself that they must go.
     ///
     /// # Errors
@@ -178,7 +191,13 @@ impl Undo {
         hold::release_images(node)?;
         let were_running: Vec<&String> = self.units.iter().filter(|(_, wanted)| **wanted).map(|(unit, _)| unit).collect();
         for unit in were_running {
-            if systemctl::show(node, unit)?.is_wanted() {
+            let now = systemctl::show(node, unit)?;
+            if now.is_wanted() {
+                continue;
+            }
+            // Only what the recovery has replaced had it: the failed release, or its /etc.
+            if !now.exists() {
+                said.push(format!("{unit} was running before the recovery, and there is no such unit any more"));
                 continue;
             }
             if units == Units::Start {

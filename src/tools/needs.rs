@@ -1,42 +1,56 @@
 //! What a recovery will need of the node: units, programs, directories. Looked at before the first change, and by every backup.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{ostree, runtime, systemctl};
-use crate::error::{Failure, FailureKind, Next, by_hand, kind, next, run, said};
+use super::runtime::{self, Unfit};
+use super::{ostree, systemctl};
 use crate::node::Node;
 use crate::node::profile::Profile;
 
 /// kubelet, on every kind of node.
 pub const KUBELET_UNIT: &str = "kubelet.service";
-/// Where `/etc` has unit files.
-const UNITS: &str = "etc/systemd/system";
+/// Where `/etc` has unit files, below it.
+pub const UNITS_IN_ETC: &str = "systemd/system";
+/// Where a release has its unit files.
+const RELEASES_UNITS: &str = "usr/lib/systemd/system";
 /// Where unit files are that no restore touches.
 const UNITS_ELSEWHERE: [&str; 3] = ["/usr/lib/systemd/system", "/lib/systemd/system", "/run/systemd/system"];
+
+/// What is to be restored, as far as this goes by it.
+pub struct Need<'a> {
+    /// The runtime's unit as the backup has it.
+    pub recorded: Option<&'a str>,
+    /// Programs that are needed beyond what every recovery needs.
+    pub programs: &'a [&'a str],
+    /// The root of the deployment that will be booted, where that is another than the one that is.
+    pub deployment: Option<&'a Path>,
+    /// What the backup's `/etc` brings under the name of a unit.
+    pub in_etc: &'a dyn Fn(&str) -> UnitFile,
+}
 
 /// What was found.
 #[derive(Debug)]
 pub struct Found {
     /// The unit of the container runtime; `None` when there is none.
     pub runtime: Option<String>,
-    /// What is missing, and what to do about it.
-    pub missing: Vec<Failure>,
+    /// What is missing, and what to do about it: one sentence each.
+    pub missing: Vec<String>,
 }
 
-/// What a backup's `/etc` holds under the name of a unit.
+/// What a folder of unit files holds under the name of a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InEtc {
+pub enum UnitFile {
     /// Nothing.
     Nothing,
-    /// The unit, which comes back with it.
+    /// The unit.
     Unit,
     /// A link to `/dev/null`, which masks it (`systemd.unit(5)`).
     Mask,
 }
 
-impl InEtc {
+impl UnitFile {
     /// By where the link of this name points, and whether there is anything.
     #[must_use]
     pub fn of(link: Option<&Path>, is_there: bool) -> Self {
@@ -46,96 +60,143 @@ impl InEtc {
             (false, false) => Self::Nothing,
         }
     }
+
+    /// What the node has in this folder.
+    #[must_use]
+    pub fn in_folder(node: &Node, folder: &Path, unit: &str) -> Self {
+        let path = node.path(folder.join(unit));
+        Self::of(std::fs::read_link(&path).ok().as_deref(), path.symlink_metadata().is_ok())
+    }
 }
 
-/// Looks at everything. `recorded` is the runtime's unit as the backup has it; `programs` are needed beyond what every recovery needs;
-/// `in_etc` says what the backup's `/etc` brings for a unit.
+/// Looks at everything.
 ///
 /// # Errors
 /// When systemd does not answer, or there is no `systemctl`.
-pub fn look(node: &Node, profile: &Profile, recorded: Option<&str>, programs: &[&str], in_etc: &dyn Fn(&str) -> InEtc) -> Result<Found> {
-    let mut missing = Vec::new();
-    let always = ["systemctl", "crictl"].into_iter().chain(ostree::is_ostree(node).then_some("ostree")).chain(programs.iter().copied());
-    for program in always.filter(|program| !node.has_program(program)) {
-        missing.push(lack(format!("`{program}` is missing on this node"), by_hand("install it, or put it into the PATH")));
-    }
-    let lasts = |unit: &str| lasts(node, unit, in_etc(unit));
-    if let Some(why) = lasts(KUBELET_UNIT)? {
-        missing.push(why);
-    }
-    let runtime = match runtime::unit(node, profile, recorded, &|unit| Ok(lasts(unit)?.is_none())) {
-        Ok(unit) => {
-            missing.extend(lasts(&unit)?);
-            Some(unit)
-        }
-        Err(error) if kind(&error) == FailureKind::Misfit => {
-            missing.push(Failure { kind: FailureKind::Misfit, message: said(&error), next: next(&error).cloned() });
+pub fn look(node: &Node, profile: &Profile, need: &Need<'_>) -> Result<Found> {
+    let always = ["systemctl", "crictl"].into_iter().chain(ostree::is_ostree(node).then_some("ostree"));
+    let mut missing: Vec<String> =
+        always.chain(need.programs.iter().copied()).filter_map(|program| missing_program(node, program)).collect();
+    missing.extend(lasts(node, need, KUBELET_UNIT)?.map(|why| why.to_string()));
+    let runtime = match runtime::unit(node, profile, need.recorded, &|unit| lasts(node, need, unit)) {
+        Ok(unit) => Some(unit),
+        Err(error) if crate::error::kind(&error) == crate::error::FailureKind::Misfit => {
+            missing.push(format!("{error:#}"));
             None
         }
         Err(error) => return Err(error),
     };
-    let data = Path::new(profile.etcd_data).parent().unwrap_or(Path::new("/"));
-    for folder in [Path::new("/etc"), Path::new("/usr/local"), Path::new("/var/lib/kubelet"), Path::new(profile.kubernetes), data] {
-        missing.extend(unusable(node, folder)?);
+    for folder in ["/etc", "/usr/local", "/var/lib/kubelet", profile.kubernetes, profile.etcd_data].map(Path::new) {
+        missing.extend(no_directory(node, folder));
+        missing.extend(read_only(node, folder)?);
     }
+    missing.dedup();
     Ok(Found { runtime, missing })
 }
 
-/// What is wrong with a unit that has to be there when `/etc` is restored; `None` when it will be.
-fn lasts(node: &Node, unit: &str, in_etc: InEtc) -> Result<Option<Failure>> {
-    match in_etc {
-        InEtc::Nothing => {}
-        InEtc::Unit => return Ok(None),
-        InEtc::Mask => {
-            let way = by_hand(format!("a backup taken after `systemctl unmask {unit}`"));
-            return Ok(Some(lack(format!("the unit {unit} is masked in the backup's /etc"), way)));
-        }
-    }
-    let now = systemctl::show(node, unit)?;
-    let status = || run(format!("systemctl status {unit}"), "shows it");
-    Ok(match now.load.as_str() {
-        "loaded" => {
-            let only_in_etc = node.exists(Path::new("/").join(UNITS).join(unit))
-                && !UNITS_ELSEWHERE.iter().any(|folder| node.exists(Path::new(folder).join(unit)));
-            only_in_etc.then(|| {
-                lack(
-                    format!("the unit file of {unit} is in /etc and not in the backup, whose /etc takes its place: it would be gone"),
-                    status(),
-                )
-            })
-        }
-        "not-found" => {
-            Some(lack(format!("there is no unit {unit} on this node"), run("systemctl list-unit-files", "shows those that there are")))
-        }
-        "masked" => Some(lack(format!("the unit {unit} is masked"), run(format!("systemctl unmask {unit}"), ""))),
-        load => Some(lack(format!("systemd cannot load the unit {unit} ({load})"), status())),
-    })
+/// That a program is missing, and what to do about it.
+#[must_use]
+pub fn missing_program(node: &Node, program: &str) -> Option<String> {
+    (!node.has_program(program)).then(|| format!("`{program}` is missing on this node; next: install it, or put it into the PATH"))
 }
 
-/// What is wrong with a directory that is written to; one that is not there is made.
-fn unusable(node: &Node, shown: &Path) -> Result<Option<Failure>> {
-    let path = node.real_path(shown);
-    let nearest = path.ancestors().find(|path| path.symlink_metadata().is_ok()).unwrap_or(Path::new("/"));
-    let at = node.shown(nearest);
-    if !nearest.is_dir() {
-        let way = by_hand(format!("move it away (`ls -ld {}` shows it)", at.display()));
-        return Ok(Some(lack(format!("{} is no directory", at.display()), way)));
+/// What is wrong with a unit that has to be there when `/etc` is restored and the node has rebooted; `None` when it will be.
+fn lasts(node: &Node, need: &Need<'_>, unit: &str) -> Result<Option<Unfit>> {
+    match (need.in_etc)(unit) {
+        UnitFile::Nothing => {}
+        UnitFile::Unit => return Ok(None),
+        UnitFile::Mask => {
+            return Ok(Some(Unfit {
+                what: format!("the unit {unit} is masked in the backup's /etc"),
+                next: format!("a backup taken after `systemctl unmask {unit}`"),
+                absent: false,
+            }));
+        }
     }
-    let flags = rustix::fs::statvfs(nearest).with_context(|| format!("looking at the file system of {}", at.display()))?.f_flag;
-    Ok(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY).then(|| {
-        lack(
-            format!("{} is on a file system that is mounted read-only", at.display()),
-            run(format!("findmnt --target {}", at.display()), "shows it"),
-        )
+    if let Some(deployment) = need.deployment {
+        return Ok(in_deployment(node, deployment, unit));
+    }
+    // The restore takes away what /etc has of it, and the reboot what masks it in /run: what they hide counts then.
+    let in_etc = UnitFile::in_folder(node, &Path::new("/etc").join(UNITS_IN_ETC), unit);
+    let masked_until_then = UnitFile::in_folder(node, Path::new("/run/systemd/system"), unit) == UnitFile::Mask;
+    if in_etc == UnitFile::Nothing && !masked_until_then {
+        return unloadable(node, unit);
+    }
+    let elsewhere = UNITS_ELSEWHERE.map(|folder| UnitFile::in_folder(node, Path::new(folder), unit));
+    if elsewhere.contains(&UnitFile::Unit) {
+        return Ok(None);
+    }
+    Ok(Some(if in_etc == UnitFile::Unit {
+        Unfit {
+            what: format!("the unit file of {unit} is in /etc and not in the backup, whose /etc takes its place: it would be gone"),
+            next: format!("`systemctl status {unit}` shows it"),
+            absent: false,
+        }
+    } else {
+        not_there(unit)
     }))
 }
 
-fn lack(message: String, next: Next) -> Failure {
-    Failure { kind: FailureKind::Misfit, message, next: Some(next) }
+/// What is wrong with a unit of a deployment that is not booted. One whose files are not laid out here cannot be asked.
+fn in_deployment(node: &Node, deployment: &Path, unit: &str) -> Option<Unfit> {
+    let folder = deployment.join(RELEASES_UNITS);
+    if !node.real_path(&folder).is_dir() {
+        return None;
+    }
+    let (what, absent) = match UnitFile::in_folder(node, &folder, unit) {
+        UnitFile::Unit => return None,
+        UnitFile::Mask => (format!("the unit {unit} is masked in the backup's deployment"), false),
+        UnitFile::Nothing => (format!("there is no unit {unit} in the backup's deployment or its /etc"), true),
+    };
+    Some(Unfit { what, next: format!("`ls -l {}` shows those that there are", folder.display()), absent })
 }
 
-/// The path of a unit's file in an archive of `/etc`.
-#[must_use]
-pub fn in_etc(unit: &str) -> String {
-    format!("systemd/system/{unit}")
+/// What is wrong with a unit as systemd has it now; `None` when it can be started.
+///
+/// # Errors
+/// When systemd does not answer.
+pub fn unloadable(node: &Node, unit: &str) -> Result<Option<Unfit>> {
+    Ok(match systemctl::show(node, unit)?.load.as_str() {
+        "loaded" => None,
+        "not-found" => Some(not_there(unit)),
+        "masked" => Some(Unfit { what: format!("the unit {unit} is masked"), next: format!("`systemctl unmask {unit}`"), absent: false }),
+        load => Some(Unfit {
+            what: format!("systemd cannot load the unit {unit} ({load})"),
+            next: format!("`systemctl status {unit}` shows it"),
+            absent: false,
+        }),
+    })
+}
+
+fn not_there(unit: &str) -> Unfit {
+    Unfit {
+        what: format!("there is no unit {unit} on this node"),
+        next: "`systemctl list-unit-files` shows those that there are".to_owned(),
+        absent: true,
+    }
+}
+
+/// The directory of the node, or what is there in its place; while nothing is, the nearest above it.
+fn nearest(node: &Node, shown: &Path) -> PathBuf {
+    let path = node.real_path(shown);
+    let there = path.ancestors().find(|path| path.symlink_metadata().is_ok());
+    there.unwrap_or(Path::new("/")).to_owned()
+}
+
+/// That something else is where a directory is written to; one that is not there is made.
+fn no_directory(node: &Node, shown: &Path) -> Option<String> {
+    let nearest = nearest(node, shown);
+    (!nearest.is_dir()).then(|| format!("{} is no directory; next: move it away (`ls -ld {0}` shows it)", node.shown(&nearest).display()))
+}
+
+/// That a directory cannot be written to.
+///
+/// # Errors
+/// When its file system cannot be looked at.
+pub fn read_only(node: &Node, shown: &Path) -> Result<Option<String>> {
+    let nearest = nearest(node, shown);
+    let at = node.shown(&nearest);
+    let flags = rustix::fs::statvfs(&nearest).with_context(|| format!("looking at the file system of {}", at.display()))?.f_flag;
+    Ok((flags.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+        .then(|| format!("{} is on a file system that is mounted read-only; next: `findmnt --target {0}` shows it", at.display())))
 }

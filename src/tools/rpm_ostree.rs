@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::ostree::{Deployment, mark_neighbours};
 use crate::node::Node;
+use crate::node::clock::interrupted;
 use crate::node::run::Output;
 
 /// How often a question is asked before its failure is believed, and the pause between.
@@ -91,20 +92,39 @@ pub fn cleanup_pending(node: &Node, wait: Duration) -> Result<()> {
 }
 
 /// Waits until no transaction runs, at most `wait`. One goes on when its client is stopped, and may yet stage a deployment: which ones
-/// there are is known only after it.
+/// there are is known only after it. Returns why it cannot be told, where rpm-ostree does not answer four times in a row: a recovery goes on
+/// without what it may not need.
 ///
 /// # Errors
-/// When one runs for longer than `wait`.
-pub fn idle(node: &Node, wait: Duration) -> Result<()> {
-    let deadline = node.clock().deadline(wait);
-    while let Some(name) = transaction(node) {
+/// When one runs for longer than `wait`; when interrupted.
+pub fn idle(node: &Node, wait: Duration) -> Result<Option<String>> {
+    if !node.has_program("rpm-ostree") {
+        return Ok(None);
+    }
+    let (deadline, mut told) = (node.clock().deadline(wait), None);
+    loop {
+        let name = match patiently(node, &["status", "--json"]).map(|output| running(&output.stdout)) {
+            Ok(None) => return Ok(None),
+            Ok(Some(name)) => name,
+            Err(error) => {
+                interrupted()?;
+                return Ok(Some(format!("whether rpm-ostree is at work cannot be told: {error:#}")));
+            }
+        };
         if deadline.passed() {
             return Err(anyhow!(kept_busy(&format!(" ({name})"), wait)));
         }
-        tracing::warn!("rpm-ostree is busy with another transaction ({name}); waiting for its end");
-        node.clock().sleep(PAUSE)?;
+        wait_for_it(node, &format!(" ({name})"), &mut told)?;
     }
-    Ok(())
+}
+
+/// Says once of each transaction that it is waited for.
+fn wait_for_it(node: &Node, what: &str, told: &mut Option<String>) -> Result<()> {
+    if told.as_deref() != Some(what) {
+        tracing::warn!("rpm-ostree is busy with another transaction{what}; waiting for its end");
+        *told = Some(what.to_owned());
+    }
+    node.clock().sleep(PAUSE)
 }
 
 fn kept_busy(what: &str, wait: Duration) -> String {
@@ -113,7 +133,7 @@ fn kept_busy(what: &str, wait: Duration) -> String {
 }
 
 fn change(node: &Node, arguments: &[&str], wait: Duration) -> Result<()> {
-    let deadline = node.clock().deadline(wait);
+    let (deadline, mut told) = (node.clock().deadline(wait), None);
     // The daemon is woken by a question first, so that the change itself, which must not be repeated blindly, meets a running one.
     patiently(node, &["status", "--json"]).context("waking rpm-ostree's daemon")?;
     loop {
@@ -129,8 +149,7 @@ fn change(node: &Node, arguments: &[&str], wait: Duration) -> Result<()> {
         if deadline.passed() {
             return Err(output.error().context(kept_busy(&what, wait)));
         }
-        tracing::warn!("rpm-ostree is busy with another transaction{what}; waiting for its end");
-        node.clock().sleep(PAUSE)?;
+        wait_for_it(node, &what, &mut told)?;
     }
 }
 
@@ -141,8 +160,11 @@ fn is_busy(stderr: &[u8]) -> bool {
 
 /// The name of the transaction that runs, as the daemon has it; `None` when it says of none, as of an `ostree admin`.
 fn transaction(node: &Node) -> Option<String> {
-    let output = node.command("rpm-ostree").ok()?.args(["status", "--json"]).output().ok()?;
-    serde_json::from_slice::<Status>(&output.stdout).ok()?.transaction?.into_iter().next()
+    running(&node.command("rpm-ostree").ok()?.args(["status", "--json"]).output().ok()?.stdout)
+}
+
+fn running(status: &[u8]) -> Option<String> {
+    serde_json::from_slice::<Status>(status).ok()?.transaction?.into_iter().next()
 }
 
 fn patiently(node: &Node, arguments: &[&str]) -> Result<Output> {

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::Deserialize;
 
-use crate::error::{AndNext, again, misfit};
+use crate::error::misfit;
 use crate::node::profile::Profile;
 use crate::node::{Node, yaml};
+use crate::tools::systemctl;
 
 /// Where systemd looks for unit files, the place that counts most last.
 const UNIT_FOLDERS: [&str; 4] = ["/lib/systemd/system", "/usr/lib/systemd/system", "/run/systemd/system", "/etc/systemd/system"];
@@ -107,37 +108,83 @@ pub fn crictl_flags(node: &Node) -> Vec<String> {
     }
 }
 
-/// The unit of the container runtime: the one whose process listens on the socket; while nothing listens, the one that was recorded, one of the
-/// usual names, or the one that runs the socket's program. `usable` says of a unit whether it is there, or will be.
+/// Why a unit cannot be started, or will not be there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    /// What is wrong, naming the unit.
+    pub what: String,
+    /// What to do about it.
+    pub next: String,
+    /// There is no such unit: where several names are tried, that is no news.
+    pub absent: bool,
+}
+
+impl std::fmt::Display for Unfit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}; next: {}", self.what, self.next)
+    }
+}
+
+/// The unit whose process listens on the socket that kubelet is told to use; `None` while nothing does.
+#[must_use]
+pub fn listening(node: &Node) -> Option<String> {
+    listener(node, &socket(node)?)
+}
+
+/// The unit of the container runtime that runs now: the one that listens; while nothing does, the first of those that it may be that runs or is about
+/// to. `recorded` are names it was seen under, which may be of another release.
 ///
 /// # Errors
-/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is none; those of `usable`.
-pub fn unit(node: &Node, profile: &Profile, recorded: Option<&str>, usable: &dyn Fn(&str) -> Result<bool>) -> Result<String> {
-    let socket = told(node).or_else(|| crictls(node));
-    if let Some(unit) = socket.as_ref().and_then(|socket| listener(node, socket)) {
-        return Ok(unit);
+/// When systemd does not answer.
+pub fn running(node: &Node, profile: &Profile, recorded: &[&str]) -> Result<Option<String>> {
+    if let Some(unit) = listening(node) {
+        return Ok(Some(unit));
     }
-    let known = |name: &str| RUNTIMES.iter().find(|(program, _)| name.contains(program));
-    // `/run/docker/containerd/containerd.sock` is another's as well: nothing but its listener tells.
-    let runtime = socket.as_ref().map_or_else(|| known(profile.runtime_unit), |socket| known(&socket.file_name()?.to_string_lossy()));
-    let mut tried: Vec<String> = recorded.map(str::to_owned).into_iter().collect();
-    if let Some((program, names)) = runtime {
-        tried.extend(names.iter().map(|name| (*name).to_owned()));
-        tried.extend(running(node, program));
-    } else {
-        tried.push(profile.runtime_unit.to_owned());
-    }
-    for unit in &tried {
-        if usable(unit)? {
-            return Ok(unit.clone());
+    for unit in usual(node, profile).into_iter().chain(recorded.iter().map(|unit| (*unit).to_owned())) {
+        if systemctl::show(node, &unit)?.is_wanted() {
+            return Ok(Some(unit));
         }
     }
-    let of = socket.map_or_else(String::new, |socket| format!(" of {}, which kubelet is told to use", socket.display()));
-    Err(misfit(format!(
-        "the unit of the container runtime{of} cannot be found: nothing listens there, and there is no {}",
-        tried.join(", ")
-    ))
-    .and_next(again("start the container runtime (`systemctl list-units --type=service` shows it)")))
+    Ok(None)
+}
+
+/// The unit to start the container runtime with: the one that was recorded, the one that listens now, one of the usual names, or one that runs the
+/// socket's program; the first with which nothing is wrong, as `unfit` says.
+///
+/// # Errors
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is none, with what is wrong with each; those of `unfit`.
+pub fn unit(node: &Node, profile: &Profile, recorded: Option<&str>, unfit: &dyn Fn(&str) -> Result<Option<Unfit>>) -> Result<String> {
+    let mut tried: BTreeSet<String> = BTreeSet::new();
+    let mut wrong = Vec::new();
+    for unit in recorded.map(str::to_owned).into_iter().chain(listening(node)).chain(usual(node, profile)) {
+        if !tried.insert(unit.clone()) {
+            continue;
+        }
+        match unfit(&unit)? {
+            None => return Ok(unit),
+            Some(why) => wrong.push(why),
+        }
+    }
+    let of = socket(node).map_or_else(String::new, |socket| format!(" of {}, which kubelet is told to use,", socket.display()));
+    let what: Vec<&str> = wrong.iter().map(|why| why.what.as_str()).collect();
+    let mut next: Vec<&str> = wrong.iter().filter(|why| !why.absent).map(|why| why.next.as_str()).collect();
+    if next.is_empty() {
+        next.push("start the container runtime (`systemctl list-units --type=service` shows it), then run this again");
+    }
+    Err(misfit(format!("the container runtime{of} has no unit that can be started: {}; next: {}", what.join("; "), next.join(", or "))))
+}
+
+fn socket(node: &Node) -> Option<PathBuf> {
+    told(node).or_else(|| crictls(node))
+}
+
+/// What the unit may be called: the usual names, and the units that run the program.
+fn usual(node: &Node, profile: &Profile) -> Vec<String> {
+    let known = |name: &str| RUNTIMES.iter().find(|(program, _)| name.contains(program));
+    // `/run/docker/containerd/containerd.sock` is another's as well: nothing but its listener tells.
+    let runtime = socket(node).map_or_else(|| known(profile.runtime_unit), |socket| known(&socket.file_name()?.to_string_lossy()));
+    let Some((program, names)) = runtime else { return vec![profile.runtime_unit.to_owned()] };
+    names.iter().map(|name| (*name).to_owned()).chain(units_that_run(node, program)).collect()
 }
 
 /// The service whose process listens on the socket: by the kernel's list of sockets, the process that holds it open, and its control group. (systemd
@@ -169,10 +216,13 @@ fn service(cgroups: &str) -> Option<String> {
     own.flat_map(|path| path.rsplit('/')).find(|part| part.ends_with(".service")).map(str::to_owned)
 }
 
-/// The units that run a program of this name, by their files.
-fn running(node: &Node, program: &str) -> Vec<String> {
+/// The services that run a program of this name, by their files; not those that it ends at once, as `crio wipe`.
+fn units_that_run(node: &Node, program: &str) -> Vec<String> {
     let runs = |path: &PathBuf| {
         let text = node.read_text(path).unwrap_or_default();
+        if text.lines().any(|line| line.trim() == "Type=oneshot") {
+            return false;
+        }
         let mut commands = text.lines().filter_map(|line| line.strip_prefix("ExecStart=")?.split_whitespace().next());
         commands
             .any(|command| Path::new(command.trim_start_matches(['-', '@', ':', '+', '!'])).file_name().is_some_and(|name| name == program))
@@ -198,6 +248,10 @@ mod tests {
         }
         let node = Node::at(dir.path(), None);
         (dir, node)
+    }
+
+    fn unfit(unit: &str, what: &str, absent: bool) -> Unfit {
+        Unfit { what: format!("{unit} is {what}"), next: format!("see to {unit}"), absent }
     }
 
     const CONFIG: &str = "/var/lib/kubelet/config.yaml";
@@ -253,7 +307,12 @@ mod tests {
         for (pid, inode) in [(1, 78), (41, 77), (42, 78)] {
             symlink(format!("socket:[{inode}]"), dir.path().join(format!("proc/{pid}/fd/3"))).unwrap();
         }
-        assert_eq!(unit(&node, &OPENSHIFT, Some("crio.service"), &|_| Ok(true)).unwrap(), "site-runtime.service");
+        assert_eq!(unit(&node, &OPENSHIFT, None, &|_| Ok(None)).unwrap(), "site-runtime.service");
+        assert_eq!(running(&node, &OPENSHIFT, &["crio.service"]).unwrap().as_deref(), Some("site-runtime.service"));
+        // What is started is the backup's, whatever runs in the release that it replaces.
+        assert_eq!(unit(&node, &OPENSHIFT, Some("crio.service"), &|_| Ok(None)).unwrap(), "crio.service");
+        let gone = |unit: &str| Ok((unit == "site-runtime.service").then(|| unfit(unit, "gone", false)));
+        assert_eq!(unit(&node, &OPENSHIFT, None, &gone).unwrap(), "crio.service");
     }
 
     #[test]
@@ -271,13 +330,24 @@ mod tests {
     #[test]
     fn while_nothing_listens_it_is_found_by_what_is_recorded_by_name_and_by_program() {
         let own = ("/etc/systemd/system/site.service", "[Service]\nExecStart=-/opt/bin/crio --config x\n");
-        let (_dir, node) = node(&[(CONFIG, CRIO), own]);
-        let find = |recorded, there: &[&str]| unit(&node, &KUBEADM, recorded, &|unit| Ok(there.contains(&unit)));
+        let wipe = ("/usr/lib/systemd/system/crio-wipe.service", "[Service]\nType=oneshot\nExecStart=/usr/bin/crio wipe\n");
+        let (_dir, node) = node(&[(CONFIG, CRIO), own, wipe]);
+        let find = |recorded, there: &[&str]| {
+            unit(&node, &KUBEADM, recorded, &|unit| Ok((!there.contains(&unit)).then(|| unfit(unit, "not there", true))))
+        };
         assert_eq!(find(Some("a.service"), &["a.service", "crio.service"]).unwrap(), "a.service");
         assert_eq!(find(Some("a.service"), &["containerd.service", "crio.service"]).unwrap(), "crio.service");
         assert_eq!(find(None, &["containerd.service", "site.service"]).unwrap(), "site.service");
-        let error = find(None, &["containerd.service"]).unwrap_err();
+        let error = find(Some("crio.service"), &["containerd.service", "crio-wipe.service"]).unwrap_err();
         assert_eq!(exit_code(&error), 78);
-        assert!(["/run/crio/crio.sock", "crio.service", "next:"].iter().all(|word| error.to_string().contains(word)), "{error}");
+        assert_eq!(
+            error.to_string(),
+            "the container runtime of /run/crio/crio.sock, which kubelet is told to use, has no unit that can be started: crio.service is not there; \
+             cri-o.service is not there; site.service is not there; next: start the container runtime (`systemctl list-units --type=service` shows \
+             it), then run this again"
+        );
+        let masked = |unit: &str| Ok(Some(unfit(unit, "masked", unit != "crio.service")));
+        let error = unit(&node, &KUBEADM, None, &masked).unwrap_err().to_string();
+        assert!(error.ends_with("; next: see to crio.service"), "{error}");
     }
 }

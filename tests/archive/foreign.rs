@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use recovery::archive::Archive;
 use recovery::error::exit_code;
 
-use crate::hostile::{entry, pax, prefixed, write};
+use crate::hostile::{entry, pax, prefixed, sealed, write};
 use crate::tree::{Scratch, noise};
 use crate::{compare, pack, restore, run, text};
 
@@ -79,11 +79,17 @@ fn other_compressions_are_named_with_the_way_out() {
     let scratch = Scratch::new();
     small_tree(&scratch);
     shell(&scratch, "tar -C from -cf whole.tar .");
-    let heads: [(&str, &[u8], &str); 4] = [
+    let heads: [(&str, &[u8], &str); 10] = [
         ("a.tar.xz", b"\xFD7zXZ\0\0\x04", "xz -dc"),
         ("a.tar.bz2", b"BZh91AY&SY", "bzip2 -dc"),
         ("a.tar.lz4", &[0x04, 0x22, 0x4D, 0x18, 0x64], "lz4 -dc"),
         ("a.zip", b"PK\x03\x04\x14\0", "bsdtar -cf"),
+        ("a.cpio", b"070701009864F7000081A4", "bsdtar -cf"),
+        ("b.cpio", b"\xC7\x71\0\xFE\x01\0", "bsdtar -cf"),
+        ("a.xar", b"xar!\0\x1C\0\x01", "bsdtar -cf"),
+        ("a.deb", b"!<arch>\ndebian-binary   ", "bsdtar -cf"),
+        ("a.mtree", b"#mtree\n./a gname=root", "bsdtar -cf"),
+        ("a.shar", b"#!/bin/sh\n# This is a shell archive\n", "sh /"),
     ];
     for (name, head, way) in heads {
         let file = scratch.path(name);
@@ -91,6 +97,9 @@ fn other_compressions_are_named_with_the_way_out() {
         let said = not_taken(&file);
         assert!(said.contains(way) && said.contains(text(&file)), "{said}");
     }
+    // Shorter than a block.
+    fs::write(scratch.path("short.cpio"), "0707010098").unwrap();
+    assert!(not_taken(&scratch.path("short.cpio")).contains("cpio"));
     // A tar whose first name looks like something else is a tar.
     let file = scratch.path("a.tar");
     fs::write(&file, [entry("BZh91AY&SY", b'0', "", b"1"), vec![0; 1024]].concat()).unwrap();
@@ -126,6 +135,23 @@ fn of_what_is_there_twice_the_last_is_taken() {
             }
         }
     }
+}
+
+#[test]
+fn a_directory_that_became_something_else_is_told_as_tar_tells_it() {
+    let scratch = Scratch::new();
+    let from = small_tree(&scratch);
+    shell(&scratch, "tar -C from -cf a.tar etc; rm -r from/etc/sub; touch from/etc/sub; tar -C from -rf a.tar etc/sub; mkdir by-tar");
+    assert!(not_taken(&scratch.path("a.tar")).contains("--recursive-unlink"));
+    // The way out leads there.
+    shell(&scratch, "! tar -xf a.tar -C by-tar 2> /dev/null; tar --recursive-unlink -xf a.tar -C by-tar; tar -C by-tar -cf b.tar etc");
+    taken(&scratch.path("b.tar"), &scratch.path("to"));
+    assert!(scratch.path("to/etc/sub").is_file());
+    // The other way round, the last is taken.
+    fs::remove_file(from.join("etc/sub")).unwrap();
+    shell(&scratch, "mkdir from/etc/sub; touch from/etc/sub/x; tar -C from -rf b.tar etc/sub");
+    taken(&scratch.path("b.tar"), &scratch.path("to"));
+    assert!(scratch.path("to/etc/sub/x").is_file());
 }
 
 #[test]
@@ -224,16 +250,142 @@ fn what_is_not_taken_is_named() {
     let pieces = pax(&[("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"), ("GNU.sparse.name", "s"), ("GNU.sparse.realsize", "50")]);
     let cases = [
         (vec![entry("a", b'Z', "", b"1")], "'Z'"),
-        (vec![entry("a", b'S', "", b"1")], "--sparse"),
-        (vec![pax(&[("GNU.sparse.map", "0,1")]), entry("a", b'0', "", b"1")], "--sparse"),
+        (vec![entry("a", b'S', "", b"1")], "--sparse-version=1.0"),
+        (vec![pax(&[("GNU.sparse.map", "0,1")]), entry("a", b'0', "", b"1")], "--sparse-version=1.0"),
         (vec![pieces, entry("s", b'0', "", &[b"1048577\n".as_slice(), &[0; 504]].concat())], "1048576"),
         (vec![entry("a", b'M', "", b"1")], "--multi-volume"),
         (vec![pax(&[("GNU.volume.offset", "7")]), entry("a", b'0', "", b"1")], "--multi-volume"),
+        (vec![global(&[("GNU.volume.filename", "a")]), entry("a", b'0', "", b"1")], "--multi-volume"),
+        (vec![global(&[("GNU.volume.label", "a Volume 2")]), entry("a", b'0', "", b"1")], "--multi-volume"),
+        (vec![entry("a Volume 12", b'V', "", b""), entry("a", b'0', "", b"1")], "--multi-volume"),
+        (vec![global(&[("SCHILY.xattr.user.k", &"v".repeat(65_536))]), entry("a", b'0', "", b"1")], "65536 bytes"),
     ];
     for (entries, way) in cases {
         write(&file, &entries);
         assert!(not_taken(&file).contains(way), "{way}");
     }
+}
+
+/// Records for all that follows.
+fn global(records: &[(&str, &str)]) -> Vec<u8> {
+    let mut block = pax(records);
+    block[156] = b'g';
+    sealed(block)
+}
+
+#[test]
+fn global_headers_are_defaults() {
+    let scratch = Scratch::new();
+    small_tree(&scratch);
+    shell(&scratch, "tar --format=posix --pax-option=uid=5 -C from -cf owner.tar .");
+    let to = scratch.path("owner");
+    taken(&scratch.path("owner.tar"), &to);
+    for path in ["", "etc/hosts", "etc/link", "etc/sub/noise"] {
+        assert_eq!(to.join(path).symlink_metadata().unwrap().uid(), 5, "{path}");
+    }
+    let (file, to) = (scratch.path("a.tar.zst"), scratch.path("a"));
+    let own = [("uid", "8"), ("mtime", ""), ("SCHILY.xattr.user.k", "own")];
+    let entries = [
+        entry("before", b'0', "", b"1"),
+        global(&[("uid", "5"), ("gid", "6"), ("mtime", "7.5"), ("SCHILY.xattr.user.k", "all"), ("comment", "is passed over")]),
+        entry("default", b'0', "", b"1"),
+        [pax(&own), entry("own", b'0', "", b"1")].concat(),
+        [pax(&[("uid", "9")]), global(&[("gid", "10")]), entry("between", b'0', "", b"1")].concat(),
+        global(&[("uid", ""), ("path", "moved")]),
+        entry("last", b'0', "", b"1"),
+    ];
+    write(&file, &entries);
+    taken(&file, &to);
+    let header_time = 0o14_000_000_000;
+    let cases = [
+        ("before", (0, 0, header_time, 0), ""),
+        ("default", (5, 6, 7, 500_000_000), "all"),
+        ("own", (8, 6, header_time, 0), "own"),
+        ("between", (9, 10, 7, 500_000_000), "all"),
+        ("moved", (0, 10, 7, 500_000_000), "all"),
+    ];
+    for (name, owner_and_time, attribute) in cases {
+        let meta = to.join(name).metadata().unwrap();
+        assert_eq!((meta.uid(), meta.gid(), meta.mtime(), meta.mtime_nsec()), owner_and_time, "{name}");
+        let mut value = [0; 8];
+        let len = rustix::fs::getxattr(to.join(name), "user.k", &mut value).unwrap_or(0);
+        assert_eq!(&value[..len], attribute.as_bytes(), "{name}");
+    }
+    // What is wrong in one is wrong.
+    write(&file, &[global(&[("uid", "nobody")]), entry("a", b'0', "", b"1")]);
+    assert_eq!(exit_code(&Archive::open(&file).unwrap_err()), 65);
+}
+
+#[test]
+fn a_volume_is_no_archive() {
+    let scratch = Scratch::new();
+    small_tree(&scratch);
+    let label = ["--label=weekly", ""];
+    for (format, label) in ["posix", "gnu"].into_iter().flat_map(|format| label.map(|label| (format, label))) {
+        shell(
+            &scratch,
+            &format!(
+                "rm -f *.tar; tar --format={format} {label} -M -L 100 -C from -c -f 1.tar -f 2.tar -f 3.tar -f 4.tar -f 5.tar . < /dev/null"
+            ),
+        );
+        for volume in ["2.tar", "3.tar"] {
+            assert!(not_taken(&scratch.path(volume)).contains("--multi-volume"), "{format} {label} {volume}");
+        }
+        if label.is_empty() {
+            // Nothing tells it from an archive that was cut off.
+            assert_eq!(exit_code(&Archive::open(&scratch.path("1.tar")).unwrap_err()), 65, "{format}");
+        } else {
+            assert!(not_taken(&scratch.path("1.tar")).contains("--multi-volume"), "{format}");
+        }
+        shell(&scratch, &format!("tar --format={format} {label} -M -L 1000 -C from -cf whole.tar ."));
+        taken(&scratch.path("whole.tar"), &scratch.path("to"));
+        shell(&scratch, &format!("tar --format={format} {label} -C from -cf whole.tar ."));
+        taken(&scratch.path("whole.tar"), &scratch.path("to"));
+    }
+}
+
+#[test]
+fn what_begins_with_zeros_is_not_an_empty_archive_for_that() {
+    let scratch = Scratch::new();
+    let file = scratch.path("a.tar");
+    let zeros = vec![0; 100_000];
+    fs::write(&file, &zeros).unwrap();
+    assert_eq!(Archive::open(&file).unwrap().paths().count(), 0);
+    let volume = |mut bytes: Vec<u8>| {
+        bytes[32_768..32_776].copy_from_slice(b"\x01CD001\x01\0");
+        bytes
+    };
+    // The second as they are made to be written to a USB stick.
+    for bytes in [volume(zeros.clone()), volume(noise(1, 100_000))] {
+        fs::write(&file, bytes).unwrap();
+        let said = not_taken(&file);
+        assert!(said.contains("ISO 9660") && said.contains("bsdtar -cf"), "{said}");
+    }
+    let member = [entry("etc/hosts", b'0', "", b"1"), vec![0; 1024]].concat();
+    for before in [1024, 10_240, 300_032] {
+        let bytes = [&vec![0; before], &member[..]].concat();
+        fs::write(&file, &bytes).unwrap();
+        assert!(not_taken(&file).contains("--ignore-zeros"));
+        fs::write(&file, zstd::encode_all(&bytes[..], 1).unwrap()).unwrap();
+        assert!(not_taken(&file).contains("--ignore-zeros"));
+    }
+    for rest in [&b"x"[..], &noise(2, 4096)] {
+        fs::write(&file, [&zeros, rest].concat()).unwrap();
+        assert_eq!(exit_code(&Archive::open(&file).unwrap_err()), 65);
+    }
+    // What is only behind the end mark would be deleted from the tree: two archives one after the other, or one with zeros in its middle.
+    for rest in [&member[..], &noise(3, 5000)] {
+        fs::write(&file, [&member, rest].concat()).unwrap();
+        let said = not_taken(&file);
+        assert!(said.contains("goes on behind its end mark"), "{said}");
+    }
+    // The end marks of some programs are short; what fills up the last record may be more zeros.
+    for end in [512, 1024, 10_240] {
+        fs::write(&file, [&member[..1024], &vec![0; end]].concat()).unwrap();
+        taken(&file, &scratch.path(&format!("to-{end}")));
+    }
+    fs::write(&file, &member[..1024]).unwrap();
+    assert_eq!(exit_code(&Archive::open(&file).unwrap_err()), 65, "without any, it may be cut off");
 }
 
 #[test]
@@ -263,8 +415,11 @@ fn an_archive_of_ours_that_was_compressed_anew_is_one_without_an_index() {
     let scratch = Scratch::new();
     let from = small_tree(&scratch);
     pack(&from, &scratch.path("own.tar.zst"));
-    shell(&scratch, "zstd -q -d own.tar.zst -o own.tar; zstd -q -19 own.tar -o new.tar.zst; gzip -k own.tar");
-    for name in ["own.tar", "new.tar.zst", "own.tar.gz"] {
+    shell(
+        &scratch,
+        "zstd -q -d own.tar.zst -o own.tar; zstd -q -19 own.tar -o new.tar.zst; gzip -k own.tar; pzstd -q own.tar -o parallel.tar.zst",
+    );
+    for name in ["own.tar", "new.tar.zst", "own.tar.gz", "parallel.tar.zst"] {
         let to = scratch.path(&format!("{name}.to"));
         taken(&scratch.path(name), &to);
         let (changes, _) = compare(&scratch.path("own.tar.zst"), &to);

@@ -1,7 +1,7 @@
 //! Owners, times, flags and attributes as real file systems see them: XFS, ext4, overlay.
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -105,6 +105,34 @@ fn what_other_programs_wrote_is_as_the_file_system_keeps_it() {
     restored_twice(&file, &tree, "an ACL in another order, beside a mode that says otherwise");
     let list = run("getfacl", &["-cpnR", text(&tree)]);
     assert!(list.contains("user:1234:rw-") && list.contains("group:0:r--"), "{list}");
+    assert_eq!(tree.join("a").metadata().unwrap().mode() & 0o7777, 0o007, "the mode follows the ACL");
+}
+
+#[test]
+fn the_mask_of_an_acl_is_what_tar_restores() {
+    let scratch = Scratch::new();
+    let from = scratch.path("from");
+    fs::create_dir_all(from.join("dir")).unwrap();
+    for name in ["wider", "narrower", "set-id", "name"] {
+        fs::write(from.join(name), name).unwrap();
+    }
+    fs::set_permissions(from.join("set-id"), fs::Permissions::from_mode(0o4750)).unwrap();
+    fs::remove_file(from.join("name")).unwrap();
+    fs::hard_link(from.join("wider"), from.join("name")).unwrap();
+    run("setfacl", &["-m", "u:1234:rw", text(&from.join("wider"))]);
+    run("setfacl", &["-m", "u:1234:rwx,m::-", text(&from.join("narrower"))]);
+    run("setfacl", &["-m", "g:7:rwx", text(&from.join("set-id"))]);
+    run("setfacl", &["-m", "u:1234:rwx,d:u:1234:rwx", text(&from.join("dir"))]);
+    let seen = |tree: &Path| run("bash", &["-ec", "cd $0; getfacl -pnR . ; stat -c '%n %a' . * | sort", text(tree)]);
+    for (name, program) in [("bsd.tar", &["bsdtar", "--acls"][..]), ("gnu.tar", &["tar", "--acls", "--format=posix"])] {
+        let (file, to, by_tar) = (scratch.path(name), scratch.path(&format!("{name}.to")), scratch.path(&format!("{name}.by-tar")));
+        run(program[0], &[&program[1..], &["-C", text(&from), "-cf", text(&file), "."]].concat());
+        restored_twice(&file, &to, name);
+        fs::create_dir(&by_tar).unwrap();
+        run(program[0], &[&program[1..2], &["-C", text(&by_tar), "-xpf", text(&file)]].concat());
+        assert_eq!(seen(&to), seen(&by_tar), "{name}");
+        assert!(seen(&to).contains("mask::rw-\n") && seen(&to).contains("./narrower") && !seen(&to).contains("wider 644"), "{}", seen(&to));
+    }
 }
 
 /// An archive that the agent made on XFS when it still packed what XFS lists of each ACL a second time: `listed` and `dir` have both.
@@ -227,6 +255,63 @@ fn attributes_that_the_file_system_has_no_room_for_are_told_of_before_anything_i
     assert!(tree.join("surplus").exists() && !tree.join("file").exists() && !tree.join(".recovery-stage").exists());
     let root = tree.metadata().unwrap();
     assert_eq!((root.mtime(), root.mtime_nsec()), (1_000_000, 7));
+}
+
+#[test]
+fn what_a_full_file_system_does_not_take_is_told_of_before_anything_is_changed() {
+    let scratch = Scratch::new();
+    let ((at, _mount), file) = (disk(&scratch, "ext4", &EXT4), scratch.path("a.tar"));
+    let (tree, large) = (at.join("tree"), "x".repeat(3000));
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("surplus"), tree::noise(1, 100_000)).unwrap();
+    // There is no room for the one, and there would never be any for the other.
+    let entries = [
+        entry("./", b'5', "", b""),
+        [pax(&[("SCHILY.xattr.user.large", &large)]), entry("file", b'0', "", b"1")].concat(),
+        [pax(&[("SCHILY.xattr.user.a", "1")]), entry("later", b'6', "", b"")].concat(),
+    ];
+    fs::write(&file, [entries.concat(), vec![0; 1024]].concat()).unwrap();
+    let filling = File::create(at.join("filling")).unwrap();
+    let (mut size, mut chunk) = (0, 64 << 20);
+    while chunk >= 4096 {
+        match rustix::fs::fallocate(&filling, rustix::fs::FallocateFlags::empty(), size, chunk) {
+            Ok(()) => size += chunk,
+            Err(_) => chunk /= 2,
+        }
+    }
+    // Room for the stage and its notes.
+    filling.set_len(size - 8192).unwrap();
+    run("sync", &["-f", text(&at)]);
+    let error = restore(&file, &tree).unwrap_err();
+    assert_eq!(exit_code(&error), 78, "{error:#}");
+    assert!(format!("{error:#}").contains("\"later\""), "{error:#}");
+    assert!(fs::read_dir(&tree).unwrap().map(|entry| entry.unwrap().file_name()).eq(["surplus"]));
+}
+
+#[test]
+fn more_names_than_a_file_may_have_are_told_of_before_anything_is_changed() {
+    let scratch = Scratch::new();
+    let ((at, _mount), file) = (disk(&scratch, "ext4", &["mkfs.ext4", "-q", "-N", "1000"]), scratch.path("a.tar.zst"));
+    let tree = at.join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("surplus"), "").unwrap();
+    let make = |names: u32| {
+        let further = (1..names).map(|n| entry(&format!("{n}"), b'1', "0", b""));
+        crate::hostile::write(
+            &file,
+            &[entry("./", b'5', "", b""), entry("0", b'0', "", b"1")].into_iter().chain(further).collect::<Vec<_>>(),
+        );
+    };
+    make(65_001);
+    let error = restore(&file, &tree).unwrap_err();
+    assert_eq!(exit_code(&error), 78, "{error:#}");
+    assert!(format!("{error:#}").contains("(ext4) does not take 65001 names of one file, only up to 65000"), "{error:#}");
+    assert!(fs::read_dir(&tree).unwrap().map(|entry| entry.unwrap().file_name()).eq(["surplus"]));
+    // So many are tried, and taken.
+    make(30_001);
+    restore(&file, &tree).unwrap();
+    assert_eq!(tree.join("0").metadata().unwrap().nlink(), 30_001);
+    assert!(!tree.join("surplus").exists());
 }
 
 #[test]
@@ -357,4 +442,77 @@ fn what_a_partial_restore_passes_through_is_as_it_was_however_often_it_is_killed
     }
     release(&tree);
     assert!(killed >= 20, "only {killed} were killed in the middle");
+}
+
+const KILLED: &str = "RECOVERY_TEST_KILLED";
+
+#[test]
+fn the_root_of_a_partial_restore_is_as_it_was_wherever_it_is_killed() {
+    let selection = Selection::all().only(["manifests"]);
+    if let Some(work) = std::env::var_os(KILLED) {
+        // In the process that is to be killed.
+        let paths: Vec<_> = std::env::split_paths(&work).collect();
+        Archive::open(&paths[0]).unwrap().restore(&paths[1], &selection, Extra::Delete, &|_| ()).unwrap();
+        return;
+    }
+    let scratch = Scratch::new();
+    let file = scratch.path("a.tar.zst");
+    let from = scratch.path("from");
+    fs::create_dir_all(from.join("manifests")).unwrap();
+    fs::write(from.join("manifests/pod"), "1").unwrap();
+    recovery::archive::pack(&from, &file, &selection, None, &|_| ()).unwrap();
+    for (name, mkfs) in [("xfs", XFS), ("ext4", EXT4)] {
+        let (at, _mount) = disk(&scratch, name, &mkfs);
+        let tree = at.join("kubernetes");
+        let prepare = || {
+            if tree.exists() {
+                release(&tree);
+                fs::remove_dir_all(&tree).unwrap();
+            }
+            fs::create_dir_all(tree.join("manifests")).unwrap();
+            fs::write(tree.join("manifests/surplus"), "").unwrap();
+            tree::set_mtime(&tree, 1_000_000, 7);
+            tree::set_flag(&tree, IFlags::IMMUTABLE);
+        };
+        // Killed at the call of that number; true when it was, false when it had ended before.
+        let killed = |call: &str, number: u32| {
+            let mut strace = Command::new("strace");
+            strace.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
+            strace.args(["-e", &format!("inject={call}:signal=KILL:when={number}")]).arg(std::env::current_exe().unwrap());
+            strace.args(["--exact", "metadata::the_root_of_a_partial_restore_is_as_it_was_wherever_it_is_killed"]);
+            let work = std::env::join_paths([&file, &tree]).unwrap();
+            let ended = strace.env(KILLED, work).stdin(Stdio::null()).stdout(Stdio::null()).status().expect("strace is needed");
+            assert!(ended.success() || ended.code().is_none(), "{ended}");
+            !ended.success()
+        };
+        let mut points = 0;
+        for call in ["ioctl", "fsetxattr", "fremovexattr", "mkdirat", "utimensat", "renameat", "unlinkat", "fsync", "syncfs"] {
+            for number in 1.. {
+                prepare();
+                let was_killed = killed(call, number);
+                points += u32::from(was_killed);
+                // Nobody finishes it, or somebody who is killed at the same place, and then somebody to the end.
+                if number % 3 == 0 {
+                    recovery::archive::sweep(&tree).unwrap();
+                } else {
+                    killed(call, number);
+                    Archive::open(&file).unwrap().restore(&tree, &selection, Extra::Delete, &|_| ()).unwrap();
+                    assert_eq!(fs::read(tree.join("manifests/pod")).unwrap(), b"1");
+                }
+                let found = tree.metadata().unwrap();
+                let flags = rustix::fs::ioctl_getflags(File::open(&tree).unwrap()).unwrap();
+                let what = format!("{name}: killed at {call} {number}");
+                assert_eq!((found.mtime(), found.mtime_nsec()), (1_000_000, 7), "{what}");
+                assert!(flags.contains(IFlags::IMMUTABLE), "{what}: {flags:?}");
+                assert!(!flags.intersects(IFlags::SYNC | IFlags::NODUMP | IFlags::NOATIME), "{what}: {flags:?}");
+                let left = rustix::fs::listxattr(&tree, &mut [0; 256]).unwrap();
+                assert_eq!((left, fs::read_dir(&tree).unwrap().count()), (0, 1), "{what}");
+                if !was_killed {
+                    break;
+                }
+            }
+        }
+        assert!(points > 20, "{name}: only {points}");
+        release(&tree);
+    }
 }

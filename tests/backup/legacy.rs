@@ -46,6 +46,18 @@ fn an_old_backup_is_listed_checked_and_imported_once() {
     let sno = Sno::new();
     let (node, dir) = (&sno.place.node, &sno.place.dir);
     old_backup(&sno, dir.path());
+    let agent = |args: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_recovery")).arg("--root").arg(sno.root()).args(args).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let (code, said) = agent(&["verify", "upgrade-recovery"]);
+    let size = format!(
+        "upgrade-recovery: good, {:.1} MiB\n",
+        f64::from(u32::try_from(backup::legacy::find(dir).unwrap().usage()).unwrap()) / f64::from(1 << 20)
+    );
+    assert!(code == Some(0) && said.contains(&size) && !size.contains(" 0.0 MiB"), "{said}");
+    let (code, said) = agent(&["restore-files", "--dry-run", "--backup", "upgrade-recovery"]);
+    assert!(code == Some(64) && said.contains("has to be imported"), "{code:?} {said}");
     let original = fingerprint(dir.path());
     assert_eq!(sno.place.listed(), [("upgrade-recovery".to_owned(), "legacy".to_owned())]);
     let old = backup::legacy::find(dir).unwrap();
@@ -189,6 +201,9 @@ fn what_no_recovery_can_use_is_good_to_nobody() {
     refused("mkdir kubelet/kubelet", "kubelet/kubelet is a copy within", true);
     refused("truncate -s 40M etc/machine-config-daemon/currentconfig", "no more than 8388608 are read", true);
     refused("truncate -s 40M etc.exclude.list", "no more than 1048576 are read", true);
+    for odd in ["mkfifo extras.tgz", "mkdir extras.tgz", "ln -s nowhere extras.tgz"] {
+        refused(&format!("rm extras.tgz && {odd}"), "extras.tgz of the backup of upgrade-recovery.sh is not a regular file", true);
+    }
     refused("rm etc/machine-id && mkfifo etc/machine-id", "etc/machine-id is not a regular file", true);
     // Seen in what is packed.
     let snapshot = "f=$(ls cluster/*.db) && head -c 8192 /dev/zero > $f && sha256sum $f | cut -c1-64 | xxd -r -p >> $f";
@@ -213,6 +228,33 @@ fn what_no_recovery_can_use_is_good_to_nobody() {
     let long = "cd local; n=$(printf 'n%.0s' $(seq 250)); for i in $(seq 20); do mkdir $n && cd $n; done";
     refused(long, "longer than the 4,095 bytes", false);
     assert!(choose(node, dir, None).is_ok(), "as it was, it is good");
+}
+
+/// What a recovery would find in its etcd step only, and an import when it writes the manifest, is known before.
+#[test]
+fn what_a_recovery_cannot_use_is_no_good_old_backup() {
+    let sno = Sno::new();
+    let (node, dir) = (&sno.place.node, &sno.place.dir);
+    let judged = |code: u8, says: &str| {
+        let report = backup::legacy::verify(&backup::legacy::find(dir).unwrap(), &Progress::hidden()).unwrap();
+        assert!(!report.good && report.problems.join("; ").contains(says), "{:?}", report.problems);
+        let (met, message) = choose(node, dir, Some("upgrade-recovery")).unwrap_err();
+        assert!(met == code && message.contains(says) && !message.contains("damaged"), "{met} {message}");
+        assert_eq!(sh(&dir.backups(), "ls -A"), "");
+    };
+    old_backup(&sno, dir.path());
+    sh(
+        dir.path(),
+        "cp etc.exclude.list list; echo '*.crl' >> etc.exclude.list; mkdir -p etc/pki/crl; cd etc/pki/crl; seq -f %g.crl 12000 | xargs touch",
+    );
+    judged(64, "more than 10000 patterns");
+    sh(dir.path(), "mv list etc.exclude.list; rm -r etc/pki/crl");
+    // Nobody says which of two members this node is.
+    sno.etcd.etcdctl(&["member", "add", "other", "--peer-urls=http://127.0.0.1:1"]).unwrap();
+    let file = sh(dir.path(), "ls $PWD/cluster/*.db");
+    std::fs::remove_file(file.trim()).unwrap();
+    sno.etcd.etcdctl(&["snapshot", "save", file.trim()]).unwrap();
+    judged(78, "2 members");
 }
 
 /// Sound, and nothing that is taken: no word of damage, neither by `verify` nor by the import.

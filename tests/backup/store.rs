@@ -85,6 +85,20 @@ fn damage_is_seen_named_and_passed_over() {
 }
 
 #[test]
+fn sums_are_taken_as_sha256sum_writes_them() {
+    let place = Place::new();
+    for (id, files, also) in [("binary", "-b *", "true"), ("dotted", "./*", "true"), ("crlf", "*", "sed -i 's/$/\r/' ../sums")] {
+        let path = place.published(id, 1);
+        sh(&path, &format!("rm SHA256SUMS && sha256sum {files} > ../sums && {also} && mv ../sums SHA256SUMS"));
+        let report = backup::verify::report(&path, id, false, &Progress::hidden()).unwrap();
+        assert!(report.good && report.files.len() == PARTS.len() + 1, "{id}: {report:?}");
+        sh(&path, "echo x >> etc.tar.zst");
+        let report = backup::verify::report(&path, id, false, &Progress::hidden()).unwrap();
+        assert!(!report.good && report.problems[0].contains("etc.tar.zst is not what SHA256SUMS says"), "{id}: {report:?}");
+    }
+}
+
+#[test]
 fn a_backup_without_a_part_that_a_recovery_needs_is_damaged_however_right_its_sums_are() {
     let place = Place::new();
     place.published("good", 1);
@@ -192,15 +206,37 @@ fn nothing_is_deleted_during_a_recovery() {
     std::fs::write(place.dir.journal(), "{}").unwrap();
     let progress = Progress::hidden();
     assert_eq!(exit_code(&prune(&place.node, &place.dir, 1, None, &progress).unwrap_err()), 75);
-    assert_eq!(exit_code(&store::delete(&place.node, &place.dir, "one", true, &progress).unwrap_err()), 75);
+    assert_eq!(exit_code(&delete(&place, "one", true).unwrap_err()), 75);
+    assert_eq!(sh(&place.dir.backups(), "ls"), "one\ntwo\n");
+}
+
+fn delete(place: &Place, id: &str, force: bool) -> anyhow::Result<store::Removed> {
+    store::delete(&place.node, &place.dir, store::deletion(&place.dir, id, force, &Progress::hidden())?)
+}
+
+#[test]
+fn a_deletion_is_looked_at_before_it_is_asked_for() {
+    let place = Place::new();
+    place.published("one", 1);
+    let agent = |id: &str| {
+        let mut agent = std::process::Command::new(env!("CARGO_BIN_EXE_recovery"));
+        let output = agent.arg("--root").arg(place.root.path()).args(["delete", id]).stdin(std::process::Stdio::null()).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (id, code, says) in [("nosuch", 78, "nosuch"), ("one", 2, "is the last good backup")] {
+        let (ended, said) = agent(id);
+        assert!(ended == Some(code) && said.contains(says) && !said.contains("will be deleted"), "{ended:?} {said}");
+    }
+    place.published("two", 2);
+    let (ended, said) = agent("one");
+    assert!(ended == Some(2) && said.contains("The backup one will be deleted") && said.contains("not confirmed"), "{ended:?} {said}");
     assert_eq!(sh(&place.dir.backups(), "ls"), "one\ntwo\n");
 }
 
 #[test]
 fn the_last_good_one_is_deleted_by_force_only() {
     let place = Place::new();
-    let progress = Progress::hidden();
-    let delete = |id: &str, force| store::delete(&place.node, &place.dir, id, force, &progress).map_err(|e| exit_code(&e));
+    let delete = |id: &str, force| delete(&place, id, force).map_err(|e| exit_code(&e));
     place.published("one", 1);
     place.published("two", 2);
     place.published("three", 3);
@@ -221,7 +257,7 @@ fn the_last_good_one_is_deleted_by_force_only() {
 #[test]
 fn a_deletion_that_is_asked_for_again_is_finished_or_done() {
     let place = Place::new();
-    let delete = |id: &str| store::delete(&place.node, &place.dir, id, false, &Progress::hidden());
+    let delete = |id: &str| delete(&place, id, false);
     let ids = ["20260101T000000Z-4.16", "20260102T000000Z-4.17", "20260103T000000Z-4.18"];
     for (at, id) in ids.iter().enumerate() {
         place.published(id, at as u64 + 1);
@@ -304,8 +340,7 @@ fn pins_of_ours_go_with_the_last_backup_that_needs_them() {
         manifest.deployment = Some(DeploymentId::of(&all[0], vec!["quiet".to_owned()]));
         place.published_as(&manifest);
     }
-    let progress = Progress::hidden();
-    let delete = |id: &str| store::delete(&place.node, &place.dir, id, true, &progress).unwrap();
+    let delete = |id: &str| delete(&place, id, true).unwrap();
     assert!(delete("one").unpinned.is_empty());
     assert_eq!(pinned(), [true, true]);
     place.published("other", 3);
@@ -323,6 +358,6 @@ fn pins_of_ours_go_with_the_last_backup_that_needs_them() {
 fn delete_none(place: &Place) -> bool {
     std::fs::remove_file(place.root.path().join("tools/ostree")).unwrap();
     place.published("last", 9);
-    let done = store::delete(&place.node, &place.dir, "last", true, &Progress::hidden()).unwrap();
+    let done = delete(place, "last", true).unwrap();
     done.warnings.is_empty()
 }

@@ -96,6 +96,8 @@ fn what_a_rebase_stages_while_files_are_restored_is_not_booted() -> Result<()> {
     node.upgrade_platform()?;
     over_the_reboot(&node, &["platform", "--rollback", "--yes"])?;
     let slow = endless_rebase(&node)?;
+    // The daemon's start may fail: that does not say that nothing runs.
+    node.fault("rpm-ostree", "status --json", Some(1), Wrong::Fail("error: as told".to_owned(), 1))?;
     let says = ["phase restore-files, step next-boot failed", "another transaction (Rebase) kept rpm-ostree busy"];
     run(&node, &["--wait", "3", "restore-files", "--reboot", "--yes"])?.expect(1, &says)?;
     std::fs::remove_file(&slow)?;

@@ -66,8 +66,9 @@ fn a_backup_of_another_node_unless_forced() {
 #[test]
 fn a_unit_that_a_later_step_needs_and_that_is_not_there() {
     for (unit, load, words) in [
-        ("containerd.service", "not-found", ["containerd.service", "next: start the container runtime"]),
-        ("containerd.service", "masked", ["containerd.service", "next:"]),
+        ("containerd.service", "not-found", ["there is no unit containerd.service", "next: start the container runtime"]),
+        ("containerd.service", "masked", ["the unit containerd.service is masked; next:", "`systemctl unmask containerd.service`"]),
+        ("containerd.service", "bad-setting", ["containerd.service (bad-setting); next:", "`systemctl status containerd.service`"]),
         ("kubelet.service", "not-found", ["there is no unit kubelet.service", "next: `systemctl list-unit-files`"]),
         ("kubelet.service", "masked", ["kubelet.service is masked", "next: `systemctl unmask kubelet.service`"]),
         ("kubelet.service", "bad-setting", ["bad-setting", "next: `systemctl status kubelet.service`"]),
@@ -87,7 +88,8 @@ fn a_unit_that_a_later_step_needs_and_that_is_not_there() {
         place.back_up("b3", 3);
         std::fs::remove_file(&file).unwrap();
         place.state(&format!("{unit}.load"), "loaded");
-        refused(&place, Options::default(), 78, &[unit, "next:"]);
+        let words = format!("the unit {unit} is masked in the backup's /etc; next: a backup taken after `systemctl unmask {unit}`");
+        refused(&place, Options::default(), 78, &[&words]);
     }
 }
 
@@ -98,6 +100,105 @@ fn a_unit_that_the_restore_itself_would_take_away() {
     refused(&place, Options::default(), 78, &["kubelet.service is in /etc and not in the backup", "next:"]);
     place.put("/usr/lib/systemd/system/kubelet.service", "[Service]\nExecStart=/usr/bin/kubelet\n");
     place.plan(Options::default()).unwrap();
+}
+
+/// A process that listens on CRI-O's socket, in a unit of this name.
+fn listens(place: &Place, unit: &str) {
+    place.put("/var/lib/kubelet/config.yaml", "kind: KubeletConfiguration\ncontainerRuntimeEndpoint: unix:///run/crio/crio.sock\n");
+    place.put(
+        "/proc/1/net/unix",
+        "Num       RefCount Protocol Flags    Type St Inode Path\n0000: 00000002 00000000 00010000 0001 01 78 /run/crio/crio.sock\n",
+    );
+    place.put("/proc/41/cgroup", format!("0::/system.slice/{unit}\n"));
+    std::fs::create_dir_all(place.at("/proc/41/fd")).unwrap();
+    symlink("socket:[78]", place.at("/proc/41/fd/3")).unwrap();
+}
+
+/// The unit that listens now has its file in `/etc` alone, and goes with that; the one that the backup recorded is there.
+#[test]
+fn the_recorded_unit_counts_and_not_the_one_that_listens() {
+    let place = Place::new();
+    listens(&place, "site-crio.service");
+    place.put("/etc/systemd/system/site-crio.service", "[Service]\nExecStart=/opt/bin/crio\n");
+    place.state("site-crio.service", "active");
+    let manifest = Manifest { runtime_unit: Some("crio.service".to_owned()), ..place.manifest("b1", 1) };
+    Place::publish(&place.dir.backups().join("b1"), &manifest);
+    let plan = place.plan(Options::default()).unwrap();
+    assert_eq!(plan.report.runtime_unit, "crio.service");
+    plan.begin().unwrap();
+    let calls = place.calls();
+    let made = |call: &str| calls.iter().any(|made| made == call);
+    assert!(made("systemctl stop site-crio.service") && !made("systemctl stop crio.service"), "{calls:?}");
+    // Neither is there: each has its own reason, and no name stands twice.
+    let place = Place::new();
+    listens(&place, "site-crio.service");
+    place.put("/etc/systemd/system/site-crio.service", "[Service]\nExecStart=/opt/bin/crio\n");
+    let manifest = Manifest { runtime_unit: Some("crio.service".to_owned()), ..place.manifest("b1", 1) };
+    Place::publish(&place.dir.backups().join("b1"), &manifest);
+    place.state("crio.service.load", "masked");
+    place.state("cri-o.service.load", "not-found");
+    let why = "has no unit that can be started: the unit crio.service is masked; the unit file of site-crio.service is in /etc and not in the backup, \
+               whose /etc takes its place: it would be gone; there is no unit cri-o.service on this node; next: `systemctl unmask crio.service`";
+    refused(&place, Options::default(), 78, &[why]);
+}
+
+#[test]
+fn a_mask_that_the_restore_or_the_reboot_takes_away_is_no_reason() {
+    for unit in ["kubelet.service", "containerd.service"] {
+        for folder in ["/etc/systemd/system", "/run/systemd/system"] {
+            let place = Place::new();
+            place.state(&format!("{unit}.load"), "masked");
+            std::fs::create_dir_all(place.at(folder)).unwrap();
+            symlink("/dev/null", place.at(folder).join(unit)).unwrap();
+            refused(&place, Options::default(), 78, &[&format!("there is no unit {unit}")]);
+            place.put(&format!("/usr/lib/systemd/system/{unit}"), "[Service]\nExecStart=/usr/bin/x\n");
+            place.plan(Options::default()).unwrap();
+        }
+    }
+}
+
+/// A directory of the node on a read-only mount.
+struct ReadOnly(std::path::PathBuf);
+
+impl ReadOnly {
+    fn mount(folder: std::path::PathBuf) -> Self {
+        let script = r#"mount --bind "$1" "$1"; mount -o remount,ro,bind "$1""#;
+        assert!(Command::new("sh").args(["-ec", script, "sh"]).arg(&folder).status().unwrap().success());
+        Self(folder)
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        Command::new("umount").args(["--lazy"]).arg(&self.0).status().ok();
+    }
+}
+
+#[test]
+fn a_place_that_cannot_be_written_to() {
+    let place = Place::new();
+    for folder in ["/var/lib/etcd", "/var/lib/kubelet", "/usr/local"] {
+        let mount = ReadOnly::mount(place.at(folder));
+        refused(&place, Options::default(), 78, &[&format!("{folder} is on a file system that is mounted read-only"), "next: `findmnt"]);
+        drop(mount);
+        place.plan(Options::default()).unwrap();
+    }
+    // Managed files elsewhere: only where there is something to restore.
+    let backup = place.dir.backups().join("b1");
+    place.put("/var/opt/site/managed", "before");
+    place.put("/var/opt/site/other", "before");
+    pack(&place.at("/"), &backup.join(EXTRAS), &Selection::all().only(["var/opt/site/managed", "var/opt/site/other"]), None, &|_| ())
+        .unwrap();
+    let mut manifest = place.manifest("b1", 1);
+    manifest.sizes.insert(EXTRAS.to_owned(), 20);
+    Place::publish(&backup, &manifest);
+    let mount = ReadOnly::mount(place.at("/var/opt/site"));
+    place.plan(Options::default()).unwrap();
+    drop(mount);
+    place.put("/var/opt/site/managed", "after");
+    place.plan(Options::default()).unwrap();
+    let _mount = ReadOnly::mount(place.at("/var/opt/site"));
+    refused(&place, Options::default(), 78, &["/var/opt/site is on a file system that is mounted read-only", "next: `findmnt"]);
 }
 
 #[test]
@@ -187,7 +288,7 @@ fn expired_certificates_and_missing_images_are_warnings() {
     let plan = place.plan(Options::default()).unwrap();
     let warnings = plan.report.warnings.join("\n");
     assert!(warnings.contains("certificates expired on 2026-02-01"), "{warnings}");
-    assert!(warnings.contains("1 images that were in use are not on the node"), "{warnings}");
+    assert!(warnings.contains("1 images that the node had in use, or pinned, are gone"), "{warnings}");
     assert_eq!(plan.report.missing_images[0].name, "registry/gone:1");
 }
 

@@ -34,7 +34,8 @@ fn refused(node: &Node, why: &str) -> Result<()> {
     let after = (node.snapshot()?, changes(calls(node, "systemctl")?));
     ensure!(before.0.differences(&after.0).is_empty() && before.1 == after.1, "{:?}", before.0.differences(&after.0));
     let said = ok(node, &["backup"])?;
-    ensure!(said.contains(&format!("warning: a recovery would be refused here: {why}")), "{said}");
+    let warns = said.lines().any(|line| line.contains("warning: a recovery would be refused here: ") && line.contains(why));
+    ensure!(warns, "{said}");
     ok(node, &["prune", "--keep", "1", "--yes"]).map(drop)
 }
 
@@ -64,6 +65,15 @@ fn a_kubeadm_node_with_crio() -> Result<()> {
     checked(Command::new("mount").args(["-o", "remount,ro,bind"]).arg(&folder))?;
     refused(&node, "/var/usrlocal is on a file system that is mounted read-only")?;
     checked(Command::new("umount").arg(&folder))?;
+    // etcd's data itself, not what is above it.
+    let folder = node.at("/var/lib/etcd");
+    checked(Command::new("mount").arg("--bind").arg(&folder).arg(&folder))?;
+    checked(Command::new("mount").args(["-o", "remount,ro,bind"]).arg(&folder))?;
+    let dry_run = || run(&node, &["restore-files", "--dry-run"]);
+    let said = dry_run()?;
+    checked(Command::new("umount").arg(&folder))?;
+    said.expect(78, &["/var/lib/etcd is on a file system that is mounted read-only", "next:"])?;
+    dry_run()?.expect(0, &[])?;
 
     let before = node.snapshot()?;
     node.ruin()?;
@@ -73,6 +83,49 @@ fn a_kubeadm_node_with_crio() -> Result<()> {
     let units = calls(&node, "systemctl")?;
     ensure!(["stop cri-o.service", "start cri-o.service"].iter().all(|call| units.iter().any(|made| made == call)), "{units:?}");
     ensure!(!units.iter().any(|call| call.contains("containerd")), "{units:?}");
+    settled(&node)
+}
+
+/// The failed release calls the runtime's unit something else: what listens there is stopped there, what the backup recorded is started.
+#[test]
+fn a_failed_release_that_calls_the_runtime_something_else() -> Result<()> {
+    let (_temporary, node) = node(Kind::OpenShift, |options| options.runtime_after_upgrade = Some("cri-runtime.service"))?;
+    ok(&node, &["backup"])?;
+    ensure!(manifest(&node)?.runtime_unit.as_deref() == Some("crio.service"));
+    let rollback = "a recovery that has to roll back would be refused here: `rpm-ostree` is missing on this node";
+    let (program, away) = (node.place().tools().join("rpm-ostree"), node.place().dir().join("rpm-ostree"));
+    std::fs::rename(&program, &away)?;
+    let said = ok(&node, &["backup"])?;
+    ensure!(said.contains(rollback), "{said}");
+    std::fs::rename(&away, &program)?;
+    let said = ok(&node, &["backup"])?;
+    ensure!(!said.contains("would be refused here"), "{said}");
+    ok(&node, &["prune", "--keep", "1", "--yes"])?;
+    node.ruin()?;
+
+    // What the backup's deployment lacks is seen now, not after two reboots.
+    let deployments = node.place().sysroot().join("ostree/deploy/rhcos/deploy");
+    let files: Vec<_> = names(&deployments)?
+        .iter()
+        .map(|deployment| deployments.join(deployment).join("usr/lib/systemd/system/crio.service"))
+        .filter(|path| path.exists())
+        .collect();
+    let [file] = &files[..] else { anyhow::bail!("not one deployment has the unit: {files:?}") };
+    std::fs::rename(file, file.with_extension("away"))?;
+    let why = "there is no unit crio.service in the backup's deployment or its /etc";
+    run(&node, &["recover", "--yes"])?.expect(78, &["nothing was changed", why, "next:"])?;
+    std::fs::rename(file.with_extension("away"), file)?;
+
+    over_the_reboot(&node, &["recover", "--yes"])?;
+    let (_, boots) = node.power()?;
+    ok(&node, &["resume"])?;
+    node.wait_boot(boots)?;
+    let said = run(&node, &["--json", "resume"])?.expect(0, &[])?;
+    ensure!(serde_json::from_str::<serde_json::Value>(&said.out)?["outcome"] == "finished", "{said}");
+    ensure!(!said.to_string().contains("CRI-O left no"), "{said}");
+    let units = calls(&node, "systemctl")?;
+    let made = |call: &str| units.iter().any(|made| made == call);
+    ensure!(made("stop crio.service") && made("start crio.service") && !made("start cri-runtime.service"), "{units:?}");
     settled(&node)
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 
-use crate::place::{Config, MARK, Place, Process};
+use crate::place::{MARK, Place, Process};
 use crate::runtime::{Runtime, STORE};
 use crate::{booted, crictl, soft_reboot, systemctl};
 
@@ -106,19 +106,20 @@ fn boot(place: &Place) -> Result<()> {
     let chosen = if config.ostree { first_entry(place)? } else { place.dir().join("plain") };
     make_kernel_files(place, config.ostree)?;
     soft_reboot::counts(place, false)?;
-    start_userspace(place, &config, &chosen)
+    start_userspace(place, config.ostree, &chosen)
 }
 
 /// The same kernel, another root.
 fn soft_boot(place: &Place, next: &Path) -> Result<()> {
     unmount_root(place)?;
     soft_reboot::counts(place, true)?;
-    start_userspace(place, &place.config()?, &soft_reboot::root_of(next)?)
+    start_userspace(place, place.config()?.ostree, &soft_reboot::root_of(next)?)
 }
 
-fn start_userspace(place: &Place, config: &Config, chosen: &Path) -> Result<()> {
+fn start_userspace(place: &Place, ostree: bool, chosen: &Path) -> Result<()> {
     place.save("booted.json", &Some(chosen))?;
-    mount_root(place, chosen, config.ostree)?;
+    mount_root(place, chosen, ostree)?;
+    let config = place.config()?;
     systemctl::forget(place)?;
     // CRI-O keeps no sandbox and no container over a boot, not even one that has exited; containerd keeps all of them, ended.
     place.change(STORE, |runtime: &mut Runtime| {

@@ -31,6 +31,9 @@ pub struct Place {
     dir: PathBuf,
 }
 
+/// Where a release says how its unit of the container runtime is called, when not as the node's first one has it.
+pub const RUNTIME_OF_THE_RELEASE: &str = "/usr/lib/emulated-runtime-unit";
+
 /// What does not change while the node lives.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Config {
@@ -167,9 +170,14 @@ impl Place {
         self.root().join(path.trim_start_matches('/'))
     }
 
-    /// What does not change.
+    /// What does not change while it is on: a release may have another name for the runtime's unit.
     pub fn config(&self) -> Result<Config> {
-        self.load("config.json")
+        let mut config: Config = self.load("config.json")?;
+        if let Ok(unit) = std::fs::read_to_string(self.at(RUNTIME_OF_THE_RELEASE)) {
+            config.enabled.iter_mut().filter(|enabled| **enabled == config.runtime_unit).for_each(|enabled| enabled.clone_from(&unit));
+            config.runtime_unit = unit;
+        }
+        Ok(config)
     }
 
     /// Reads a state file; its default where there is none.

@@ -77,6 +77,8 @@ pub struct Options {
     pub resume_unit: bool,
     /// Unit and socket of the container runtime; CRI-O's socket is called `crio.sock`.
     pub runtime: (&'static str, &'static str),
+    /// The unit of the container runtime in the release after an upgrade; the same unless given.
+    pub runtime_after_upgrade: Option<&'static str>,
     /// MiB of the XFS file system that is mounted at `/var/recovery`; a plain directory unless given. mkfs.xfs makes none below 300.
     pub recovery_disk: Option<u64>,
     /// The mounts are made where everyone sees them, and the node stays when it is dropped: for people to look at.
@@ -99,6 +101,7 @@ impl Options {
                 Kind::OpenShift => ("crio.service", "/var/run/crio/crio.sock"),
                 Kind::Kubeadm => ("containerd.service", "/run/containerd/containerd.sock"),
             },
+            runtime_after_upgrade: None,
             recovery_disk: None,
             keep: false,
         }

@@ -66,10 +66,10 @@ pub(super) fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec
         let identity = Identity::of(&copy, &OPENSHIFT).map_err(|error| damaged(format!("{error:#}")));
         note("etc does not say which node it is of", identity.map(drop))?;
         note("etc", MachineConfig::current(&copy).map(drop))?;
-        note(super::EXCLUDES, excludes::import(&parts.excludes, &[]).map(drop))?;
+        note(super::EXCLUDES, excludes::import(&parts.excludes, &[&parts.etc]).map(drop))?;
     }
     if depth == Depth::Contents {
-        note("the etcd snapshot", etcd::status(parts.snapshot, tick).map(drop))?;
+        note("the etcd snapshot", etcd::check_restorable(parts.snapshot, tick))?;
         note("static_kuberesources", members::of(parts.resources).and_then(|members| pods(&members)))?;
         if let Some(extras) = &parts.extras {
             note(EXTRAS, members::of(extras).map(drop))?;

@@ -264,8 +264,15 @@ impl PlatformReport {
             _ => run("recovery platform --rollback", "does that, `recovery recover` the whole recovery"),
         };
         let another = self.booted_another().filter(|_| when == When::Rebooted).unwrap_or_default();
-        Err(misfit(format!("{another}{}\n{}", self.summary, table(&self.deployments).trim_end())).and_next(way))
+        Err(misfit(format!("{another}{}; {}", self.summary, in_order(&self.deployments))).and_next(way))
     }
+}
+
+/// The deployments as a part of one sentence.
+#[must_use]
+pub fn in_order(deployments: &[Deployment]) -> String {
+    let rows: Vec<_> = table(deployments).lines().map(|row| row.trim().to_owned()).collect();
+    format!("in boot order: {}", rows.join("; "))
 }
 
 /// The deployments as lines for people.

@@ -132,7 +132,7 @@ pub fn stop(node: &Node, ids: &[String], grace: Duration, deadline: &Deadline) -
 ///
 /// # Errors
 /// When one of them is still there afterwards, with what crictl said; the others are removed all the same, as far as there is time. One whose
-/// network plugin hangs is given up after a minute.
+/// network plugin hangs is given up after a minute, twice.
 pub fn remove_sandboxes(node: &Node, ids: &[String], deadline: &Deadline) -> Result<()> {
     let remove = |id: &str| crictl(node, REMOVE)?.args(["rmp", "-f"]).arg(id).run().map(drop);
     // CRI-O (1.32 to 1.34) fails when the network plugin does, and leaves the network out the second time.

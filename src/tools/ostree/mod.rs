@@ -74,11 +74,17 @@ impl std::fmt::Display for Deployment {
 /// Where the physical root is mounted, read-only on most hosts.
 pub const SYSROOT: &str = "/sysroot";
 
+/// The root of a deployment that is not booted, as the node calls it.
+#[must_use]
+pub fn root_of(deployment: &Deployment) -> PathBuf {
+    let Deployment { stateroot, checksum, serial, .. } = deployment;
+    PathBuf::from(format!("{SYSROOT}/ostree/deploy/{stateroot}/deploy/{checksum}.{serial}"))
+}
+
 /// The `/etc` of a deployment that is not booted, as the node calls it.
 #[must_use]
 pub fn etc_of(deployment: &Deployment) -> PathBuf {
-    let Deployment { stateroot, checksum, serial, .. } = deployment;
-    PathBuf::from(format!("{SYSROOT}/ostree/deploy/{stateroot}/deploy/{checksum}.{serial}/etc"))
+    root_of(deployment).join("etc")
 }
 
 /// True where this node is an ostree host (`/run/ostree-booted`).

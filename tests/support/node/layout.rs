@@ -12,6 +12,7 @@ use rustix::fs::FileType;
 use serde_json::{Value, json};
 
 use super::pki::{Authority, kubeconfig};
+use super::place::RUNTIME_OF_THE_RELEASE;
 use super::pods::{self, Release};
 use super::{Kind, Node, Options, checked};
 
@@ -252,13 +253,17 @@ fn os_tree(tree: &Path, release: Release, options: &Options) -> Result<()> {
     file("usr/lib/os-release", &about, 0o644)?;
     file("usr/lib/modules/5.14.0/vmlinuz", &format!("kernel {version}"), 0o644)?;
     file("usr/lib/modules/5.14.0/initramfs.img", &format!("initramfs {version}"), 0o644)?;
-    let (runtime, socket) = options.runtime;
+    let (mut runtime, socket) = options.runtime;
+    if let Some(unit) = options.runtime_after_upgrade.filter(|_| release.tag == pods::AFTER.tag) {
+        runtime = unit;
+        file(RUNTIME_OF_THE_RELEASE.trim_start_matches('/'), unit, 0o644)?;
+    }
     let program = if socket.ends_with("/crio.sock") { "crio" } else { "containerd" };
     let mut units = vec![("kubelet.service", "kubelet", String::new()), (runtime, program, String::new())];
     if options.kind == Kind::OpenShift {
         // As RHCOS has it: kubelet's configuration names no socket, its unit does.
         units[0].2 = format!(" --config=/etc/kubernetes/kubelet.conf --container-runtime-endpoint={socket}");
-        units.push(("crio-wipe.service", "crio", " wipe".to_owned()));
+        units.push(("crio-wipe.service", "crio", " wipe\nType=oneshot".to_owned()));
         units.push(("ovsdb-server.service", "ovsdb-server", String::new()));
         units.push(("ovs-vswitchd.service", "ovs-vswitchd", String::new()));
     }
@@ -270,7 +275,7 @@ fn os_tree(tree: &Path, release: Release, options: &Options) -> Result<()> {
         file(&format!("usr/lib/systemd/system/{unit}"), &text, 0o644)?;
         file(&format!("usr/bin/{program}"), &format!("program {program} of {version}"), 0o755)?;
     }
-    if runtime == "crio.service" {
+    if options.runtime.0 == "crio.service" {
         file("usr/etc/crictl.yaml", &format!("runtime-endpoint: unix://{socket}\n"), 0o644)?;
     }
     // What the operating system brings for /etc; an upgrade changes some of it.
