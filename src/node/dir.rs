@@ -18,7 +18,7 @@ pub const DEFAULT: &str = "/var/recovery";
 /// The most that upgrade-recovery.sh notes of a recovery, bytes: it has three stages.
 const OLD_NOTES: u64 = 4096;
 
-/// The recovery directory of a node (DESIGN: "a backup on disk").
+/// The recovery directory of a node (`ARCHITECTURE.md`, "The recovery directory").
 #[derive(Debug, Clone)]
 pub struct RecoveryDir {
     shown: PathBuf,

@@ -1,4 +1,5 @@
-//! Which deployment is booted, which boots next, and what has to be done so that both are the backup's: DESIGN's platform table.
+//! Which deployment is booted, which boots next, and what has to be done so that both are the backup's: the platform table
+//! (`ARCHITECTURE.md`, "Deployments").
 //!
 //! The table is a pure function of the list of deployments and the target. It is reported, with the commands that do what it asks for.
 
