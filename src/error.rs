@@ -127,7 +127,7 @@ pub enum Next {
         how: String,
     },
     /// A command, and what it is for.
-    #[error("`{command}`{}{why}", if why.is_empty() { "" } else { " " })]
+    #[error("`{command}`{}{why}", if why.is_empty() || why.starts_with(',') { "" } else { " " })]
     Run {
         /// As it is typed.
         command: String,

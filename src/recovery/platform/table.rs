@@ -259,7 +259,7 @@ impl PlatformReport {
             (Action::Refuse { .. }, _) => by_hand("--force goes on with what is booted"),
             // The boot loader fell back, or somebody chose another entry.
             (Action::Reboot { ahead }, _) if when == When::Rebooted && ahead.is_empty() => {
-                run("systemctl reboot", "with an eye on the boot loader, then `recovery resume`")
+                run("systemctl reboot", ", with an eye on the boot loader, then `recovery resume`")
             }
             _ if open => run("recovery restart", "begins again, with that"),
             _ => run("recovery platform --rollback", "does that, `recovery recover` the whole recovery"),

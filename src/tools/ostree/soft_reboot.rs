@@ -31,7 +31,7 @@ pub(super) fn explained(node: &Node, error: anyhow::Error) -> anyhow::Error {
     }
     let runs = running(node).map_or_else(String::new, |name| format!(" ({name})"));
     misfit(format!("{}: the node has gone through a soft reboot, and ostree may not know what it runs{runs}", said(&error)))
-        .and_next(run("systemctl reboot", "and the same again"))
+        .and_next(run("systemctl reboot", ", and the same again"))
 }
 
 /// True while there is something to go into. An empty directory is nothing: systemd looks for the tree of an operating system.
@@ -60,7 +60,7 @@ pub fn clear(node: &Node) -> Result<bool> {
         "a soft reboot into {NEXT_ROOT} is prepared, and ostree does not take it back{said}: a reboot would go into that root, not into the backup's \
          deployment"
     ))
-    .and_next(run(format!("umount -R {NEXT_ROOT}"), "then `recovery resume`")))
+    .and_next(run(format!("umount -R {NEXT_ROOT}"), ", then `recovery resume`")))
 }
 
 #[cfg(test)]

@@ -220,7 +220,10 @@ fn after_the_reboot_another_deployment_than_meant_is_named_with_the_way_to_the_r
     let said = |text: &str, when| of(text, recorded("os", "a")).check(false, when).unwrap_err().to_string();
     let another = "the node has rebooted, but it booted os bbbbbbbbbbbb.0 and not the backup's deployment os aaaaaaaaaaaa.0; ";
     let fell_back = said("a! b*", When::Rebooted);
-    assert!(fell_back.starts_with(another) && fell_back.contains("next: `systemctl reboot` with an eye on the boot loader"), "{fell_back}");
+    assert!(
+        fell_back.starts_with(another) && fell_back.contains("next: `systemctl reboot`, with an eye on the boot loader"),
+        "{fell_back}"
+    );
     let chosen = said("b* a!", When::Rebooted);
     assert!(chosen.starts_with(another) && chosen.contains("next: `recovery restart` begins again"), "{chosen}");
     // It did not reboot, or is what was meant and something else boots next.
