@@ -139,11 +139,10 @@ fn finished(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> 
     Ok(Some(made.restored))
 }
 
-/// Takes the mark of an unfinished restore away. One that stays harms nothing: etcd passes it over, and once etcd has run it says nothing more.
+/// Takes the mark of an unfinished restore away, the last thing that is done. One that stays, or comes back with a power cut, harms nothing: etcd
+/// passes it over, and once etcd has run it says nothing more.
 fn forget(member: &Path) {
-    if std::fs::remove_file(member.join(MADE)).is_ok() {
-        durable::sync_dir(member).ok();
-    }
+    std::fs::remove_file(member.join(MADE)).ok();
 }
 
 /// Makes the new directory `dir` a member directory, and makes everything in it durable. Returns what it made, and the SHA-256 (hex) of
