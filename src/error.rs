@@ -1,62 +1,216 @@
-//! How a failure ends: the few typed errors, and the one place that maps them to exit codes.
+//! How a failure ends: what kind it is, what it says, and what to do about it, each as a value.
 //!
-//! Everything returns [`anyhow::Error`] with verb phrases as context ("reading the manifest of backup X"). Where the *kind* of
-//! failure decides what the caller or the systemd unit does next, a [`Failure`] is put at the root of the chain, and
-//! [`exit_code`] finds it again through any context laid over it.
+//! Everything returns [`anyhow::Error`] with verb phrases as context ("reading the manifest of backup X"). Where the *kind* of failure decides
+//! what the caller or the systemd unit does next, or where it is known what to do about it, a [`Failure`] is put at the root of the chain;
+//! [`kind`] and [`next`] find it again through any context laid over it. Exit codes are made here, of kinds, and nowhere else; what decides
+//! asks for the kind.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// A failure whose kind is part of the interface: each kind has its documented exit code.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    /// 2: the command line makes no sense, or a destructive verb was not confirmed.
-    #[error("{0}")]
-    Usage(String),
-    /// 64: sound, but nothing that this agent takes; the message says what to do instead.
-    #[error("{0}")]
-    Unsupported(String),
-    /// 65: a backup, journal, snapshot or archive is damaged, hostile or of another version.
-    #[error("{0}")]
-    Damaged(String),
-    /// 69: a component did not answer, or did not get ready, by its deadline.
-    #[error("{0}")]
-    Unanswered(String),
-    /// 73: there is no space for what was asked.
-    #[error("{0}")]
-    NoSpace(String),
-    /// 75: not now; run it again (interrupted, lock held, recovery in progress, operators progressing).
-    #[error("{0}")]
-    NotNow(String),
-    /// 77: not root, or the recovery directory is writable by others.
-    #[error("{0}")]
-    NotPermitted(String),
-    /// 78: does not fit this node (other node or cluster, deployment table, missing tool).
-    #[error("{0}")]
-    Misfit(String),
+use anyhow::Error;
+use serde::{Deserialize, Serialize};
+
+/// What kind a failure is of. Each has its documented exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// None of the others: an operation that failed.
+    Failed,
+    /// The command line makes no sense, or a destructive verb was not confirmed.
+    Usage,
+    /// Sound, but nothing that this agent takes; the message says what to do instead.
+    Unsupported,
+    /// A backup, journal, snapshot or archive is damaged, hostile or of another version.
+    Damaged,
+    /// A component did not answer, or did not get ready, by its deadline.
+    Unanswered,
+    /// There is no space for what was asked.
+    NoSpace,
+    /// A signal, or the end of another agent, stopped it where it can be taken up again.
+    Interrupted,
+    /// Another process has the lock.
+    Locked,
+    /// What it is about is changing: a recovery is in progress, operators are progressing.
+    Busy,
+    /// Not root, or the recovery directory is writable by others.
+    NotPermitted,
+    /// Does not fit this node: other node or cluster, deployment table, missing tool.
+    Misfit,
 }
 
-impl Failure {
+/// The exit codes with their meaning, for the help, the man pages and the README: there is no other list.
+pub const EXIT_CODES: [(u8, &str); 10] = [
+    (0, "done, or nothing to do (`archive diff`: equal)"),
+    (1, "failed, look: the message names the step and the next command (`archive diff`: differs)"),
+    (2, "usage, or not confirmed (`archive diff`: any other trouble)"),
+    (64, "not supported: sound, but nothing that the agent takes; the message says what to do instead"),
+    (65, "damaged, hostile or of another version: backup, journal, snapshot, archive"),
+    (69, "a component did not answer by its deadline (`--wait`)"),
+    (73, "no space"),
+    (75, "not now, run it again: interrupted, locked, a recovery is in progress, operators are progressing"),
+    (77, "not root, or the recovery directory is writable by others"),
+    (78, "does not fit this node: other node or cluster, deployment table, missing tool"),
+];
+
+impl FailureKind {
     /// The documented exit code of this kind of failure.
     #[must_use]
-    pub fn code(&self) -> u8 {
+    pub fn code(self) -> u8 {
         match self {
-            Self::Usage(_) => 2,
-            Self::Unsupported(_) => 64,
-            Self::Damaged(_) => 65,
-            Self::Unanswered(_) => 69,
-            Self::NoSpace(_) => 73,
-            Self::NotNow(_) => 75,
-            Self::NotPermitted(_) => 77,
-            Self::Misfit(_) => 78,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Unsupported => 64,
+            Self::Damaged => 65,
+            Self::Unanswered => 69,
+            Self::NoSpace => 73,
+            Self::Interrupted | Self::Locked | Self::Busy => 75,
+            Self::NotPermitted => 77,
+            Self::Misfit => 78,
         }
+    }
+
+    /// The kind that a journal of version 1 meant, which has exit codes only. (An interruption is not in it.)
+    #[must_use]
+    pub fn of_code(code: u8) -> Self {
+        const ALL: [FailureKind; 8] = [
+            FailureKind::Usage,
+            FailureKind::Unsupported,
+            FailureKind::Damaged,
+            FailureKind::Unanswered,
+            FailureKind::NoSpace,
+            FailureKind::Interrupted,
+            FailureKind::NotPermitted,
+            FailureKind::Misfit,
+        ];
+        ALL.into_iter().find(|kind| kind.code() == code).unwrap_or(Self::Failed)
     }
 }
 
-/// The exit code of `error`: that of the first [`Failure`] in its chain; 73 for a full disk or quota met anywhere; else 1.
+/// What to do about a failure. Shown after "next: ".
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum Next {
+    /// The same command again, once something else has happened.
+    #[error("{when}, then run this again")]
+    Again {
+        /// What comes before: "make room".
+        when: String,
+    },
+    /// Go on with the open recovery, once the cause is put right.
+    #[error("put the cause right and `recovery resume`, or `recovery abandon`")]
+    Resume,
+    /// Begin the open recovery again.
+    #[error("{}", restart(backup.as_deref()))]
+    Restart {
+        /// From this backup, where the one that is being restored will not do.
+        backup: Option<String>,
+    },
+    /// End the recovery where it is.
+    #[error("`recovery abandon` ends it")]
+    Abandon,
+    /// Have a backup checked, and take another one if it is damaged.
+    #[error("`recovery verify {backup}` says what is wrong with it")]
+    Verify {
+        /// Its id.
+        backup: String,
+    },
+    /// Reboot, then go on.
+    #[error("`systemctl reboot`, then `recovery resume`")]
+    Reboot,
+    /// Make room on a file system.
+    #[error("{how}")]
+    MakeRoom {
+        /// A directory on it.
+        dir: PathBuf,
+        /// What can go, in words.
+        how: String,
+    },
+    /// A command, and what it is for.
+    #[error("`{command}`{}{why}", if why.is_empty() || why.starts_with(',') { "" } else { " " })]
+    Run {
+        /// As it is typed.
+        command: String,
+        /// What it shows or does, to be read after it; empty where the command says it all.
+        why: String,
+    },
+    /// Something that no one command does.
+    #[error("{what}")]
+    ByHand {
+        /// What, in words.
+        what: String,
+    },
+}
+
+fn restart(backup: Option<&str>) -> String {
+    match backup {
+        Some(backup) => format!("`recovery restart --backup {backup}` begins again with that one, or `recovery abandon`"),
+        None => "`recovery restart` to begin the recovery again, or `recovery abandon` to end it".to_owned(),
+    }
+}
+
+/// A command and what it is for, as [`Next::Run`].
 #[must_use]
-pub fn exit_code(error: &anyhow::Error) -> u8 {
-    if let Some(failure) = error.chain().find_map(|cause| cause.downcast_ref::<Failure>()) {
-        return failure.code();
+pub fn run(command: impl Into<String>, why: impl Into<String>) -> Next {
+    Next::Run { command: command.into(), why: why.into() }
+}
+
+/// What a person has to do, as [`Next::ByHand`].
+#[must_use]
+pub fn by_hand(what: impl Into<String>) -> Next {
+    Next::ByHand { what: what.into() }
+}
+
+/// The same command again after something else, as [`Next::Again`].
+#[must_use]
+pub fn again(when: impl Into<String>) -> Next {
+    Next::Again { when: when.into() }
+}
+
+/// A failure whose kind is part of the interface, with what to do about it where that is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Its kind.
+    pub kind: FailureKind,
+    /// What failed, on what, and why.
+    pub message: String,
+    /// What to do about it.
+    pub next: Option<Next>,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)?;
+        // After a table, on a line of its own.
+        let between = if self.message.contains('\n') { "\n" } else { "; " };
+        self.next.as_ref().map_or(Ok(()), |next| write!(f, "{between}next: {next}"))
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// What to do about a failure, added to it.
+pub trait AndNext {
+    /// The same failure, with what to do about it in place of what was said of that before.
+    #[must_use]
+    fn and_next(self, next: Next) -> Self;
+}
+
+impl AndNext for Error {
+    fn and_next(mut self, next: Next) -> Self {
+        if let Some(failure) = self.downcast_mut::<Failure>() {
+            failure.next = Some(next);
+            return self;
+        }
+        Failure { kind: kind(&self), message: said(&self), next: Some(next) }.into()
+    }
+}
+
+/// The kind of `error`: that of the [`Failure`] in its chain; no space for a full disk or quota met anywhere; else [`FailureKind::Failed`].
+#[must_use]
+pub fn kind(error: &Error) -> FailureKind {
+    if let Some(failure) = failure(error) {
+        return failure.kind;
     }
     let full = |cause: &(dyn std::error::Error + 'static)| {
         cause
@@ -64,27 +218,59 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
             .is_some_and(|e| matches!(e.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded))
             || cause.downcast_ref::<rustix::io::Errno>().is_some_and(|e| matches!(*e, rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT))
     };
-    if error.chain().any(full) { 73 } else { 1 }
+    if error.chain().any(full) { FailureKind::NoSpace } else { FailureKind::Failed }
+}
+
+/// What to do about `error`, where its chain says it.
+#[must_use]
+pub fn next(error: &Error) -> Option<&Next> {
+    failure(error)?.next.as_ref()
+}
+
+/// True when what failed was found by looking, and is described in full; false for a failure that came unawares from the system.
+#[must_use]
+pub fn is_measured(error: &Error) -> bool {
+    failure(error).is_some()
+}
+
+fn failure(error: &Error) -> Option<&Failure> {
+    error.chain().find_map(|cause| cause.downcast_ref::<Failure>())
+}
+
+/// What `error` says, causes included, without what to do about it.
+#[must_use]
+pub fn said(error: &Error) -> String {
+    let message = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<Failure>() {
+        Some(failure) => failure.message.clone(),
+        None => cause.to_string(),
+    };
+    error.chain().map(message).collect::<Vec<_>>().join(": ")
+}
+
+/// The exit code of `error`.
+#[must_use]
+pub fn exit_code(error: &Error) -> u8 {
+    kind(error).code()
 }
 
 /// [`exit_code`], as `main` returns it.
 #[must_use]
-pub fn to_exit(error: &anyhow::Error) -> ExitCode {
+pub fn to_exit(error: &Error) -> ExitCode {
     ExitCode::from(exit_code(error))
 }
 
 macro_rules! failure {
     ($($name:ident => $kind:ident),* $(,)?) => {$(
-        #[doc = concat!("An [`anyhow::Error`] whose root is [`Failure::", stringify!($kind), "`].")]
+        #[doc = concat!("An [`anyhow::Error`] whose root is a [`Failure`] of [`FailureKind::", stringify!($kind), "`].")]
         #[must_use]
-        pub fn $name(message: impl std::fmt::Display) -> anyhow::Error {
-            Failure::$kind(message.to_string()).into()
+        pub fn $name(message: impl std::fmt::Display) -> Error {
+            Failure { kind: FailureKind::$kind, message: message.to_string(), next: None }.into()
         }
     )*};
 }
 failure! {
     usage => Usage, unsupported => Unsupported, damaged => Damaged, unanswered => Unanswered, no_space => NoSpace,
-    not_now => NotNow, not_permitted => NotPermitted, misfit => Misfit,
+    interrupted => Interrupted, locked => Locked, busy => Busy, not_permitted => NotPermitted, misfit => Misfit,
 }
 
 #[cfg(test)]
@@ -93,17 +279,51 @@ mod tests {
     use anyhow::Context;
 
     #[test]
-    fn the_kind_is_found_under_context() {
-        let error = Err::<(), _>(damaged("bad sum")).context("verifying").context("recovering").unwrap_err();
-        assert_eq!(exit_code(&error), 65);
-        assert_eq!(format!("{error:#}"), "recovering: verifying: bad sum");
+    fn the_kind_and_the_way_out_are_found_under_context() {
+        let root = damaged("bad sum").and_next(Next::Verify { backup: "b1".to_owned() });
+        let error = Err::<(), _>(root).context("verifying").context("recovering").unwrap_err();
+        assert_eq!((kind(&error), exit_code(&error)), (FailureKind::Damaged, 65));
+        assert_eq!(said(&error), "recovering: verifying: bad sum");
+        assert_eq!(format!("{error:#}"), "recovering: verifying: bad sum; next: `recovery verify b1` says what is wrong with it");
+        assert_eq!(next(&error), Some(&Next::Verify { backup: "b1".to_owned() }));
+        let other = error.and_next(Next::Resume);
+        assert!(
+            format!("{other:#}").ends_with("bad sum; next: put the cause right and `recovery resume`, or `recovery abandon`"),
+            "{other:#}"
+        );
     }
 
     #[test]
-    fn a_full_disk_is_73_and_anything_else_is_1() {
-        let full = anyhow::Error::from(std::io::Error::from(std::io::ErrorKind::StorageFull)).context("writing");
+    fn a_full_disk_is_no_space_and_anything_else_is_a_failure() {
+        let full = Error::from(std::io::Error::from(std::io::ErrorKind::StorageFull)).context("writing");
         assert_eq!(exit_code(&full), 73);
-        assert_eq!(exit_code(&anyhow::Error::from(rustix::io::Errno::NOSPC)), 73);
+        let with_way = full.and_next(again("make room"));
+        assert_eq!(
+            (kind(&with_way), format!("{with_way:#}").ends_with("next: make room, then run this again")),
+            (FailureKind::NoSpace, true)
+        );
+        assert_eq!(exit_code(&Error::from(rustix::io::Errno::NOSPC)), 73);
         assert_eq!(exit_code(&anyhow::anyhow!("odd")), 1);
+    }
+
+    #[test]
+    fn every_code_of_a_kind_is_documented_and_leads_back_to_one_of_the_same_code() {
+        let all = [
+            FailureKind::Failed,
+            FailureKind::Usage,
+            FailureKind::Unsupported,
+            FailureKind::Damaged,
+            FailureKind::Unanswered,
+            FailureKind::NoSpace,
+            FailureKind::Interrupted,
+            FailureKind::Locked,
+            FailureKind::Busy,
+            FailureKind::NotPermitted,
+            FailureKind::Misfit,
+        ];
+        for kind in all {
+            assert!(EXIT_CODES.iter().any(|(code, _)| *code == kind.code()), "{kind:?}");
+            assert_eq!(FailureKind::of_code(kind.code()).code(), kind.code());
+        }
     }
 }

@@ -11,6 +11,8 @@
 //! 4. [`recovery`]: the pure transition function, the journal, the driver, and one file per phase with its steps in order.
 //! 5. [`archive`], [`etcd`], [`kube`], [`tools`]: the four ways in which things are done.
 //! 6. [`report`]: progress and log. [`compression`]: what a file is packed with. [`cli`]: one file per command.
+//!
+//! `ARCHITECTURE.md` says why it is so, `CONTRIBUTING.md` where to put what.
 
 #![warn(clippy::unwrap_used)]
 

@@ -28,6 +28,15 @@ fn printed(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// One table makes the help, the man pages and this one.
+#[test]
+fn the_readme_lists_every_exit_code() {
+    let readme = include_str!("../README.md");
+    for (code, meaning) in recovery::error::EXIT_CODES {
+        assert!(readme.contains(&format!("| {code} | {meaning} |\n")), "{code} {meaning}");
+    }
+}
+
 #[test]
 fn the_binary_is_static() {
     let ldd = Command::new("ldd").arg(BINARY).output().unwrap();
@@ -116,7 +125,7 @@ fn every_report_is_json_when_asked_errors_included() {
     assert_eq!(json(&["list"]), serde_json::json!([]));
     assert_eq!(json(&["status"])["run"], Value::Null);
     let error = json(&["show", "nothing"]);
-    assert_eq!(error["exit"], 78);
+    assert_eq!((&error["exit"], &error["kind"]), (&serde_json::json!(78), &serde_json::json!("misfit")));
     assert!(error["error"].as_str().unwrap().contains("nothing"), "{error}");
     for (args, says) in
         [(&["no-such-verb"][..], "'no-such-verb'"), (&["show"], "<ID>"), (&["prune", "--keep", "0"], "--keep"), (&["etcd"], "etcd")]

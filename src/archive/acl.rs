@@ -101,7 +101,7 @@ impl Names {
 /// put in the order that the kernel wants: bsdtar writes them in another.
 ///
 /// # Errors
-/// `Failure::Damaged` when it cannot be read; `Failure::Unsupported` when it names a user or group that `names` does not have.
+/// `FailureKind::Damaged` when it cannot be read; `FailureKind::Unsupported` when it names a user or group that `names` does not have.
 pub(super) fn from_text(text: &[u8], names: impl Fn() -> &'static Names) -> Result<Vec<u8>> {
     let text = std::str::from_utf8(text).map_err(|_| damaged("an ACL in the archive is not text"))?;
     let mut entries = Vec::new();

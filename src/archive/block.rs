@@ -22,7 +22,7 @@ impl Raw {
     /// Reads a block.
     ///
     /// # Errors
-    /// `Failure::Damaged` when its checksum is wrong, or a number in it is none.
+    /// `FailureKind::Damaged` when its checksum is wrong, or a number in it is none.
     pub(super) fn of(block: &[u8; BLOCK]) -> Result<Self> {
         if !is_header(block) {
             return Err(damaged("the archive is damaged: the checksum of a tar header is wrong"));

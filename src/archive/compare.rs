@@ -432,7 +432,7 @@ fn mounted(path: &[u8]) -> anyhow::Error {
 /// Refuses differences in or below a mount point.
 ///
 /// # Errors
-/// [`Failure::Misfit`](crate::error::Failure::Misfit) when there are any.
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there are any.
 pub(super) fn check_mounts(table: &Table, found: &Comparison, changes: impl Fn(Id) -> bool) -> Result<()> {
     for mount in &found.mounts {
         let path = table.path(*mount);

@@ -112,7 +112,7 @@ impl Entry {
     /// Checks what a tar header or an index can say and the kernel cannot.
     ///
     /// # Errors
-    /// `Failure::Damaged` when something is not as it can be on any disk.
+    /// `FailureKind::Damaged` when something is not as it can be on any disk.
     pub(super) fn check(&self) -> Result<()> {
         let refuse = |why: &str| Err(damaged(format!("the archive is hostile or damaged: {} {why}", shown(&self.path))));
         if !self.path.is_empty()
@@ -196,7 +196,7 @@ fn quoted(name: &[u8]) -> String {
 /// with a slash is one below the root of the tree, as GNU tar and bsdtar take it; every name that could lead out of the tree is refused.
 ///
 /// # Errors
-/// `Failure::Damaged` for a name that is empty, or has `..` in it; `Failure::Unsupported` for one that is too long: some file system may have
+/// `FailureKind::Damaged` for a name that is empty, or has `..` in it; `FailureKind::Unsupported` for one that is too long: some file system may have
 /// had it.
 pub(super) fn path_from_name(name: &[u8]) -> Result<Vec<u8>> {
     let refuse = |why: &str| damaged(format!("the archive is hostile or damaged: the name {} {why}", quoted(name)));

@@ -34,7 +34,7 @@ impl Frames {
     /// Reads a frame as it is in the file, and checks it against its hash.
     ///
     /// # Errors
-    /// `Failure::Damaged` when it is not what was written.
+    /// `FailureKind::Damaged` when it is not what was written.
     pub(super) fn read(&self, number: u32, into: &mut Vec<u8>) -> Result<Frame> {
         let frame = usize::try_from(number).ok().and_then(|n| self.table.get(n)).copied();
         let frame = frame.ok_or_else(|| damaged(format!("the archive is damaged: it has no frame {number}")))?;
@@ -46,7 +46,7 @@ impl Frames {
 /// Reads a frame as it is in the file, and checks it against its hash.
 ///
 /// # Errors
-/// `Failure::Damaged` when it is not what was written.
+/// `FailureKind::Damaged` when it is not what was written.
 pub(super) fn read_frame(file: &File, frame: &Frame, into: &mut Vec<u8>) -> Result<()> {
     into.resize(usize::try_from(frame.len)?, 0);
     file.read_exact_at(into, frame.offset).map_err(unreadable)?;
@@ -76,7 +76,7 @@ impl FrameReader {
     /// Goes to a place in the stream.
     ///
     /// # Errors
-    /// `Failure::Damaged` when there is no such place, or the frame is damaged.
+    /// `FailureKind::Damaged` when there is no such place, or the frame is damaged.
     pub(super) fn seek(&mut self, frame: u32, offset: u32) -> Result<()> {
         if self.number != Some(frame) {
             self.load(frame)?;

@@ -185,7 +185,7 @@ impl Reader {
     /// is checked here, and that the index is as it was written.
     ///
     /// # Errors
-    /// `Failure::Damaged` when it is damaged.
+    /// `FailureKind::Damaged` when it is damaged.
     pub(super) fn open(file: &File) -> Result<Option<Self>> {
         let len = file.metadata().context("reading the size of the archive")?.len();
         let Some(trailer) = Trailer::read(file, len)?.filter(|trailer| trailer.version == VERSION) else { return Ok(None) };

@@ -31,7 +31,7 @@ pub(super) type Input = BufReader<Unpacked>;
 /// Opens the tar stream that is in `file`; `path` is its name, for messages.
 ///
 /// # Errors
-/// `Failure::Unsupported` when it is compressed with something else.
+/// `FailureKind::Unsupported` when it is compressed with something else.
 pub(super) fn open(file: &File, path: &Path) -> Result<Input> {
     let mut head = [0; BLOCK];
     let len = read_at(file, 0, &mut head).map_err(unreadable)?;

@@ -89,9 +89,9 @@ pub struct Packed {
 /// read is read again.
 ///
 /// # Errors
-/// When something in the tree cannot be read; [`Failure::Unsupported`](crate::error::Failure::Unsupported) when an archive cannot hold it: it
+/// When something in the tree cannot be read; [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when an archive cannot hold it: it
 /// is not left out, because a restore deletes what the archive does not have;
-/// [`Failure::NotNow`](crate::error::Failure::NotNow) when it does not rest; or the archive cannot be written, or something other than a file is where it is to be; never
+/// [`FailureKind::Busy`](crate::error::FailureKind::Busy) when it does not rest; or the archive cannot be written, or something other than a file is where it is to be; never
 /// for a `previous` that is missing or damaged.
 pub fn pack(tree: &Path, file: &Path, selection: &Selection, previous: Option<&Path>, tick: Tick<'_>) -> Result<Packed> {
     pack::pack(tree, file, selection, previous, tick)
@@ -194,9 +194,9 @@ impl Archive {
     /// Of what is in one several times the last is taken, as tar does.
     ///
     /// # Errors
-    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is damaged or truncated, or has a name that leads out of the tree, is
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is damaged or truncated, or has a name that leads out of the tree, is
     /// below something that is not a directory, or is a hard link to something that does not come before it.
-    /// [`Failure::Unsupported`](crate::error::Failure::Unsupported) when it is sound, but compressed otherwise, of a kind of tar that is not
+    /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is sound, but compressed otherwise, of a kind of tar that is not
     /// taken, beyond a limit of this agent, or not a regular file: the message says what to do.
     pub fn open(file: &Path) -> Result<Self> {
         let open = || Self::open_file(durable::open_regular(file)?, file);
@@ -229,7 +229,7 @@ impl Archive {
     /// Decompresses all of it and checks every content against the index: `verify`.
     ///
     /// # Errors
-    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when anything is not as it was packed.
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when anything is not as it was packed.
     pub fn verify(&self, tick: Tick<'_>) -> Result<()> {
         match &self.source {
             Source::Indexed(frames) => verify::indexed(frames, &self.table, tick),
@@ -313,9 +313,9 @@ impl Archive {
     /// it is renamed. Interrupted anywhere, it can be run again.
     ///
     /// # Errors
-    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when a part that is needed is damaged, before anything is changed;
-    /// [`Failure::Misfit`](crate::error::Failure::Misfit) when a mount point below the tree would have to be changed;
-    /// [`Failure::Usage`](crate::error::Failure::Usage) when the archive itself is in what is to be restored;
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when a part that is needed is damaged, before anything is changed;
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when a mount point below the tree would have to be changed;
+    /// [`FailureKind::Usage`](crate::error::FailureKind::Usage) when the archive itself is in what is to be restored;
     /// exit code 73 when the disk is full; or when something cannot be restored faithfully.
     pub fn restore(&self, tree: &Path, selection: &Selection, extra: Extra, tick: Tick<'_>) -> Result<Counts> {
         restore::restore(&self.table, &self.source, tree, selection, extra, tick)

@@ -24,7 +24,7 @@ use super::sink::{Buffer, FRAME, Sink, Written};
 use super::tree::{Found, Tree};
 use super::walk::{Item, TRIES, VANISHED, Walk, cannot_hold};
 use super::{Archive, Packed, Tick};
-use crate::error::{not_now, usage};
+use crate::error::{busy, usage};
 use crate::node::clock::interrupted;
 use crate::node::durable;
 
@@ -227,7 +227,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
             self.go_back(large, mark)?;
             std::thread::sleep(Duration::from_millis(10 << attempt));
         }
-        Err(not_now("it became shorter each time it was read: run this again when it is at rest"))
+        Err(busy("it became shorter each time it was read: run this again when it is at rest"))
     }
 
     /// Forgets what was packed since `mark` in the frame, or, of a large file, since the mark in the archive.

@@ -61,7 +61,7 @@ impl<R: BufRead> TarReader<R> {
     /// The next entry; `None` at the end of the archive. What was not read of the last one's content is passed over.
     ///
     /// # Errors
-    /// `Failure::Damaged` for anything that is not a sound tar header, and for a stream that ends without the end mark.
+    /// `FailureKind::Damaged` for anything that is not a sound tar header, and for a stream that ends without the end mark.
     pub(super) fn next(&mut self) -> Result<Option<Member>> {
         self.pass_over()?;
         // Any number of them may come before an entry, and all that they say is held.
@@ -125,7 +125,7 @@ impl<R: BufRead> TarReader<R> {
     /// Reads the content of the entry that [`TarReader::next`] returned last. Holes are left out; the file's length is its entry's size.
     ///
     /// # Errors
-    /// Those of `sink`; `Failure::Damaged` when it is cut off, or the map of a sparse file is not sound; when interrupted, at the next piece.
+    /// Those of `sink`; `FailureKind::Damaged` when it is cut off, or the map of a sparse file is not sound; when interrupted, at the next piece.
     pub(super) fn content(&mut self, member: &Member, sink: Sink<'_>) -> Result<()> {
         let segments = if member.sparse { self.map(member)? } else { vec![(0, member.stored)] };
         for (offset, len) in segments {

@@ -75,7 +75,7 @@ impl Plan {
     /// Makes a plan.
     ///
     /// # Errors
-    /// [`Failure::Misfit`](crate::error::Failure::Misfit) when it would change something in or under a mount point.
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when it would change something in or under a mount point.
     pub(super) fn new(table: &Table, selection: &Selection, leaders: &HashMap<Id, Id>, mut found: Comparison) -> Result<Self> {
         let mut differences = std::mem::take(&mut found.differences);
         settle_links(table, leaders, &found.shared, &mut differences);

@@ -47,7 +47,7 @@ impl Extension {
     /// Adds the records of a global header, which are defaults.
     ///
     /// # Errors
-    /// As [`Extension::read_records`]; `Failure::Unsupported` when they come to more than is held for each entry.
+    /// As [`Extension::read_records`]; `FailureKind::Unsupported` when they come to more than is held for each entry.
     pub(super) fn read_defaults(&mut self, bytes: &[u8]) -> Result<()> {
         self.read_records(bytes)?;
         if let Some(label) = self.xattrs.remove(LABEL) {
@@ -67,7 +67,7 @@ impl Extension {
     /// Adds the records of an extended header.
     ///
     /// # Errors
-    /// `Failure::Damaged` when one of them is not sound; `Failure::Unsupported` for what is not all of an archive.
+    /// `FailureKind::Damaged` when one of them is not sound; `FailureKind::Unsupported` for what is not all of an archive.
     pub(super) fn read_records(&mut self, mut bytes: &[u8]) -> Result<()> {
         let bad = || damaged("the archive is hostile or damaged: an extended header is not sound");
         while !bytes.is_empty() {
@@ -145,7 +145,7 @@ impl Extension {
 /// True for the label of the first volume of several, as GNU tar makes it of the label that it is given.
 ///
 /// # Errors
-/// `Failure::Unsupported` for that of a later one: what is before it is not in this archive.
+/// `FailureKind::Unsupported` for that of a later one: what is before it is not in this archive.
 pub(super) fn is_first_volume(label: &[u8]) -> Result<bool> {
     const SIGN: &[u8] = b" Volume ";
     let at = label.windows(SIGN.len()).rposition(|part| part == SIGN);
@@ -167,7 +167,7 @@ pub(super) fn later_volume() -> anyhow::Error {
 /// manual's chapter "Dumpdir": a letter, the name and a zero byte for each; `N` is said of what has not changed, and is not in the archive.
 ///
 /// # Errors
-/// `Failure::Unsupported` when something is not in it.
+/// `FailureKind::Unsupported` when something is not in it.
 pub(super) fn check_complete(list: &[u8]) -> Result<()> {
     if !list.split(|b| *b == 0).any(|record| record.starts_with(b"N")) {
         return Ok(());

@@ -38,7 +38,7 @@ pub(super) fn unlock(directory: &OwnedFd, name: &[u8]) -> Result<bool> {
 /// none is ever farther down than two steps, and two handles are enough. `go_on` is asked before each step.
 ///
 /// # Errors
-/// Those of `go_on`; when something cannot be removed; [`Failure::Misfit`](crate::error::Failure::Misfit) when something is mounted in there, which stays as
+/// Those of `go_on`; when something cannot be removed; [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when something is mounted in there, which stays as
 /// it is.
 pub(super) fn remove_all(parent: &OwnedFd, name: &[u8], go_on: fn() -> Result<()>) -> Result<()> {
     let Some(top) = directory(parent, name)? else { return unlink(parent, name, AtFlags::empty()) };

@@ -49,7 +49,7 @@ impl Selection {
     /// glob(7); none of them is ever read, compared, written or deleted. As there, a wildcard does not match a leading period.
     ///
     /// # Errors
-    /// [`Failure::Usage`](crate::error::Failure::Usage) for a pattern that is absolute, empty or has `..` in it.
+    /// [`FailureKind::Usage`](crate::error::FailureKind::Usage) for a pattern that is absolute, empty or has `..` in it.
     pub fn except<P: AsRef<Path>>(mut self, patterns: impl IntoIterator<Item = P>) -> Result<Self> {
         for pattern in patterns {
             let pattern = pattern.as_ref();

@@ -21,7 +21,7 @@ use super::noted::{self, NOTES, Noted};
 use super::remove::{remove_all, unlink, unlock};
 use super::select::is_below;
 use super::tree::{Found, Inode, Tree, names};
-use crate::error::exit_code;
+use crate::error::{FailureKind, kind};
 use crate::node::clock::interrupted;
 
 /// Its name.
@@ -183,7 +183,7 @@ impl<'a> Stages<'a> {
         for (root, notes) in self.roots.iter().zip(notes) {
             match noted::write(self.tree, root, &notes) {
                 // A restore begins with what it deletes, which makes room: that it can go on counts more.
-                Err(error) if exit_code(&error) == 73 => {
+                Err(error) if kind(&error) == FailureKind::NoSpace => {
                     tracing::warn!("{error:#}: should this restore be killed, directories on the way lose their times");
                 }
                 result => result?,

@@ -27,7 +27,7 @@ impl Stream {
     /// Reads all of it once, and checks every name. It is `without_index` when there is one behind it that cannot be used.
     ///
     /// # Errors
-    /// `Failure::Damaged` when anything in it is not sound; `Failure::Unsupported` when it is, and is nothing that can be restored.
+    /// `FailureKind::Damaged` when anything in it is not sound; `FailureKind::Unsupported` when it is, and is nothing that can be restored.
     pub(super) fn open(file: File, path: &Path, without_index: bool) -> Result<(Self, Table)> {
         let mut builder = Builder::default();
         let (mut place, mut marked) = (0, false);

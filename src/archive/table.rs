@@ -305,8 +305,8 @@ impl Builder {
     /// `members` in the stream, its row, unless a later one has replaced it.
     ///
     /// # Errors
-    /// `Failure::Damaged` when something is below what is not a directory, or when a hard link leads to nothing before it in the stream;
-    /// `Failure::Unsupported` when a directory that is not empty becomes something else.
+    /// `FailureKind::Damaged` when something is below what is not a directory, or when a hard link leads to nothing before it in the stream;
+    /// `FailureKind::Unsupported` when a directory that is not empty becomes something else.
     pub(super) fn finish_stream(mut self, members: u32) -> Result<(Table, Vec<Option<Id>>)> {
         self.sort();
         self.refuse_replaced()?;

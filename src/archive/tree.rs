@@ -367,7 +367,7 @@ impl Inode {
     /// Makes its extended attributes exactly those given.
     ///
     /// # Errors
-    /// [`Failure::Misfit`](crate::error::Failure::Misfit) when the file system does not take one of them, or not so much.
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when the file system does not take one of them, or not so much.
     pub(super) fn set_xattrs(&self, wanted: &Xattrs) -> Result<()> {
         let present = self.xattrs().context("reading the extended attributes")?;
         for (name, _) in present.iter().filter(|(name, _)| !wanted.iter().any(|(other, _)| name == other)) {

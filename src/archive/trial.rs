@@ -30,7 +30,7 @@ const MOST_NAMES: u32 = 70_000;
 /// Tries what `steps` are going to make and set; `names` says of what gets several names how many that are.
 ///
 /// # Errors
-/// [`Failure::Misfit`](crate::error::Failure::Misfit) naming the entry and what the file system does not take of it; when anything else cannot be
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) naming the entry and what the file system does not take of it; when anything else cannot be
 /// set. A full disk is none: what is deleted later may make room; everything else is tried all the same.
 pub(super) fn run(table: &Table, stages: &Stages<'_>, steps: &[Step], names: &HashMap<Id, u32>) -> Result<()> {
     let (mut tried, mut owners) = (HashSet::new(), HashSet::new());

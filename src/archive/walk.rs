@@ -12,7 +12,7 @@ use super::entry::{Attributes, Entry, Kind, LARGEST_ENTRY, LARGEST_TABLE, LONGES
 use super::index::Record;
 use super::select::{Selection, Standing};
 use super::tree::{Found, Identity, Inode, LABEL, Tree, kind_in, names};
-use crate::error::{not_now, unsupported};
+use crate::error::{busy, unsupported};
 
 /// How often something that changes while it is looked at is looked at again.
 pub(super) const TRIES: u32 = 5;
@@ -187,7 +187,7 @@ impl<'a> Walk<'a> {
         }
         let looked = self.look(&path).with_context(context)?;
         if let Looked::Restless = looked {
-            return Err(not_now(format!(
+            return Err(busy(format!(
                 "{} is replaced by something else again and again: run this again when it is at rest",
                 tree.shown(&path)
             )));

@@ -75,7 +75,7 @@ impl<T: Send> Drop for Busy<'_, T> {
 /// states; the first error ends the work.
 ///
 /// # Errors
-/// Those of `state` and `work`, and [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted.
+/// Those of `state` and `work`, and [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted.
 pub(super) fn run<T: Send, S: Send>(
     items: Vec<T>,
     state: impl Fn() -> Result<S> + Sync,

@@ -26,7 +26,7 @@ const OWNED: &str = "kubernetes/manifests";
 /// The patterns of the list at `file` as the agent's own, tried on each of `trees` (copies of `/etc`). A list that is missing is empty.
 ///
 /// # Errors
-/// [`Failure::Unsupported`](crate::error::Failure::Unsupported) when it stands for more than [`MOST`] patterns; when the list or one of the trees cannot be
+/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it stands for more than [`MOST`] patterns; when the list or one of the trees cannot be
 /// read.
 pub(super) fn import(file: &Path, trees: &[&Path]) -> Result<Vec<PathBuf>> {
     let text = match std::fs::read(file) {

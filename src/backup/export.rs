@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{Backup, ETC, ETCD, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL, excludes, install, legacy, verify};
 use crate::archive::{Archive, Extra, Selection};
-use crate::error::{damaged, misfit, usage};
+use crate::error::{AndNext, by_hand, damaged, misfit, usage};
 use crate::node::profile::{Kind, OPENSHIFT, StaticPod};
 use crate::node::static_pod::revision_in_use;
 use crate::node::{Node, clock::interrupted, durable};
@@ -33,8 +33,8 @@ pub struct Exported {
 /// they are the layout's own. An export that was cut short there is begun again; one that is whole, and of this backup, is left as it is.
 ///
 /// # Errors
-/// [`Failure::Usage`](crate::error::Failure::Usage) when `to` holds something else, [`Failure::Misfit`](crate::error::Failure::Misfit) for a
-/// backup of a kubeadm node, [`Failure::Damaged`](crate::error::Failure::Damaged) when the backup is; when something cannot be written, and then nothing stays.
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage) when `to` holds something else, [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) for a
+/// backup of a kubeadm node, [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the backup is; when something cannot be written, and then nothing stays.
 pub fn export(backup: &Backup, to: &Path, progress: &Progress) -> Result<Exported> {
     if backup.manifest.profile != Kind::OpenShift {
         return Err(misfit("the layout of upgrade-recovery.sh is that of an OpenShift node; this backup is of a kubeadm one"));
@@ -50,11 +50,8 @@ pub fn export(backup: &Backup, to: &Path, progress: &Progress) -> Result<Exporte
         if is_whole.unwrap_or(false) {
             return Ok(exported(true));
         }
-        return Err(usage(format!(
-            "{} is not empty, and what is in it is not a whole export of the backup {}; next: name another directory, or empty this one",
-            to.display(),
-            backup.id
-        )));
+        return Err(usage(format!("{} is not empty, and what is in it is not a whole export of the backup {}", to.display(), backup.id))
+            .and_next(by_hand("name another directory, or empty this one")));
     }
     verify(backup, false, progress)?;
     durable::create_dir(to, 0o700)?;

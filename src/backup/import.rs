@@ -36,9 +36,9 @@ const STAGING: &str = "staging";
 /// deployment: its target is the pinned one.
 ///
 /// # Errors
-/// [`Failure::Damaged`](crate::error::Failure::Damaged) when the old backup is,
-/// [`Failure::Unsupported`](crate::error::Failure::Unsupported) when a part of it is merely nothing that is taken;
-/// [`Failure::NoSpace`](crate::error::Failure::NoSpace) when there is no room for a second copy; when something cannot be read or written.
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the old backup is,
+/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when a part of it is merely nothing that is taken;
+/// [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace) when there is no room for a second copy; when something cannot be read or written.
 /// Nothing is left behind then.
 pub fn import(node: &Node, dir: &RecoveryDir, old: &Legacy, progress: &Progress) -> Result<Backup> {
     let fingerprint = old.fingerprint()?;

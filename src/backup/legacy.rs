@@ -78,7 +78,7 @@ impl Legacy {
     /// Its parts.
     ///
     /// # Errors
-    /// [`Failure::Damaged`](crate::error::Failure::Damaged) with what is missing, or is no file.
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) with what is missing, or is no file.
     pub(super) fn parts(&self) -> Result<Parts<'_>> {
         let missing = |what: &str| damaged(format!("the backup of upgrade-recovery.sh has no {what}"));
         let (etc, kubelet, extras) = (self.root.join("etc"), self.root.join("kubelet"), self.root.join(EXTRAS));
@@ -106,7 +106,7 @@ impl Legacy {
     /// What is wrong with it as far as a quick look tells, when something is: that of [`verify`], without the snapshot, the archives and the trees.
     ///
     /// # Errors
-    /// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted.
+    /// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted.
     pub fn problem(&self) -> Result<Option<String>> {
         let problems = check::problems(self, Depth::Files, &|_| {})?;
         let problems: Vec<String> = problems.iter().map(|problem| format!("{problem:#}")).collect();

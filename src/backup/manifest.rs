@@ -74,7 +74,7 @@ impl Manifest {
     /// Reads the manifest of the backup in the directory `backup`.
     ///
     /// # Errors
-    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is missing, too large, of another version, or not exactly a manifest.
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is missing, too large, of another version, or not exactly a manifest.
     pub fn read(backup: &Path) -> Result<Self> {
         Self::parse(&super::read_small(backup, MANIFEST, MOST)?)
     }
@@ -82,7 +82,7 @@ impl Manifest {
     /// Parses one.
     ///
     /// # Errors
-    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is of another version, or not exactly a manifest, or says what no restore can do.
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is of another version, or not exactly a manifest, or says what no restore can do.
     pub fn parse(json: &[u8]) -> Result<Self> {
         #[derive(Deserialize)]
         struct Version {

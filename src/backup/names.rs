@@ -14,7 +14,7 @@ const LONGEST: usize = 120;
 /// Checks that `text` can be a backup's name or id: one plain path component that is none of the agent's own.
 ///
 /// # Errors
-/// [`Failure::Usage`](crate::error::Failure::Usage), with what is wrong.
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage), with what is wrong.
 pub fn check_name(text: &str) -> Result<()> {
     let wrong = if text.is_empty() {
         Some("is empty")
@@ -37,7 +37,7 @@ pub fn check_name(text: &str) -> Result<()> {
 /// Parses `key=value` labels. Keys and values are as in Kubernetes: `[prefix/]name=value`.
 ///
 /// # Errors
-/// [`Failure::Usage`](crate::error::Failure::Usage), with what is wrong; also when a key is given twice.
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage), with what is wrong; also when a key is given twice.
 pub fn parse_labels<S: AsRef<str>>(given: &[S]) -> Result<BTreeMap<String, String>> {
     let mut labels = BTreeMap::new();
     for label in given {
@@ -54,7 +54,7 @@ pub fn parse_labels<S: AsRef<str>>(given: &[S]) -> Result<BTreeMap<String, Strin
 /// Checks keys and values of labels, as Kubernetes does.
 ///
 /// # Errors
-/// [`Failure::Usage`](crate::error::Failure::Usage), with what is wrong.
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage), with what is wrong.
 pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<()> {
     for (key, value) in labels {
         let (prefix, name) = key.split_once('/').map_or((None, key.as_str()), |(prefix, name)| (Some(prefix), name));

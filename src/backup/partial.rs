@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::manifest::DeploymentId;
 use super::store::{self, Survey};
 use super::{ETCD, PARTIAL, STATIC_PODS, names, verify};
-use crate::error::exit_code;
+use crate::error::{FailureKind, kind};
 use crate::node::profile::CURRENT_CONFIG;
 use crate::node::{Node, dir::RecoveryDir, durable};
 
@@ -173,7 +173,7 @@ impl Partial {
                     whole.insert(name.clone(), finished.clone());
                 }
                 // An interruption says nothing about the file.
-                Err(error) if exit_code(&error) == 75 => return Err(error),
+                Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
                 _ => {}
             }
         }

@@ -13,7 +13,7 @@ use super::partial::Partial;
 use super::store::Survey;
 use super::take::TakeOptions;
 use super::trees::Trees;
-use crate::error::{misfit, no_space, not_now, not_permitted};
+use crate::error::{busy, misfit, no_space, not_permitted};
 use crate::etcd::{self, Endpoint, Health};
 use crate::kube;
 use crate::node::certificates::certificates_expire;
@@ -70,9 +70,9 @@ pub struct Facts {
 /// Looks at everything; changes nothing.
 ///
 /// # Errors
-/// [`Failure::NotPermitted`](crate::error::Failure::NotPermitted) when not root, [`Failure::Misfit`](crate::error::Failure::Misfit) when this is no
-/// single-node control plane, [`Failure::Unanswered`](crate::error::Failure::Unanswered) when etcd or the API do not answer,
-/// [`Failure::NotNow`](crate::error::Failure::NotNow) when something is being rolled out.
+/// [`FailureKind::NotPermitted`](crate::error::FailureKind::NotPermitted) when not root, [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when this is no
+/// single-node control plane, [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when etcd or the API do not answer,
+/// [`FailureKind::Busy`](crate::error::FailureKind::Busy) when something is being rolled out.
 pub fn look(node: &Node, dir: &RecoveryDir, options: &TakeOptions, survey: &Survey, progress: &Progress) -> Result<Facts> {
     if !rustix::process::geteuid().is_root() {
         return Err(not_permitted("a backup is taken by root: nobody else can read all of it"));
@@ -210,13 +210,13 @@ fn cluster(
 fn at_rest(cluster: &kube::Cluster, operators: &[kube::OperatorState], rolling: &[String], force: bool) -> Result<Vec<String>> {
     let version = cluster.progressing.then(|| "the ClusterVersion".to_owned());
     let progressing = operators.iter().filter(|o| o.progressing).map(|o| format!("the operator {}", o.name));
-    let busy: Vec<String> =
+    let moving: Vec<String> =
         version.into_iter().chain(progressing).chain(rolling.iter().map(|r| format!("the static pod of {r}"))).collect();
     let mut warnings = Vec::new();
-    if !busy.is_empty() {
-        let what = format!("not at rest: {} (progressing or being rolled out)", busy.join(", "));
+    if !moving.is_empty() {
+        let what = format!("not at rest: {} (progressing or being rolled out)", moving.join(", "));
         if !force {
-            return Err(not_now(format!("the cluster is {what}; wait for it (`oc get clusteroperators`), or use --force")));
+            return Err(busy(format!("the cluster is {what}; wait for it (`oc get clusteroperators`), or use --force")));
         }
         warnings.push(format!("taken although the cluster was {what}"));
     }
@@ -308,7 +308,7 @@ fn same_image(a: &str, b: &str) -> bool {
 /// Checks that what is still to be written fits into the recovery directory, with room for a recovery.
 ///
 /// # Errors
-/// [`Failure::NoSpace`](crate::error::Failure::NoSpace), with the numbers and what to do.
+/// [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace), with the numbers and what to do.
 pub fn space(dir: &RecoveryDir, facts: &Facts, survey: &Survey, partial: &Partial) -> Result<()> {
     let files = facts.trees.usage()? + u64::try_from(facts.health.db_size).unwrap_or(0);
     let done: u64 = partial.finished().values().map(|f| f.stored).sum();

@@ -21,7 +21,7 @@ use crate::report::Progress;
 /// who looks for a backup.
 ///
 /// # Errors
-/// [`Failure::Damaged`](crate::error::Failure::Damaged) when a file is not what was written; when anything cannot be written or synced.
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when a file is not what was written; when anything cannot be written or synced.
 pub fn publish(dir: &RecoveryDir, partial: &Partial, manifest: Manifest, progress: &Progress) -> Result<Backup> {
     let mut sums = check(partial, progress)?;
     for name in sums.keys() {

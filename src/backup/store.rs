@@ -14,7 +14,7 @@ use super::legacy::Legacy;
 use super::manifest::{DeploymentId, Manifest};
 use super::verify::VerifyReport;
 use super::{Backup, DELETING, LEGACY_ID, PARTIAL, import, legacy, names, pins, publish, verify};
-use crate::error::{damaged, misfit, not_now, usage};
+use crate::error::{busy, damaged, misfit, usage};
 use crate::node::{Node, dir::RecoveryDir, durable, mounts};
 use crate::report::Progress;
 
@@ -287,8 +287,8 @@ pub fn find(dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Res
 /// else: the caller holds the lock. Its contents are not checked here: see [`verify`](super::verify()).
 ///
 /// # Errors
-/// [`Failure::Damaged`](crate::error::Failure::Damaged) when the wanted one is damaged, or only damaged ones are left;
-/// [`Failure::Misfit`](crate::error::Failure::Misfit) when there is no such backup, or none at all.
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the wanted one is damaged, or only damaged ones are left;
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is no such backup, or none at all.
 pub fn choose(node: &Node, dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Result<Backup> {
     publish::settle(dir)?;
     match find(dir, wanted, progress)? {
@@ -344,8 +344,8 @@ pub struct Deletion {
 /// Looks which backup a `delete` means, and whether it may: the last good one only with `force`, none while a recovery is in progress. Nothing is changed.
 ///
 /// # Errors
-/// [`Failure::NotNow`](crate::error::Failure::NotNow) during a recovery, [`Failure::Usage`](crate::error::Failure::Usage) for the last good one
-/// without `force`, [`Failure::Misfit`](crate::error::Failure::Misfit) when there is no backup of this name. An id of which there is none is deleted already.
+/// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) during a recovery, [`FailureKind::Usage`](crate::error::FailureKind::Usage) for the last good one
+/// without `force`, [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is no backup of this name. An id of which there is none is deleted already.
 pub fn deletion(dir: &RecoveryDir, wanted: &str, force: bool, progress: &Progress) -> Result<Deletion> {
     not_during_a_recovery(dir)?;
     if wanted == LEGACY_ID {
@@ -403,7 +403,7 @@ fn any_good<'a>(backups: impl Iterator<Item = &'a Backup>, progress: &Progress) 
 /// left for somebody to look at.
 ///
 /// # Errors
-/// [`Failure::NotNow`](crate::error::Failure::NotNow) during a recovery, [`Failure::Usage`](crate::error::Failure::Usage) for `keep` 0.
+/// [`FailureKind::Busy`](crate::error::FailureKind::Busy) during a recovery, [`FailureKind::Usage`](crate::error::FailureKind::Usage) for `keep` 0.
 pub fn prune(node: &Node, dir: &RecoveryDir, keep: usize, trusted: Option<&str>, progress: &Progress) -> Result<Removed> {
     not_during_a_recovery(dir)?;
     if keep == 0 {
@@ -476,7 +476,7 @@ pub(super) fn remove(dir: &RecoveryDir, id: &str) -> Result<()> {
 
 fn not_during_a_recovery(dir: &RecoveryDir) -> Result<()> {
     if dir.in_recovery() {
-        return Err(not_now("a recovery is in progress: nothing is deleted before it has ended (`recovery status` shows it)"));
+        return Err(busy("a recovery is in progress: nothing is deleted before it has ended (`recovery status` shows it)"));
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use super::store::{self, Survey};
 use super::trees::{self, Tree};
 use super::{Backup, ETCD, install, names, pins};
 use crate::archive;
-use crate::error::{exit_code, not_now};
+use crate::error::{FailureKind, busy, kind};
 use crate::etcd;
 use crate::node::{Node, clock::interrupted, dir::RecoveryDir, hold};
 use crate::report::{Progress, paths};
@@ -86,7 +86,7 @@ pub struct Taken {
 /// published.
 ///
 /// # Errors
-/// [`Failure::NotNow`](crate::error::Failure::NotNow) during a recovery, unless the same Job asks again; [`Failure::Usage`](crate::error::Failure::Usage)
+/// [`FailureKind::Busy`](crate::error::FailureKind::Busy) during a recovery, unless the same Job asks again; [`FailureKind::Usage`](crate::error::FailureKind::Usage)
 /// for a name or label that cannot be; as [`preflight::look`] and [`preflight::space`]; when anything cannot be read or written.
 pub fn take(node: &Node, dir: &RecoveryDir, options: &TakeOptions, progress: &Progress) -> Result<Taken> {
     let began = Instant::now();
@@ -160,7 +160,7 @@ fn refuse_during_a_recovery(dir: &RecoveryDir, asked_by: &AskedBy) -> Result<()>
         ),
         _ => String::new(),
     };
-    Err(not_now(format!(
+    Err(busy(format!(
         "a recovery is in progress: no backup is taken before it has ended (`recovery status` shows it, `recovery resume` continues it, \
          `recovery abandon` ends it){hint}"
     )))
@@ -168,7 +168,7 @@ fn refuse_during_a_recovery(dir: &RecoveryDir, asked_by: &AskedBy) -> Result<()>
 
 /// What is unfinished stays for the next attempt, unless it is what filled the disk.
 fn give_up(error: anyhow::Error, partial: Partial, dir: &RecoveryDir) -> anyhow::Error {
-    if exit_code(&error) != 73 {
+    if kind(&error) != FailureKind::NoSpace {
         return error;
     }
     match partial.discard(dir) {
@@ -239,7 +239,7 @@ impl Run<'_> {
             }
             self.progress.say("a static pod was rolled out meanwhile: etcd and static pods are taken again");
         }
-        Err(not_now("static pods are being rolled out again and again: wait until the operators are at rest (`oc get clusteroperators`)"))
+        Err(busy("static pods are being rolled out again and again: wait until the operators are at rest (`oc get clusteroperators`)"))
     }
 
     fn save_etcd(&self, partial: &mut Partial) -> Result<Etcd> {

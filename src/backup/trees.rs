@@ -50,7 +50,7 @@ impl Trees {
     /// Those of a node of this profile.
     ///
     /// # Errors
-    /// [`Failure::Misfit`](crate::error::Failure::Misfit) when one of the trees is not there; when `currentconfig` or `/etc/tmpfiles.d` cannot be read.
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when one of the trees is not there; when `currentconfig` or `/etc/tmpfiles.d` cannot be read.
     pub fn of(node: &Node, profile: &'static Profile) -> Result<Self> {
         let managed_files = MachineConfig::current(node)?.map(|config| config.outside_etc()).unwrap_or_default();
         let extras = extras(node, &managed_files)?;
@@ -167,7 +167,7 @@ pub(super) fn real(node: &Node, path: &Path) -> PathBuf {
 /// the directory is made.
 ///
 /// # Errors
-/// [`Failure::Usage`](crate::error::Failure::Usage) when it is.
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage) when it is.
 pub fn refuse_dir_inside(node: &Node, dir: &RecoveryDir) -> Result<()> {
     let place = real(node, dir.shown());
     for (shown, _) in WHOLE {

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use super::manifest::Manifest;
 use super::{Backup, ETC, ETCD, EXTRAS, KUBELET, MANDATORY, MANIFEST, STATIC_PODS, SUMS, USR_LOCAL, store};
 use crate::archive::{Archive, Tick};
-use crate::error::{damaged, exit_code, misfit, not_now, unsupported};
+use crate::error::{Failure, FailureKind, busy, damaged, kind};
 use crate::etcd;
 use crate::node::{clock::interrupted, durable, profile::Profile};
 use crate::report::Progress;
@@ -50,31 +50,30 @@ pub struct VerifyReport {
     pub files: BTreeMap<String, Sum>,
     /// What is wrong, one sentence each.
     pub problems: Vec<String>,
-    /// The exit code of a recovery that is asked for it: 0 when it is good.
-    #[serde(skip)]
-    pub code: u8,
+    /// The kind of failure of a recovery that is asked for it; none when it is good.
+    pub kind: Option<FailureKind>,
 }
 
 impl VerifyReport {
     /// What was found of the backup `id`: all that is `wrong` with it.
     pub(super) fn new(id: &str, deep: bool, files: BTreeMap<String, Sum>, wrong: &[anyhow::Error]) -> Self {
         // Where not all is of one kind, something is damaged, and so is what cannot be read.
-        let mut codes = wrong.iter().map(|error| match exit_code(error) {
-            code @ (64 | 78) => code,
-            _ => 65,
+        let mut kinds = wrong.iter().map(|error| match kind(error) {
+            kind @ (FailureKind::Unsupported | FailureKind::Misfit) => kind,
+            _ => FailureKind::Damaged,
         });
-        let code = codes.next().map_or(0, |first| if codes.all(|code| code == first) { first } else { 65 });
+        let kind = kinds.next().map(|first| if kinds.all(|kind| kind == first) { first } else { FailureKind::Damaged });
         let problems = wrong.iter().map(|error| format!("{error:#}")).collect();
         let bytes = files.values().map(|sum| sum.bytes).sum();
-        Self { id: id.to_owned(), deep, good: wrong.is_empty(), bytes, files, problems, code }
+        Self { id: id.to_owned(), deep, good: wrong.is_empty(), bytes, files, problems, kind }
     }
 
     /// What to call a backup that is not good.
     #[must_use]
     pub fn verdict(&self) -> &'static str {
-        match self.code {
-            64 => "not supported",
-            78 => "not usable",
+        match self.kind {
+            Some(FailureKind::Unsupported) => "not supported",
+            Some(FailureKind::Misfit) => "not usable",
             _ => "damaged",
         }
     }
@@ -82,8 +81,8 @@ impl VerifyReport {
     /// The failure of whoever needs the backup, which messages call `what`.
     ///
     /// # Errors
-    /// [`Failure::Damaged`](crate::error::Failure::Damaged) with all that is wrong; [`Failure::Unsupported`](crate::error::Failure::Unsupported) or
-    /// [`Failure::Misfit`](crate::error::Failure::Misfit) when it is sound, and a recovery does not take it.
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) with all that is wrong; [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) or
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when it is sound, and a recovery does not take it.
     pub fn accept(&self, what: &str) -> Result<()> {
         if self.good { Ok(()) } else { Err(self.failure(format!("{what} is {}: {}", self.verdict(), self.problems.join("; ")))) }
     }
@@ -91,11 +90,7 @@ impl VerifyReport {
     /// A failure of the kind that this report is of, which says `text`.
     #[must_use]
     pub fn failure(&self, text: String) -> anyhow::Error {
-        match self.code {
-            64 => unsupported(text),
-            78 => misfit(text),
-            _ => damaged(text),
-        }
+        Failure { kind: self.kind.unwrap_or(FailureKind::Damaged), message: text, next: None }.into()
     }
 }
 
@@ -111,8 +106,8 @@ pub fn verify(backup: &Backup, deep: bool, progress: &Progress) -> Result<()> {
 /// As [`verify`], for any directory that should be the backup `id`; what is wrong is in the report.
 ///
 /// # Errors
-/// [`Failure::NotNow`](crate::error::Failure::NotNow) when the agent is interrupted, or when the backup is deleted meanwhile;
-/// [`Failure::NoSpace`](crate::error::Failure::NoSpace) without scratch space for the snapshot.
+/// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when the agent is interrupted, or when the backup is deleted meanwhile;
+/// [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace) without scratch space for the snapshot.
 pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<VerifyReport> {
     let mut wrong = Vec::new();
     let manifest = complete(path).map_err(|error| wrong.push(error)).ok();
@@ -141,14 +136,14 @@ pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<
         interrupted()?;
         match check_part(path, name, profile, deep) {
             // An interruption is no damage, nor is a lack of scratch space.
-            Err(error) if matches!(exit_code(&error), 73 | 75) => return Err(error),
+            Err(error) if matches!(kind(&error), FailureKind::NoSpace | FailureKind::Interrupted) => return Err(error),
             Err(error) => wrong.push(error),
             Ok(()) => {}
         }
     }
     // What is missing because all of it is, is no damage.
     if !wrong.is_empty() && store::is_gone(path) {
-        return Err(not_now(format!("the backup {id} was deleted while it was checked")));
+        return Err(busy(format!("the backup {id} was deleted while it was checked")));
     }
     Ok(VerifyReport::new(id, deep, files, &wrong))
 }
@@ -194,7 +189,7 @@ fn has_manifests(archive: &Archive, profile: &Profile) -> Result<()> {
 /// those that `SHA256SUMS` lists. Nothing is hashed.
 ///
 /// # Errors
-/// [`Failure::Damaged`](crate::error::Failure::Damaged) with the first thing that is wrong.
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) with the first thing that is wrong.
 pub(super) fn complete(path: &Path) -> Result<Manifest> {
     let manifest = Manifest::read(path)?;
     if let Some(name) = MANDATORY.into_iter().find(|name| !manifest.sizes.contains_key(*name)) {

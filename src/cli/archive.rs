@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::args::{ArchiveArgs, ArchiveVerb};
 use super::context::Context;
 use crate::archive::{Action, Archive, Change, Counts, Extra, Packed, Selection, pack};
-use crate::error::{exit_code, usage};
+use crate::error::{FailureKind, kind, said, usage};
 use crate::node::durable;
 use crate::report::{mib, paths, words};
 
@@ -28,7 +28,7 @@ pub(super) fn run(context: &Context, args: &ArchiveArgs) -> Result<ExitCode> {
                 let opened = durable::open_regular(older);
                 opened
                     .map(drop)
-                    .or_else(|error| if exit_code(&error) == 64 { Err(error) } else { Ok(()) })
+                    .or_else(|error| if kind(&error) == FailureKind::Unsupported { Err(error) } else { Ok(()) })
                     .with_context(|| format!("opening the previous archive {}", older.display()))?;
             }
             let task = context.progress.task("packing", None);
@@ -77,7 +77,7 @@ fn diff(context: &Context, file: &Path, tree: &Path) -> Result<ExitCode> {
 
 /// An error of no other kind must not look like "differs", which is 1: as with diff(1), trouble is 2.
 fn trouble(error: anyhow::Error) -> anyhow::Error {
-    if exit_code(&error) == 1 { usage(format!("{error:#}")) } else { error }
+    if kind(&error) == FailureKind::Failed { usage(said(&error)) } else { error }
 }
 
 fn describe_packed(packed: &Packed) -> String {

@@ -6,27 +6,14 @@ use anyhow::Result;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
 
 use crate::backup::take::KEEP;
-use crate::error::usage;
+use crate::error::{EXIT_CODES, usage};
 use crate::etcd::{DEFAULT_NAME, DEFAULT_PEER_URL, DEFAULT_TOKEN};
-
-const EXIT_CODES: &str = "\
-Exit codes:
-   0  done, or nothing to do (`archive diff`: equal)
-   1  failed, look: the message names the step and the next command (`archive diff`: differs)
-   2  usage, or not confirmed (`archive diff`: any other trouble)
-  64  not supported: sound, but nothing that the agent takes; the message says what to do instead
-  65  damaged, hostile or of another version (backup, journal, snapshot, archive)
-  69  a component did not answer by its deadline
-  73  no space
-  75  not now, run it again (interrupted, locked, a recovery is in progress, operators are progressing)
-  77  not root, or the recovery directory is writable by others
-  78  does not fit this node (other node or cluster, deployment table, missing tool)";
 
 /// Backup and recovery of a single-node OpenShift machine.
 ///
 /// Without a verb: prints the status and the next command, and changes nothing.
 #[derive(Debug, Parser)]
-#[command(name = "recovery", version, after_help = EXIT_CODES, args_conflicts_with_subcommands = false)]
+#[command(name = "recovery", version, after_help = exit_codes(), args_conflicts_with_subcommands = false)]
 pub struct Cli {
     /// Options of every verb.
     #[command(flatten)]
@@ -37,6 +24,10 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub verb: Option<Verb>,
+}
+
+fn exit_codes() -> String {
+    EXIT_CODES.iter().fold("Exit codes:".to_owned(), |text, (code, meaning)| format!("{text}\n  {code:2}  {meaning}"))
 }
 
 /// Options of every verb.
@@ -489,7 +480,7 @@ impl Cli {
     /// open, when one is, and the first phase of a new one otherwise.
     ///
     /// # Errors
-    /// [`Failure::Usage`](crate::error::Failure::Usage) for an old flag together with a verb.
+    /// [`FailureKind::Usage`](crate::error::FailureKind::Usage) for an old flag together with a verb.
     pub fn verb(&self, in_recovery: bool) -> Result<Verb> {
         let OldFlags { take_backup, resume, step, restart, force } = self.old;
         if let Some(verb) = &self.verb {

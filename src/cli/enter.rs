@@ -8,7 +8,7 @@ use super::args::Cli;
 use crate::backup::asked_by::{AskedBy, HANDED_ON};
 use crate::backup::install::{self, BINARY};
 use crate::backup::trees::refuse_dir_inside;
-use crate::error::{exit_code, misfit};
+use crate::error::{AndNext, FailureKind, by_hand, kind, misfit};
 use crate::node::host::{self, Host};
 use crate::node::{Node, dir::RecoveryDir};
 use crate::report::termination::TerminationLog;
@@ -22,9 +22,8 @@ pub(super) fn host(cli: &Cli, termination: Option<&TerminationLog>) -> Result<()
         return Ok(());
     }
     if cli.verb(false)?.stops_containers() && host::is_container() {
-        return Err(misfit(
-            "this runs in a container, and a recovery stops all of them, itself among them; next: log in to the node over SSH and run it there",
-        ));
+        return Err(misfit("this runs in a container, and a recovery stops all of them, itself among them")
+            .and_next(by_hand("log in to the node over SSH and run it there")));
     }
     let Some(host) = Host::outside()? else { return Ok(()) };
     let asked_by = AskedBy::this_process().to_string();
@@ -46,7 +45,7 @@ fn install(node: &Node, dir: &RecoveryDir) -> Result<()> {
     dir.prepare()?;
     match dir.lock("backup") {
         Ok(_lock) => install::install(node, dir).context("installing the agent on the host"),
-        Err(error) if there && exit_code(&error) == 75 => Ok(()),
+        Err(error) if there && kind(&error) == FailureKind::Locked => Ok(()),
         Err(error) => Err(error),
     }
 }

@@ -27,7 +27,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 
-use crate::error::{Failure, exit_code, no_space, to_exit};
+use crate::error::{self, AndNext, FailureKind, Next, kind, to_exit};
 use crate::node::clock::catch_signals;
 use crate::node::dir::RecoveryDir;
 use crate::report::{Progress, log, termination::TerminationLog, to_stderr, words};
@@ -69,7 +69,13 @@ pub fn run() -> ExitCode {
             tracing::error!("{}", failed(&error));
             if json {
                 // The failure itself is what counts.
-                context::print_json(&serde_json::json!({ "error": format!("{error:#}"), "exit": exit_code(&error) })).ok();
+                context::print_json(&serde_json::json!({
+                    "error": error::said(&error),
+                    "kind": kind(&error),
+                    "next": error::next(&error),
+                    "exit": error::exit_code(&error),
+                }))
+                .ok();
             }
             to_exit(&error)
         }
@@ -102,24 +108,25 @@ fn dispatch(cli: &Cli, progress: &Progress) -> Result<ExitCode> {
     if verb.needs_root() {
         context.require_root()?;
     }
-    perform(&context, verb).map_err(|error| if exit_code(&error) == 73 { with_way_out(&context.dir, &error) } else { error })
+    perform(&context, verb).map_err(|error| if kind(&error) == FailureKind::NoSpace { with_way_out(&context.dir, error) } else { error })
 }
 
 /// A full disk, with what to do about it. During a recovery `delete` and `prune` refuse: what makes room then, and only then, is a person.
-fn with_way_out(dir: &RecoveryDir, error: &anyhow::Error) -> anyhow::Error {
-    let (said, shown) = (format!("{error:#}"), dir.shown().display());
-    if dir.in_recovery() {
-        return no_space(format!("{said}; next, if the full disk is that of {shown}: {}; then run this again", dir.room_by_hand()));
-    }
-    // Who measured has said what to do; a write that failed, or a directory that could not be made, has not.
-    let measured = error.chain().any(<dyn std::error::Error>::is::<Failure>);
-    if measured {
-        return no_space(said);
-    }
-    no_space(format!(
-        "{said}; next: make room on that disk (`df -h` and `df -i` show which is full); if it is that of {shown}, `recovery list` shows the backups, \
-         `recovery delete ID` and `recovery prune --keep 1` make room; then run this again"
-    ))
+fn with_way_out(dir: &RecoveryDir, error: anyhow::Error) -> anyhow::Error {
+    let shown = dir.shown();
+    let how = if dir.in_recovery() {
+        format!("if the full disk is that of {}: {}; then run this again", shown.display(), dir.room_by_hand())
+    } else if error::is_measured(&error) {
+        // Who measured has said what to do; a write that failed, or a directory that could not be made, has not.
+        return error;
+    } else {
+        format!(
+            "make room on that disk (`df -h` and `df -i` show which is full); if it is that of {}, `recovery list` shows the backups, `recovery delete ID` \
+             and `recovery prune --keep 1` make room; then run this again",
+            shown.display()
+        )
+    };
+    error.and_next(Next::MakeRoom { dir: shown.to_owned(), how })
 }
 
 fn perform(context: &Context, verb: Verb) -> Result<ExitCode> {

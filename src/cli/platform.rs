@@ -46,7 +46,7 @@ fn describe(report: &PlatformReport) -> String {
         text += &format!("  {}\n", line(command));
     }
     if let Action::Refuse { way: Some(way), .. } = &report.action {
-        text += &format!("next: {}\n", line(way));
+        text += &format!("next: {}\n", line(&way.to_string()));
     }
     text
 }

@@ -8,6 +8,7 @@ use super::args::VerifyArgs;
 use super::context::Context;
 use crate::backup::store::{self, Listed, State};
 use crate::backup::verify::VerifyReport;
+use crate::error::{FailureKind, to_exit};
 use crate::report::{mib, words::line};
 
 pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
@@ -19,16 +20,19 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
     };
     context.print(&reports, |reports| reports.iter().map(describe).collect())?;
     // What is damaged counts more than what is not taken.
-    let Some(worst) = reports.iter().filter(|report| !report.good).min_by_key(|report| (report.code != 65, report.code)) else {
+    let Some(worst) = reports
+        .iter()
+        .filter(|report| !report.good)
+        .min_by_key(|report| (report.kind != Some(FailureKind::Damaged), report.kind.map(FailureKind::code)))
+    else {
         return Ok(ExitCode::SUCCESS);
     };
-    if context.json {
-        return Ok(ExitCode::from(worst.code));
-    }
     let bad: Vec<&str> = reports.iter().filter(|report| !report.good).map(|report| report.id.as_str()).collect();
     let text =
         format!("{}: {}; `recovery verify` checks all there are, `recovery backup` takes a new one", worst.verdict(), bad.join(", "));
-    Err(worst.failure(text))
+    let error = worst.failure(text);
+    // The reports say it all, and are the one document that is printed.
+    if context.json { Ok(to_exit(&error)) } else { Err(error) }
 }
 
 /// What the check of a backup said, unless that was deleted after it had been listed, which is said instead.

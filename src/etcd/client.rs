@@ -50,8 +50,8 @@ impl Connection {
     /// Waits for one answer. `what` is asked for, as in "asking etcd for its status".
     ///
     /// # Errors
-    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when the limit passes or the answer is an error;
-    /// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted.
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the limit passes or the answer is an error;
+    /// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted.
     pub(super) fn answer<T>(&mut self, what: &str, ask: impl AsyncFnOnce(&mut Client) -> Result<T, etcd_client::Error>) -> Result<T> {
         let asked = ask(&mut self.client);
         within(&self.runtime, &self.url, self.limit, what, asked).map_err(|error| {

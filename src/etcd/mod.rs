@@ -66,7 +66,7 @@ impl Endpoint {
     /// The etcd of `node`, as its static pod says it is reached.
     ///
     /// # Errors
-    /// When the static pod cannot be read; [`Failure::Misfit`](crate::error::Failure::Misfit) when no client certificate is there.
+    /// When the static pod cannot be read; [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when no client certificate is there.
     pub fn of(node: &Node, profile: &Profile) -> Result<Self> {
         let EtcdAccess { url, server_name, ca, cert, key } = etcd_access(node, profile)?;
         Ok(Self { url, server_name, ca: node.real_path(ca), cert: node.real_path(cert), key: node.real_path(key) })
@@ -166,8 +166,8 @@ pub struct Restored {
 /// `limit` is for each of these answers.
 ///
 /// # Errors
-/// [`Failure::Unanswered`](crate::error::Failure::Unanswered) with the cause when it does not answer or has no leader,
-/// [`Failure::Usage`](crate::error::Failure::Usage) for a URL that is not a number, and a plain error with the way out for an alarm.
+/// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) with the cause when it does not answer or has no leader,
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage) for a URL that is not a number, and a plain error with the way out for an alarm.
 pub fn health(endpoint: &Endpoint, limit: Duration) -> Result<Health> {
     client::health(endpoint, limit)
 }
@@ -176,9 +176,9 @@ pub fn health(endpoint: &Endpoint, limit: Duration) -> Result<Health> {
 /// fly. `limit` is how long etcd may send nothing.
 ///
 /// # Errors
-/// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when etcd does not answer, fails or stalls,
-/// [`Failure::Damaged`](crate::error::Failure::Damaged) when the stream ended before its trailer,
-/// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted; when the file is there already or cannot be written. The file has
+/// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when etcd does not answer, fails or stalls,
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the stream ended before its trailer,
+/// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted; when the file is there already or cannot be written. The file has
 /// its name only when it is whole; what was written up to a failure is removed.
 pub fn save(endpoint: &Endpoint, file: &Path, limit: Duration, tick: Tick<'_>) -> Result<Saved> {
     save::save(endpoint, file, limit, tick)
@@ -188,7 +188,7 @@ pub fn save(endpoint: &Endpoint, file: &Path, limit: Duration, tick: Tick<'_>) -
 /// database of a compressed one is unpacked into `$TMPDIR`, or `/var/tmp`) and says what is in it.
 ///
 /// # Errors
-/// [`Failure::Damaged`](crate::error::Failure::Damaged) when anything in it does not hold; when it cannot be read, or there is no
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when anything in it does not hold; when it cannot be read, or there is no
 /// scratch space.
 pub fn status(file: &Path, tick: Tick<'_>) -> Result<Status> {
     status::status(file, false, tick)
@@ -205,7 +205,7 @@ pub fn status_without_hash(file: &Path, tick: Tick<'_>) -> Result<Status> {
 /// Checks only that the file is whole: decompresses it and compares the trailer. No scratch space.
 ///
 /// # Errors
-/// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is not; when it cannot be read.
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is not; when it cannot be read.
 pub fn verify(file: &Path, tick: Tick<'_>) -> Result<()> {
     snapshot::check(file, false, tick).map(drop)
 }
@@ -213,8 +213,8 @@ pub fn verify(file: &Path, tick: Tick<'_>) -> Result<()> {
 /// Checks by its first bytes that a snapshot is of a kind that is taken: for what has been found to be as it was written.
 ///
 /// # Errors
-/// [`Failure::Unsupported`](crate::error::Failure::Unsupported) when it is packed with another program,
-/// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is no snapshot; when it cannot be read.
+/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is packed with another program,
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is no snapshot; when it cannot be read.
 pub fn look(file: &Path) -> Result<()> {
     snapshot::look(file)
 }
@@ -222,7 +222,7 @@ pub fn look(file: &Path) -> Result<()> {
 /// Checks all that [`restore`] checks with the default options, and makes nothing; scratch space as for [`status`].
 ///
 /// # Errors
-/// As [`status`]; [`Failure::Misfit`](crate::error::Failure::Misfit) when the snapshot does not tell which member to make.
+/// As [`status`]; [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when the snapshot does not tell which member to make.
 pub fn check_restorable(file: &Path, tick: Tick<'_>) -> Result<()> {
     restore::check_restorable(file, tick)
 }
@@ -230,7 +230,7 @@ pub fn check_restorable(file: &Path, tick: Tick<'_>) -> Result<()> {
 /// The bytes that etcd sent, of a snapshot file: plain, or compressed with zstd. Nothing is checked.
 ///
 /// # Errors
-/// When it cannot be opened; [`Failure::Unsupported`](crate::error::Failure::Unsupported) when it is packed with another program.
+/// When it cannot be opened; [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is packed with another program.
 pub fn reader(file: &Path) -> Result<Box<dyn Read + Send>> {
     snapshot::reader(file)
 }
@@ -238,8 +238,8 @@ pub fn reader(file: &Path) -> Result<Box<dyn Read + Send>> {
 /// `etcdutl snapshot restore`: makes the data directory `data_dir`, which must not exist or be empty.
 ///
 /// # Errors
-/// [`Failure::Damaged`](crate::error::Failure::Damaged) for a snapshot that is, [`Failure::Usage`](crate::error::Failure::Usage) for
-/// options that make no sense, [`Failure::Misfit`](crate::error::Failure::Misfit) when the snapshot does not tell which member to
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) for a snapshot that is, [`FailureKind::Usage`](crate::error::FailureKind::Usage) for
+/// options that make no sense, [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when the snapshot does not tell which member to
 /// make; when the directory is not empty or cannot be written. What was made up to then is removed.
 pub fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> Result<Restored> {
     restore::restore(file, data_dir, options, tick)
@@ -274,7 +274,7 @@ pub fn drop_kept(data_dir: &Path, run: &str, earlier: &[String]) -> Result<()> {
 /// etcd may have answered a little more than is in its database: [`bump_for`] allows for that.
 ///
 /// # Errors
-/// [`Failure::Damaged`](crate::error::Failure::Damaged) when no database can be made sense of; when none can be read.
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when no database can be made sense of; when none can be read.
 pub fn revision_of(data_dir: &Path) -> Result<Option<i64>> {
     status::revision_of(data_dir)
 }

@@ -98,7 +98,7 @@ pub(super) fn is_to_be_compressed(file: &Path) -> bool {
 /// True for a file that is compressed with zstd, false for a plain one.
 ///
 /// # Errors
-/// [`Failure::Unsupported`](crate::error::Failure::Unsupported) for one that is packed with another program.
+/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) for one that is packed with another program.
 pub(super) fn is_compressed(file: &File, path: &Path) -> Result<bool> {
     let mut head = [0; TAR];
     let read =

@@ -69,7 +69,7 @@ impl Client {
     /// From the first of the profile's kubeconfigs that is there. No request is sent.
     ///
     /// # Errors
-    /// [`Failure::Misfit`](crate::error::Failure::Misfit) when the node has none of them, or one that cannot be used; when one of the files
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when the node has none of them, or one that cannot be used; when one of the files
     /// it refers to cannot be read.
     pub fn of(node: &Node, profile: &Profile) -> Result<Self> {
         let access = kubeconfig::find(node, profile)?;
@@ -100,7 +100,7 @@ impl Client {
     /// One look at `/readyz`: `Ok(())` when ready, else why not.
     ///
     /// # Errors
-    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when it does not answer; [`Refused`] with the checks that fail.
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when it does not answer; [`Refused`] with the checks that fail.
     pub fn ready(&self) -> Result<()> {
         match self.call(Method::GET, "/readyz", "", Vec::new()) {
             Err(error) => match error.downcast::<Refused>() {
@@ -114,8 +114,8 @@ impl Client {
     /// Waits until the API server is ready.
     ///
     /// # Errors
-    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) at the deadline, with what it said last;
-    /// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted.
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) at the deadline, with what it said last;
+    /// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted.
     pub fn wait_ready(&self, deadline: Deadline) -> Result<()> {
         self.patiently("the API server to be ready", deadline, || self.ready().map(Some))
     }
@@ -124,8 +124,8 @@ impl Client {
     /// is normal while the control plane comes up: only the deadline and interruption end this.
     ///
     /// # Errors
-    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) at the deadline, with `what` was waited for and the last error;
-    /// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted.
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) at the deadline, with `what` was waited for and the last error;
+    /// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted.
     pub fn patiently<T>(&self, what: &str, deadline: Deadline, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
         let said = std::cell::RefCell::new("it is not so yet".to_owned());
         let attempt = || match look() {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Client;
 use super::client::is_missing;
 use super::objects::{Condition, Conditions, Object, Unread, condition, is_true, or_default};
-use crate::error::not_now;
+use crate::error::busy;
 use crate::node::profile::Kind;
 
 /// State of one ClusterOperator.
@@ -91,8 +91,8 @@ impl Client {
     /// Which cluster and release.
     ///
     /// # Errors
-    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when the API does not answer,
-    /// [`Failure::NotNow`](crate::error::Failure::NotNow) while the cluster is still being installed.
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer,
+    /// [`FailureKind::Busy`](crate::error::FailureKind::Busy) while the cluster is still being installed.
     pub fn cluster(&self) -> Result<Cluster> {
         match self.profile.kind {
             Kind::OpenShift => self
@@ -110,7 +110,7 @@ impl Client {
     /// All `ClusterOperator` objects, by name; empty where the API has none.
     ///
     /// # Errors
-    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when the API does not answer.
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer.
     pub fn operators(&self) -> Result<Vec<OperatorState>> {
         let mut states: Vec<OperatorState> = self.cluster_operators()?.iter().map(operator).collect();
         states.sort_by(|a, b| a.name.cmp(&b.name));
@@ -125,7 +125,7 @@ impl Client {
     /// so at the backup, and nobody doubts it for 40 s. A kubelet that starts reports at once. False when there is no such node.
     ///
     /// # Errors
-    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when the API does not answer.
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer.
     pub fn node_ready(&self, name: &str, since: Option<Timestamp>) -> Result<bool> {
         let node = match self.get::<Object<Unread, Conditions>>(&format!("/api/v1/nodes/{name}")) {
             Err(error) if is_missing(&error) => return Ok(false),
@@ -147,7 +147,7 @@ struct ServerVersion {
 
 fn cluster(version: &ClusterVersion) -> Result<Cluster> {
     let done = version.status.history.iter().find(|release| release.state == "Completed");
-    let done = done.ok_or_else(|| not_now("this cluster is still being installed: its ClusterVersion has no completed release yet"))?;
+    let done = done.ok_or_else(|| busy("this cluster is still being installed: its ClusterVersion has no completed release yet"))?;
     Ok(Cluster {
         id: version.spec.cluster_id.clone(),
         version: done.version.clone(),

@@ -42,7 +42,7 @@ impl Client {
     /// from before the upgrade. What was changed; nothing when it was well already.
     ///
     /// # Errors
-    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when the API does not answer; when it refuses.
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer; when it refuses.
     pub fn give_time(&self, job: &str, now: Timestamp) -> Result<Option<Value>> {
         let all: Vec<Job> = self.list("/apis/batch/v1/jobs")?;
         let Some(found) = all.into_iter().find(|one| one.metadata.uid == job) else { return Ok(None) };

@@ -91,7 +91,7 @@ impl Client {
     /// Deletes the pods of a namespace that have one of these values of label `app`; how many.
     ///
     /// # Errors
-    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when the API does not answer; when it refuses.
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer; when it refuses.
     pub fn delete_pods(&self, namespace: &str, apps: &[&str]) -> Result<usize> {
         let selector = format!("app in ({})", apps.join(","));
         let selector = percent_encoding::utf8_percent_encode(&selector, percent_encoding::NON_ALPHANUMERIC);

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::Client;
 use super::client::{PAUSE, is_conflict};
 use super::objects::{Object, or_default};
-use crate::error::not_now;
+use crate::error::busy;
 use crate::node::clock::Deadline;
 use crate::node::profile::Redeployed;
 
@@ -104,7 +104,7 @@ impl Client {
     /// Static-pod operators whose revision is being rolled out now: a backup would be taken in the middle. (resource names)
     ///
     /// # Errors
-    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when the API does not answer.
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer.
     pub fn rolling_out(&self, redeployed: &[Redeployed]) -> Result<Vec<String>> {
         let mut rolling = Vec::new();
         for one in redeployed {
@@ -122,7 +122,7 @@ impl Client {
     /// which is kept in an annotation that is written together with the reason.
     ///
     /// # Errors
-    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when the API does not answer; when it refuses.
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer; when it refuses.
     pub fn force_redeployment(&self, operator: &Redeployed, reason: &str) -> Result<i64> {
         let what = || format!("asking {} for a redeployment", operator.resource);
         for _ in 0..TRIES {
@@ -143,7 +143,7 @@ impl Client {
                 done => return done.map(|()| latest + 1).with_context(what),
             }
         }
-        Err(not_now(format!("{}/cluster was changed by others each of the {TRIES} times it was written", operator.resource)))
+        Err(busy(format!("{}/cluster was changed by others each of the {TRIES} times it was written", operator.resource)))
     }
 
     /// Waits until every node's current revision has reached `revision`, is the latest, and has held there for a while.
@@ -151,8 +151,8 @@ impl Client {
     /// `note` is told at every look what is waited for.
     ///
     /// # Errors
-    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) at the deadline, with where the operator is and what may be in its way;
-    /// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted.
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) at the deadline, with where the operator is and what may be in its way;
+    /// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted.
     pub fn wait_revision(&self, operator: &Redeployed, revision: i64, deadline: Deadline, note: &dyn Fn(&str)) -> Result<()> {
         let state = RefCell::new(String::new());
         let mut holding = Holding { needed: self.hold, since: None };

@@ -94,7 +94,7 @@ impl Client {
     /// nothing but this node's name, group, and (for serving) names and addresses.
     ///
     /// # Errors
-    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when the API does not answer; when it refuses.
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer; when it refuses.
     pub fn approve_requests(&self, node_name: &str, since: Timestamp) -> Result<Vec<String>> {
         let requests: Vec<Request> = self.pending_requests()?;
         if requests.is_empty() {

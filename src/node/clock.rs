@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::error::{not_now, unanswered};
+use crate::error::{self, unanswered};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -45,10 +45,10 @@ pub fn ignore_hangup() -> Result<()> {
 /// Fails once a signal has asked the agent to stop: called between pieces of work that can be stopped.
 ///
 /// # Errors
-/// [`Failure::NotNow`](crate::error::Failure::NotNow) after a signal.
+/// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) after a signal.
 pub fn interrupted() -> Result<()> {
     if INTERRUPTED.load(Ordering::Relaxed) {
-        return Err(not_now("interrupted by a signal; nothing is lost: run the same command again to continue"));
+        return Err(error::interrupted("interrupted by a signal; nothing is lost: run the same command again to continue"));
     }
     Ok(())
 }
@@ -139,8 +139,8 @@ impl Deadline {
     /// `Ok(None)`.
     ///
     /// # Errors
-    /// That of `look`; [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted; when the deadline passes,
-    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) with `what` was waited for and what `why` then says of the cause.
+    /// That of `look`; [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted; when the deadline passes,
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) with `what` was waited for and what `why` then says of the cause.
     pub fn wait_for<T>(
         &self,
         what: &str,

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 
 use super::{Node, durable};
-use crate::error::{misfit, no_space, not_now, not_permitted};
+use crate::error::{AndNext, by_hand, locked, misfit, no_space, not_permitted};
 
 /// Where it is unless `--dir` says otherwise.
 pub const DEFAULT: &str = "/var/recovery";
@@ -18,7 +18,7 @@ pub const DEFAULT: &str = "/var/recovery";
 /// The most that upgrade-recovery.sh notes of a recovery, bytes: it has three stages.
 const OLD_NOTES: u64 = 4096;
 
-/// The recovery directory of a node (DESIGN: "a backup on disk").
+/// The recovery directory of a node (`ARCHITECTURE.md`, "The recovery directory").
 #[derive(Debug, Clone)]
 pub struct RecoveryDir {
     shown: PathBuf,
@@ -41,7 +41,7 @@ impl RecoveryDir {
     /// Makes it when it is missing, checks that nobody but root can write to it, and leaves it to root alone: what is in it is the node's secrets.
     ///
     /// # Errors
-    /// [`Failure::NotPermitted`](crate::error::Failure::NotPermitted) when it is another user's or writable by group or others.
+    /// [`FailureKind::NotPermitted`](crate::error::FailureKind::NotPermitted) when it is another user's or writable by group or others.
     pub fn prepare(&self) -> Result<()> {
         if let Some(parent) = self.path.parent() {
             std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
@@ -161,8 +161,8 @@ impl RecoveryDir {
     /// Takes the one lock of this directory, without waiting. The lock file is never replaced or removed: its inode is the lock.
     ///
     /// # Errors
-    /// [`Failure::NotNow`](crate::error::Failure::NotNow) when another process holds it; the message names the holder.
-    /// [`Failure::NoSpace`](crate::error::Failure::NoSpace) when there is no room even for the empty file: what makes room needs the lock, too.
+    /// [`FailureKind::Locked`](crate::error::FailureKind::Locked) when another process holds it; the message names the holder.
+    /// [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace) when there is no room even for the empty file: what makes room needs the lock, too.
     pub fn lock(&self, verb: &str) -> Result<Lock> {
         let path = self.path.join("lock");
         let mut file = OpenOptions::new()
@@ -178,10 +178,8 @@ impl RecoveryDir {
                 return Err(error).with_context(|| format!("locking {}", path.display()));
             }
             let holder = named_in(&mut file);
-            return Err(not_now(format!(
-                "{} is locked by {holder}; next: run this again when that has ended; `recovery resume` shows a recovery at work, `systemctl stop \
-                 recovery-resume.service` stops the unit's",
-                self.shown.display()
+            return Err(locked(format!("{} is locked by {holder}", self.shown.display())).and_next(by_hand(
+                "run this again when that has ended; `recovery resume` shows a recovery at work, `systemctl stop recovery-resume.service` stops the unit's",
             )));
         }
         let holder = format!("`recovery {verb}` (process {}, since {})\n", std::process::id(), jiff::Timestamp::now());

@@ -37,7 +37,7 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 /// agent takes is: to check it, and then to take from it.
 ///
 /// # Errors
-/// When it cannot be opened; [`Failure::Unsupported`](crate::error::Failure::Unsupported) when it is no regular file.
+/// When it cannot be opened; [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is no regular file.
 pub fn open_regular(path: &Path) -> Result<File> {
     let file = open_at_once(path)?;
     let is = file.metadata()?.file_type();

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use super::crio::WIPE_UNIT;
 use super::dir::{DEFAULT, RecoveryDir};
 use super::{Node, durable};
-use crate::error::misfit;
+use crate::error::{AndNext, misfit, run};
 
 /// While this file exists, kubelet does not start. On `/var`, which every deployment shares.
 pub const HOLD: &str = "/var/lib/recovery/hold-kubelet";
@@ -111,29 +111,29 @@ pub fn is_left(node: &Node) -> bool {
 /// Fails when the hold is there and its recovery is not: then the directory that is there is not the one that belongs there.
 ///
 /// # Errors
-/// [`Failure::Misfit`](crate::error::Failure::Misfit), with the way out.
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit), with the way out.
 pub fn check_run(node: &Node, dir: &RecoveryDir) -> Result<()> {
     check_owner(node, dir)?;
     if !is_placed(node) || dir.in_recovery() || dir.undo().exists() {
         return Ok(());
     }
-    Err(misfit(format!(
-        "kubelet is held by a recovery of which {0} holds nothing: the file system that belongs there may not be mounted; next: `findmnt {0}`; when it \
-         is mounted, `recovery resume`; when it is lost, `recovery abandon --force` lets kubelet start on whatever is there",
-        dir.shown().display()
+    let shown = dir.shown().display();
+    let said =
+        format!("kubelet is held by a recovery of which {shown} holds nothing: the file system that belongs there may not be mounted");
+    Err(misfit(said).and_next(run(
+        format!("findmnt {shown}"),
+        "shows it; when it is mounted, `recovery resume`; when it is lost, `recovery abandon --force` lets kubelet start on whatever is there",
     )))
 }
 
 /// Fails when the hold is that of a recovery with another recovery directory.
 ///
 /// # Errors
-/// [`Failure::Misfit`](crate::error::Failure::Misfit), with the command that is about that recovery.
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit), with the command that is about that recovery.
 pub fn check_owner(node: &Node, dir: &RecoveryDir) -> Result<()> {
     match other_owner(node, dir) {
-        Some(owner) => Err(misfit(format!(
-            "kubelet is held by a recovery whose directory is {owner}, not {}; next: `recovery --dir {owner} status`",
-            dir.shown().display()
-        ))),
+        Some(owner) => Err(misfit(format!("kubelet is held by a recovery whose directory is {owner}, not {}", dir.shown().display()))
+            .and_next(run(format!("recovery --dir {owner} status"), ""))),
         None => Ok(()),
     }
 }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
 
-use crate::error::misfit;
+use crate::error::{AndNext, by_hand, misfit};
 
 /// Where the first process of the host may be seen, the surer place first.
 const PROCS: [&str; 2] = ["/host/proc", "/proc"];
@@ -49,14 +49,12 @@ impl Host {
     /// in a unit with mounts of its own, whose root is the same.
     ///
     /// # Errors
-    /// [`Failure::Misfit`](crate::error::Failure::Misfit) in a pod from which no way leads to the host.
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) in a pod from which no way leads to the host.
     pub fn outside() -> Result<Option<Self>> {
         let found = Self::among(Path::new("/"), &PROCS.map(PathBuf::from));
         if found.is_none() && std::env::var_os(IN_A_POD).is_some() {
-            return Err(misfit(
-                "this runs in a pod that cannot reach its node; next: run it privileged, and with `hostPID: true` or with the node's /proc mounted at \
-                 /host/proc",
-            ));
+            return Err(misfit("this runs in a pod that cannot reach its node")
+                .and_next(by_hand("run it privileged, and with `hostPID: true` or with the node's /proc mounted at /host/proc")));
         }
         Ok(found)
     }

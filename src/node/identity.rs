@@ -28,7 +28,7 @@ impl Identity {
     /// Reads it.
     ///
     /// # Errors
-    /// When a file of it cannot be read or is damaged; [`Failure::Misfit`](crate::error::Failure::Misfit) when the node has no name or no root CA.
+    /// When a file of it cannot be read or is damaged; [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when the node has no name or no root CA.
     pub fn of(node: &Node, profile: &Profile) -> Result<Self> {
         let machine_id = node.read_text("/etc/machine-id")?.trim().to_owned();
         let node_name = match etcd_member_name(node, profile)? {

@@ -110,7 +110,7 @@ impl MachineConfig {
     /// The node's current one; `None` where there is none (kubeadm).
     ///
     /// # Errors
-    /// When it cannot be read; [`Failure::Damaged`](crate::error::Failure::Damaged) when it is not a `MachineConfig`.
+    /// When it cannot be read; [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is not a `MachineConfig`.
     pub fn current(node: &Node) -> Result<Option<Self>> {
         if !node.exists(CURRENT_CONFIG) {
             return Ok(None);
@@ -121,7 +121,7 @@ impl MachineConfig {
     /// Parses the JSON of one.
     ///
     /// # Errors
-    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is not a `MachineConfig`, or names a file by a path that is not absolute
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is not a `MachineConfig`, or names a file by a path that is not absolute
     /// and plain.
     pub fn parse(json: &[u8]) -> Result<Self> {
         let raw: Raw = serde_json::from_slice(json).map_err(|e| damaged(format!("not a MachineConfig: {e}")))?;
@@ -172,7 +172,7 @@ impl ManagedFile {
     /// Its content.
     ///
     /// # Errors
-    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when the `data:` URL or its compression cannot be decoded.
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the `data:` URL or its compression cannot be decoded.
     pub fn decode(&self) -> Result<Vec<u8>> {
         let decode = || -> Result<Vec<u8>> {
             let bytes = self.contents.source.as_deref().map_or(Ok(Vec::new()), data_url)?;

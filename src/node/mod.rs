@@ -145,8 +145,8 @@ impl Node {
     /// A call of an external program: see [`run`].
     ///
     /// # Errors
-    /// [`Failure::Usage`](crate::error::Failure::Usage) when this is not the live machine and no folder of tools was given;
-    /// [`Failure::Misfit`](crate::error::Failure::Misfit) when that folder has no such program.
+    /// [`FailureKind::Usage`](crate::error::FailureKind::Usage) when this is not the live machine and no folder of tools was given;
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when that folder has no such program.
     pub fn command(&self, program: &str) -> Result<Command> {
         match (&self.tools, self.is_live()) {
             (Some(tools), _) => Command::in_folder(tools, program),

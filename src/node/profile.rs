@@ -164,7 +164,7 @@ impl Profile {
     /// The profile of a node, from what is on its disk.
     ///
     /// # Errors
-    /// [`Failure::Misfit`](crate::error::Failure::Misfit) when it looks like neither kind.
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when it looks like neither kind.
     pub fn of(node: &Node) -> anyhow::Result<&'static Self> {
         if node.exists(CURRENT_CONFIG) || node.exists("/etc/kubernetes/static-pod-resources") {
             return Ok(&OPENSHIFT);

@@ -112,9 +112,9 @@ impl Command {
     /// Runs it to its end, whatever its status.
     ///
     /// # Errors
-    /// [`Failure::Misfit`](crate::error::Failure::Misfit) when there is no such program,
-    /// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when it does not end within its limit (it and its process group are killed),
-    /// [`Failure::NotNow`](crate::error::Failure::NotNow) when the agent is interrupted meanwhile.
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is no such program,
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when it does not end within its limit (it and its process group are killed),
+    /// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when the agent is interrupted meanwhile.
     pub fn output(self) -> Result<Output> {
         let argv = self.shown();
         let mut command = std::process::Command::new(&self.program);

@@ -124,7 +124,7 @@ impl Manifest {
     /// Reads the manifest at the node's path `path`.
     ///
     /// # Errors
-    /// When it cannot be read; [`Failure::Damaged`](crate::error::Failure::Damaged) when it is no pod (empty after a power cut, for example).
+    /// When it cannot be read; [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is no pod (empty after a power cut, for example).
     pub fn read(node: &Node, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         Self::parse(&node.read_text(path)?).map_err(|why| damaged(format!("{} is no manifest of a pod: {why:#}", path.display())))

@@ -38,7 +38,7 @@ const TREES: [&str; 6] = ["/", "/var", "/etc", "/etc/kubernetes", "/usr/local", 
 /// says what that is. It needs no readable journal. With `force`, a hold is lifted although its recovery is not in `dir`.
 ///
 /// # Errors
-/// [`Failure::NotNow`](crate::error::Failure::NotNow) when another agent has the lock; when something cannot be put back: the recovery is
+/// [`FailureKind::Locked`](crate::error::FailureKind::Locked) when another agent has the lock; when something cannot be put back: the recovery is
 /// then still in progress.
 pub fn abandon(node: &Node, dir: &RecoveryDir, force: bool) -> Result<Option<AbandonReport>> {
     let nothing = || !dir.journal().exists() && !dir.undo().exists() && !hold::is_left(node);

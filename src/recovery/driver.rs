@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use super::journal::{Journal, Kind, Reading};
 use super::machine::{Event, Next, Phase, PlannedStep, Stage, State};
-use crate::error::{Failure, exit_code};
+use crate::error::{self, Failure};
 
 /// `MESSAGE_ID` of the journald entry that a run writes when it begins or ends a phase (`systemd.journal-fields(7)`).
 pub const MESSAGE_PHASE: &str = "a4c4c7eb11d94d0385259294778c1f2f";
@@ -22,7 +22,7 @@ pub trait Work {
     /// any time. It writes its notes through `journal`, which knows the step as the one that acts.
     ///
     /// # Errors
-    /// When it could not be done. [`Failure::NotNow`] is an interruption: the step stays open.
+    /// When it could not be done. [`error::FailureKind::Interrupted`] is no failure: the step stays open.
     fn perform(&mut self, journal: &mut Journal, phase: Phase, step: &str) -> Result<Value>;
 
     /// Called before each event is written: progress, and a place to stop for tests.
@@ -117,17 +117,21 @@ fn one_step(journal: &mut Journal, work: &mut impl Work, phase: Phase, step: &st
     match work.perform(journal, phase, step) {
         Ok(figures) => write(journal, work, &Event::StepDone(phase, step.to_owned()), figures),
         Err(error) => {
-            let code = exit_code(&error);
-            let message = failure_message(journal.reading(), Some(phase), step, &format!("{error:#}"), code);
+            let failure = of_step(journal.reading(), Some(phase), step, &error);
             // An interruption is no failure: the step is open and is taken up again.
-            if code != 75 {
-                tracing::error!(recovery_run = %run, recovery_phase = phase.name(), recovery_step = step, message_id = MESSAGE_FAILED, "{message}");
-                let cause = json!({"cause": format!("{error:#}"), "exit": code});
+            if error::kind(&error) != error::FailureKind::Interrupted {
+                tracing::error!(recovery_run = %run, recovery_phase = phase.name(), recovery_step = step, message_id = MESSAGE_FAILED, "{failure}");
+                let cause = json!({
+                    "cause": error::said(&error),
+                    "kind": error::kind(&error),
+                    "next": error::next(&error),
+                    "exit": error::exit_code(&error),
+                });
                 if let Err(unwritten) = write(journal, work, &Event::StepFailed(phase, step.to_owned()), cause) {
                     tracing::warn!("the failure could not be written to the journal: {unwritten:#}");
                 }
             }
-            Err(same_kind(&error, message))
+            Err(failure)
         }
     }
 }
@@ -143,68 +147,54 @@ fn is_lost(journal: &Journal, undone_at: u64, phase: Phase, step: &PlannedStep) 
     done.is_none_or(|done| done.boot != journal.boot() || done.sequence <= undone_at)
 }
 
-/// What to do about a failure of this exit code.
-pub(super) fn next_command(code: u8) -> &'static str {
-    match code {
-        65 => "`recovery verify`, then `recovery restart --backup ID` with a backup that is whole, or `recovery abandon`",
-        73 => "make room, then `recovery resume`",
-        _ => "put the cause right and `recovery resume`, or `recovery abandon`",
+/// What to do about a failure of this kind that stopped a run, where its cause does not say.
+pub(super) fn way_on(reading: &Reading, kind: error::FailureKind) -> error::Next {
+    match kind {
+        error::FailureKind::Damaged => {
+            error::by_hand("`recovery verify`, then `recovery restart --backup ID` with a backup that is whole, or `recovery abandon`")
+        }
+        error::FailureKind::NoSpace => error::by_hand("make room, then `recovery resume`"),
+        error::FailureKind::Interrupted => {
+            let by_itself = if reading.beginning.asked.step { "" } else { " (the unit does by itself, at the next boot at the latest)" };
+            error::by_hand(format!("`recovery resume` to go on{by_itself}, or `recovery abandon`"))
+        }
+        _ => error::Next::Resume,
     }
 }
 
-/// An error of the kind, and thus of the exit code, of `error`, that says `message`.
-fn same_kind(error: &anyhow::Error, message: String) -> anyhow::Error {
-    of_code(exit_code(error), message)
-}
-
-fn of_code(code: u8, message: String) -> anyhow::Error {
-    match code {
-        2 => Failure::Usage(message).into(),
-        64 => Failure::Unsupported(message).into(),
-        65 => Failure::Damaged(message).into(),
-        69 => Failure::Unanswered(message).into(),
-        73 => Failure::NoSpace(message).into(),
-        75 => Failure::NotNow(message).into(),
-        77 => Failure::NotPermitted(message).into(),
-        78 => Failure::Misfit(message).into(),
-        _ => anyhow::Error::msg(message),
-    }
-}
-
-/// The exit code of the failure that a journal ends with.
-pub(super) fn recorded_code(reading: &Reading) -> u8 {
-    reading.last().detail.get("exit").and_then(Value::as_u64).and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+/// The kind of the failure that a journal ends with. (Journals of earlier agents hold its exit code alone.)
+pub(super) fn recorded_kind(reading: &Reading) -> error::FailureKind {
+    let detail = &reading.last().detail;
+    let kind = detail.get("kind").and_then(|kind| serde_json::from_value(kind.clone()).ok());
+    let code = || detail.get("exit").and_then(Value::as_u64).and_then(|code| u8::try_from(code).ok());
+    kind.unwrap_or_else(|| code().map_or(error::FailureKind::Failed, error::FailureKind::of_code))
 }
 
 /// The failure that a journal ends with, as the agent that met it reported it.
 pub(super) fn recorded_failure(reading: &Reading) -> anyhow::Error {
-    let (last, code) = (reading.last(), recorded_code(reading));
-    of_code(code, failure_message(reading, last.phase, last.step.as_deref().unwrap_or("?"), last.cause().unwrap_or("?"), code))
+    let last = reading.last();
+    let next = last.detail.get("next").and_then(|next| serde_json::from_value(next.clone()).ok());
+    let cause = Failure { kind: recorded_kind(reading), message: last.cause().unwrap_or("?").to_owned(), next };
+    of_step(reading, last.phase, last.step.as_deref().unwrap_or("?"), &cause.into())
 }
 
-fn failure_message(reading: &Reading, phase: Option<Phase>, step: &str, cause: &str, code: u8) -> String {
-    let how = if code == 75 { "was interrupted" } else { "failed" };
-    and_next(reading, format!("phase {}, step {step} {how}: {cause}", phase.map_or("?", Phase::name)), code)
+/// A step's failure, with the step's name and the way on.
+fn of_step(reading: &Reading, phase: Option<Phase>, step: &str, cause: &anyhow::Error) -> anyhow::Error {
+    let how = if error::kind(cause) == error::FailureKind::Interrupted { "was interrupted" } else { "failed" };
+    stopped(reading, cause, &format!("phase {}, step {step} {how}: {}", phase.map_or("?", Phase::name), error::said(cause)))
 }
 
-/// An error that stopped a run, with the next command.
+/// An error that stopped a run, with the way on.
 pub(super) fn with_next(reading: &Reading, error: &anyhow::Error) -> anyhow::Error {
-    same_kind(error, and_next(reading, format!("{error:#}"), exit_code(error)))
+    stopped(reading, error, &error::said(error))
 }
 
-fn and_next(reading: &Reading, said: String, code: u8) -> String {
-    match code {
-        // Where the cause names the way out, there is no other.
-        _ if said.contains("next: ") => said,
-        75 => format!("{said}; {}", goes_on(reading)),
-        _ => format!("{said}; next: {}", next_command(code)),
-    }
-}
-
-/// What becomes of a run that was interrupted.
-fn goes_on(reading: &Reading) -> String {
-    let by_itself = if reading.beginning.asked.step { "" } else { " (the unit does by itself, at the next boot at the latest)" };
-    format!("the recovery is open; next: `recovery resume` to go on{by_itself}, or `recovery abandon`")
+/// A failure of the kind of `cause` that says `message`. Where the cause names the way out, there is no other.
+fn stopped(reading: &Reading, cause: &anyhow::Error, message: &str) -> anyhow::Error {
+    let kind = error::kind(cause);
+    let next = error::next(cause).cloned().unwrap_or_else(|| way_on(reading, kind));
+    let open = if kind == error::FailureKind::Interrupted && error::next(cause).is_none() { "; the recovery is open" } else { "" };
+    Failure { kind, message: format!("{message}{open}"), next: Some(next) }.into()
 }
 
 fn tell_phase(reading: &Reading, phase: Phase, what: &str) {

@@ -8,7 +8,7 @@ use super::driver;
 use super::journal::Reading;
 use super::machine::{Stage, State};
 use super::verbs::{Outcome, RunReport};
-use crate::error::{exit_code, not_now};
+use crate::error::{self, AndNext, FailureKind, kind};
 use crate::node::Node;
 use crate::node::dir::RecoveryDir;
 use crate::report::Progress;
@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Shows what happens to the open run until its agent ends, and ends as that did.
 ///
 /// # Errors
-/// The failure that the other agent met; [`Failure::NotNow`](crate::error::Failure::NotNow) when it was interrupted, or this one is.
+/// The failure that the other agent met; [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when it was interrupted, or this one is.
 pub(super) fn follow(node: &Node, dir: &RecoveryDir, progress: &Progress) -> Result<RunReport> {
     progress.say("another agent is at work on this recovery; showing its progress until it ends");
     let (mut last, mut said) = (Reading::of(&dir.journal())?, String::new());
@@ -28,7 +28,7 @@ pub(super) fn follow(node: &Node, dir: &RecoveryDir, progress: &Progress) -> Res
                 drop(free);
                 None
             }
-            Err(error) if exit_code(&error) == 75 => Some(error),
+            Err(error) if kind(&error) == FailureKind::Locked => Some(error),
             Err(error) => return Err(error),
         };
         if let Some(reading) = Reading::of(&dir.journal())? {
@@ -70,6 +70,7 @@ fn result(dir: &RecoveryDir, last: Option<&Reading>, boot: &str) -> Result<RunRe
         Stage::Failed(_) => Err(driver::recorded_failure(last)),
         Stage::Reboot if !rebooted => Ok(RunReport::of(last, Outcome::RebootNeeded)),
         Stage::Before if last.beginning.asked.step => Ok(RunReport::of(last, Outcome::PhaseDone)),
-        _ => Err(not_now(format!("the other agent ended, and did not go on from {}; next: `recovery resume`", last.state.describe()))),
+        _ => Err(error::interrupted(format!("the other agent ended, and did not go on from {}", last.state.describe()))
+            .and_next(error::run("recovery resume", ""))),
     }
 }

@@ -19,7 +19,7 @@ use serde_json::Value;
 use super::WAIT;
 use super::machine::{Event, Phase, Plan, State, transition};
 use crate::backup::manifest::DeploymentId;
-use crate::error::damaged;
+use crate::error::{AndNext, Next, damaged};
 use crate::node::dir::old_stages;
 use crate::node::{Node, durable, profile};
 use crate::tools::systemctl;
@@ -132,16 +132,11 @@ impl Reading {
     /// Reads a journal; `None` when there is none, or what is there are the notes of upgrade-recovery.sh.
     ///
     /// # Errors
-    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it cannot be read, or anything but a torn last line is wrong with it; the
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it cannot be read, or anything but a torn last line is wrong with it; the
     /// message names the ways out.
     pub fn of(path: &Path) -> Result<Option<Self>> {
-        let refused = |why: String| {
-            damaged(format!(
-                "the journal {} cannot be read: {why}; next: `recovery restart` to begin the recovery again, or `recovery abandon` to end it \
-                 (neither needs the journal)",
-                path.display()
-            ))
-        };
+        let refused =
+            |why: String| damaged(format!("the journal {} cannot be read: {why}", path.display())).and_next(Next::Restart { backup: None });
         let bytes = match durable::read(path, MOST) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             read => read.map_err(|error| refused(error.to_string()))?,

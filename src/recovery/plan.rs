@@ -15,7 +15,7 @@ use super::undo::Undo;
 use super::verbs::{Go, RunReport, carry_on, locked, put_away, rebooting, undo_of};
 use crate::backup::store::{self, Found};
 use crate::backup::{self, Backup, LEGACY_ID};
-use crate::error::{exit_code, not_now, unsupported, usage};
+use crate::error::{self, AndNext, FailureKind, busy, by_hand, kind, run, unsupported, usage};
 use crate::node::dir::{Lock, RecoveryDir};
 use crate::node::{Node, hold};
 use crate::report::Progress;
@@ -45,7 +45,7 @@ enum Origin {
 /// Looks into a recovery and says what it would do. Nothing is changed. A run that is open in its first phase is gone on with.
 ///
 /// # Errors
-/// [`Failure::NotNow`](crate::error::Failure::NotNow) when another agent has the lock, or a run is open beyond its first phase; those of
+/// [`FailureKind::Locked`](crate::error::FailureKind::Locked) when another agent has the lock, [`FailureKind::Busy`](crate::error::FailureKind::Busy) when a run is open beyond its first phase; those of
 /// the [`preflight`].
 pub fn plan<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, progress: &'a Progress) -> Result<Proposal<'a>> {
     let verb = if options.from == preflight::From::Platform { "recover" } else { "restore-files" };
@@ -58,12 +58,8 @@ pub fn plan<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, prog
         let wanted = options.backup.as_deref().map(|wanted| backup::choose(node, dir, Some(wanted), progress)).transpose()?;
         let same = wanted.is_none_or(|wanted| wanted.id == reading.backup());
         if way == Way::Elsewhere || !same {
-            return Err(not_now(format!(
-                "a recovery from backup {} is in progress ({}); next: `recovery resume` to go on, `recovery restart` to begin again, `recovery abandon` \
-                 to end it",
-                reading.backup(),
-                reading.state.describe()
-            )));
+            return Err(busy(format!("a recovery from backup {} is in progress ({})", reading.backup(), reading.state.describe()))
+                .and_next(by_hand("`recovery resume` to go on, `recovery restart` to begin again, `recovery abandon` to end it")));
         }
         options.asked.force |= reading.beginning.asked.force;
         let backup = backup::choose(node, dir, Some(reading.backup()), progress)?;
@@ -100,10 +96,13 @@ pub fn plan<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, prog
 fn unchanged(dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Result<Backup> {
     match store::find(dir, wanted, progress)? {
         Found::Backup(backup) => Ok(*backup),
-        Found::Old(_) => Err(unsupported(format!(
-            "what upgrade-recovery.sh left has to be imported before it can be compared, and a dry run changes nothing; next: `recovery verify {LEGACY_ID}`, \
-             or the same without --dry-run, which imports it and asks before anything is restored"
-        ))),
+        Found::Old(_) => {
+            Err(unsupported("what upgrade-recovery.sh left has to be imported before it can be compared, and a dry run changes nothing")
+                .and_next(run(
+                    format!("recovery verify {LEGACY_ID}"),
+                    "checks it; the same without --dry-run imports it, and asks before anything is restored",
+                )))
+        }
     }
 }
 
@@ -111,9 +110,9 @@ fn unchanged(dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Re
 fn with_another(dir: &RecoveryDir, backup: &Backup, error: anyhow::Error) -> anyhow::Error {
     let other = store::survey(dir).ok().and_then(|survey| survey.backups.into_iter().find(|other| other.id != backup.id));
     match other {
-        Some(other) if exit_code(&error) == 65 => {
-            error.context(format!("the backup cannot be restored; next: --backup {0} takes another (`recovery verify {0}`)", other.id))
-        }
+        Some(other) if kind(&error) == FailureKind::Damaged => error
+            .context("the backup cannot be restored")
+            .and_next(by_hand(format!("--backup {0} takes another (`recovery verify {0}`)", other.id))),
         _ => error,
     }
 }
@@ -153,7 +152,7 @@ fn way_of(open: &Open, reading: &Reading, boot: &str) -> Way {
 /// Looks into beginning the open run again from its first phase. It needs no readable journal.
 ///
 /// # Errors
-/// [`Failure::Usage`](crate::error::Failure::Usage) when there is nothing to restart, or nothing says from which backup; as [`plan`].
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage) when there is nothing to restart, or nothing says from which backup; as [`plan`].
 pub fn plan_restart<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, progress: &'a Progress) -> Result<Proposal<'a>> {
     // What another tool has begun is not known here: to begin it again is to begin.
     if dir.old_stages().is_some() && Undo::load(dir)?.is_none() {
@@ -162,7 +161,7 @@ pub fn plan_restart<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Optio
     let lock = locked(dir, "restart")?;
     let (undo, reading) = (Undo::load(dir)?, history::readable(dir));
     if undo.is_none() && !dir.in_recovery() {
-        return Err(usage("no recovery is in progress here; next: `recovery restore-files` begins one"));
+        return Err(usage("no recovery is in progress here").and_next(run("recovery restore-files", "begins one")));
     }
     let known = reading.as_ref().map(|r| (r.backup().to_owned(), r.beginning.asked)).or(undo.as_ref().map(|u| (u.backup.clone(), u.asked)));
     let known_backup = known.as_ref().map(|(backup, _)| backup.clone());
@@ -172,7 +171,8 @@ pub fn plan_restart<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Optio
         options.asked = Asked { force: now.force || asked.force, step: now.step || asked.step, wait: now.wait.or(asked.wait), ..asked };
     }
     let wanted = options.backup.as_deref().ok_or_else(|| {
-        usage("neither the journal nor undo.json says which backup was being restored; next: `recovery restart --backup ID` (`recovery list`)")
+        usage("neither the journal nor undo.json says which backup was being restored")
+            .and_next(run("recovery restart --backup ID", "(`recovery list` shows the backups)"))
     })?;
     let backup = backup::choose(node, dir, Some(wanted), progress)?;
     // The run before may have taken away what the identity is read from; it was checked for the backup of that run, and its likes.
@@ -218,11 +218,11 @@ impl Proposal<'_> {
         let result = carry_on(node, dir, &mut journal, undo, Some(self.backup), go, self.progress);
         // Second thoughts, before anything was done: nothing that the next boot would go on with may be left.
         let untouched = new && !journal.reading().acted() && !journal.reading().beginning.inherits;
-        if untouched && result.as_ref().is_err_and(|error| exit_code(error) == 75) {
+        if untouched && result.as_ref().is_err_and(|error| kind(error) == FailureKind::Interrupted) {
             journal.append(&Event::Abandoned, Value::Null)?;
             let undo = undo_of(dir, journal.reading())?;
             put_away(node, dir, journal.reading(), undo)?;
-            return Err(not_now("interrupted before anything was changed: no recovery is in progress"));
+            return Err(error::interrupted("interrupted before anything was changed: no recovery is in progress"));
         }
         drop((journal, self.lock));
         rebooting(node, result?, self.progress)

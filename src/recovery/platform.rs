@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use self::table::{Action, Target, judge};
 use super::restore_files;
 use super::run::{Doing, Step};
-use crate::error::misfit;
+use crate::error::{AndNext, misfit};
 use crate::node::crio::{self, Release};
 use crate::node::profile::Profile;
 use crate::node::{Node, hold, mounts};
@@ -38,13 +38,16 @@ pub(super) const STEPS: &[Step] = &[
 /// What the table asks for now.
 ///
 /// # Errors
-/// [`Failure::Misfit`](crate::error::Failure::Misfit) with the table when it refuses; when ostree does not answer.
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) with the table when it refuses; when ostree does not answer.
 fn action(here: &Doing<'_, '_>) -> Result<Action> {
     let all = ostree::deployments(here.run.node)?;
     match judge(&all, &here.target()) {
         Action::Refuse { why, way } => {
-            let way = way.map_or_else(String::new, |way| format!("; next: {way}"));
-            Err(misfit(format!("{why}; {}{way}", table::in_order(&all))))
+            let error = misfit(format!("{why}; {}", table::in_order(&all)));
+            Err(match way {
+                Some(way) => error.and_next(way),
+                None => error,
+            })
         }
         action => Ok(action),
     }

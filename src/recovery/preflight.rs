@@ -18,7 +18,7 @@ use super::undo::Undo;
 use crate::archive::{Archive, Change, Counts, Extra, Selection};
 use crate::backup::manifest::{Image, Manifest};
 use crate::backup::{self, Backup, ETC, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL, install, trees};
-use crate::error::{exit_code, misfit, no_space};
+use crate::error::{AndNext, FailureKind, again, kind, misfit, no_space, run};
 use crate::node::dir::RecoveryDir;
 use crate::node::identity::Identity;
 use crate::node::profile::{Kind, Profile};
@@ -109,8 +109,8 @@ pub(super) enum First {
 /// Looks at the backup and the node.
 ///
 /// # Errors
-/// Those of choosing and verifying the backup; [`Failure::Misfit`](crate::error::Failure::Misfit) when it is another node's or the target
-/// does not boot next (unless forced), or when etcd is to be restored by a script that is not there; [`Failure::NoSpace`](crate::error::Failure::NoSpace).
+/// Those of choosing and verifying the backup; [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when it is another node's or the target
+/// does not boot next (unless forced), or when etcd is to be restored by a script that is not there; [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace).
 pub(super) fn look(
     node: &Node,
     dir: &RecoveryDir,
@@ -179,11 +179,8 @@ fn identity(node: &Node, manifest: &Manifest, profile: &Profile, force: bool, fi
     if differences.is_empty() || force || first == First::Restart {
         return Ok(differences);
     }
-    Err(misfit(format!(
-        "this node is not the one that backup {} was taken of: {}; next: `recovery list` shows the backups, --force restores it all the same",
-        manifest.id,
-        differences.join("; ")
-    )))
+    Err(misfit(format!("this node is not the one that backup {} was taken of: {}", manifest.id, differences.join("; ")))
+        .and_next(run("recovery list", "shows the backups, --force restores it all the same")))
 }
 
 /// Expired certificates and a clock before the backup are warnings: OpenShift can renew, dead clocks happen.
@@ -242,8 +239,12 @@ fn needs(node: &Node, dir: &RecoveryDir, backup: &Backup, deployment: Option<&Pa
     let found = look().context("looking whether everything is there that a recovery needs: nothing was changed")?;
     match found.runtime {
         Some(unit) if found.missing.is_empty() => Ok(unit),
-        _ => Err(misfit(format!("this node lacks what a recovery needs, so nothing was changed: {}", found.missing.join("; ")))),
+        _ => Err(lacking(&found.missing)),
     }
+}
+
+fn lacking(missing: &[String]) -> anyhow::Error {
+    misfit(format!("this node lacks what a recovery needs, so nothing was changed: {}", missing.join("; ")))
 }
 
 /// The root of the deployment that the plan boots, where that is not the booted one.
@@ -286,7 +287,7 @@ fn programs(node: &Node) -> Result<Option<String>> {
     systemctl::show(node, KUBELET_UNIT)?;
     match crictl::containers(node) {
         Ok(_) => Ok(None),
-        Err(error) if matches!(exit_code(&error), 75 | 78) => Err(error),
+        Err(error) if matches!(kind(&error), FailureKind::Interrupted | FailureKind::Misfit) => Err(error),
         Err(error) => Ok(Some(format!("the container runtime does not answer, so that containers run until the reboot: {error:#}"))),
     }
 }
@@ -319,9 +320,10 @@ fn space(node: &Node, dir: &RecoveryDir, backup: &Backup, profile: &Profile) -> 
         if bytes.saturating_add(SPARE) > free {
             let trees: Vec<_> = trees.iter().map(|tree| tree.display().to_string()).collect();
             return Err(no_space(format!(
-                "the file system of {} has {free} bytes free; the restore needs {bytes}, and {SPARE} to spare; next: make room, then run this again",
+                "the file system of {} has {free} bytes free; the restore needs {bytes}, and {SPARE} to spare",
                 trees.join(", ")
-            )));
+            ))
+            .and_next(again("make room")));
         }
     }
     Ok(())
@@ -362,13 +364,13 @@ fn own_space(dir: &RecoveryDir) -> Result<()> {
     if free >= needed {
         return Ok(());
     }
+    let error = no_space(format!("{} has {free} bytes free; the recovery writes up to {needed} there", dir.shown().display()));
     // During a recovery nothing is deleted but by hand: who reports this says how.
-    let next = if dir.in_recovery() {
-        ""
+    Err(if dir.in_recovery() {
+        error
     } else {
-        "; next: `recovery list` shows the backups, `recovery delete ID` deletes one, then run this again"
-    };
-    Err(no_space(format!("{} has {free} bytes free; the recovery writes up to {needed} there{next}", dir.shown().display())))
+        error.and_next(again("`recovery list` shows the backups, `recovery delete ID` deletes one"))
+    })
 }
 
 /// Whether the cluster's own restore can be run when it is its turn: that is after the reboot, when all else is restored.

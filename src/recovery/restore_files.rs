@@ -14,7 +14,7 @@ use crate::archive::{Archive, Extra, Selection};
 use crate::backup::asked_by::AskedBy;
 use crate::backup::trees::{always_excluded, extras_in, without_owned};
 use crate::backup::{Backup, ETC, EXTRAS, USR_LOCAL, install};
-use crate::error::exit_code;
+use crate::error::{FailureKind, kind};
 use crate::node::machine_config::MachineConfig;
 use crate::node::profile::Profile;
 use crate::node::{crio, durable, hold};
@@ -127,7 +127,7 @@ fn note_containers(here: &mut Doing<'_, '_>) -> Result<()> {
     settled_runtime(here, &runtime)?;
     let ids: Vec<String> = match crictl::containers(here.run.node) {
         Ok(containers) => containers.into_iter().map(|c| c.id).collect(),
-        Err(error) if exit_code(&error) == 75 => return Err(error),
+        Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
         Err(error) => {
             here.warn(format!("the container runtime does not answer, so containers are told apart by the reboot alone: {error:#}"));
             Vec::new()
@@ -189,7 +189,7 @@ fn kept_pod(here: &Doing<'_, '_>) -> Result<Option<AskedBy>> {
 /// Turns a failure into a warning, unless it is an interruption.
 pub(super) fn tolerate(here: &mut Doing<'_, '_>, result: Result<()>) -> Result<()> {
     match result {
-        Err(error) if exit_code(&error) == 75 => Err(error),
+        Err(error) if kind(&error) == FailureKind::Interrupted => Err(error),
         Err(error) => {
             here.warn(format!("{error:#}"));
             Ok(())

@@ -17,7 +17,7 @@ use crate::archive::{Extra, Selection};
 use crate::backup::asked_by::AskedBy;
 use crate::backup::trees::STARTUP_MONITOR;
 use crate::backup::{self, ETCD, KUBELET, STATIC_PODS};
-use crate::error::exit_code;
+use crate::error::{FailureKind, kind};
 use crate::etcd::{self, Endpoint};
 use crate::kube::Client;
 use crate::node::machine_config::MachineConfig;
@@ -197,7 +197,7 @@ fn machine_config(here: &mut Doing<'_, '_>) -> Result<()> {
     let (node, manifests) = (here.run.node, here.run.profile.manifests);
     let found = MachineConfig::current(node).and_then(|config| config.map_or(Ok(Vec::new()), |config| config.differences_on_disk(node)));
     let differences = match found {
-        Err(error) if exit_code(&error) == 75 => return Err(error),
+        Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
         Err(error) => {
             here.warn(format!("whether the files are as the machine configuration says cannot be told: {error:#}"));
             return Ok(());
@@ -271,7 +271,7 @@ fn own_job(here: &mut Doing<'_, '_>) -> Result<()> {
     let client = waits::api(here)?;
     match client.give_time(&uid, here.run.node.clock().now()) {
         Ok(change) => here.figure("changed", change),
-        Err(error) if exit_code(&error) == 75 => return Err(error),
+        Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
         Err(error) => here.warn(format!("the Job of this backup may end as failed, which says nothing of the backup: {error:#}")),
     }
     Ok(())

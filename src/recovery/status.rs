@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::journal::{Kind, Reading};
 use super::machine::{Phase, Stage, State};
 use super::{driver, history};
+use crate::error;
 use crate::node::dir::RecoveryDir;
 use crate::node::{Node, hold};
 use crate::tools::ostree;
@@ -120,7 +121,7 @@ pub fn status(node: &Node, dir: &RecoveryDir) -> Result<StatusReport> {
     let elsewhere = if hold { hold::other_owner(node, dir) } else { None };
     let next = match (&reading, &unreadable) {
         (Some(_), _) if at_work.is_some() => None,
-        (Some(reading), _) => Some(next(reading, node.clock().boot_id().ok().as_deref()).to_owned()),
+        (Some(reading), _) => Some(next(reading, node.clock().boot_id().ok().as_deref())),
         (None, Some(_)) => Some("`recovery restart`, or `recovery abandon`".to_owned()),
         (None, None) => match elsewhere {
             Some(owner) => Some(format!("`recovery --dir {owner} status`: kubelet is held by a recovery there")),
@@ -170,16 +171,16 @@ impl RunStatus {
 }
 
 /// The command to go on with, in this boot.
-fn next(reading: &Reading, boot: Option<&str>) -> &'static str {
+fn next(reading: &Reading, boot: Option<&str>) -> String {
     let awaited = if let State::Open(open) = &reading.state { open.awaits_reboot() } else { None };
     if awaited.is_some_and(|phase| boot.is_some_and(|boot| !reading.rebooted_since(phase, boot))) {
-        return "`systemctl reboot`";
+        return "`systemctl reboot`".to_owned();
     }
-    match reading.last().cause().map(|_| driver::recorded_code(reading)) {
+    match reading.last().cause().map(|_| driver::recorded_kind(reading)) {
         // The same would fail the same way.
-        Some(code @ 65) => driver::next_command(code),
-        _ if reading.beginning.asked.step => "`recovery resume --step`",
-        _ => "`recovery resume`",
+        Some(kind @ error::FailureKind::Damaged) => driver::way_on(reading, kind).to_string(),
+        _ if reading.beginning.asked.step => "`recovery resume --step`".to_owned(),
+        _ => "`recovery resume`".to_owned(),
     }
 }
 

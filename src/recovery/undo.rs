@@ -73,7 +73,7 @@ impl Undo {
     /// Reads it; `None` when there is none.
     ///
     /// # Errors
-    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it cannot be read, or is not what an agent of this version writes.
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it cannot be read, or is not what an agent of this version writes.
     pub fn load(dir: &RecoveryDir) -> Result<Option<Self>> {
         let path = dir.undo();
         let refused = |why: String| {

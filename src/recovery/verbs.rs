@@ -17,7 +17,7 @@ use super::undo::{Undo, Units};
 use super::{abandon, follow, history};
 use crate::backup::store::{self, Found};
 use crate::backup::{self, Backup};
-use crate::error::{exit_code, not_now, unanswered, unsupported};
+use crate::error::{AndNext, FailureKind, Next, busy, by_hand, kind, run, unanswered, unsupported};
 use crate::node::clock::ignore_hangup;
 use crate::node::dir::{Lock, RecoveryDir};
 use crate::node::{Node, hold};
@@ -84,8 +84,8 @@ pub(super) struct Go {
 /// ends with its result.
 ///
 /// # Errors
-/// [`Failure::NotNow`](crate::error::Failure::NotNow) when the node has not rebooted since its files were restored;
-/// [`Failure::Unsupported`](crate::error::Failure::Unsupported) when it is upgrade-recovery.sh that has begun a recovery; that of the step that failed.
+/// [`FailureKind::Busy`](crate::error::FailureKind::Busy) when the node has not rebooted since its files were restored;
+/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is upgrade-recovery.sh that has begun a recovery; that of the step that failed.
 pub fn resume(node: &Node, dir: &RecoveryDir, options: &ResumeOptions, progress: &Progress) -> Result<Option<RunReport>> {
     dir.check()?;
     if !dir.in_recovery() {
@@ -96,16 +96,15 @@ pub fn resume(node: &Node, dir: &RecoveryDir, options: &ResumeOptions, progress:
                 tracing::info!("{old}: it is left alone");
                 Ok(None)
             }
-            Some(old) => Err(unsupported(format!(
-                "{old}, and this agent cannot go on with it; next: `recovery recover` to bring the node back to a backup, in its place, or `recovery abandon` \
-                 when the node is well as it is"
+            Some(old) => Err(unsupported(format!("{old}, and this agent cannot go on with it")).and_next(by_hand(
+                "`recovery recover` to bring the node back to a backup, in its place, or `recovery abandon` when the node is well as it is",
             ))),
             None => Ok(None),
         };
     }
     let lock = match dir.lock("resume") {
         Ok(lock) => lock,
-        Err(error) if exit_code(&error) == 75 => return follow::follow(node, dir, progress).map(Some),
+        Err(error) if kind(&error) == FailureKind::Locked => return follow::follow(node, dir, progress).map(Some),
         Err(error) => return Err(error),
     };
     let boot = this_boot(node)?;
@@ -125,7 +124,7 @@ pub fn resume(node: &Node, dir: &RecoveryDir, options: &ResumeOptions, progress:
             // Somebody may have prepared a soft reboot since what boots next was checked: the reboot that is asked for here is to be a real
             // one.
             ostree::clear_soft_reboot(node)?;
-            return Err(not_now(format!("{said}; next: `systemctl reboot`, then `recovery resume`")));
+            return Err(busy(said).and_next(Next::Reboot));
         }
         progress.say(&format!("{said}; the reboot is asked for again"));
     }
@@ -236,7 +235,8 @@ fn ask_for_the_reboot(node: &Node, progress: &Progress) -> Result<()> {
         progress.say(&format!("asked for the reboot; systemctl said: {said}"));
         node.clock().sleep(REBOOT_PAUSE)?;
     }
-    Err(unanswered("the reboot was asked for and does not come; next: `systemctl reboot`; what holds it up is in `systemd-inhibit --list`"))
+    Err(unanswered("the reboot was asked for and does not come")
+        .and_next(run("systemctl reboot", "asks again; what holds it up is in `systemd-inhibit --list`")))
 }
 
 /// The platform table for a backup; for the pinned deployment when there is no backup to ask.

@@ -80,7 +80,7 @@ pub fn look(node: &Node, profile: &Profile, need: &Need<'_>) -> Result<Found> {
     missing.extend(lasts(node, need, KUBELET_UNIT)?.map(|why| why.to_string()));
     let runtime = match runtime::unit(node, profile, need.recorded, &|unit| lasts(node, need, unit)) {
         Ok(unit) => Some(unit),
-        Err(error) if crate::error::exit_code(&error) == 78 => {
+        Err(error) if crate::error::kind(&error) == crate::error::FailureKind::Misfit => {
             missing.push(format!("{error:#}"));
             None
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::error::{exit_code, unanswered};
+use crate::error::{FailureKind, kind, unanswered};
 use crate::node::Node;
 
 /// For a job to end: kubelet and the runtime have up to 90 s by default to stop before systemd kills them, and a start waits for a stop.
@@ -114,7 +114,7 @@ pub fn mounts_at_boot(node: &Node, point: &Path) -> Result<bool> {
 /// Starts it and checks that it is active: `systemctl start` exits 0 when a condition kept it from starting.
 ///
 /// # Errors
-/// [`Failure::Unanswered`](crate::error::Failure::Unanswered) when the job fails or the unit is not active afterwards; when a condition of
+/// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the job fails or the unit is not active afterwards; when a condition of
 /// its unit file keeps it from starting.
 pub fn start(node: &Node, unit: &str) -> Result<()> {
     bring_up(node, "start", unit)
@@ -147,7 +147,7 @@ fn bring_up(node: &Node, verb: &str, unit: &str) -> Result<()> {
 /// Stops it and checks that nothing of it runs. A unit that does not exist is fine.
 ///
 /// # Errors
-/// When systemctl fails; [`Failure::Unanswered`](crate::error::Failure::Unanswered) when the unit is not stopped afterwards.
+/// When systemctl fails; [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the unit is not stopped afterwards.
 pub fn stop(node: &Node, unit: &str) -> Result<()> {
     let before = show(node, unit)?;
     // A unit whose file is gone can still run: it is stopped as any other.
@@ -201,7 +201,7 @@ pub fn reboot(node: &Node) -> Result<Option<String>> {
     let asked = node.command("systemctl")?.arg("reboot").env("SYSTEMCTL_SKIP_AUTO_SOFT_REBOOT", "1").run();
     match asked {
         Ok(_) => Ok(None),
-        Err(error) if exit_code(&error) == 78 => Err(error),
+        Err(error) if kind(&error) == FailureKind::Misfit => Err(error),
         Err(error) => Ok(Some(format!("{error:#}"))),
     }
 }
@@ -209,6 +209,7 @@ pub fn reboot(node: &Node) -> Result<Option<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::exit_code;
 
     #[test]
     fn properties_in_any_order() -> Result<()> {

@@ -80,7 +80,7 @@ fn out_of_a_recovery_whose_disk_is_full_leads_a_way_by_hand() {
     small.agent(&["restore-files", "--yes"], 0, &[]);
     small.leave_free(0);
     small.agent(&["prune", "--yes"], 75, &["a recovery is in progress"]);
-    let by_hand = ["next, if the full disk is that of /var/recovery", "`recovery list`", "`rm -r /var/recovery/backups/ID`"];
+    let by_hand = ["next: if the full disk is that of /var/recovery", "`recovery list`", "`rm -r /var/recovery/backups/ID`"];
     small.agent(&["restart", "--yes"], 73, &by_hand);
     small.agent(&["abandon", "--yes"], 73, &by_hand);
     assert!(small.place.dir.in_recovery());

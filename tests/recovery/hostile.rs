@@ -95,7 +95,10 @@ fn what_a_recovery_does_not_take_is_good_to_nobody() {
         Place::publish(&backup, &manifest);
         let report = recovery::backup::verify::report(&backup, "b1", false, &recovery::report::Progress::hidden()).unwrap();
         let [problem] = report.problems.as_slice() else { panic!("{damage}: {report:?}") };
-        assert!(problem.contains(says) && i32::from(report.code) == code, "{damage}: {report:?}");
+        assert!(
+            problem.contains(says) && i32::from(report.kind.map_or(0, recovery::error::FailureKind::code)) == code,
+            "{damage}: {report:?}"
+        );
         let problem = problem.replace(&backup.display().to_string(), "");
         // This place's own snapshot is no whole one either, which `verify` finds.
         let with_it = if says == "gzip -dc" { code } else { 65 };

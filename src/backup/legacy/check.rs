@@ -8,7 +8,7 @@ use super::members::{self, Members};
 use super::{EXTRAS, Legacy, Parts, is_dir, revisions};
 use crate::archive::Tick;
 use crate::backup::excludes;
-use crate::error::{damaged, exit_code, unsupported};
+use crate::error::{FailureKind, damaged, kind, unsupported};
 use crate::etcd;
 use crate::node::identity::Identity;
 use crate::node::machine_config::MachineConfig;
@@ -34,7 +34,7 @@ pub(super) enum Depth {
 /// All that is wrong with it, one sentence each; nothing when a recovery takes it.
 ///
 /// # Errors
-/// [`Failure::NotNow`](crate::error::Failure::NotNow) when interrupted; [`Failure::NoSpace`](crate::error::Failure::NoSpace) without scratch space.
+/// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted; [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace) without scratch space.
 pub(super) fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec<Error>> {
     let parts = match old.parts() {
         Ok(parts) => parts,
@@ -43,7 +43,7 @@ pub(super) fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec
     let mut problems = Vec::new();
     let mut note = |name: &str, result: Result<()>| match result {
         // An interruption is no damage, nor is a lack of scratch space.
-        Err(error) if matches!(exit_code(&error), 73 | 75) => Err(error),
+        Err(error) if matches!(kind(&error), FailureKind::NoSpace | FailureKind::Interrupted) => Err(error),
         Err(error) => {
             problems.push(error.context(name.to_owned()));
             Ok(true)

@@ -37,7 +37,7 @@ pub(in crate::backup) struct Members {
 /// The members of the tar.gz at `file`, read to the end (gzip's own sum is behind it).
 ///
 /// # Errors
-/// [`Failure::Damaged`](crate::error::Failure::Damaged) when it cannot be read to its end, or when a member cannot be unpacked where it belongs.
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it cannot be read to its end, or when a member cannot be unpacked where it belongs.
 pub(in crate::backup) fn of(file: &Path) -> Result<Members> {
     let mut members = Members::default();
     each(file, |name, entry| members.see(name, entry))?;

@@ -67,7 +67,7 @@ pub struct EtcdAccess {
 /// How the node's own etcd is reached: the port from the manifest, and the first certificates that are there.
 ///
 /// # Errors
-/// When the manifest cannot be read; [`Failure::Misfit`](crate::error::Failure::Misfit) when it is not there or the node has no certificates
+/// When the manifest cannot be read; [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when it is not there or the node has no certificates
 /// for a client of etcd.
 pub fn etcd_access(node: &Node, profile: &Profile) -> Result<EtcdAccess> {
     let pod = profile.etcd();

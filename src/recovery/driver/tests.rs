@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::anyhow;
 
 use super::*;
-use crate::error::{not_now, unanswered};
+use crate::error::{self, AndNext, FailureKind, Next, exit_code, unanswered};
 use crate::node::profile;
 use crate::recovery::journal::{Asked, Beginning};
 use crate::recovery::machine::{Plan, PlannedPhase};
@@ -44,7 +44,7 @@ struct Fake {
 impl Fake {
     fn point(&mut self) -> Result<()> {
         self.points += 1;
-        if self.power_fails_at == Some(self.points) { Err(not_now("the power fails")) } else { Ok(()) }
+        if self.power_fails_at == Some(self.points) { Err(error::interrupted("the power fails")) } else { Ok(()) }
     }
 
     fn reboot(&mut self) {
@@ -264,22 +264,50 @@ fn a_reboot_whose_purpose_is_behind_the_node_is_not_asked_for() {
 
 /// In the message of a step, and over the journal to whoever follows the run.
 #[test]
-fn every_kind_of_failure_keeps_its_exit_code() {
-    use crate::error::{damaged, misfit, no_space, not_permitted, unsupported, usage};
-    let kinds: [OfKind; 7] =
-        [|m| usage(m), |m| unsupported(m), |m| damaged(m), |m| unanswered(m), |m| no_space(m), |m| not_permitted(m), |m| misfit(m)];
-    for kind in kinds {
-        let (dir, code) = (tempfile::tempdir().unwrap(), exit_code(&kind("why")));
+fn every_failure_keeps_its_kind_and_its_way_out() {
+    use crate::error::{busy, damaged, locked, misfit, no_space, not_permitted, unsupported, usage};
+    let kinds: [(OfKind, FailureKind); 10] = [
+        (|m| anyhow!(m.to_owned()), FailureKind::Failed),
+        (|m| usage(m), FailureKind::Usage),
+        (|m| unsupported(m), FailureKind::Unsupported),
+        (|m| damaged(m), FailureKind::Damaged),
+        (|m| unanswered(m), FailureKind::Unanswered),
+        (|m| no_space(m), FailureKind::NoSpace),
+        (|m| locked(m), FailureKind::Locked),
+        (|m| busy(m), FailureKind::Busy),
+        (|m| not_permitted(m), FailureKind::NotPermitted),
+        (|m| misfit(m).and_next(Next::Reboot), FailureKind::Misfit),
+    ];
+    for (make, kind) in kinds {
+        let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(&begin(dir.path()), "boot-0").unwrap().unwrap();
-        let mut fake = Fake { fails_once: Some(("restore", kind)), ..Fake::default() };
-        assert_eq!(exit_code(&drive(&mut journal, &mut fake, Until::End).unwrap_err()), code);
-        assert_eq!(exit_code(&recorded_failure(journal.reading())), code);
+        let mut fake = Fake { fails_once: Some(("restore", make)), ..Fake::default() };
+        let met = drive(&mut journal, &mut fake, Until::End).unwrap_err();
+        let followed = recorded_failure(journal.reading());
+        assert_eq!((error::kind(&met), error::kind(&followed)), (kind, kind));
+        assert_eq!(format!("{met:#}"), format!("{followed:#}"));
+        assert_eq!(error::next(&met), error::next(&followed));
+        assert_eq!(error::next(&met) == Some(&Next::Reboot), kind == FailureKind::Misfit);
     }
 }
 
+/// A journal of an agent that wrote exit codes alone.
 #[test]
-fn a_full_disk_keeps_its_exit_code() {
+fn a_failure_in_an_older_journal_has_the_kind_of_its_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut journal = Journal::open(&begin(dir.path()), "boot-0").unwrap().unwrap();
+    let (phase, step) = (Phase::RestoreFiles, RESTORED[0].0.to_owned());
+    journal.append(&Event::PhaseBegun(phase), Value::Null).unwrap();
+    journal.append(&Event::StepIntent(phase, step.clone()), Value::Null).unwrap();
+    journal.append(&Event::StepFailed(phase, step), json!({"cause": "it hangs", "exit": 69})).unwrap();
+    let reading = journal.reading();
+    assert_eq!(error::kind(&recorded_failure(reading)), FailureKind::Unanswered);
+}
+
+#[test]
+fn a_full_disk_keeps_its_kind() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(&begin(dir.path()), "boot-0").unwrap().unwrap();
     let full = anyhow::Error::from(std::io::Error::from(std::io::ErrorKind::StorageFull)).context("writing");
-    assert_eq!(exit_code(&same_kind(&full, "x".to_owned())), 73);
-    assert_eq!(exit_code(&same_kind(&anyhow!("odd"), "x".to_owned())), 1);
+    assert_eq!(error::kind(&with_next(journal.reading(), &full)), FailureKind::NoSpace);
 }

@@ -105,7 +105,7 @@ impl Record {
     /// The record of a line, without its newline.
     ///
     /// # Errors
-    /// [`Failure::Damaged`](crate::error::Failure::Damaged) when it is of a newer version; any other error when it is no line of a journal.
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is of a newer version; any other error when it is no line of a journal.
     pub fn of_line(line: &[u8]) -> Result<Self> {
         let line = std::str::from_utf8(line).context("it is not text")?;
         if let Some(version) = newer_version(line) {

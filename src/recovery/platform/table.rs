@@ -1,4 +1,5 @@
-//! Which deployment is booted, which boots next, and what has to be done so that both are the backup's: DESIGN's platform table.
+//! Which deployment is booted, which boots next, and what has to be done so that both are the backup's: the platform table
+//! (`ARCHITECTURE.md`, "Deployments").
 //!
 //! The table is a pure function of the list of deployments and the target. It is reported, with the commands that do what it asks for.
 
@@ -6,7 +7,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::backup::manifest::DeploymentId;
-use crate::error::misfit;
+use crate::error::{AndNext, Next, by_hand, misfit, run};
 use crate::node::Node;
 use crate::tools::ostree::{self, Deployment};
 
@@ -49,7 +50,7 @@ pub enum Action {
         why: String,
         /// What a person can do about it, when it is one thing.
         #[serde(skip_serializing_if = "Option::is_none")]
-        way: Option<String>,
+        way: Option<Next>,
     },
 }
 
@@ -100,7 +101,7 @@ pub fn judge(all: &[Deployment], target: &Target) -> Action {
 /// Why the table refuses, and what a person can do about it.
 struct No {
     why: String,
-    way: Option<String>,
+    way: Option<Next>,
 }
 
 impl<T: Into<String>> From<T> for No {
@@ -111,8 +112,8 @@ impl<T: Into<String>> From<T> for No {
 
 /// rpm-ostree drops nothing that is pinned.
 fn no_because_pinned(why: &str, other: &Deployment) -> No {
-    let way =
-        format!("`ostree admin pin --unpin {}` lets it be dropped, also if a later backup belongs to it; then run this again", other.index);
+    let command = format!("ostree admin pin --unpin {}", other.index);
+    let way = run(command, "lets it be dropped, also if a later backup belongs to it; then run this again");
     No { why: format!("{why}: {}", short(other)), way: Some(way) }
 }
 
@@ -127,7 +128,7 @@ fn decide(all: &[Deployment], target: &Target) -> Result<Action, No> {
     // What stands before the first of the two boots next, and has to go.
     let ahead: Vec<Deployment> = all[..at.min(running)].to_vec();
     if let Some(other) = ahead.iter().find(|d| d.stateroot != booted.stateroot) {
-        let way = format!("`ostree admin undeploy {}` removes it; then run this again", other.index);
+        let way = run(format!("ostree admin undeploy {}", other.index), "removes it; then run this again");
         return Err(No { why: format!("{} of another stateroot boots next", short(other)), way: Some(way) });
     }
     if let Some(other) = ahead.iter().find(|d| d.pinned) {
@@ -201,10 +202,10 @@ fn prepared(node: &Node, all: &[Deployment]) -> Option<String> {
 
 /// That a plain reboot would not boot the first deployment but go into another, past the boot loader, when one is prepared for that.
 #[must_use]
-pub fn goes_past(all: &[Deployment]) -> Option<String> {
+pub fn goes_past(all: &[Deployment]) -> Option<anyhow::Error> {
     let into = all.iter().find(|d| d.soft_reboot)?;
-    let undo = ostree::UNDO_SOFT_REBOOT;
-    Some(format!("a soft reboot into {} is prepared, and a reboot would go there, past the boot loader; next: `{undo}`", short(into)))
+    let said = format!("a soft reboot into {} is prepared, and a reboot would go there, past the boot loader", short(into));
+    Some(misfit(said).and_next(run(ostree::UNDO_SOFT_REBOOT, "takes it back, then `recovery resume`")))
 }
 
 /// When the table is looked at.
@@ -223,10 +224,10 @@ impl PlatformReport {
     /// a warning.
     ///
     /// # Errors
-    /// [`Failure::Misfit`](crate::error::Failure::Misfit) with the table when it is not, and not forced.
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) with the table when it is not, and not forced.
     pub fn check(&self, force: bool, when: When) -> Result<Option<String>> {
         if let Some(past) = goes_past(&self.deployments) {
-            return Err(misfit(past));
+            return Err(past);
         }
         if self.action == Action::Nothing { Ok(None) } else { self.refused(force, when).map(Some) }
     }
@@ -241,7 +242,7 @@ impl PlatformReport {
     /// Why a recovery does not go on with these deployments; with `force`, the warning with which it does.
     ///
     /// # Errors
-    /// [`Failure::Misfit`](crate::error::Failure::Misfit), with the table, unless forced.
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit), with the table, unless forced.
     pub fn refused(&self, force: bool, when: When) -> Result<String> {
         let open = when != When::Before;
         // --force chooses which deployment is recovered; that it boots next is no choice, because only the booted one's kubelet is held.
@@ -250,21 +251,21 @@ impl PlatformReport {
             return Ok(format!("going on with what is booted, by --force: {}", self.summary));
         }
         let way = match (&self.action, first) {
-            (Action::Refuse { way: Some(way), .. }, _) => way,
+            (Action::Refuse { way: Some(way), .. }, _) => way.clone(),
             (Action::Refuse { .. }, Some(first)) if !first.booted => {
-                "`rpm-ostree cleanup -p` drops what boots before the booted deployment"
+                run("rpm-ostree cleanup -p", "drops what boots before the booted deployment")
             }
-            (Action::Refuse { .. }, _) if open => "`recovery restart --force` begins again with what is booted",
-            (Action::Refuse { .. }, _) => "--force goes on with what is booted",
+            (Action::Refuse { .. }, _) if open => run("recovery restart --force", "begins again with what is booted"),
+            (Action::Refuse { .. }, _) => by_hand("--force goes on with what is booted"),
             // The boot loader fell back, or somebody chose another entry.
             (Action::Reboot { ahead }, _) if when == When::Rebooted && ahead.is_empty() => {
-                "`systemctl reboot`, with an eye on the boot loader, then `recovery resume`"
+                run("systemctl reboot", ", with an eye on the boot loader, then `recovery resume`")
             }
-            _ if open => "`recovery restart` begins again, with that",
-            _ => "`recovery platform --rollback` does that, `recovery recover` the whole recovery",
+            _ if open => run("recovery restart", "begins again, with that"),
+            _ => run("recovery platform --rollback", "does that, `recovery recover` the whole recovery"),
         };
         let another = self.booted_another().filter(|_| when == When::Rebooted).unwrap_or_default();
-        Err(misfit(format!("{another}{}; {}; next: {way}", self.summary, in_order(&self.deployments))))
+        Err(misfit(format!("{another}{}; {}", self.summary, in_order(&self.deployments))).and_next(way))
     }
 }
 

@@ -15,7 +15,7 @@ const ENTRIES: &str = "/boot/loader/entries";
 /// stands at the moment, and changes whenever the list of deployments does.
 ///
 /// # Errors
-/// [`Failure::Misfit`](crate::error::Failure::Misfit) when no entry boots this deployment (a staged one has none yet); when the entries
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when no entry boots this deployment (a staged one has none yet); when the entries
 /// cannot be read.
 pub fn kernel_arguments(node: &Node, deployment: &Deployment) -> Result<Vec<String>> {
     let folder = node.real_path(ENTRIES);

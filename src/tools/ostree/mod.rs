@@ -96,7 +96,7 @@ pub fn is_ostree(node: &Node) -> bool {
 /// The deployments in boot order.
 ///
 /// # Errors
-/// When ostree fails ([`Failure::Misfit`](crate::error::Failure::Misfit) after a soft reboot, where it may not know what it runs in); when
+/// When ostree fails ([`FailureKind::Misfit`](crate::error::FailureKind::Misfit) after a soft reboot, where it may not know what it runs in); when
 /// it prints anything but its deployments in both of its forms.
 pub fn deployments(node: &Node) -> Result<Vec<Deployment>> {
     let status = || Ok::<_, anyhow::Error>(node.command("ostree")?.args(["admin", "status"]));
@@ -133,7 +133,7 @@ pub(super) fn mark_neighbours(all: &mut [Deployment]) {
 /// Pins a deployment and checks that it took. One that is pinned already is left as it is.
 ///
 /// # Errors
-/// [`Failure::Misfit`](crate::error::Failure::Misfit) when there is no such deployment, or it is only staged; when ostree fails, or the
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is no such deployment, or it is only staged; when ostree fails, or the
 /// deployment is not pinned afterwards.
 pub fn pin(node: &Node, deployment: &Deployment) -> Result<()> {
     set_pin(node, deployment, true).with_context(|| format!("pinning {deployment}"))
@@ -167,7 +167,7 @@ fn set_pin(node: &Node, deployment: &Deployment, pinned: bool) -> Result<()> {
 /// Removes a deployment that is neither booted nor pinned, and checks that it went and no other did. One that is gone already is fine.
 ///
 /// # Errors
-/// [`Failure::Misfit`](crate::error::Failure::Misfit) when it is booted or pinned, or when ostree sees no booted deployment at all (it
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when it is booted or pinned, or when ostree sees no booted deployment at all (it
 /// would then remove the running one); when ostree fails, or something else is gone afterwards.
 pub fn undeploy(node: &Node, deployment: &Deployment) -> Result<()> {
     undeploy_found(node, deployment).with_context(|| format!("removing the deployment {deployment}"))

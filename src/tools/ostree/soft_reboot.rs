@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::CHANGE;
-use crate::error::{exit_code, misfit};
+use crate::error::{AndNext, FailureKind, kind, misfit, run, said};
 use crate::node::Node;
 use crate::tools::systemctl;
 
@@ -26,13 +26,12 @@ pub fn running(node: &Node) -> Option<String> {
 
 /// A failure of ostree. After a soft reboot into a deployment that was dropped it fails at everything, and a real reboot is the way out.
 pub(super) fn explained(node: &Node, error: anyhow::Error) -> anyhow::Error {
-    if exit_code(&error) == 75 || systemctl::soft_reboots(node) == 0 {
+    if kind(&error) == FailureKind::Interrupted || systemctl::soft_reboots(node) == 0 {
         return error;
     }
     let runs = running(node).map_or_else(String::new, |name| format!(" ({name})"));
-    misfit(format!(
-        "{error:#}: the node has gone through a soft reboot, and ostree may not know what it runs{runs}; next: `systemctl reboot`, and the same again"
-    ))
+    misfit(format!("{}: the node has gone through a soft reboot, and ostree may not know what it runs{runs}", said(&error)))
+        .and_next(run("systemctl reboot", ", and the same again"))
 }
 
 /// True while there is something to go into. An empty directory is nothing: systemd looks for the tree of an operating system.
@@ -47,7 +46,7 @@ pub fn is_prepared(node: &Node) -> bool {
 /// Takes back what was prepared, so that the next reboot is a real one, into what the boot loader has first. True when something was.
 ///
 /// # Errors
-/// [`Failure::Misfit`](crate::error::Failure::Misfit) when it is still there: it was not ostree that made it, or ostree cannot undo it.
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when it is still there: it was not ostree that made it, or ostree cannot undo it.
 pub fn clear(node: &Node) -> Result<bool> {
     if !is_prepared(node) {
         return Ok(false);
@@ -59,13 +58,15 @@ pub fn clear(node: &Node) -> Result<bool> {
     let said = reset.err().map_or_else(String::new, |error| format!(" ({error:#})"));
     Err(misfit(format!(
         "a soft reboot into {NEXT_ROOT} is prepared, and ostree does not take it back{said}: a reboot would go into that root, not into the backup's \
-         deployment; next: `umount -R {NEXT_ROOT}`, then `recovery resume`"
-    )))
+         deployment"
+    ))
+    .and_next(run(format!("umount -R {NEXT_ROOT}"), ", then `recovery resume`")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::exit_code;
     use std::os::unix::fs::PermissionsExt;
 
     /// A node with an `ostree` that does as `script` says; `$ROOT` is the node's root.

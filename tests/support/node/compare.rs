@@ -15,8 +15,8 @@ use super::Node;
 pub const TREES: [&str; 3] = ["/etc", "/var/usrlocal", "/var/lib/kubelet"];
 /// Where managed files are besides. Only they are restored: that a new file came and went shows in the time of its directory.
 pub const MANAGED: [&str; 2] = ["/var/opt", "/var/lib/site"];
-/// What differs after a recovery, and why it may (DESIGN §5): the files that a recovery itself keeps in `/etc`, what `/etc/tmpfiles.d`
-/// names, and the stamp of the last update.
+/// What differs after a recovery, and may (`ARCHITECTURE.md`, "One owner for each path"): the files that a recovery itself keeps in
+/// `/etc`, what `/etc/tmpfiles.d` names, and the stamp of the last update.
 pub const NOT_RESTORED: [&str; 6] = [
     "/etc/systemd/system/crio-wipe.service.d",
     "/etc/systemd/system/crio-wipe.service.d/10-recovery-images.conf",

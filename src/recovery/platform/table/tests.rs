@@ -93,7 +93,7 @@ fn a_backup_that_records_no_deployment_means_the_pinned_one() {
 #[test]
 fn what_rpm_ostree_does_not_drop_is_named_with_the_command_that_lets_it_go() {
     let way = |all: &[Deployment], target: &str| match judge(all, &recorded("os", target)) {
-        Action::Refuse { way, .. } => way.unwrap_or_default(),
+        Action::Refuse { way, .. } => way.map_or_else(String::new, |way| way.to_string()),
         action => panic!("{action:?}"),
     };
     assert!(way(&sketch("c! b* a!"), "a").starts_with("`ostree admin pin --unpin 0`"));
