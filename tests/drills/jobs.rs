@@ -146,14 +146,12 @@ impl<'n> Job<'n> {
         Ok(items[0].clone())
     }
 
-    /// Of its pods, the UID of the one that ended well, and what it said.
-    pub(crate) fn pod_that_succeeded(&self) -> Result<(String, String)> {
+    /// What the one of its pods that ended well said.
+    pub(crate) fn said_at_its_end(&self) -> Result<String> {
         let pods = self.node.get(&["pods", &self.place(), &format!("--selector=batch.kubernetes.io/job-name={}", self.name)])?;
         let mut all = pods["items"].as_array().into_iter().flatten();
         let pod = all.find(|pod| pod["status"]["phase"] == "Succeeded").with_context(|| format!("none succeeded: {pods}"))?;
-        let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let said = self.node.kubectl(&["logs", &self.place(), &word(&pod["metadata"]["name"])])?;
-        Ok((word(&pod["metadata"]["uid"]), said))
+        self.node.kubectl(&["logs", &self.place(), pod["metadata"]["name"].as_str().unwrap_or_default()])
     }
 
     /// How the container of its one pod ended: exit code and termination message.
