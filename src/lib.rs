@@ -10,7 +10,8 @@
 //! 3. [`backup`]: what a backup is on disk, and how one is taken, checked, listed, pruned, exported, and imported from the old script.
 //! 4. [`recovery`]: the pure transition function, the journal, the driver, and one file per phase with its steps in order.
 //! 5. [`archive`], [`etcd`], [`kube`], [`tools`]: the four ways in which things are done.
-//! 6. [`report`]: progress and log. [`compression`]: what a file is packed with. [`cli`]: one file per command.
+//! 6. [`formats`]: what is written to disk and read again by another version.
+//! 7. [`report`]: progress and log. [`compression`]: what a file is packed with. [`cli`]: one file per command.
 //!
 //! `ARCHITECTURE.md` says why it is so, `CONTRIBUTING.md` where to put what.
 
@@ -22,6 +23,7 @@ pub mod cli;
 pub mod compression;
 pub mod error;
 pub mod etcd;
+pub mod formats;
 pub mod kube;
 pub mod node;
 pub mod recovery;

@@ -1,0 +1,140 @@
+//! What is written to disk and read again later, perhaps by another version of the agent: one module for each format.
+//!
+//! A format has structs of its own, which nothing else uses: the rooms convert them from and into what they work with (`From`), so that a working
+//! type can change and the file does not. Each file says its version. The rules:
+//!
+//! * An agent writes the newest version that it knows, and reads every version there ever was.
+//! * A field that a version does not have is refused as damage, never passed over: nobody knows what it was meant to change.
+//! * A file of a newer version is sound and not supported: the message names the version of the agent that wrote it, where the file says so.
+//! * Any change of a layout, an optional field too, is a new version: the structs of the old one stay, with a `From` into the new.
+//!
+//! Every version of every format has a sample in `tests/fixtures/formats/` (`NAME.VERSION.json`), with every field in it, and its schema
+//! (`NAME.VERSION.schema.json`): a test reads each, writes it again, and compares both to the byte, so that no layout changes by accident.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{damaged, unsupported};
+
+/// A format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Format {
+    /// What messages call a file of it: "manifest.json".
+    pub name: &'static str,
+    /// The newest version, which is the one that is written. The first is 1.
+    pub version: u32,
+}
+
+/// What every version of every format says of itself.
+#[derive(Deserialize)]
+struct Head {
+    version: u32,
+    /// The agent that wrote it.
+    agent: Option<String>,
+}
+
+impl Format {
+    /// Reads a JSON document of this format. `layout` reads one of a known version.
+    ///
+    /// # Errors
+    /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is of a newer version;
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is not exactly what its version says.
+    pub fn read<T>(self, json: &[u8], layout: impl FnOnce(u32, &[u8]) -> serde_json::Result<T>) -> Result<T> {
+        let name = self.name;
+        let bad = |error: serde_json::Error| damaged(format!("{name} is not valid: {error}"));
+        // The version first: what a newer one looks like is not for this agent to judge.
+        let head: Head = serde_json::from_slice(json).map_err(bad)?;
+        self.check(head.version, head.agent.as_deref())?;
+        layout(head.version, json).map_err(bad)
+    }
+
+    /// Checks the version that a file of this format says of itself, and with it the agent that wrote it.
+    ///
+    /// # Errors
+    /// As [`Format::read`].
+    pub fn check(self, version: u32, agent: Option<&str>) -> Result<()> {
+        let Self { name, version: newest } = self;
+        if version == 0 {
+            return Err(damaged(format!("{name} is not valid: there is no version 0")));
+        }
+        if version <= newest {
+            return Ok(());
+        }
+        let writer = agent.map_or_else(|| "a newer agent".to_owned(), |agent| format!("recovery {agent}"));
+        Err(unsupported(format!(
+            "{name} is of version {version}, written by {writer}; this is recovery {}, which reads up to version {newest}: use that agent, or a newer one",
+            env!("CARGO_PKG_VERSION")
+        )))
+    }
+}
+
+/// A document of a format as it stands in its file: indented, with a newline at its end.
+///
+/// # Errors
+/// When it cannot be serialized.
+pub fn to_json(document: &impl Serialize) -> serde_json::Result<Vec<u8>> {
+    let mut json = serde_json::to_vec_pretty(document)?;
+    json.push(b'\n');
+    Ok(json)
+}
+
+/// The samples: see the page of the [room](crate::formats).
+#[cfg(test)]
+pub(crate) mod samples {
+    use std::path::PathBuf;
+
+    use schemars::JsonSchema;
+    use serde::Serialize;
+    use serde::de::DeserializeOwned;
+
+    fn path(file: &str) -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/formats").join(file)
+    }
+
+    /// The bytes of a sample.
+    pub(crate) fn read(file: &str) -> Vec<u8> {
+        std::fs::read(path(file)).unwrap_or_else(|error| panic!("{}: {error}", path(file).display()))
+    }
+
+    /// Compares what is made now with what was committed.
+    pub(crate) fn same(file: &str, made: &[u8]) {
+        if std::fs::read(path(file)).ok().as_deref() != Some(made) {
+            let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target").join(file);
+            std::fs::write(&beside, made).unwrap();
+            panic!(
+                "{} is not what the agent makes now, which is in {}: a layout never changes; make a new version of it",
+                path(file).display(),
+                beside.display()
+            );
+        }
+    }
+
+    /// Checks the sample `NAME.VERSION.json` of a JSON format and its schema against `T`, the layout of that version; returns the sample's bytes.
+    pub(crate) fn check<T: Serialize + DeserializeOwned + JsonSchema>(name: &str, version: u32) -> Vec<u8> {
+        let file = format!("{name}.{version}.json");
+        let sample = read(&file);
+        let document: T = serde_json::from_slice(&sample).unwrap_or_else(|error| panic!("{file}: {error}"));
+        same(&file, &super::to_json(&document).unwrap());
+        same(&format!("{name}.{version}.schema.json"), &super::to_json(&schemars::schema_for!(T)).unwrap());
+        sample
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{FailureKind, kind};
+
+    #[test]
+    fn the_version_decides_who_may_read_a_file() {
+        let format = Format { name: "undo.json", version: 2 };
+        let read = |json: &str| format.read(json.as_bytes(), |version, _| Ok(version));
+        assert_eq!(read(r#"{"version": 1, "more": 1}"#).unwrap(), 1);
+        assert_eq!(read(r#"{"version": 2}"#).unwrap(), 2);
+        let newer = read(r#"{"version": 3, "agent": "9.1.0", "unheard-of": {}}"#).unwrap_err();
+        assert!(kind(&newer) == FailureKind::Unsupported && newer.to_string().contains("recovery 9.1.0"), "{newer}");
+        for damaged in [r#"{"version": 0}"#, r#"{"version": "1"}"#, "{}", "", "[1]", r#"{"version": 1"#] {
+            assert_eq!(kind(&read(damaged).unwrap_err()), FailureKind::Damaged, "{damaged}");
+        }
+    }
+}
