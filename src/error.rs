@@ -50,7 +50,7 @@ pub const EXIT_CODES: [(u8, &str); 10] = [
     (73, "no space"),
     (75, "not now, run it again: interrupted, locked, a recovery is in progress, operators are progressing"),
     (77, "not root, or the recovery directory is writable by others"),
-    (78, "does not fit this node: other node or cluster, deployment table, missing tool"),
+    (78, "does not fit this node: other node or cluster, deployment table, missing tool or unit, a place that cannot be written to"),
 ];
 
 impl FailureKind {
