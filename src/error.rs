@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 /// What kind a failure is of. Each has its documented exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum FailureKind {
     /// None of the others: an operation that failed.
@@ -89,6 +90,7 @@ impl FailureKind {
 
 /// What to do about a failure. Shown after "next: ".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum Next {
     /// The same command again, once something else has happened.

@@ -21,6 +21,7 @@ pub mod archive;
 pub mod backup;
 pub mod cli;
 pub mod compression;
+pub mod engine;
 pub mod error;
 pub mod etcd;
 pub mod formats;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::MANIFEST;
 use crate::archive::Selection;
 use crate::error::damaged;
+use crate::formats::parts;
 use crate::kube;
 use crate::node::{durable, identity::Identity, profile::Kind};
 use crate::tools::ostree::{self, Deployment};
@@ -157,6 +158,20 @@ impl DeploymentId {
     #[must_use]
     pub fn is(&self, deployment: &Deployment) -> bool {
         (&self.stateroot, &self.checksum, self.serial) == (&deployment.stateroot, &deployment.checksum, deployment.serial)
+    }
+}
+
+impl From<parts::Deployment> for DeploymentId {
+    fn from(read: parts::Deployment) -> Self {
+        let parts::Deployment { stateroot, checksum, serial, version, kernel_arguments } = read;
+        Self { stateroot, checksum, serial, version, kernel_arguments }
+    }
+}
+
+impl From<DeploymentId> for parts::Deployment {
+    fn from(id: DeploymentId) -> Self {
+        let DeploymentId { stateroot, checksum, serial, version, kernel_arguments } = id;
+        Self { stateroot, checksum, serial, version, kernel_arguments }
     }
 }
 

@@ -8,6 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
 use crate::backup::take::KEEP;
 use crate::error::{EXIT_CODES, usage};
 use crate::etcd::{DEFAULT_NAME, DEFAULT_PEER_URL, DEFAULT_TOKEN};
+use crate::recovery::EtcdRestore;
 
 /// Backup and recovery of a single-node OpenShift machine.
 ///
@@ -145,8 +146,8 @@ pub struct RecoverArgs {
     #[arg(long)]
     pub force: bool,
     /// Restore etcd with the cluster's own script instead of natively
-    #[arg(long, value_name = "HOW", default_value = "native", value_parser = ["native", "cluster-restore"])]
-    pub etcd_restore: String,
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    pub etcd_restore: EtcdRestore,
 }
 
 /// `restore-files`
@@ -168,8 +169,8 @@ pub struct RestoreFilesArgs {
     #[arg(long)]
     pub step: bool,
     /// Restore etcd with the cluster's own script instead of natively
-    #[arg(long, value_name = "HOW", default_value = "native", value_parser = ["native", "cluster-restore"])]
-    pub etcd_restore: String,
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    pub etcd_restore: EtcdRestore,
 }
 
 /// `resume`
@@ -497,7 +498,7 @@ impl Cli {
             Verb::Resume(ResumeArgs { step, unit: false })
         } else if step || restart {
             // As the old script: a restart of nothing begins.
-            Verb::RestoreFiles(RestoreFilesArgs { force, step, etcd_restore: "native".to_owned(), ..RestoreFilesArgs::default() })
+            Verb::RestoreFiles(RestoreFilesArgs { force, step, ..RestoreFilesArgs::default() })
         } else {
             Verb::Status(StatusArgs::default())
         })

@@ -6,13 +6,13 @@ use anyhow::Result;
 
 use super::args::RecoverArgs;
 use super::context::Context;
-use super::restore_files::{begin, etcd_restore};
+use super::restore_files::begin;
 use crate::recovery::{Asked, From, Options, plan};
 
 pub(super) fn run(context: &Context, args: &RecoverArgs) -> Result<ExitCode> {
     let options = Options {
         backup: args.backup.clone(),
-        asked: Asked { force: args.force, reboot: true, step: false, etcd: etcd_restore(&args.etcd_restore), wait: context.wait },
+        asked: Asked { force: args.force, reboot: true, step: false, etcd: args.etcd_restore, wait: context.wait },
         from: From::Platform,
         compare: false,
     };

@@ -8,19 +8,13 @@ use super::args::RestoreFilesArgs;
 use super::context::Context;
 use super::status::describe_run_report;
 use crate::recovery::preflight::PlanReport;
-use crate::recovery::{Asked, EtcdRestore, From, Options, Proposal, plan};
+use crate::recovery::{Asked, From, Options, Proposal, plan};
 use crate::report::words;
 
 pub(super) fn run(context: &Context, args: &RestoreFilesArgs) -> Result<ExitCode> {
     let options = Options {
         backup: args.backup.clone(),
-        asked: Asked {
-            force: args.force,
-            reboot: args.reboot,
-            step: args.step,
-            etcd: etcd_restore(&args.etcd_restore),
-            wait: context.wait,
-        },
+        asked: Asked { force: args.force, reboot: args.reboot, step: args.step, etcd: args.etcd_restore, wait: context.wait },
         from: From::Files,
         compare: args.dry_run,
     };
@@ -30,11 +24,6 @@ pub(super) fn run(context: &Context, args: &RestoreFilesArgs) -> Result<ExitCode
         return Ok(ExitCode::SUCCESS);
     }
     begin(context, proposal)
-}
-
-/// `--etcd-restore`; the parser has refused anything else.
-pub(super) fn etcd_restore(how: &str) -> EtcdRestore {
-    if how == "cluster-restore" { EtcdRestore::ClusterRestore } else { EtcdRestore::Native }
 }
 
 /// Asks, begins the recovery, and says how far it came.

@@ -13,7 +13,7 @@ use super::args::StatusArgs;
 use super::context::{Context, to_stdout};
 use super::list;
 use crate::backup::store::{self, Listed, State};
-use crate::recovery::status::{RunStatus, StepState};
+use crate::recovery::report::{RunStatus, StepState};
 use crate::recovery::{Outcome, RunReport, StatusReport, status};
 use crate::report::words::line;
 use crate::tools::ostree::{NEXT_ROOT, UNDO_SOFT_REBOOT};
@@ -134,7 +134,7 @@ fn describe_run(run: &RunStatus, all: bool) -> String {
         let waited: f64 = phase.steps.iter().filter_map(|s| s.waited).sum();
         let done = phase.steps.iter().all(|s| s.state == StepState::Done);
         let time = if seconds > 0.0 { took(seconds, waited) } else { String::new() };
-        writeln!(text, "{} {:<30}{time}", if done { '+' } else { ' ' }, phase.phase.name()).ok();
+        writeln!(text, "{} {:<30}{time}", if done { '+' } else { ' ' }, phase.phase).ok();
         if !all && run.phase != Some(phase.phase) {
             continue;
         }

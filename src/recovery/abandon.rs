@@ -1,38 +1,15 @@
 //! Giving a recovery up.
 
-use std::path::Path;
-
 use anyhow::Result;
-use serde::Serialize;
 use serde_json::Value;
 
-use super::journal::{Journal, Reading, this_boot};
-use super::machine::{Event, Phase, State};
-use super::resume::EXPORTED;
-use super::status::{RunStatus, StepState};
+use super::ending::give_up;
+use super::history;
+use super::procedure::{Event, Journal, State, this_boot};
+use super::report::AbandonReport;
 use super::undo::{Undo, Units};
-use super::{history, run, verbs};
-use crate::archive;
 use crate::node::dir::RecoveryDir;
-use crate::node::profile::Profile;
-use crate::node::{Node, durable, hold};
-use crate::tools::ostree;
-
-/// What giving up left behind.
-#[derive(Debug, Clone, Serialize)]
-pub struct AbandonReport {
-    /// The run, when its journal could be read.
-    pub run: Option<RunStatus>,
-    /// What was put back, and what is left to do by hand.
-    pub put_back: Vec<String>,
-    /// Steps that changed the node's disk and were done, or begun.
-    pub changed: Vec<String>,
-    /// What state the node is in, in words.
-    pub state: String,
-}
-
-/// Where the steps' restores make what they then put in place: at the root of each tree and, for managed files elsewhere, of each file system.
-const TREES: [&str; 6] = ["/", "/var", "/etc", "/etc/kubernetes", "/usr/local", "/var/lib/kubelet"];
+use crate::node::{Node, hold};
 
 /// Ends the run: puts back what `undo.json` holds, lifts the hold, moves the journal to `history/`. The files stay as they are; the report
 /// says what that is. It needs no readable journal. With `force`, a hold is lifted although its recovery is not in `dir`.
@@ -46,7 +23,7 @@ pub fn abandon(node: &Node, dir: &RecoveryDir, force: bool) -> Result<Option<Aba
     if nothing() {
         return Ok(None);
     }
-    let _lock = verbs::locked(dir, "abandon")?;
+    let _lock = dir.lock("abandon")?;
     // Another agent may have ended it before it let the lock go.
     if nothing() {
         return Ok(None);
@@ -65,111 +42,7 @@ pub fn abandon(node: &Node, dir: &RecoveryDir, force: bool) -> Result<Option<Aba
     {
         journal.append(&Event::Abandoned, Value::Null)?;
     }
-    let mut report = put_away(node, dir, reading.as_ref(), undo, Units::Start)?;
+    let mut report = give_up(node, dir, reading.as_ref(), undo, Units::Start)?;
     report.put_back.extend(set_aside);
     Ok(Some(report))
-}
-
-/// What follows giving up: puts back what `undo.json` holds, removes what a restore left unfinished, reports, and files the run away. Done again
-/// after a crash, it ends the same. `units`: what becomes of those that were stopped where nothing else was changed.
-///
-/// # Errors
-/// When something cannot be put back, removed or written.
-pub(super) fn put_away(
-    node: &Node,
-    dir: &RecoveryDir,
-    reading: Option<&Reading>,
-    undo: Option<Undo>,
-    units: Units,
-) -> Result<AbandonReport> {
-    let changed = reading.map(changed).unwrap_or_default();
-    let untouched = match (reading, &undo) {
-        (Some(reading), _) => changed.is_empty() && reading.beginning.restarts.is_none() && !reading.beginning.inherits,
-        // What is to be put back is noted before the journal is begun: nothing noted, nothing done.
-        (None, Some(undo)) => !dir.in_recovery() && !hold::is_placed(node) && undo.units.is_empty(),
-        (None, None) => false,
-    };
-    let runs = undo.as_ref().map(|undo| undo.runs.clone()).unwrap_or_default();
-    let mut put_back = match undo {
-        Some(mut undo) => undo.put_back(node, dir, if untouched { units } else { Units::Leave })?,
-        // Images first: what is done again after a crash finds the hold that says so.
-        None if hold::is_left(node) => {
-            let mut said = Vec::new();
-            if hold::release_images(node)? {
-                said.push("the hold on CRI-O's images is lifted".to_owned());
-            }
-            if hold::is_placed(node) {
-                hold::lift(node)?;
-                said.push("the hold on kubelet is lifted".to_owned());
-            }
-            said
-        }
-        None => Vec::new(),
-    };
-    put_back.extend(swept(node, dir)?);
-    put_back.extend(kept_etcd(node, reading, &runs));
-    put_back.extend(next_boot(node).filter(|_| changed.iter().any(|step| step.starts_with(Phase::Platform.name()))));
-    let old = reading.map(|r| r.run().to_owned()).or(runs.last().cloned());
-    let state = state_of(reading, untouched, &changed);
-    let report = AbandonReport { run: reading.map(RunStatus::of), put_back, changed, state };
-    history::close(dir, old.as_deref(), &report)?;
-    Ok(report)
-}
-
-/// What a restore that was cut short was about to put in place: parts of files, secrets among them.
-fn swept(node: &Node, dir: &RecoveryDir) -> Result<Vec<String>> {
-    durable::remove_tree(&dir.path().join(EXPORTED))?;
-    let mut said = Vec::new();
-    for tree in TREES {
-        if archive::sweep(&node.real_path(tree))? {
-            said.push(format!("what a restore of {tree} had left unfinished is removed"));
-        }
-    }
-    Ok(said)
-}
-
-/// The etcd data that the runs replaced is kept, and stays: whether it or the restored one is wanted, a person decides.
-fn kept_etcd(node: &Node, reading: Option<&Reading>, runs: &[String]) -> Vec<String> {
-    let Some(profile) = reading.map(|r| r.beginning.profile.profile()).or_else(|| Profile::of(node).ok()) else { return Vec::new() };
-    let kept = |run: &String| {
-        let shown = Path::new(profile.etcd_data).join(format!("member.before-{run}"));
-        node.exists(&shown).then(|| format!("the etcd data from before the recovery is kept as {}", shown.display()))
-    };
-    runs.iter().filter_map(kept).collect()
-}
-
-/// What boots next, after a recovery that had begun to change that.
-fn next_boot(node: &Node) -> Option<String> {
-    let next = ostree::deployments(node).ok()?.into_iter().next()?;
-    let booted = if next.booted { "the one that is booted" } else { "not the one that is booted" };
-    Some(format!("the deployment {next} boots next: {booted}"))
-}
-
-fn changed(reading: &Reading) -> Vec<String> {
-    let phases = RunStatus::of(reading).phases;
-    let steps = phases.iter().flat_map(|p| p.steps.iter().map(move |s| (p.phase, s)));
-    let begun = steps.filter(|(phase, step)| step.state != StepState::Waiting && run::changes(*phase, &step.name));
-    begun
-        .map(
-            |(phase, step)| {
-                if step.state == StepState::Done { format!("{phase}: {}", step.name) } else { format!("{phase}: {} (in part)", step.name) }
-            },
-        )
-        .collect()
-}
-
-fn state_of(reading: Option<&Reading>, untouched: bool, changed: &[String]) -> String {
-    match reading {
-        _ if untouched => "nothing on disk was changed: the node is as it was before the recovery".to_owned(),
-        None => {
-            "the journal could not be read, so nobody knows how far the recovery came: treat the node's files as half restored".to_owned()
-        }
-        Some(reading) if reading.state == State::Finished => "the recovery was over already".to_owned(),
-        Some(reading) => format!(
-            "the recovery ended as {}; restored so far: {}; what is not restored is the newer release's. kubelet is no longer held: it \
-             starts at the next boot, on whatever is there. `recovery recover` makes the node whole",
-            reading.state.describe(),
-            if changed.is_empty() { "what the runs before it restored".to_owned() } else { changed.join(", ") }
-        ),
-    }
 }

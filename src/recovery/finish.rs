@@ -4,15 +4,16 @@ use anyhow::Result;
 use jiff::Timestamp;
 
 use super::run::{Doing, Step};
+use super::step;
 use super::undo::Units;
 use super::waits::{self, PAUSE};
 use crate::etcd;
 use crate::kube::{Client, OperatorState};
 
 pub(super) const STEPS: &[Step] = &[
-    Step::new("cluster", "waiting for the cluster to be as the backup recorded it", cluster),
-    Step::new("etcd-copy", "removing the etcd data that was replaced", drop_old_etcd),
-    Step::new("put-back", "putting back what the recovery changed", put_back),
+    Step::new(step::CLUSTER, "waiting for the cluster to be as the backup recorded it", cluster),
+    Step::new(step::ETCD_COPY, "removing the etcd data that was replaced", drop_old_etcd),
+    Step::new(step::PUT_BACK, "putting back what the recovery changed", put_back),
 ];
 
 fn cluster(here: &mut Doing<'_, '_>) -> Result<()> {

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::driver;
-use super::journal::Reading;
-use super::machine::{Stage, State};
-use super::verbs::{Outcome, RunReport};
+use super::history;
+use super::procedure::{Reading, State};
+use super::report::{Outcome, RunReport};
+use crate::engine::{driver, machine::Stage};
 use crate::error::{self, AndNext, FailureKind, kind};
 use crate::node::Node;
 use crate::node::dir::RecoveryDir;
@@ -52,14 +52,13 @@ pub(super) fn follow(node: &Node, dir: &RecoveryDir, progress: &Progress) -> Res
 /// What the other agent left: the journal's last line, or the report of the finished run.
 fn result(dir: &RecoveryDir, last: Option<&Reading>, boot: &str) -> Result<RunReport> {
     let last = last.context("the journal is gone")?;
-    let report = dir.history().join(format!("{}.json", last.run()));
     if !dir.in_recovery() {
-        let json = std::fs::read(&report).with_context(|| format!("reading {}", report.display()))?;
-        // That of an abandoned run is another's.
-        if last.state == State::Abandoned {
-            return Ok(RunReport::of(last, Outcome::Abandoned));
-        }
-        return serde_json::from_slice(&json).with_context(|| format!("the recovery has ended; reading {}", report.display()));
+        // A report of an abandoned run is not one of how far it came.
+        return if last.state == State::Abandoned {
+            Ok(RunReport::of(last, Outcome::Abandoned))
+        } else {
+            history::report_of(dir, &last.run)
+        };
     }
     let State::Open(open) = &last.state else {
         let outcome = if last.state == State::Abandoned { Outcome::Abandoned } else { Outcome::Finished };
@@ -67,7 +66,7 @@ fn result(dir: &RecoveryDir, last: Option<&Reading>, boot: &str) -> Result<RunRe
     };
     let rebooted = open.awaits_reboot().is_some_and(|phase| last.rebooted_since(phase, boot));
     match open.stage {
-        Stage::Failed(_) => Err(driver::recorded_failure(last)),
+        Stage::Failed(_) => Err(driver::recorded_failure(last).context("the failed step is not in the journal")?),
         Stage::Reboot if !rebooted => Ok(RunReport::of(last, Outcome::RebootNeeded)),
         Stage::Before if last.beginning.asked.step => Ok(RunReport::of(last, Outcome::PhaseDone)),
         _ => Err(error::interrupted(format!("the other agent ended, and did not go on from {}", last.state.describe()))

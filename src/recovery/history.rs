@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
 
-use super::journal::Reading;
-use super::status::RunStatus;
+use super::procedure::{Phase, Reading};
+use super::report::{AbandonReport, Outcome, PhaseStatus, RunReport, RunStatus, StepState, StepStatus};
 use super::undo::Undo;
-use super::verbs::{Outcome, RunReport};
+use crate::engine::machine::Phase as _;
+use crate::formats::{self, history as format};
 use crate::node::dir::RecoveryDir;
 use crate::node::durable;
 
@@ -22,7 +22,7 @@ pub(super) fn readable(dir: &RecoveryDir) -> Option<Reading> {
 
 /// Puts a run that is finished away: its report, then its journal, go to `history/`. Done again after a crash, it ends the same.
 pub(super) fn settle(dir: &RecoveryDir, reading: &Reading) -> Result<()> {
-    close(dir, Some(reading.run()), &RunReport::of(reading, Outcome::Finished))
+    close(dir, Some(&reading.run), &RunReport::of(reading, Outcome::Finished).into())
 }
 
 /// The run that ended last, when its report can be read: for people, so that nothing is made of one that cannot.
@@ -30,14 +30,33 @@ pub(super) fn last(dir: &RecoveryDir) -> Option<RunStatus> {
     let report = |entry: std::io::Result<std::fs::DirEntry>| {
         let path = entry.ok()?.path();
         let json = (path.extension()? == "json").then(|| durable::read(&path, durable::SMALL).ok())??;
-        let mut report: serde_json::Value = serde_json::from_slice(&json).ok()?;
-        serde_json::from_value::<RunStatus>(report.get_mut("run")?.take()).ok()
+        RunStatus::of_format(format::read(&json).ok()?.run?)
     };
     std::fs::read_dir(dir.history()).ok()?.filter_map(report).max_by_key(|run| run.since)
 }
 
-fn write_report(dir: &RecoveryDir, name: &str, report: &impl Serialize) -> Result<()> {
-    let json = serde_json::to_vec_pretty(report).context("serializing the report")?;
+/// The report of a run that is finished.
+pub(super) fn report_of(dir: &RecoveryDir, run: &str) -> Result<RunReport> {
+    let path = dir.history().join(format!("{run}.json"));
+    let read = || RunReport::of_history(&durable::read(&path, durable::SMALL)?);
+    read().with_context(|| format!("the recovery has ended; reading {}", path.display()))
+}
+
+impl RunReport {
+    /// Reads the report of a run that is finished, as `history/` keeps it.
+    ///
+    /// # Errors
+    /// When it is not one, or is that of a run that was given up.
+    pub fn of_history(json: &[u8]) -> Result<Self> {
+        let report = format::read(json)?;
+        let run = report.run.and_then(RunStatus::of_format).context("it does not say what was done")?;
+        anyhow::ensure!(report.end == format::End::Finished, "it is that of a run that was given up");
+        Ok(Self { outcome: Outcome::Finished, run, seconds: report.seconds, waited: report.waited, next: None })
+    }
+}
+
+fn write_report(dir: &RecoveryDir, name: &str, report: &format::Report) -> Result<()> {
+    let json = formats::to_json(report).context("serializing the report")?;
     durable::write(&dir.history().join(format!("{name}.json")), &json, 0o600)
 }
 
@@ -70,7 +89,7 @@ fn name_of(dir: &RecoveryDir, run: Option<&str>) -> Result<String> {
 
 /// Nothing is left to undo; report and journal of a run go to `history/`. The journal goes last: until then, every verb sees a run that is
 /// over and puts it away.
-pub(super) fn close(dir: &RecoveryDir, run: Option<&str>, report: &impl Serialize) -> Result<()> {
+pub(super) fn close(dir: &RecoveryDir, run: Option<&str>, report: &format::Report) -> Result<()> {
     let name = name_of(dir, run)?;
     write_report(dir, &name, report)?;
     Undo::forget(dir)?;
@@ -80,4 +99,88 @@ pub(super) fn close(dir: &RecoveryDir, run: Option<&str>, report: &impl Serializ
         durable::remove(&dir.journal())?;
     }
     Ok(())
+}
+
+impl From<RunReport> for format::Report {
+    fn from(report: RunReport) -> Self {
+        let RunReport { outcome: _, run, seconds, waited, next: _ } = report;
+        let mut new = Self::empty(format::End::Finished);
+        (new.run, new.seconds, new.waited) = (Some(run.into()), seconds, waited);
+        new
+    }
+}
+
+impl From<AbandonReport> for format::Report {
+    fn from(report: AbandonReport) -> Self {
+        let AbandonReport { run, put_back, changed, state } = report;
+        let mut new = Self::empty(format::End::Abandoned);
+        let steps = || run.iter().flat_map(|run| &run.phases).flat_map(|phase| &phase.steps);
+        (new.seconds, new.waited) = (steps().filter_map(|step| step.seconds).sum(), steps().filter_map(|step| step.waited).sum());
+        (new.put_back, new.state) = (put_back, Some(state));
+        new.changed = changed.iter().map(ToString::to_string).collect();
+        new.run = run.map(Into::into);
+        new
+    }
+}
+
+impl format::Report {
+    fn empty(end: format::End) -> Self {
+        let agent = Some(env!("CARGO_PKG_VERSION").to_owned());
+        let (put_back, changed) = (Vec::new(), Vec::new());
+        Self { version: format::FORMAT.version, agent, end, run: None, put_back, changed, state: None, seconds: 0.0, waited: 0.0 }
+    }
+}
+
+impl From<RunStatus> for format::Run {
+    fn from(run: RunStatus) -> Self {
+        let RunStatus { id, backup, state, phase, step, begun, since, failure, needs_reboot, by_step, phases, warnings } = run;
+        let phase = phase.map(|phase| phase.name().to_owned());
+        let phases = phases.into_iter().map(format::Phase::from).collect();
+        Self { id, backup, state, phase, step, begun, since, failure, needs_reboot, by_step, phases, warnings }
+    }
+}
+
+impl From<PhaseStatus> for format::Phase {
+    fn from(status: PhaseStatus) -> Self {
+        let step = |step: StepStatus| {
+            let StepStatus { name, state, attempts, seconds, waited, figures } = step;
+            let state = match state {
+                StepState::Waiting => format::StepState::Waiting,
+                StepState::Begun => format::StepState::Begun,
+                StepState::Failed => format::StepState::Failed,
+                StepState::Done => format::StepState::Done,
+            };
+            format::Step { name, state, attempts, seconds, waited, figures }
+        };
+        Self { phase: status.phase.name().to_owned(), steps: status.steps.into_iter().map(step).collect() }
+    }
+}
+
+impl RunStatus {
+    /// A run as its report has it; `None` when it has phases that this agent does not know.
+    fn of_format(run: format::Run) -> Option<Self> {
+        let format::Run { id, backup, state, phase, step, begun, since, failure, needs_reboot, by_step, phases, warnings } = run;
+        let phase = match phase {
+            Some(name) => Some(Phase::of_name(&name)?),
+            None => None,
+        };
+        let phases = phases.into_iter().map(PhaseStatus::of_format).collect::<Option<_>>()?;
+        Some(Self { id, backup, state, phase, step, begun, since, failure, needs_reboot, by_step, phases, warnings })
+    }
+}
+
+impl PhaseStatus {
+    fn of_format(read: format::Phase) -> Option<Self> {
+        let step = |step: format::Step| {
+            let format::Step { name, state, attempts, seconds, waited, figures } = step;
+            let state = match state {
+                format::StepState::Waiting => StepState::Waiting,
+                format::StepState::Begun => StepState::Begun,
+                format::StepState::Failed => StepState::Failed,
+                format::StepState::Done => StepState::Done,
+            };
+            StepStatus { name, state, attempts, seconds, waited, figures }
+        };
+        Some(Self { phase: Phase::of_name(&read.phase)?, steps: read.steps.into_iter().map(step).collect() })
+    }
 }

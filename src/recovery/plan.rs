@@ -6,15 +6,17 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::driver::Until;
+use super::carry_on::{Go, carry_on, put_away, rebooting, undo_of};
 use super::history;
-use super::journal::{Asked, Beginning, Journal, Reading, this_boot};
-use super::machine::{Event, Open, Phase, Stage, State};
 use super::preflight::{self, First, Options, PlanReport};
+use super::procedure::{Asked, Beginning, Event, Journal, Phase, Reading, State, this_boot};
+use super::report::RunReport;
 use super::undo::Undo;
-use super::verbs::{Go, RunReport, carry_on, locked, put_away, rebooting, undo_of};
 use crate::backup::store::{self, Found};
 use crate::backup::{self, Backup, LEGACY_ID};
+use crate::engine::driver::Until;
+use crate::engine::journal::New;
+use crate::engine::machine::{Open, Stage};
 use crate::error::{self, AndNext, FailureKind, busy, by_hand, kind, run, unsupported, usage};
 use crate::node::dir::{Lock, RecoveryDir};
 use crate::node::{Node, hold};
@@ -49,22 +51,23 @@ enum Origin {
 /// the [`preflight`].
 pub fn plan<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, progress: &'a Progress) -> Result<Proposal<'a>> {
     let verb = if options.from == preflight::From::Platform { "recover" } else { "restore-files" };
-    let lock = locked(dir, verb)?;
+    dir.check()?;
+    let lock = dir.lock(verb)?;
     let boot = this_boot(node)?;
     if let Some(reading) = Reading::of(&dir.journal())?
         && let State::Open(open) = &reading.state
     {
         let way = way_of(open, &reading, &boot);
         let wanted = options.backup.as_deref().map(|wanted| backup::choose(node, dir, Some(wanted), progress)).transpose()?;
-        let same = wanted.is_none_or(|wanted| wanted.id == reading.backup());
+        let same = wanted.is_none_or(|wanted| wanted.id == reading.subject);
         if way == Way::Elsewhere || !same {
-            return Err(busy(format!("a recovery from backup {} is in progress ({})", reading.backup(), reading.state.describe()))
+            return Err(busy(format!("a recovery from backup {} is in progress ({})", reading.subject, reading.state.describe()))
                 .and_next(by_hand("`recovery resume` to go on, `recovery restart` to begin again, `recovery abandon` to end it")));
         }
         options.asked.force |= reading.beginning.asked.force;
-        let backup = backup::choose(node, dir, Some(reading.backup()), progress)?;
+        let backup = backup::choose(node, dir, Some(&reading.subject), progress)?;
         let mut report = preflight::look(node, dir, &backup, &options, First::Restart, progress)?;
-        let run = Some(reading.run().to_owned());
+        let run = Some(reading.run.clone());
         let origin = if way == Way::On && can_go_on(&report, reading.beginning.asked, options.asked) {
             report.continues = run;
             Origin::Continue
@@ -137,7 +140,7 @@ fn can_go_on(now: &PlanReport, was: Asked, asked: Asked) -> bool {
     (asked.step, asked.etcd) == (was.step, was.etcd) && !(boots_another || forced || waits)
 }
 
-fn way_of(open: &Open, reading: &Reading, boot: &str) -> Way {
+fn way_of(open: &Open<Phase>, reading: &Reading, boot: &str) -> Way {
     match open.planned().map(|p| p.phase) {
         Some(Phase::Platform) => Way::Anew,
         Some(Phase::RestoreFiles) if open.stage == Stage::Before => Way::Anew,
@@ -158,12 +161,13 @@ pub fn plan_restart<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Optio
     if dir.old_stages().is_some() && Undo::load(dir)?.is_none() {
         return plan(node, dir, options, progress);
     }
-    let lock = locked(dir, "restart")?;
+    dir.check()?;
+    let lock = dir.lock("restart")?;
     let (undo, reading) = (Undo::load(dir)?, history::readable(dir));
     if undo.is_none() && !dir.in_recovery() {
         return Err(usage("no recovery is in progress here").and_next(run("recovery restore-files", "begins one")));
     }
-    let known = reading.as_ref().map(|r| (r.backup().to_owned(), r.beginning.asked)).or(undo.as_ref().map(|u| (u.backup.clone(), u.asked)));
+    let known = reading.as_ref().map(|r| (r.subject.clone(), r.beginning.asked)).or(undo.as_ref().map(|u| (u.backup.clone(), u.asked)));
     let known_backup = known.as_ref().map(|(backup, _)| backup.clone());
     if let Some((backup, asked)) = known {
         options.backup.get_or_insert(backup);
@@ -179,7 +183,7 @@ pub fn plan_restart<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Optio
     let checked = known_backup.and_then(|id| backup::choose(node, dir, Some(&id), progress).ok());
     let first = if checked.is_some_and(|one| one.manifest.identity == backup.manifest.identity) { First::Restart } else { First::Run };
     let report = preflight::look(node, dir, &backup, &options, first, progress)?;
-    let old = reading.map(|r| r.run().to_owned()).or(undo.and_then(|u| u.runs.last().cloned()));
+    let old = reading.map(|r| r.run.clone()).or(undo.and_then(|u| u.runs.last().cloned()));
     Ok(Proposal { node, dir, progress, options, backup, origin: Origin::Restart { old }, report, lock })
 }
 
@@ -259,7 +263,7 @@ fn open(
         restarts,
         inherits,
         warnings: report.warnings.clone(),
-        phases: report.phases.clone(),
     };
-    Ok((Journal::begin(&dir.journal(), &id, &backup.id, boot, &beginning)?, undo))
+    let new = New { run: &id, subject: &backup.id, boot };
+    Ok((Journal::begin(&dir.journal(), new, &report.phases, &beginning)?, undo))
 }

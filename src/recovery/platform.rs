@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 use self::table::{Action, Target, judge};
-use super::restore_files;
 use super::run::{Doing, Step};
+use super::{restore_files, step};
 use crate::error::{AndNext, misfit};
 use crate::node::crio::{self, Release};
 use crate::node::profile::Profile;
@@ -24,15 +24,15 @@ use crate::tools::{crictl, rpm_ostree, systemctl};
 const DAEMON: (&str, &str) = ("machine-config-daemon", "openshift-machine-config-operator");
 
 pub(super) const STEPS: &[Step] = &[
-    Step::new("hold", "holding kubelet, whatever boots", restore_files::place_hold),
-    Step::new("stop-kubelet", "stopping kubelet", restore_files::stop_kubelet).volatile(),
-    Step::new("stop-daemon", "stopping machine-config-daemon", stop_daemon).volatile().only(Profile::is_openshift),
-    Step::new("target-files", "holding kubelet in the backup's deployment too", target_files),
-    Step::new("drop-ahead", "dropping what would boot before the backup's deployment", drop_ahead).changes(),
-    Step::new("undeploy-between", "removing standbys before the backup's deployment", undeploy_between).changes(),
-    Step::new("roll-back", "rolling back to the backup's deployment", roll_back).changes(),
-    Step::new("stop-containers", "stopping containers and removing pod sandboxes", stop_containers).volatile(),
-    Step::new("next-boot", "checking that the backup's deployment boots next", next_boot),
+    Step::new(step::HOLD, "holding kubelet, whatever boots", restore_files::place_hold),
+    Step::new(step::STOP_KUBELET, "stopping kubelet", restore_files::stop_kubelet).volatile(),
+    Step::new(step::STOP_DAEMON, "stopping machine-config-daemon", stop_daemon).volatile().only(Profile::is_openshift),
+    Step::new(step::TARGET_FILES, "holding kubelet in the backup's deployment too", target_files),
+    Step::new(step::DROP_AHEAD, "dropping what would boot before the backup's deployment", drop_ahead).changes(),
+    Step::new(step::UNDEPLOY_BETWEEN, "removing standbys before the backup's deployment", undeploy_between).changes(),
+    Step::new(step::ROLL_BACK, "rolling back to the backup's deployment", roll_back).changes(),
+    Step::new(step::STOP_CONTAINERS, "stopping containers and removing pod sandboxes", stop_containers).volatile(),
+    Step::new(step::NEXT_BOOT, "checking that the backup's deployment boots next", next_boot),
 ];
 
 /// What the table asks for now.

@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::journal::{Asked, EtcdRestore};
 use super::platform::table::{self, Action, PlatformReport, Target, When};
+use super::procedure::{Asked, EtcdRestore, Plan};
 use super::restore_files;
 use super::resume::CLUSTER_RESTORE;
 use super::run::KUBELET_UNIT;
@@ -40,7 +40,7 @@ pub struct Options {
     /// Id or name of the backup; the newest unless given.
     pub backup: Option<String>,
     /// Choices that hold for the whole run.
-    pub asked: super::journal::Asked,
+    pub asked: Asked,
     /// Where it begins.
     pub from: From,
     /// Compare every tree and list what would change.
@@ -83,7 +83,7 @@ pub struct PlanReport {
     /// What would change, tree by tree, when that was asked for.
     pub changes: Vec<TreeChanges>,
     /// The phases and their steps.
-    pub phases: super::machine::Plan,
+    pub phases: Plan,
 }
 
 /// What a restore would change in one tree.
@@ -153,7 +153,7 @@ pub(super) fn look(
         backup: backup.id.clone(),
         taken: manifest.taken,
         release: manifest.cluster.as_ref().map(|c| c.version.clone()),
-        phases: super::run::plan(profile, &action),
+        phases: super::steps::plan(profile, &action),
         platform,
         warnings,
         runtime_unit,

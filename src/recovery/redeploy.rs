@@ -7,14 +7,15 @@
 use anyhow::{Context, Result};
 
 use super::run::{Doing, Step};
+use super::step;
 use super::waits::{self, PAUSE};
 use crate::node::profile::Profile;
 
 pub(super) const STEPS: &[Step] = &[
-    Step::new("etcds", "redeploying etcd", redeploy).only(|p| has(p, "etcds")),
-    Step::new("kubeapiservers", "redeploying kube-apiserver", redeploy).only(|p| has(p, "kubeapiservers")),
-    Step::new("kubecontrollermanagers", "redeploying kube-controller-manager", redeploy).only(|p| has(p, "kubecontrollermanagers")),
-    Step::new("kubeschedulers", "redeploying kube-scheduler", redeploy).only(|p| has(p, "kubeschedulers")),
+    Step::new(step::ETCDS, "redeploying etcd", redeploy).only(|p| has(p, step::ETCDS)),
+    Step::new(step::KUBEAPISERVERS, "redeploying kube-apiserver", redeploy).only(|p| has(p, step::KUBEAPISERVERS)),
+    Step::new(step::KUBECONTROLLERMANAGERS, "redeploying kube-controller-manager", redeploy).only(|p| has(p, step::KUBECONTROLLERMANAGERS)),
+    Step::new(step::KUBESCHEDULERS, "redeploying kube-scheduler", redeploy).only(|p| has(p, step::KUBESCHEDULERS)),
 ];
 
 fn has(profile: &Profile, resource: &str) -> bool {

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 
 use super::platform::table::{self, When};
 use super::run::{Doing, KUBELET_UNIT, Step};
+use super::step;
 use crate::archive::{Archive, Extra, Selection};
 use crate::backup::asked_by::AskedBy;
 use crate::backup::trees::{always_excluded, extras_in, without_owned};
@@ -24,18 +25,18 @@ use crate::tools::{crictl, ostree, rpm_ostree, systemctl};
 pub(super) const GRACE: Duration = Duration::from_secs(5);
 
 pub(super) const STEPS: &[Step] = &[
-    Step::new("deployment", "checking which deployment is booted and which boots next", deployment).volatile(),
-    Step::new("hold", "holding kubelet, whatever boots", place_hold),
-    Step::new("stop-kubelet", "stopping kubelet", stop_kubelet).volatile(),
-    Step::new("old-containers", "noting which containers there are", note_containers),
-    Step::new("stop-containers", "stopping containers and removing pod sandboxes", stop_containers).volatile(),
-    Step::new("stop-runtime", "stopping the container runtime", stop_runtime).volatile(),
-    Step::new("newer-files", "removing files that only the newer release put outside /etc", remove_newer_files).changes(),
-    Step::new("usr-local", "restoring /usr/local", restore_usr_local).changes(),
-    Step::new("etc", "restoring /etc", restore_etc).changes(),
-    Step::new("extras", "restoring managed files elsewhere", restore_extras).changes(),
-    Step::new("unit-files", "reloading the unit files", reload),
-    Step::new("next-boot", "checking again what boots next", next_boot),
+    Step::new(step::DEPLOYMENT, "checking which deployment is booted and which boots next", deployment).volatile(),
+    Step::new(step::HOLD, "holding kubelet, whatever boots", place_hold),
+    Step::new(step::STOP_KUBELET, "stopping kubelet", stop_kubelet).volatile(),
+    Step::new(step::OLD_CONTAINERS, "noting which containers there are", note_containers),
+    Step::new(step::STOP_CONTAINERS, "stopping containers and removing pod sandboxes", stop_containers).volatile(),
+    Step::new(step::STOP_RUNTIME, "stopping the container runtime", stop_runtime).volatile(),
+    Step::new(step::NEWER_FILES, "removing files that only the newer release put outside /etc", remove_newer_files).changes(),
+    Step::new(step::USR_LOCAL, "restoring /usr/local", restore_usr_local).changes(),
+    Step::new(step::ETC, "restoring /etc", restore_etc).changes(),
+    Step::new(step::EXTRAS, "restoring managed files elsewhere", restore_extras).changes(),
+    Step::new(step::UNIT_FILES, "reloading the unit files", reload),
+    Step::new(step::NEXT_BOOT, "checking again what boots next", next_boot),
 ];
 
 /// machine-config-daemon is stopped by now, but what it has begun goes on without it, and may yet stage a deployment.

@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::journal::EtcdRestore;
-use super::machine::Phase;
-use super::restore_files;
+use super::procedure::{EtcdRestore, Phase};
 use super::run::{Doing, KUBELET_UNIT, Step};
 use super::waits::{self, PAUSE};
+use super::{restore_files, step};
 use crate::archive::{Extra, Selection};
 use crate::backup::asked_by::AskedBy;
 use crate::backup::trees::STARTUP_MONITOR;
@@ -39,26 +38,26 @@ pub(super) const EXPORTED: &str = "cluster-restore";
 const ONE_LOOK: Duration = Duration::from_secs(10);
 
 pub(super) const STEPS: &[Step] = &[
-    Step::new("backup", "checking the backup again", check_backup),
-    Step::new("deployment", "checking that the backup's deployment is booted", restore_files::deployment).volatile(),
-    Step::new("stop-kubelet", "making sure that kubelet is stopped", stop_kubelet),
-    Step::new("kubelet-files", "restoring /var/lib/kubelet", restore_kubelet).changes(),
-    Step::new("network-databases", "removing OVN's databases", remove_ovn).changes().only(Profile::is_openshift),
-    Step::new("no-manifests", "emptying the directory of static pods", empty_manifests).changes(),
-    Step::new("static-pods", "restoring what the static pods read", restore_resources).changes(),
-    Step::new("etcd-data", "restoring etcd's data", restore_etcd).changes(),
-    Step::new("etcd-manifest", "putting etcd's manifest in place", etcd_manifest),
-    Step::new("machine-config", "comparing the files with the machine configuration", machine_config).only(Profile::is_openshift),
-    Step::new("start-runtime", "starting the container runtime", start_runtime).volatile(),
-    Step::new("lift-hold", "lifting the hold on kubelet", lift_hold),
-    Step::new("start-kubelet", "starting kubelet", start_kubelet).volatile(),
-    Step::new("etcd-answers", "waiting for etcd", etcd_answers),
-    Step::new("api-server-manifest", "putting the API server's manifest in place", api_server_manifest),
-    Step::new("api-server-ready", "waiting for the API server", api_server_ready),
-    Step::new("own-job", "giving the backup's own Job time to end", own_job),
-    Step::new("manifests", "putting the other manifests in place", other_manifests),
-    Step::new("network-pods", "restarting OVN's pods", restart_ovn).only(Profile::is_openshift),
-    Step::new("containers", "waiting for the control plane's containers", containers),
+    Step::new(step::BACKUP, "checking the backup again", check_backup),
+    Step::new(step::DEPLOYMENT, "checking that the backup's deployment is booted", restore_files::deployment).volatile(),
+    Step::new(step::STOP_KUBELET, "making sure that kubelet is stopped", stop_kubelet),
+    Step::new(step::KUBELET_FILES, "restoring /var/lib/kubelet", restore_kubelet).changes(),
+    Step::new(step::NETWORK_DATABASES, "removing OVN's databases", remove_ovn).changes().only(Profile::is_openshift),
+    Step::new(step::NO_MANIFESTS, "emptying the directory of static pods", empty_manifests).changes(),
+    Step::new(step::STATIC_PODS, "restoring what the static pods read", restore_resources).changes(),
+    Step::new(step::ETCD_DATA, "restoring etcd's data", restore_etcd).changes(),
+    Step::new(step::ETCD_MANIFEST, "putting etcd's manifest in place", etcd_manifest),
+    Step::new(step::MACHINE_CONFIG, "comparing the files with the machine configuration", machine_config).only(Profile::is_openshift),
+    Step::new(step::START_RUNTIME, "starting the container runtime", start_runtime).volatile(),
+    Step::new(step::LIFT_HOLD, "lifting the hold on kubelet", lift_hold),
+    Step::new(step::START_KUBELET, "starting kubelet", start_kubelet).volatile(),
+    Step::new(step::ETCD_ANSWERS, "waiting for etcd", etcd_answers),
+    Step::new(step::API_SERVER_MANIFEST, "putting the API server's manifest in place", api_server_manifest),
+    Step::new(step::API_SERVER_READY, "waiting for the API server", api_server_ready),
+    Step::new(step::OWN_JOB, "giving the backup's own Job time to end", own_job),
+    Step::new(step::MANIFESTS, "putting the other manifests in place", other_manifests),
+    Step::new(step::NETWORK_PODS, "restarting OVN's pods", restart_ovn).only(Profile::is_openshift),
+    Step::new(step::CONTAINERS, "waiting for the control plane's containers", containers),
 ];
 
 /// Days may lie between the two phases.
@@ -309,7 +308,7 @@ fn restart_ovn(here: &mut Doing<'_, '_>) -> Result<()> {
 fn containers(here: &mut Doing<'_, '_>) -> Result<()> {
     let wanted = waits::wanted(here.run.profile, here.run.backup.manifest.operator_containers.as_deref());
     let old: Vec<String> =
-        here.noted_by(Phase::RestoreFiles, "old-containers")?.context("the journal does not say which containers are old")?;
+        here.noted_by(Phase::RestoreFiles, step::OLD_CONTAINERS)?.context("the journal does not say which containers are old")?;
     let client = Client::of(here.run.node, here.run.profile)?;
     let left = std::cell::RefCell::new(wanted.clone());
     here.wait_for(

@@ -8,14 +8,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::driver::Work;
-use super::journal::{Journal, Kind};
-use super::machine::{Event, Phase, Plan, PlannedPhase, PlannedStep};
-use super::platform::table::{Action, Target};
+use super::platform::table::Target;
+use super::procedure::{Asked, Event, Journal, Phase};
 use super::undo::Undo;
-use super::{finish, platform, redeploy, restore_files, resume};
 use crate::archive::{Archive, Extra, Selection};
 use crate::backup::Backup;
+use crate::engine::machine::Phase as _;
 use crate::error::damaged;
 use crate::node::Node;
 use crate::node::dir::RecoveryDir;
@@ -58,12 +56,12 @@ impl Run<'_> {
 
 /// A step of a phase: what the plan says of it, and what it does.
 pub(super) struct Step {
-    name: &'static str,
-    says: &'static str,
-    volatile: bool,
-    changes: bool,
-    applies: fn(&Profile) -> bool,
-    act: fn(&mut Doing<'_, '_>) -> Result<()>,
+    pub name: &'static str,
+    pub says: &'static str,
+    pub volatile: bool,
+    pub changes: bool,
+    pub applies: fn(&Profile) -> bool,
+    pub act: fn(&mut Doing<'_, '_>) -> Result<()>,
 }
 
 impl Step {
@@ -88,86 +86,8 @@ impl Step {
     }
 }
 
-/// The steps of a phase, for every kind of node.
-fn steps(phase: Phase) -> &'static [Step] {
-    match phase {
-        Phase::Platform => platform::STEPS,
-        Phase::RestoreFiles => restore_files::STEPS,
-        Phase::Resume => resume::STEPS,
-        Phase::Redeploy => redeploy::STEPS,
-        Phase::Finish => finish::STEPS,
-    }
-}
-
-/// True for a step that [changes](Step::changes) what the node would boot or run.
-pub(super) fn changes(phase: Phase, step: &str) -> bool {
-    steps(phase).iter().any(|known| known.name == step && known.changes)
-}
-
-/// Everything a recovery of a node of this profile does; with the platform phase, when that has something to do.
-pub(super) fn plan(profile: &Profile, platform: &Action) -> Plan {
-    let reboot = |phase| match phase {
-        Phase::Platform => matches!(platform, Action::RollBack { .. } | Action::Reboot { .. }),
-        phase => phase == Phase::RestoreFiles,
-    };
-    let planned = |phase: Phase| PlannedPhase {
-        phase,
-        reboot: reboot(phase),
-        steps: steps(phase)
-            .iter()
-            .filter(|step| (step.applies)(profile))
-            .map(|step| PlannedStep { name: step.name.to_owned(), volatile: step.volatile })
-            .collect(),
-    };
-    let first = (*platform != Action::Nothing).then_some(Phase::Platform);
-    let phases = first.into_iter().chain([Phase::RestoreFiles, Phase::Resume, Phase::Redeploy, Phase::Finish]);
-    phases.map(planned).filter(|planned| !planned.steps.is_empty()).collect()
-}
-
-impl Work for Run<'_> {
-    fn perform(&mut self, journal: &mut Journal, phase: Phase, step: &str) -> Result<Value> {
-        let known = steps(phase).iter().find(|s| s.name == step);
-        let Step { name, says, act, .. } = known.ok_or_else(|| {
-            damaged(format!(
-                "this agent knows no step {step} of {phase}: the run was begun by another version, which can also go on with it"
-            ))
-        })?;
-        let run = journal.reading().run();
-        tracing::info!(recovery_run = run, recovery_phase = phase.name(), recovery_step = name, "{phase}: {says}");
-        unit::status(&format!("{phase}: {says}"));
-        let begun = self.node.clock().since_boot();
-        let mut here = Doing { run: self, journal, phase, step: name, figures: Map::new(), warnings: Vec::new(), waited: Duration::ZERO };
-        act(&mut here)?;
-        let (mut figures, warnings, waited) = (here.figures, here.warnings, here.waited);
-        let seconds = self.node.clock().since_boot().saturating_sub(begun).as_secs_f64();
-        figures.insert("seconds".to_owned(), seconds.into());
-        if !waited.is_zero() {
-            figures.insert("waited".to_owned(), waited.as_secs_f64().into());
-        }
-        if !warnings.is_empty() {
-            figures.insert("warnings".to_owned(), warnings.into());
-        }
-        Ok(Value::Object(figures))
-    }
-
-    fn undone_at(&self) -> u64 {
-        self.undo.undone_at.unwrap_or(0)
-    }
-
-    fn before(&mut self, _: &Journal, _: &Event) -> Result<()> {
-        crate::node::clock::interrupted()
-    }
-
-    fn needs_reboot(&self, journal: &Journal, phase: Phase) -> Result<bool> {
-        // A soft reboot may have left a root that ostree does not know; and it has left the kernel as it was, whatever the root.
-        if phase != Phase::Platform || journal.reading().soft_rebooted_since(phase, journal.boot()) {
-            return Ok(true);
-        }
-        platform::needs_reboot(self.node, &target(journal))
-    }
-}
-
-fn target(journal: &Journal) -> Target {
+/// Which deployment a run restores.
+pub(super) fn target(journal: &Journal) -> Target {
     journal.reading().beginning.target.clone().map_or(Target::Pinned, Target::Recorded)
 }
 
@@ -182,7 +102,16 @@ pub(super) struct Doing<'a, 'n> {
     waited: Duration,
 }
 
-impl Doing<'_, '_> {
+impl<'a, 'n> Doing<'a, 'n> {
+    /// A step that begins.
+    pub(super) fn of(run: &'a mut Run<'n>, journal: &'a mut Journal, phase: Phase, step: &'static str) -> Self {
+        Self { run, journal, phase, step, figures: Map::new(), warnings: Vec::new(), waited: Duration::ZERO }
+    }
+
+    /// Its figures, its warnings, and how long it waited.
+    pub(super) fn done(self) -> (Map<String, Value>, Vec<String>, Duration) {
+        (self.figures, self.warnings, self.waited)
+    }
     /// The name of the step.
     pub(super) fn step(&self) -> &'static str {
         self.step
@@ -190,11 +119,11 @@ impl Doing<'_, '_> {
 
     /// The run's id.
     pub(super) fn id(&self) -> String {
-        self.journal.reading().run().to_owned()
+        self.journal.reading().run.clone()
     }
 
     /// What was asked for when the run began.
-    pub(super) fn asked(&self) -> super::journal::Asked {
+    pub(super) fn asked(&self) -> Asked {
         self.journal.reading().beginning.asked
     }
 
@@ -211,7 +140,7 @@ impl Doing<'_, '_> {
     /// Something people should know, which does not stop the recovery.
     pub(super) fn warn(&mut self, warning: String) {
         tracing::warn!(
-            recovery_run = self.journal.reading().run(),
+            recovery_run = self.journal.reading().run.as_str(),
             recovery_phase = self.phase.name(),
             recovery_step = self.step,
             "{warning}"
@@ -239,7 +168,7 @@ impl Doing<'_, '_> {
 
     /// What another step has noted in this run.
     pub(super) fn noted_by<T: DeserializeOwned>(&self, phase: Phase, step: &str) -> Result<Option<T>> {
-        let Some(record) = self.journal.reading().last_of(phase, step, Kind::StepNoted) else { return Ok(None) };
+        let Some(record) = self.journal.reading().last_of(&Event::StepNoted(phase, step.to_owned())) else { return Ok(None) };
         let read = serde_json::from_value(record.detail.clone());
         read.map(Some).map_err(|error| damaged(format!("the note of step {step} in the journal cannot be read: {error}")))
     }
@@ -296,50 +225,5 @@ impl Doing<'_, '_> {
         let kubernetes = self.run.profile.kubernetes;
         let rest = Path::new(path).strip_prefix(kubernetes).map_err(|_| anyhow!("{path} is not below {kubernetes}"))?;
         Ok(rest.to_owned())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::node::profile::{KUBEADM, OPENSHIFT};
-    use crate::recovery::machine::{State, transition};
-    use std::sync::Arc;
-
-    #[test]
-    fn the_plans_of_both_profiles_are_sound_and_differ_where_they_should() {
-        for profile in [&OPENSHIFT, &KUBEADM] {
-            assert!(transition(&State::Idle, &Event::RunBegun(Arc::new(plan(profile, &Action::Nothing)))).is_ok());
-        }
-        let phases = |profile| plan(profile, &Action::Nothing).iter().map(|p| p.phase).collect::<Vec<_>>();
-        assert_eq!(phases(&OPENSHIFT), [Phase::RestoreFiles, Phase::Resume, Phase::Redeploy, Phase::Finish]);
-        assert_eq!(phases(&KUBEADM), [Phase::RestoreFiles, Phase::Resume, Phase::Finish]);
-        let redeployed: Vec<String> = plan(&OPENSHIFT, &Action::Nothing)[2].steps.iter().map(|s| s.name.clone()).collect();
-        assert_eq!(redeployed, OPENSHIFT.redeployed.iter().map(|r| r.resource).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn the_hold_comes_before_everything_and_goes_when_everything_is_restored() {
-        let roll_back = Action::RollBack { ahead: Vec::new(), between: Vec::new() };
-        for planned in [&OPENSHIFT, &KUBEADM].into_iter().flat_map(|profile| plan(profile, &roll_back)) {
-            let names: Vec<&str> = planned.steps.iter().map(|s| s.name.as_str()).collect();
-            let at = |name: &str| names.iter().position(|n| *n == name).unwrap();
-            match planned.phase {
-                Phase::Platform => {
-                    assert!(planned.reboot && at("hold") < at("stop-kubelet") && at("stop-kubelet") < at("target-files"));
-                    assert!(at("target-files") < at("drop-ahead") && at("roll-back") < at("next-boot"));
-                }
-                Phase::RestoreFiles => {
-                    assert!(at("hold") < at("stop-kubelet") && at("stop-kubelet") < at("stop-containers"));
-                    assert!(at("old-containers") < at("stop-containers") && at("stop-containers") < at("stop-runtime"));
-                    assert!(at("stop-runtime") < at("newer-files") && at("newer-files") < at("etc"));
-                }
-                Phase::Resume => {
-                    assert!(at("etcd-manifest") < at("lift-hold") && at("lift-hold") < at("start-kubelet"));
-                    assert!(at("start-kubelet") < at("etcd-answers") && at("etcd-answers") < at("api-server-manifest"));
-                }
-                _ => {}
-            }
-        }
     }
 }

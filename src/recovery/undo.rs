@@ -6,24 +6,18 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
 
-use super::journal::Asked;
-use crate::error::damaged;
+use super::procedure::Asked;
+use crate::error::{FailureKind, damaged, kind};
+use crate::formats::{self, undo as format};
 use crate::node::dir::RecoveryDir;
 use crate::node::selinux::{self, Mode};
 use crate::node::{Node, crio, durable, hold};
 use crate::tools::systemctl;
 
-/// The only version so far.
-pub const VERSION: u32 = 1;
-
 /// What must be put back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Undo {
-    /// [`VERSION`].
-    pub version: u32,
     /// The run, and before it those that it restarts, oldest first: each may have kept an etcd member.
     pub runs: Vec<String>,
     /// The backup that is being restored: `restart` takes it from here when the journal cannot be read.
@@ -31,17 +25,14 @@ pub struct Undo {
     /// What was asked for: likewise.
     pub asked: Asked,
     /// The SELinux mode to put back.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selinux: Option<Mode>,
     /// Units that are stopped, and whether they ran, or would have by themselves, before the first of the runs.
     pub units: BTreeMap<String, bool>,
     /// The unit of the container runtime that ran when the run began, or that was stopped since: while it is stopped, or its files are half restored,
     /// nothing tells it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
     /// The last line of the last run's journal when somebody was found to have let kubelet go in the middle of it: what was stopped before it
     /// may have been started.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undone_at: Option<u64>,
 }
 
@@ -58,22 +49,13 @@ impl Undo {
     /// What a recovery from a backup must undo before it has begun: nothing.
     #[must_use]
     pub fn of(backup: &str, asked: Asked) -> Self {
-        Self {
-            version: VERSION,
-            runs: Vec::new(),
-            backup: backup.to_owned(),
-            asked,
-            selinux: None,
-            units: BTreeMap::new(),
-            runtime: None,
-            undone_at: None,
-        }
+        Self { runs: Vec::new(), backup: backup.to_owned(), asked, selinux: None, units: BTreeMap::new(), runtime: None, undone_at: None }
     }
 
     /// Reads it; `None` when there is none.
     ///
     /// # Errors
-    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it cannot be read, or is not what an agent of this version writes.
+    /// [`FailureKind::Damaged`] when it cannot be read, or is not what an agent writes; [`FailureKind::Unsupported`] when a newer one wrote it.
     pub fn load(dir: &RecoveryDir) -> Result<Option<Self>> {
         let path = dir.undo();
         let refused = |why: String| {
@@ -87,11 +69,8 @@ impl Undo {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             bytes => bytes.map_err(|e| refused(e.to_string()))?,
         };
-        let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| refused(e.to_string()))?;
-        if let Some(version) = value.get("version").and_then(serde_json::Value::as_u64).filter(|v| *v > u64::from(VERSION)) {
-            return Err(refused(format!("it was written by a newer agent (version {version}; this one reads up to {VERSION})")));
-        }
-        serde_json::from_value(value).map(Some).map_err(|e| refused(e.to_string()))
+        let read = format::read(&bytes).map(|read| Some(Self::from(read)));
+        read.map_err(|error| if kind(&error) == FailureKind::Unsupported { error } else { refused(error.to_string()) })
     }
 
     /// Writes it, durably. To be called before the change it notes.
@@ -99,7 +78,7 @@ impl Undo {
     /// # Errors
     /// When it cannot be written.
     pub fn save(&self, dir: &RecoveryDir) -> Result<()> {
-        let bytes = serde_json::to_vec_pretty(self).context("serializing what the recovery must undo")?;
+        let bytes = formats::to_json(&format::Undo::from(self.clone())).context("serializing what the recovery must undo")?;
         durable::write(&dir.undo(), &bytes, 0o600)
     }
 
@@ -246,6 +225,28 @@ impl Undo {
     }
 }
 
+impl From<format::Undo> for Undo {
+    fn from(read: format::Undo) -> Self {
+        let format::Undo { version: _, runs, backup, asked, selinux, units, runtime, undone_at } = read;
+        let selinux = selinux.map(|mode| match mode {
+            format::SelinuxMode::Enforcing => Mode::Enforcing,
+            format::SelinuxMode::Permissive => Mode::Permissive,
+        });
+        Self { runs, backup, asked: asked.into(), selinux, units, runtime, undone_at }
+    }
+}
+
+impl From<Undo> for format::Undo {
+    fn from(undo: Undo) -> Self {
+        let Undo { runs, backup, asked, selinux, units, runtime, undone_at } = undo;
+        let selinux = selinux.map(|mode| match mode {
+            Mode::Enforcing => format::SelinuxMode::Enforcing,
+            Mode::Permissive => format::SelinuxMode::Permissive,
+        });
+        Self { version: format::FORMAT.version, runs, backup, asked: asked.into(), selinux, units, runtime, undone_at }
+    }
+}
+
 /// Makes SELinux enforcing again when it goes out of scope by a panic as well.
 struct Enforce<'a>(&'a Node);
 
@@ -291,12 +292,11 @@ mod tests {
         let (_root, _node, dir) = node();
         Undo::of("b1", Asked::default()).save(&dir).unwrap();
         let text = std::fs::read_to_string(dir.undo()).unwrap();
-        for changed in
-            [text.replace("\"version\": 1", "\"version\": 2"), text.replace("\"units\"", "\"more\": 1, \"units\""), "{".to_owned()]
-        {
+        let newer = text.replace("\"version\": 1", "\"version\": 2");
+        for (changed, code) in [(newer, 64), (text.replace("\"units\"", "\"more\": 1, \"units\""), 65), ("{".to_owned(), 65)] {
             assert_ne!(changed, text);
             std::fs::write(dir.undo(), changed).unwrap();
-            assert_eq!(exit_code(&Undo::load(&dir).unwrap_err()), 65);
+            assert_eq!(exit_code(&Undo::load(&dir).unwrap_err()), code);
         }
     }
 

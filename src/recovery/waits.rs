@@ -6,8 +6,9 @@ use anyhow::Result;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::machine::Phase;
+use super::procedure::Phase;
 use super::run::{Doing, KUBELET_UNIT};
+use super::step;
 use crate::kube::Client;
 use crate::node::Node;
 use crate::node::profile::Profile;
@@ -89,7 +90,7 @@ pub(super) struct KubeletStart {
 
 /// When kubelet was started, as the wall clock of now has it.
 pub(super) fn kubelet_started(here: &Doing<'_, '_>) -> Option<Timestamp> {
-    let started: KubeletStart = here.noted_by(Phase::Resume, "start-kubelet").ok()??;
+    let started: KubeletStart = here.noted_by(Phase::Resume, step::START_KUBELET).ok()??;
     let clock = here.run.node.clock();
     if clock.boot_id().ok()? != started.boot {
         return Some(started.wall);

@@ -235,7 +235,7 @@ pub(crate) fn wait_recovered(node: &Node, runs: usize) -> Result<RunReport> {
     let newest = RECOVERED.wait("the recovery to end", look, || format!("{:?}\n{}", journal(node).ok(), node.explain()))?;
     let condition = r#"jsonpath={range .items[*].status.conditions[?(@.type=="Ready")]}{.status} {.lastHeartbeatTime}{end}"#;
     let ready = asked(node, &["get", "nodes", "--output", condition])?;
-    let report: RunReport = serde_json::from_str(&node.read(&newest)?).with_context(|| format!("reading {newest}"))?;
+    let report = RunReport::of_history(node.read(&newest)?.as_bytes()).with_context(|| format!("reading {newest}"))?;
     // What an etcd that was restored holds of the node is as old as the backup.
     let (status, reported) = ready.split_once(' ').context("the node has no condition Ready")?;
     let since = node.power()?.since;

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use recovery::engine::driver::MESSAGE_PHASE;
 use recovery::recovery::RunReport;
-use recovery::recovery::driver::MESSAGE_PHASE;
 use serde_json::Value;
 
 use super::hands::{self, agent, back_up, is_accounted_for, nothing_was_pulled, wait_recovered};

@@ -1,7 +1,7 @@
 //! Waits that cannot end: they end at their deadline, with the cause and the next command; what is mended goes on from there.
 
 use anyhow::{Context, Result, ensure};
-use recovery::recovery::driver::MESSAGE_FAILED;
+use recovery::engine::driver::MESSAGE_FAILED;
 use serde_json::json;
 
 use super::hands::{self, AGENT, UNIT, back_up, fails, unit_status, wait_recovered};

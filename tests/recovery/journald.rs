@@ -72,7 +72,7 @@ fn a_recovery_can_be_found_in_the_journal() {
     std::fs::write(place.at("/state/fault"), "systemctl stop containerd.service").unwrap();
     let (output, entries) = live(&place, &journald, &["restore-files", "--yes"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let run = place.journal().run().to_owned();
+    let run = place.journal().run;
     let begins = entries.iter().find(|entry| has(entry, "MESSAGE", "phase restore-files begins")).unwrap_or_else(|| panic!("{entries:#?}"));
     let of_the_step: Vec<&Entry> = entries.iter().filter(|entry| has(entry, "RECOVERY_STEP", "stop-runtime")).collect();
     let failed = *of_the_step.last().unwrap_or_else(|| panic!("{entries:#?}"));

@@ -77,7 +77,7 @@ fn another_deployment_than_the_backups_after_the_reboot_is_not_restored_into() -
     run(&node, &["resume", "--unit"])?.expect(78, &[failed, "is pending: reboot", "next: `systemctl reboot`"])?;
     checked(node.tool("rpm-ostree").arg("rollback"))?;
     run(&node, &["resume", "--unit"])?.expect(78, &[failed, "roll back and reboot", "next: `recovery restart`"])?;
-    ensure!(json(&node, &["status"])?["run"]["failure"].as_str().is_some_and(|cause| cause.contains("`recovery restart`")));
+    ensure!(json(&node, &["status"])?["next"].as_str().is_some_and(|next| next.contains("`recovery restart`")));
     // Asked for again, the recovery begins again, with the deployment.
     let (_, boots) = node.power()?;
     run(&node, &["recover", "--yes"])?.expect(0, &["It takes the place of the open recovery", "platform: rolling back"])?;

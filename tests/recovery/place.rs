@@ -14,7 +14,7 @@ use recovery::backup::manifest::{Image, Manifest};
 use recovery::backup::{ETC, ETCD, KUBELET, STATIC_PODS, USR_LOCAL};
 use recovery::node::profile::{KUBEADM, Kind};
 use recovery::node::{Node, dir::RecoveryDir, identity::Identity};
-use recovery::recovery::journal::{Kind as Line, Reading};
+use recovery::recovery::procedure::{Event, Reading};
 use recovery::recovery::{Asked, Options, Proposal, ResumeOptions, RunReport};
 use recovery::report::Progress;
 
@@ -230,8 +230,8 @@ impl Place {
     /// How often each step was done, in the order of the first time.
     pub(crate) fn done(&self) -> Vec<(String, usize)> {
         let mut done: Vec<(String, usize)> = Vec::new();
-        for record in self.journal().records.iter().filter(|r| r.event == Line::StepDone) {
-            let step = record.step.clone().unwrap();
+        for record in &self.journal().records {
+            let Event::StepDone(_, step) = record.event.clone() else { continue };
             match done.iter_mut().find(|(name, _)| *name == step) {
                 Some((_, times)) => *times += 1,
                 None => done.push((step, 1)),

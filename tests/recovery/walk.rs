@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use recovery::error::exit_code;
-use recovery::recovery::machine::Phase;
+use recovery::recovery::procedure::Phase;
 use recovery::recovery::{Asked, Options, Outcome, ResumeOptions};
 
 use crate::place::Place;
@@ -225,7 +225,7 @@ fn restart_begins_a_new_run_and_keeps_the_old_journal() {
     let place = Place::new();
     place.fail("systemctl stop containerd.service");
     place.restore_files(Asked::default()).unwrap_err();
-    let old = place.journal().run().to_owned();
+    let old = place.journal().run;
     let report = place.restart(None).unwrap();
     assert_eq!(report.outcome, Outcome::RebootNeeded);
     assert_ne!(report.run.id, old);
@@ -344,8 +344,8 @@ fn what_a_run_that_nobody_knows_of_had_changed_is_not_called_unchanged() {
 fn a_run_that_was_over_when_the_power_failed_is_put_away() {
     let place = Place::new();
     place.restore_files(Asked::default()).unwrap();
-    let mut journal = recovery::recovery::journal::Journal::open(&place.dir.journal(), "boot-1").unwrap().unwrap();
-    journal.append(&recovery::recovery::machine::Event::Abandoned, serde_json::Value::Null).unwrap();
+    let mut journal = recovery::recovery::procedure::Journal::open(&place.dir.journal(), "boot-1").unwrap().unwrap();
+    journal.append(&recovery::recovery::procedure::Event::Abandoned, serde_json::Value::Null).unwrap();
     drop(journal);
     let report = place.resume(&resumed()).unwrap().unwrap();
     assert_eq!(report.outcome, Outcome::Abandoned, "what was given up is not finished");
@@ -516,8 +516,8 @@ fn a_new_recovery_puts_back_what_one_that_was_given_up_half_way_did_not() {
     let mut undo = recovery::recovery::undo::Undo::load(&place.dir).unwrap().unwrap();
     undo.selinux = Some(recovery::node::selinux::Mode::Enforcing);
     undo.save(&place.dir).unwrap();
-    let mut journal = recovery::recovery::journal::Journal::open(&place.dir.journal(), "boot-1").unwrap().unwrap();
-    journal.append(&recovery::recovery::machine::Event::Abandoned, serde_json::Value::Null).unwrap();
+    let mut journal = recovery::recovery::procedure::Journal::open(&place.dir.journal(), "boot-1").unwrap().unwrap();
+    journal.append(&recovery::recovery::procedure::Event::Abandoned, serde_json::Value::Null).unwrap();
     drop(journal);
     assert_eq!(place.restore_files(Asked::default()).unwrap().outcome, Outcome::RebootNeeded);
     assert_eq!(place.read("/sys/fs/selinux/enforce"), "1", "its mode was noted in undo.json alone");
@@ -527,7 +527,7 @@ fn a_new_recovery_puts_back_what_one_that_was_given_up_half_way_did_not() {
 fn a_restart_that_was_cut_short_does_not_keep_the_run_from_ending() {
     let place = Place::new();
     place.restore_files(Asked::default()).unwrap();
-    let run = place.journal().run().to_owned();
+    let run = place.journal().run;
     std::fs::create_dir_all(place.dir.history()).unwrap();
     std::fs::hard_link(place.dir.journal(), place.dir.history().join(format!("{run}.progress"))).unwrap();
     place.abandon().unwrap().unwrap();

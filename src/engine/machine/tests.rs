@@ -1,16 +1,12 @@
 //! Every pair of state and event of a small plan, and what must be done next in every state.
 
-use super::*;
+use super::super::trial::{Event, PHASES, Phase, Plan, State, phase};
+use super::{Arc, Next, Open, Stage, transition};
 
 fn plan() -> Arc<Plan> {
-    let step = |name: &str, volatile| PlannedStep { name: name.to_owned(), volatile };
     Arc::new(vec![
-        PlannedPhase {
-            phase: Phase::RestoreFiles,
-            reboot: true,
-            steps: vec![step("stop", true), step("restore", false), step("check", false)],
-        },
-        PlannedPhase { phase: Phase::Resume, reboot: false, steps: vec![step("start", true), step("wait", false)] },
+        phase(Phase::Second, true, &[("stop", true), ("restore", false), ("check", false)]),
+        phase(Phase::Third, false, &[("start", true), ("wait", false)]),
     ])
 }
 
@@ -41,7 +37,7 @@ fn states() -> Vec<State> {
 /// Every event that the plan can know, and some that it cannot.
 fn events() -> Vec<Event> {
     let mut events = vec![Event::RunBegun(plan()), Event::RunBegun(Arc::new(Vec::new())), Event::Finished, Event::Abandoned];
-    for phase in [Phase::Platform, Phase::RestoreFiles, Phase::Resume, Phase::Redeploy, Phase::Finish] {
+    for phase in PHASES {
         events.extend([Event::PhaseBegun(phase), Event::RebootRequested(phase), Event::PhaseDone(phase)]);
         for step in ["stop", "restore", "check", "start", "wait", "unheard-of"] {
             let step = step.to_owned();
@@ -120,17 +116,13 @@ fn every_pair_of_state_and_event_has_its_answer() {
 
 #[test]
 fn plans_out_of_order_or_with_equal_names_are_refused() {
-    let one = |phase, names: &[&str]| PlannedPhase {
-        phase,
-        reboot: false,
-        steps: names.iter().map(|n| PlannedStep { name: (*n).to_owned(), volatile: false }).collect(),
-    };
+    let one = |of, names: &[&str]| phase(of, false, &names.iter().map(|name| (*name, false)).collect::<Vec<_>>());
     let begins = |plan: Plan| transition(&State::Idle, &Event::RunBegun(Arc::new(plan))).is_ok();
-    assert!(begins(vec![one(Phase::RestoreFiles, &["a", "b"]), one(Phase::Finish, &["a"])]));
-    assert!(!begins(vec![one(Phase::Finish, &["a"]), one(Phase::Resume, &["a"])]));
-    assert!(!begins(vec![one(Phase::Resume, &["a"]), one(Phase::Resume, &["a"])]));
-    assert!(!begins(vec![one(Phase::Resume, &["a", "a"])]));
-    assert!(!begins(vec![one(Phase::Resume, &[])]));
+    assert!(begins(vec![one(Phase::Second, &["a", "b"]), one(Phase::Last, &["a"])]));
+    assert!(!begins(vec![one(Phase::Last, &["a"]), one(Phase::Third, &["a"])]));
+    assert!(!begins(vec![one(Phase::Third, &["a"]), one(Phase::Third, &["a"])]));
+    assert!(!begins(vec![one(Phase::Third, &["a", "a"])]));
+    assert!(!begins(vec![one(Phase::Third, &[])]));
 }
 
 #[test]
@@ -159,13 +151,13 @@ fn doing_what_is_next_leads_from_everywhere_to_the_end() {
 #[test]
 fn a_reboot_makes_volatile_steps_come_again_and_nothing_else() {
     let State::Open(at) = open(0, 2, Stage::Failed(2)) else { unreachable!() };
-    assert!(matches!(at.next(|_| true, false), Next::Step(Phase::RestoreFiles, s) if s.name == "stop"));
-    assert!(matches!(at.next(|_| false, false), Next::Step(Phase::RestoreFiles, s) if s.name == "check"));
+    assert!(matches!(at.next(|_| true, false), Next::Step(Phase::Second, s) if s.name == "stop"));
+    assert!(matches!(at.next(|_| false, false), Next::Step(Phase::Second, s) if s.name == "check"));
 }
 
 #[test]
 fn a_phase_that_ends_with_a_reboot_does_not_end_without_one() {
     let State::Open(at) = open(0, 3, Stage::Reboot) else { unreachable!() };
-    assert_eq!(at.next(|_| false, false), Next::Reboot(Phase::RestoreFiles));
-    assert_eq!(at.next(|_| false, true), Next::End(Phase::RestoreFiles));
+    assert_eq!(at.next(|_| false, false), Next::Reboot(Phase::Second));
+    assert_eq!(at.next(|_| false, true), Next::End(Phase::Second));
 }

@@ -1,100 +1,72 @@
-//! The machine of a recovery: which events may follow which, and what is to be done next. Pure: no clock, no file, no node.
+//! The machine of a run: which events may follow which, and what is to be done next. Pure: no clock, no file, no node.
 //!
 //! A run follows the [`Plan`] that its first event carries, so that a journal can be replayed, shown and judged by itself, whatever
 //! steps the agent that reads it would take today.
 
+use std::fmt::{Debug, Display};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-/// The phases of a run, in order. Each has a file of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Phase {
-    /// The deployment: the backup's boots next. Ends with a reboot into it.
-    Platform,
-    /// The files of the operating system: `/usr/local`, `/etc`, managed files elsewhere. Ends with a reboot.
-    RestoreFiles,
-    /// The control plane: kubelet's files, static pods, etcd; starts it again.
-    Resume,
-    /// Every static-pod operator rolls its pods out once more.
-    Redeploy,
-    /// The cluster is as the backup recorded it, and what the run needed is cleared away.
-    Finish,
-}
-
-impl Phase {
+/// The phases of one kind of run, in their order: an enum of the room that owns the steps.
+pub trait Phase: Copy + Debug + Display + Ord + 'static {
     /// Its name, as users and the journal write it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Platform => "platform",
-            Self::RestoreFiles => "restore-files",
-            Self::Resume => "resume",
-            Self::Redeploy => "redeploy",
-            Self::Finish => "finish",
-        }
-    }
-}
+    fn name(self) -> &'static str;
 
-impl std::fmt::Display for Phase {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
+    /// The phase of this name.
+    fn of_name(name: &str) -> Option<Self>;
 }
 
 /// A step, as the plan of a run lists it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PlannedStep {
     /// Its name, unique within its phase.
     pub name: String,
     /// Its effect is lost at a reboot: it is done again when one comes before the phase has ended.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub volatile: bool,
 }
 
 /// A phase, as the plan of a run lists it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PlannedPhase {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlannedPhase<P> {
     /// Which one.
-    pub phase: Phase,
+    pub phase: P,
     /// It ends with a reboot of the node.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub reboot: bool,
     /// Its steps, in order.
     pub steps: Vec<PlannedStep>,
 }
 
-impl PlannedPhase {
+impl<P> PlannedPhase<P> {
     fn position(&self, step: &str) -> Option<usize> {
         self.steps.iter().position(|s| s.name == step)
     }
 }
 
 /// Everything a run will do, in order.
-pub type Plan = Vec<PlannedPhase>;
+pub type Plan<P> = Vec<PlannedPhase<P>>;
 
 /// What can happen to a run. Each is one line of the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum Event<P> {
     /// A run was begun, to follow this plan.
-    RunBegun(Arc<Plan>),
+    RunBegun(Arc<Plan<P>>),
     /// A phase was begun.
-    PhaseBegun(Phase),
+    PhaseBegun(P),
     /// A step is about to act.
-    StepIntent(Phase, String),
+    StepIntent(P, String),
     /// A step in the middle of its work writes down what it must still know after a crash.
-    StepNoted(Phase, String),
+    StepNoted(P, String),
     /// A step has its effect.
-    StepDone(Phase, String),
+    StepDone(P, String),
     /// A step has failed. It may be tried again.
-    StepFailed(Phase, String),
+    StepFailed(P, String),
     /// The phase has nothing left to do but the reboot.
-    RebootRequested(Phase),
+    RebootRequested(P),
     /// A phase has ended.
-    PhaseDone(Phase),
+    PhaseDone(P),
     /// The run has reached its end.
     Finished,
     /// The run was given up.
@@ -103,11 +75,11 @@ pub enum Event {
 
 /// Where a run stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
+pub enum State<P> {
     /// There is no run.
     Idle,
     /// There is one, and it is not over.
-    Open(Open),
+    Open(Open<P>),
     /// The run is over: it reached its end.
     Finished,
     /// The run is over: it was given up.
@@ -116,9 +88,9 @@ pub enum State {
 
 /// An open run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Open {
+pub struct Open<P> {
     /// What it will do.
-    pub plan: Arc<Plan>,
+    pub plan: Arc<Plan<P>>,
     /// Index in the plan of the phase it is in, or before which it stands; the plan's length when every phase is done.
     pub phase: usize,
     /// How many of that phase's steps are done: the index of the first that is not.
@@ -152,15 +124,15 @@ pub struct IllegalTransition {
 
 /// What an open run must do next.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Next<'a> {
+pub enum Next<'a, P> {
     /// Begin this phase.
-    Begin(Phase),
+    Begin(P),
     /// Do this step.
-    Step(Phase, &'a PlannedStep),
+    Step(P, &'a PlannedStep),
     /// Reboot, before this phase can end.
-    Reboot(Phase),
+    Reboot(P),
     /// End this phase.
-    End(Phase),
+    End(P),
     /// Finish the run.
     Finish,
 }
@@ -169,7 +141,7 @@ pub enum Next<'a> {
 ///
 /// # Errors
 /// [`IllegalTransition`] when `event` cannot happen in `state`.
-pub fn transition(state: &State, event: &Event) -> Result<State, IllegalTransition> {
+pub fn transition<P: Phase>(state: &State<P>, event: &Event<P>) -> Result<State<P>, IllegalTransition> {
     let next = match (state, event) {
         (State::Idle, Event::RunBegun(plan)) if is_sound(plan) => {
             Some(State::Open(Open { plan: plan.clone(), phase: 0, done: 0, stage: Stage::Before }))
@@ -183,17 +155,17 @@ pub fn transition(state: &State, event: &Event) -> Result<State, IllegalTransiti
 }
 
 /// A plan has phases in their order, each once, with steps whose names are unique.
-fn is_sound(plan: &Plan) -> bool {
-    let names_differ = |p: &PlannedPhase| p.steps.iter().enumerate().all(|(i, s)| p.position(&s.name) == Some(i));
+fn is_sound<P: Phase>(plan: &Plan<P>) -> bool {
+    let names_differ = |p: &PlannedPhase<P>| p.steps.iter().enumerate().all(|(i, s)| p.position(&s.name) == Some(i));
     !plan.is_empty()
         && plan.windows(2).all(|pair| pair[0].phase < pair[1].phase)
         && plan.iter().all(|p| !p.steps.is_empty() && names_differ(p))
 }
 
-impl Open {
+impl<P: Phase> Open<P> {
     /// The phase it is in or stands before; `None` when all are done.
     #[must_use]
-    pub fn planned(&self) -> Option<&PlannedPhase> {
+    pub fn planned(&self) -> Option<&PlannedPhase<P>> {
         self.plan.get(self.phase)
     }
 
@@ -210,14 +182,14 @@ impl Open {
 
     /// The phase whose steps are all done and which ends with a reboot.
     #[must_use]
-    pub fn awaits_reboot(&self) -> Option<Phase> {
+    pub fn awaits_reboot(&self) -> Option<P> {
         let planned = self.planned().filter(|p| p.reboot && self.done == p.steps.len())?;
         (self.stage != Stage::Before).then_some(planned.phase)
     }
 
     /// What is to be done next. `lost` says of a volatile step that is done whether a reboot has undone it; `rebooted`, whether the reboot
     /// at the end of the phase is behind it.
-    pub fn next(&self, lost: impl Fn(&PlannedStep) -> bool, rebooted: bool) -> Next<'_> {
+    pub fn next(&self, lost: impl Fn(&PlannedStep) -> bool, rebooted: bool) -> Next<'_, P> {
         let Some(planned) = self.planned() else { return Next::Finish };
         let phase = planned.phase;
         if self.stage == Stage::Before {
@@ -230,11 +202,11 @@ impl Open {
         Next::Step(phase, again.unwrap_or(step))
     }
 
-    fn after(&self, event: &Event) -> Option<Self> {
+    fn after(&self, event: &Event<P>) -> Option<Self> {
         let planned = self.planned()?;
-        let here = |phase: &Phase| *phase == planned.phase;
-        let at = |phase: &Phase, step: &str| planned.position(step).filter(|_| here(phase));
-        let acting = |phase: &Phase, step: &str| at(phase, step).filter(|i| self.stage == Stage::Acting(*i));
+        let here = |phase: &P| *phase == planned.phase;
+        let at = |phase: &P, step: &str| planned.position(step).filter(|_| here(phase));
+        let acting = |phase: &P, step: &str| at(phase, step).filter(|i| self.stage == Stage::Acting(*i));
         let all_done = self.done == planned.steps.len();
         let (mut next, in_steps) = (self.clone(), !matches!(self.stage, Stage::Before | Stage::Reboot));
         match event {
@@ -268,7 +240,31 @@ impl Open {
     }
 }
 
-impl Event {
+impl<P: Phase> Event<P> {
+    /// The phase that it is about.
+    #[must_use]
+    pub fn phase(&self) -> Option<P> {
+        match self {
+            Self::RunBegun(_) | Self::Finished | Self::Abandoned => None,
+            Self::PhaseBegun(phase)
+            | Self::StepIntent(phase, _)
+            | Self::StepNoted(phase, _)
+            | Self::StepDone(phase, _)
+            | Self::StepFailed(phase, _)
+            | Self::RebootRequested(phase)
+            | Self::PhaseDone(phase) => Some(*phase),
+        }
+    }
+
+    /// The step that it is about.
+    #[must_use]
+    pub fn step(&self) -> Option<&str> {
+        match self {
+            Self::StepIntent(_, step) | Self::StepNoted(_, step) | Self::StepDone(_, step) | Self::StepFailed(_, step) => Some(step),
+            _ => None,
+        }
+    }
+
     /// The event in words, for messages.
     #[must_use]
     pub fn describe(&self) -> String {
@@ -287,7 +283,7 @@ impl Event {
     }
 }
 
-impl State {
+impl<P: Phase> State<P> {
     /// The state in words, for messages.
     #[must_use]
     pub fn describe(&self) -> String {
@@ -298,13 +294,15 @@ impl State {
             Self::Open(open) => open,
         };
         let Some(planned) = open.planned() else { return "a run whose phases are all done".to_owned() };
-        let (phase, step) = (planned.phase, open.step().map_or("its end", |s| s.name.as_str()));
+        let phase = planned.phase;
+        let step = open.step().map_or("", |step| step.name.as_str());
         match open.stage {
-            Stage::Before => format!("a run before phase {phase}"),
-            Stage::Between => format!("a run before {step} of {phase}"),
-            Stage::Acting(_) => format!("a run in step {step} of {phase}"),
+            Stage::Before => format!("a run whose next phase is {phase}"),
+            Stage::Between if step.is_empty() => format!("a run that is at the end of phase {phase}"),
+            Stage::Between => format!("a run whose next step is {step} of {phase}"),
+            Stage::Acting(_) => format!("a run in the middle of step {step} of {phase}"),
             Stage::Failed(_) => format!("a run whose step {step} of {phase} failed"),
-            Stage::Reboot => format!("a run that waits for the reboot of {phase}"),
+            Stage::Reboot => format!("a run that waits for the reboot at the end of {phase}"),
         }
     }
 }

@@ -6,23 +6,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 
+use super::super::trial::{self, Event, Phase, Plan, Trial, phase};
 use super::*;
-use crate::error::{self, AndNext, FailureKind, Next, exit_code, unanswered};
-use crate::node::profile;
-use crate::recovery::journal::{Asked, Beginning};
-use crate::recovery::machine::{Plan, PlannedPhase};
+use crate::error::{AndNext, Next, exit_code, unanswered};
+
+type Journal = super::Journal<Trial>;
+type Reading = super::Reading<Trial>;
 
 const RESTORED: &[(&str, bool)] = &[("stop", true), ("note", false), ("restore", false), ("check", false)];
 const RESUMED: &[(&str, bool)] = &[("etcd", false), ("start", true), ("lift", false), ("wait", false)];
 const FINISHED: &[(&str, bool)] = &[("clear", false)];
 
 fn plan() -> Plan {
-    let phase = |phase, reboot, steps: &[(&str, bool)]| PlannedPhase {
-        phase,
-        reboot,
-        steps: steps.iter().map(|(name, volatile)| PlannedStep { name: (*name).to_owned(), volatile: *volatile }).collect(),
-    };
-    vec![phase(Phase::RestoreFiles, true, RESTORED), phase(Phase::Resume, false, RESUMED), phase(Phase::Finish, false, FINISHED)]
+    vec![phase(Phase::Second, true, RESTORED), phase(Phase::Third, false, RESUMED), phase(Phase::Last, false, FINISHED)]
 }
 
 /// Makes a failure of one kind.
@@ -57,6 +53,8 @@ fn is_volatile(step: &str) -> bool {
 }
 
 impl Work for Fake {
+    type Of = Trial;
+
     fn perform(&mut self, journal: &mut Journal, phase: Phase, step: &str) -> Result<Value> {
         let planned = plan().into_iter().find(|p| p.phase == phase).unwrap();
         let here = planned.steps.iter().position(|s| s.name == step).unwrap();
@@ -67,7 +65,7 @@ impl Work for Fake {
         if let Some((_, error)) = self.fails_once.take_if(|(name, _)| *name == step) {
             return Err(error("it hangs"));
         }
-        if step == "note" && journal.reading().last_of(phase, step, Kind::StepNoted).is_none() {
+        if step == "note" && journal.reading().last_of(&Event::StepNoted(phase, step.to_owned())).is_none() {
             journal.append(&Event::StepNoted(phase, step.to_owned()), json!({"seen": 7}))?;
             self.noted = Some(self.noted.unwrap_or(0) + 1);
             self.point()?;
@@ -88,16 +86,7 @@ impl Work for Fake {
 
 fn begin(dir: &Path) -> PathBuf {
     let path = dir.join("progress");
-    let beginning = Beginning {
-        profile: profile::Kind::Kubeadm,
-        target: None,
-        asked: Asked::default(),
-        restarts: None,
-        inherits: false,
-        warnings: Vec::new(),
-        phases: plan(),
-    };
-    Journal::begin(&path, "r", "b", "boot-0", &beginning).unwrap();
+    trial::begin(&path, "boot-0", &plan());
     path
 }
 
@@ -121,7 +110,7 @@ fn after_a_soft_reboot(path: &Path, fake: &mut Fake, mut boot: u32, mut soft: &s
     }
     let mut seen = Vec::new();
     for record in &Reading::of(path).unwrap().unwrap().records {
-        let event = record.event().unwrap().describe();
+        let event = record.event.describe();
         if !seen.contains(&event) {
             seen.push(event);
         }
@@ -182,7 +171,7 @@ fn a_soft_reboot_at_any_point_undoes_what_runs_and_is_no_reboot() {
         assert!(resumed.eq(RESUMED.iter().map(|_| "boot-1")), "the phase after the reboot came before it: {:?}", fake.effects);
         // The last point is the reboot that it has come to.
         if let Ok(halt) = first {
-            assert!(halt == Halt::Reboot(Phase::RestoreFiles) && at > 10, "{halt:?} at point {at}");
+            assert!(halt == Halt::Reboot(Phase::Second) && at > 10, "{halt:?} at point {at}");
             break;
         }
     }
@@ -197,12 +186,9 @@ fn a_failure_is_in_the_journal_and_the_step_is_tried_again() {
     let error = drive(&mut journal, &mut fake, Until::End).unwrap_err();
     assert_eq!(exit_code(&error), 69);
     let text = format!("{error:#}");
-    assert_eq!(
-        text,
-        "phase restore-files, step restore failed: it hangs; next: put the cause right and `recovery resume`, or `recovery abandon`"
-    );
+    assert_eq!(text, "phase second, step restore failed: it hangs; next: put the cause right and `recovery resume`, or `recovery abandon`");
     let last = journal.reading().last().clone();
-    assert_eq!((last.event, last.cause()), (Kind::StepFailed, Some("it hangs")));
+    assert_eq!(last.failure().unwrap().cause, "it hangs");
     drop(journal);
     assert!(to_the_end(&path, &mut fake, 0).contains(&"the end of the run".to_owned()));
 }
@@ -217,7 +203,7 @@ fn one_phase_at_a_time_stops_after_each_in_which_something_was_done() {
         let mut journal = Journal::open(&path, boot).unwrap().unwrap();
         halts.push(drive(&mut journal, &mut fake, Until::Phase).unwrap());
     }
-    assert_eq!(halts, [Halt::Reboot(Phase::RestoreFiles), Halt::After(Phase::Resume), Halt::Finished]);
+    assert_eq!(halts, [Halt::Reboot(Phase::Second), Halt::After(Phase::Third), Halt::Finished]);
 }
 
 #[test]
@@ -230,7 +216,7 @@ fn one_phase_that_was_stopped_at_any_point_and_asked_for_again_is_no_phase_more(
             let mut fake = Fake { power_fails_at: Some(at), reboot_is_behind, ..Fake::default() };
             let first = step(&mut fake, &path, "boot-0");
             let halt = first.as_ref().map_or_else(|_| step(&mut fake, &path, "boot-0").unwrap(), |halt| *halt);
-            let whole = if reboot_is_behind { Halt::After(Phase::RestoreFiles) } else { Halt::Reboot(Phase::RestoreFiles) };
+            let whole = if reboot_is_behind { Halt::After(Phase::Second) } else { Halt::Reboot(Phase::Second) };
             assert_eq!(halt, whole, "stopped at point {at}");
             if first.is_ok() {
                 assert!(at > 10, "nothing was ever stopped");
@@ -240,15 +226,15 @@ fn one_phase_that_was_stopped_at_any_point_and_asked_for_again_is_no_phase_more(
     }
     let (path, mut fake) = (begin(dir.path()), Fake::default());
     // The phase after the reboot has none of its own: its end is written by who did its last step, or by who comes after that one.
-    assert_eq!(step(&mut fake, &path, "boot-0").unwrap(), Halt::Reboot(Phase::RestoreFiles));
+    assert_eq!(step(&mut fake, &path, "boot-0").unwrap(), Halt::Reboot(Phase::Second));
     let reached = std::fs::read(&path).unwrap();
     let before = fake.points;
-    assert_eq!(step(&mut fake, &path, "boot-1").unwrap(), Halt::After(Phase::Resume));
+    assert_eq!(step(&mut fake, &path, "boot-1").unwrap(), Halt::After(Phase::Third));
     for at in 1..=fake.points - before {
         std::fs::write(&path, &reached).unwrap();
         let mut fake = Fake { power_fails_at: Some(at), ..Fake::default() };
         assert_eq!(exit_code(&step(&mut fake, &path, "boot-1").unwrap_err()), 75);
-        assert_eq!(step(&mut fake, &path, "boot-1").unwrap(), Halt::After(Phase::Resume), "stopped at point {at}");
+        assert_eq!(step(&mut fake, &path, "boot-1").unwrap(), Halt::After(Phase::Third), "stopped at point {at}");
     }
 }
 
@@ -283,7 +269,7 @@ fn every_failure_keeps_its_kind_and_its_way_out() {
         let mut journal = Journal::open(&begin(dir.path()), "boot-0").unwrap().unwrap();
         let mut fake = Fake { fails_once: Some(("restore", make)), ..Fake::default() };
         let met = drive(&mut journal, &mut fake, Until::End).unwrap_err();
-        let followed = recorded_failure(journal.reading());
+        let followed = recorded_failure(journal.reading()).unwrap();
         assert_eq!((error::kind(&met), error::kind(&followed)), (kind, kind));
         assert_eq!(format!("{met:#}"), format!("{followed:#}"));
         assert_eq!(error::next(&met), error::next(&followed));
@@ -296,12 +282,12 @@ fn every_failure_keeps_its_kind_and_its_way_out() {
 fn a_failure_in_an_older_journal_has_the_kind_of_its_exit_code() {
     let dir = tempfile::tempdir().unwrap();
     let mut journal = Journal::open(&begin(dir.path()), "boot-0").unwrap().unwrap();
-    let (phase, step) = (Phase::RestoreFiles, RESTORED[0].0.to_owned());
+    let (phase, step) = (Phase::Second, RESTORED[0].0.to_owned());
     journal.append(&Event::PhaseBegun(phase), Value::Null).unwrap();
     journal.append(&Event::StepIntent(phase, step.clone()), Value::Null).unwrap();
     journal.append(&Event::StepFailed(phase, step), json!({"cause": "it hangs", "exit": 69})).unwrap();
     let reading = journal.reading();
-    assert_eq!(error::kind(&recorded_failure(reading)), FailureKind::Unanswered);
+    assert_eq!(error::kind(&recorded_failure(reading).unwrap()), FailureKind::Unanswered);
 }
 
 #[test]

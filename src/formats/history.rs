@@ -1,0 +1,208 @@
+//! `history/RUN.json`: what a recovery that is over had come to. (`RUN.progress` beside it is its [journal](super::journal).)
+//!
+//! | version | written by | what is new |
+//! |---|---|---|
+//! | 1 | 0.1.0, before its release | has no version; a run that was given up has another layout than one that is finished |
+//! | 2 | 0.1.0 | one layout for both |
+
+use anyhow::Result;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Format;
+use crate::error::damaged;
+
+/// This format.
+pub const FORMAT: Format = Format { name: "the report of a recovery", version: 2 };
+
+/// Version 2.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// 2.
+    pub version: u32,
+    /// Version of the agent that wrote it.
+    pub agent: Option<String>,
+    /// How the run ended.
+    pub end: End,
+    /// The run; nothing when its journal could not be read.
+    pub run: Option<Run>,
+    /// What giving it up put back, and what it left to do by hand; of one that is finished, nothing.
+    pub put_back: Vec<String>,
+    /// Steps that had changed the node's disk when it was given up: `PHASE: STEP`.
+    pub changed: Vec<String>,
+    /// What state the node was in then, in words.
+    pub state: Option<String>,
+    /// How long the steps took, seconds, waiting included.
+    pub seconds: f64,
+    /// Of those, how long they waited.
+    pub waited: f64,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum End {
+    /// It reached its end.
+    Finished,
+    /// It was given up.
+    Abandoned,
+}
+
+/// A run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// Its id.
+    pub id: String,
+    /// The backup it restored.
+    pub backup: String,
+    /// In words: what it was doing.
+    pub state: String,
+    /// The phase it was in.
+    pub phase: Option<String>,
+    /// The step it was at.
+    pub step: Option<String>,
+    /// When it was begun.
+    pub begun: Timestamp,
+    /// When something last happened.
+    pub since: Timestamp,
+    /// Why the step it was at failed, when it did.
+    pub failure: Option<String>,
+    /// It waited for the node to reboot.
+    pub needs_reboot: bool,
+    /// It went on only when told to.
+    pub by_step: bool,
+    /// Every step of the plan.
+    pub phases: Vec<Phase>,
+    /// What was found and gone on with.
+    pub warnings: Vec<String>,
+}
+
+/// A phase of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Phase {
+    /// Which.
+    pub phase: String,
+    /// Its steps.
+    pub steps: Vec<Step>,
+}
+
+/// A step of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Step {
+    /// Its name.
+    pub name: String,
+    /// What became of it.
+    pub state: StepState,
+    /// How often it said that it would act.
+    pub attempts: usize,
+    /// How long it took the last time, seconds, waiting included.
+    pub seconds: Option<f64>,
+    /// Of those, how long it waited.
+    pub waited: Option<f64>,
+    /// Its figures.
+    pub figures: Value,
+}
+
+/// What became of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum StepState {
+    /// Its turn had not come.
+    Waiting,
+    /// It had begun.
+    Begun,
+    /// It failed.
+    Failed,
+    /// It had its effect.
+    Done,
+}
+
+/// Version 1 of a run that reached an end of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+struct Finished1 {
+    outcome: End,
+    run: Run,
+    seconds: f64,
+    waited: f64,
+    next: Option<String>,
+}
+
+/// Version 1 of a run that was given up.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+struct Abandoned1 {
+    run: Option<Run>,
+    put_back: Vec<String>,
+    changed: Vec<String>,
+    state: String,
+}
+
+impl From<Finished1> for Report {
+    fn from(old: Finished1) -> Self {
+        let Finished1 { outcome: end, run, seconds, waited, .. } = old;
+        let run = Some(run);
+        Self { version: FORMAT.version, agent: None, end, run, put_back: Vec::new(), changed: Vec::new(), state: None, seconds, waited }
+    }
+}
+
+impl From<Abandoned1> for Report {
+    fn from(old: Abandoned1) -> Self {
+        let Abandoned1 { run, put_back, changed, state } = old;
+        let sum = |of: fn(&Step) -> Option<f64>| run.iter().flat_map(|run| &run.phases).flat_map(|phase| &phase.steps).filter_map(of).sum();
+        let (seconds, waited) = (sum(|step| step.seconds), sum(|step| step.waited));
+        Self { version: FORMAT.version, agent: None, end: End::Abandoned, run, put_back, changed, state: Some(state), seconds, waited }
+    }
+}
+
+/// Reads one of any version.
+///
+/// # Errors
+/// As [`Format::read`].
+pub fn read(json: &[u8]) -> Result<Report> {
+    let bad = |error: serde_json::Error| damaged(format!("{} is not valid: {error}", FORMAT.name));
+    let whole: Value = serde_json::from_slice(json).map_err(bad)?;
+    // Those of version 1 do not say so.
+    if whole.get("version").is_some() {
+        return FORMAT.read(json, |_, json| serde_json::from_slice(json));
+    }
+    let old = if whole.get("outcome").is_some() {
+        serde_json::from_value::<Finished1>(whole).map(Report::from)
+    } else {
+        serde_json::from_value::<Abandoned1>(whole).map(Report::from)
+    };
+    old.map_err(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples;
+    use super::*;
+
+    #[test]
+    fn both_layouts_of_version_1_are_read_for_ever() {
+        let finished = read(&samples::check::<Finished1>("history-finished", 1)).unwrap();
+        assert_eq!((finished.end, finished.run.unwrap().phases.len()), (End::Finished, 2));
+        let abandoned = read(&samples::check::<Abandoned1>("history-abandoned", 1)).unwrap();
+        assert_eq!((abandoned.end, abandoned.put_back.len(), abandoned.changed.len()), (End::Abandoned, 1, 2));
+        assert!(abandoned.seconds > abandoned.waited && abandoned.waited > 0.0);
+    }
+
+    #[test]
+    fn version_2_is_what_is_written() {
+        assert_eq!(read(&samples::check::<Report>("history", 2)).unwrap().version, 2);
+    }
+}

@@ -1,0 +1,366 @@
+//! The journal of a run: JSON Lines, each with a checksum of its own bytes at its end. `progress` in the recovery directory is that of a recovery,
+//! `journal` in the directory of an unfinished backup is that of the backup.
+//!
+//! | version | written by | what is new |
+//! |---|---|---|
+//! | 1 | 0.1.0, before its release | recoveries alone |
+//! | 2 | 0.1.0 | any procedure; `backup` is called `subject`; the first line names the procedure and the agent, and keeps the plan apart from what was asked |
+
+use anyhow::{Context, Result, anyhow, bail};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Format;
+use super::parts::{Deployment, Profile};
+use crate::error::{FailureKind, Next};
+
+/// This format.
+pub const FORMAT: Format = Format { name: "the journal", version: 2 };
+/// What stands between a line's content and its checksum.
+const SUM: &str = ",\"sum\":\"";
+/// How long the checksum with what follows it is: eight hex digits, quote, brace.
+const SUM_END: usize = 8 + 2;
+
+/// A line of version 2.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Line {
+    /// 2.
+    pub version: u32,
+    /// 1 for the first line, then one more each.
+    pub sequence: u64,
+    /// The node's wall clock.
+    pub time: Timestamp,
+    /// The run.
+    pub run: String,
+    /// What the run is about: the backup that is restored, or taken.
+    pub subject: String,
+    /// The boot in which it was written: its id and, behind a `+`, how many soft reboots it has seen, when there were any.
+    pub boot: String,
+    /// The phase it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// The step it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
+    /// What happened.
+    pub event: Event,
+    /// More about it: [`Begun`] of the first line, [`Failed`] of a failure, a step's notes and figures.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub detail: Value,
+}
+
+/// What a line records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Event {
+    /// The run was begun: the first line.
+    RunBegun,
+    /// A phase was begun.
+    PhaseBegun,
+    /// A step is about to act.
+    StepIntent,
+    /// A step has written down what it must still know after a crash.
+    StepNoted,
+    /// A step has its effect; the detail has its figures.
+    StepDone,
+    /// A step has failed.
+    StepFailed,
+    /// The phase has nothing left to do but the reboot.
+    RebootRequested,
+    /// A phase has ended.
+    PhaseDone,
+    /// The run has reached its end.
+    Finished,
+    /// The run was given up.
+    Abandoned,
+}
+
+/// The detail of the first line of version 2.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Begun {
+    /// What kind of run it is: `recovery`, `backup`.
+    pub procedure: String,
+    /// Version of the agent that began it; nothing in a journal that began as version 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
+    /// Everything the run will do, in order.
+    pub plan: Vec<Phase>,
+    /// What it was asked to do: [`Recovery`] of a recovery.
+    pub beginning: Value,
+}
+
+/// A phase of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Phase {
+    /// Its name.
+    pub phase: String,
+    /// It ends with a reboot of the node.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reboot: bool,
+    /// Its steps, in order.
+    pub steps: Vec<Step>,
+}
+
+/// A step of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Step {
+    /// Its name.
+    pub name: String,
+    /// Its effect is lost at a reboot.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub volatile: bool,
+}
+
+/// The detail of a failure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Failed {
+    /// Why, in words.
+    pub cause: String,
+    /// Its kind; nothing in journals of earlier agents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<FailureKind>,
+    /// What can be done about it, when the cause says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Next>,
+    /// The exit code that it led to.
+    pub exit: u8,
+}
+
+/// What a recovery was asked to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Recovery {
+    /// The kind of control plane.
+    pub profile: Profile,
+    /// The deployment that the backup belongs to, when it records one.
+    pub target: Option<Deployment>,
+    /// What was asked for.
+    pub asked: Asked,
+    /// The run that this one replaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarts: Option<String>,
+    /// A run of which nothing else is known had left something to undo.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inherits: bool,
+    /// What was found and gone on with nevertheless.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// Choices of whoever began a recovery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Asked {
+    /// Go on where the platform table, identity or clock say no.
+    pub force: bool,
+    /// Reboot without asking.
+    pub reboot: bool,
+    /// One phase at a time.
+    pub step: bool,
+    /// How etcd is restored.
+    pub etcd: EtcdRestore,
+    /// The deadline of each wait, seconds, when it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<u64>,
+}
+
+/// How etcd's data is restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum EtcdRestore {
+    /// By the agent.
+    Native,
+    /// By the cluster's own script.
+    ClusterRestore,
+}
+
+/// A line of version 1. Its first has a [`Recovery1`] as detail.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+struct Line1 {
+    version: u32,
+    sequence: u64,
+    time: Timestamp,
+    run: String,
+    backup: String,
+    boot: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    phase: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    step: Option<String>,
+    event: Event,
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    detail: Value,
+}
+
+/// What a recovery was asked to do, in version 1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+struct Recovery1 {
+    profile: Profile,
+    target: Option<Deployment>,
+    asked: Asked,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    restarts: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    inherits: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+    phases: Vec<Phase>,
+}
+
+/// The only procedure of version 1.
+const RECOVERY: &str = "recovery";
+
+impl TryFrom<Line1> for Line {
+    type Error = serde_json::Error;
+
+    fn try_from(line: Line1) -> Result<Self, Self::Error> {
+        let detail = if line.event == Event::RunBegun {
+            serde_json::to_value(Begun::try_from(serde_json::from_value::<Recovery1>(line.detail)?)?)?
+        } else {
+            line.detail
+        };
+        let Line1 { sequence, time, run, backup: subject, boot, phase, step, event, .. } = line;
+        Ok(Self { version: FORMAT.version, sequence, time, run, subject, boot, phase, step, event, detail })
+    }
+}
+
+impl TryFrom<Recovery1> for Begun {
+    type Error = serde_json::Error;
+
+    fn try_from(old: Recovery1) -> Result<Self, Self::Error> {
+        let Recovery1 { profile, target, asked, restarts, inherits, warnings, phases: plan } = old;
+        let beginning = serde_json::to_value(Recovery { profile, target, asked, restarts, inherits, warnings })?;
+        Ok(Self { procedure: RECOVERY.to_owned(), agent: None, plan, beginning })
+    }
+}
+
+impl Line {
+    /// The line as it stands in the file, newline included.
+    ///
+    /// # Errors
+    /// When it cannot be serialized.
+    pub fn to_text(&self) -> Result<String> {
+        sealed(self)
+    }
+
+    /// Reads a line of any version, without its newline. `agent` is the one that began the journal, when that is known.
+    ///
+    /// # Errors
+    /// [`FailureKind::Unsupported`] when it is of a newer version; any other error, which is no [`Failure`](crate::error::Failure), when it is no line
+    /// of a journal.
+    pub fn of(line: &[u8], agent: Option<&str>) -> Result<Self> {
+        let line = std::str::from_utf8(line).context("it is not text")?;
+        let version = version_of(line);
+        // A newer line may be sealed in another way.
+        if let Some(newer) = version.filter(|version| *version > FORMAT.version) {
+            FORMAT.check(newer, agent)?;
+        }
+        let content = content(line)?;
+        let read = match version {
+            Some(1) => serde_json::from_str::<Line1>(&content).and_then(Self::try_from),
+            Some(2) => serde_json::from_str(&content),
+            _ => bail!("it has no version"),
+        };
+        read.context("it is not a line of a journal")
+    }
+}
+
+/// A line with its checksum.
+fn sealed(line: &impl Serialize) -> Result<String> {
+    let mut line = serde_json::to_string(line).context("serializing a line of the journal")?;
+    let sum = crc32c::crc32c(line.as_bytes());
+    line.pop();
+    Ok(format!("{line}{SUM}{sum:08x}\"}}\n"))
+}
+
+/// The content of a line whose checksum holds.
+fn content(line: &str) -> Result<String> {
+    let (content, sum) = line
+        .len()
+        .checked_sub(SUM.len() + SUM_END)
+        .filter(|at| line.is_char_boundary(*at))
+        .map(|at| line.split_at(at))
+        .ok_or_else(|| anyhow!("it is too short"))?;
+    let sum = sum.strip_prefix(SUM).and_then(|s| s.strip_suffix("\"}")).ok_or_else(|| anyhow!("it has no checksum"))?;
+    let content = format!("{content}}}");
+    if sum != format!("{:08x}", crc32c::crc32c(content.as_bytes())) {
+        bail!("its checksum does not match");
+    }
+    Ok(content)
+}
+
+fn version_of(line: &str) -> Option<u32> {
+    #[derive(Deserialize)]
+    struct Head {
+        version: u32,
+    }
+    serde_json::from_str::<Head>(line).ok().map(|head| head.version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples;
+    use super::*;
+
+    /// Every line of a sample, as its version has it, and written again.
+    fn again<T: Serialize + serde::de::DeserializeOwned>(file: &str) -> (Vec<T>, Vec<Line>) {
+        let sample = samples::read(file);
+        let text = std::str::from_utf8(&sample).unwrap();
+        let lines: Vec<T> = text.lines().map(|line| serde_json::from_str(&content(line).unwrap()).unwrap()).collect();
+        let written: String = lines.iter().map(|line| sealed(line).unwrap()).collect();
+        samples::same(file, written.as_bytes());
+        (lines, text.lines().map(|line| Line::of(line.as_bytes(), None).unwrap()).collect())
+    }
+
+    #[test]
+    fn version_1_is_read_for_ever() {
+        let (old, new) = again::<Line1>("journal.1.jsonl");
+        samples::schema::<Line1>("journal", 1);
+        samples::schema::<Recovery1>("journal-recovery", 1);
+        assert_eq!(old.len(), new.len());
+        let (first, begun): (Recovery1, Begun) =
+            (serde_json::from_value(old[0].detail.clone()).unwrap(), serde_json::from_value(new[0].detail.clone()).unwrap());
+        let asked: Recovery = serde_json::from_value(begun.beginning).unwrap();
+        assert_eq!((begun.procedure.as_str(), begun.agent, &begun.plan), ("recovery", None, &first.phases));
+        assert_eq!((asked.profile, asked.asked, asked.warnings), (first.profile, first.asked, first.warnings));
+        for (old, new) in old.iter().zip(&new) {
+            assert_eq!((old.sequence, &old.run, &old.backup, &old.boot), (new.sequence, &new.run, &new.subject, &new.boot));
+            assert_eq!((&old.phase, &old.step, old.event), (&new.phase, &new.step, new.event));
+        }
+    }
+
+    #[test]
+    fn version_2_is_what_is_written() {
+        let (lines, read) = again::<Line>("journal.2.jsonl");
+        assert_eq!(lines, read);
+        samples::schema::<Line>("journal", 2);
+        samples::schema::<Begun>("journal-begun", 2);
+        samples::schema::<Failed>("journal-failed", 2);
+        samples::schema::<Recovery>("journal-recovery", 2);
+        let begun: Begun = serde_json::from_value(lines[0].detail.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&begun).unwrap(), lines[0].detail);
+        let asked: Recovery = serde_json::from_value(begun.beginning.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&asked).unwrap(), begun.beginning);
+        let failed = lines.iter().find(|line| line.event == Event::StepFailed).unwrap();
+        let failure: Failed = serde_json::from_value(failed.detail.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&failure).unwrap(), failed.detail);
+    }
+}

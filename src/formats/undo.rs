@@ -1,0 +1,68 @@
+//! `undo.json`: what a recovery changed that is not part of the backup, and must put back however it ends.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use super::Format;
+use super::journal::Asked;
+
+/// This format.
+pub const FORMAT: Format = Format { name: "undo.json", version: 1 };
+
+/// Version 1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Undo {
+    /// 1.
+    pub version: u32,
+    /// The runs that may have left something, oldest first.
+    pub runs: Vec<String>,
+    /// The backup that is being restored.
+    pub backup: String,
+    /// What was asked for.
+    pub asked: Asked,
+    /// The SELinux mode to put back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux: Option<SelinuxMode>,
+    /// Units that are stopped, and whether they ran, or would have by themselves.
+    pub units: BTreeMap<String, bool>,
+    /// The unit of the container runtime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
+    /// The last line of the journal when somebody had let kubelet go in the middle of the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undone_at: Option<u64>,
+}
+
+/// What the kernel does with an access that the policy does not allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum SelinuxMode {
+    /// It is denied.
+    Enforcing,
+    /// It is logged and allowed.
+    Permissive,
+}
+
+/// Reads one of any version.
+///
+/// # Errors
+/// As [`Format::read`].
+pub fn read(json: &[u8]) -> Result<Undo> {
+    FORMAT.read(json, |_, json| serde_json::from_slice(json))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples;
+    use super::*;
+
+    #[test]
+    fn version_1_is_what_is_written() {
+        assert_eq!(read(&samples::check::<Undo>("undo", 1)).unwrap().version, 1);
+    }
+}
