@@ -48,11 +48,13 @@ pub trait Procedure: Debug + Sized + 'static {
     fn write_beginning(beginning: &Self::Beginning) -> serde_json::Result<Value>;
 
     /// True when these bytes in the place of the journal are those of another tool: there is no run then.
+    #[must_use]
     fn is_foreign(_: &[u8]) -> bool {
         false
     }
 
     /// What to do about a journal that cannot be read.
+    #[must_use]
     fn past_the_journal() -> Next;
 
     /// What to do about a failure of this kind that stopped a run, where its cause does not say.

@@ -8,7 +8,7 @@
 use anyhow::Result;
 
 use super::bolt::{BUCKET, Bolt, Item};
-use super::status::{REVISION, not_etcd, revision_of_key};
+use super::revision::{REVISION, not_etcd, revision_of_key};
 
 /// etcd has a dozen buckets.
 const MOST_BUCKETS: usize = 1000;
@@ -156,7 +156,7 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::etcd::status::key_of_revision;
+    use crate::etcd::revision::key_of_revision;
 
     fn wrong(name: &str, key: &[u8], value: &[u8]) -> bool {
         wrong_item(name.as_bytes(), Item { flags: 0, key, value }, &mut None).is_some()

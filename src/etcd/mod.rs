@@ -9,11 +9,13 @@
 mod bolt;
 mod check;
 mod client;
+mod data_dir;
 mod edit;
 mod ids;
 mod pipe;
 mod replace;
 mod restore;
+mod revision;
 mod save;
 mod snapshot;
 mod status;
@@ -33,6 +35,7 @@ use crate::node::profile::Profile;
 use crate::node::static_pod::{EtcdAccess, etcd_access};
 /// Called with bytes done since the last call: of the stream while saving, of the file as it is stored otherwise.
 pub type Tick<'a> = &'a (dyn Fn(u64) + Sync);
+pub use data_dir::kept_of;
 
 /// `--name` of `etcdutl snapshot restore`, unless given.
 pub const DEFAULT_NAME: &str = "default";
@@ -276,7 +279,7 @@ pub fn drop_kept(data_dir: &Path, run: &str, earlier: &[String]) -> Result<()> {
 /// # Errors
 /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when no database can be made sense of; when none can be read.
 pub fn revision_of(data_dir: &Path) -> Result<Option<i64>> {
-    status::revision_of(data_dir)
+    data_dir::revision_of(data_dir)
 }
 
 /// The bump for a recovery from a snapshot at `snapshot_revision`, when the data directory being replaced was at `old`: 1,000,000,000,

@@ -19,17 +19,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{FlockOperation, XattrFlags};
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use super::data_dir::{self, MEMBER, NEW, beginning_with, exists};
 use super::restore::build;
 use super::{Options, Restored, Tick, wal};
 use crate::error::usage;
-use crate::node::durable;
+use crate::node::{durable, selinux};
 
 /// In the new member directory.
 const MARKER: &str = "recovery-run";
-const LABEL: &str = "security.selinux";
 
 /// The content of the marker.
 #[derive(Serialize, Deserialize)]
@@ -53,8 +53,8 @@ impl Place {
         if run.is_empty() || !run.chars().all(plain) {
             return Err(usage(format!("the run id `{run}` cannot be part of a file name")));
         }
-        let beside = |kind: &str| data_dir.join(format!("member.{kind}-{run}"));
-        let (member, new, before) = (data_dir.join("member"), beside("new"), beside("before"));
+        let (member, new) = (data_dir.join(MEMBER), data_dir.join(format!("{NEW}{run}")));
+        let before = data_dir::before(data_dir, run);
         Ok(Self { data_dir: data_dir.to_owned(), run: run.to_owned(), member, new, before })
     }
 
@@ -87,7 +87,7 @@ impl Place {
             // The first one put aside is the member of before. Another one can only be there if something made a new `member` between
             // the two renames; nothing is thrown away here.
             let aside = self.like(&self.before)?.len();
-            let name = if aside == 0 { self.before.clone() } else { self.data_dir.join(format!("member.before-{}.{aside}", self.run)) };
+            let name = if aside == 0 { self.before.clone() } else { data_dir::before(&self.data_dir, &format!("{}.{aside}", self.run)) };
             durable::rename(&self.member, &name)?;
         }
         durable::rename(&self.new, &self.member)
@@ -116,7 +116,7 @@ pub(super) fn replace(file: &Path, data_dir: &Path, run: &str, options: &Options
 /// Builds the new directory, up to its marker. Leaves nothing behind when it fails.
 fn make(place: &Place, file: &Path, options: &Options, tick: Tick<'_>) -> Result<Marker> {
     // What any run has left half-built can be built again; its space is needed now.
-    for left in place.like(&place.data_dir.join("member.new-"))? {
+    for left in beginning_with(&place.data_dir, NEW.as_bytes())? {
         durable::remove_tree(&left)?;
     }
     let look = Look::of(if exists(&place.member) { &place.member } else { &place.data_dir })?;
@@ -139,27 +139,6 @@ fn make(place: &Place, file: &Path, options: &Options, tick: Tick<'_>) -> Result
         durable::remove_tree(&place.new)?;
     }
     made
-}
-
-/// The members that runs have put aside in a data directory.
-pub(super) fn kept(data_dir: &Path) -> Result<Vec<PathBuf>> {
-    if exists(data_dir) { beginning_with(data_dir, b"member.before-") } else { Ok(Vec::new()) }
-}
-
-/// Everything in the data directory whose name begins so, by name.
-fn beginning_with(data_dir: &Path, prefix: &[u8]) -> Result<Vec<PathBuf>> {
-    let list = || -> std::io::Result<Vec<PathBuf>> {
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir(data_dir)? {
-            let entry = entry?;
-            if entry.file_name().as_encoded_bytes().starts_with(prefix) {
-                found.push(entry.path());
-            }
-        }
-        found.sort();
-        Ok(found)
-    };
-    list().with_context(|| format!("reading the data directory {}", data_dir.display()))
 }
 
 /// True when the new member of this run is in place; see [`super::is_replaced`].
@@ -197,15 +176,7 @@ struct Look {
 impl Look {
     fn of(path: &Path) -> Result<Self> {
         let meta = path.metadata().with_context(|| format!("looking at {}", path.display()))?;
-        let mut label = vec![0; 4096];
-        let label = match rustix::fs::getxattr(path, LABEL, &mut label) {
-            Ok(len) => {
-                label.truncate(len);
-                Some(label)
-            }
-            Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => None,
-            Err(error) => return Err(error).with_context(|| format!("reading the SELinux label of {}", path.display())),
-        };
+        let label = selinux::label(&path.canonicalize().with_context(|| format!("looking at {}", path.display()))?)?;
         Ok(Self { owner: meta.uid(), group: meta.gid(), mode: meta.mode() & 0o7777, label })
     }
 
@@ -214,14 +185,8 @@ impl Look {
         std::os::unix::fs::chown(path, Some(self.owner), Some(self.group))
             .with_context(|| format!("giving {} to user {} and group {}", path.display(), self.owner, self.group))?;
         if let Some(label) = &self.label {
-            rustix::fs::setxattr(path, LABEL, label, XattrFlags::empty())
-                .with_context(|| format!("labelling {} for SELinux", path.display()))?;
+            selinux::set_label(path, label)?;
         }
         File::open(path).and_then(|file| file.sync_all()).with_context(|| format!("syncing {}", path.display()))
     }
-}
-
-/// True when there is something, be it a dangling link.
-fn exists(path: &Path) -> bool {
-    path.symlink_metadata().is_ok()
 }

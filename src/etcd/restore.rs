@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bolt::Bolt;
 use super::edit::{Edit, Items, inline};
-use super::{DEFAULT_TOKEN, Member, Options, Restored, Tick, check, ids, snapshot, status, wal};
+use super::{DEFAULT_TOKEN, Member, Options, Restored, Tick, check, ids, revision, snapshot, status, wal};
 use crate::error::{misfit, usage};
 use crate::node::durable;
 
@@ -166,7 +166,7 @@ pub(super) fn build(file: &Path, dir: &Path, options: &Options, tick: Tick<'_>) 
     sound?;
     synced.with_context(|| format!("syncing {}", path.display()))?;
     let member = options.member(&bolt)?;
-    let revision = options.bumped(status::revision(&bolt)?)?;
+    let revision = options.bumped(revision::revision(&bolt)?)?;
     rewrite(&bolt, &db, &member, options, revision)?;
     db.sync_all().with_context(|| format!("syncing {}", path.display()))?;
 
@@ -241,10 +241,10 @@ fn rewrite(bolt: &Bolt<'_>, db: &std::fs::File, member: &Member, options: &Optio
         set(b"confState", format!(r#"{{"voters":[{}],"auto_leave":false}}"#, member.id).into_bytes());
     }
     if options.mark_compacted {
-        set(b"scheduledCompactRev", status::key_of_revision(revision).to_vec());
-        let (flags, header) = root.get(&b"key"[..]).ok_or_else(|| status::not_etcd(bolt))?;
+        set(b"scheduledCompactRev", revision::key_of_revision(revision).to_vec());
+        let (flags, header) = root.get(&b"key"[..]).ok_or_else(|| revision::not_etcd(bolt))?;
         let (flags, bucket) = (*flags, bolt.bucket(header)?);
-        root.insert(b"key".to_vec(), (flags, edit.append(&bucket, &status::key_of_revision(revision), &[])?));
+        root.insert(b"key".to_vec(), (flags, edit.append(&bucket, &revision::key_of_revision(revision), &[])?));
     }
     root.insert(b"meta".to_vec(), inline(&meta));
     let id = format!("{:x}", member.id).into_bytes();

@@ -8,11 +8,8 @@ use anyhow::{Context, Result};
 
 use super::bolt::Bolt;
 use super::check::{self, Seen, field};
+use super::revision::{REVISION, revision_of_key};
 use super::{Member, Status, Tick, snapshot};
-use crate::error::damaged;
-
-/// Bytes of a key of the bucket `key`: main revision, `_`, sub revision.
-pub(super) const REVISION: usize = 17;
 
 /// Looks into a snapshot; see [`super::status`]. With `skip` it needs no trailer.
 pub(super) fn status(path: &Path, skip: bool, tick: Tick<'_>) -> Result<Status> {
@@ -64,11 +61,6 @@ fn of_database(bolt: &Bolt<'_>, db_size: u64) -> Result<Status> {
     Ok(Status { hash, revision, total_keys: live.keys.len() as u64, items, db_size, version, members })
 }
 
-/// The error for a database that is bbolt's, but not etcd's.
-pub(super) fn not_etcd(bolt: &Bolt<'_>) -> anyhow::Error {
-    bolt.bad("it has no bucket `key`: this is not a snapshot of etcd 3")
-}
-
 /// The members that a database records.
 pub(super) fn members(bolt: &Bolt<'_>) -> Result<Vec<Member>> {
     let mut members = Vec::new();
@@ -79,60 +71,6 @@ pub(super) fn members(bolt: &Bolt<'_>) -> Result<Vec<Member>> {
         })?;
     }
     Ok(members)
-}
-
-/// The greatest revision in a database; 0 when nothing was ever written.
-pub(super) fn revision(bolt: &Bolt<'_>) -> Result<i64> {
-    let bucket = bolt.find(b"key")?.ok_or_else(|| not_etcd(bolt))?;
-    match bolt.last_key(&bucket)? {
-        Some(key) => revision_of_key(&key).ok_or_else(|| bolt.bad("the last key of the bucket `key` is not a revision")),
-        None => Ok(0),
-    }
-}
-
-/// The greatest revision in the data directory of a stopped etcd; see [`super::revision_of`].
-pub(super) fn revision_of(data_dir: &Path) -> Result<Option<i64>> {
-    let (mut newest, mut unread) = (None, None);
-    for member in [vec![data_dir.join("member")], super::replace::kept(data_dir)?].concat() {
-        match revision_of_member(&member) {
-            Ok(revision) => newest = newest.max(revision),
-            Err(error) => {
-                tracing::warn!("the revision of {} is not counted: {error:#}", member.display());
-                unread.get_or_insert(error);
-            }
-        }
-    }
-    // What can be read is worth more than nothing; where nothing can be, the caller is to know.
-    unread.filter(|_| newest.is_none()).map_or(Ok(newest), Err)
-}
-
-fn revision_of_member(member: &Path) -> Result<Option<i64>> {
-    let path = member.join("snap/db");
-    let file = match std::fs::File::open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).with_context(|| format!("opening {}", path.display())),
-    };
-    let len = file.metadata().with_context(|| format!("looking at {}", path.display()))?.len();
-    if len == 0 {
-        return Err(damaged(format!("{} is empty", path.display())));
-    }
-    revision(&Bolt::open(&file, len, &path.display().to_string())?).map(Some)
-}
-
-/// The key of the bucket `key` for a revision.
-pub(super) fn key_of_revision(main: i64) -> [u8; REVISION] {
-    let mut key = [0; REVISION];
-    key[..8].copy_from_slice(&main.to_be_bytes());
-    key[8] = b'_';
-    key
-}
-
-/// The main revision in a key of the bucket `key`; a tombstone's is one byte longer.
-pub(super) fn revision_of_key(key: &[u8]) -> Option<i64> {
-    let main = i64::from_be_bytes(*key.first_chunk()?);
-    let shaped = key.get(8) == Some(&b'_') && (key.len() == REVISION || (key.len() == REVISION + 1 && key.ends_with(b"t")));
-    (shaped && main >= 0).then_some(main)
 }
 
 /// The keys that live, as a hash of 64 bits each: a million take 20 MB. That two of a million are taken for one happens once
@@ -171,30 +109,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn revisions_are_read() {
-        assert_eq!(revision_of_key(&key_of_revision(1_000_000_007)), Some(1_000_000_007));
-        assert_eq!(revision_of_key(b"\0\0\0\0\0\0\0\x05_\0\0\0\0\0\0\0\x01t"), Some(5));
-        for bad in [&b"\0\0\0\0\0\0\0\x05"[..], b"\0\0\0\0\0\0\0\x05x\0\0\0\0\0\0\0\0", b"\xff\0\0\0\0\0\0\x05_\0\0\0\0\0\0\0\0", b""] {
-            assert_eq!(revision_of_key(bad), None);
-        }
-    }
-
-    #[test]
     fn the_key_is_found_in_its_message() {
         // create_revision 300 (field 2), then the key, as another marshaller might order them.
         assert_eq!(key_of_value(b"\x10\xac\x02\x0a\x03abc\x2a\x01v"), Some(&b"abc"[..]));
         assert_eq!(key_of_value(b""), Some(&b""[..]));
         assert_eq!(key_of_value(b"\x0a\x7fabc"), None);
         assert_eq!(key_of_value(&[0x80; 20]), None);
-    }
-
-    #[test]
-    fn what_is_missing_is_no_error() -> Result<()> {
-        let dir = tempfile::tempdir()?;
-        assert_eq!(revision_of(dir.path())?, None);
-        std::fs::create_dir_all(dir.path().join("member/snap"))?;
-        std::fs::write(dir.path().join("member/snap/db"), b"")?;
-        assert_eq!(crate::error::exit_code(&revision_of(dir.path()).unwrap_err()), 65);
-        Ok(())
     }
 }

@@ -4,8 +4,7 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::Client;
-use super::client::is_missing;
+use super::client::{Client, is_missing};
 use super::objects::{Condition, Conditions, Object, Unread, condition, is_true, or_default};
 use crate::error::busy;
 use crate::node::profile::Kind;

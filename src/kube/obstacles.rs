@@ -3,8 +3,7 @@
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use super::Client;
-use super::client::is_missing;
+use super::client::{Client, is_missing};
 use super::objects::{Conditions, Metadata, Object, Unread, is_true, or_default};
 
 /// The most sentences of one kind: a message is for reading.

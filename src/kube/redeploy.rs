@@ -11,8 +11,7 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::Client;
-use super::client::{PAUSE, is_conflict};
+use super::client::{Client, PAUSE, is_conflict};
 use super::objects::{Object, or_default};
 use crate::error::busy;
 use crate::node::clock::Deadline;

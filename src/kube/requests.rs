@@ -18,8 +18,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::X509Name;
 
-use super::Client;
-use super::client::is_missing;
+use super::client::{Client, is_missing};
 use super::objects::{Condition, Object, Unread, or_default};
 
 const REQUESTS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";

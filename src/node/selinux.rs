@@ -1,11 +1,20 @@
-//! The SELinux mode, through the kernel's own file. On a kernel without SELinux there is no mode and nothing to do.
+//! SELinux: its mode, through the kernel's own file, and the labels of files. On a kernel without SELinux there is no mode and nothing to do.
+
+use std::path::Path;
 
 use anyhow::{Context, Result};
+use rustix::fs::{XattrFlags, lgetxattr, lsetxattr};
+use rustix::io::Errno;
 
 use super::Node;
 
 /// Reads as `0` or `1`, takes the same (Linux, `security/selinux/selinuxfs.c`).
 const ENFORCE: &str = "/sys/fs/selinux/enforce";
+
+/// The extended attribute that is a file's label, with a zero byte at its end.
+pub const LABEL: &str = "security.selinux";
+/// The longest label that is read, bytes.
+const LONGEST: usize = 4096;
 
 /// What the kernel does with an access that the policy does not allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -37,6 +46,30 @@ pub fn set_mode(node: &Node, wanted: Mode) -> Result<()> {
     std::fs::write(node.real_path(ENFORCE), value).with_context(|| format!("making SELinux {wanted:?} through {ENFORCE}"))?;
     anyhow::ensure!(mode(node)? == Some(wanted), "SELinux did not become {wanted:?}: {ENFORCE} says otherwise");
     Ok(())
+}
+
+/// The label of what is at `path`, a link itself included; `None` where there is none.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn label(path: &Path) -> Result<Option<Vec<u8>>> {
+    let mut label = vec![0; LONGEST];
+    match lgetxattr(path, LABEL, &mut label) {
+        Ok(len) => {
+            label.truncate(len);
+            Ok(Some(label))
+        }
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("reading the SELinux label of {}", path.display())),
+    }
+}
+
+/// Gives what is at `path` a label.
+///
+/// # Errors
+/// When the kernel does not take it.
+pub fn set_label(path: &Path, label: &[u8]) -> Result<()> {
+    lsetxattr(path, LABEL, label, XattrFlags::empty()).with_context(|| format!("labelling {} for SELinux", path.display()))
 }
 
 #[cfg(test)]

@@ -1,7 +1,5 @@
 //! How a run ends that is given up: what it changed and must undo is put back, what it left is named.
 
-use std::path::Path;
-
 use anyhow::Result;
 
 use super::procedure::{Phase, Reading, State};
@@ -10,6 +8,7 @@ use super::resume::EXPORTED;
 use super::undo::{Undo, Units};
 use super::{history, steps};
 use crate::archive;
+use crate::etcd;
 use crate::node::dir::RecoveryDir;
 use crate::node::profile::Profile;
 use crate::node::{Node, durable, hold};
@@ -80,8 +79,8 @@ fn swept(node: &Node, dir: &RecoveryDir) -> Result<Vec<String>> {
 fn kept_etcd(node: &Node, reading: Option<&Reading>, runs: &[String]) -> Vec<String> {
     let Some(profile) = reading.map(|r| r.beginning.profile.profile()).or_else(|| Profile::of(node).ok()) else { return Vec::new() };
     let kept = |run: &String| {
-        let shown = Path::new(profile.etcd_data).join(format!("member.before-{run}"));
-        node.exists(&shown).then(|| format!("the etcd data from before the recovery is kept as {}", shown.display()))
+        let path = etcd::kept_of(&node.real_path(profile.etcd_data), run)?;
+        Some(format!("the etcd data from before the recovery is kept as {}", node.shown(&path).display()))
     };
     runs.iter().filter_map(kept).collect()
 }

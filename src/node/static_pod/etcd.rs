@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{Container, Manifest, Variable};
+use super::manifest::{Container, Manifest, Variable};
 use crate::error::{damaged, misfit};
 use crate::node::Node;
 use crate::node::profile::{Kind, Profile};
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
     use crate::error::exit_code;
     use crate::node::profile::{KUBEADM, OPENSHIFT};
-    use crate::node::static_pod::tests::node_with;
+    use crate::node::static_pod::manifest::tests::node_with;
 
     fn text(name: &str) -> String {
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/static-pods").join(name)).unwrap()

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::Deployment;
+use super::deployment::Deployment;
 use crate::error::misfit;
 use crate::node::Node;
 

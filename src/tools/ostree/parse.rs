@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow, bail};
 use serde::Deserialize;
 
-use super::{Deployment, mark_neighbours};
+use super::deployment::{Deployment, mark_neighbours};
 
 #[derive(Deserialize)]
 struct Status {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::CHANGE;
+use super::deployment::CHANGE;
 use crate::error::{AndNext, FailureKind, kind, misfit, run, said};
 use crate::node::Node;
 use crate::tools::systemctl;

@@ -1,10 +1,7 @@
-//! Static pod manifests: containers, images, and which revision is in use; `etcd`: what the node and its etcd member are called, and how
-//! that etcd is reached.
+//! What a manifest says, and which revision is in use.
 //!
 //! Manifests on OpenShift are one line of JSON in files named `*-pod.yaml`; kubeadm writes YAML. Only the fields that are needed are read.
 //! What is in use is what the manifest says, never the newest directory: after a power cut or a copy, times prove nothing.
-
-mod etcd;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,10 +9,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use serde::Deserialize;
 
-use super::Node;
-use super::profile::{Profile, StaticPod};
 use crate::error::damaged;
-pub use etcd::{EtcdAccess, etcd_access, etcd_member_name};
+use crate::node::profile::{Profile, StaticPod};
+use crate::node::{Node, yaml};
 
 /// A static pod, as its manifest describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -144,7 +140,7 @@ impl Manifest {
     /// # Errors
     /// When it is no pod.
     pub(crate) fn parse(text: &str) -> Result<Self> {
-        let manifest: Self = super::yaml::first(text)?;
+        let manifest: Self = yaml::first(text)?;
         if manifest.metadata.name.is_empty() || manifest.spec.containers.is_empty() {
             bail!("it has no name or no containers");
         }
@@ -175,12 +171,12 @@ impl Manifest {
         self.spec.volumes.iter().filter_map(|volume| Some(volume.host_path.as_ref()?.path.as_path()))
     }
 
-    fn container(&self, name: &str) -> Option<&Container> {
+    pub(super) fn container(&self, name: &str) -> Option<&Container> {
         self.spec.containers.iter().find(|c| c.name == name)
     }
 
     /// The node's path of a path in a container: through its mounts, the longest one that fits.
-    fn on_node(&self, container: &Container, path: &Path) -> Option<PathBuf> {
+    pub(super) fn on_node(&self, container: &Container, path: &Path) -> Option<PathBuf> {
         let mounts = container.volume_mounts.iter().filter(|mount| path.starts_with(&mount.mount_path));
         let mount = mounts.max_by_key(|mount| mount.mount_path.components().count())?;
         let volume = self.spec.volumes.iter().find(|volume| volume.name == mount.name)?;
@@ -223,10 +219,11 @@ pub fn revision_in_use(node: &Node, profile: &Profile, pod: &StaticPod) -> Resul
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::error::exit_code;
     use crate::node::profile::OPENSHIFT;
+    use crate::node::static_pod::{etcd_access, etcd_member_name};
 
     fn captured(name: &str) -> Manifest {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/static-pods").join(name);

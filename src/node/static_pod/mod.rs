@@ -1,0 +1,8 @@
+//! Static pods: [`manifest`] (containers, images, and which revision is in use), [`etcd`] (what the node and its etcd member are called, and how that
+//! etcd is reached).
+
+mod etcd;
+mod manifest;
+
+pub use etcd::{EtcdAccess, etcd_access, etcd_member_name};
+pub use manifest::*;
