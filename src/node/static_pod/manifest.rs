@@ -231,7 +231,7 @@ pub(super) mod tests {
     }
 
     /// A node with a captured manifest as its etcd's, and these files, empty.
-    pub(super) fn node_with(manifest: &str, files: &[&str]) -> (tempfile::TempDir, Node) {
+    pub(in super::super) fn node_with(manifest: &str, files: &[&str]) -> (tempfile::TempDir, Node) {
         let dir = tempfile::tempdir().unwrap();
         let put = |path: &str, text: &str| {
             let path = dir.path().join(path.trim_start_matches('/'));
