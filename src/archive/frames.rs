@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 
 use super::index::Frame;
-use super::parse::{Carried, unreadable};
+use super::unreadable::{Carried, unreadable};
 use crate::error::damaged;
 
 /// The frames of an archive.

@@ -10,7 +10,7 @@
 //! | trailer | a skippable frame of fixed length | where the index is, and its BLAKE3 |
 //!
 //! The end mark stands behind the index so that an archive that is cut off anywhere lacks either it or the trailer. The first entry bears
-//! the mark [`INDEXED`](super::header::INDEXED): an archive that has the mark and no trailer is damaged, not one without an index.
+//! the mark [`INDEXED`](super::tar::INDEXED): an archive that has the mark and no trailer is damaged, not one without an index.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
@@ -20,8 +20,10 @@ use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::entry::{Entry, Hash, Time};
-use super::parse::unreadable;
+use super::content::Hash;
+use super::entry::{Entry, Time};
+use super::tar::BLOCK;
+use super::unreadable::unreadable;
 use crate::error::damaged;
 
 /// The version of the index. One of another version is passed over, and the archive read as GNU tar would.
@@ -146,7 +148,7 @@ fn skippable(len: usize) -> Result<Vec<u8>> {
 /// The tar end mark, two blocks of zeros, in a frame of its own.
 fn end_frame() -> Result<Vec<u8>> {
     let mut compressor = compressor()?;
-    compressor.compress(&[0; 2 * super::header::BLOCK]).context("compressing the end mark")
+    compressor.compress(&[0; 2 * BLOCK]).context("compressing the end mark")
 }
 
 /// A compressor of the frames of an archive: fast, and with a checksum of the content, for `zstd -t`.
@@ -275,8 +277,8 @@ fn check_end_mark(file: &File, at: u64, end: u64) -> Result<()> {
     let len = end.checked_sub(at).and_then(|len| usize::try_from(len).ok()).filter(|len| *len <= 1024).ok_or_else(bad)?;
     let mut frame = vec![0; len];
     file.read_exact_at(&mut frame, at).map_err(unreadable)?;
-    let mark = zstd::bulk::decompress(&frame, 2 * super::header::BLOCK).map_err(|_| bad())?;
-    if mark == [0; 2 * super::header::BLOCK] { Ok(()) } else { Err(bad()) }
+    let mark = zstd::bulk::decompress(&frame, 2 * BLOCK).map_err(|_| bad())?;
+    if mark == [0; 2 * BLOCK] { Ok(()) } else { Err(bad()) }
 }
 
 /// Reads the head, and checks that the frames it tells of follow each other from the start of the file to the index.

@@ -13,8 +13,8 @@ use anyhow::{Context, Result};
 use nix::libc::{SYNC_FILE_RANGE_WAIT_AFTER, SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE};
 use rustix::fs::Advice;
 
-use super::frames::read_frame;
-use super::index::Frame;
+use crate::archive::frames::read_frame;
+use crate::archive::index::Frame;
 use crate::error::damaged;
 
 /// The kernel is asked to begin writing out whenever so many bytes have been written: the disk works while we do.

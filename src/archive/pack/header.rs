@@ -5,32 +5,21 @@
 
 use anyhow::Result;
 
-use super::acl;
-use super::entry::{APPEND_ONLY, Entry, IMMUTABLE, Kind, Time};
+use crate::archive::acl;
+use crate::archive::entry::{APPEND_ONLY, Entry, IMMUTABLE, Kind, Time};
+use crate::archive::tar::{BLOCK, INDEXED, Segments, padding};
+use crate::archive::xattrs::LABEL;
 
-/// Tar works in blocks of so many bytes.
-pub(super) const BLOCK: usize = 512;
-/// The comment on the first entry of an archive that an index follows: without it, such an archive has lost its end.
-pub(super) const INDEXED: &[u8] = b"recovery: an index follows the data";
 /// The largest number in a field of 12 octal digits, the last of them a blank.
 const LARGEST_12: u64 = 0o77_777_777_777;
 /// The largest number in a field of 8.
 const LARGEST_8: u64 = 0o7_777_777;
 
-/// Where a sparse file has data: offset and length of each piece, in order. The last piece is empty when the file ends with a hole.
-pub(super) type Segments = Vec<(u64, u64)>;
-
-/// The zeros that fill up the last block of so many bytes.
-pub(super) fn padding(len: u64) -> &'static [u8] {
-    let used = usize::try_from(len % BLOCK as u64).unwrap_or(0);
-    &[0; BLOCK][..(BLOCK - used) % BLOCK]
-}
-
 /// Appends the header blocks of `entry` to `out`; of a sparse file, the map of its segments too. Content follows, then [`padding`].
 ///
 /// # Errors
 /// When an ACL is not one.
-pub(super) fn encode(entry: &Entry, segments: Option<&Segments>, first: bool, out: &mut Vec<u8>) -> Result<()> {
+pub(in crate::archive) fn encode(entry: &Entry, segments: Option<&Segments>, first: bool, out: &mut Vec<u8>) -> Result<()> {
     let name = name_of(entry);
     let map = segments.map(map_of);
     let stored = match (&map, segments) {
@@ -125,7 +114,7 @@ fn attribute_records(entry: &Entry, records: &mut Records) -> Result<()> {
             acl::ACCESS => records.add(b"SCHILY.acl.access", acl::to_text(value)?.as_bytes()),
             acl::DEFAULT => records.add(b"SCHILY.acl.default", acl::to_text(value)?.as_bytes()),
             name => {
-                if name == b"security.selinux" {
+                if name == LABEL {
                     // What `tar --selinux` reads; the label as it is, its terminating zero included, is in the record below.
                     records.add(b"RHT.security.selinux", value.strip_suffix(b"\0").unwrap_or(value));
                 }

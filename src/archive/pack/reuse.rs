@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use super::entry::{Kind, Time, compare_paths};
-use super::frames::Frames;
-use super::index::{Reader, Record};
 use super::walk::Item;
+use crate::archive::entry::{Kind, Time};
+use crate::archive::frames::Frames;
+use crate::archive::index::{Reader, Record};
+use crate::archive::path::compare_paths;
 use crate::node::durable;
 
 /// Seconds. Ticks last some milliseconds on local file systems, up to two seconds on the coarsest (FAT).

@@ -16,10 +16,10 @@ use sha2::{Digest, Sha256};
 use zstd::bulk::Compressor;
 
 use super::check::Checker;
-use super::frames::Frames;
-use super::index::{Frame, compressor};
 use super::reuse::Unusable;
-use super::work;
+use crate::archive::frames::Frames;
+use crate::archive::index::{Frame, compressor};
+use crate::archive::work;
 
 /// The frame that small entries share is cut when it has so many bytes. When one of them changes, a later backup packs all of it again: so
 /// it is small. (With half of it, archives grow and nothing is gained; with four times as much, most frames of a tree in which two files of

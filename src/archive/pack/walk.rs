@@ -8,10 +8,14 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow};
 use rustix::io::Errno;
 
-use super::entry::{Attributes, Entry, Kind, LARGEST_ENTRY, LARGEST_TABLE, LONGEST_PATH, join, shown, split};
-use super::index::Record;
-use super::select::{Selection, Standing};
-use super::tree::{Found, Identity, Inode, LABEL, Tree, kind_in, names};
+use crate::archive::entry::{Attributes, Entry, Kind, LARGEST_ENTRY, LARGEST_TABLE};
+use crate::archive::found::{Found, Identity};
+use crate::archive::index::Record;
+use crate::archive::inode::Inode;
+use crate::archive::path::{LONGEST_PATH, join, shown, split};
+use crate::archive::select::{Selection, Standing};
+use crate::archive::tree::{Tree, kind_in, names};
+use crate::archive::xattrs::LABEL;
 use crate::error::{busy, unsupported};
 
 /// How often something that changes while it is looked at is looked at again.
@@ -409,4 +413,51 @@ fn look(directory: impl std::os::fd::AsFd, name: &[u8]) -> Result<Looked> {
         }
     }
     Ok(Found::at(directory, name)?.map_or(Looked::Gone, |_| Looked::Restless))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Paths and whether only their existence is meant, as a walk finds them.
+    fn walked(tree: &Tree) -> Vec<(Vec<u8>, bool)> {
+        let selection = Selection::all();
+        let mut walk = Walk::new(tree, &selection, [None, None]);
+        let mut all = Vec::new();
+        while let Some(item) = walk.next(&mut |_| Ok(None)).unwrap() {
+            all.push((item.entry.path, item.existence));
+        }
+        all
+    }
+
+    #[test]
+    fn mounts_of_the_same_file_system_are_seen_and_what_is_hidden_below_them_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, other) = (dir.path().join("tree"), dir.path().join("other"));
+        fs::create_dir_all(tree.join("a blank/point")).unwrap();
+        fs::create_dir(&other).unwrap();
+        fs::write(tree.join("file"), "").unwrap();
+        fs::write(other.join("inside"), "").unwrap();
+        fs::create_dir_all(tree.join("over/below")).unwrap();
+        let run = |program: &str, args: &[&Path]| assert!(Command::new(program).args(args).status().unwrap().success(), "{program}");
+        let (directory, file) = (tree.join("a blank/point"), tree.join("file"));
+        run("mount", &[Path::new("--bind"), &other, &directory]);
+        run("mount", &[Path::new("--bind"), &other.join("inside"), &file]);
+        // The list has both, and the lower is not to be seen: what is at its path is the tree's.
+        let (above, below) = (tree.join("over"), tree.join("over/below"));
+        run("mount", &[Path::new("--bind"), &other, &below]);
+        run("mount", &[Path::new("--bind"), &above, &above]);
+        let within = walked(&Tree::open(&above).unwrap());
+        let seen = walked(&Tree::open(&tree).unwrap());
+        for point in [&directory, &file, &above, &below] {
+            run("umount", &[Path::new("--lazy"), point]);
+        }
+        let expected = [(&b""[..], false), (b"a blank", false), (b"a blank/point", true), (b"file", true), (b"over", true)];
+        assert_eq!(seen, expected.map(|(path, existence)| (path.to_vec(), existence)));
+        assert_eq!(within, [(Vec::new(), false), (b"below".to_vec(), false)]);
+    }
 }

@@ -9,10 +9,10 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 
-use super::acl;
-use super::entry::{APPEND_ONLY, IMMUTABLE, Time, Xattrs};
-use super::header::INDEXED;
-use super::tree::LABEL;
+use crate::archive::acl;
+use crate::archive::entry::{APPEND_ONLY, IMMUTABLE, Time};
+use crate::archive::tar::INDEXED;
+use crate::archive::xattrs::{LABEL, Xattrs, is_kept};
 use crate::error::{damaged, unsupported};
 
 /// What global headers may say in all, in bytes: it is held, and looked at for each entry.
@@ -136,7 +136,7 @@ impl Extension {
     }
 
     fn attribute(&mut self, name: &[u8], value: Vec<u8>) {
-        if super::tree::is_kept(name) {
+        if is_kept(name) {
             self.xattrs.insert(name.to_vec(), value);
         }
     }

@@ -11,13 +11,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result};
 use rustix::io::Errno;
 
-use super::content::Content;
-use super::entry::{Hash, Kind, LONGEST_PATH, join, shown, split};
-use super::select::{Selection, Standing};
-use super::table::{Id, Table};
-use super::tree::{Found, Inode, Tree, names, next_data};
-use super::work::{self, Pile};
-use super::{Extra, Tick};
+use crate::archive::content::{Content, Hash};
+use crate::archive::entry::Kind;
+use crate::archive::found::Found;
+use crate::archive::inode::{Inode, next_data};
+use crate::archive::path::{LONGEST_PATH, is_below, join, shown, split};
+use crate::archive::read::table::{Id, Table};
+use crate::archive::select::{Selection, Standing};
+use crate::archive::tree::{Tree, names};
+use crate::archive::work::{self, Pile, Tick};
 use crate::error::{misfit, usage};
 use crate::node::clock::interrupted;
 
@@ -35,6 +37,15 @@ pub(super) const OWNER: Differences = 1 << 7;
 pub(super) const MTIME: Differences = 1 << 8;
 pub(super) const XATTRS: Differences = 1 << 9;
 pub(super) const FLAGS: Differences = 1 << 10;
+
+/// Whether a restore deletes what the archive does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extra {
+    /// The tree becomes equal to the archive.
+    Delete,
+    /// What else is there stays (`extras.tar.zst`).
+    Keep,
+}
 
 /// Files from this size on are compared first.
 const LARGE: u64 = 4 << 20;
@@ -437,7 +448,7 @@ pub(super) fn check_mounts(table: &Table, found: &Comparison, changes: impl Fn(I
     for mount in &found.mounts {
         let path = table.path(*mount);
         let differs = (*mount..table.row(*mount).end).any(&changes);
-        if differs || found.surplus.iter().any(|surplus| super::select::is_below(&surplus.path, path)) {
+        if differs || found.surplus.iter().any(|surplus| is_below(&surplus.path, path)) {
             return Err(mounted(path));
         }
     }

@@ -1,35 +1,50 @@
 //! Making a tree equal to an archive.
 //!
-//! The order: what is not in the archive is deleted (it makes room), directories are made, files are made in the stage and renamed into
-//! place by several threads (those that replace something once they are on disk), hard links are made, then metadata alone is changed,
-//! flags are set, and directories get their metadata and times back, the innermost first. Then everything is synced, and the stage removed.
+//! Reading order: [`compare`] (in what a tree differs), [`plan`] (what is done about it), [`needed`] (what that needs of the archive's data); [`noted`] (what
+//! directories were like before), [`stage`] (where new files are made), [`make`], [`remove`], [`trial`] (what the file system takes); [`restorer`] (the steps, in
+//! their order); here, all of it.
 
-use std::collections::{BTreeMap, HashMap};
-use std::os::fd::OwnedFd;
+mod compare;
+mod make;
+mod needed;
+mod noted;
+mod plan;
+mod remove;
+mod restorer;
+mod stage;
+mod trial;
+
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
-use rustix::fs::{AtFlags, Mode, OFlags};
-use rustix::io::Errno;
+use anyhow::{Context, Result};
 
-use super::compare::{Comparer, Comparison};
-use super::content::Content;
-use super::entry::{Attributes, Kind, split};
-use super::frames::FrameReader;
-use super::needed::Needed;
-use super::parse::Sink;
-use super::plan::{Plan, Step, leaders, names};
-use super::remove::{remove_all, unlink, unlock};
+use self::compare::{Comparer, Comparison};
+use self::needed::Needed;
+use self::plan::{Plan, leaders, names};
+use self::restorer::Restorer;
+use self::stage::Stages;
+use super::found::Found;
+use super::read::Source;
+use super::read::table::Table;
 use super::select::{Selection, Standing};
-use super::stage::{Bench, Stages, Touched};
-use super::table::{Id, Table};
-use super::tree::{Found, Inode, LABEL, Tree};
-use super::{Action, Change, Counts, Extra, Source, Tick, noted, trial, verify, work};
-use crate::error::damaged;
-use crate::node::clock::interrupted;
+use super::tree::Tree;
+use super::work::Tick;
 
-/// So many entries without content are one piece of work.
-const BATCH: usize = 64;
+pub use self::compare::Extra;
+pub use self::plan::{Action, Change, Counts};
+
+/// Removes what a restore that was interrupted has left in `tree`, which nobody will finish: a directory with parts of files, secrets among
+/// them. It stands at the root of the tree, and of each other file system on the way to what was restored: a `tree` of its own for this.
+/// True when there was one. What the restore had changed so far is synced first: see [`Archive::restore`].
+///
+/// # Errors
+/// When it cannot be synced or removed.
+pub fn sweep(tree: &Path) -> Result<bool> {
+    if !tree.try_exists().with_context(|| format!("looking for {}", tree.display()))? {
+        return Ok(false);
+    }
+    stage::sweep_alone(&Tree::open(tree)?)
+}
 
 /// What a restore would do.
 pub(super) fn compare(
@@ -61,7 +76,7 @@ pub(super) fn compare(
     Ok((plan.changes(table), plan.counts))
 }
 
-/// Restores: see [`super::Archive::restore`].
+/// Restores: see [`Archive::restore`](super::Archive::restore).
 pub(super) fn restore(table: &Table, source: &Source, path: &Path, selection: &Selection, extra: Extra, tick: Tick<'_>) -> Result<Counts> {
     std::fs::create_dir_all(path).with_context(|| format!("making {}", path.display()))?;
     let tree = Tree::open(path)?;
@@ -99,345 +114,4 @@ pub(super) fn restore(table: &Table, source: &Source, path: &Path, selection: &S
 /// Security labels are compared and restored, unless an archive of another origin holds none at all.
 fn labelled(table: &Table, source: &Source) -> bool {
     matches!(source, Source::Indexed(_)) || table.is_labelled()
-}
-
-struct Restorer<'a> {
-    table: &'a Table,
-    tree: &'a Tree,
-    leaders: &'a HashMap<Id, Id>,
-    names: HashMap<Id, u32>,
-    labelled: bool,
-    tick: Tick<'a>,
-    plan: &'a Plan,
-    stages: &'a Stages<'a>,
-}
-
-impl Restorer<'_> {
-    fn run(&self, source: &Source, needed: &Needed, mut touched: BTreeMap<Vec<u8>, Touched>) -> Result<()> {
-        // What is not to stay unlocked is unlocked when that has been written down. What is as the archive says in the end needs no note.
-        let passed_through = self.passed_through(&touched);
-        self.stages.mark(&passed_through)?;
-        self.unlock(&touched, |path| self.stages.roots().iter().any(|root| root == path))?;
-        self.stages.make()?;
-        self.stages.note(&passed_through)?;
-        trial::run(self.table, self.stages, &self.plan.steps, &self.names)?;
-        self.unlock(&touched, |_| true)?;
-        let mut bench = Bench::new(self.stages);
-        self.delete(&mut bench, &mut touched)?;
-        self.clear_the_way(&mut bench, &mut touched)?;
-        for step in self.steps(|step| step.action != Action::Metadata && self.kind(step.id) == Kind::Directory) {
-            self.make_directory(&mut bench, step.id).with_context(|| self.making(step.id))?;
-        }
-        self.files(source, needed)?;
-        let mut unlocked = self.links(&mut bench)?;
-        for step in self.steps(|step| step.action == Action::Metadata && self.kind(step.id) != Kind::Directory) {
-            self.metadata(&mut bench, step.id).with_context(|| self.making(step.id))?;
-        }
-        unlocked.extend(self.steps(|step| self.kind(step.id) != Kind::Directory).map(|step| step.id));
-        for id in unlocked {
-            self.flags(&mut bench, id).with_context(|| self.making(id))?;
-        }
-        self.finish(touched)
-    }
-
-    fn steps(&self, which: impl Fn(&Step) -> bool) -> impl Iterator<Item = &Step> {
-        self.plan.steps.iter().filter(move |step| which(step))
-    }
-
-    fn making(&self, id: Id) -> String {
-        format!("restoring {}", self.tree.shown(self.table.path(id)))
-    }
-
-    /// What a row is, or is another name of.
-    fn kind(&self, id: Id) -> Kind {
-        self.table.row(self.table.leader(id)).kind
-    }
-
-    fn is_follower(&self, id: Id) -> bool {
-        self.leaders.get(&self.table.leader(id)).is_some_and(|first| *first != id)
-    }
-
-    /// The directories in which something will be changed, as they are, or were before an earlier restore that did not end (`noted`).
-    fn touch(&self, noted: BTreeMap<Vec<u8>, Touched>) -> Result<BTreeMap<Vec<u8>, Touched>> {
-        let mut touched = noted;
-        let changed = self.steps(|step| step.action != Action::Metadata).map(|step| self.table.path(step.id));
-        let deleted = self.plan.surplus.iter().map(|surplus| &surplus.path[..]);
-        let parents = changed.chain(deleted).filter_map(|path| split(path).map(|(parent, _)| parent));
-        for parent in parents.chain(self.stages.roots().iter().map(Vec::as_slice)) {
-            if touched.contains_key(parent) {
-                continue;
-            }
-            let directory = match self.tree.list(parent) {
-                // It is to be made first.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
-                directory => directory.with_context(|| format!("opening {}", self.tree.shown(parent)))?,
-            };
-            let Found { mtime, flags, .. } = Found::of(&directory)?;
-            touched.insert(parent.to_vec(), Touched { mtime, flags });
-        }
-        Ok(touched)
-    }
-
-    /// Of those, the directories that do not get their metadata from the archive.
-    fn passed_through(&self, touched: &BTreeMap<Vec<u8>, Touched>) -> BTreeMap<Vec<u8>, Touched> {
-        let stepped = |path: &[u8]| {
-            let id = self.table.find(path);
-            id.is_some_and(|id| self.plan.steps.binary_search_by_key(&id, |step| step.id).is_ok())
-        };
-        touched.iter().filter(|(path, _)| !stepped(path)).map(|(path, touched)| (path.clone(), *touched)).collect()
-    }
-
-    /// Makes directories changeable, those of them that `which` says.
-    fn unlock(&self, touched: &BTreeMap<Vec<u8>, Touched>, which: impl Fn(&[u8]) -> bool) -> Result<()> {
-        for path in touched.keys().filter(|path| which(path)) {
-            let unlock = || match self.tree.list(path) {
-                // It is gone since an earlier restore noted it.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
-                directory => {
-                    let directory = Inode::of(directory?);
-                    if Found::of(directory.file())?.flags == 0 { Ok(()) } else { directory.set_flags(0) }
-                }
-            };
-            unlock().with_context(|| format!("unlocking {}", self.tree.shown(path)))?;
-        }
-        Ok(())
-    }
-
-    fn delete(&self, bench: &mut Bench<'_>, touched: &mut BTreeMap<Vec<u8>, Touched>) -> Result<()> {
-        for surplus in &self.plan.surplus {
-            interrupted()?;
-            let (parent, name) = split(&surplus.path).context("deleting the root of the tree")?;
-            let parent = bench.enter(parent)?;
-            let delete = || match surplus.directory {
-                true if surplus.is_beyond_reach() => remove_all(parent, name, interrupted),
-                true => unlink(parent, name, AtFlags::REMOVEDIR),
-                false => unlink(parent, name, AtFlags::empty()),
-            };
-            delete().with_context(|| format!("deleting {}", self.tree.shown(&surplus.path)))?;
-            touched.remove(&surplus.path);
-        }
-        Ok(())
-    }
-
-    /// Removes what is of another kind than it should be, where it cannot be renamed over.
-    fn clear_the_way(&self, bench: &mut Bench<'_>, touched: &mut BTreeMap<Vec<u8>, Touched>) -> Result<()> {
-        for step in self.steps(|step| step.is_of_other_kind()) {
-            let path = self.table.path(step.id);
-            let (parent, name) = split(path).ok_or_else(|| anyhow!("the root of the tree is not a directory"))?;
-            let parent = bench.enter(parent)?;
-            let clear = || -> Result<()> {
-                match Found::at(parent, name)?.map(|found| found.kind == Some(Kind::Directory)) {
-                    Some(true) => unlink(parent, name, AtFlags::REMOVEDIR),
-                    Some(false) if self.kind(step.id) == Kind::Directory => unlink(parent, name, AtFlags::empty()),
-                    _ => Ok(()),
-                }
-            };
-            clear().with_context(|| format!("removing what was at {}", self.tree.shown(path)))?;
-            touched.remove(path);
-        }
-        Ok(())
-    }
-
-    fn make_directory(&self, bench: &mut Bench<'_>, id: Id) -> Result<()> {
-        let (parent, name) = split(self.table.path(id)).context("making the root of the tree")?;
-        // Nobody looks in until it is as it should be.
-        Ok(rustix::fs::mkdirat(bench.enter(parent)?, name, Mode::RWXU)?)
-    }
-
-    /// Makes everything that is not a directory and not a further name.
-    fn files(&self, source: &Source, needed: &Needed) -> Result<()> {
-        let plain: Vec<Id> = self
-            .steps(|step| step.action != Action::Metadata && self.kind(step.id) != Kind::Directory && !self.is_follower(step.id))
-            .map(|step| step.id)
-            .filter(|id| !needed.content.contains_key(&self.table.leader(*id)))
-            .collect();
-        let bench = || Bench::new(self.stages);
-        let batches = plain.chunks(BATCH).map(<[Id]>::to_vec).collect();
-        let benches: Vec<Bench<'_>> = match source {
-            Source::Indexed(frames) => {
-                let state = || Ok((bench(), FrameReader::new(frames.clone())?));
-                let items: Vec<Vec<Id>> = [batches, needed.groups.clone()].concat();
-                work::run(items, state, |(bench, reader), ids, _| {
-                    ids.into_iter().try_for_each(|id| match needed.content.get(&id) {
-                        Some(to) => self.content(bench, *to, |sink| verify::content(reader, self.table, id, sink)),
-                        None => self.plain(bench, id),
-                    })
-                })?
-                .into_iter()
-                .map(|(bench, _)| bench)
-                .collect()
-            }
-            Source::Stream(stream) => {
-                work::run(batches, || Ok(bench()), |bench, ids, _| ids.into_iter().try_for_each(|id| self.plain(bench, id)))?;
-                let mut bench = bench();
-                stream.each(|id, member, reader| match needed.content.get(&id) {
-                    Some(to) => self.content(&mut bench, *to, |sink| reader.content(member, sink)),
-                    None => Ok(()),
-                })?;
-                vec![bench]
-            }
-        };
-        // A further name that replaces something is linked to a file that must be on disk too, whichever that is.
-        if self.steps(|step| step.action == Action::Replace && self.kind(step.id) == Kind::File).next().is_some() {
-            self.stages.sync()?;
-        }
-        benches.into_iter().try_for_each(|mut bench| bench.settle())
-    }
-
-    /// Makes a file with content, which `read` passes on.
-    fn content(&self, bench: &mut Bench<'_>, id: Id, read: impl FnOnce(Sink<'_>) -> Result<()>) -> Result<()> {
-        let leader = self.table.leader(id);
-        let row = self.table.row(leader);
-        let attributes = self.attributes(bench, id).with_context(|| self.making(id))?;
-        let make = |stage: &OwnedFd, name: &str| -> Result<()> {
-            let file = create(stage, name)?;
-            let (mut content, mut end) = (Content::default(), 0);
-            read(&mut |offset, bytes| {
-                content.add(offset, bytes);
-                end = offset + bytes.len() as u64;
-                write_all(&file, bytes, offset)
-            })?;
-            if content.finish(row.size) != row.sum {
-                return Err(damaged("the archive is damaged: the content is not what was packed"));
-            }
-            if end < row.size {
-                rustix::fs::ftruncate(&file, row.size)?;
-            }
-            Inode::of(file).set(&attributes, row.mtime, Kind::File)
-        };
-        let path = self.table.path(id);
-        let placed = if self.plan.replaces(id) { bench.replace(path, row.sum.data, make) } else { bench.place(path, make) };
-        placed.with_context(|| self.making(id))?;
-        (self.tick)(row.sum.data);
-        Ok(())
-    }
-
-    /// Makes anything without content.
-    fn plain(&self, bench: &mut Bench<'_>, id: Id) -> Result<()> {
-        let leader = self.table.leader(id);
-        let row = self.table.row(leader);
-        let attributes = self.attributes(bench, id).with_context(|| self.making(id))?;
-        let make = |stage: &OwnedFd, name: &str| -> Result<()> {
-            trial::make(stage, name.as_bytes(), self.table, leader)?;
-            Inode::open(stage, name.as_bytes(), row.kind)?.set(&attributes, row.mtime, row.kind)
-        };
-        bench.place(self.table.path(id), make).with_context(|| self.making(id))
-    }
-
-    /// The attributes of a row. When the archive knows of no labels, that of what is there, or of the directory.
-    fn attributes(&self, bench: &mut Bench<'_>, id: Id) -> Result<Attributes> {
-        let mut attributes = self.table.attributes(self.table.leader(id)).clone();
-        if !self.labelled {
-            let (parent, name) = split(self.table.path(id)).unwrap_or((b"", b""));
-            let parent = bench.enter(parent)?;
-            let there = match Found::at(parent, name)?.and_then(|found| found.kind) {
-                Some(kind) => Inode::open(parent, name, kind)?,
-                None => Inode::open(parent, b"", Kind::Directory)?,
-            };
-            attributes.xattrs.extend(there.xattrs()?.into_iter().find(|(name, _)| name == LABEL));
-        }
-        Ok(attributes)
-    }
-
-    /// Makes the further names of what has several; returns the rows whose flags had to be cleared for it.
-    fn links(&self, bench: &mut Bench<'_>) -> Result<Vec<Id>> {
-        let mut unlocked = Vec::new();
-        for step in self.steps(|step| step.action != Action::Metadata && self.is_follower(step.id)) {
-            interrupted()?;
-            let first = self.leaders.get(&self.table.leader(step.id)).copied().unwrap_or(step.id);
-            let (parent, name) = split(self.table.path(first)).context("linking to the root of the tree")?;
-            let parent = self.tree.dir(parent).with_context(|| self.making(first))?;
-            let make = |stage: &OwnedFd, new: &str| -> Result<()> {
-                let link = || rustix::fs::linkat(&parent, name, stage, new, AtFlags::empty());
-                match link() {
-                    Err(Errno::PERM) if unlock(&parent, name)? => {
-                        unlocked.push(first);
-                        Ok(link()?)
-                    }
-                    result => Ok(result?),
-                }
-            };
-            bench.place(self.table.path(step.id), make).with_context(|| self.making(step.id))?;
-        }
-        Ok(unlocked)
-    }
-
-    /// Changes metadata in place.
-    fn metadata(&self, bench: &mut Bench<'_>, id: Id) -> Result<()> {
-        interrupted()?;
-        let attributes = self.attributes(bench, id)?;
-        let (parent, name) = split(self.table.path(id)).unwrap_or((b"", b""));
-        let parent = bench.enter(parent)?;
-        unlock(parent, name)?;
-        let row = self.table.row(self.table.leader(id));
-        Inode::open(parent, name, row.kind)?.set(&attributes, row.mtime, row.kind)
-    }
-
-    /// Sets the flags of what is finished otherwise: they forbid every further change.
-    fn flags(&self, bench: &mut Bench<'_>, id: Id) -> Result<()> {
-        let (row, flags) = (self.table.row(self.table.leader(id)), self.table.attributes(self.table.leader(id)).flags);
-        if flags == 0 {
-            return Ok(());
-        }
-        let (parent, name) = split(self.table.path(id)).unwrap_or((b"", b""));
-        Inode::open(bench.enter(parent)?, name, row.kind)?.set_flags(flags)
-    }
-
-    /// Gives directories their metadata and times, makes everything durable, and removes the stages.
-    fn finish(&self, mut touched: BTreeMap<Vec<u8>, Touched>) -> Result<()> {
-        let directories = self.steps(|step| self.kind(step.id) == Kind::Directory).map(|step| (self.table.path(step.id).to_vec(), step.id));
-        let mut steps: BTreeMap<Vec<u8>, Id> = directories.collect();
-        let mut all: Vec<Vec<u8>> = touched.keys().chain(steps.keys()).cloned().collect();
-        // The innermost first: a directory is longer than those above it.
-        all.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
-        all.dedup();
-        let roots = self.stages.roots();
-        for path in all.iter().filter(|path| !roots.contains(path)) {
-            self.finish_directory(path, steps.remove(path), touched.remove(path).as_ref())?;
-        }
-        // The stages go last, and leave these times and flags.
-        for root in roots.iter().filter(|root| !steps.contains_key(*root)) {
-            self.finish_directory(root, None, touched.remove(root).as_ref())?;
-        }
-        self.stages.finish()?;
-        for root in roots {
-            self.finish_directory(root, steps.remove(root), touched.remove(root).as_ref())?;
-            rustix::fs::fsync(self.tree.list(root)?).with_context(|| format!("syncing {}", self.tree.shown(root)))?;
-        }
-        Ok(())
-    }
-
-    fn finish_directory(&self, path: &[u8], step: Option<Id>, touched: Option<&Touched>) -> Result<()> {
-        let finish = || -> Result<()> {
-            let Some(id) = step else {
-                let Some(Touched { mtime, flags }) = touched else { return Ok(()) };
-                return noted::put_back(self.tree, path, *mtime, *flags);
-            };
-            let directory = Inode::of(self.tree.list(path)?);
-            if Found::of(directory.file())?.flags != 0 {
-                directory.set_flags(0)?;
-            }
-            let mut attributes = self.table.attributes(id).clone();
-            if !self.labelled {
-                attributes.xattrs.extend(directory.xattrs()?.into_iter().find(|(name, _)| name == LABEL));
-            }
-            directory.set(&attributes, self.table.row(id).mtime, Kind::Directory)?;
-            if attributes.flags == 0 { Ok(()) } else { directory.set_flags(attributes.flags) }
-        };
-        finish().with_context(|| format!("restoring {}", self.tree.shown(path)))
-    }
-}
-
-fn create(stage: &OwnedFd, name: &str) -> Result<OwnedFd> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(stage, name, flags, Mode::RUSR | Mode::WUSR).context("making it")
-}
-
-fn write_all(file: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> Result<()> {
-    while !bytes.is_empty() {
-        let written = rustix::io::pwrite(file, bytes, offset).context("writing it")?;
-        bytes = &bytes[written..];
-        offset += written as u64;
-    }
-    Ok(())
 }

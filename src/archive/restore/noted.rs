@@ -14,9 +14,13 @@ use rustix::fs::{IFlags, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::entry::{IMMUTABLE, Time, check_path, join};
-use super::stage::{STAGE, Touched};
-use super::tree::{Found, Inode, NOTE, Tree};
+use crate::archive::entry::{IMMUTABLE, Time};
+use crate::archive::found::Found;
+use crate::archive::inode::Inode;
+use crate::archive::path::{check_path, join};
+use crate::archive::select::STAGE;
+use crate::archive::tree::Tree;
+use crate::archive::xattrs::NOTE;
 
 /// The file in the stage.
 pub(super) const NOTES: &[u8] = b"directories";
@@ -29,6 +33,13 @@ const STAND_IN: IFlags = IFlags::SYNC.union(IFlags::NODUMP).union(IFlags::NOATIM
 const LOCKS: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);
 
 /// A directory in which something is changed, as it was before.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Touched {
+    pub(super) mtime: Time,
+    pub(super) flags: u8,
+}
+
+/// The same, with its path, as it is noted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Noted {
     /// Relative to the directory that the stage is in.

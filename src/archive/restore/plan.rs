@@ -6,13 +6,59 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use serde::Serialize;
 
-use super::compare::{CONTENT, Comparison, DEVICE, Differences, FLAGS, KIND, LINK, MODE, MTIME, OWNER, SEEN, Surplus, TARGET, XATTRS};
-use super::compare::{Shared, check_mounts};
-use super::entry::{Kind, compare_paths};
-use super::select::{Selection, Standing};
-use super::table::{Id, Table};
-use super::{Action, Change, Counts};
+use super::compare::{
+    CONTENT, Comparison, DEVICE, Differences, FLAGS, KIND, LINK, MODE, MTIME, OWNER, SEEN, Shared, Surplus, TARGET, XATTRS, check_mounts,
+};
+use crate::archive::entry::Kind;
+use crate::archive::path::compare_paths;
+use crate::archive::read::table::{Id, Table};
+use crate::archive::select::{Selection, Standing};
+use crate::report::paths;
+
+/// What a restore does or would do to one path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// Relative to the tree's root.
+    #[serde(serialize_with = "paths::one")]
+    pub path: PathBuf,
+    /// What is done.
+    pub action: Action,
+    /// Why: which of content, mode, owner, … differ.
+    pub why: String,
+}
+
+/// What is done to a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// It was not there.
+    Create,
+    /// Content or kind differ.
+    Replace,
+    /// Only owner, mode, times or attributes differ.
+    Metadata,
+    /// It is not in the archive.
+    Delete,
+}
+
+/// What a restore did or would do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Created.
+    pub created: u64,
+    /// Replaced.
+    pub replaced: u64,
+    /// Metadata only.
+    pub metadata: u64,
+    /// Deleted.
+    pub deleted: u64,
+    /// Equal already.
+    pub unchanged: u64,
+    /// Bytes of content written.
+    pub bytes: u64,
+}
 
 /// Differences that need a new inode.
 const REPLACE: Differences = KIND | CONTENT | TARGET | DEVICE | LINK;

@@ -6,8 +6,11 @@ use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::entry::{Kind, shown};
-use super::tree::{Found, Inode, names};
+use crate::archive::entry::Kind;
+use crate::archive::found::Found;
+use crate::archive::inode::Inode;
+use crate::archive::path::shown;
+use crate::archive::tree::names;
 use crate::error::misfit;
 
 /// Removes `name` in `parent`: an empty directory when `how` says so. What is not there any more is fine.

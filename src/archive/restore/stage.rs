@@ -15,17 +15,18 @@ use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
-use super::acl;
-use super::entry::{Kind, Time, join, split};
-use super::noted::{self, NOTES, Noted};
+use super::noted::{self, NOTES, Noted, Touched};
 use super::remove::{remove_all, unlink, unlock};
-use super::select::is_below;
-use super::tree::{Found, Inode, Tree, names};
+use crate::archive::acl;
+use crate::archive::entry::Kind;
+use crate::archive::found::Found;
+use crate::archive::inode::Inode;
+use crate::archive::path::{is_below, join, split};
+use crate::archive::select::STAGE;
+use crate::archive::tree::{Tree, names};
 use crate::error::{FailureKind, kind};
 use crate::node::clock::interrupted;
 
-/// Its name.
-pub(super) const STAGE: &[u8] = b".recovery-stage";
 /// What is being made in it.
 const NEW: &str = "new";
 /// A worker's batch ends with so many bytes (the disk has to hold what is replaced as well until then) or files.
@@ -63,13 +64,6 @@ pub(super) fn sweep_alone(tree: &Tree) -> Result<bool> {
         rustix::fs::fsync(handle).with_context(|| format!("syncing {}", tree.shown(b"")))?;
     }
     Ok(!stages.roots.is_empty())
-}
-
-/// A directory in which something is changed, as it was before.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Touched {
-    pub(super) mtime: Time,
-    pub(super) flags: u8,
 }
 
 /// The stages of one restore: one on each file system where something is changed.

@@ -8,12 +8,16 @@ use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
-use super::entry::{Kind, join, shown, split};
+use super::make::make_empty;
 use super::plan::Step;
 use super::remove::{remove_all, unlink, unlock};
-use super::stage::{STAGE, Stages};
-use super::table::{Id, Table};
-use super::tree::{Inode, file_system};
+use super::stage::Stages;
+use crate::archive::entry::Kind;
+use crate::archive::file_system;
+use crate::archive::inode::Inode;
+use crate::archive::path::{join, shown, split};
+use crate::archive::read::table::{Id, Table};
+use crate::archive::select::STAGE;
 use crate::error::misfit;
 use crate::node::clock::interrupted;
 
@@ -77,7 +81,9 @@ pub(super) fn run(table: &Table, stages: &Stages<'_>, steps: &[Step], names: &Ha
 fn attempt(stage: &OwnedFd, table: &Table, id: Id) -> Result<()> {
     let (row, attributes) = (table.row(id), table.attributes(id));
     unlink(stage, TRIAL, AtFlags::empty())?;
-    make(stage, TRIAL, table, id).map_err(|error| not_taken(error, stage, &what(table, id))).context("making something of its kind")?;
+    make_empty(stage, TRIAL, table, id)
+        .map_err(|error| not_taken(error, stage, &what(table, id)))
+        .context("making something of its kind")?;
     if row.size > USUAL_SIZE {
         let file = rustix::fs::openat(stage, TRIAL, OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
         let sized = rustix::fs::ftruncate(&file, row.size);
@@ -111,22 +117,6 @@ fn attempt_names(stage: &OwnedFd, names: u32) -> Result<()> {
     remove_all(stage, TRIAL, interrupted)
 }
 
-/// Makes something of the kind that an entry is, without its content and attributes.
-pub(super) fn make(stage: &OwnedFd, name: &[u8], table: &Table, id: Id) -> rustix::io::Result<()> {
-    let special = |kind| {
-        let (major, minor) = table.device(id);
-        rustix::fs::mknodat(stage, name, kind, Mode::RUSR | Mode::WUSR, rustix::fs::makedev(major, minor))
-    };
-    match table.row(id).kind {
-        Kind::Directory => rustix::fs::mkdirat(stage, name, Mode::RWXU),
-        Kind::Symlink => rustix::fs::symlinkat(table.target(id), stage, name),
-        Kind::Fifo => special(FileType::Fifo),
-        Kind::CharDevice => special(FileType::CharacterDevice),
-        Kind::BlockDevice => special(FileType::BlockDevice),
-        Kind::File | Kind::HardLink => special(FileType::RegularFile),
-    }
-}
-
 /// What an entry is, as a file system may not take it.
 fn what(table: &Table, id: Id) -> String {
     let (major, minor) = table.device(id);
@@ -150,7 +140,7 @@ fn not_taken(error: Errno, stage: &OwnedFd, what: &str) -> anyhow::Error {
 fn refused(stage: &OwnedFd, what: &str) -> anyhow::Error {
     misfit(format!(
         "the file system ({}) does not take {what}; restore to a file system like that which the archive was made from, or leave this path out",
-        file_system(stage)
+        file_system::name(stage)
     ))
 }
 
