@@ -68,11 +68,11 @@ pub struct Packed {
 /// When something in the tree cannot be read; [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when an archive cannot hold it: it
 /// is not left out, because a restore deletes what the archive does not have;
 /// [`FailureKind::Busy`](crate::error::FailureKind::Busy) when it does not rest; or the archive cannot be written, or something other than a file is where it is to be; never
-/// for a `previous` that is missing or damaged.
+/// for a `previous` that is missing or damaged, but for one that is no regular file.
 pub fn pack(tree: &Path, file: &Path, selection: &Selection, previous: Option<&Path>, tick: Tick<'_>) -> Result<Packed> {
     let before = replaceable(file)?;
     let opened = Tree::open(tree)?;
-    let older = previous.and_then(Previous::open);
+    let older = previous.map_or(Ok(None), Previous::open)?;
     // Under another name until it is whole: what is there keeps its content and is read as `previous`.
     let new = durable::beside(file)?;
     let archive = create(&new).with_context(|| format!("making the archive {}", new.display()))?;
@@ -131,7 +131,7 @@ fn pack_into(
     let (index, skipped, entries, bytes, reused) = packer;
     let (stored, sha256) = finish(file, index, started, written.0, written.1)?;
     // Whatever happened in the tree meanwhile: what is handed over is an archive that opens.
-    read::open_indexed(file).context("opening the archive that was made")?.context("opening the archive that was made: its index")?;
+    read::check_index(file).context("opening the archive that was made")?;
     Ok(Packed { entries, bytes, stored, sha256, reused, skipped })
 }
 

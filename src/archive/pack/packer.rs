@@ -204,7 +204,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
         self.entries += 1;
         self.bytes += data;
         (self.tick)(data);
-        self.index.add(&Record { entry, existence, hash, data, frame, offset, inode: found.inode, ctime: found.ctime })
+        self.index.add(Record { entry, existence, hash, data, frame, offset, inode: found.inode, ctime: found.ctime })
     }
 
     /// Ends the frame.
@@ -233,7 +233,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
             self.bytes += record.data;
             self.reused += record.data;
             (self.tick)(record.data);
-            self.index.add(&Record { frame: base + (record.frame - group.frames.start), ..record })?;
+            self.index.add(Record { frame: base + (record.frame - group.frames.start), ..record })?;
         }
         Ok(())
     }

@@ -9,13 +9,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::walk::Item;
 use crate::archive::entry::{Kind, Time};
 use crate::archive::frames::Frames;
-use crate::archive::index::{Reader, Record};
+use crate::archive::index::{Opened, Reader, Record};
 use crate::archive::path::compare_paths;
+use crate::error::{FailureKind, kind};
 use crate::node::durable;
 
 /// Seconds. Ticks last some milliseconds on local file systems, up to two seconds on the coarsest (FAT).
@@ -58,18 +59,28 @@ pub(super) struct Group {
 
 impl Previous {
     /// Opens an older archive; `None`, with a line in the log, when there is nothing to be had from it.
-    pub(super) fn open(path: &Path) -> Option<Self> {
-        let open = || -> Result<Option<Self>> {
-            let file = durable::open_regular(path).context("opening it")?;
-            let Some(mut reader) = Reader::open(&file)? else { return Ok(None) };
+    ///
+    /// # Errors
+    /// [`FailureKind::Unsupported`] when it is not a regular file, and so can be no archive at all: it was not meant.
+    pub(super) fn open(path: &Path) -> Result<Option<Self>> {
+        let open = || -> Result<Self> {
+            let file = durable::open_regular(path).with_context(|| format!("opening the previous archive {}", path.display()))?;
+            let mut reader = match Reader::open(&file)? {
+                Opened::Index(reader) => reader,
+                Opened::OfVersion(version) => bail!("its index is of version {version}, which this agent does not know"),
+                Opened::Missing => bail!("it has no index"),
+            };
             let frames = Arc::new(Frames::new(file, std::mem::take(&mut reader.head.frames)));
             let settled = Time { seconds: reader.head.started.seconds.saturating_sub(RACY), ..reader.head.started };
             let ahead = reader.next()?;
-            Ok(Some(Self { reader, frames, group: Vec::new(), ahead, held: Vec::new(), settled }))
+            Ok(Self { reader, frames, group: Vec::new(), ahead, held: Vec::new(), settled })
         };
-        open().unwrap_or_else(|error| {
+        open().map(Some).or_else(|error| {
+            if kind(&error) == FailureKind::Unsupported {
+                return Err(error);
+            }
             tracing::warn!("nothing is taken over from {}: {error:#}", path.display());
-            None
+            Ok(None)
         })
     }
 

@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::archive::index;
 use crate::archive::tar::BLOCK;
 use crate::archive::unreadable::{Carried, unreadable};
 use crate::compression::{Compression, Unzstd, WindowTooLarge, is_at_end, is_tar, word};
 use crate::error::unsupported;
+use crate::formats::index as layout;
 use crate::node::clock::interrupted;
 
 const BUFFER: usize = 128 << 10;
@@ -169,10 +169,10 @@ pub(in crate::archive) struct Zstd {
 impl Zstd {
     /// True when what comes next is an index, or its trailer.
     fn is_at_index(&self) -> io::Result<bool> {
-        let (raw, mut head) = (self.frames.raw(), [0; index::FRAME_HEAD]);
+        let (raw, mut head) = (self.frames.raw(), [0; layout::FRAME_HEAD]);
         let start = raw.get_ref();
         let len = read_at(&start.file, start.at - raw.buffer().len() as u64, &mut head)?;
-        Ok(index::is_ours(&head[..len]))
+        Ok(layout::is_ours(&head[..len]))
     }
 }
 

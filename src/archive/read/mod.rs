@@ -20,14 +20,15 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use self::builder::Builder;
 use self::stream::Stream;
 use self::table::Table;
 use super::frames::Frames;
-use super::index;
+use super::index::{self, Opened};
 use crate::error::damaged;
+use crate::formats::index::FORMAT;
 
 /// Where the data of an archive comes from.
 #[derive(Debug)]
@@ -53,28 +54,42 @@ impl Source {
 /// # Errors
 /// As [`Archive::open`](super::Archive::open).
 pub(super) fn open(file: File, path: &Path) -> Result<(Table, Source)> {
-    if let Some(opened) = open_indexed(&file)? {
-        return Ok(opened);
+    let version = match index::Reader::open(&file)? {
+        Opened::Index(reader) => return read_index(reader, file),
+        Opened::OfVersion(version) => Some(version),
+        Opened::Missing => None,
+    };
+    if let Some(version) = version {
+        tracing::warn!(
+            "the index of the archive {} is of version {version}, and this agent, recovery {}, knows version {}: the archive is read from start to end, \
+             which takes longer",
+            path.display(),
+            env!("CARGO_PKG_VERSION"),
+            FORMAT.version
+        );
     }
-    let without_index = index::is_of_other_version(&file)?;
-    let (stream, table) = Stream::open(file, path, without_index)?;
+    let (stream, table) = Stream::open(file, path, version.is_some())?;
     Ok((table, Source::Stream(stream)))
 }
 
-/// Opens one that has an index that can be used; `None` when it has none.
+/// Checks that the archive in `file`, which has just been made, opens with its index.
 ///
 /// # Errors
-/// `FailureKind::Damaged` when the index is damaged, or hostile.
-pub(super) fn open_indexed(file: &File) -> Result<Option<(Table, Source)>> {
-    let Some(mut reader) = index::Reader::open(file)? else { return Ok(None) };
+/// When it does not.
+pub(super) fn check_index(file: &File) -> Result<()> {
+    let Opened::Index(reader) = index::Reader::open(file)? else { anyhow::bail!("its index is missing") };
+    read_index(reader, file.try_clone()?).map(drop)
+}
+
+/// All that an index says, checked.
+fn read_index(mut reader: index::Reader, file: File) -> Result<(Table, Source)> {
     let mut builder = Builder::default();
     while let Some(record) = reader.next()? {
         builder.add_record(record)?;
     }
-    let (table, frames) = (builder.finish_index()?, std::mem::take(&mut reader.head.frames));
+    let (table, frames) = (builder.finish_index()?, reader.head.frames);
     check_places(&table, frames.len())?;
-    let file = file.try_clone().context("opening the archive")?;
-    Ok(Some((table, Source::Indexed(Arc::new(Frames::new(file, frames))))))
+    Ok((table, Source::Indexed(Arc::new(Frames::new(file, frames)))))
 }
 
 /// Checks that the entries are in the data in the order of the index, each in a frame that there is.

@@ -13,7 +13,8 @@ use super::reader::TarReader;
 use super::table::{Id, Table};
 use crate::archive::content::{Content, Sum};
 use crate::archive::entry::Kind;
-use crate::error::damaged;
+use crate::archive::index::salvage;
+use crate::error::{AndNext, damaged};
 use crate::node::clock::interrupted;
 
 /// An archive without an index.
@@ -26,11 +27,11 @@ pub(in crate::archive) struct Stream {
 }
 
 impl Stream {
-    /// Reads all of it once, and checks every name. It is `without_index` when there is one behind it that cannot be used.
+    /// Reads all of it once, and checks every name. `passed_over`: there is a whole index, of a version that this agent does not know.
     ///
     /// # Errors
     /// `FailureKind::Damaged` when anything in it is not sound; `FailureKind::Unsupported` when it is, and is nothing that can be restored.
-    pub(in crate::archive) fn open(file: File, path: &Path, without_index: bool) -> Result<(Self, Table)> {
+    pub(in crate::archive) fn open(file: File, path: &Path, passed_over: bool) -> Result<(Self, Table)> {
         let mut builder = Builder::default();
         let (mut place, mut marked) = (0, false);
         let remains = read(&file, path, |member, reader| {
@@ -41,8 +42,8 @@ impl Stream {
             Ok(())
         })?;
         // Of one that was decompressed, or compressed anew, no part of the index is left.
-        if marked && remains && !without_index {
-            return Err(damaged("the archive is damaged: its index, or the end of it, is cut off"));
+        if marked && remains && !passed_over {
+            return Err(damaged("the archive is damaged: its index, or the end of it, is cut off").and_next(salvage()));
         }
         let (table, rows) = builder.finish_stream(place)?;
         Ok((Self { file, path: path.to_owned(), rows }, table))

@@ -108,11 +108,12 @@ mod tests {
 
     use super::*;
     use crate::archive::entry::{Attributes, Entry, Time};
-    use crate::archive::index::{Frame, Record, TRAILER_LEN, Writer, compressor};
+    use crate::archive::index::{Frame, Record, Writer, compressor};
     use crate::archive::pack::header;
     use crate::archive::tar::padding;
     use crate::archive::{Archive, Extra, Selection};
     use crate::error::exit_code;
+    use crate::formats::index::Trailer;
 
     fn entry(path: &str, kind: Kind, size: u64, target: &str) -> Entry {
         let attributes = Attributes { mode: 0o755, ..Attributes::default() };
@@ -138,7 +139,7 @@ mod tests {
             Frame { offset: 0, len: u32::try_from(archive.len()).unwrap(), plain_len: u32::try_from(stream.len()).unwrap(), hash };
         lie(&mut records, &mut frame);
         let mut index = Writer::new().unwrap();
-        records.iter().for_each(|record| index.add(record).unwrap());
+        records.into_iter().for_each(|record| index.add(record).unwrap());
         let tail = index.finish(Time::default(), vec![frame], archive.len() as u64).unwrap();
         archive.extend_from_slice(&tail);
         archive
@@ -196,13 +197,13 @@ mod tests {
         let (tree, file) = (scratch.path().join("tree"), scratch.path().join("a.tar.zst"));
         let entries = [(entry("", Kind::Directory, 0, ""), &b""[..]), (entry("a", Kind::File, 4, ""), b"text")];
         let mut bytes = archive(&entries, |_, _| ());
-        let trailer = bytes.len() - TRAILER_LEN;
+        let trailer = bytes.len() - Trailer::LEN;
         bytes[trailer + 16] += 1;
         fs::write(&file, &bytes).unwrap();
         // Not so when that is only what it has become.
         assert_eq!(exit_code(&Archive::open(&file).unwrap_err()), 65);
-        let sum = blake3::hash(&bytes[trailer..trailer + TRAILER_LEN - 16]);
-        bytes[trailer + TRAILER_LEN - 16..].copy_from_slice(&sum.as_bytes()[..16]);
+        let sum = blake3::hash(&bytes[trailer..trailer + Trailer::LEN - 16]);
+        bytes[trailer + Trailer::LEN - 16..].copy_from_slice(&sum.as_bytes()[..16]);
         fs::write(&file, &bytes).unwrap();
         let archive = Archive::open(&file).unwrap();
         archive.verify(&|_| ()).unwrap();
