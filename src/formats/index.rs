@@ -17,9 +17,10 @@
 //! of a struct, and of the order of its fields, is a new version: then the structs of this one move to a module of their own, with a `From` into the new.
 //!
 //! **Other versions.** An index of an older version is read for ever (version 1 was of before the first release, and is passed over). One of a newer
-//! version is passed over, as `tar` and `zstd` do it: the archive is read from start to end, which takes longer and brings the same back, because what
-//! is not in the tar stream by itself stands in a comment there. For this the skippable frames, and the trailer with its own magic number, stay as they
-//! are in every version. A *damaged* index is not passed over: an archive is what was written, or it is refused. The message says how `zstd` tells
+//! version is passed over, as `tar` and `zstd` do it: the archive is read from start to end, which takes longer and brings the same back, because
+//! [`existence`](Record::existence) stands in the tar stream too, as a comment. (One difference is left: an archive without any security label is taken to
+//! know nothing of labels, so that those on disk stay.) For this the skippable frames, and the trailer with its own magic number, stay as they are in
+//! every version. A *damaged* index is not passed over: an archive is what was written, or it is refused. The message says how `zstd` tells
 //! whether the data is whole, and makes a plain tar archive of it.
 //!
 //! The sample is `index.VERSION.bin`, an archive with every kind of entry in it; the schema is that of [`Head`] and [`Record`].

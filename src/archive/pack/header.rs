@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::archive::acl;
 use crate::archive::entry::{APPEND_ONLY, Entry, IMMUTABLE, Kind, Time};
-use crate::archive::tar::{BLOCK, INDEXED, Segments, padding};
+use crate::archive::tar::{BLOCK, Segments, padding};
 use crate::archive::xattrs::LABEL;
 
 /// The largest number in a field of 12 octal digits, the last of them a blank.
@@ -15,11 +15,12 @@ const LARGEST_12: u64 = 0o77_777_777_777;
 /// The largest number in a field of 8.
 const LARGEST_8: u64 = 0o7_777_777;
 
-/// Appends the header blocks of `entry` to `out`; of a sparse file, the map of its segments too. Content follows, then [`padding`].
+/// Appends the header blocks of `entry` to `out`, with `comments` on it; of a sparse file, the map of its segments too. Content follows, then
+/// [`padding`].
 ///
 /// # Errors
 /// When an ACL is not one.
-pub(in crate::archive) fn encode(entry: &Entry, segments: Option<&Segments>, first: bool, out: &mut Vec<u8>) -> Result<()> {
+pub(in crate::archive) fn encode(entry: &Entry, segments: Option<&Segments>, comments: &[&[u8]], out: &mut Vec<u8>) -> Result<()> {
     let name = name_of(entry);
     let map = segments.map(map_of);
     let stored = match (&map, segments) {
@@ -27,9 +28,7 @@ pub(in crate::archive) fn encode(entry: &Entry, segments: Option<&Segments>, fir
         _ => entry.size,
     };
     let mut records = Records::default();
-    if first {
-        records.add(b"comment", INDEXED);
-    }
+    comments.iter().for_each(|comment| records.add(b"comment", comment));
     let header_name = if map.is_some() {
         records.add(b"GNU.sparse.major", b"1");
         records.add(b"GNU.sparse.minor", b"0");

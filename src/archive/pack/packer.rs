@@ -18,7 +18,7 @@ use crate::archive::entry::Kind;
 use crate::archive::found::Found;
 use crate::archive::frames::Frames;
 use crate::archive::index::{self, Record};
-use crate::archive::tar::{BLOCK, Segments, padding};
+use crate::archive::tar::{BLOCK, EXISTENCE, INDEXED, Segments, padding};
 use crate::archive::tree::Tree;
 use crate::archive::work::Tick;
 use crate::error::busy;
@@ -159,8 +159,10 @@ impl<'a, 'scope> Packer<'a, 'scope> {
     /// Appends an entry's header to the frame; where it starts there.
     fn header(&mut self, item: &Item, segments: Option<&Segments>) -> Result<u32> {
         let offset = u32::try_from(self.frame.plain.len())?;
-        header::encode(&item.entry, segments, self.first, &mut self.frame.plain)?;
-        self.first = false;
+        let mut comments = Vec::new();
+        comments.extend(std::mem::take(&mut self.first).then_some(INDEXED));
+        comments.extend(item.existence.then_some(EXISTENCE));
+        header::encode(&item.entry, segments, &comments, &mut self.frame.plain)?;
         Ok(offset)
     }
 

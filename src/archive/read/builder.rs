@@ -46,12 +46,12 @@ impl Builder {
     }
 
     /// Adds the entry of an archive without an index that is number `place` in its stream.
-    pub(super) fn add_member(&mut self, mut entry: Entry, sum: Sum, place: u32) -> Result<()> {
+    pub(super) fn add_member(&mut self, mut entry: Entry, existence: bool, sum: Sum, place: u32) -> Result<()> {
         if entry.kind == Kind::HardLink {
             // They belong to what it is a name of, and every tar takes them from there.
             entry.attributes = Attributes::default();
         }
-        self.add(entry, false, sum, (place, 0))
+        self.add(entry, existence, sum, (place, 0))
     }
 
     fn add(&mut self, entry: Entry, existence: bool, sum: Sum, (frame, offset): (u32, u32)) -> Result<()> {
@@ -340,7 +340,7 @@ mod tests {
     fn table(entries: &[(&str, Kind, &str)]) -> Result<(Table, Vec<Option<Id>>)> {
         let mut builder = Builder::default();
         for (place, (path, kind, target)) in (0..).zip(entries) {
-            builder.add_member(entry(path, *kind, target), Sum::default(), place)?;
+            builder.add_member(entry(path, *kind, target), false, Sum::default(), place)?;
         }
         builder.finish_stream(u32::try_from(entries.len())?)
     }

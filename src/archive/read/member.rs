@@ -19,6 +19,8 @@ pub(in crate::archive) struct Member {
     pub(in crate::archive) sparse: bool,
     /// It bears the mark of an archive that an index follows.
     pub(in crate::archive) indexed: bool,
+    /// Only that it exists is meant.
+    pub(in crate::archive) existence: bool,
 }
 
 impl Member {
@@ -92,6 +94,6 @@ impl Member {
         let mtime = more.mtime.unwrap_or(Time { seconds: raw.mtime, nanoseconds: 0 });
         let mut entry = Entry { path, kind, attributes, mtime, size, target, device: raw.device };
         entry.settle();
-        Ok(Self { entry, stored, sparse, indexed: more.indexed })
+        Ok(Self { entry, stored, sparse, indexed: more.indexed, existence: more.existence })
     }
 }

@@ -313,7 +313,7 @@ mod tests {
 
     fn round_trip(entry: &Entry) -> Result<Entry> {
         let mut bytes = Vec::new();
-        header::encode(entry, None, false, &mut bytes)?;
+        header::encode(entry, None, &[], &mut bytes)?;
         Ok(TarReader::new(&bytes[..]).next()?.unwrap().entry)
     }
 
@@ -347,7 +347,7 @@ mod tests {
     fn a_header_with_a_wrong_checksum_is_refused() {
         let mut bytes = Vec::new();
         let plain = Entry { mtime: Time::default(), attributes: Attributes::default(), ..entry(Kind::Fifo, b"f") };
-        header::encode(&plain, None, false, &mut bytes).unwrap();
+        header::encode(&plain, None, &[], &mut bytes).unwrap();
         assert_eq!(bytes.len(), BLOCK);
         for at in 0..bytes.len() {
             bytes[at] ^= 1;

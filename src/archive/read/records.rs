@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use crate::archive::acl;
 use crate::archive::entry::{APPEND_ONLY, IMMUTABLE, Time};
-use crate::archive::tar::INDEXED;
+use crate::archive::tar::{EXISTENCE, INDEXED};
 use crate::archive::xattrs::{LABEL, Xattrs, is_kept};
 use crate::error::{damaged, unsupported};
 
@@ -33,7 +33,9 @@ pub(super) struct Extension {
     label: Option<Vec<u8>>,
     /// ACLs as text: what is wrong with one is said of the entry, whose name can come later.
     acls: BTreeMap<&'static [u8], Vec<u8>>,
+    /// It bears the mark [`INDEXED`], or [`EXISTENCE`].
     pub(super) indexed: bool,
+    pub(super) existence: bool,
     /// `GNU.sparse.major` and `.minor`, `.name`, `.realsize`; and whether there was any other of that family.
     pub(super) sparse_version: (Option<u64>, Option<u64>),
     pub(super) sparse_name: Option<Vec<u8>>,
@@ -90,7 +92,10 @@ impl Extension {
             b"uid" => self.uid = given(value, parse)?,
             b"gid" => self.gid = given(value, parse)?,
             b"mtime" => self.mtime = given(value, time)?,
-            b"comment" => self.indexed |= value == INDEXED,
+            b"comment" => {
+                self.indexed |= value == INDEXED;
+                self.existence |= value == EXISTENCE;
+            }
             // GNU tar writes an empty one for every directory that has a default ACL.
             b"SCHILY.acl.access" => drop(self.acls.insert(acl::ACCESS, value.to_vec())),
             b"SCHILY.acl.default" => drop(self.acls.insert(acl::DEFAULT, value.to_vec())),

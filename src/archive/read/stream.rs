@@ -37,7 +37,7 @@ impl Stream {
         let remains = read(&file, path, |member, reader| {
             marked |= member.indexed && place == 0;
             let sum = sum(&member, reader)?;
-            builder.add_member(member.entry, sum, place)?;
+            builder.add_member(member.entry, member.existence, sum, place)?;
             place += 1;
             Ok(())
         })?;

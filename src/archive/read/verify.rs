@@ -110,7 +110,7 @@ mod tests {
     use crate::archive::entry::{Attributes, Entry, Time};
     use crate::archive::index::{Frame, Record, Writer, compressor};
     use crate::archive::pack::header;
-    use crate::archive::tar::padding;
+    use crate::archive::tar::{INDEXED, padding};
     use crate::archive::{Archive, Extra, Selection};
     use crate::error::exit_code;
     use crate::formats::index::Trailer;
@@ -125,7 +125,7 @@ mod tests {
         let (mut stream, mut records) = (Vec::new(), Vec::new());
         for (n, (entry, content)) in entries.iter().enumerate() {
             let offset = u32::try_from(stream.len()).unwrap();
-            header::encode(entry, None, n == 0, &mut stream).unwrap();
+            header::encode(entry, None, if n == 0 { &[INDEXED] } else { &[] }, &mut stream).unwrap();
             stream.extend_from_slice(content);
             stream.extend_from_slice(padding(content.len() as u64));
             let hash = *blake3::hash(content).as_bytes();
