@@ -14,11 +14,11 @@ pub const HEAD: usize = 16;
 /// Tar works in blocks of so many bytes, and so many of a file's first bytes tell whether it is a tar archive.
 pub const TAR_BLOCK: usize = 512;
 
-/// As far back as a file that is packed with zstd may refer, as a power of two: memory that is taken for one that asks for it. `zstd -d` and tar
-/// take no more either, unless they are asked to (`--long=31`; `ZSTD_WINDOWLOG_LIMIT_DEFAULT`).
+/// As far back as a file that is packed with zstd may refer, as a power of two: memory that is taken for one that asks for it. `zstd -d`
+/// and tar take no more either, unless they are asked to (`--long=31`; `ZSTD_WINDOWLOG_LIMIT_DEFAULT`).
 pub const WINDOW: u32 = 27;
-/// Files are read in pieces of so many bytes.
-const BUFFER: usize = 128 << 10;
+/// Compressed files are read in pieces of so many bytes.
+pub const BUFFER: usize = 128 << 10;
 /// What the zstd library says of a frame that goes beyond [`WINDOW`] (`ZSTD_error_frameParameter_windowTooLarge`).
 const TOO_LARGE: &str = "Frame requires too much memory for decoding";
 
@@ -77,8 +77,8 @@ impl Compression {
     }
 }
 
-/// True for a block that is a tar header: its checksum is right, whichever kind of tar made it. The magic number, which not all of them have, is not
-/// looked at.
+/// True for a block that is a tar header: its checksum is right, whichever kind of tar made it. The magic number, which not all of them
+/// have, is not looked at.
 #[must_use]
 pub fn is_tar(block: &[u8]) -> bool {
     let Some(block) = block.first_chunk::<TAR_BLOCK>() else { return false };
@@ -93,8 +93,8 @@ pub fn is_tar(block: &[u8]) -> bool {
 #[error("more than {} MiB of memory are needed to decompress it", (1 << WINDOW) >> 20)]
 pub struct WindowTooLarge;
 
-/// What is in the zstd frames of a file, one after the other; zeros behind the last, with which dd and tapes fill up, are passed over as gzip does
-/// it.
+/// What is in the zstd frames of a file, one after the other; zeros behind the last, with which dd and tapes fill up, are passed over as
+/// gzip does it.
 pub struct Unzstd<R> {
     raw: BufReader<R>,
     decoder: Decoder<'static>,
@@ -123,8 +123,8 @@ impl<R: Read> Unzstd<R> {
         self.between
     }
 
-    /// Reads from the frame at hand, or the one that begins here; 0 when it has ended, or there is none. [`Unzstd`] itself, as a [`Read`], goes on with
-    /// the next.
+    /// Reads from the frame at hand, or the one that begins here; 0 when it has ended, or there is none. [`Unzstd`] itself, as a [`Read`],
+    /// goes on with the next.
     ///
     /// # Errors
     /// [`WindowTooLarge`]; when the file cannot be read, or is damaged.
@@ -135,7 +135,7 @@ impl<R: Read> Unzstd<R> {
         loop {
             let packed = self.raw.fill_buf()?;
             let (mut from, mut to) = (InBuffer::around(packed), OutBuffer::around(&mut *into));
-            let hint = self.decoder.run(&mut from, &mut to).map_err(refused)?;
+            let hint = self.decoder.run(&mut from, &mut to).map_err(too_large)?;
             let (taken, read, ended) = (from.pos(), to.pos(), packed.is_empty());
             self.raw.consume(taken);
             self.between = hint == 0;
@@ -168,7 +168,7 @@ impl<R: Read> Read for Unzstd<R> {
     }
 }
 
-fn refused(error: io::Error) -> io::Error {
+fn too_large(error: io::Error) -> io::Error {
     if error.to_string() == TOO_LARGE { io::Error::other(WindowTooLarge) } else { error }
 }
 

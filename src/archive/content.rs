@@ -1,13 +1,13 @@
-//! The hash of a file's content. It takes no longer for a hole, however long that is: an unprivileged pod can make a file of 8 EiB that holds
-//! nothing.
+//! The hash of a file's content. It takes no longer for a hole, however long that is: an unprivileged pod can make a file of 8 EiB that
+//! holds nothing.
 
 /// Zeros are left out of the hash in aligned blocks of so many bytes.
 const GRAIN: usize = 4096;
-/// Begins the hash of a content with gaps, so that it is not the hash of any content without.
+/// The context of the hash of a content with gaps: it never equals the hash of a content without.
 const WITH_GAPS: &str = "recovery 2026-11 archive: a content with gaps";
 
-/// BLAKE3 of a file's content. Aligned blocks of 4 KiB that hold nothing but zeros are left out, whether they are stored or holes; when there
-/// are any, a BLAKE3 of that hash, of where they are, and of the size: see [`Content`].
+/// BLAKE3 of a file's content. Aligned blocks of 4 KiB that hold nothing but zeros are left out, whether they are stored or holes; when
+/// there are any, a BLAKE3 of that hash, of where they are, and of the size: see [`Content`].
 pub(super) type Hash = [u8; 32];
 
 /// Hash and extent of a file's content.

@@ -15,8 +15,8 @@ pub(super) const ENTRY: usize = 100;
 /// What one entry may take in memory.
 pub(super) const LARGEST_ENTRY: u64 = 512 << 10;
 /// What all entries of an archive may take: more than a million do of the usual size. Any pod can make files with long names and large
-/// attributes, and an archive of a few kilobytes can hold as many. This bounds the memory, beyond what trees of nodes need: to compare an
-/// archive that comes up to it takes half as much again.
+/// attributes, and an archive of a few kilobytes can hold as many. The limit bounds the memory, and is far beyond what the trees of a node
+/// need. To compare an archive that comes up to it takes half as much again.
 pub(super) const LARGEST_TABLE: u64 = 256 << 20;
 
 /// What an entry is.
@@ -85,10 +85,10 @@ impl Entry {
         (ENTRY + self.path.len() + self.target.len()) as u64
     }
 
-    /// Makes of an entry what a file system makes of it: the mode says what an access ACL says, as GNU tar and bsdtar restore it (bsdtar writes the
-    /// ACL's group into the mode, where a file system shows its mask), and an ACL that says no more than the mode is none. What earlier releases
-    /// packed of XFS's second view of ACLs is left out.
-    pub(super) fn settle(&mut self) {
+    /// Makes of an entry what a file system makes of it: the mode says what an access ACL says, as GNU tar and bsdtar restore it (bsdtar
+    /// writes the ACL's group into the mode, where a file system shows its mask), and an ACL that says no more than the mode is none. What
+    /// earlier releases packed of XFS's second view of ACLs is left out.
+    pub(super) fn normalize(&mut self) {
         let Attributes { mode, xattrs, .. } = &mut self.attributes;
         xattrs.retain(|(name, value)| {
             if name == acl::ACCESS {
@@ -98,7 +98,7 @@ impl Entry {
         });
     }
 
-    /// Checks what a tar header or an index can say and the kernel cannot.
+    /// Checks that it can be on a disk: a tar header or an index can say what the kernel never would.
     ///
     /// # Errors
     /// `FailureKind::Damaged` when something is not as it can be on any disk.
@@ -115,7 +115,7 @@ impl Entry {
         let Self { kind, size, target, attributes, mtime, device, .. } = self;
         let link = matches!(kind, Kind::Symlink | Kind::HardLink);
         if (*kind != Kind::File && *size != 0) || link == target.is_empty() || target.contains(&0) || target.len() > LONGEST_PATH {
-            return refuse("is not sound");
+            return refuse("has a size or a link target that nothing of its kind can have");
         }
         // The kernel takes the owner -1 for "leave it as it is", and keeps 12 bits of a major number and 20 of a minor.
         let ids = attributes.uid == u32::MAX || attributes.gid == u32::MAX;
@@ -135,7 +135,7 @@ impl Entry {
             return refuse("has a default ACL and is not a directory");
         }
         if !attributes.xattrs.iter().all(sound) || !attributes.xattrs.is_sorted_by(|a, b| a.0 < b.0) {
-            return refuse("has attributes that are not sound");
+            return refuse("has extended attributes that no file system takes, or not in their order");
         }
         Ok(())
     }

@@ -55,8 +55,8 @@ impl Found {
         statx(file.as_fd(), b"", AtFlags::EMPTY_PATH)
     }
 
-    /// True when its modification time is `wanted`, as far as the file system can keep that: one beyond what it knows becomes the last that it
-    /// knows (`timestamp_truncate` in Linux), and where it keeps whole seconds, the rest is lost.
+    /// True when its modification time is `wanted`, as far as the file system can keep that: one beyond what it knows becomes the last that
+    /// it knows (`timestamp_truncate` in Linux), and where it keeps whole seconds, the rest is lost.
     pub(super) fn has_mtime(&self, wanted: Time) -> bool {
         let whole_seconds = self.mtime.nanoseconds == 0 && self.ctime.nanoseconds == 0;
         self.mtime == wanted
@@ -65,7 +65,7 @@ impl Found {
             || (self.mtime.seconds == FIRST_SECOND && wanted.seconds <= self.mtime.seconds)
     }
 
-    /// What tells an inode from every other there was: the number of one that is gone is given to the next.
+    /// What tells an inode from every other, past ones too: file systems give the number of a removed inode to the next one.
     pub(super) fn identity(&self) -> Identity {
         (self.file_system, self.inode, self.birth)
     }

@@ -1,5 +1,6 @@
-//! The index at the end of an archive, in skippable frames that zstd and GNU tar pass over: written, and read record by record. What it looks like is
-//! said in [`formats::index`](crate::formats::index), whose structs are converted here from and into those that the archives work with.
+//! The index at the end of an archive, in skippable frames that zstd and GNU tar pass over: written, and read record by record. What it
+//! looks like is said in [`formats::index`](crate::formats::index), whose structs are converted here from and into those that the archives
+//! work with.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
@@ -20,7 +21,7 @@ const LARGEST_RECORD: u32 = 1 << 20;
 /// What the head can come to: some 600,000 frames.
 const LARGEST_HEAD: u64 = 32 << 20;
 /// The records are read with a window of so many bytes, as a power of two: more than they are written with.
-const WINDOW: u32 = 21;
+const RECORDS_WINDOW: u32 = 21;
 /// No frame is longer, compressed or not: memory stays bounded whatever an archive says.
 pub(super) const LARGEST_FRAME: u32 = 8 << 20;
 
@@ -143,8 +144,8 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Opens the index of an archive, when it has one that can be used. Everything of it but the records themselves is checked here, and that it is
-    /// as it was written.
+    /// Opens the index of an archive, when it has one that can be used. Everything of it but the records themselves is checked here, and
+    /// that it is as it was written.
     ///
     /// # Errors
     /// `FailureKind::Damaged` when it is damaged.
@@ -264,7 +265,7 @@ fn read_head(file: &File, at: u64, len: u64, data_end: u64) -> Result<Head> {
 
 fn decoder(span: Span) -> Result<zstd::stream::read::Decoder<'static, BufReader<Span>>> {
     let mut decoder = zstd::stream::read::Decoder::new(span).context("opening the index")?;
-    decoder.window_log_max(WINDOW).context("opening the index")?;
+    decoder.window_log_max(RECORDS_WINDOW).context("opening the index")?;
     Ok(decoder)
 }
 
@@ -352,7 +353,7 @@ impl From<layout::Record> for Record {
         let layout::Record { existence, hash, data, frame, offset, inode, ctime, .. } = record;
         let (attributes, kind, mtime) = (Attributes { mode, uid, gid, flags, xattrs }, kind.into(), mtime.into());
         let mut entry = Entry { path, kind, attributes, mtime, size, target, device };
-        entry.settle();
+        entry.normalize();
         Self { entry, existence, hash, data, frame, offset, inode, ctime: ctime.into() }
     }
 }
@@ -381,7 +382,8 @@ mod tests {
         file
     }
 
-    /// The sample was made by the agent that had this version first, and its index is written again here to the byte, but for the compression.
+    /// The sample was made by the agent that had this version first, and its index is written again here to the byte, but for the
+    /// compression.
     #[test]
     fn the_sample_of_version_2_is_read_and_written_as_it_is() {
         let sample = samples::read(SAMPLE);

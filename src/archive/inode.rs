@@ -13,7 +13,7 @@ use super::found::Found;
 use super::xattrs::{LABEL, Xattrs, is_kept};
 use crate::error::misfit;
 
-/// How files and directories are opened: without changing the access time (which only the owner and root may ask for), never waiting for the other end of a fifo.
+/// How files and directories are opened: no link is followed, and nothing waits for the other end of a fifo.
 pub(super) const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
 /// One inode, held open: a file or directory for reading (or writing), anything else as a mere handle (`O_PATH`), which does not open a
@@ -21,7 +21,7 @@ pub(super) const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFl
 #[derive(Debug)]
 pub(super) struct Inode {
     file: OwnedFd,
-    /// Of a mere handle, where `/proc` leads to the inode itself, a link not followed.
+    /// Of a mere handle, its path in `/proc`, which leads to the inode itself, even when that is a link.
     handle: Option<String>,
 }
 
@@ -83,7 +83,8 @@ impl Inode {
         Ok(xattrs)
     }
 
-    /// Makes owner, mode and extended attributes exactly those given, and the times too. Flags are not set here: see [`set_flags`].
+    /// Makes owner, mode and extended attributes exactly those given, and the modification time too. Flags are not set here: see
+    /// [`Inode::set_flags`].
     ///
     /// The order matters: a change of owner takes set-id bits and capabilities away, and an ACL changes the mode.
     pub(super) fn set(&self, attributes: &Attributes, mtime: Time, kind: Kind) -> Result<()> {
@@ -136,7 +137,7 @@ impl Inode {
                 None => rustix::fs::fsetxattr(&self.file, name.as_slice(), value, XattrFlags::empty()),
                 Some(path) => rustix::fs::setxattr(path, name.as_slice(), value, XattrFlags::empty()),
             };
-            set.map_err(|error| self.refused(error, name, value.len()))
+            set.map_err(|error| self.cannot_set(error, name, value.len()))
                 .with_context(|| format!("setting the extended attribute {}{}", name.escape_ascii(), hint(name)))?;
         }
         Ok(())
@@ -144,7 +145,7 @@ impl Inode {
 
     /// What it means that an attribute of `len` bytes cannot be set. A file system that has no room for it in the file says the same as one
     /// that is full.
-    fn refused(&self, error: Errno, name: &[u8], len: usize) -> anyhow::Error {
+    fn cannot_set(&self, error: Errno, name: &[u8], len: usize) -> anyhow::Error {
         let why = match error {
             Errno::NOSPC if file_system::is_full(&self.file) => return error.into(),
             Errno::NOSPC | Errno::TOOBIG | Errno::RANGE => "has no room for that in one file, though it is not full",

@@ -4,9 +4,10 @@
 //! the data stands an index ([`index`]) that both pass over, and that lets a restore check every name before anything is changed, skip
 //! what is equal without decompressing it, and a later backup take over what has not changed.
 //!
-//! Reading order: what all rooms share: [`select`] (which part of a tree), [`path`] and [`entry`] (what is kept of one), [`xattrs`], [`acl`];
-//! [`tree`], [`found`], [`inode`], [`file_system`] (a tree on disk); [`tar`], [`content`] (the hash of a file), [`frames`], [`index`], [`unreadable`]
-//! (an archive in its file); [`work`] (several threads). Then the rooms: [`pack`](mod@pack), [`read`], [`restore`].
+//! Reading order: what all rooms share: [`select`] (which part of a tree), [`path`] and [`entry`] (what is kept of one), [`xattrs`],
+//! [`acl`]; [`tree`], [`found`], [`inode`], [`file_system`] (a tree on disk); [`tar`], [`content`] (the hash of a file), [`frames`],
+//! [`index`], [`unreadable`] (an archive in its file); [`work`] (several threads). Then the rooms: [`pack`](mod@pack), [`read`],
+//! [`restore`].
 
 mod acl;
 mod content;
@@ -64,10 +65,10 @@ impl Archive {
     /// Of what is in one several times the last is taken, as tar does.
     ///
     /// # Errors
-    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is damaged or truncated, or has a name that leads out of the tree, is
-    /// below something that is not a directory, or is a hard link to something that does not come before it.
-    /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is sound, but compressed otherwise, of a kind of tar that is not
-    /// taken, beyond a limit of this agent, or not a regular file: the message says what to do.
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is damaged or truncated, or has a name that leads out of the
+    /// tree, is below something that is not a directory, or is a hard link to something that does not come before it.
+    /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is sound, but compressed otherwise, of a kind of tar
+    /// that is not taken, beyond a limit of this agent, or not a regular file: the message says what to do.
     pub fn open(file: &Path) -> Result<Self> {
         let open = || read::open(durable::open_regular(file)?, file);
         let (table, source) = open().with_context(|| format!("opening the archive {}", file.display()))?;
@@ -86,8 +87,8 @@ impl Archive {
         .with_context(|| format!("verifying the archive {}", self.path.display()))
     }
 
-    /// True when it holds the directory itself that it is restored to. One that does not (`tar -cf FILE a b`) says nothing of what else lies directly
-    /// in that: it stays.
+    /// True when it holds the directory itself that it is restored to. One that does not (`tar -cf FILE a b`) says nothing of what else
+    /// lies directly in that: it stays.
     #[must_use]
     pub fn holds_root(&self) -> bool {
         self.table.find(b"").is_some_and(|root| !self.table.row(root).existence)
@@ -155,8 +156,8 @@ impl Archive {
     /// Makes `tree` (within `selection`) equal to the archive, and durable. The directory is made when it is not there.
     ///
     /// What is equal is not written to. What differs is written beside the tree's content (`.recovery-stage`), given its metadata, and
-    /// renamed into place. The old or the new file is there at any instant, also after a power cut: what replaces something is on disk before
-    /// it is renamed. Interrupted anywhere, it can be run again.
+    /// renamed into place. The old or the new file is there at any instant, also after a power cut: what replaces something is on disk
+    /// before it is renamed. Interrupted anywhere, it can be run again.
     ///
     /// # Errors
     /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when a part that is needed is damaged, before anything is changed;

@@ -58,12 +58,13 @@ fn quoted(name: &[u8]) -> String {
     format!("{} … {} ({} bytes)", quote(head), quote(tail), name.len())
 }
 
-/// The path of an entry from its name in the archive. Empty components and `.` lead nowhere, and are left out as the kernel does; a name that begins
-/// with a slash is one below the root of the tree, as GNU tar and bsdtar take it; every name that could lead out of the tree is refused.
+/// The path of an entry from its name in the archive. Empty components and `.` lead nowhere, and are left out as the kernel does; a name
+/// that begins with a slash is one below the root of the tree, as GNU tar and bsdtar take it; every name that could lead out of the tree is
+/// refused.
 ///
 /// # Errors
-/// `FailureKind::Damaged` for a name that is empty, or has `..` in it; `FailureKind::Unsupported` for one that is too long: some file system may have
-/// had it.
+/// `FailureKind::Damaged` for a name that is empty, or has `..` in it; `FailureKind::Unsupported` for one that is too long: some file
+/// system may have had it.
 pub(super) fn path_from_name(name: &[u8]) -> Result<Vec<u8>> {
     let refuse = |why: &str| damaged(format!("the archive is hostile or damaged: the name {} {why}", quoted(name)));
     if name.is_empty() {

@@ -8,8 +8,8 @@ use anyhow::Result;
 use super::path::{compare_paths, is_below};
 use crate::error::usage;
 
-/// The directory in which a restore makes what it then renames into place. It is not part of any tree: what one that was killed has left there is
-/// never packed, and never compared.
+/// The directory in which a restore makes what it then renames into place. It is not part of any tree: what one that was killed has left
+/// there is never packed, and never compared.
 pub(super) const STAGE: &[u8] = b".recovery-stage";
 
 /// Which part of a tree is meant. Paths are relative to the tree's root.

@@ -6,8 +6,8 @@ pub(super) use crate::compression::TAR_BLOCK as BLOCK;
 /// The comment on the first entry of an archive that an index follows: without it, such an archive has lost its end.
 pub(super) const INDEXED: &[u8] = b"recovery: an index follows the data";
 
-/// The comment on an entry of which only that it exists is meant: the parent of what was selected, or a mount point, which was not entered. Without the
-/// index this is all that tells it from an empty directory.
+/// The comment on an entry of which only that it exists is meant: the parent of what was selected, or a mount point, which was not entered.
+/// Without the index this is all that tells it from an empty directory.
 pub(super) const EXISTENCE: &[u8] = b"recovery: only that it exists is meant";
 
 /// Where a sparse file has data: offset and length of each piece, in order. The last piece is empty when the file ends with a hole.

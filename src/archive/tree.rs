@@ -40,8 +40,8 @@ impl Tree {
         Ok(Self { root, shown: path.to_owned(), points })
     }
 
-    /// True when something is mounted at `path`, which is `name` in `directory`. The file system there is not asked: it may be dead (FUSE or
-    /// NFS without their servers), and answer with an error, or never.
+    /// True when something is mounted at `path`, which is `name` in `directory`. The file system there is not asked: it may be dead (FUSE
+    /// or NFS without their servers), and answer with an error, or never.
     pub(super) fn is_known_mount(&self, path: &[u8], directory: impl AsFd, name: &[u8]) -> bool {
         if !self.points.contains(path) {
             return false;
@@ -115,7 +115,8 @@ pub(super) fn names(directory: &OwnedFd) -> rustix::io::Result<Vec<Vec<u8>>> {
     Ok(names)
 }
 
-/// What `name` in an open directory is, or is mounted over: a directory, or a file, which stands for all else. It is not looked at itself.
+/// What `name` is by the list of its directory, also when something is mounted over it: a directory, or a file, which stands for all other
+/// kinds. It is not looked at itself, because the file system that is mounted there may be dead.
 pub(super) fn kind_in(directory: &OwnedFd, name: &[u8]) -> rustix::io::Result<Kind> {
     let mut buffer = [MaybeUninit::uninit(); 16 << 10];
     let mut entries = RawDir::new(directory, &mut buffer);

@@ -1,4 +1,4 @@
-//! What an error means that comes from below, while an archive is read.
+//! What an input or output error means while an archive is read.
 
 use crate::error::damaged;
 

@@ -11,9 +11,9 @@ pub(super) const LABEL: &[u8] = b"security.selinux";
 /// The attribute in which a restore notes what a directory was like: see [`noted`](super::restore).
 pub(super) const NOTE: &[u8] = b"trusted.recovery.before";
 
-/// True for the extended attributes that a backup keeps: users' and administrators' own, security's, and ACLs. The rest of `system.` and the
-/// file systems' own namespaces are views of something else, and so are the names under which XFS lists ACLs again; a restore's own note is for no
-/// one else.
+/// True for the extended attributes that a backup keeps: users' and administrators' own, security's, and ACLs. The rest of `system.` and
+/// the file systems' own namespaces are views of something else, and so are the names under which XFS lists ACLs again; a restore's own
+/// note is for no one else.
 pub(super) fn is_kept(name: &[u8]) -> bool {
     let own = |namespace: &&[u8]| name.starts_with(namespace) && name.len() > namespace.len();
     [&b"user."[..], b"trusted.", b"security."].iter().any(own) && !acl::is_twin(name) && name != NOTE || acl::is_acl(name)

@@ -9,19 +9,20 @@
 //! | end | a zstd frame | the tar end mark |
 //! | trailer | a skippable frame of fixed length | where the index is, and its BLAKE3: [`Trailer`] |
 //!
-//! The end mark stands behind the index so that an archive that is cut off anywhere lacks either it or the trailer. The first entry in the tar
-//! stream bears a mark that an index follows: an archive that has the mark and no trailer is damaged, not one without an index.
+//! The end mark stands behind the index so that an archive that is cut off anywhere lacks either it or the trailer. The first entry in the
+//! tar stream bears a mark that an index follows: an archive that has the mark and no trailer is damaged, not one without an index.
 //!
-//! Numbers are in little-endian order. The head is a zstd frame of its own; the records together are another, each behind its length (4 bytes). Both are
-//! in the format of [postcard](https://postcard.jamesmunns.com/wire-format): the fields in the order of the structs here, without names. So every change
-//! of a struct, and of the order of its fields, is a new version: then the structs of this one move to a module of their own, with a `From` into the new.
+//! Numbers are in little-endian order. The head is a zstd frame of its own; the records together are another, each behind its length (4
+//! bytes). Both are in the format of [postcard](https://postcard.jamesmunns.com/wire-format): the fields in the order of the structs here,
+//! without names. So every change of a struct, and of the order of its fields, is a new version: then the structs of this one move to a
+//! module of their own, with a `From` into the new.
 //!
-//! **Other versions.** An index of an older version is read for ever (version 1 was of before the first release, and is passed over). One of a newer
-//! version is passed over, as `tar` and `zstd` do it: the archive is read from start to end, which takes longer and brings the same back, because
-//! [`existence`](Record::existence) stands in the tar stream too, as a comment. (One difference is left: an archive without any security label is taken to
-//! know nothing of labels, so that those on disk stay.) For this the skippable frames, and the trailer with its own magic number, stay as they are in
-//! every version. A *damaged* index is not passed over: an archive is what was written, or it is refused. The message says how `zstd` tells
-//! whether the data is whole, and makes a plain tar archive of it.
+//! **Other versions.** An index of an older version is read for ever (version 1 was of before the first release, and is passed over). One
+//! of a newer version is passed over, as `tar` and `zstd` do it: the archive is read from start to end, which takes longer and brings the
+//! same back, because [`existence`](Record::existence) stands in the tar stream too, as a comment. (One difference is left: an archive
+//! without any security label is taken to know nothing of labels, so that those on disk stay.) For this the skippable frames, and the
+//! trailer with its own magic number, stay as they are in every version. A *damaged* index is not passed over: an archive is what was
+//! written, or it is refused. The message says how `zstd` tells whether the data is whole, and makes a plain tar archive of it.
 //!
 //! The sample is `index.VERSION.bin`, an archive with every kind of entry in it; the schema is that of [`Head`] and [`Record`].
 
@@ -56,16 +57,16 @@ pub fn skippable(len: usize) -> Result<[u8; SKIPPABLE_LEN]> {
     Ok(header)
 }
 
-/// True for the first bytes of a frame ([`FRAME_HEAD`] of them, if there are) that is an index or a trailer, of any version, and not another
-/// program's skippable frame: pzstd puts one before each frame.
+/// True for the first bytes of a frame ([`FRAME_HEAD`] of them, if there are) that is an index or a trailer, of any version, and not
+/// another program's skippable frame: pzstd puts one before each frame.
 #[must_use]
 pub fn is_ours(frame: &[u8]) -> bool {
     frame.starts_with(&SKIPPABLE.to_le_bytes())
         && frame.get(SKIPPABLE_LEN..).is_some_and(|rest| rest.starts_with(MAGIC) || rest.starts_with(TRAILER_MAGIC))
 }
 
-/// What the last bytes of an archive say: the header of a skippable frame, [its magic number](TRAILER_MAGIC), these fields, and the first 16 bytes of the
-/// BLAKE3 of all that. It is the same in every version.
+/// What the last bytes of an archive say: the header of a skippable frame, [its magic number](TRAILER_MAGIC), these fields, and the first
+/// 16 bytes of the BLAKE3 of all that. It is the same in every version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Trailer {
     /// The version of the index.
@@ -198,9 +199,9 @@ pub struct Record {
     pub device: (u32, u32),
     /// Only that it exists is meant: it is the parent of something that was selected, or a mount point, which was not entered.
     pub existence: bool,
-    /// Of a file that is not empty: BLAKE3 of its content without aligned blocks of 4 KiB that hold nothing but zeros; if there are any, BLAKE3 (with
-    /// the context `recovery 2026-11 archive: a content with gaps`) of that hash, of the BLAKE3 of start and length of each run of such blocks, and of
-    /// the size. Else zeros.
+    /// Of a file that is not empty: BLAKE3 of its content without aligned blocks of 4 KiB that hold nothing but zeros; if there are any,
+    /// BLAKE3 (with the context `recovery 2026-11 archive: a content with gaps`) of that hash, of the BLAKE3 of start and length of each
+    /// run of such blocks, and of the size. Else zeros.
     pub hash: [u8; 32],
     /// Bytes of a file's content that are in the archive: holes are not.
     pub data: u64,

@@ -15,11 +15,11 @@ const LARGEST_12: u64 = 0o77_777_777_777;
 /// The largest number in a field of 8.
 const LARGEST_8: u64 = 0o7_777_777;
 
-/// Appends the header blocks of `entry` to `out`, with `comments` on it; of a sparse file, the map of its segments too. Content follows, then
-/// [`padding`].
+/// Appends the header blocks of `entry` to `out`, with `comments` on it; of a sparse file, the map of its segments too. Content follows,
+/// then [`padding`].
 ///
 /// # Errors
-/// When an ACL is not one.
+/// When an ACL is not of the form that Linux keeps.
 pub(in crate::archive) fn encode(entry: &Entry, segments: Option<&Segments>, comments: &[&[u8]], out: &mut Vec<u8>) -> Result<()> {
     let name = name_of(entry);
     let map = segments.map(map_of);
@@ -34,7 +34,8 @@ pub(in crate::archive) fn encode(entry: &Entry, segments: Option<&Segments>, com
         records.add(b"GNU.sparse.minor", b"0");
         records.add(b"GNU.sparse.name", &name);
         records.add(b"GNU.sparse.realsize", entry.size.to_string().as_bytes());
-        // What a tar that does not know sparse files unpacks: not under the file's own name, because it is not the file.
+        // The name under which a tar that does not know sparse files unpacks the map and the pieces: not the file's own, because that is
+        // not the file.
         [b"GNUSparseFile.0/", &name[..name.len().min(80)]].concat()
     } else {
         if name.len() > 100 {
@@ -67,8 +68,8 @@ fn name_of(entry: &Entry) -> Vec<u8> {
     }
 }
 
-/// The map at the head of a sparse file's content (GNU.sparse 1.0): the number of segments, then offset and length of each, a decimal number
-/// a line, filled up to whole blocks.
+/// The map at the head of a sparse file's content (GNU.sparse 1.0): the number of segments, then offset and length of each, a decimal
+/// number a line, filled up to whole blocks.
 fn map_of(segments: &Segments) -> Vec<u8> {
     let numbers = segments.iter().flat_map(|(offset, len)| [*offset, *len]);
     let mut map = Vec::new();

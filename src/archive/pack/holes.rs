@@ -10,11 +10,12 @@ use crate::node::clock::interrupted;
 
 /// A file is packed in no more pieces than this.
 pub(super) const MOST_SEGMENTS: usize = 1 << 16;
-/// Pieces that are too many are joined when they are no farther from each other than this, and twice as far as long as they are still too many.
+/// When there are too many pieces, those that are no farther apart than this are joined; the distance is doubled for as long as there are
+/// still too many.
 const CLOSE: u64 = 4096;
 
-/// Where a file of `size` bytes that has holes has data, and how much; `None` when it is to be stored from start to end. Where there are more
-/// pieces than an archive takes, those that are closest to each other are joined.
+/// Where a file of `size` bytes that has holes has data, and how much; `None` when it is to be stored from start to end. Where there are
+/// more pieces than an archive takes, those that are closest to each other are joined.
 pub(super) fn segments(file: &OwnedFd, size: u64) -> Result<Option<(Segments, u64)>> {
     let (mut segments, mut data, mut close, mut at) = (Segments::new(), 0, 0, 0);
     while let Some((start, end)) = next_data(file, at, size)? {
@@ -22,12 +23,12 @@ pub(super) fn segments(file: &OwnedFd, size: u64) -> Result<Option<(Segments, u6
         // Pieces begin and end with blocks of the archive.
         let (start, end) = (start / BLOCK as u64 * BLOCK as u64, end.next_multiple_of(BLOCK as u64).min(size));
         data += end - start;
-        join(&mut segments, start, end, close);
+        add_piece(&mut segments, start, end, close);
         // The empty one at the end counts too.
         while segments.len() >= MOST_SEGMENTS - 1 {
             close = (close * 2).max(CLOSE);
             for (start, len) in std::mem::take(&mut segments) {
-                join(&mut segments, start, start + len, close);
+                add_piece(&mut segments, start, start + len, close);
             }
         }
         at = end;
@@ -42,7 +43,7 @@ pub(super) fn segments(file: &OwnedFd, size: u64) -> Result<Option<(Segments, u6
 }
 
 /// Adds a piece, to the last one when that is no farther than `close`.
-fn join(segments: &mut Segments, start: u64, end: u64, close: u64) {
+fn add_piece(segments: &mut Segments, start: u64, end: u64, close: u64) {
     match segments.last_mut() {
         Some((last, len)) if (*last + *len).saturating_add(close) >= start => *len = end - *last,
         _ => segments.push((start, end - start)),

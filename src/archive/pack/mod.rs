@@ -1,8 +1,8 @@
 //! Packing a tree: one thread walks, reads and hashes; others compress; another writes, and another reads back what is on the disk.
 //!
-//! Reading order: [`walk`] (the tree, one item after the other), [`holes`] (where a file has data), [`header`] (an entry as tar), [`reuse`] (what is taken
-//! over from an older archive), [`packer`] (from items to frames), [`sink`] (from frames to the file), [`check`] (back from the disk); here, the
-//! archive as a whole.
+//! Reading order: [`walk`] (the tree, one item after the other), [`holes`] (where a file has data), [`header`] (an entry as tar), [`reuse`]
+//! (what is taken over from an older archive), [`packer`] (from items to frames), [`sink`] (from frames to the file), [`check`] (back from
+//! the disk); here, the archive as a whole.
 
 mod check;
 mod holes;
@@ -52,8 +52,8 @@ pub struct Packed {
     pub sha256: String,
     /// Of `bytes`, those taken over from the previous archive without reading them.
     pub reused: u64,
-    /// Sockets, mount points, the archive itself, what vanished while it was being read, and files that never rested, which were packed as they
-    /// were read last: path and why. Nothing else is ever left out.
+    /// Sockets, mount points, the archive itself, what vanished while it was being read, and files that never rested, which were packed as
+    /// they were read last: path and why. Nothing else is ever left out.
     #[serde(serialize_with = "paths::with_reasons")]
     pub skipped: Vec<(PathBuf, String)>,
 }
@@ -65,10 +65,11 @@ pub struct Packed {
 /// read is read again.
 ///
 /// # Errors
-/// When something in the tree cannot be read; [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when an archive cannot hold it: it
-/// is not left out, because a restore deletes what the archive does not have;
-/// [`FailureKind::Busy`](crate::error::FailureKind::Busy) when it does not rest; or the archive cannot be written, or something other than a file is where it is to be; never
-/// for a `previous` that is missing or damaged, but for one that is no regular file.
+/// When something in the tree cannot be read, or the archive cannot be written.
+/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when an archive cannot hold something (it is not left out, because
+/// a restore deletes what the archive does not have), or `previous` is not a regular file; one that is missing or damaged is passed over.
+/// [`FailureKind::Busy`](crate::error::FailureKind::Busy) when a file does not rest.
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage) when something other than a file is where the archive is to be.
 pub fn pack(tree: &Path, file: &Path, selection: &Selection, previous: Option<&Path>, tick: Tick<'_>) -> Result<Packed> {
     let before = replaceable(file)?;
     let opened = Tree::open(tree)?;

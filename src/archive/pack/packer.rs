@@ -11,7 +11,7 @@ use rustix::buffer::spare_capacity;
 use super::header;
 use super::holes::segments;
 use super::reuse::{Group, Previous};
-use super::sink::{Buffer, FRAME, Sink};
+use super::sink::{Buffer, FRAME_SIZE, Sink};
 use super::walk::{Item, TRIES, VANISHED, Walk, cannot_hold};
 use crate::archive::content::{Content, Sum};
 use crate::archive::entry::Kind;
@@ -24,7 +24,8 @@ use crate::archive::work::Tick;
 use crate::error::busy;
 use crate::node::clock::interrupted;
 
-/// So many bytes of holes, and three times what a file holds, are stored as zeros when it has more pieces than an archive takes.
+/// When a sparse file has more pieces than an archive takes, some are joined, and the holes between them stored as zeros: so many bytes of
+/// them, and three times what the file holds, but no more.
 const MOST_FILLED: u64 = 1 << 30;
 
 /// The tree on its way into the frames of an archive.
@@ -99,7 +100,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
             let offset = self.header(&item, None).with_context(|| format!("packing {shown}"))?;
             self.record(item, Sum::default(), (self.sink.next_frame(), offset))?;
         }
-        if self.frame.plain.len() >= FRAME { self.cut() } else { Ok(()) }
+        if self.frame.plain.len() >= FRAME_SIZE { self.cut() } else { Ok(()) }
     }
 
     /// Packs a file with content. One that changes meanwhile is read again; one that never rests is taken as it was read last.
@@ -112,7 +113,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
                 };
                 item = again;
             }
-            // By now it can be empty, or another name of something.
+            // Looked at again, it can be empty by now, or have become a hard link.
             let Some(file) = item.file.take() else { return self.add(item) };
             let segments = if item.found.holes { segments(&file, item.entry.size).context("looking for holes")? } else { None };
             let stored = segments.as_ref().map_or(item.entry.size, |(segments, _)| segments.iter().map(|s| s.1).sum());
@@ -120,11 +121,11 @@ impl<'a, 'scope> Packer<'a, 'scope> {
                 return Err(cannot_hold(&item.entry.path, "it is a sparse file of more and farther pieces than an archive can hold"));
             }
             let segments = segments.map(|(segments, _)| segments);
-            let large = stored > FRAME as u64;
+            let large = stored > FRAME_SIZE as u64;
             let mark = self.frame.plain.len();
             if large {
                 self.cut()?;
-                self.sink.mark()?;
+                self.sink.remember()?;
             }
             let place = self.sink.next_frame();
             let offset = self.header(&item, segments.as_ref())?;
@@ -174,13 +175,13 @@ impl<'a, 'scope> Packer<'a, 'scope> {
             let end = offset + len;
             let mut at = *offset;
             while at < end {
-                if large && self.frame.plain.len() >= FRAME {
+                if large && self.frame.plain.len() >= FRAME_SIZE {
                     interrupted()?;
                     self.cut()?;
                 }
                 let before = self.frame.plain.len();
                 let want = usize::try_from(end - at).unwrap_or(usize::MAX);
-                // A buffer's spare room, or for a small file all of it.
+                // As much as the buffer has room for; a small file is read whole.
                 self.frame.plain.reserve(if large { BLOCK } else { want });
                 rustix::io::pread(file, spare_capacity(&mut self.frame.plain), at)?;
                 self.frame.plain.truncate(before.saturating_add(want));
@@ -223,7 +224,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
         let frames = older.table().get(group.frames.start as usize..group.frames.end as usize).unwrap_or_default();
         let plain: u64 = frames.iter().map(|frame| u64::from(frame.plain_len)).sum();
         // A small frame is packed again, with what is beside it: else there would be ever more of them.
-        if plain < FRAME as u64 / 4 || !group.items.iter().all(|item| self.walk.is_linked(item)) {
+        if plain < FRAME_SIZE as u64 / 4 || !group.items.iter().all(|item| self.walk.is_linked(item)) {
             return group.items.into_iter().try_for_each(|item| self.add(item));
         }
         self.cut()?;

@@ -21,7 +21,7 @@ use crate::error::{busy, unsupported};
 /// How often something that changes while it is looked at is looked at again.
 pub(super) const TRIES: u32 = 5;
 
-/// So much that is left out is named; of the rest, the number.
+/// So many paths that are left out are named; of the others, only how many there are.
 const MOST_SKIPPED: usize = 1000;
 /// Why something is not packed that was there.
 pub(super) const VANISHED: &str = "vanished while the tree was being read";
@@ -232,8 +232,8 @@ impl<'a> Walk<'a> {
         Ok(self.here()?.is_some_and(|directory| tree.is_known_mount(path, directory, name)))
     }
 
-    /// The item of a mount point: only that it is there is kept. What is mounted is not looked at; a restore that finds nothing there makes it
-    /// with the owner, mode and label of the directory that holds it.
+    /// The item of a mount point: only that it is there is kept. What is mounted is not looked at; a restore that finds nothing there makes
+    /// it with the owner, mode and label of the directory that holds it.
     fn mount_point(&mut self, path: Vec<u8>) -> Result<Option<Item>> {
         let (parent, name) = split(&path).unwrap_or((b"", b""));
         let look = || -> rustix::io::Result<_> {
@@ -259,8 +259,8 @@ impl<'a> Walk<'a> {
         Ok(Some(item))
     }
 
-    /// Refuses what an archive that could be opened again cannot hold: see [`LARGEST_TABLE`]. To leave it out would be to lose it: a restore
-    /// deletes what the archive does not have.
+    /// Refuses what an archive that could be opened again cannot hold: see [`LARGEST_TABLE`]. To leave it out would be to lose it: a
+    /// restore deletes what the archive does not have.
     fn check_fits(&mut self, item: &Item) -> Result<()> {
         let (path, attributes) = (&item.entry.path, item.entry.attributes.weight());
         let weight = item.entry.weight() + attributes;

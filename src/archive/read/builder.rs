@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use anyhow::{Context, Result};
 
-use super::table::{Id, Kept, More, Table};
+use super::table::{CompactRow, Id, More, Table};
 use crate::archive::content::Sum;
 use crate::archive::entry::{Attributes, ENTRY, Entry, Kind, LARGEST_TABLE};
 use crate::archive::index::Record;
@@ -82,7 +82,7 @@ impl Builder {
         let attributes = self.attributes(entry.attributes)?;
         self.weigh(entry_weight)?;
         self.table.bytes = self.table.bytes.saturating_add(sum.data);
-        self.table.rows.push(Kept {
+        self.table.rows.push(CompactRow {
             path_start,
             path_len: u16::try_from(entry.path.len())?,
             kind: entry.kind,
@@ -138,8 +138,8 @@ impl Builder {
     /// `members` in the stream, its row, unless a later one has replaced it.
     ///
     /// # Errors
-    /// `FailureKind::Damaged` when something is below what is not a directory, or when a hard link leads to nothing before it in the stream;
-    /// `FailureKind::Unsupported` when a directory that is not empty becomes something else.
+    /// `FailureKind::Damaged` when something is below what is not a directory, or when a hard link leads to nothing before it in the
+    /// stream; `FailureKind::Unsupported` when a directory that is not empty becomes something else.
     pub(super) fn finish_stream(mut self, members: u32) -> Result<(Table, Vec<Option<Id>>)> {
         self.sort();
         self.refuse_replaced()?;
@@ -153,7 +153,7 @@ impl Builder {
         self.table.bytes = self.table.ids().fold(0, |bytes: u64, id| bytes.saturating_add(self.table.row(id).sum.data));
         let mut rows = vec![None; members as usize];
         for id in self.table.ids() {
-            if let Some(row) = rows.get_mut(self.table.kept(id).frame as usize) {
+            if let Some(row) = rows.get_mut(self.table.compact(id).frame as usize) {
                 *row = Some(id);
             }
         }
@@ -164,7 +164,7 @@ impl Builder {
     fn sort(&mut self) {
         let mut order: Vec<Id> = self.table.ids().collect();
         let table = &self.table;
-        order.sort_by(|a, b| compare_paths(table.path(*a), table.path(*b)).then(table.kept(*a).frame.cmp(&table.kept(*b).frame)));
+        order.sort_by(|a, b| compare_paths(table.path(*a), table.path(*b)).then(table.compact(*a).frame.cmp(&table.compact(*b).frame)));
         self.arrange(&order);
     }
 
@@ -176,14 +176,14 @@ impl Builder {
         }
         self.links.iter_mut().for_each(|(id, _)| *id = place[*id as usize]);
         self.followers.iter_mut().for_each(|(id, leader)| (*id, *leader) = (place[*id as usize], place[*leader as usize]));
-        self.table.rows = order.iter().map(|old| *self.table.kept(*old)).collect();
+        self.table.rows = order.iter().map(|old| *self.table.compact(*old)).collect();
     }
 
     /// Refuses an archive in which something else takes the place of a directory that has something in it by then, as `tar -r` adds it: tar
     /// itself stops there. The rows are sorted.
     fn refuse_replaced(&self) -> Result<()> {
-        let paths = |pair: &[Kept]| (self.table.path_of(&pair[0]), self.table.path_of(&pair[1]));
-        let is_replaced = |pair: &&[Kept]| {
+        let paths = |pair: &[CompactRow]| (self.table.path_of(&pair[0]), self.table.path_of(&pair[1]));
+        let is_replaced = |pair: &&[CompactRow]| {
             let (path, below) = paths(pair);
             pair[0].kind != Kind::Directory && pair[1].frame < pair[0].frame && is_below(below, path)
         };
@@ -196,25 +196,25 @@ impl Builder {
         )))
     }
 
-    /// Leaves of each path what the last of its entries says, as tar does when it unpacks one after the other; the rows are sorted. A hard
+    /// Keeps of several entries of the same path the last, as tar does when it unpacks one after the other; the rows are sorted. A hard
     /// link is to what its target was by then, and keeps that when the target is replaced later.
     fn take_last(&mut self) -> Result<()> {
-        self.links.sort_unstable_by_key(|(id, _)| self.table.kept(*id).frame);
+        self.links.sort_unstable_by_key(|(id, _)| self.table.compact(*id).frame);
         let mut objects: HashMap<Id, Id> = HashMap::new();
         for (id, target) in std::mem::take(&mut self.links) {
-            let now = self.table.kept(id).frame;
+            let now = self.table.compact(id).frame;
             let before =
                 self.table.rows.partition_point(|row| compare_paths(self.table.path_of(row), &target).then(row.frame.cmp(&now)).is_lt());
             let found = before.checked_sub(1).filter(|at| self.table.path_of(&self.table.rows[*at]) == target);
             let found = u32::try_from(found.ok_or_else(|| self.loose_link(id, &target))?)?;
-            if self.table.kept(found).kind == Kind::Directory {
+            if self.table.compact(found).kind == Kind::Directory {
                 return Err(self.refused_link(id, &target, "which is a directory"));
             }
             objects.insert(id, objects.get(&found).copied().unwrap_or(found));
         }
         let is_last = |id: &Id| *id + 1 == self.table.ids().end || self.table.path(*id) != self.table.path(*id + 1);
         let last: Vec<Id> = self.table.ids().filter(is_last).collect();
-        // Who has the content that was at a name which has become something else.
+        // Where a name was replaced later: the hard link that keeps its content, by the row of the content.
         let mut heirs: HashMap<Id, Id> = HashMap::new();
         for id in &last {
             let Some(object) = objects.get(id).copied() else { continue };
@@ -224,8 +224,8 @@ impl Builder {
             }
         }
         for (object, heir) in heirs {
-            let Kept { path_start, path_len, .. } = *self.table.kept(heir);
-            self.table.rows[heir as usize] = Kept { path_start, path_len, ..*self.table.kept(object) };
+            let CompactRow { path_start, path_len, .. } = *self.table.compact(heir);
+            self.table.rows[heir as usize] = CompactRow { path_start, path_len, ..*self.table.compact(object) };
         }
         self.arrange(&last);
         Ok(())
@@ -241,14 +241,15 @@ impl Builder {
         damaged(format!("the archive is hostile or damaged: {path} is a hard link to {}, {why}", shown(target)))
     }
 
-    /// Adds the directories that are not in a stream and lead to what is, each with the time of the first entry below it. The rows are sorted, and
-    /// stay so. A path of such a directory is the beginning of another, and is kept as that; it weighs as if the archive had it.
+    /// Adds the directories that are not in a stream and lead to what is, each with the time of the first entry below it. The rows are
+    /// sorted, and stay so. The path of such a directory is stored as the beginning of the path below it, and counts in the limit as if the
+    /// archive had it.
     fn add_parents(&mut self) -> Result<()> {
         let attributes = self.attributes(Attributes { mode: 0o755, ..Attributes::default() })?;
         let members = std::mem::take(&mut self.table.rows);
         let mut place: Vec<Id> = Vec::with_capacity(members.len());
         // The rows that lead to where we are.
-        let mut above: Vec<Kept> = Vec::new();
+        let mut above: Vec<CompactRow> = Vec::new();
         for member in members {
             interrupted()?;
             let path = self.table.path_of(&member);
@@ -262,7 +263,7 @@ impl Builder {
             for path_len in parents {
                 self.weigh(ENTRY as u64 + u64::from(path_len))?;
                 let (kind, existence, frame, offset, more) = (Kind::Directory, true, u32::MAX, 0, More::Nothing);
-                let parent = Kept { path_len, kind, existence, attributes, frame, offset, more, ..member };
+                let parent = CompactRow { path_len, kind, existence, attributes, frame, offset, more, ..member };
                 above.push(parent);
                 self.table.rows.push(parent);
             }
@@ -286,7 +287,7 @@ impl Builder {
             }
             let path = self.table.path(id);
             if let Some(top) = above.last()
-                && self.table.kept(*top).kind != Kind::Directory
+                && self.table.compact(*top).kind != Kind::Directory
             {
                 let top = shown(self.table.path(*top));
                 return Err(damaged(format!("the archive is hostile: {} is below {top}, which is not a directory", shown(path))));
@@ -307,17 +308,17 @@ impl Builder {
 
     /// Finds what hard links are names of, in an archive with an index.
     fn link(&mut self) -> Result<()> {
-        let place = |row: &Kept| u64::from(row.frame) << 32 | u64::from(row.offset);
-        self.links.sort_unstable_by_key(|(id, _)| place(self.table.kept(*id)));
+        let place = |row: &CompactRow| u64::from(row.frame) << 32 | u64::from(row.offset);
+        self.links.sort_unstable_by_key(|(id, _)| place(self.table.compact(*id)));
         for (id, target) in std::mem::take(&mut self.links) {
             let refuse = |why: &str| self.refused_link(id, &target, why);
             let found = self.table.find(&target).ok_or_else(|| refuse("which is not in it"))?;
-            let row = self.table.kept(found);
-            if place(row) >= place(self.table.kept(id)) || row.existence {
+            let row = self.table.compact(found);
+            if place(row) >= place(self.table.compact(id)) || row.existence {
                 return Err(refuse("which does not come before it"));
             }
             let leader = self.table.leader(found);
-            if self.table.kept(leader).kind == Kind::Directory {
+            if self.table.compact(leader).kind == Kind::Directory {
                 return Err(refuse("which is a directory"));
             }
             self.table.rows[id as usize].more = More::Leader(leader);
@@ -347,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_row_is_as_small_as_is_said() {
-        assert_eq!((size_of::<Kept>(), size_of::<(u64, Sum)>()), (48, 48));
+        assert_eq!((size_of::<CompactRow>(), size_of::<(u64, Sum)>()), (48, 48));
     }
 
     #[test]

@@ -12,12 +12,11 @@ use anyhow::{Context, Result};
 
 use crate::archive::tar::BLOCK;
 use crate::archive::unreadable::{Carried, unreadable};
-use crate::compression::{Compression, Unzstd, WindowTooLarge, is_at_end, is_tar, word};
+use crate::compression::{BUFFER, Compression, Unzstd, WindowTooLarge, is_at_end, is_tar, word};
 use crate::error::unsupported;
 use crate::formats::index as layout;
 use crate::node::clock::interrupted;
 
-const BUFFER: usize = 128 << 10;
 /// A tar stream.
 pub(in crate::archive) type Input = BufReader<Unpacked>;
 
@@ -94,7 +93,7 @@ fn tar_of(path: &Path) -> PathBuf {
     tar.into()
 }
 
-/// Names what is neither tar nor packed, and holds files or tells of them.
+/// Refuses archives and lists of files of other kinds that have no compression, each by its name.
 fn refuse_others(file: &File, head: &[u8], path: &Path) -> Result<()> {
     // Its volume descriptors begin in sector 16 (ECMA-119, 6.7.1 and 8.1); what is before them can be anything.
     let mut volume = [0; 5];
@@ -185,7 +184,7 @@ impl Read for Zstd {
                 }
                 self.indexed |= self.is_at_index()?;
             }
-            let read = self.frames.read_frame(into).map_err(refused)?;
+            let read = self.frames.read_frame(into).map_err(with_the_way_on)?;
             if read > 0 || into.is_empty() {
                 return Ok(read);
             }
@@ -193,7 +192,7 @@ impl Read for Zstd {
     }
 }
 
-fn refused(error: io::Error) -> io::Error {
+fn with_the_way_on(error: io::Error) -> io::Error {
     match error.get_ref().and_then(|own| own.downcast_ref::<WindowTooLarge>()) {
         None => error,
         Some(why) => io::Error::other(Carried(unsupported(format!(
@@ -202,7 +201,7 @@ fn refused(error: io::Error) -> io::Error {
     }
 }
 
-/// A file from its start, whatever its position, which a clone shares.
+/// A file, read from its start: its own position is not used, because clones of the handle share it.
 pub(in crate::archive) struct Start {
     file: File,
     at: u64,

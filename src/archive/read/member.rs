@@ -27,7 +27,8 @@ impl Member {
     /// Puts a header and what was said before it together.
     ///
     /// # Errors
-    /// `FailureKind::Damaged` when it is no entry that can be on any disk; `FailureKind::Unsupported` for a kind of entry that is not taken.
+    /// `FailureKind::Damaged` when it is no entry that can be on any disk; `FailureKind::Unsupported` for a kind of entry that is not
+    /// taken.
     pub(super) fn new(raw: Raw, mut more: Extension) -> Result<Self> {
         let version = match more.sparse_version {
             (None, None) if !more.sparse_other => None,
@@ -93,7 +94,7 @@ impl Member {
         };
         let mtime = more.mtime.unwrap_or(Time { seconds: raw.mtime, nanoseconds: 0 });
         let mut entry = Entry { path, kind, attributes, mtime, size, target, device: raw.device };
-        entry.settle();
+        entry.normalize();
         Ok(Self { entry, stored, sparse, indexed: more.indexed, existence: more.existence })
     }
 }

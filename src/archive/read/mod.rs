@@ -1,8 +1,9 @@
 //! Opening an archive: what is in it, with every name checked, and where its data is.
 //!
-//! Reading order: tar: [`block`] (one header block), [`records`] (what extended headers say), [`member`] (both together: an entry), [`sparse`] (the map
-//! of a sparse file), [`reader`] (entry after entry); the archive as a whole: [`table`] (all entries in memory), [`builder`] (how that is made),
-//! [`input`] (the tar stream in a file), [`stream`] (an archive without an index), [`verify`] (all of it, or one file).
+//! Reading order: tar: [`block`] (one header block), [`records`] (what extended headers say), [`member`] (both together: an entry),
+//! [`sparse`] (the map of a sparse file), [`reader`] (entry after entry); the archive as a whole: [`table`] (all entries in memory),
+//! [`builder`] (how that is made), [`input`] (the tar stream in a file), [`stream`] (an archive without an index), [`verify`] (all of it,
+//! or one file).
 
 mod block;
 mod builder;

@@ -1,7 +1,7 @@
 //! Reading tar: one entry after the other, each checked; everything that cannot be restored faithfully is refused.
 //!
-//! Understands what a pack writes, and what GNU tar writes in its own and in pax format (long names, large numbers, sparse files of version 1.0).
-//! All names are checked by [`path_from_name`](crate::archive::path::path_from_name).
+//! Understands what a pack writes, and what GNU tar writes in its own and in pax format (long names, large numbers, sparse files of version
+//! 1.0). All names are checked by [`path_from_name`](crate::archive::path::path_from_name).
 
 use std::io::BufRead;
 
@@ -40,7 +40,7 @@ pub(in crate::archive) struct TarReader<R> {
 }
 
 /// Called with the offset in the file and the bytes that belong there.
-pub(in crate::archive) type Sink<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<()>;
+pub(in crate::archive) type OnPiece<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<()>;
 
 impl<R: BufRead> TarReader<R> {
     pub(in crate::archive) fn new(input: R) -> Self {
@@ -53,7 +53,7 @@ impl<R: BufRead> TarReader<R> {
     /// `FailureKind::Damaged` for anything that is not a sound tar header, and for a stream that ends without the end mark.
     pub(in crate::archive) fn next(&mut self) -> Result<Option<Member>> {
         self.pass_over()?;
-        // Any number of them may come before an entry, and all that they say is held.
+        // Any number of extended headers may come before an entry; what they say is kept until then, and limited.
         let (mut said, mut room) = (Vec::new(), LARGEST_EXTENSION);
         loop {
             let block = self.block()?;
@@ -78,7 +78,11 @@ impl<R: BufRead> TarReader<R> {
                 // The name of the archive, in GNU tar's own format.
                 b'V' => {
                     self.first_volume |= is_first_volume(&raw.name)?;
-                    self.pass(raw.size.checked_add(padded(raw.size)).ok_or_else(|| damaged("the archive is damaged: its label"))?)?;
+                    self.pass(
+                        raw.size
+                            .checked_add(padded(raw.size))
+                            .ok_or_else(|| damaged("the archive is damaged: its label has a size that it cannot have"))?,
+                    )?;
                 }
                 kind => {
                     if kind == b'D' {
@@ -114,8 +118,9 @@ impl<R: BufRead> TarReader<R> {
     /// Reads the content of the entry that [`TarReader::next`] returned last. Holes are left out; the file's length is its entry's size.
     ///
     /// # Errors
-    /// Those of `sink`; `FailureKind::Damaged` when it is cut off, or the map of a sparse file is not sound; when interrupted, at the next piece.
-    pub(in crate::archive) fn content(&mut self, member: &Member, sink: Sink<'_>) -> Result<()> {
+    /// Those of `sink`; `FailureKind::Damaged` when it is cut off, or the map of a sparse file is not sound; when interrupted, at the next
+    /// piece.
+    pub(in crate::archive) fn content(&mut self, member: &Member, sink: OnPiece<'_>) -> Result<()> {
         let segments = if member.sparse {
             let (segments, left) = sparse::read_map(&member.entry, self.left, || self.block())?;
             self.left = left;
@@ -171,8 +176,8 @@ impl<R: BufRead> TarReader<R> {
     /// Reads on to the end of the input, so that its checksums are checked to the last.
     ///
     /// # Errors
-    /// When anything but zeros follows. tar passes it over and adds to a tree what it has read; a restore would delete what is only behind the end
-    /// mark. What begins with zeros is no empty archive for that.
+    /// When anything but zeros follows. tar passes it over and adds to a tree what it has read; a restore would delete what is only behind
+    /// the end mark. An archive that begins with zeros is not taken for an empty one.
     pub(in crate::archive) fn drain(&mut self) -> Result<()> {
         let mut block = [0; BLOCK];
         loop {

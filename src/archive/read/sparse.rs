@@ -1,5 +1,5 @@
-//! The map at the head of a sparse file's content (GNU.sparse 1.0, in GNU tar's manual): the number of its pieces, then offset and length of
-//! each, a decimal number a line, filled up to whole blocks.
+//! The map at the head of a sparse file's content (GNU.sparse 1.0, in GNU tar's manual): the number of its pieces, then offset and length
+//! of each, a decimal number a line, filled up to whole blocks.
 
 use anyhow::Result;
 
@@ -12,8 +12,8 @@ use crate::error::{damaged, unsupported};
 /// in `pack/holes.rs`.)
 const MOST_PIECES: u64 = 1 << 20;
 
-/// Reads the map of `entry`, and checks that the data behind it is as long as it says. `block` reads the next block of the content, which is of
-/// `left` bytes, padding included. Returns what is left then: the data.
+/// Reads the map of `entry`, and checks that the data behind it is as long as it says. `block` reads the next block of the content, which
+/// is of `left` bytes, padding included. Returns what is left then: the data.
 ///
 /// # Errors
 /// Those of `block`; `FailureKind::Damaged` when the map is not sound; `FailureKind::Unsupported` when it has too many pieces.

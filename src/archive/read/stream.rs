@@ -1,4 +1,4 @@
-//! Archives without an index: made by GNU tar, compressed or not. They are read from start to end.
+//! Archives without an index, or with one that this agent does not know: they are read from start to end, as tar does.
 
 use std::fs::File;
 use std::io::BufRead;

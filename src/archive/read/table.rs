@@ -32,9 +32,9 @@ pub(in crate::archive) struct Row {
     pub(in crate::archive) offset: u32,
 }
 
-/// One entry as it is kept.
+/// One entry as it is stored.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Kept {
+pub(super) struct CompactRow {
     pub(super) path_start: u32,
     pub(super) path_len: u16,
     pub(super) kind: Kind,
@@ -65,7 +65,7 @@ pub(super) enum More {
 #[derive(Debug, Default)]
 pub(in crate::archive) struct Table {
     pub(super) paths: Vec<u8>,
-    pub(super) rows: Vec<Kept>,
+    pub(super) rows: Vec<CompactRow>,
     /// Size and sum of each file that is not empty.
     pub(super) contents: Vec<(u64, Sum)>,
     pub(super) attributes: Vec<Attributes>,
@@ -85,22 +85,22 @@ impl Table {
     }
 
     pub(in crate::archive) fn row(&self, id: Id) -> Row {
-        let Kept { kind, existence, end, seconds, nanoseconds, frame, offset, more, .. } = *self.kept(id);
+        let CompactRow { kind, existence, end, seconds, nanoseconds, frame, offset, more, .. } = *self.compact(id);
         let (size, sum) = if let More::Content(content) = more { self.contents[content as usize] } else { Default::default() };
         Row { kind, existence, end, mtime: Time { seconds, nanoseconds }, size, sum, frame, offset }
     }
 
-    /// A row as it is kept.
-    pub(super) fn kept(&self, id: Id) -> &Kept {
+    /// A row as it is stored.
+    pub(super) fn compact(&self, id: Id) -> &CompactRow {
         &self.rows[id as usize]
     }
 
     pub(in crate::archive) fn path(&self, id: Id) -> &[u8] {
-        self.path_of(self.kept(id))
+        self.path_of(self.compact(id))
     }
 
     /// The path of a row that need not be in the table yet.
-    pub(super) fn path_of(&self, row: &Kept) -> &[u8] {
+    pub(super) fn path_of(&self, row: &CompactRow) -> &[u8] {
         &self.paths[row.path_start as usize..][..usize::from(row.path_len)]
     }
 
@@ -109,7 +109,7 @@ impl Table {
     }
 
     pub(in crate::archive) fn attributes(&self, id: Id) -> &Attributes {
-        &self.attributes[self.kept(id).attributes as usize]
+        &self.attributes[self.compact(id).attributes as usize]
     }
 
     /// Bytes of file content, without holes.
@@ -124,7 +124,7 @@ impl Table {
 
     /// The row of what an entry really is: that a hard link is another name of, else itself.
     pub(in crate::archive) fn leader(&self, id: Id) -> Id {
-        match self.kept(id).more {
+        match self.compact(id).more {
             More::Leader(leader) => leader,
             _ => id,
         }
@@ -132,14 +132,14 @@ impl Table {
 
     /// Where a symbolic link points.
     pub(in crate::archive) fn target(&self, id: Id) -> &[u8] {
-        match self.kept(id).more {
+        match self.compact(id).more {
             More::Target(target) => &self.targets[target as usize],
             _ => b"",
         }
     }
 
     pub(in crate::archive) fn device(&self, id: Id) -> (u32, u32) {
-        match self.kept(id).more {
+        match self.compact(id).more {
             More::Device(major, minor) => (major, minor),
             _ => (0, 0),
         }
@@ -153,9 +153,9 @@ impl Table {
 
     /// The rows directly below a directory's, in order.
     pub(in crate::archive) fn children(&self, id: Id) -> impl Iterator<Item = Id> + '_ {
-        let end = self.kept(id).end;
+        let end = self.compact(id).end;
         let first = Some(id + 1).filter(|child| *child < end);
-        std::iter::successors(first, move |child| Some(self.kept(*child).end).filter(|next| *next < end))
+        std::iter::successors(first, move |child| Some(self.compact(*child).end).filter(|next| *next < end))
     }
 
     /// The entry of a row, as its header in the archive says it.
@@ -167,7 +167,7 @@ impl Table {
             attributes: self.attributes(id).clone(),
             mtime: row.mtime,
             size: row.size,
-            target: match self.kept(id).more {
+            target: match self.compact(id).more {
                 More::Leader(leader) => self.path(leader).to_vec(),
                 _ => self.target(id).to_vec(),
             },

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 
 use super::member::Member;
-use super::reader::{Sink, TarReader};
+use super::reader::{OnPiece, TarReader};
 use super::stream::{Stream, sum};
 use super::table::{Id, Table};
 use crate::archive::content::Content;
@@ -93,7 +93,7 @@ fn not_what_was_packed(table: &Table, id: Id) -> anyhow::Error {
 }
 
 /// Reads the content of a file; its header must say what the index says.
-pub(in crate::archive) fn content(reader: &mut FrameReader, table: &Table, id: Id, sink: Sink<'_>) -> Result<()> {
+pub(in crate::archive) fn content(reader: &mut FrameReader, table: &Table, id: Id, sink: OnPiece<'_>) -> Result<()> {
     let row = table.row(id);
     reader.seek(row.frame, row.offset)?;
     let mut tar = TarReader::new(reader);

@@ -1,8 +1,8 @@
 //! Making a tree equal to an archive.
 //!
-//! Reading order: [`compare`] (in what a tree differs), [`plan`] (what is done about it), [`needed`] (what that needs of the archive's data); [`noted`] (what
-//! directories were like before), [`stage`] (where new files are made), [`make`], [`remove`], [`trial`] (what the file system takes); [`restorer`] (the steps, in
-//! their order); here, all of it.
+//! Reading order: [`compare`] (in what a tree differs), [`plan`] (what is done about it), [`needed`] (what that needs of the archive's
+//! data); [`noted`] (what directories were like before), [`stage`] (where new files are made), [`make`], [`remove`], [`trial`] (what the
+//! file system takes); [`restorer`] (the steps, in their order); here, all of it.
 
 mod compare;
 mod make;
@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 
 use self::compare::{Comparer, Comparison};
 use self::needed::Needed;
-use self::plan::{Plan, leaders, names};
+use self::plan::{Plan, leaders, name_counts};
 use self::restorer::Restorer;
 use self::stage::Stages;
 use super::found::Found;
@@ -33,9 +33,9 @@ use super::work::Tick;
 pub use self::compare::Extra;
 pub use self::plan::{Action, Change, Counts};
 
-/// Removes what a restore that was interrupted has left in `tree`, which nobody will finish: a directory with parts of files, secrets among
-/// them. It stands at the root of the tree, and of each other file system on the way to what was restored: a `tree` of its own for this.
-/// True when there was one. What the restore had changed so far is synced first: see [`Archive::restore`].
+/// Removes what a restore that was interrupted has left in `tree` when nobody will finish it: a directory with parts of files, secrets
+/// among them. True when there was one. It stands at the root of the tree, and of each other file system on the way to what was restored:
+/// call this for each of them. What the restore had changed so far is synced first: see [`Archive::restore`](super::Archive::restore).
 ///
 /// # Errors
 /// When it cannot be synced or removed.
@@ -89,7 +89,7 @@ pub(super) fn restore(table: &Table, source: &Source, path: &Path, selection: &S
     needed.check(table, source, &plan)?;
     let paths = plan.steps.iter().map(|step| table.path(step.id)).chain(plan.surplus.iter().map(|surplus| &surplus.path[..]));
     let stages = Stages::new(&tree, &plan.crossed, paths)?;
-    // What the archive says of a directory counts more than what an earlier restore found there.
+    // Directories that are in the archive become as it says, whatever an earlier restore found there.
     let in_archive =
         |path: &[u8]| selection.standing(path) == Standing::Inside && table.find(path).is_some_and(|id| !table.row(id).existence);
     let mut noted = stages.noted()?;
@@ -100,8 +100,16 @@ pub(super) fn restore(table: &Table, source: &Source, path: &Path, selection: &S
         stages.finish()?;
         return Ok(plan.counts);
     }
-    let restorer =
-        Restorer { table, tree: &tree, leaders: &leaders, names: names(table, selection), labelled, tick, plan: &plan, stages: &stages };
+    let restorer = Restorer {
+        table,
+        tree: &tree,
+        leaders: &leaders,
+        names: name_counts(table, selection),
+        labelled,
+        tick,
+        plan: &plan,
+        stages: &stages,
+    };
     let touched = restorer.touch(noted)?;
     let done = restorer.run(source, &needed, touched.clone());
     if done.is_err() {

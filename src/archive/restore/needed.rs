@@ -15,7 +15,7 @@ use crate::archive::work;
 pub(super) struct Needed {
     pub(super) groups: Vec<Vec<Id>>,
     frames: Vec<u32>,
-    /// The row that content is written to, by that which the archive has it at.
+    /// The row whose path a content is written to, by the row that the archive has the content at.
     pub(super) content: HashMap<Id, Id>,
 }
 

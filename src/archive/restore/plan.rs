@@ -107,7 +107,7 @@ pub(super) fn leaders(table: &Table, selection: &Selection) -> HashMap<Id, Id> {
 }
 
 /// How many selected names everything has that has several, by the row that the archive has its content at.
-pub(super) fn names(table: &Table, selection: &Selection) -> HashMap<Id, u32> {
+pub(super) fn name_counts(table: &Table, selection: &Selection) -> HashMap<Id, u32> {
     let mut names = HashMap::new();
     let selected = |id: Id| selection.standing(table.path(id)) == Standing::Inside;
     for id in table.ids().filter(|id| table.row(*id).kind == Kind::HardLink && selected(*id)) {
@@ -124,7 +124,7 @@ impl Plan {
     /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when it would change something in or under a mount point.
     pub(super) fn new(table: &Table, selection: &Selection, leaders: &HashMap<Id, Id>, mut found: Comparison) -> Result<Self> {
         let mut differences = std::mem::take(&mut found.differences);
-        settle_links(table, leaders, &found.shared, &mut differences);
+        decide_links(table, leaders, &found.shared, &mut differences);
         let wanted = wanted(table, selection, &differences);
         check_mounts(table, &found, |id| wanted[id as usize] && differences[id as usize] != SEEN)?;
         let mut plan = Self { surplus: found.surplus, crossed: found.crossed, ..Self::default() };
@@ -204,7 +204,7 @@ fn why(differences: Differences) -> String {
 }
 
 /// Decides which names share an inode that should not, or do not share one that they should.
-fn settle_links(table: &Table, leaders: &HashMap<Id, Id>, shared: &[Shared], differences: &mut [Differences]) {
+fn decide_links(table: &Table, leaders: &HashMap<Id, Id>, shared: &[Shared], differences: &mut [Differences]) {
     let first = |id: Id| leaders.get(&table.leader(id)).copied().unwrap_or(id);
     let inodes: HashMap<Id, _> = shared.iter().map(|shared| (shared.id, shared.inode)).collect();
     // An inode belongs to the first, in order, of the names that it has here and that are not to be made anew anyway.
@@ -223,7 +223,7 @@ fn settle_links(table: &Table, leaders: &HashMap<Id, Id>, shared: &[Shared], dif
         let leader = first(id) as usize;
         let kept = differences[leader] & (SEEN | REPLACE) == SEEN;
         let same = inodes.get(&id).is_some_and(|inode| inodes.get(&first(id)) == Some(inode));
-        // Whatever else differs belongs to the inode, and so to the first name.
+        // What else differs is a matter of the inode, and so of its first name.
         differences[id as usize] = if kept && same { SEEN } else { SEEN | LINK };
     }
     for Shared { id, inode, .. } in shared.iter().filter(|shared| differences[shared.id as usize] & REPLACE == 0) {

@@ -1,7 +1,7 @@
-//! The steps of a restore, in their order: what is not in the archive is deleted (it makes room), directories are made, files are made in the
-//! stage and renamed into place by several threads (those that replace something once they are on disk), hard links are made, then metadata alone
-//! is changed, flags are set, and directories get their metadata and times back, the innermost first. Then everything is synced, and the stage
-//! removed.
+//! The steps of a restore, in their order: what is not in the archive is deleted (it makes room), directories are made, files are made in
+//! the stage and renamed into place by several threads (those that replace something once they are on disk), hard links are made, then
+//! metadata alone is changed, flags are set, and directories get their metadata and times back, the innermost first. Then everything is
+//! synced, and the stage removed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
@@ -23,7 +23,7 @@ use crate::archive::found::Found;
 use crate::archive::frames::FrameReader;
 use crate::archive::inode::Inode;
 use crate::archive::path::split;
-use crate::archive::read::reader::Sink;
+use crate::archive::read::reader::OnPiece;
 use crate::archive::read::table::{Id, Table};
 use crate::archive::read::{Source, verify};
 use crate::archive::tree::Tree;
@@ -33,7 +33,7 @@ use crate::error::damaged;
 use crate::node::clock::interrupted;
 
 /// So many entries without content are one piece of work.
-const BATCH: usize = 64;
+const ENTRIES_AT_ONCE: usize = 64;
 
 /// What a restore works with.
 pub(super) struct Restorer<'a> {
@@ -53,7 +53,8 @@ impl Restorer<'_> {
     /// # Errors
     /// As [`Archive::restore`](crate::archive::Archive::restore).
     pub(super) fn run(&self, source: &Source, needed: &Needed, mut touched: BTreeMap<Vec<u8>, Touched>) -> Result<()> {
-        // What is not to stay unlocked is unlocked when that has been written down. What is as the archive says in the end needs no note.
+        // A directory that is only passed through is unlocked after its flags have been written down. One that becomes as the archive says
+        // needs no note.
         let passed_through = self.passed_through(&touched);
         self.stages.mark(&passed_through)?;
         self.unlock(&touched, |path| self.stages.roots().iter().any(|root| root == path))?;
@@ -179,7 +180,7 @@ impl Restorer<'_> {
 
     fn make_directory(&self, bench: &mut Bench<'_>, id: Id) -> Result<()> {
         let (parent, name) = split(self.table.path(id)).context("making the root of the tree")?;
-        // Nobody looks in until it is as it should be.
+        // Nobody but root may look in until it is as it should be.
         Ok(rustix::fs::mkdirat(bench.enter(parent)?, name, Mode::RWXU)?)
     }
 
@@ -191,7 +192,7 @@ impl Restorer<'_> {
             .filter(|id| !needed.content.contains_key(&self.table.leader(*id)))
             .collect();
         let bench = || Bench::new(self.stages);
-        let batches = plain.chunks(BATCH).map(<[Id]>::to_vec).collect();
+        let batches = plain.chunks(ENTRIES_AT_ONCE).map(<[Id]>::to_vec).collect();
         let benches: Vec<Bench<'_>> = match source {
             Source::Indexed(frames) => {
                 let state = || Ok((bench(), FrameReader::new(frames.clone())?));
@@ -220,11 +221,11 @@ impl Restorer<'_> {
         if self.steps(|step| step.action == Action::Replace && self.kind(step.id) == Kind::File).next().is_some() {
             self.stages.sync()?;
         }
-        benches.into_iter().try_for_each(|mut bench| bench.settle())
+        benches.into_iter().try_for_each(|mut bench| bench.rename_waiting())
     }
 
-    /// Makes a file with content, which `read` passes on.
-    fn content(&self, bench: &mut Bench<'_>, id: Id, read: impl FnOnce(Sink<'_>) -> Result<()>) -> Result<()> {
+    /// Makes a file whose content is handed over by `read`.
+    fn content(&self, bench: &mut Bench<'_>, id: Id, read: impl FnOnce(OnPiece<'_>) -> Result<()>) -> Result<()> {
         let leader = self.table.leader(id);
         let row = self.table.row(leader);
         let attributes = self.attributes(bench, id).with_context(|| self.making(id))?;
