@@ -1,12 +1,26 @@
 //! What a file is packed with, by its first bytes: so that a sound file of a kind that is not read here is named for what it is, with the
-//! command that makes it readable, and nobody takes a backup for lost.
+//! command that makes it readable, and nobody takes a backup for lost. And what is in one that is packed with zstd.
 
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
+
+use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 use crate::report::paths;
 
 /// So many of a file's first bytes tell every kind.
 pub const HEAD: usize = 16;
+
+/// Tar works in blocks of so many bytes, and so many of a file's first bytes tell whether it is a tar archive.
+pub const TAR_BLOCK: usize = 512;
+
+/// As far back as a file that is packed with zstd may refer, as a power of two: memory that is taken for one that asks for it. `zstd -d`
+/// and tar take no more either, unless they are asked to (`--long=31`; `ZSTD_WINDOWLOG_LIMIT_DEFAULT`).
+pub const WINDOW: u32 = 27;
+/// Compressed files are read in pieces of so many bytes.
+pub const BUFFER: usize = 128 << 10;
+/// What the zstd library says of a frame that goes beyond [`WINDOW`] (`ZSTD_error_frameParameter_windowTooLarge`).
+const TOO_LARGE: &str = "Frame requires too much memory for decoding";
 
 /// A program's format that a file can be packed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +77,120 @@ impl Compression {
     }
 }
 
+/// True for a block that is a tar header: its checksum is right, whichever kind of tar made it. The magic number, which not all of them
+/// have, is not looked at.
+#[must_use]
+pub fn is_tar(block: &[u8]) -> bool {
+    let Some(block) = block.first_chunk::<TAR_BLOCK>() else { return false };
+    // The sum of all bytes, those of the sum itself as blanks; in octal digits between blanks or zeros (pax(1), "ustar").
+    let sum: u32 = block.iter().enumerate().map(|(at, byte)| u32::from(if (148..156).contains(&at) { b' ' } else { *byte })).sum();
+    let said = std::str::from_utf8(&block[148..156]).unwrap_or_default().trim_matches([' ', '\0']);
+    u32::from_str_radix(said, 8) == Ok(sum)
+}
+
+/// A frame that [refers back](WINDOW) farther than is taken.
+#[derive(Debug, thiserror::Error)]
+#[error("more than {} MiB of memory are needed to decompress it", (1 << WINDOW) >> 20)]
+pub struct WindowTooLarge;
+
+/// What is in the zstd frames of a file, one after the other; zeros behind the last, with which dd and tapes fill up, are passed over as
+/// gzip does it.
+pub struct Unzstd<R> {
+    raw: BufReader<R>,
+    decoder: Decoder<'static>,
+    /// Before a frame, or behind the last.
+    between: bool,
+}
+
+impl<R: Read> Unzstd<R> {
+    /// What is in `raw`, from its first frame on.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn new(raw: R) -> io::Result<Self> {
+        let mut decoder = Decoder::new()?;
+        decoder.set_parameter(DParameter::WindowLogMax(WINDOW))?;
+        Ok(Self { raw: BufReader::with_capacity(BUFFER, raw), decoder, between: true })
+    }
+
+    /// What it reads from, which is at the start of a frame when [`Unzstd::is_between`] frames.
+    pub fn raw(&self) -> &BufReader<R> {
+        &self.raw
+    }
+
+    /// True before a frame, and behind the last.
+    pub fn is_between(&self) -> bool {
+        self.between
+    }
+
+    /// Reads from the frame at hand, or the one that begins here; 0 when it has ended, or there is none. [`Unzstd`] itself, as a [`Read`],
+    /// goes on with the next.
+    ///
+    /// # Errors
+    /// [`WindowTooLarge`]; when the file cannot be read, or is damaged.
+    pub fn read_frame(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.between && is_at_end(&mut self.raw)? {
+            return Ok(0);
+        }
+        loop {
+            let packed = self.raw.fill_buf()?;
+            let (mut from, mut to) = (InBuffer::around(packed), OutBuffer::around(&mut *into));
+            let hint = self.decoder.run(&mut from, &mut to).map_err(too_large)?;
+            let (taken, read, ended) = (from.pos(), to.pos(), packed.is_empty());
+            self.raw.consume(taken);
+            self.between = hint == 0;
+            if read > 0 || self.between || into.is_empty() {
+                return Ok(read);
+            }
+            if ended {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    /// True when nothing follows but zeros. To be asked [between](Unzstd::is_between) frames only.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or something follows the zeros.
+    pub fn is_at_end(&mut self) -> io::Result<bool> {
+        is_at_end(&mut self.raw)
+    }
+}
+
+impl<R: Read> Read for Unzstd<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let read = self.read_frame(into)?;
+            if read > 0 || into.is_empty() || self.is_at_end()? {
+                return Ok(read);
+            }
+        }
+    }
+}
+
+fn too_large(error: io::Error) -> io::Error {
+    if error.to_string() == TOO_LARGE { io::Error::other(WindowTooLarge) } else { error }
+}
+
+/// True when nothing follows a member of a compressed file, or nothing but zeros, which are passed over.
+///
+/// # Errors
+/// When it cannot be read, or something follows the zeros.
+pub fn is_at_end(raw: &mut impl BufRead) -> io::Result<bool> {
+    let mut padded = false;
+    loop {
+        let chunk = raw.fill_buf()?;
+        match chunk.first() {
+            None => return Ok(true),
+            Some(0) if chunk.iter().all(|byte| *byte == 0) => padded = true,
+            Some(first) if padded || *first == 0 => return Err(io::Error::other("there is something behind the zeros that fill it up")),
+            Some(_) => return Ok(false),
+        }
+        let len = chunk.len();
+        raw.consume(len);
+    }
+}
+
 /// A path as one word of a shell.
 #[must_use]
 pub fn word(path: &Path) -> String {
@@ -102,6 +230,40 @@ mod tests {
         for (head, command) in cases {
             assert_eq!(Compression::of(head).map(|found| found.command(Path::new("a"))).as_deref(), command, "{head:?}");
         }
+    }
+
+    #[test]
+    fn frames_follow_each_other_and_zeros_fill_up() {
+        let frame = |text: &[u8]| zstd::encode_all(text, 1).unwrap();
+        let skippable = [&[0x50, 0x2A, 0x4D, 0x18, 3, 0, 0, 0][..], b"own"].concat();
+        let read = |packed: &[&[u8]]| {
+            let mut all = Vec::new();
+            Unzstd::new(&packed.concat()[..])?.read_to_end(&mut all).map(|_| all)
+        };
+        let (one, two, zeros) = (frame(b"one"), frame(b"two"), vec![0; 300_000]);
+        assert_eq!(read(&[&one, &skippable, &frame(b""), &two]).unwrap(), b"onetwo");
+        assert_eq!(read(&[&one, &two, &zeros]).unwrap(), b"onetwo");
+        assert_eq!(read(&[]).unwrap(), b"");
+        for damaged in [&[&one[..], &zeros, &two][..], &[&one, b"x"], &[&one, &two[..two.len() - 1]], &[&skippable[..9]]] {
+            assert!(read(damaged).is_err(), "{damaged:?}");
+        }
+        let mut wide = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        wide.window_log(WINDOW + 1).unwrap();
+        io::Write::write_all(&mut wide, b"of unknown length").unwrap();
+        let error = read(&[&wide.finish().unwrap()]).unwrap_err();
+        assert!(error.get_ref().is_some_and(|own| own.is::<WindowTooLarge>()), "{error}");
+    }
+
+    #[test]
+    fn a_tar_header_is_told_by_its_checksum() {
+        let mut header = tar::Header::new_old();
+        header.set_path("etc/").unwrap();
+        header.set_size(0);
+        header.set_cksum();
+        let mut block = *header.as_bytes();
+        assert!(is_tar(&block) && !is_tar(&block[..511]) && !is_tar(&[0; TAR_BLOCK]));
+        block[0] ^= 1;
+        assert!(!is_tar(&block));
     }
 
     #[test]

@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use recovery::archive::{Archive, Change, Counts, Extra, Packed, Selection};
+use recovery::formats::index::{FORMAT, Trailer};
 
 fn pack(tree: &Path, file: &Path) -> Packed {
     recovery::archive::pack(tree, file, &Selection::all(), None, &|_| ()).unwrap()
@@ -36,6 +37,15 @@ fn pack(tree: &Path, file: &Path) -> Packed {
 
 fn restore(file: &Path, tree: &Path) -> anyhow::Result<Counts> {
     Archive::open(file)?.restore(tree, &Selection::all(), Extra::Delete, &|_| ())
+}
+
+/// Makes an archive's index one of a version that this agent does not know.
+fn of_newer_version(file: &Path) {
+    let mut bytes = std::fs::read(file).unwrap();
+    let trailer: &mut [u8; Trailer::LEN] = bytes.last_chunk_mut().unwrap();
+    let newer = Trailer { version: FORMAT.version + 1, ..Trailer::parse(trailer).unwrap() };
+    trailer.copy_from_slice(&newer.to_bytes().unwrap());
+    std::fs::write(file, bytes).unwrap();
 }
 
 fn compare(file: &Path, tree: &Path) -> (Vec<Change>, Counts) {

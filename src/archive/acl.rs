@@ -1,7 +1,7 @@
 //! POSIX ACLs: between the kernel's binary attribute (`linux/posix_acl_xattr.h`, version 2) and the text that tar archives hold
-//! (`SCHILY.acl.access`, `SCHILY.acl.default`: star(5), acl(5)). Our own archives have users and groups as numbers; GNU tar writes names, which
-//! are looked up in the files of the system that the agent runs on, as tar does (also when the tree belongs to another system, or `--root` names one):
-//! see [`Names`].
+//! (`SCHILY.acl.access`, `SCHILY.acl.default`: star(5), acl(5)). Our own archives have users and groups as numbers; GNU tar writes names,
+//! which are looked up in the files of the system that the agent runs on, as tar does (also when the tree belongs to another system, or
+//! `--root` names one): see [`Names`].
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -16,11 +16,11 @@ pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";
 /// The attribute of a directory's default ACL.
 pub(super) const DEFAULT: &[u8] = b"system.posix_acl_default";
 
-/// XFS lists every ACL a second time under these names, in a form of its own (Linux, `fs/xfs/xfs_xattr.c`). Neither is an attribute of its own:
-/// whoever removes it removes the ACL.
+/// XFS lists every ACL a second time under these names, in a form of its own (Linux, `fs/xfs/xfs_xattr.c`). Neither is an attribute of its
+/// own: whoever removes it removes the ACL.
 const TWINS: [&[u8]; 2] = [b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT"];
 
-const VERSION: u32 = 2;
+const XATTR_VERSION: u32 = 2;
 const NO_ID: u32 = u32::MAX;
 /// Tag numbers, their words, and whether they carry an id.
 const TAGS: [(u16, &str, bool); 6] =
@@ -34,7 +34,7 @@ pub(super) fn to_text(binary: &[u8]) -> Result<String> {
     let odd = || anyhow!("an ACL is not of the form that Linux keeps (version 2)");
     let (version, entries) = binary.split_first_chunk::<4>().ok_or_else(odd)?;
     let (entries, rest) = entries.as_chunks::<8>();
-    if u32::from_le_bytes(*version) != VERSION || !rest.is_empty() {
+    if u32::from_le_bytes(*version) != XATTR_VERSION || !rest.is_empty() {
         return Err(odd());
     }
     let mut text = String::new();
@@ -97,8 +97,8 @@ impl Names {
     }
 }
 
-/// The binary form of an ACL's text, short or long, its entries separated by commas or lines; star's fourth field is the id. The entries are
-/// put in the order that the kernel wants: bsdtar writes them in another.
+/// The binary form of an ACL's text, short or long, its entries separated by commas or lines; star's fourth field is the id. The entries
+/// are put in the order that the kernel wants: bsdtar writes them in another.
 ///
 /// # Errors
 /// `FailureKind::Damaged` when it cannot be read; `FailureKind::Unsupported` when it names a user or group that `names` does not have.
@@ -110,7 +110,7 @@ pub(super) fn from_text(text: &[u8], names: impl Fn() -> &'static Names) -> Resu
         if line.is_empty() {
             continue;
         }
-        let read = entry(line).ok_or_else(|| damaged(format!("an ACL in the archive has an entry {line:?}")))?;
+        let read = entry(line).ok_or_else(|| damaged(format!("an ACL in the archive has an entry that cannot be read: {line:?}")))?;
         let id = match read.who {
             Who::Nobody => NO_ID,
             Who::Number(id) => id,
@@ -120,7 +120,7 @@ pub(super) fn from_text(text: &[u8], names: impl Fn() -> &'static Names) -> Resu
     }
     // The numbers of the tags are in that order; entries of one kind stay as they are.
     entries.sort_by_key(|(tag, ..)| *tag);
-    let mut binary = VERSION.to_le_bytes().to_vec();
+    let mut binary = XATTR_VERSION.to_le_bytes().to_vec();
     for (tag, permissions, id) in entries {
         binary.extend_from_slice(&tag.to_le_bytes());
         binary.extend_from_slice(&permissions.to_le_bytes());
@@ -137,8 +137,8 @@ fn entries(binary: &[u8]) -> impl Iterator<Item = (u16, u16, u32)> + '_ {
     })
 }
 
-/// True for an ACL that the kernel takes (`posix_acl_valid`): in order, one entry each for owner, group and others, and a mask when anyone is
-/// named.
+/// True for an ACL that the kernel takes (`posix_acl_valid`): in order, one entry each for owner, group and others, and a mask when anyone
+/// is named.
 pub(super) fn is_valid(binary: &[u8]) -> bool {
     let count = |tag| entries(binary).filter(|entry| entry.0 == tag).count();
     let named = count(2) + count(8) > 0;
@@ -149,8 +149,8 @@ pub(super) fn is_valid(binary: &[u8]) -> bool {
         && (usize::from(named)..=1).contains(&count(16))
 }
 
-/// `mode` with what an access ACL says of owner, group and others, as the kernel shows it when an ACL is set: with a mask, that is what the mode calls the
-/// group.
+/// `mode` with what an access ACL says of owner, group and others, as the kernel shows it when an ACL is set: with a mask, that is what the
+/// mode calls the group.
 pub(super) fn mode_of(binary: &[u8], mode: u32) -> u32 {
     let masked = entries(binary).any(|entry| entry.0 == 16);
     entries(binary).fold(mode, |mode, (tag, permissions, _)| {

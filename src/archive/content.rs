@@ -1,21 +1,14 @@
-//! The content of a file: where it has data, and its hash. Neither takes longer for a hole, however long: an unprivileged pod can make a
-//! file of 8 EiB that holds nothing.
+//! The hash of a file's content. It takes no longer for a hole, however long that is: an unprivileged pod can make a file of 8 EiB that
+//! holds nothing.
 
-use std::os::fd::OwnedFd;
-
-use anyhow::Result;
-
-use super::entry::Hash;
-use super::header::{BLOCK, Segments};
-use super::tree::next_data;
-use crate::node::clock::interrupted;
-
-/// A file is packed in no more pieces than this.
-pub(super) const MOST_SEGMENTS: usize = 1 << 16;
 /// Zeros are left out of the hash in aligned blocks of so many bytes.
 const GRAIN: usize = 4096;
-/// Begins the hash of a content with gaps, so that it is not the hash of any content without.
+/// The context of the hash of a content with gaps: it never equals the hash of a content without.
 const WITH_GAPS: &str = "recovery 2026-11 archive: a content with gaps";
+
+/// BLAKE3 of a file's content. Aligned blocks of 4 KiB that hold nothing but zeros are left out, whether they are stored or holes; when
+/// there are any, a BLAKE3 of that hash, of where they are, and of the size: see [`Content`].
+pub(super) type Hash = [u8; 32];
 
 /// Hash and extent of a file's content.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -129,42 +122,6 @@ fn is_zeros(block: &[u8]) -> bool {
     *block == ZEROS[..block.len()]
 }
 
-/// Where a file of `size` bytes that has holes has data, and how much; `None` when it is to be stored from start to end. Where there are more
-/// pieces than an archive takes, those that are closest to each other are joined.
-pub(super) fn segments(file: &OwnedFd, size: u64) -> Result<Option<(Segments, u64)>> {
-    let (mut segments, mut data, mut close, mut at) = (Segments::new(), 0, 0, 0);
-    while let Some((start, end)) = next_data(file, at, size)? {
-        interrupted()?;
-        // Pieces begin and end with blocks of the archive.
-        let (start, end) = (start / BLOCK as u64 * BLOCK as u64, end.next_multiple_of(BLOCK as u64).min(size));
-        data += end - start;
-        join(&mut segments, start, end, close);
-        // The empty one at the end counts too.
-        while segments.len() >= MOST_SEGMENTS - 1 {
-            close = (close * 2).max(GRAIN as u64);
-            for (start, len) in std::mem::take(&mut segments) {
-                join(&mut segments, start, start + len, close);
-            }
-        }
-        at = end;
-    }
-    if segments.first().is_some_and(|(start, len)| *start == 0 && *len == size) {
-        return Ok(None);
-    }
-    if segments.last().is_none_or(|(start, len)| start + len < size) {
-        segments.push((size, 0));
-    }
-    Ok(Some((segments, data)))
-}
-
-/// Adds a piece, to the last one when that is no farther than `close`.
-fn join(segments: &mut Segments, start: u64, end: u64, close: u64) {
-    match segments.last_mut() {
-        Some((last, len)) if (*last + *len).saturating_add(close) >= start => *len = end - *last,
-        _ => segments.push((start, end - start)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,21 +176,5 @@ mod tests {
         assert_ne!(a.hash, b.hash);
         assert_ne!(sum(&[], size).hash, sum(&[], size - 1).hash);
         assert_eq!(a.data, 1);
-    }
-
-    #[test]
-    fn pieces_beyond_what_an_archive_takes_are_joined() {
-        let file = tempfile::tempfile().unwrap();
-        let size = 200_000 * 8192;
-        file.set_len(size).unwrap();
-        for n in 0..80_000_u64 {
-            use std::os::unix::fs::FileExt;
-            file.write_all_at(b"x", n * 16_384).unwrap();
-        }
-        let (segments, data) = segments(&file.into(), size).unwrap().unwrap();
-        assert!(segments.len() <= MOST_SEGMENTS, "{}", segments.len());
-        let stored: u64 = segments.iter().map(|(_, len)| len).sum();
-        assert!(data >= 80_000 * 512 && stored > data && stored < size, "{stored} of {data}");
-        assert_eq!(segments.last(), Some(&(size, 0)));
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 
 use super::index::Frame;
-use super::parse::{Carried, unreadable};
+use super::unreadable::{Carried, unreadable};
 use crate::error::damaged;
 
 /// The frames of an archive.
@@ -85,7 +85,7 @@ impl FrameReader {
         if self.at < self.plain.len() { Ok(()) } else { Err(damaged("the archive is damaged: an entry is beyond its frame")) }
     }
 
-    /// The frame it is in, and how far; the end of a frame is the start of the next.
+    /// Where it is: the number of the frame, and the offset in that. The end of a frame is the start of the next.
     pub(super) fn place(&self) -> (u32, usize) {
         match self.number {
             Some(number) if self.at == self.plain.len() => (number + 1, 0),

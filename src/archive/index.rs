@@ -1,16 +1,6 @@
-//! The index at the end of an archive, in skippable frames that zstd and GNU tar pass over.
-//!
-//! An archive is, in this order:
-//!
-//! | what | as | holds |
-//! |---|---|---|
-//! | data | zstd frames, independent of each other | the tar stream |
-//! | index | a skippable frame | [`MAGIC`], version, [`Head`] and then one [`Record`] per entry |
-//! | end | a zstd frame | the tar end mark |
-//! | trailer | a skippable frame of fixed length | where the index is, and its BLAKE3 |
-//!
-//! The end mark stands behind the index so that an archive that is cut off anywhere lacks either it or the trailer. The first entry bears
-//! the mark [`INDEXED`](super::header::INDEXED): an archive that has the mark and no trailer is damaged, not one without an index.
+//! The index at the end of an archive, in skippable frames that zstd and GNU tar pass over: written, and read record by record. What it
+//! looks like is said in [`formats::index`](crate::formats::index), whose structs are converted here from and into those that the archives
+//! work with.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
@@ -18,33 +8,25 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
-use super::entry::{Entry, Hash, Time};
-use super::parse::unreadable;
-use crate::error::damaged;
+use super::content::Hash;
+use super::entry::{Attributes, Entry, Kind, Time};
+use super::tar::BLOCK;
+use super::unreadable::unreadable;
+use crate::error::{AndNext, Next, by_hand, damaged};
+use crate::formats::index::{self as layout, FORMAT, MAGIC, SKIPPABLE_LEN, Trailer, skippable};
 
-/// The version of the index. One of another version is passed over, and the archive read as GNU tar would.
-const VERSION: u32 = 2;
-const MAGIC: &[u8; 8] = b"RECOVIDX";
-const TRAILER_MAGIC: &[u8; 8] = b"RECOVEND";
-/// So many bytes tell a frame of ours: the header of a skippable frame, and our magic.
-pub(super) const FRAME_HEAD: usize = 16;
-/// The first of the sixteen magic numbers of skippable frames (RFC 8878, 3.1.2).
-const SKIPPABLE: u32 = 0x184D_2A50;
-/// Skippable frame header, magic, version, offset and length of the index's content, its BLAKE3, and the first bytes of the BLAKE3 of it all.
-pub(super) const TRAILER_LEN: usize = 8 + 8 + 4 + 8 + 8 + 32 + 16;
 /// What one record can come to: a path, a target, and all the attributes that the kernel allows an inode.
 const LARGEST_RECORD: u32 = 1 << 20;
 /// What the head can come to: some 600,000 frames.
 const LARGEST_HEAD: u64 = 32 << 20;
 /// The records are read with a window of so many bytes, as a power of two: more than they are written with.
-const WINDOW: u32 = 21;
+const RECORDS_WINDOW: u32 = 21;
 /// No frame is longer, compressed or not: memory stays bounded whatever an archive says.
 pub(super) const LARGEST_FRAME: u32 = 8 << 20;
 
 /// One frame of data: an independent piece of the tar stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Frame {
     /// Where it starts in the file.
     pub(super) offset: u64,
@@ -57,7 +39,7 @@ pub(super) struct Frame {
 }
 
 /// What the index says of the archive as a whole.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Head {
     /// When the tree was begun to be read, by the clock of this machine.
     pub(super) started: Time,
@@ -68,7 +50,7 @@ pub(super) struct Head {
 }
 
 /// What the index says of one entry.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) entry: Entry,
     /// Only that it exists is meant: a parent of what was selected, or a mount point, which was not entered.
@@ -97,8 +79,8 @@ impl Writer {
         Ok(Self { stream, entries: 0 })
     }
 
-    pub(super) fn add(&mut self, record: &Record) -> Result<()> {
-        let bytes = postcard::to_stdvec(record).context("encoding an index record")?;
+    pub(super) fn add(&mut self, record: Record) -> Result<()> {
+        let bytes = postcard::to_stdvec(&layout::Record::from(record)).context("encoding an index record")?;
         self.stream.write_all(&u32::try_from(bytes.len())?.to_le_bytes())?;
         self.stream.write_all(&bytes)?;
         self.entries = self.entries.checked_add(1).context("counting the entries of the archive")?;
@@ -108,45 +90,32 @@ impl Writer {
     /// All that follows the data of an archive whose frames end at `offset`: index, end mark, trailer.
     pub(super) fn finish(self, started: Time, frames: Vec<Frame>, offset: u64) -> Result<Vec<u8>> {
         let written = frames.len();
-        let head = Head { started, entries: self.entries, frames };
-        let head = postcard::to_stdvec(&head)?;
+        let head = postcard::to_stdvec(&layout::Head::from(Head { started, entries: self.entries, frames }))?;
         ensure!(head.len() as u64 <= LARGEST_HEAD, "the archive is too large: it has {written} frames");
         let head = zstd::bulk::compress(&head, 1).context("compressing the index")?;
         let records = self.stream.finish().context("compressing the index")?;
         let mut index = Vec::with_capacity(head.len() + records.len() + 16);
         index.extend_from_slice(MAGIC);
-        index.extend_from_slice(&VERSION.to_le_bytes());
+        index.extend_from_slice(&FORMAT.version.to_le_bytes());
         index.extend_from_slice(&u32::try_from(head.len())?.to_le_bytes());
         index.extend_from_slice(&head);
         index.extend_from_slice(&records);
         drop(records);
-        let mut out = skippable(index.len())?;
+        let mut out = skippable(index.len())?.to_vec();
         let start = offset + out.len() as u64;
+        let trailer = Trailer { version: FORMAT.version, start, len: index.len() as u64, hash: *blake3::hash(&index).as_bytes() };
         out.extend_from_slice(&index);
+        drop(index);
         out.extend_from_slice(&end_frame()?);
-        let mut trailer = skippable(TRAILER_LEN - 8)?;
-        trailer.extend_from_slice(TRAILER_MAGIC);
-        trailer.extend_from_slice(&VERSION.to_le_bytes());
-        trailer.extend_from_slice(&start.to_le_bytes());
-        trailer.extend_from_slice(&(index.len() as u64).to_le_bytes());
-        trailer.extend_from_slice(blake3::hash(&index).as_bytes());
-        let sum = blake3::hash(&trailer);
-        trailer.extend_from_slice(&sum.as_bytes()[..16]);
-        out.extend_from_slice(&trailer);
+        out.extend_from_slice(&trailer.to_bytes()?);
         Ok(out)
     }
-}
-
-fn skippable(len: usize) -> Result<Vec<u8>> {
-    let mut header = SKIPPABLE.to_le_bytes().to_vec();
-    header.extend_from_slice(&u32::try_from(len).context("the index is too large")?.to_le_bytes());
-    Ok(header)
 }
 
 /// The tar end mark, two blocks of zeros, in a frame of its own.
 fn end_frame() -> Result<Vec<u8>> {
     let mut compressor = compressor()?;
-    compressor.compress(&[0; 2 * super::header::BLOCK]).context("compressing the end mark")
+    compressor.compress(&[0; 2 * BLOCK]).context("compressing the end mark")
 }
 
 /// A compressor of the frames of an archive: fast, and with a checksum of the content, for `zstd -t`.
@@ -156,20 +125,14 @@ pub(super) fn compressor() -> Result<zstd::bulk::Compressor<'static>> {
     Ok(compressor)
 }
 
-/// True for the first bytes of a frame ([`FRAME_HEAD`] of them, if there are) that is an index or a trailer, of any version, and not another
-/// program's skippable frame: pzstd puts one before each frame.
-pub(super) fn is_ours(frame: &[u8]) -> bool {
-    frame.starts_with(&SKIPPABLE.to_le_bytes())
-        && frame.get(8..).is_some_and(|rest| rest.starts_with(MAGIC) || rest.starts_with(TRAILER_MAGIC))
-}
-
-/// True when there is a whole index of another version.
-///
-/// # Errors
-/// When the archive cannot be read.
-pub(super) fn is_of_other_version(file: &File) -> Result<bool> {
-    let len = file.metadata().context("reading the size of the archive")?.len();
-    Ok(Trailer::read(file, len)?.is_some_and(|trailer| trailer.version != VERSION))
+/// What there is at the end of an archive.
+pub(super) enum Opened {
+    /// An index that can be used.
+    Index(Reader),
+    /// An index of a version that this agent does not know.
+    OfVersion(u32),
+    /// No index, or a part of one.
+    Missing,
 }
 
 /// Reads an index, record by record.
@@ -181,37 +144,42 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Opens the index of an archive; `None` when it has no trailer, or one of another version. Everything of it but the records themselves
-    /// is checked here, and that the index is as it was written.
+    /// Opens the index of an archive, when it has one that can be used. Everything of it but the records themselves is checked here, and
+    /// that it is as it was written.
     ///
     /// # Errors
     /// `FailureKind::Damaged` when it is damaged.
-    pub(super) fn open(file: &File) -> Result<Option<Self>> {
+    pub(super) fn open(file: &File) -> Result<Opened> {
         let len = file.metadata().context("reading the size of the archive")?.len();
-        let Some(trailer) = Trailer::read(file, len)?.filter(|trailer| trailer.version == VERSION) else { return Ok(None) };
-        let bad = |why: &str| damaged(format!("the index of the archive is damaged: {why}"));
-        let end = trailer.start.checked_add(trailer.len).filter(|end| *end <= len - TRAILER_LEN as u64).ok_or_else(|| bad("its place"))?;
+        let Some(trailer) = trailer(file, len)? else { return Ok(Opened::Missing) };
+        if trailer.version != FORMAT.version {
+            return Ok(Opened::OfVersion(trailer.version));
+        }
+        let behind = len - Trailer::LEN as u64;
+        let end = trailer.start.checked_add(trailer.len).filter(|end| *end <= behind).ok_or_else(|| bad("its place"))?;
         check_hash(file, &trailer)?;
-        let mut fixed = [0; 8 + 4 + 4];
-        if trailer.len < fixed.len() as u64 || trailer.start < 8 {
+        let mut fixed = [0; MAGIC.len() + 4 + 4];
+        if trailer.len < fixed.len() as u64 || trailer.start < SKIPPABLE_LEN as u64 {
             return Err(bad("it is too short"));
         }
-        let mut before = [0; 8];
-        file.read_exact_at(&mut before, trailer.start - 8).map_err(unreadable)?;
-        if before[..] != skippable(usize::try_from(trailer.len)?)?[..] {
+        let data_end = trailer.start - SKIPPABLE_LEN as u64;
+        let mut before = [0; SKIPPABLE_LEN];
+        file.read_exact_at(&mut before, data_end).map_err(unreadable)?;
+        if before != skippable(usize::try_from(trailer.len)?)? {
             return Err(bad("the frame around it"));
         }
         file.read_exact_at(&mut fixed, trailer.start).map_err(unreadable)?;
         let head_len = u64::from(u32::from_le_bytes([fixed[12], fixed[13], fixed[14], fixed[15]]));
-        if fixed[..8] != MAGIC[..] || fixed[8..12] != VERSION.to_le_bytes() || head_len + 16 > trailer.len {
+        let head_start = trailer.start + fixed.len() as u64;
+        if fixed[..8] != MAGIC[..] || fixed[8..12] != FORMAT.version.to_le_bytes() || head_len > end - head_start {
             return Err(bad("its head"));
         }
-        check_end_mark(file, end, len - TRAILER_LEN as u64)?;
-        let head = read_head(file, trailer.start + 16, head_len, trailer.start - 8)?;
-        let span = Span { file: file.try_clone().context("opening the index")?, at: trailer.start + 16 + head_len, end };
+        check_end_mark(file, end, behind)?;
+        let head = read_head(file, head_start, head_len, data_end)?;
+        let span = Span { file: file.try_clone().context("opening the index")?, at: head_start + head_len, end };
         let decoder = decoder(span)?;
         let left = head.entries;
-        Ok(Some(Self { head, records: BufReader::with_capacity(64 << 10, decoder), left, buffer: Vec::new() }))
+        Ok(Opened::Index(Self { head, records: BufReader::with_capacity(64 << 10, decoder), left, buffer: Vec::new() }))
     }
 
     /// The next record; `None` after the last.
@@ -224,50 +192,47 @@ impl Reader {
         self.records.read_exact(&mut len).map_err(unreadable)?;
         let len = u32::from_le_bytes(len);
         if len > LARGEST_RECORD {
-            return Err(damaged("the index of the archive is damaged: a record is too long"));
+            return Err(bad("a record is too long"));
         }
         self.buffer.resize(usize::try_from(len)?, 0);
         self.records.read_exact(&mut self.buffer).map_err(unreadable)?;
-        let mut record: Record = decode(&self.buffer)?;
-        record.entry.settle();
-        Ok(Some(record))
+        decode::<layout::Record>(&self.buffer).map(|record| Some(record.into()))
     }
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     match postcard::take_from_bytes(bytes) {
         Ok((value, [])) => Ok(value),
-        _ => Err(damaged("the index of the archive is damaged: a record cannot be read")),
+        _ => Err(bad("a record cannot be read")),
     }
 }
 
-struct Trailer {
-    version: u32,
-    start: u64,
-    len: u64,
-    hash: [u8; 32],
+/// The trailer of an archive of `len` bytes; `None` when it has none.
+fn trailer(file: &File, len: u64) -> Result<Option<Trailer>> {
+    let Some(at) = len.checked_sub(Trailer::LEN as u64) else { return Ok(None) };
+    let mut bytes = [0; Trailer::LEN];
+    file.read_exact_at(&mut bytes, at).map_err(unreadable)?;
+    Ok(Trailer::parse(&bytes))
 }
 
-impl Trailer {
-    fn read(file: &File, len: u64) -> Result<Option<Self>> {
-        let Some(at) = len.checked_sub(TRAILER_LEN as u64) else { return Ok(None) };
-        let mut bytes = [0; TRAILER_LEN];
-        file.read_exact_at(&mut bytes, at).map_err(unreadable)?;
-        let (said, sum) = bytes.split_at(TRAILER_LEN - 16);
-        if said[8..16] != TRAILER_MAGIC[..] || blake3::hash(said).as_bytes()[..16] != *sum || said[..8] != skippable(TRAILER_LEN - 8)?[..] {
-            return Ok(None);
-        }
-        let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| said[at + n]));
-        let version = u32::from_le_bytes(std::array::from_fn(|n| said[16 + n]));
-        Ok(Some(Self { version, start: number(20), len: number(28), hash: std::array::from_fn(|n| said[36 + n]) }))
-    }
+/// The index is not what was written.
+fn bad(why: &str) -> anyhow::Error {
+    damaged(format!("the index of the archive is damaged: {why}")).and_next(salvage())
+}
+
+/// What to do about an archive whose index is lost: the data stands before it, with checksums of its own.
+pub(super) fn salvage() -> Next {
+    by_hand(
+        "use another backup; or, if `zstd -d --long=31 ARCHIVE -o FILE.tar` finds nothing wrong with the data, which has checksums of its own, use FILE.tar in \
+         place of the archive",
+    )
 }
 
 fn check_hash(file: &File, trailer: &Trailer) -> Result<()> {
     let mut span = Span { file: file.try_clone().context("opening the index")?, at: trailer.start, end: trailer.start + trailer.len };
     let mut hasher = blake3::Hasher::new();
     std::io::copy(&mut BufReader::with_capacity(128 << 10, &mut span), &mut hasher).map_err(unreadable)?;
-    if *hasher.finalize().as_bytes() == trailer.hash { Ok(()) } else { Err(damaged("the index of the archive is damaged: its checksum")) }
+    if *hasher.finalize().as_bytes() == trailer.hash { Ok(()) } else { Err(bad("its checksum")) }
 }
 
 fn check_end_mark(file: &File, at: u64, end: u64) -> Result<()> {
@@ -275,20 +240,19 @@ fn check_end_mark(file: &File, at: u64, end: u64) -> Result<()> {
     let len = end.checked_sub(at).and_then(|len| usize::try_from(len).ok()).filter(|len| *len <= 1024).ok_or_else(bad)?;
     let mut frame = vec![0; len];
     file.read_exact_at(&mut frame, at).map_err(unreadable)?;
-    let mark = zstd::bulk::decompress(&frame, 2 * super::header::BLOCK).map_err(|_| bad())?;
-    if mark == [0; 2 * super::header::BLOCK] { Ok(()) } else { Err(bad()) }
+    let mark = zstd::bulk::decompress(&frame, 2 * BLOCK).map_err(|_| bad())?;
+    if mark == [0; 2 * BLOCK] { Ok(()) } else { Err(bad()) }
 }
 
 /// Reads the head, and checks that the frames it tells of follow each other from the start of the file to the index.
 fn read_head(file: &File, at: u64, len: u64, data_end: u64) -> Result<Head> {
-    let bad = |why: &str| damaged(format!("the index of the archive is damaged: {why}"));
     let span = Span { file: file.try_clone().context("opening the index")?, at, end: at + len };
     let mut bytes = Vec::new();
     decoder(span)?.take(LARGEST_HEAD + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > LARGEST_HEAD {
         return Err(bad("its list of frames is too long"));
     }
-    let head: Head = decode(&bytes)?;
+    let head = Head::from(decode::<layout::Head>(&bytes)?);
     let mut next = 0;
     for frame in &head.frames {
         if frame.offset != next || frame.len > LARGEST_FRAME || frame.plain_len > LARGEST_FRAME {
@@ -301,7 +265,7 @@ fn read_head(file: &File, at: u64, len: u64, data_end: u64) -> Result<Head> {
 
 fn decoder(span: Span) -> Result<zstd::stream::read::Decoder<'static, BufReader<Span>>> {
     let mut decoder = zstd::stream::read::Decoder::new(span).context("opening the index")?;
-    decoder.window_log_max(WINDOW).context("opening the index")?;
+    decoder.window_log_max(RECORDS_WINDOW).context("opening the index")?;
     Ok(decoder)
 }
 
@@ -318,5 +282,126 @@ impl Read for Span {
         let read = self.file.read_at(&mut into[..len], self.at)?;
         self.at += read as u64;
         Ok(read)
+    }
+}
+
+impl From<Time> for layout::Time {
+    fn from(Time { seconds, nanoseconds }: Time) -> Self {
+        Self { seconds, nanoseconds }
+    }
+}
+
+impl From<layout::Time> for Time {
+    fn from(layout::Time { seconds, nanoseconds }: layout::Time) -> Self {
+        Self { seconds, nanoseconds }
+    }
+}
+
+impl From<Head> for layout::Head {
+    fn from(Head { started, entries, frames }: Head) -> Self {
+        let frame = |Frame { offset, len, plain_len, hash }| layout::Frame { offset, len, plain_len, hash };
+        Self { started: started.into(), entries, frames: frames.into_iter().map(frame).collect() }
+    }
+}
+
+impl From<layout::Head> for Head {
+    fn from(layout::Head { started, entries, frames }: layout::Head) -> Self {
+        let frame = |layout::Frame { offset, len, plain_len, hash }| Frame { offset, len, plain_len, hash };
+        Self { started: started.into(), entries, frames: frames.into_iter().map(frame).collect() }
+    }
+}
+
+impl From<Kind> for layout::Kind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::File => Self::File,
+            Kind::Directory => Self::Directory,
+            Kind::Symlink => Self::Symlink,
+            Kind::HardLink => Self::HardLink,
+            Kind::Fifo => Self::Fifo,
+            Kind::CharDevice => Self::CharDevice,
+            Kind::BlockDevice => Self::BlockDevice,
+        }
+    }
+}
+
+impl From<layout::Kind> for Kind {
+    fn from(kind: layout::Kind) -> Self {
+        match kind {
+            layout::Kind::File => Self::File,
+            layout::Kind::Directory => Self::Directory,
+            layout::Kind::Symlink => Self::Symlink,
+            layout::Kind::HardLink => Self::HardLink,
+            layout::Kind::Fifo => Self::Fifo,
+            layout::Kind::CharDevice => Self::CharDevice,
+            layout::Kind::BlockDevice => Self::BlockDevice,
+        }
+    }
+}
+
+impl From<Record> for layout::Record {
+    fn from(Record { entry, existence, hash, data, frame, offset, inode, ctime }: Record) -> Self {
+        let Entry { path, kind, attributes: Attributes { mode, uid, gid, flags, xattrs }, mtime, size, target, device } = entry;
+        let (kind, mtime, ctime) = (kind.into(), mtime.into(), ctime.into());
+        Self { path, kind, mode, uid, gid, flags, xattrs, mtime, size, target, device, existence, hash, data, frame, offset, inode, ctime }
+    }
+}
+
+impl From<layout::Record> for Record {
+    fn from(record: layout::Record) -> Self {
+        let layout::Record { path, kind, mode, uid, gid, flags, xattrs, mtime, size, target, device, .. } = record;
+        let layout::Record { existence, hash, data, frame, offset, inode, ctime, .. } = record;
+        let (attributes, kind, mtime) = (Attributes { mode, uid, gid, flags, xattrs }, kind.into(), mtime.into());
+        let mut entry = Entry { path, kind, attributes, mtime, size, target, device };
+        entry.normalize();
+        Self { entry, existence, hash, data, frame, offset, inode, ctime: ctime.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::Archive;
+    use crate::formats::samples;
+
+    const SAMPLE: &str = "index.2.bin";
+
+    fn read(file: &File) -> (Head, Vec<Record>, Vec<Vec<u8>>) {
+        let Opened::Index(mut reader) = Reader::open(file).unwrap() else { panic!("it has no index") };
+        let (mut records, mut raw) = (Vec::new(), Vec::new());
+        while let Some(record) = reader.next().unwrap() {
+            records.push(record);
+            raw.push(reader.buffer.clone());
+        }
+        (reader.head, records, raw)
+    }
+
+    fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        file
+    }
+
+    /// The sample was made by the agent that had this version first, and its index is written again here to the byte, but for the
+    /// compression.
+    #[test]
+    fn the_sample_of_version_2_is_read_and_written_as_it_is() {
+        let sample = samples::read(SAMPLE);
+        let old = file(&sample);
+        let archive = Archive::open(old.path()).unwrap();
+        archive.verify(&|_| ()).unwrap();
+        assert_eq!(archive.read_file("a".as_ref()).unwrap().unwrap(), b"text");
+        let (head, records, raw) = read(old.as_file());
+        let kinds = records.iter().map(|record| record.entry.kind);
+        use Kind::{BlockDevice, CharDevice, Directory, Fifo, File, HardLink, Symlink};
+        assert!(kinds.eq([Directory, File, BlockDevice, CharDevice, Directory, File, HardLink, Fifo, Directory, Symlink, File]));
+        assert!(records.iter().filter(|record| record.existence).map(|record| &record.entry.path[..]).eq([b"m"]));
+        let mut writer = Writer::new().unwrap();
+        records.into_iter().for_each(|record| writer.add(record).unwrap());
+        let data: u64 = head.frames.iter().map(|frame| u64::from(frame.len)).sum();
+        let mut bytes = sample[..usize::try_from(data).unwrap()].to_vec();
+        bytes.extend(writer.finish(head.started, head.frames.clone(), data).unwrap());
+        let (head_again, _, raw_again) = read(file(&bytes).as_file());
+        assert_eq!((head_again, raw_again), (head, raw));
     }
 }

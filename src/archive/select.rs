@@ -5,7 +5,12 @@ use std::path::{Component, Path};
 
 use anyhow::Result;
 
+use super::path::{compare_paths, is_below};
 use crate::error::usage;
+
+/// The directory in which a restore makes what it then renames into place. It is not part of any tree: what one that was killed has left
+/// there is never packed, and never compared.
+pub(super) const STAGE: &[u8] = b".recovery-stage";
 
 /// Which part of a tree is meant. Paths are relative to the tree's root.
 ///
@@ -40,7 +45,7 @@ impl Selection {
     #[must_use]
     pub fn only<P: AsRef<Path>>(self, paths: impl IntoIterator<Item = P>) -> Self {
         let mut only: Vec<Vec<u8>> = paths.into_iter().map(|path| parts(path.as_ref()).join(&b'/')).collect();
-        only.sort_by(|a, b| super::entry::compare_paths(a, b));
+        only.sort_by(|a, b| compare_paths(a, b));
         only.dedup();
         Self { only: Some(only), ..self }
     }
@@ -65,8 +70,7 @@ impl Selection {
 
     /// What it says of `path`.
     pub(super) fn standing(&self, path: &[u8]) -> Standing {
-        // What a restore that was killed has left is not the tree's.
-        if self.excepts(path) || is_below(path, super::stage::STAGE) {
+        if self.excepts(path) || is_below(path, STAGE) {
             return Standing::Outside;
         }
         let Some(only) = &self.only else { return Standing::Inside };
@@ -92,11 +96,6 @@ impl Selection {
     fn excepts(&self, path: &[u8]) -> bool {
         !path.is_empty() && self.except.iter().any(|pattern| excepted(pattern, path))
     }
-}
-
-/// True when `path` is `parent` or below it.
-pub(super) fn is_below(path: &[u8], parent: &[u8]) -> bool {
-    parent.is_empty() || (path.starts_with(parent) && (path.len() == parent.len() || path[parent.len()] == b'/'))
 }
 
 fn parts(path: &Path) -> Vec<Vec<u8>> {

@@ -1,10 +1,13 @@
-//! Several threads on one pile of work.
+//! Several threads on one pile of work, and how they tell how far it is.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use anyhow::Result;
 
 use crate::node::clock::interrupted;
+
+/// Called with bytes done since the last call.
+pub type Tick<'a> = &'a (dyn Fn(u64) + Sync);
 
 /// How many threads work at a time: more do not help a disk, and each has its buffers.
 pub(super) fn threads() -> usize {

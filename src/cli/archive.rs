@@ -3,14 +3,13 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde::Serialize;
 
 use super::args::{ArchiveArgs, ArchiveVerb};
 use super::context::Context;
 use crate::archive::{Action, Archive, Change, Counts, Extra, Packed, Selection, pack};
 use crate::error::{FailureKind, kind, said, usage};
-use crate::node::durable;
 use crate::report::{mib, paths, words};
 
 /// `archive diff --json`
@@ -23,14 +22,6 @@ struct Diff {
 pub(super) fn run(context: &Context, args: &ArchiveArgs) -> Result<ExitCode> {
     match &args.verb {
         ArchiveVerb::Pack { tree, file, previous } => {
-            // One that is missing or of no use is passed over; what can be none at all was not meant.
-            if let Some(older) = previous {
-                let opened = durable::open_regular(older);
-                opened
-                    .map(drop)
-                    .or_else(|error| if kind(&error) == FailureKind::Unsupported { Err(error) } else { Ok(()) })
-                    .with_context(|| format!("opening the previous archive {}", older.display()))?;
-            }
             let task = context.progress.task("packing", None);
             let packed = pack(tree, file, &Selection::all(), previous.as_deref(), &|n| task.add(n))?;
             drop(task);

@@ -1,7 +1,7 @@
 //! A snapshot file: the stream that etcd sent, plain or compressed with zstd (which its first bytes tell, not its name): a bbolt database and the SHA-256 over it.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use super::Tick;
 use super::bolt::Meta;
 use super::pipe::{PIECE, Source, pump};
-use crate::compression::{Compression, word};
+use crate::compression::{Compression, TAR_BLOCK, Unzstd, WindowTooLarge, is_tar, word};
 use crate::error::{damaged, unsupported};
 use crate::node::durable;
 
@@ -21,10 +21,6 @@ use crate::node::durable;
 pub(super) const TRAILER: usize = 32;
 /// The database is whole pages of at least this, so the length alone tells whether a trailer follows (etcd, `hasChecksum`).
 const SECTOR: u64 = 512;
-/// As far back as a compressed file may refer, as a power of two: memory that the decompressor needs, and as much as `zstd -d` takes
-/// unless told otherwise (`ZSTD_WINDOWLOG_LIMIT_DEFAULT`).
-const WINDOW: u32 = 27;
-
 /// A snapshot that was found to be whole.
 pub(super) struct Whole {
     /// Bytes of its database.
@@ -100,7 +96,7 @@ pub(super) fn is_to_be_compressed(file: &Path) -> bool {
 /// # Errors
 /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) for one that is packed with another program.
 pub(super) fn is_compressed(file: &File, path: &Path) -> Result<bool> {
-    let mut head = [0; TAR];
+    let mut head = [0; TAR_BLOCK];
     let read =
         rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut head, 0)).with_context(|| format!("reading {}", path.display()))?;
     let head = &head[..read];
@@ -116,12 +112,9 @@ pub(super) fn is_compressed(file: &File, path: &Path) -> Result<bool> {
     }
 }
 
-/// So many of a file's first bytes tell a tar archive.
-const TAR: usize = 512;
-
-/// Refuses what begins as a tar archive does, whose magic comes after the name of its first file, which is never empty; a database begins with a zero.
+/// Refuses a tar archive.
 fn not_in_tar(head: &[u8], path: &Path) -> Result<()> {
-    if head.first() == Some(&0) || head.get(257..262) != Some(b"ustar") {
+    if !is_tar(head) {
         return Ok(());
     }
     Err(unsupported(format!(
@@ -151,64 +144,11 @@ fn not_packed_twice(head: &[u8], path: &Path) -> Result<()> {
 /// The bytes that etcd sent, of a snapshot file.
 pub(super) fn reader(path: &Path) -> Result<Box<dyn Read + Send>> {
     let file = open(path)?;
-    Ok(if is_compressed(&file, path)? { Box::new(Unpacked::new(file)?) } else { Box::new(file) })
+    Ok(if is_compressed(&file, path)? { Box::new(Unzstd::new(file)?) } else { Box::new(file) })
 }
 
 /// What every frame of zstd's begins with.
 const ZSTD: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
-
-/// What is in the frames of a zstd file; zeros behind the last one, with which block devices and tapes fill up, are passed over, as gzip does it.
-struct Unpacked<R: Read> {
-    /// Of the frame at hand; `None` at the end.
-    frame: Option<zstd::Decoder<'static, BufReader<R>>>,
-}
-
-impl<R: Read> Unpacked<R> {
-    fn new(from: R) -> std::io::Result<Self> {
-        let input = BufReader::with_capacity(zstd::Decoder::<BufReader<R>>::recommended_output_size(), from);
-        Ok(Self { frame: Some(Self::frame(input)?) })
-    }
-
-    fn frame(input: BufReader<R>) -> std::io::Result<zstd::Decoder<'static, BufReader<R>>> {
-        let mut frame = zstd::Decoder::with_buffer(input)?.single_frame();
-        frame.window_log_max(WINDOW)?;
-        Ok(frame)
-    }
-
-    /// The next frame; `None` at the end.
-    fn after(mut input: BufReader<R>) -> std::io::Result<Option<zstd::Decoder<'static, BufReader<R>>>> {
-        let mut padded = false;
-        loop {
-            let ahead = input.fill_buf()?;
-            if ahead.is_empty() {
-                return Ok(None);
-            }
-            let zeros = ahead.iter().take_while(|byte| **byte == 0).count();
-            if zeros < ahead.len() {
-                return if padded || zeros > 0 {
-                    Err(std::io::Error::other("something follows its end"))
-                } else {
-                    Self::frame(input).map(Some)
-                };
-            }
-            padded = true;
-            input.consume(zeros);
-        }
-    }
-}
-
-impl<R: Read> Read for Unpacked<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        while let Some(frame) = &mut self.frame {
-            let read = frame.read(buffer)?;
-            if read > 0 || buffer.is_empty() {
-                return Ok(read);
-            }
-            self.frame = self.frame.take().map_or(Ok(None), |ended| Self::after(ended.finish()))?;
-        }
-        Ok(0)
-    }
-}
 
 /// Opens a snapshot for reading.
 pub(super) fn open(path: &Path) -> Result<File> {
@@ -228,7 +168,7 @@ impl<'a> Stream<'a> {
         rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Sequential).ok();
         let counted = Counted { file, tick };
         let compressed = is_compressed(file, path)?;
-        let reader: Box<dyn Read + Send> = if compressed { Box::new(Unpacked::new(counted)?) } else { Box::new(counted) };
+        let reader: Box<dyn Read + Send> = if compressed { Box::new(Unzstd::new(counted)?) } else { Box::new(counted) };
         Ok(Self { reader, path, unseen: compressed })
     }
 }
@@ -237,12 +177,9 @@ impl Source for Stream<'_> {
     fn fill(&mut self, piece: &mut Vec<u8>) -> Result<()> {
         let name = self.path.display();
         self.reader.fill(piece).map_err(|error| match error.downcast_ref::<std::io::Error>() {
-            // As zstd says it (`ZSTD_error_frameParameter_windowTooLarge`).
-            Some(cause) if cause.to_string().contains("requires too much memory") => unsupported(format!(
-                "{name} is compressed with a window of more than {} MiB: unpack it first: `zstd -d --long=31 {}`",
-                (1_u64 << WINDOW) >> 20,
-                word(self.path)
-            )),
+            Some(cause) if cause.get_ref().is_some_and(|own| own.is::<WindowTooLarge>()) => {
+                unsupported(format!("{name}: {cause}: unpack it first: `zstd -d --long=31 {}`", word(self.path)))
+            }
             // An error of the disk has a number; the decompressor's have none.
             Some(cause) if cause.raw_os_error().is_none() => damaged(format!("{name} is damaged: {cause}; use another backup")),
             _ => error.context(format!("reading {name}")),

@@ -9,7 +9,7 @@ use recovery::archive::{Action, Archive, Counts, Selection};
 use rustix::fs::{CWD, IFlags, Mode, XattrFlags};
 
 use crate::tree::{self, Scratch, assert_same, make_tree, noise};
-use crate::{compare, pack, restore, run, stamps, text};
+use crate::{compare, of_newer_version, pack, restore, run, stamps, text};
 
 #[test]
 fn the_tree_of_everything_is_told_from_another() {
@@ -43,6 +43,25 @@ fn everything_comes_back_into_an_empty_tree() {
     assert_eq!((planned.1.created, planned.1.bytes), (packed.entries, counts.bytes));
     assert_same(&from, &to);
     assert!(!to.join(".recovery-stage").exists());
+}
+
+#[test]
+fn everything_comes_back_where_the_index_is_of_a_newer_version() {
+    let scratch = Scratch::new();
+    let (from, to, file) = (scratch.path("from"), scratch.path("to"), scratch.path("a.tar.zst"));
+    make_tree(&from);
+    let packed = pack(&from, &file);
+    let indexed = Archive::open(&file).unwrap();
+    of_newer_version(&file);
+    let archive = Archive::open(&file).unwrap();
+    assert!(archive.paths().eq(indexed.paths()) && archive.bytes() == packed.bytes);
+    archive.verify(&|_| ()).unwrap();
+    restore(&file, &to).unwrap();
+    assert_same(&from, &to);
+    assert_eq!(compare(&file, &to).0, []);
+    // Nothing is taken over from it, and nothing is lost by that.
+    let again = recovery::archive::pack(&from, &scratch.path("b.tar.zst"), &Selection::all(), Some(&file), &|_| ()).unwrap();
+    assert_eq!((again.entries, again.reused), (packed.entries, 0));
 }
 
 #[test]

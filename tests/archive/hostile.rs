@@ -7,9 +7,10 @@ use std::path::Path;
 
 use recovery::archive::{Archive, Extra, Selection};
 use recovery::error::exit_code;
+use recovery::formats::index::Trailer;
 
-use crate::tree::{Scratch, noise};
-use crate::{pack, restore, stamps};
+use crate::tree::{Scratch, assert_same, noise};
+use crate::{pack, restore, run, stamps, text};
 
 /// One entry of a tar archive made by hand: a ustar header and its content.
 pub(crate) fn entry(name: &str, kind: u8, link: &str, content: &[u8]) -> Vec<u8> {
@@ -234,6 +235,28 @@ fn a_byte_that_is_flipped_anywhere_is_refused() {
     }
     fs::write(&file, &bytes).unwrap();
     restore(&file, &tree).unwrap();
+}
+
+/// What is wrong with it is told by who made the data's checksums: zstd. An archive that is not what was written is not restored by itself.
+#[test]
+fn a_damaged_index_is_refused_with_the_way_to_the_data() {
+    let scratch = Scratch::new();
+    let (tree, file, plain) = (victim(&scratch), scratch.path("a.tar.zst"), scratch.path("plain.tar"));
+    let whole = small(&scratch);
+    let trailer = Trailer::parse(whole.last_chunk().unwrap()).unwrap();
+    let middle = usize::try_from(trailer.start + trailer.len / 2).unwrap();
+    for at in [middle, whole.len() - 1] {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        fs::write(&file, &bytes).unwrap();
+        refused(&file, &tree, &scratch, &format!("flipped at {at}"));
+        let said = format!("{:#}", Archive::open(&file).unwrap_err());
+        assert!(said.contains("index") && said.contains("`zstd -d --long=31 ARCHIVE -o FILE.tar`"), "{said}");
+        run("zstd", &["-q", "-f", "-d", "--long=31", text(&file), "-o", text(&plain)]);
+        let to = scratch.path(&format!("to{at}"));
+        restore(&plain, &to).unwrap();
+        assert_same(&scratch.path("from"), &to);
+    }
 }
 
 #[test]

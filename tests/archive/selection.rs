@@ -9,7 +9,7 @@ use recovery::archive::{Archive, Extra, Selection};
 use recovery::error::exit_code;
 
 use crate::tree::{self, Scratch, assert_same, differences, make_tree};
-use crate::{Mount, compare, pack, restore, stamps, text};
+use crate::{Mount, compare, of_newer_version, pack, restore, run, stamps, text};
 
 fn put(path: &Path, bytes: &str) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -160,7 +160,7 @@ fn sockets_are_skipped_and_told_of() {
 #[test]
 fn mount_points_are_not_entered() {
     let scratch = Scratch::new();
-    let (from, to, file) = (scratch.path("from"), scratch.path("to"), scratch.path("a.tar.zst"));
+    let (from, file) = (scratch.path("from"), scratch.path("a.tar.zst"));
     for name in ["etc/file", "vol/hidden", "bound/hidden", "single"] {
         put(&from.join(name), name);
     }
@@ -180,11 +180,20 @@ fn mount_points_are_not_entered() {
     restore(&file, &from).unwrap();
     assert_eq!(fs::read(from.join("bound/data")).unwrap(), b"user data");
     drop(mounts);
-    // And with nothing mounted: what is under them was never looked at.
-    restore(&file, &from).unwrap();
-    assert_eq!(fs::read(from.join("vol/hidden")).unwrap(), b"vol/hidden");
-    restore(&file, &to).unwrap();
-    assert!(to.join("vol").is_dir() && to.join("single").is_file());
+    // The index says so, and so does the tar stream by itself.
+    let plain = scratch.path("plain.tar");
+    run("zstd", &["-q", "-d", text(&file), "-o", text(&plain)]);
+    let newer = scratch.path("newer.tar.zst");
+    fs::copy(&file, &newer).unwrap();
+    of_newer_version(&newer);
+    for (n, file) in [&file, &plain, &newer].into_iter().enumerate() {
+        // And with nothing mounted: what is under them was never looked at.
+        restore(file, &from).unwrap();
+        assert_eq!(fs::read(from.join("vol/hidden")).unwrap(), b"vol/hidden", "{}", file.display());
+        let to = scratch.path(&format!("to{n}"));
+        restore(file, &to).unwrap();
+        assert!(to.join("vol").is_dir() && to.join("single").is_file(), "{}", file.display());
+    }
 }
 
 #[test]

@@ -1,40 +1,29 @@
 //! Reading tar: one entry after the other, each checked; everything that cannot be restored faithfully is refused.
 //!
-//! Understands what [`super::header`] writes and what GNU tar writes in its own and in pax format (long names, large numbers, sparse files
-//! of version 1.0). All names are checked by [`path_from_name`].
+//! Understands what a pack writes, and what GNU tar writes in its own and in pax format (long names, large numbers, sparse files of version
+//! 1.0). All names are checked by [`path_from_name`](crate::archive::path::path_from_name).
 
 use std::io::BufRead;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::block::Raw;
-pub(super) use super::block::is_header;
-use super::entry::{Attributes, Entry, Kind, Time, path_from_name, shown};
-use super::header::{BLOCK, Segments};
-use super::records::{Extension, check_complete, is_first_volume, later_volume};
+use super::member::Member;
+use super::records::{Extension, check_complete, is_first_volume};
+use super::sparse;
+use crate::archive::entry::Kind;
+use crate::archive::tar::{BLOCK, padding};
+use crate::archive::unreadable::unreadable;
+use crate::compression::is_tar;
 use crate::error::{damaged, unsupported};
 use crate::node::clock::interrupted;
 
 /// More than all extended headers of an entry can be by the kernel's limits on names and attributes.
 const LARGEST_EXTENSION: u64 = 4 << 20;
-/// More pieces of a sparse file than this are not taken: their places are held in memory, 16 bytes each. (Fewer are packed: see
-/// [`super::content::MOST_SEGMENTS`].)
-const MOST_PIECES: u64 = 1 << 20;
-
-/// An entry as it stands in the stream, before its content.
-#[derive(Debug)]
-pub(super) struct Member {
-    pub(super) entry: Entry,
-    /// Bytes of its content in the stream, without the padding.
-    stored: u64,
-    sparse: bool,
-    /// It bears the mark of an archive that an index follows.
-    pub(super) indexed: bool,
-}
 
 /// Reads entries from a tar stream.
 #[derive(Debug)]
-pub(super) struct TarReader<R> {
+pub(in crate::archive) struct TarReader<R> {
     input: R,
     /// Bytes still to be passed over before the next header: content nobody asked for, and padding.
     left: u64,
@@ -51,10 +40,10 @@ pub(super) struct TarReader<R> {
 }
 
 /// Called with the offset in the file and the bytes that belong there.
-pub(super) type Sink<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<()>;
+pub(in crate::archive) type OnPiece<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<()>;
 
 impl<R: BufRead> TarReader<R> {
-    pub(super) fn new(input: R) -> Self {
+    pub(in crate::archive) fn new(input: R) -> Self {
         Self { input, left: 0, position: 0, ahead: None, defaults: Extension::default(), first_volume: false, begun: false }
     }
 
@@ -62,9 +51,9 @@ impl<R: BufRead> TarReader<R> {
     ///
     /// # Errors
     /// `FailureKind::Damaged` for anything that is not a sound tar header, and for a stream that ends without the end mark.
-    pub(super) fn next(&mut self) -> Result<Option<Member>> {
+    pub(in crate::archive) fn next(&mut self) -> Result<Option<Member>> {
         self.pass_over()?;
-        // Any number of them may come before an entry, and all that they say is held.
+        // Any number of extended headers may come before an entry; what they say is kept until then, and limited.
         let (mut said, mut room) = (Vec::new(), LARGEST_EXTENSION);
         loop {
             let block = self.block()?;
@@ -89,7 +78,11 @@ impl<R: BufRead> TarReader<R> {
                 // The name of the archive, in GNU tar's own format.
                 b'V' => {
                     self.first_volume |= is_first_volume(&raw.name)?;
-                    self.pass(raw.size.checked_add(padded(raw.size)).ok_or_else(|| damaged("the archive is damaged: its label"))?)?;
+                    self.pass(
+                        raw.size
+                            .checked_add(padded(raw.size))
+                            .ok_or_else(|| damaged("the archive is damaged: its label has a size that it cannot have"))?,
+                    )?;
                 }
                 kind => {
                     if kind == b'D' {
@@ -97,7 +90,7 @@ impl<R: BufRead> TarReader<R> {
                         check_complete(&self.extension(raw.size, &mut room)?)?;
                         (raw.kind, raw.size) = (b'5', 0);
                     }
-                    let member = member(raw, self.more(said)?)?;
+                    let member = Member::new(raw, self.more(said)?)?;
                     self.begun = true;
                     self.left = member.stored + padded(member.stored);
                     if member.entry.kind != Kind::File && self.left > 0 {
@@ -125,9 +118,16 @@ impl<R: BufRead> TarReader<R> {
     /// Reads the content of the entry that [`TarReader::next`] returned last. Holes are left out; the file's length is its entry's size.
     ///
     /// # Errors
-    /// Those of `sink`; `FailureKind::Damaged` when it is cut off, or the map of a sparse file is not sound; when interrupted, at the next piece.
-    pub(super) fn content(&mut self, member: &Member, sink: Sink<'_>) -> Result<()> {
-        let segments = if member.sparse { self.map(member)? } else { vec![(0, member.stored)] };
+    /// Those of `sink`; `FailureKind::Damaged` when it is cut off, or the map of a sparse file is not sound; when interrupted, at the next
+    /// piece.
+    pub(in crate::archive) fn content(&mut self, member: &Member, sink: OnPiece<'_>) -> Result<()> {
+        let segments = if member.sparse {
+            let (segments, left) = sparse::read_map(&member.entry, self.left, || self.block())?;
+            self.left = left;
+            segments
+        } else {
+            vec![(0, member.stored)]
+        };
         for (offset, len) in segments {
             let mut done = 0;
             while done < len {
@@ -145,19 +145,19 @@ impl<R: BufRead> TarReader<R> {
     }
 
     /// Passes over what was not read of the last entry.
-    pub(super) fn pass_over(&mut self) -> Result<()> {
+    pub(in crate::archive) fn pass_over(&mut self) -> Result<()> {
         let left = std::mem::take(&mut self.left);
         self.pass(left)
     }
 
     /// Where the next header starts, counted from the first.
-    pub(super) fn next_position(&self) -> u64 {
+    pub(in crate::archive) fn next_position(&self) -> u64 {
         let ahead = if self.ahead.is_some() { BLOCK as u64 } else { 0 };
         self.position + self.left - ahead
     }
 
     /// What is read from.
-    pub(super) fn into_input(self) -> R {
+    pub(in crate::archive) fn into_input(self) -> R {
         self.input
     }
 
@@ -165,7 +165,7 @@ impl<R: BufRead> TarReader<R> {
     /// none; but GNU tar and pax(1) take it to be there. So what follows decides: when it is a header, there is no content.
     fn pass_odd_content(&mut self) -> Result<()> {
         let block = self.block()?;
-        if block == [0; BLOCK] || is_header(&block) {
+        if block == [0; BLOCK] || is_tar(&block) {
             (self.ahead, self.left) = (Some(block), 0);
         } else {
             self.left -= BLOCK as u64;
@@ -176,9 +176,9 @@ impl<R: BufRead> TarReader<R> {
     /// Reads on to the end of the input, so that its checksums are checked to the last.
     ///
     /// # Errors
-    /// When anything but zeros follows. tar passes it over and adds to a tree what it has read; a restore would delete what is only behind the end
-    /// mark. What begins with zeros is no empty archive for that.
-    pub(super) fn drain(&mut self) -> Result<()> {
+    /// When anything but zeros follows. tar passes it over and adds to a tree what it has read; a restore would delete what is only behind
+    /// the end mark. An archive that begins with zeros is not taken for an empty one.
+    pub(in crate::archive) fn drain(&mut self) -> Result<()> {
         let mut block = [0; BLOCK];
         loop {
             interrupted()?;
@@ -195,7 +195,7 @@ impl<R: BufRead> TarReader<R> {
                      `tar --ignore-zeros`, look whether all is there, and pack the tree in one",
                 ));
             }
-            if len == BLOCK && is_header(&block) {
+            if len == BLOCK && is_tar(&block) {
                 return Err(unsupported(
                     "the archive begins with the end of one, and goes on behind it: unpack it with `tar --ignore-zeros`, and pack the tree in one",
                 ));
@@ -220,33 +220,6 @@ impl<R: BufRead> TarReader<R> {
             len += take;
         }
         Ok(len)
-    }
-
-    /// The map at the head of a sparse file: see [`super::header`].
-    fn map(&mut self, member: &Member) -> Result<Segments> {
-        let bad = || damaged(format!("the archive is damaged: the map of the sparse file {} is not sound", shown(&member.entry.path)));
-        let mut numbers = Numbers { block: [0; BLOCK], at: BLOCK };
-        let count = numbers.next(self).ok_or_else(bad)?;
-        if count > MOST_PIECES {
-            return Err(unsupported(format!(
-                "the sparse file {} is in the archive in {count} pieces, and no more than {MOST_PIECES} are taken: pack it without --sparse",
-                shown(&member.entry.path)
-            )));
-        }
-        let (mut segments, mut end, mut data) = (Segments::new(), 0, 0);
-        for _ in 0..count {
-            let (offset, len) = numbers.next(self).zip(numbers.next(self)).ok_or_else(bad)?;
-            if offset < end || offset.checked_add(len).is_none_or(|end| end > member.entry.size) {
-                return Err(bad());
-            }
-            // Pieces begin on a block of the archive: only the last may end within one.
-            if data % BLOCK as u64 != 0 && len > 0 {
-                return Err(bad());
-            }
-            (end, data) = (offset + len, data + len);
-            segments.push((offset, len));
-        }
-        if data + padded(data) == self.left { Ok(segments) } else { Err(bad()) }
     }
 
     fn block(&mut self) -> Result<[u8; BLOCK]> {
@@ -304,7 +277,7 @@ impl<R: BufRead> TarReader<R> {
 }
 
 fn padded(len: u64) -> u64 {
-    super::header::padding(len).len() as u64
+    padding(len).len() as u64
 }
 
 /// The next bytes, at least one.
@@ -324,131 +297,12 @@ fn fill_or_end(input: &mut impl BufRead) -> Result<&[u8]> {
     input.fill_buf().map_err(unreadable)
 }
 
-/// One of our own errors, on its way through [`std::io::Read`].
-#[derive(Debug)]
-pub(super) struct Carried(pub(super) anyhow::Error);
-
-impl std::fmt::Display for Carried {
-    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(to, "{:#}", self.0)
-    }
-}
-
-impl std::error::Error for Carried {}
-
-/// What an error while reading compressed data means: the disk's own errors have a number, a decompressor's have not.
-pub(super) fn unreadable(error: std::io::Error) -> anyhow::Error {
-    if error.raw_os_error().is_some() {
-        return anyhow::Error::from(error).context("reading the archive");
-    }
-    match error.downcast::<Carried>() {
-        Ok(Carried(own)) => own,
-        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => damaged("the archive is truncated"),
-        Err(error) => damaged(format!("the archive is damaged: {error}")),
-    }
-}
-
-/// The numbers of a sparse map, read a block at a time.
-struct Numbers {
-    block: [u8; BLOCK],
-    at: usize,
-}
-
-impl Numbers {
-    fn next<R: BufRead>(&mut self, reader: &mut TarReader<R>) -> Option<u64> {
-        let mut number: Option<u64> = None;
-        loop {
-            if self.at == BLOCK {
-                reader.left = reader.left.checked_sub(BLOCK as u64)?;
-                self.block = reader.block().ok()?;
-                self.at = 0;
-            }
-            let byte = self.block[self.at];
-            self.at += 1;
-            match byte {
-                b'0'..=b'9' => number = Some(number.unwrap_or(0).checked_mul(10)?.checked_add(u64::from(byte - b'0'))?),
-                b'\n' => return number,
-                _ => return None,
-            }
-        }
-    }
-}
-
-/// Puts a header and what was said before it together.
-fn member(raw: Raw, mut more: Extension) -> Result<Member> {
-    let version = match more.sparse_version {
-        (None, None) if !more.sparse_other => None,
-        version => Some(version),
-    };
-    if version.is_some_and(|version| version != (Some(1), Some(0))) || raw.kind == b'S' {
-        return Err(unsupported(
-            "the archive holds a sparse file in a form that is not taken: unpack it with tar, and pack it with --format=posix \
-             --sparse-version=1.0, or without --sparse",
-        ));
-    }
-    if raw.kind == b'M' {
-        return Err(later_volume());
-    }
-    let xattrs = more.xattrs();
-    let name = more.sparse_name.or(more.path).unwrap_or(raw.name);
-    let kind = match raw.kind {
-        // Before POSIX a directory was a file whose name ended with a slash.
-        b'0' | 0 | b'7' if name.ends_with(b"/") => Kind::Directory,
-        b'0' | 0 | b'7' => Kind::File,
-        b'1' => Kind::HardLink,
-        b'2' => Kind::Symlink,
-        b'3' => Kind::CharDevice,
-        b'4' => Kind::BlockDevice,
-        b'5' => Kind::Directory,
-        b'6' => Kind::Fifo,
-        other => {
-            let (kind, name) = (char::from(other), shown(&name));
-            return Err(unsupported(format!(
-                "in the archive, {name} is of type {kind:?}, which is not taken: pack the tree with GNU tar or bsdtar"
-            )));
-        }
-    };
-    let path = path_from_name(&name)?;
-    let refuse = |why: &str| damaged(format!("the archive is hostile or damaged: {} {why}", shown(&path)));
-    let stored = more.size.unwrap_or(raw.size);
-    if stored > i64::MAX.unsigned_abs() - BLOCK as u64 {
-        return Err(refuse("has a size it cannot have"));
-    }
-    let target = match kind {
-        Kind::HardLink => path_from_name(&more.target.unwrap_or(raw.target))?,
-        Kind::Symlink => more.target.unwrap_or(raw.target),
-        _ => Vec::new(),
-    };
-    if kind == Kind::Symlink && (target.is_empty() || target.contains(&0) || target.len() > super::entry::LONGEST_PATH) {
-        return Err(refuse("is a symbolic link to nothing"));
-    }
-    let sparse = version.is_some() && kind == Kind::File;
-    let size = match kind {
-        Kind::File if sparse => more.sparse_size.ok_or_else(|| refuse("is sparse and has no size"))?,
-        Kind::File => stored,
-        _ => 0,
-    };
-    if size > i64::MAX.unsigned_abs() {
-        return Err(refuse("has a size it cannot have"));
-    }
-    let attributes = Attributes {
-        mode: raw.mode & 0o7777,
-        uid: more.uid.unwrap_or(raw.uid),
-        gid: more.gid.unwrap_or(raw.gid),
-        flags: more.flags,
-        xattrs: xattrs.with_context(|| format!("reading the ACL of {}", shown(&path)))?,
-    };
-    let mtime = more.mtime.unwrap_or(Time { seconds: raw.mtime, nanoseconds: 0 });
-    let mut entry = Entry { path, kind, attributes, mtime, size, target, device: raw.device };
-    entry.settle();
-    Ok(Member { entry, stored, sparse, indexed: more.indexed })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::archive::entry::{APPEND_ONLY, IMMUTABLE};
-    use crate::archive::{acl, header};
+    use crate::archive::acl;
+    use crate::archive::entry::{APPEND_ONLY, Attributes, Entry, IMMUTABLE, Time};
+    use crate::archive::pack::header;
 
     fn entry(kind: Kind, path: &[u8]) -> Entry {
         Entry {
@@ -464,7 +318,7 @@ mod tests {
 
     fn round_trip(entry: &Entry) -> Result<Entry> {
         let mut bytes = Vec::new();
-        header::encode(entry, None, false, &mut bytes)?;
+        header::encode(entry, None, &[], &mut bytes)?;
         Ok(TarReader::new(&bytes[..]).next()?.unwrap().entry)
     }
 
@@ -498,7 +352,7 @@ mod tests {
     fn a_header_with_a_wrong_checksum_is_refused() {
         let mut bytes = Vec::new();
         let plain = Entry { mtime: Time::default(), attributes: Attributes::default(), ..entry(Kind::Fifo, b"f") };
-        header::encode(&plain, None, false, &mut bytes).unwrap();
+        header::encode(&plain, None, &[], &mut bytes).unwrap();
         assert_eq!(bytes.len(), BLOCK);
         for at in 0..bytes.len() {
             bytes[at] ^= 1;

@@ -6,15 +6,18 @@ use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::entry::{Kind, shown};
-use super::tree::{Found, Inode, names};
+use crate::archive::entry::Kind;
+use crate::archive::found::Found;
+use crate::archive::inode::Inode;
+use crate::archive::path::shown;
+use crate::archive::tree::names;
 use crate::error::misfit;
 
 /// Removes `name` in `parent`: an empty directory when `how` says so. What is not there any more is fine.
 pub(super) fn unlink(parent: &OwnedFd, name: &[u8], how: AtFlags) -> Result<()> {
     match rustix::fs::unlinkat(parent, name, how) {
         Err(Errno::PERM) if unlock(parent, name)? => Ok(rustix::fs::unlinkat(parent, name, how)?),
-        // Somebody else was faster.
+        // Somebody else has removed it.
         Err(Errno::NOENT) => Ok(()),
         result => Ok(result?),
     }
@@ -38,8 +41,8 @@ pub(super) fn unlock(directory: &OwnedFd, name: &[u8]) -> Result<bool> {
 /// none is ever farther down than two steps, and two handles are enough. `go_on` is asked before each step.
 ///
 /// # Errors
-/// Those of `go_on`; when something cannot be removed; [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when something is mounted in there, which stays as
-/// it is.
+/// Those of `go_on`; when something cannot be removed; [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when something is mounted
+/// in there, which stays as it is.
 pub(super) fn remove_all(parent: &OwnedFd, name: &[u8], go_on: fn() -> Result<()>) -> Result<()> {
     let Some(top) = directory(parent, name)? else { return unlink(parent, name, AtFlags::empty()) };
     let mut number = 0;
@@ -51,7 +54,7 @@ pub(super) fn remove_all(parent: &OwnedFd, name: &[u8], go_on: fn() -> Result<()
         }
         for name in all {
             go_on()?;
-            // To move it even if it is here already shows whether it is a mount point, whose content must not be touched.
+            // It is moved even if it is here already: that fails for a mount point, whose content must not be touched.
             let Some(moved) = remove_or_move(&top, &name, &top, &mut number)? else { continue };
             let Some(inner) = directory(&top, &moved)? else { continue };
             for name in names(&inner)? {

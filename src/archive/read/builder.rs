@@ -1,184 +1,17 @@
-//! All entries of an archive in memory, compactly and in the order of a walk, with every name checked.
-//!
-//! A row takes 48 bytes and its path, and a file that is not empty as much again; what entries have in common is kept once.
+//! Making a [`Table`] of what an archive holds: every name is checked, and every hard link finds what it is a name of.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::hash::{BuildHasher, RandomState};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::content::Sum;
-use super::entry::{Attributes, ENTRY, Entry, Kind, LARGEST_TABLE, Time, compare_paths, shown, split};
-use super::index::Record;
-use super::select::is_below;
+use super::table::{CompactRow, Id, More, Table};
+use crate::archive::content::Sum;
+use crate::archive::entry::{Attributes, ENTRY, Entry, Kind, LARGEST_TABLE};
+use crate::archive::index::Record;
+use crate::archive::path::{compare_paths, is_below, shown, split};
 use crate::error::{damaged, unsupported};
 use crate::node::clock::interrupted;
-
-/// The number of a row.
-pub(super) type Id = u32;
-
-/// One entry.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Row {
-    pub(super) kind: Kind,
-    /// Only that it exists is meant.
-    pub(super) existence: bool,
-    /// One past the last row below it.
-    pub(super) end: Id,
-    pub(super) mtime: Time,
-    /// Of a file.
-    pub(super) size: u64,
-    /// Of a file that is not empty.
-    pub(super) sum: Sum,
-    /// Where its header is in an archive with an index; in one without, its place in the stream.
-    pub(super) frame: u32,
-    pub(super) offset: u32,
-}
-
-/// One entry as it is kept.
-#[derive(Debug, Clone, Copy)]
-struct Kept {
-    path_start: u32,
-    path_len: u16,
-    kind: Kind,
-    existence: bool,
-    attributes: u32,
-    end: Id,
-    seconds: i64,
-    nanoseconds: u32,
-    frame: u32,
-    offset: u32,
-    more: More,
-}
-
-/// What only some kinds have.
-#[derive(Debug, Clone, Copy)]
-enum More {
-    Nothing,
-    /// Of a file that is not empty: an index into the contents.
-    Content(u32),
-    /// Where it points: an index into the targets.
-    Target(u32),
-    /// The row that a hard link is another name of.
-    Leader(Id),
-    Device(u32, u32),
-}
-
-/// All entries, sorted by [`compare_paths`].
-#[derive(Debug, Default)]
-pub(super) struct Table {
-    paths: Vec<u8>,
-    rows: Vec<Kept>,
-    /// Size and sum of each file that is not empty.
-    contents: Vec<(u64, Sum)>,
-    attributes: Vec<Attributes>,
-    targets: Vec<Box<[u8]>>,
-    bytes: u64,
-}
-
-impl Table {
-    pub(super) fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    /// All rows' numbers, in order.
-    pub(super) fn ids(&self) -> std::ops::Range<Id> {
-        // Their number is checked as they are added.
-        0..Id::try_from(self.rows.len()).unwrap_or(Id::MAX)
-    }
-
-    pub(super) fn row(&self, id: Id) -> Row {
-        let Kept { kind, existence, end, seconds, nanoseconds, frame, offset, more, .. } = *self.kept(id);
-        let (size, sum) = if let More::Content(content) = more { self.contents[content as usize] } else { Default::default() };
-        Row { kind, existence, end, mtime: Time { seconds, nanoseconds }, size, sum, frame, offset }
-    }
-
-    fn kept(&self, id: Id) -> &Kept {
-        &self.rows[id as usize]
-    }
-
-    pub(super) fn path(&self, id: Id) -> &[u8] {
-        self.path_of(self.kept(id))
-    }
-
-    fn path_of(&self, row: &Kept) -> &[u8] {
-        &self.paths[row.path_start as usize..][..usize::from(row.path_len)]
-    }
-
-    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> + '_ {
-        self.rows.iter().map(|row| Path::new(OsStr::from_bytes(self.path_of(row))))
-    }
-
-    pub(super) fn attributes(&self, id: Id) -> &Attributes {
-        &self.attributes[self.kept(id).attributes as usize]
-    }
-
-    /// Bytes of file content, without holes.
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// True when an entry has a security label.
-    pub(super) fn is_labelled(&self) -> bool {
-        self.attributes.iter().any(|attributes| attributes.xattrs.iter().any(|(name, _)| name == b"security.selinux"))
-    }
-
-    /// The row of what an entry really is: that a hard link is another name of, else itself.
-    pub(super) fn leader(&self, id: Id) -> Id {
-        match self.kept(id).more {
-            More::Leader(leader) => leader,
-            _ => id,
-        }
-    }
-
-    /// Where a symbolic link points.
-    pub(super) fn target(&self, id: Id) -> &[u8] {
-        match self.kept(id).more {
-            More::Target(target) => &self.targets[target as usize],
-            _ => b"",
-        }
-    }
-
-    pub(super) fn device(&self, id: Id) -> (u32, u32) {
-        match self.kept(id).more {
-            More::Device(major, minor) => (major, minor),
-            _ => (0, 0),
-        }
-    }
-
-    /// The row of a path.
-    pub(super) fn find(&self, path: &[u8]) -> Option<Id> {
-        let at = self.rows.binary_search_by(|row| compare_paths(self.path_of(row), path)).ok()?;
-        Id::try_from(at).ok()
-    }
-
-    /// The rows directly below a directory's, in order.
-    pub(super) fn children(&self, id: Id) -> impl Iterator<Item = Id> + '_ {
-        let end = self.kept(id).end;
-        let first = Some(id + 1).filter(|child| *child < end);
-        std::iter::successors(first, move |child| Some(self.kept(*child).end).filter(|next| *next < end))
-    }
-
-    /// The entry of a row, as its header in the archive says it.
-    pub(super) fn entry(&self, id: Id) -> Entry {
-        let row = self.row(id);
-        Entry {
-            path: self.path(id).to_vec(),
-            kind: row.kind,
-            attributes: self.attributes(id).clone(),
-            mtime: row.mtime,
-            size: row.size,
-            target: match self.kept(id).more {
-                More::Leader(leader) => self.path(leader).to_vec(),
-                _ => self.target(id).to_vec(),
-            },
-            device: self.device(id),
-        }
-    }
-}
 
 /// Makes a [`Table`].
 #[derive(Debug, Default)]
@@ -213,12 +46,12 @@ impl Builder {
     }
 
     /// Adds the entry of an archive without an index that is number `place` in its stream.
-    pub(super) fn add_member(&mut self, mut entry: Entry, sum: Sum, place: u32) -> Result<()> {
+    pub(super) fn add_member(&mut self, mut entry: Entry, existence: bool, sum: Sum, place: u32) -> Result<()> {
         if entry.kind == Kind::HardLink {
             // They belong to what it is a name of, and every tar takes them from there.
             entry.attributes = Attributes::default();
         }
-        self.add(entry, false, sum, (place, 0))
+        self.add(entry, existence, sum, (place, 0))
     }
 
     fn add(&mut self, entry: Entry, existence: bool, sum: Sum, (frame, offset): (u32, u32)) -> Result<()> {
@@ -249,7 +82,7 @@ impl Builder {
         let attributes = self.attributes(entry.attributes)?;
         self.weigh(entry_weight)?;
         self.table.bytes = self.table.bytes.saturating_add(sum.data);
-        self.table.rows.push(Kept {
+        self.table.rows.push(CompactRow {
             path_start,
             path_len: u16::try_from(entry.path.len())?,
             kind: entry.kind,
@@ -305,8 +138,8 @@ impl Builder {
     /// `members` in the stream, its row, unless a later one has replaced it.
     ///
     /// # Errors
-    /// `FailureKind::Damaged` when something is below what is not a directory, or when a hard link leads to nothing before it in the stream;
-    /// `FailureKind::Unsupported` when a directory that is not empty becomes something else.
+    /// `FailureKind::Damaged` when something is below what is not a directory, or when a hard link leads to nothing before it in the
+    /// stream; `FailureKind::Unsupported` when a directory that is not empty becomes something else.
     pub(super) fn finish_stream(mut self, members: u32) -> Result<(Table, Vec<Option<Id>>)> {
         self.sort();
         self.refuse_replaced()?;
@@ -320,7 +153,7 @@ impl Builder {
         self.table.bytes = self.table.ids().fold(0, |bytes: u64, id| bytes.saturating_add(self.table.row(id).sum.data));
         let mut rows = vec![None; members as usize];
         for id in self.table.ids() {
-            if let Some(row) = rows.get_mut(self.table.kept(id).frame as usize) {
+            if let Some(row) = rows.get_mut(self.table.compact(id).frame as usize) {
                 *row = Some(id);
             }
         }
@@ -331,7 +164,7 @@ impl Builder {
     fn sort(&mut self) {
         let mut order: Vec<Id> = self.table.ids().collect();
         let table = &self.table;
-        order.sort_by(|a, b| compare_paths(table.path(*a), table.path(*b)).then(table.kept(*a).frame.cmp(&table.kept(*b).frame)));
+        order.sort_by(|a, b| compare_paths(table.path(*a), table.path(*b)).then(table.compact(*a).frame.cmp(&table.compact(*b).frame)));
         self.arrange(&order);
     }
 
@@ -343,16 +176,16 @@ impl Builder {
         }
         self.links.iter_mut().for_each(|(id, _)| *id = place[*id as usize]);
         self.followers.iter_mut().for_each(|(id, leader)| (*id, *leader) = (place[*id as usize], place[*leader as usize]));
-        self.table.rows = order.iter().map(|old| *self.table.kept(*old)).collect();
+        self.table.rows = order.iter().map(|old| *self.table.compact(*old)).collect();
     }
 
     /// Refuses an archive in which something else takes the place of a directory that has something in it by then, as `tar -r` adds it: tar
     /// itself stops there. The rows are sorted.
     fn refuse_replaced(&self) -> Result<()> {
-        let paths = |pair: &[Kept]| (self.table.path_of(&pair[0]), self.table.path_of(&pair[1]));
-        let is_replaced = |pair: &&[Kept]| {
+        let paths = |pair: &[CompactRow]| (self.table.path_of(&pair[0]), self.table.path_of(&pair[1]));
+        let is_replaced = |pair: &&[CompactRow]| {
             let (path, below) = paths(pair);
-            pair[0].kind != Kind::Directory && pair[1].frame < pair[0].frame && super::select::is_below(below, path)
+            pair[0].kind != Kind::Directory && pair[1].frame < pair[0].frame && is_below(below, path)
         };
         let Some((path, below)) = self.table.rows.windows(2).find(is_replaced).map(paths) else { return Ok(()) };
         Err(unsupported(format!(
@@ -363,25 +196,25 @@ impl Builder {
         )))
     }
 
-    /// Leaves of each path what the last of its entries says, as tar does when it unpacks one after the other; the rows are sorted. A hard
+    /// Keeps of several entries of the same path the last, as tar does when it unpacks one after the other; the rows are sorted. A hard
     /// link is to what its target was by then, and keeps that when the target is replaced later.
     fn take_last(&mut self) -> Result<()> {
-        self.links.sort_unstable_by_key(|(id, _)| self.table.kept(*id).frame);
+        self.links.sort_unstable_by_key(|(id, _)| self.table.compact(*id).frame);
         let mut objects: HashMap<Id, Id> = HashMap::new();
         for (id, target) in std::mem::take(&mut self.links) {
-            let now = self.table.kept(id).frame;
+            let now = self.table.compact(id).frame;
             let before =
                 self.table.rows.partition_point(|row| compare_paths(self.table.path_of(row), &target).then(row.frame.cmp(&now)).is_lt());
             let found = before.checked_sub(1).filter(|at| self.table.path_of(&self.table.rows[*at]) == target);
             let found = u32::try_from(found.ok_or_else(|| self.loose_link(id, &target))?)?;
-            if self.table.kept(found).kind == Kind::Directory {
+            if self.table.compact(found).kind == Kind::Directory {
                 return Err(self.refused_link(id, &target, "which is a directory"));
             }
             objects.insert(id, objects.get(&found).copied().unwrap_or(found));
         }
         let is_last = |id: &Id| *id + 1 == self.table.ids().end || self.table.path(*id) != self.table.path(*id + 1);
         let last: Vec<Id> = self.table.ids().filter(is_last).collect();
-        // Who has the content that was at a name which has become something else.
+        // Where a name was replaced later: the hard link that keeps its content, by the row of the content.
         let mut heirs: HashMap<Id, Id> = HashMap::new();
         for id in &last {
             let Some(object) = objects.get(id).copied() else { continue };
@@ -391,8 +224,8 @@ impl Builder {
             }
         }
         for (object, heir) in heirs {
-            let Kept { path_start, path_len, .. } = *self.table.kept(heir);
-            self.table.rows[heir as usize] = Kept { path_start, path_len, ..*self.table.kept(object) };
+            let CompactRow { path_start, path_len, .. } = *self.table.compact(heir);
+            self.table.rows[heir as usize] = CompactRow { path_start, path_len, ..*self.table.compact(object) };
         }
         self.arrange(&last);
         Ok(())
@@ -408,14 +241,15 @@ impl Builder {
         damaged(format!("the archive is hostile or damaged: {path} is a hard link to {}, {why}", shown(target)))
     }
 
-    /// Adds the directories that are not in a stream and lead to what is, each with the time of the first entry below it. The rows are sorted, and
-    /// stay so. A path of such a directory is the beginning of another, and is kept as that; it weighs as if the archive had it.
+    /// Adds the directories that are not in a stream and lead to what is, each with the time of the first entry below it. The rows are
+    /// sorted, and stay so. The path of such a directory is stored as the beginning of the path below it, and counts in the limit as if the
+    /// archive had it.
     fn add_parents(&mut self) -> Result<()> {
         let attributes = self.attributes(Attributes { mode: 0o755, ..Attributes::default() })?;
         let members = std::mem::take(&mut self.table.rows);
         let mut place: Vec<Id> = Vec::with_capacity(members.len());
         // The rows that lead to where we are.
-        let mut above: Vec<Kept> = Vec::new();
+        let mut above: Vec<CompactRow> = Vec::new();
         for member in members {
             interrupted()?;
             let path = self.table.path_of(&member);
@@ -429,7 +263,7 @@ impl Builder {
             for path_len in parents {
                 self.weigh(ENTRY as u64 + u64::from(path_len))?;
                 let (kind, existence, frame, offset, more) = (Kind::Directory, true, u32::MAX, 0, More::Nothing);
-                let parent = Kept { path_len, kind, existence, attributes, frame, offset, more, ..member };
+                let parent = CompactRow { path_len, kind, existence, attributes, frame, offset, more, ..member };
                 above.push(parent);
                 self.table.rows.push(parent);
             }
@@ -453,7 +287,7 @@ impl Builder {
             }
             let path = self.table.path(id);
             if let Some(top) = above.last()
-                && self.table.kept(*top).kind != Kind::Directory
+                && self.table.compact(*top).kind != Kind::Directory
             {
                 let top = shown(self.table.path(*top));
                 return Err(damaged(format!("the archive is hostile: {} is below {top}, which is not a directory", shown(path))));
@@ -474,17 +308,17 @@ impl Builder {
 
     /// Finds what hard links are names of, in an archive with an index.
     fn link(&mut self) -> Result<()> {
-        let place = |row: &Kept| u64::from(row.frame) << 32 | u64::from(row.offset);
-        self.links.sort_unstable_by_key(|(id, _)| place(self.table.kept(*id)));
+        let place = |row: &CompactRow| u64::from(row.frame) << 32 | u64::from(row.offset);
+        self.links.sort_unstable_by_key(|(id, _)| place(self.table.compact(*id)));
         for (id, target) in std::mem::take(&mut self.links) {
             let refuse = |why: &str| self.refused_link(id, &target, why);
             let found = self.table.find(&target).ok_or_else(|| refuse("which is not in it"))?;
-            let row = self.table.kept(found);
-            if place(row) >= place(self.table.kept(id)) || row.existence {
+            let row = self.table.compact(found);
+            if place(row) >= place(self.table.compact(id)) || row.existence {
                 return Err(refuse("which does not come before it"));
             }
             let leader = self.table.leader(found);
-            if self.table.kept(leader).kind == Kind::Directory {
+            if self.table.compact(leader).kind == Kind::Directory {
                 return Err(refuse("which is a directory"));
             }
             self.table.rows[id as usize].more = More::Leader(leader);
@@ -496,6 +330,7 @@ impl Builder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::archive::entry::Time;
     use crate::error::exit_code;
 
     fn entry(path: &str, kind: Kind, target: &str) -> Entry {
@@ -506,14 +341,14 @@ mod tests {
     fn table(entries: &[(&str, Kind, &str)]) -> Result<(Table, Vec<Option<Id>>)> {
         let mut builder = Builder::default();
         for (place, (path, kind, target)) in (0..).zip(entries) {
-            builder.add_member(entry(path, *kind, target), Sum::default(), place)?;
+            builder.add_member(entry(path, *kind, target), false, Sum::default(), place)?;
         }
         builder.finish_stream(u32::try_from(entries.len())?)
     }
 
     #[test]
     fn a_row_is_as_small_as_is_said() {
-        assert_eq!((size_of::<Kept>(), size_of::<(u64, Sum)>()), (48, 48));
+        assert_eq!((size_of::<CompactRow>(), size_of::<(u64, Sum)>()), (48, 48));
     }
 
     #[test]

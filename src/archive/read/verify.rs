@@ -5,17 +5,19 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use super::content::Content;
-use super::entry::{Kind, shown};
-use super::frames::{FrameReader, Frames};
-use super::parse::{Member, Sink, TarReader};
+use super::member::Member;
+use super::reader::{OnPiece, TarReader};
 use super::stream::{Stream, sum};
 use super::table::{Id, Table};
-use super::{Tick, work};
+use crate::archive::content::Content;
+use crate::archive::entry::Kind;
+use crate::archive::frames::{FrameReader, Frames};
+use crate::archive::path::shown;
+use crate::archive::work::{self, Tick};
 use crate::error::damaged;
 
 /// Decompresses everything and checks that it is, to the last byte, what the index says.
-pub(super) fn indexed(frames: &Arc<Frames>, table: &Table, tick: Tick<'_>) -> Result<()> {
+pub(in crate::archive) fn indexed(frames: &Arc<Frames>, table: &Table, tick: Tick<'_>) -> Result<()> {
     let mut groups: Vec<(Id, Id)> = Vec::new();
     for id in table.ids() {
         match groups.last_mut() {
@@ -50,7 +52,7 @@ pub(super) fn indexed(frames: &Arc<Frames>, table: &Table, tick: Tick<'_>) -> Re
 }
 
 /// Reads a stream again and checks that it is what it was when it was opened.
-pub(super) fn stream(stream: &Stream, table: &Table, tick: Tick<'_>) -> Result<()> {
+pub(in crate::archive) fn stream(stream: &Stream, table: &Table, tick: Tick<'_>) -> Result<()> {
     stream.each(|id, member, reader| {
         let row = table.row(id);
         tick(row.sum.data);
@@ -77,7 +79,7 @@ fn check_header<'a>(table: &Table, id: Id, member: Option<&'a Member>) -> Result
 }
 
 /// Reads the content of a file and checks it against its hash.
-pub(super) fn check_content(reader: &mut FrameReader, table: &Table, id: Id) -> Result<()> {
+pub(in crate::archive) fn check_content(reader: &mut FrameReader, table: &Table, id: Id) -> Result<()> {
     let mut sum = Content::default();
     content(reader, table, id, &mut |offset, bytes| {
         sum.add(offset, bytes);
@@ -91,7 +93,7 @@ fn not_what_was_packed(table: &Table, id: Id) -> anyhow::Error {
 }
 
 /// Reads the content of a file; its header must say what the index says.
-pub(super) fn content(reader: &mut FrameReader, table: &Table, id: Id, sink: Sink<'_>) -> Result<()> {
+pub(in crate::archive) fn content(reader: &mut FrameReader, table: &Table, id: Id, sink: OnPiece<'_>) -> Result<()> {
     let row = table.row(id);
     reader.seek(row.frame, row.offset)?;
     let mut tar = TarReader::new(reader);
@@ -104,11 +106,14 @@ pub(super) fn content(reader: &mut FrameReader, table: &Table, id: Id, sink: Sin
 mod tests {
     use std::fs;
 
-    use super::super::entry::{Attributes, Entry, Time};
-    use super::super::index::{Frame, Record, TRAILER_LEN, Writer, compressor};
-    use super::super::{Archive, Extra, Selection, header};
     use super::*;
+    use crate::archive::entry::{Attributes, Entry, Time};
+    use crate::archive::index::{Frame, Record, Writer, compressor};
+    use crate::archive::pack::header;
+    use crate::archive::tar::{INDEXED, padding};
+    use crate::archive::{Archive, Extra, Selection};
     use crate::error::exit_code;
+    use crate::formats::index::Trailer;
 
     fn entry(path: &str, kind: Kind, size: u64, target: &str) -> Entry {
         let attributes = Attributes { mode: 0o755, ..Attributes::default() };
@@ -120,9 +125,9 @@ mod tests {
         let (mut stream, mut records) = (Vec::new(), Vec::new());
         for (n, (entry, content)) in entries.iter().enumerate() {
             let offset = u32::try_from(stream.len()).unwrap();
-            header::encode(entry, None, n == 0, &mut stream).unwrap();
+            header::encode(entry, None, if n == 0 { &[INDEXED] } else { &[] }, &mut stream).unwrap();
             stream.extend_from_slice(content);
-            stream.extend_from_slice(header::padding(content.len() as u64));
+            stream.extend_from_slice(padding(content.len() as u64));
             let hash = *blake3::hash(content).as_bytes();
             let ctime = Time::default();
             let data = content.len() as u64;
@@ -134,7 +139,7 @@ mod tests {
             Frame { offset: 0, len: u32::try_from(archive.len()).unwrap(), plain_len: u32::try_from(stream.len()).unwrap(), hash };
         lie(&mut records, &mut frame);
         let mut index = Writer::new().unwrap();
-        records.iter().for_each(|record| index.add(record).unwrap());
+        records.into_iter().for_each(|record| index.add(record).unwrap());
         let tail = index.finish(Time::default(), vec![frame], archive.len() as u64).unwrap();
         archive.extend_from_slice(&tail);
         archive
@@ -192,13 +197,13 @@ mod tests {
         let (tree, file) = (scratch.path().join("tree"), scratch.path().join("a.tar.zst"));
         let entries = [(entry("", Kind::Directory, 0, ""), &b""[..]), (entry("a", Kind::File, 4, ""), b"text")];
         let mut bytes = archive(&entries, |_, _| ());
-        let trailer = bytes.len() - TRAILER_LEN;
+        let trailer = bytes.len() - Trailer::LEN;
         bytes[trailer + 16] += 1;
         fs::write(&file, &bytes).unwrap();
         // Not so when that is only what it has become.
         assert_eq!(exit_code(&Archive::open(&file).unwrap_err()), 65);
-        let sum = blake3::hash(&bytes[trailer..trailer + TRAILER_LEN - 16]);
-        bytes[trailer + TRAILER_LEN - 16..].copy_from_slice(&sum.as_bytes()[..16]);
+        let sum = blake3::hash(&bytes[trailer..trailer + Trailer::LEN - 16]);
+        bytes[trailer + Trailer::LEN - 16..].copy_from_slice(&sum.as_bytes()[..16]);
         fs::write(&file, &bytes).unwrap();
         let archive = Archive::open(&file).unwrap();
         archive.verify(&|_| ()).unwrap();

@@ -4,17 +4,18 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::Result;
 
-use super::entry::Kind;
-use super::frames::{FrameReader, Frames};
-use super::plan::Plan;
-use super::table::{Id, Table};
-use super::{Action, Source, verify, work};
+use super::plan::{Action, Plan};
+use crate::archive::entry::Kind;
+use crate::archive::frames::{FrameReader, Frames};
+use crate::archive::read::table::{Id, Table};
+use crate::archive::read::{Source, verify};
+use crate::archive::work;
 
 /// What is needed of the data of an archive: rows whose content is written, by the frame they begin in.
 pub(super) struct Needed {
     pub(super) groups: Vec<Vec<Id>>,
     frames: Vec<u32>,
-    /// The row that content is written to, by that which the archive has it at.
+    /// The row whose path a content is written to, by the row that the archive has the content at.
     pub(super) content: HashMap<Id, Id>,
 }
 

@@ -16,17 +16,17 @@ use sha2::{Digest, Sha256};
 use zstd::bulk::Compressor;
 
 use super::check::Checker;
-use super::frames::Frames;
-use super::index::{Frame, compressor};
 use super::reuse::Unusable;
-use super::work;
+use crate::archive::frames::Frames;
+use crate::archive::index::{Frame, compressor};
+use crate::archive::work;
 
 /// The frame that small entries share is cut when it has so many bytes. When one of them changes, a later backup packs all of it again: so
 /// it is small. (With half of it, archives grow and nothing is gained; with four times as much, most frames of a tree in which two files of
 /// a hundred have changed are packed again.)
-pub(super) const FRAME: usize = 128 << 10;
+pub(super) const FRAME_SIZE: usize = 128 << 10;
 /// What a buffer holds: a full frame and one more small file, or a piece of a large one, which is a frame of its own.
-const BUFFER: usize = 1 << 20;
+const BUFFER_ROOM: usize = 1 << 20;
 
 /// A frame on its way.
 #[derive(Default)]
@@ -52,7 +52,7 @@ enum Done {
     Rewind,
 }
 
-/// The packer's end of it.
+/// The handle that the packer has of the threads that compress and write.
 pub(super) struct Sink<'scope> {
     jobs: SyncSender<(u64, Job)>,
     buffers: Receiver<Buffer>,
@@ -78,7 +78,7 @@ impl<'scope> Sink<'scope> {
         let (give_back, buffers) = channel();
         // One that is filled, and for each compressor one that waits for it, one that it has, and one that waits for the writer.
         for _ in 0..=3 * threads {
-            let buffer = Buffer { plain: Vec::with_capacity(BUFFER), packed: Vec::new() };
+            let buffer = Buffer { plain: Vec::with_capacity(BUFFER_ROOM), packed: Vec::new() };
             give_back.send(buffer).unwrap_or_default();
         }
         let to_do = Arc::new(Mutex::new(to_do));
@@ -114,7 +114,7 @@ impl<'scope> Sink<'scope> {
     }
 
     /// Remembers this place in the archive, instead of the last one.
-    pub(super) fn mark(&mut self) -> Result<()> {
+    pub(super) fn remember(&mut self) -> Result<()> {
         self.mark = self.frames;
         self.send(Job::Mark)
     }
@@ -154,7 +154,7 @@ fn compress(to_do: &Mutex<Receiver<(u64, Job)>>, done: &Sender<(u64, Result<Done
         let Ok((sequence, job)) = next else { return };
         let result = match job {
             Job::Plain(mut buffer) => match &mut compressor {
-                Ok(compressor) => pack(compressor, &mut buffer).map(|frame| Done::Frame(buffer, frame)),
+                Ok(compressor) => compress_frame(compressor, &mut buffer).map(|frame| Done::Frame(buffer, frame)),
                 Err(error) => Err(anyhow!("{error:#}")),
             },
             Job::Old(mut buffer, frames, number) => {
@@ -169,7 +169,7 @@ fn compress(to_do: &Mutex<Receiver<(u64, Job)>>, done: &Sender<(u64, Result<Done
     }
 }
 
-fn pack(compressor: &mut Compressor<'_>, Buffer { plain, packed }: &mut Buffer) -> Result<Frame> {
+fn compress_frame(compressor: &mut Compressor<'_>, Buffer { plain, packed }: &mut Buffer) -> Result<Frame> {
     packed.clear();
     packed.reserve(zstd::zstd_safe::compress_bound(plain.len()));
     compressor.compress_to_buffer(plain, packed).context("compressing")?;

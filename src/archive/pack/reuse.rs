@@ -1,20 +1,22 @@
 //! Taking over frames of an older archive of the same tree: whole ones, as they are, when nothing in them has changed.
 //!
-//! Nothing has changed when kind, metadata, size, inode and change time are all the same. The kernel lets nobody set the change time. It moves
-//! with every change of metadata and every write, but of what is stored through a mapping only with the first store since the page was last
-//! written to disk. So a pack notes when it began and then syncs the file system, before it reads anything there: every later store, through
-//! whatever mapping, moves the change time beyond that. Its ticks are coarse, so what had changed less than [`RACY`] before the older
-//! backup began could have changed again within the same tick, and is read again.
+//! Nothing has changed when kind, metadata, size, inode and change time are all the same. The kernel lets nobody set the change time. It
+//! moves with every change of metadata and every write, but of what is stored through a mapping only with the first store since the page
+//! was last written to disk. So a pack notes when it began and then syncs the file system, before it reads anything there: every later
+//! store, through whatever mapping, moves the change time beyond that. Its ticks are coarse, so what had changed less than [`RACY`] before
+//! the older backup began could have changed again within the same tick, and is read again.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
-use super::entry::{Kind, Time, compare_paths};
-use super::frames::Frames;
-use super::index::{Reader, Record};
 use super::walk::Item;
+use crate::archive::entry::{Kind, Time};
+use crate::archive::frames::Frames;
+use crate::archive::index::{Opened, Reader, Record};
+use crate::archive::path::compare_paths;
+use crate::error::{FailureKind, kind};
 use crate::node::durable;
 
 /// Seconds. Ticks last some milliseconds on local file systems, up to two seconds on the coarsest (FAT).
@@ -30,7 +32,7 @@ pub(super) struct Previous {
     ahead: Option<Record>,
     /// Items that were met unchanged: those of the group's first records.
     held: Vec<Item>,
-    settled: Time,
+    safe_before: Time,
 }
 
 /// Said of an older archive when a frame of it is not what was written: nothing is taken over from it then.
@@ -38,7 +40,7 @@ pub(super) struct Previous {
 #[error("taking over a part of the previous archive")]
 pub(super) struct Unusable;
 
-/// What follows from an item.
+/// What is to be done after an item of the walk.
 #[derive(Default)]
 pub(super) struct Met {
     /// To be packed now, in this order: it is not known, or has changed, or something beside it has.
@@ -57,18 +59,28 @@ pub(super) struct Group {
 
 impl Previous {
     /// Opens an older archive; `None`, with a line in the log, when there is nothing to be had from it.
-    pub(super) fn open(path: &Path) -> Option<Self> {
-        let open = || -> Result<Option<Self>> {
-            let file = durable::open_regular(path).context("opening it")?;
-            let Some(mut reader) = Reader::open(&file)? else { return Ok(None) };
+    ///
+    /// # Errors
+    /// [`FailureKind::Unsupported`] when it is not a regular file, and so can be no archive at all: it was not meant.
+    pub(super) fn open(path: &Path) -> Result<Option<Self>> {
+        let open = || -> Result<Self> {
+            let file = durable::open_regular(path).with_context(|| format!("opening the previous archive {}", path.display()))?;
+            let mut reader = match Reader::open(&file)? {
+                Opened::Index(reader) => reader,
+                Opened::OfVersion(version) => bail!("its index is of version {version}, which this agent does not know"),
+                Opened::Missing => bail!("it has no index"),
+            };
             let frames = Arc::new(Frames::new(file, std::mem::take(&mut reader.head.frames)));
-            let settled = Time { seconds: reader.head.started.seconds.saturating_sub(RACY), ..reader.head.started };
+            let safe_before = Time { seconds: reader.head.started.seconds.saturating_sub(RACY), ..reader.head.started };
             let ahead = reader.next()?;
-            Ok(Some(Self { reader, frames, group: Vec::new(), ahead, held: Vec::new(), settled }))
+            Ok(Self { reader, frames, group: Vec::new(), ahead, held: Vec::new(), safe_before })
         };
-        open().unwrap_or_else(|error| {
+        open().map(Some).or_else(|error| {
+            if kind(&error) == FailureKind::Unsupported {
+                return Err(error);
+            }
             tracing::warn!("nothing is taken over from {}: {error:#}", path.display());
-            None
+            Ok(None)
         })
     }
 
@@ -76,7 +88,7 @@ impl Previous {
     pub(super) fn expected(&mut self, path: &[u8]) -> Result<Option<Record>> {
         self.pass_over(path)?;
         let next = self.group.get(self.held.len());
-        Ok(next.filter(|r| r.entry.kind == Kind::File && r.entry.path == path && r.ctime < self.settled).cloned())
+        Ok(next.filter(|r| r.entry.kind == Kind::File && r.entry.path == path && r.ctime < self.safe_before).cloned())
     }
 
     /// Compares the next item of the walk.
@@ -88,7 +100,7 @@ impl Previous {
         }
         self.pass_over(&item.entry.path)?;
         if self.goes_on_with(&item) {
-            // It may be a while until it is known what becomes of it, and many are held.
+            // It is closed: many items are held until it is known whether their group is taken over.
             item.file = None;
             self.held.push(item);
             if self.held.len() == self.group.len() {
@@ -105,8 +117,8 @@ impl Previous {
         self.held
     }
 
-    /// Leaves the groups that begin before `path`, unless we are in the middle of one: what the walk has passed is gone from the tree, and its
-    /// group with it.
+    /// Skips the groups that begin before `path`, unless we are in the middle of one: what the walk has passed and not met is gone from the
+    /// tree, so its group cannot be taken over.
     fn pass_over(&mut self, path: &[u8]) -> Result<()> {
         while self.held.is_empty() && self.group.first().is_none_or(|first| compare_paths(&first.entry.path, path).is_lt()) {
             if !self.next_group()? {
@@ -122,7 +134,7 @@ impl Previous {
                 && item.existence == record.existence
                 && item.found.inode == record.inode
                 && item.found.ctime == record.ctime
-                && record.ctime < self.settled
+                && record.ctime < self.safe_before
         })
     }
 

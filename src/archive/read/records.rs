@@ -9,13 +9,13 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 
-use super::acl;
-use super::entry::{APPEND_ONLY, IMMUTABLE, Time, Xattrs};
-use super::header::INDEXED;
-use super::tree::LABEL;
+use crate::archive::acl;
+use crate::archive::entry::{APPEND_ONLY, IMMUTABLE, Time};
+use crate::archive::tar::{EXISTENCE, INDEXED};
+use crate::archive::xattrs::{LABEL, Xattrs, is_kept};
 use crate::error::{damaged, unsupported};
 
-/// What global headers may say in all, in bytes: it is held, and looked at for each entry.
+/// Bytes that global headers may take in all: they are kept, and looked at for each entry.
 const LARGEST_DEFAULTS: usize = 64 << 10;
 
 /// What extended headers and long names say of the entry that follows them.
@@ -31,9 +31,11 @@ pub(super) struct Extension {
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// The security label of `RHT.security.selinux`. A record of the attribute itself, in the same header, says more and wins.
     label: Option<Vec<u8>>,
-    /// ACLs as text: what is wrong with one is said of the entry, whose name can come later.
+    /// ACLs as text. They are converted once the name of the entry is known, so that an error can say it.
     acls: BTreeMap<&'static [u8], Vec<u8>>,
+    /// It bears the mark [`INDEXED`], or [`EXISTENCE`].
     pub(super) indexed: bool,
+    pub(super) existence: bool,
     /// `GNU.sparse.major` and `.minor`, `.name`, `.realsize`; and whether there was any other of that family.
     pub(super) sparse_version: (Option<u64>, Option<u64>),
     pub(super) sparse_name: Option<Vec<u8>>,
@@ -67,9 +69,10 @@ impl Extension {
     /// Adds the records of an extended header.
     ///
     /// # Errors
-    /// `FailureKind::Damaged` when one of them is not sound; `FailureKind::Unsupported` for what is not all of an archive.
+    /// `FailureKind::Damaged` when one of them is not sound; `FailureKind::Unsupported` for a later volume, or a part of an incremental
+    /// archive.
     pub(super) fn read_records(&mut self, mut bytes: &[u8]) -> Result<()> {
-        let bad = || damaged("the archive is hostile or damaged: an extended header is not sound");
+        let bad = || damaged("the archive is hostile or damaged: an extended header is not of the form that pax(1) says");
         while !bytes.is_empty() {
             let blank = bytes.iter().position(|b| *b == b' ').ok_or_else(bad)?;
             let len: usize = std::str::from_utf8(&bytes[..blank]).ok().and_then(|len| len.parse().ok()).ok_or_else(bad)?;
@@ -90,7 +93,10 @@ impl Extension {
             b"uid" => self.uid = given(value, parse)?,
             b"gid" => self.gid = given(value, parse)?,
             b"mtime" => self.mtime = given(value, time)?,
-            b"comment" => self.indexed |= value == INDEXED,
+            b"comment" => {
+                self.indexed |= value == INDEXED;
+                self.existence |= value == EXISTENCE;
+            }
             // GNU tar writes an empty one for every directory that has a default ACL.
             b"SCHILY.acl.access" => drop(self.acls.insert(acl::ACCESS, value.to_vec())),
             b"SCHILY.acl.default" => drop(self.acls.insert(acl::DEFAULT, value.to_vec())),
@@ -127,7 +133,7 @@ impl Extension {
         }
         for (name, text) in &self.acls {
             let list = acl::from_text(text, || NAMES.get_or_init(|| acl::Names::of(Path::new("/"))))?;
-            // Empty, it is none.
+            // An empty text is no ACL.
             if !text.trim_ascii().is_empty() {
                 all.insert(name.to_vec(), list);
             }
@@ -136,7 +142,7 @@ impl Extension {
     }
 
     fn attribute(&mut self, name: &[u8], value: Vec<u8>) {
-        if super::tree::is_kept(name) {
+        if is_kept(name) {
             self.xattrs.insert(name.to_vec(), value);
         }
     }

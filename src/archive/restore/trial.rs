@@ -1,5 +1,5 @@
-//! Trying out before anything is changed what only the kernel knows: which attributes a file system takes, on which kind of file, and how much of
-//! them; which owners, device numbers, sizes, lengths and numbers of names. Each different combination is made once, in the stage.
+//! Trying out before anything is changed what only the kernel knows: which attributes a file system takes, on which kind of file, and how
+//! much of them; which owners, device numbers, sizes, lengths and numbers of names. Each different combination is made once, in the stage.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
@@ -8,12 +8,16 @@ use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
-use super::entry::{Kind, join, shown, split};
+use super::make::make_empty;
 use super::plan::Step;
 use super::remove::{remove_all, unlink, unlock};
-use super::stage::{STAGE, Stages};
-use super::table::{Id, Table};
-use super::tree::{Inode, file_system};
+use super::stage::Stages;
+use crate::archive::entry::Kind;
+use crate::archive::file_system;
+use crate::archive::inode::Inode;
+use crate::archive::path::{join, shown, split};
+use crate::archive::read::table::{Id, Table};
+use crate::archive::select::STAGE;
 use crate::error::misfit;
 use crate::node::clock::interrupted;
 
@@ -22,16 +26,16 @@ const TRIAL: &[u8] = b"trial";
 /// Every file system takes a file of so many bytes, holes included, and a link that points to a path of so many.
 const USUAL_SIZE: u64 = 1 << 40;
 const USUAL_TARGET: usize = 255;
-/// Every file system of a node takes so many names of one file; one that takes so many more than the others (ext4 65,000, btrfs 65,535) takes
-/// all that there can be.
+/// Every file system of a node takes so many names of one file; one that takes so many more than the others (ext4 65,000, btrfs 65,535)
+/// takes all that there can be.
 const USUAL_NAMES: u32 = 30_000;
 const MOST_NAMES: u32 = 70_000;
 
 /// Tries what `steps` are going to make and set; `names` says of what gets several names how many that are.
 ///
 /// # Errors
-/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) naming the entry and what the file system does not take of it; when anything else cannot be
-/// set. A full disk is none: what is deleted later may make room; everything else is tried all the same.
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) naming the entry and what the file system does not take of it; when anything
+/// else cannot be set. A full disk is no error here: what is deleted later may make room; everything else is tried all the same.
 pub(super) fn run(table: &Table, stages: &Stages<'_>, steps: &[Step], names: &HashMap<Id, u32>) -> Result<()> {
     let (mut tried, mut owners) = (HashSet::new(), HashSet::new());
     // The stage at hand, and how long a name in it may be.
@@ -51,7 +55,7 @@ pub(super) fn run(table: &Table, stages: &Stages<'_>, steps: &[Step], names: &Ha
         let context = || format!("trying what {} is to be, before anything is changed", shown(path));
         let name = split(path).map_or(0, |(_, name)| name.len() as u64);
         if name > longest {
-            return Err(refused(&stage, &format!("a name of {name} bytes, only of up to {longest}"))).with_context(context);
+            return Err(does_not_take(&stage, &format!("a name of {name} bytes, only of up to {longest}"))).with_context(context);
         }
         let leader = table.leader(step.id);
         let (row, attributes, device) = (table.row(leader), table.attributes(leader), table.device(leader));
@@ -77,7 +81,9 @@ pub(super) fn run(table: &Table, stages: &Stages<'_>, steps: &[Step], names: &Ha
 fn attempt(stage: &OwnedFd, table: &Table, id: Id) -> Result<()> {
     let (row, attributes) = (table.row(id), table.attributes(id));
     unlink(stage, TRIAL, AtFlags::empty())?;
-    make(stage, TRIAL, table, id).map_err(|error| not_taken(error, stage, &what(table, id))).context("making something of its kind")?;
+    make_empty(stage, TRIAL, table, id)
+        .map_err(|error| not_taken(error, stage, &what(table, id)))
+        .context("making something of its kind")?;
     if row.size > USUAL_SIZE {
         let file = rustix::fs::openat(stage, TRIAL, OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
         let sized = rustix::fs::ftruncate(&file, row.size);
@@ -104,30 +110,14 @@ fn attempt_names(stage: &OwnedFd, names: u32) -> Result<()> {
     for made in 1..names.min(MOST_NAMES) {
         interrupted()?;
         match rustix::fs::linkat(&directory, "0", &directory, made.to_string(), AtFlags::empty()) {
-            Err(Errno::MLINK) => return Err(refused(stage, &format!("{names} names of one file, only up to {made}"))),
+            Err(Errno::MLINK) => return Err(does_not_take(stage, &format!("{names} names of one file, only up to {made}"))),
             result => result.context("giving it a further name")?,
         }
     }
     remove_all(stage, TRIAL, interrupted)
 }
 
-/// Makes something of the kind that an entry is, without its content and attributes.
-pub(super) fn make(stage: &OwnedFd, name: &[u8], table: &Table, id: Id) -> rustix::io::Result<()> {
-    let special = |kind| {
-        let (major, minor) = table.device(id);
-        rustix::fs::mknodat(stage, name, kind, Mode::RUSR | Mode::WUSR, rustix::fs::makedev(major, minor))
-    };
-    match table.row(id).kind {
-        Kind::Directory => rustix::fs::mkdirat(stage, name, Mode::RWXU),
-        Kind::Symlink => rustix::fs::symlinkat(table.target(id), stage, name),
-        Kind::Fifo => special(FileType::Fifo),
-        Kind::CharDevice => special(FileType::CharacterDevice),
-        Kind::BlockDevice => special(FileType::BlockDevice),
-        Kind::File | Kind::HardLink => special(FileType::RegularFile),
-    }
-}
-
-/// What an entry is, as a file system may not take it.
+/// What of an entry a file system may refuse, in words.
 fn what(table: &Table, id: Id) -> String {
     let (major, minor) = table.device(id);
     match table.row(id).kind {
@@ -142,15 +132,15 @@ fn what(table: &Table, id: Id) -> String {
 /// What it means that something cannot be made, although it is sound.
 fn not_taken(error: Errno, stage: &OwnedFd, what: &str) -> anyhow::Error {
     match error {
-        Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP | Errno::NAMETOOLONG | Errno::FBIG | Errno::OVERFLOW => refused(stage, what),
+        Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP | Errno::NAMETOOLONG | Errno::FBIG | Errno::OVERFLOW => does_not_take(stage, what),
         error => error.into(),
     }
 }
 
-fn refused(stage: &OwnedFd, what: &str) -> anyhow::Error {
+fn does_not_take(stage: &OwnedFd, what: &str) -> anyhow::Error {
     misfit(format!(
         "the file system ({}) does not take {what}; restore to a file system like that which the archive was made from, or leave this path out",
-        file_system(stage)
+        file_system::name(stage)
     ))
 }
 

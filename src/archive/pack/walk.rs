@@ -8,16 +8,20 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow};
 use rustix::io::Errno;
 
-use super::entry::{Attributes, Entry, Kind, LARGEST_ENTRY, LARGEST_TABLE, LONGEST_PATH, join, shown, split};
-use super::index::Record;
-use super::select::{Selection, Standing};
-use super::tree::{Found, Identity, Inode, LABEL, Tree, kind_in, names};
+use crate::archive::entry::{Attributes, Entry, Kind, LARGEST_ENTRY, LARGEST_TABLE};
+use crate::archive::found::{Found, Identity};
+use crate::archive::index::Record;
+use crate::archive::inode::Inode;
+use crate::archive::path::{LONGEST_PATH, join, shown, split};
+use crate::archive::select::{Selection, Standing};
+use crate::archive::tree::{Tree, kind_in, names};
+use crate::archive::xattrs::LABEL;
 use crate::error::{busy, unsupported};
 
 /// How often something that changes while it is looked at is looked at again.
 pub(super) const TRIES: u32 = 5;
 
-/// So much that is left out is named; of the rest, the number.
+/// So many paths that are left out are named; of the others, only how many there are.
 const MOST_SKIPPED: usize = 1000;
 /// Why something is not packed that was there.
 pub(super) const VANISHED: &str = "vanished while the tree was being read";
@@ -228,8 +232,8 @@ impl<'a> Walk<'a> {
         Ok(self.here()?.is_some_and(|directory| tree.is_known_mount(path, directory, name)))
     }
 
-    /// The item of a mount point: only that it is there is kept. What is mounted is not looked at; a restore that finds nothing there makes it
-    /// with the owner, mode and label of the directory that holds it.
+    /// The item of a mount point: only that it is there is kept. What is mounted is not looked at; a restore that finds nothing there makes
+    /// it with the owner, mode and label of the directory that holds it.
     fn mount_point(&mut self, path: Vec<u8>) -> Result<Option<Item>> {
         let (parent, name) = split(&path).unwrap_or((b"", b""));
         let look = || -> rustix::io::Result<_> {
@@ -255,8 +259,8 @@ impl<'a> Walk<'a> {
         Ok(Some(item))
     }
 
-    /// Refuses what an archive that could be opened again cannot hold: see [`LARGEST_TABLE`]. To leave it out would be to lose it: a restore
-    /// deletes what the archive does not have.
+    /// Refuses what an archive that could be opened again cannot hold: see [`LARGEST_TABLE`]. To leave it out would be to lose it: a
+    /// restore deletes what the archive does not have.
     fn check_fits(&mut self, item: &Item) -> Result<()> {
         let (path, attributes) = (&item.entry.path, item.entry.attributes.weight());
         let weight = item.entry.weight() + attributes;
@@ -409,4 +413,51 @@ fn look(directory: impl std::os::fd::AsFd, name: &[u8]) -> Result<Looked> {
         }
     }
     Ok(Found::at(directory, name)?.map_or(Looked::Gone, |_| Looked::Restless))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Paths and whether only their existence is meant, as a walk finds them.
+    fn walked(tree: &Tree) -> Vec<(Vec<u8>, bool)> {
+        let selection = Selection::all();
+        let mut walk = Walk::new(tree, &selection, [None, None]);
+        let mut all = Vec::new();
+        while let Some(item) = walk.next(&mut |_| Ok(None)).unwrap() {
+            all.push((item.entry.path, item.existence));
+        }
+        all
+    }
+
+    #[test]
+    fn mounts_of_the_same_file_system_are_seen_and_what_is_hidden_below_them_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, other) = (dir.path().join("tree"), dir.path().join("other"));
+        fs::create_dir_all(tree.join("a blank/point")).unwrap();
+        fs::create_dir(&other).unwrap();
+        fs::write(tree.join("file"), "").unwrap();
+        fs::write(other.join("inside"), "").unwrap();
+        fs::create_dir_all(tree.join("over/below")).unwrap();
+        let run = |program: &str, args: &[&Path]| assert!(Command::new(program).args(args).status().unwrap().success(), "{program}");
+        let (directory, file) = (tree.join("a blank/point"), tree.join("file"));
+        run("mount", &[Path::new("--bind"), &other, &directory]);
+        run("mount", &[Path::new("--bind"), &other.join("inside"), &file]);
+        // The list has both, and the lower is not to be seen: what is at its path is the tree's.
+        let (above, below) = (tree.join("over"), tree.join("over/below"));
+        run("mount", &[Path::new("--bind"), &other, &below]);
+        run("mount", &[Path::new("--bind"), &above, &above]);
+        let within = walked(&Tree::open(&above).unwrap());
+        let seen = walked(&Tree::open(&tree).unwrap());
+        for point in [&directory, &file, &above, &below] {
+            run("umount", &[Path::new("--lazy"), point]);
+        }
+        let expected = [(&b""[..], false), (b"a blank", false), (b"a blank/point", true), (b"file", true), (b"over", true)];
+        assert_eq!(seen, expected.map(|(path, existence)| (path.to_vec(), existence)));
+        assert_eq!(within, [(Vec::new(), false), (b"below".to_vec(), false)]);
+    }
 }

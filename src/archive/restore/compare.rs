@@ -11,17 +11,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result};
 use rustix::io::Errno;
 
-use super::content::Content;
-use super::entry::{Hash, Kind, LONGEST_PATH, join, shown, split};
-use super::select::{Selection, Standing};
-use super::table::{Id, Table};
-use super::tree::{Found, Inode, Tree, names, next_data};
-use super::work::{self, Pile};
-use super::{Extra, Tick};
+use crate::archive::content::{Content, Hash};
+use crate::archive::entry::Kind;
+use crate::archive::found::Found;
+use crate::archive::inode::{Inode, next_data};
+use crate::archive::path::{LONGEST_PATH, is_below, join, shown, split};
+use crate::archive::read::table::{Id, Table};
+use crate::archive::select::{Selection, Standing};
+use crate::archive::tree::{Tree, names};
+use crate::archive::work::{self, Pile, Tick};
 use crate::error::{misfit, usage};
 use crate::node::clock::interrupted;
 
-/// In what a path differs, as bits; [`SEEN`] alone: in nothing.
+/// In what a path differs, as bits. [`SEEN`] says that something is there; alone, that it is equal.
 pub(super) type Differences = u16;
 pub(super) const SEEN: Differences = 1;
 pub(super) const KIND: Differences = 1 << 1;
@@ -36,10 +38,19 @@ pub(super) const MTIME: Differences = 1 << 8;
 pub(super) const XATTRS: Differences = 1 << 9;
 pub(super) const FLAGS: Differences = 1 << 10;
 
+/// Whether a restore deletes what the archive does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extra {
+    /// The tree becomes equal to the archive.
+    Delete,
+    /// What else is there stays (`extras.tar.zst`).
+    Keep,
+}
+
 /// Files from this size on are compared first.
 const LARGE: u64 = 4 << 20;
 /// So many names of a directory are one piece of work.
-const BATCH: usize = 64;
+const NAMES_AT_ONCE: usize = 64;
 /// Files are read in pieces of so many bytes: they fit the processor's cache, where they are hashed.
 const CHUNK: usize = 256 << 10;
 
@@ -94,7 +105,7 @@ pub(super) struct Comparer<'a> {
     pub(super) archive: Found,
 }
 
-enum Item {
+enum Task {
     /// A row that is compared by itself.
     Single(Id),
     Directory(Id),
@@ -110,20 +121,20 @@ struct Scan<'a> {
 }
 
 impl Comparer<'_> {
-    /// Compares.
+    /// Compares the tree with the archive.
     ///
     /// # Errors
     /// When something cannot be read, or a mount point would have to be deleted.
     pub(super) fn run(&self) -> Result<Comparison> {
         let differences = self.table.ids().map(|_| AtomicU16::new(0)).collect();
         let scan = Scan { with: self, differences, found: Mutex::new(Comparison::default()) };
-        // The last is begun with.
-        let mut items: Vec<Item> = Vec::new();
+        // The last one is done first, so the largest files come first.
+        let mut items: Vec<Task> = Vec::new();
         if self.table.len() > 0 && self.selection.standing(b"") != Standing::Outside {
-            items.push(Item::Single(0));
+            items.push(Task::Single(0));
             let mut large: Vec<Id> = self.table.ids().filter(|id| self.is_large(*id)).collect();
             large.sort_by_key(|id| self.table.row(*id).size);
-            items.extend(large.into_iter().map(Item::Single));
+            items.extend(large.into_iter().map(Task::Single));
         }
         work::run(items, || Ok(vec![0; CHUNK]), |buffer, item, pile| scan.work(buffer, item, pile))?;
         let mut found = scan.found.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -157,21 +168,21 @@ impl Scan<'_> {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, id: Id, differences: Differences) {
+    fn saw(&self, id: Id, differences: Differences) {
         self.differences[id as usize].fetch_or(differences | SEEN, Ordering::Relaxed);
     }
 
-    fn work(&self, buffer: &mut [u8], item: Item, pile: &Pile<Item>) -> Result<()> {
+    fn work(&self, buffer: &mut [u8], item: Task, pile: &Pile<Task>) -> Result<()> {
         match item {
-            Item::Single(id) => {
+            Task::Single(id) => {
                 let (parent, name) = split(self.with.table.path(id)).unwrap_or((b"", b""));
                 let Some(parent) = self.open(parent, Tree::dir)? else { return Ok(()) };
                 let found = Found::of(&parent)?;
                 self.compare(buffer, &(parent, found), name, id, pile)
             }
-            Item::Directory(id) => self.directory(buffer, id, pile),
-            Item::Batch(directory, batch) => batch.into_iter().try_for_each(|(name, id)| self.compare(buffer, &directory, &name, id, pile)),
-            Item::Surplus(path) => {
+            Task::Directory(id) => self.directory(buffer, id, pile),
+            Task::Batch(directory, batch) => batch.into_iter().try_for_each(|(name, id)| self.compare(buffer, &directory, &name, id, pile)),
+            Task::Surplus(path) => {
                 let mut surplus = Vec::new();
                 self.surplus(&path, &mut surplus)?;
                 self.found().surplus.append(&mut surplus);
@@ -190,7 +201,7 @@ impl Scan<'_> {
     }
 
     /// Looks at what is in a directory: what it holds on disk when that matters, else what the archive or the selection names.
-    fn directory(&self, buffer: &mut [u8], id: Id, pile: &Pile<Item>) -> Result<()> {
+    fn directory(&self, buffer: &mut [u8], id: Id, pile: &Pile<Task>) -> Result<()> {
         let Comparer { table, tree, selection, extra, .. } = self.with;
         let path = table.path(id);
         let standing = selection.standing(path);
@@ -214,20 +225,20 @@ impl Scan<'_> {
             while children.next_if(|id| table.path(*id) < child.as_slice()).is_some() {}
             match children.next_if(|id| table.path(*id) == child) {
                 Some(id) if !self.with.is_large(id) => known.push((name, id)),
-                None if *extra == Extra::Delete => pile.add(Item::Surplus(child)),
+                None if *extra == Extra::Delete => pile.add(Task::Surplus(child)),
                 _ => {}
             }
         }
         let found = Found::of(&directory)?;
         let directory = Arc::new((directory, found));
-        let mut batches = known.chunks(BATCH);
+        let mut batches = known.chunks(NAMES_AT_ONCE);
         let first = batches.next().unwrap_or_default();
-        batches.for_each(|batch| pile.add(Item::Batch(directory.clone(), batch.to_vec())));
+        batches.for_each(|batch| pile.add(Task::Batch(directory.clone(), batch.to_vec())));
         first.iter().try_for_each(|(name, id)| self.compare(buffer, &directory, name, *id, pile))
     }
 
     /// Compares one path with its row.
-    fn compare(&self, buffer: &mut [u8], directory: &(OwnedFd, Found), name: &[u8], id: Id, pile: &Pile<Item>) -> Result<()> {
+    fn compare(&self, buffer: &mut [u8], directory: &(OwnedFd, Found), name: &[u8], id: Id, pile: &Pile<Task>) -> Result<()> {
         let Comparer { table, tree, selection, tick, .. } = self.with;
         interrupted()?;
         let path = table.path(id);
@@ -235,11 +246,11 @@ impl Scan<'_> {
         let standing = selection.standing(path);
         let known_mount = standing == Standing::Inside && tree.is_known_mount(path, &directory.0, name);
         if known_mount && table.row(id).existence && table.row(id).end == id + 1 {
-            self.note(id, 0);
+            self.saw(id, 0);
             return Ok(());
         }
         let found = match Found::at(&directory.0, name) {
-            // It is dead: nobody can say that it holds what the archive does.
+            // The file system that is mounted there does not answer, so nothing can be said of it.
             Err(_) if known_mount => return Err(mounted(path)),
             found => found.with_context(context)?,
         };
@@ -248,9 +259,9 @@ impl Scan<'_> {
         let mount = !path.is_empty() && tree.is_mount(path, &found, &directory.1);
         let kind = table.row(table.leader(id)).kind;
         if standing == Standing::Parent && kind != Kind::Directory {
-            // In the archive it leads nowhere, so nothing below it is there.
+            // In the archive this is no directory, so nothing of what is selected below it is in the archive.
             if self.with.extra == Extra::Delete && found.kind == Some(Kind::Directory) {
-                pile.add(Item::Surplus(path.to_vec()));
+                pile.add(Task::Surplus(path.to_vec()));
             }
             return Ok(());
         }
@@ -258,14 +269,14 @@ impl Scan<'_> {
             return self.replaced(path, found, mount, id).with_context(context);
         }
         if standing == Standing::Parent || table.row(id).existence {
-            self.note(id, 0);
+            self.saw(id, 0);
             // What is below it in the archive was named there: it is restored even where it is on another file system. Without anything
             // below it, it can be a mount point that was not entered.
             if kind == Kind::Directory && (standing == Standing::Parent || table.row(id).end > id + 1) {
                 if mount {
                     self.found().crossed.push(path.to_vec());
                 }
-                pile.add(Item::Directory(id));
+                pile.add(Task::Directory(id));
             }
             return Ok(());
         }
@@ -274,12 +285,12 @@ impl Scan<'_> {
         }
         let differences = self.details(buffer, &directory.0, name, id, found);
         if let Some(differences) = differences.with_context(context)? {
-            self.note(id, differences);
+            self.saw(id, differences);
             if differences & (CONTENT | TARGET | DEVICE) == 0 {
                 tick(table.row(id).sum.data);
             }
             if kind == Kind::Directory {
-                pile.add(Item::Directory(id));
+                pile.add(Task::Directory(id));
             }
         }
         Ok(())
@@ -290,7 +301,7 @@ impl Scan<'_> {
         if mount {
             return Err(mounted(path));
         }
-        self.note(id, KIND);
+        self.saw(id, KIND);
         if found.kind == Some(Kind::Directory) {
             let mut surplus = Vec::new();
             if !self.surplus_in(self.level(path.to_vec(), None)?, &mut surplus)? {
@@ -335,12 +346,12 @@ impl Scan<'_> {
     /// Lists `path`, which is not in the archive, after all below it.
     fn surplus(&self, path: &[u8], into: &mut Vec<Surplus>) -> Result<()> {
         let (parent, name) = split(path).context("deleting the root of the tree")?;
-        let level = Level { path: parent.to_vec(), names: vec![name.to_vec()], alone: true, own: None };
+        let level = Listed { path: parent.to_vec(), names: vec![name.to_vec()], alone: true, own: None };
         self.surplus_in(level, into).map(drop)
     }
 
     /// Lists what is in a directory, none of which is in the archive; false when something of it is to be left alone.
-    fn surplus_in(&self, top: Level, into: &mut Vec<Surplus>) -> Result<bool> {
+    fn surplus_in(&self, top: Listed, into: &mut Vec<Surplus>) -> Result<bool> {
         // The directories that lead to where we are: no stack is as deep as any user can nest them.
         let mut above = vec![top];
         while let Some(mut level) = above.pop() {
@@ -358,27 +369,27 @@ impl Scan<'_> {
             level.alone &= met.is_some();
             above.push(level);
             match met {
-                Some(Met::Directory(inner)) => above.push(inner),
-                Some(Met::Single(surplus)) => into.push(surplus),
-                Some(Met::Nothing) | None => {}
+                Some(SurplusAt::Directory(inner)) => above.push(inner),
+                Some(SurplusAt::Single(surplus)) => into.push(surplus),
+                Some(SurplusAt::Nothing) | None => {}
             }
         }
         Ok(true)
     }
 
     /// What is at a path that is not in the archive; `None` when it is to be left alone.
-    fn surplus_at(&self, path: Vec<u8>) -> Result<Option<Met>> {
+    fn surplus_at(&self, path: Vec<u8>) -> Result<Option<SurplusAt>> {
         interrupted()?;
         let standing = self.with.selection.standing(&path);
         let (parent, name) = split(&path).unwrap_or((b"", b""));
-        let Some(directory) = self.open(parent, Tree::dir)? else { return Ok(Some(Met::Nothing)) };
+        let Some(directory) = self.open(parent, Tree::dir)? else { return Ok(Some(SurplusAt::Nothing)) };
         if standing == Standing::Outside {
             return Ok(None);
         }
         if standing == Standing::Inside && self.with.tree.is_known_mount(&path, &directory, name) {
             return Err(mounted(&path));
         }
-        let Some(found) = Found::at(&directory, name)? else { return Ok(Some(Met::Nothing)) };
+        let Some(found) = Found::at(&directory, name)? else { return Ok(Some(SurplusAt::Nothing)) };
         self.with.check_not_archive(&path, &found)?;
         let is_mount = self.with.tree.is_mount(&path, &found, &Found::of(&directory)?);
         drop(directory);
@@ -387,36 +398,38 @@ impl Scan<'_> {
         }
         let surplus = Surplus { path, directory: found.kind == Some(Kind::Directory), flags: found.flags };
         match (surplus.directory && !surplus.is_beyond_reach(), standing == Standing::Inside) {
-            (true, inside) => self.level(surplus.path.clone(), Some(surplus).filter(|_| inside)).map(|level| Some(Met::Directory(level))),
-            (false, true) => Ok(Some(Met::Single(surplus))),
+            (true, inside) => {
+                self.level(surplus.path.clone(), Some(surplus).filter(|_| inside)).map(|level| Some(SurplusAt::Directory(level)))
+            }
+            (false, true) => Ok(Some(SurplusAt::Single(surplus))),
             (false, false) => Ok(None),
         }
     }
 
-    fn level(&self, path: Vec<u8>, own: Option<Surplus>) -> Result<Level> {
+    fn level(&self, path: Vec<u8>, own: Option<Surplus>) -> Result<Listed> {
         let names = if self.with.selection.standing(&path) == Standing::Parent {
             self.with.selection.names_from(&path)
         } else {
             self.open(&path, Tree::list)?.map_or(Ok(Vec::new()), |directory| names(&directory))?
         };
-        Ok(Level { path, names, alone: true, own })
+        Ok(Listed { path, names, alone: true, own })
     }
 }
 
 /// A directory whose content is not in the archive.
-struct Level {
+struct Listed {
     path: Vec<u8>,
     /// Those that have not been looked at yet.
     names: Vec<Vec<u8>>,
     /// Nothing that was in it so far is to be left alone.
     alone: bool,
-    /// Itself, when it goes too if all that is in it does.
+    /// The directory itself, when it is to be deleted once all that is in it is.
     own: Option<Surplus>,
 }
 
-/// What a path is that is not in the archive.
-enum Met {
-    Directory(Level),
+/// What is found at a path that is not in the archive.
+enum SurplusAt {
+    Directory(Listed),
     Single(Surplus),
     /// It has vanished.
     Nothing,
@@ -437,7 +450,7 @@ pub(super) fn check_mounts(table: &Table, found: &Comparison, changes: impl Fn(I
     for mount in &found.mounts {
         let path = table.path(*mount);
         let differs = (*mount..table.row(*mount).end).any(&changes);
-        if differs || found.surplus.iter().any(|surplus| super::select::is_below(&surplus.path, path)) {
+        if differs || found.surplus.iter().any(|surplus| is_below(&surplus.path, path)) {
             return Err(mounted(path));
         }
     }

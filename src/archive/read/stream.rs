@@ -1,4 +1,4 @@
-//! Archives without an index: made by GNU tar, compressed or not. They are read from start to end.
+//! Archives without an index, or with one that this agent does not know: they are read from start to end, as tar does.
 
 use std::fs::File;
 use std::io::BufRead;
@@ -6,17 +6,20 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::content::{Content, Sum};
-use super::entry::Kind;
+use super::builder::Builder;
 use super::input::{self, Input};
-use super::parse::{Member, TarReader};
-use super::table::{Builder, Id, Table};
-use crate::error::damaged;
+use super::member::Member;
+use super::reader::TarReader;
+use super::table::{Id, Table};
+use crate::archive::content::{Content, Sum};
+use crate::archive::entry::Kind;
+use crate::archive::index::salvage;
+use crate::error::{AndNext, damaged};
 use crate::node::clock::interrupted;
 
 /// An archive without an index.
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(in crate::archive) struct Stream {
     file: File,
     path: PathBuf,
     /// Of each entry in the stream, its row in the table; of one that a later one replaces, none.
@@ -24,29 +27,29 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// Reads all of it once, and checks every name. It is `without_index` when there is one behind it that cannot be used.
+    /// Reads all of it once, and checks every name. `passed_over`: there is a whole index, of a version that this agent does not know.
     ///
     /// # Errors
     /// `FailureKind::Damaged` when anything in it is not sound; `FailureKind::Unsupported` when it is, and is nothing that can be restored.
-    pub(super) fn open(file: File, path: &Path, without_index: bool) -> Result<(Self, Table)> {
+    pub(in crate::archive) fn open(file: File, path: &Path, passed_over: bool) -> Result<(Self, Table)> {
         let mut builder = Builder::default();
         let (mut place, mut marked) = (0, false);
         let remains = read(&file, path, |member, reader| {
             marked |= member.indexed && place == 0;
             let sum = sum(&member, reader)?;
-            builder.add_member(member.entry, sum, place)?;
+            builder.add_member(member.entry, member.existence, sum, place)?;
             place += 1;
             Ok(())
         })?;
         // Of one that was decompressed, or compressed anew, no part of the index is left.
-        if marked && remains && !without_index {
-            return Err(damaged("the archive is damaged: its index, or the end of it, is cut off"));
+        if marked && remains && !passed_over {
+            return Err(damaged("the archive is damaged: its index, or the end of it, is cut off").and_next(salvage()));
         }
         let (table, rows) = builder.finish_stream(place)?;
         Ok((Self { file, path: path.to_owned(), rows }, table))
     }
 
-    pub(super) fn file(&self) -> &File {
+    pub(in crate::archive) fn file(&self) -> &File {
         &self.file
     }
 
@@ -54,7 +57,7 @@ impl Stream {
     ///
     /// # Errors
     /// Those of `each`, and as [`Stream::open`]: the file could have changed since.
-    pub(super) fn each(&self, mut each: impl FnMut(Id, &Member, &mut TarReader<Input>) -> Result<()>) -> Result<()> {
+    pub(in crate::archive) fn each(&self, mut each: impl FnMut(Id, &Member, &mut TarReader<Input>) -> Result<()>) -> Result<()> {
         let mut rows = self.rows.iter();
         read(&self.file, &self.path, |member, reader| {
             let row = rows.next().ok_or_else(|| damaged("the archive has changed since it was opened"))?;
@@ -65,7 +68,7 @@ impl Stream {
 }
 
 /// The sum of an entry's content; that of an empty file and of other kinds is nothing.
-pub(super) fn sum<R: BufRead>(member: &Member, reader: &mut TarReader<R>) -> Result<Sum> {
+pub(in crate::archive) fn sum<R: BufRead>(member: &Member, reader: &mut TarReader<R>) -> Result<Sum> {
     if member.entry.kind != Kind::File || member.entry.size == 0 {
         return Ok(Sum::default());
     }

@@ -1,11 +1,12 @@
 //! What the directories were like that a restore passes through: their times change with what is in them, and those that are immutable have
-//! to be unlocked. Neither is in the archive, or it is not to be taken from there; so it is written down, in the stage and on the disk, before
-//! anything is changed, for whoever comes after a restore that was killed.
+//! to be unlocked. Neither is in the archive, or it is not to be taken from there; so it is written down, in the stage and on the disk,
+//! before anything is changed, for whoever comes after a restore that was killed.
 //!
 //! The directory that the stage is in changes before there is a stage, and once more when the stage goes. What it was like is noted in an
-//! extended attribute of its own, from before the stage until after it: that changes neither its time nor what is in it. An immutable directory
-//! takes no attribute; in one call its flag is exchanged for three others ([`STAND_IN`]) that stand for it until the attribute is there, and the
-//! other way round at the end. (Append-only has nothing that stands for it: for the moment of two calls its only trace is in memory.)
+//! extended attribute of that directory, from before the stage until after it: that changes neither its time nor what is in it. An
+//! immutable directory takes no attribute; in one call its flag is exchanged for three others ([`STAND_IN`]) that stand for it until the
+//! attribute is there, and the other way round at the end. (Append-only has nothing that stands for it: for the moment of two calls its
+//! only trace is in memory.)
 
 use std::os::fd::OwnedFd;
 
@@ -14,21 +15,32 @@ use rustix::fs::{IFlags, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::entry::{IMMUTABLE, Time, check_path, join};
-use super::stage::{STAGE, Touched};
-use super::tree::{Found, Inode, NOTE, Tree};
+use crate::archive::entry::{IMMUTABLE, Time};
+use crate::archive::found::Found;
+use crate::archive::inode::Inode;
+use crate::archive::path::{check_path, join};
+use crate::archive::select::STAGE;
+use crate::archive::tree::Tree;
+use crate::archive::xattrs::NOTE;
 
-/// The file in the stage.
+/// The file in the stage that holds the notes.
 pub(super) const NOTES: &[u8] = b"directories";
 /// Under another name until it is whole.
-const NEW: &str = "directories.new";
+const UNFINISHED: &str = "directories.new";
 /// Raised with every change of the form.
-const VERSION: u8 = 1;
+const NOTE_VERSION: u8 = 1;
 /// What stands for the immutable flag (`chattr +SdA`): nobody sets all three of them on a directory for another reason.
 const STAND_IN: IFlags = IFlags::SYNC.union(IFlags::NODUMP).union(IFlags::NOATIME);
 const LOCKS: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);
 
 /// A directory in which something is changed, as it was before.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Touched {
+    pub(super) mtime: Time,
+    pub(super) flags: u8,
+}
+
+/// The same, with its path, as it is noted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Noted {
     /// Relative to the directory that the stage is in.
@@ -46,14 +58,14 @@ pub(super) fn write(tree: &Tree, root: &[u8], notes: &[Noted]) -> Result<()> {
     let write = || -> Result<()> {
         let stage = tree.list(&join(root, STAGE))?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&stage, NEW, flags, Mode::RUSR | Mode::WUSR)?;
-        let mut bytes = postcard::to_stdvec(&(VERSION, notes))?;
+        let file = rustix::fs::openat(&stage, UNFINISHED, flags, Mode::RUSR | Mode::WUSR)?;
+        let mut bytes = postcard::to_stdvec(&(NOTE_VERSION, notes))?;
         while !bytes.is_empty() {
             let written = rustix::io::write(&file, &bytes)?;
             bytes.drain(..written);
         }
         rustix::fs::fsync(&file)?;
-        rustix::fs::renameat(&stage, NEW, &stage, NOTES)?;
+        rustix::fs::renameat(&stage, UNFINISHED, &stage, NOTES)?;
         rustix::fs::fsync(&stage)?;
         Ok(rustix::fs::fsync(tree.list(root)?)?)
     };
@@ -96,11 +108,11 @@ pub(super) fn read(tree: &Tree, root: &[u8]) -> Result<Vec<Noted>> {
 fn parse(bytes: &[u8]) -> Option<Vec<Noted>> {
     let (version, notes) = postcard::from_bytes::<(u8, Vec<Noted>)>(bytes).ok()?;
     let sound = notes.iter().all(|noted| noted.path.is_empty() || check_path(&noted.path).is_ok());
-    (version == VERSION && sound).then_some(notes)
+    (version == NOTE_VERSION && sound).then_some(notes)
 }
 
-/// Notes in the directory `root` itself what it is to be like when all is over, durably, and makes it changeable. Where the file system takes no
-/// note, it is only made changeable.
+/// Notes in the directory `root` itself what it is to be like when all is over, durably, and makes it changeable. Where the file system
+/// takes no note, it is only made changeable.
 ///
 /// # Errors
 /// When that fails.
@@ -112,7 +124,7 @@ pub(super) fn mark(tree: &Tree, root: &[u8], before: Touched) -> Result<()> {
             exchange(&directory, flags)?;
         }
         let note = Noted { path: Vec::new(), mtime: before.mtime, flags: before.flags };
-        match rustix::fs::fsetxattr(directory.file(), NOTE, &postcard::to_stdvec(&(VERSION, vec![note]))?, XattrFlags::empty()) {
+        match rustix::fs::fsetxattr(directory.file(), NOTE, &postcard::to_stdvec(&(NOTE_VERSION, vec![note]))?, XattrFlags::empty()) {
             Err(Errno::NOSPC | Errno::DQUOT) => {
                 tracing::warn!("no room to note what {} is like: should this restore be killed, it loses its time", tree.shown(root));
             }
@@ -242,7 +254,7 @@ mod tests {
         let notes = [note(b""), note(b"etc/\xff")];
         write(&tree, b"", &notes).unwrap();
         assert_eq!(read(&tree, b"").unwrap(), notes);
-        assert!(!stage.join(NEW).exists());
+        assert!(!stage.join(UNFINISHED).exists());
         write(&tree, b"", &[note(b"../outside")]).unwrap();
         assert_eq!(read(&tree, b"").unwrap(), []);
         std::fs::write(stage.join("directories"), b"\xffnotes").unwrap();

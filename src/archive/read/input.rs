@@ -4,40 +4,32 @@
 //! do it: gzip passes over them, and so is done here for both.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
-use super::header::BLOCK;
-use super::index;
-use super::parse::{Carried, is_header, unreadable};
-use crate::compression::{Compression, word};
+use crate::archive::tar::BLOCK;
+use crate::archive::unreadable::{Carried, unreadable};
+use crate::compression::{BUFFER, Compression, Unzstd, WindowTooLarge, is_at_end, is_tar, word};
 use crate::error::unsupported;
+use crate::formats::index as layout;
 use crate::node::clock::interrupted;
 
-/// As far back as a compressed archive may refer, as a power of two: memory that is taken for an archive that asks for it. `zstd -d` and tar
-/// take no more either, unless they are asked to (`--long=31`).
-const WINDOW: u32 = 27;
-const BUFFER: usize = 128 << 10;
-/// What the zstd library says of a frame that goes beyond [`WINDOW`] (`ZSTD_error_frameParameter_windowTooLarge`).
-const TOO_LARGE: &str = "Frame requires too much memory for decoding";
-
 /// A tar stream.
-pub(super) type Input = BufReader<Unpacked>;
+pub(in crate::archive) type Input = BufReader<Unpacked>;
 
 /// Opens the tar stream that is in `file`; `path` is its name, for messages.
 ///
 /// # Errors
 /// `FailureKind::Unsupported` when it is compressed with something else.
-pub(super) fn open(file: &File, path: &Path) -> Result<Input> {
+pub(in crate::archive) fn open(file: &File, path: &Path) -> Result<Input> {
     let mut head = [0; BLOCK];
     let len = read_at(file, 0, &mut head).map_err(unreadable)?;
     let start = Start { file: file.try_clone().context("reading the archive")?, at: 0 };
     // The name of a first entry can be anything, so a tar header comes before all magic numbers.
-    let is_tar = len == BLOCK && is_header(&head);
+    let is_tar = is_tar(&head[..len]);
     let compression = if is_tar { None } else { Compression::of(&head[..len]) };
     let unpacked = match compression {
         None if is_tar => Unpacked::Plain(start),
@@ -45,7 +37,10 @@ pub(super) fn open(file: &File, path: &Path) -> Result<Input> {
             refuse_others(file, &head[..len], path)?;
             Unpacked::Plain(start)
         }
-        Some(Compression { name: "zstd", .. }) => Unpacked::Zstd(Box::new(Zstd::new(start)?)),
+        Some(Compression { name: "zstd", .. }) => {
+            let frames = Unzstd::new(start).context("preparing to decompress")?;
+            Unpacked::Zstd(Box::new(Zstd { frames, indexed: false }))
+        }
         Some(Compression { name: "gzip", .. }) => {
             Unpacked::Gzip(Some(Box::new(flate2::bufread::GzDecoder::new(BufReader::with_capacity(BUFFER, start)))))
         }
@@ -98,7 +93,7 @@ fn tar_of(path: &Path) -> PathBuf {
     tar.into()
 }
 
-/// Names what is neither tar nor packed, and holds files or tells of them.
+/// Refuses archives and lists of files of other kinds that have no compression, each by its name.
 fn refuse_others(file: &File, head: &[u8], path: &Path) -> Result<()> {
     // Its volume descriptors begin in sector 16 (ECMA-119, 6.7.1 and 8.1); what is before them can be anything.
     let mut volume = [0; 5];
@@ -128,7 +123,7 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
 }
 
 /// What comes out of a file.
-pub(super) enum Unpacked {
+pub(in crate::archive) enum Unpacked {
     Plain(Start),
     /// Nothing after the last member.
     Gzip(Option<Box<flate2::bufread::GzDecoder<BufReader<Start>>>>),
@@ -137,7 +132,7 @@ pub(super) enum Unpacked {
 
 impl Unpacked {
     /// There was an index among what has been read, or its trailer: nothing is left of them when an archive is compressed anew.
-    pub(super) fn has_index(&self) -> bool {
+    pub(in crate::archive) fn has_index(&self) -> bool {
         matches!(self, Self::Zstd(zstd) if zstd.indexed)
     }
 }
@@ -163,91 +158,58 @@ impl Read for Unpacked {
     }
 }
 
-/// True when nothing follows a member, or nothing but zeros.
-fn is_at_end(raw: &mut impl BufRead) -> io::Result<bool> {
-    let mut padded = false;
-    loop {
-        interrupted().map_err(|error| io::Error::other(Carried(error)))?;
-        let chunk = raw.fill_buf()?;
-        match chunk.first() {
-            None => return Ok(true),
-            Some(0) if chunk.iter().all(|byte| *byte == 0) => padded = true,
-            Some(first) if padded || *first == 0 => return Err(io::Error::other("there is something behind the zeros that fill it up")),
-            Some(_) => return Ok(false),
-        }
-        let len = chunk.len();
-        raw.consume(len);
-    }
-}
-
-/// Frames of zstd, one after the other.
-pub(super) struct Zstd {
-    raw: BufReader<Start>,
-    decoder: Decoder<'static>,
-    /// Before a frame, or behind the last.
-    between: bool,
+/// Frames of zstd, one after the other, an index of ours among them.
+pub(in crate::archive) struct Zstd {
+    frames: Unzstd<Start>,
     /// An index was passed over.
     indexed: bool,
 }
 
 impl Zstd {
-    fn new(start: Start) -> Result<Self> {
-        let mut decoder = Decoder::new().context("preparing to decompress")?;
-        decoder.set_parameter(DParameter::WindowLogMax(WINDOW)).context("preparing to decompress")?;
-        Ok(Self { raw: BufReader::with_capacity(BUFFER, start), decoder, between: true, indexed: false })
-    }
-
     /// True when what comes next is an index, or its trailer.
     fn is_at_index(&self) -> io::Result<bool> {
-        let (start, mut head) = (self.raw.get_ref(), [0; index::FRAME_HEAD]);
-        let len = read_at(&start.file, start.at - self.raw.buffer().len() as u64, &mut head)?;
-        Ok(index::is_ours(&head[..len]))
+        let (raw, mut head) = (self.frames.raw(), [0; layout::FRAME_HEAD]);
+        let start = raw.get_ref();
+        let len = read_at(&start.file, start.at - raw.buffer().len() as u64, &mut head)?;
+        Ok(layout::is_ours(&head[..len]))
     }
 }
 
 impl Read for Zstd {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         loop {
-            if self.between && is_at_end(&mut self.raw)? {
-                return Ok(0);
-            }
-            if self.between {
+            if self.frames.is_between() {
+                if self.frames.is_at_end()? {
+                    return Ok(0);
+                }
                 self.indexed |= self.is_at_index()?;
             }
-            let packed = self.raw.fill_buf()?;
-            let (mut from, mut to) = (InBuffer::around(packed), OutBuffer::around(&mut *into));
-            let hint = self.decoder.run(&mut from, &mut to).map_err(refused)?;
-            let (taken, read, ended) = (from.pos(), to.pos(), packed.is_empty());
-            self.raw.consume(taken);
-            self.between = hint == 0;
+            let read = self.frames.read_frame(into).map_err(with_the_way_on)?;
             if read > 0 || into.is_empty() {
                 return Ok(read);
-            }
-            if ended && !self.between {
-                return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
     }
 }
 
-fn refused(error: io::Error) -> io::Error {
-    if error.to_string() != TOO_LARGE {
-        return error;
+fn with_the_way_on(error: io::Error) -> io::Error {
+    match error.get_ref().and_then(|own| own.downcast_ref::<WindowTooLarge>()) {
+        None => error,
+        Some(why) => io::Error::other(Carried(unsupported(format!(
+            "{why}; decompress it first, and use what comes out: zstd -d --long=31 ARCHIVE -o FILE.tar"
+        )))),
     }
-    io::Error::other(Carried(unsupported(format!(
-        "more than {} MiB of memory are needed to decompress it; decompress it first, and use what comes out: zstd -d --long=31 ARCHIVE -o FILE.tar",
-        (1 << WINDOW) >> 20
-    ))))
 }
 
-/// A file from its start, whatever its position, which a clone shares.
-pub(super) struct Start {
+/// A file, read from its start: its own position is not used, because clones of the handle share it.
+pub(in crate::archive) struct Start {
     file: File,
     at: u64,
 }
 
 impl Read for Start {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        interrupted().map_err(|error| io::Error::other(Carried(error)))?;
         let read = self.file.read_at(into, self.at)?;
         self.at += read as u64;
         Ok(read)

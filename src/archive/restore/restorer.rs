@@ -1,120 +1,60 @@
-//! Making a tree equal to an archive.
-//!
-//! The order: what is not in the archive is deleted (it makes room), directories are made, files are made in the stage and renamed into
-//! place by several threads (those that replace something once they are on disk), hard links are made, then metadata alone is changed,
-//! flags are set, and directories get their metadata and times back, the innermost first. Then everything is synced, and the stage removed.
+//! The steps of a restore, in their order: what is not in the archive is deleted (it makes room), directories are made, files are made in
+//! the stage and renamed into place by several threads (those that replace something once they are on disk), hard links are made, then
+//! metadata alone is changed, flags are set, and directories get their metadata and times back, the innermost first. Then everything is
+//! synced, and the stage removed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
-use super::compare::{Comparer, Comparison};
-use super::content::Content;
-use super::entry::{Attributes, Kind, split};
-use super::frames::FrameReader;
+use super::make::{create, make_empty, write_all};
 use super::needed::Needed;
-use super::parse::Sink;
-use super::plan::{Plan, Step, leaders, names};
+use super::noted::{self, Touched};
+use super::plan::{Action, Plan, Step};
 use super::remove::{remove_all, unlink, unlock};
-use super::select::{Selection, Standing};
-use super::stage::{Bench, Stages, Touched};
-use super::table::{Id, Table};
-use super::tree::{Found, Inode, LABEL, Tree};
-use super::{Action, Change, Counts, Extra, Source, Tick, noted, trial, verify, work};
+use super::stage::{Bench, Stages};
+use super::trial;
+use crate::archive::content::Content;
+use crate::archive::entry::{Attributes, Kind};
+use crate::archive::found::Found;
+use crate::archive::frames::FrameReader;
+use crate::archive::inode::Inode;
+use crate::archive::path::split;
+use crate::archive::read::reader::OnPiece;
+use crate::archive::read::table::{Id, Table};
+use crate::archive::read::{Source, verify};
+use crate::archive::tree::Tree;
+use crate::archive::work::{self, Tick};
+use crate::archive::xattrs::LABEL;
 use crate::error::damaged;
 use crate::node::clock::interrupted;
 
 /// So many entries without content are one piece of work.
-const BATCH: usize = 64;
+const ENTRIES_AT_ONCE: usize = 64;
 
-/// What a restore would do.
-pub(super) fn compare(
-    table: &Table,
-    source: &Source,
-    path: &Path,
-    selection: &Selection,
-    extra: Extra,
-    tick: Tick<'_>,
-) -> Result<(Vec<Change>, Counts)> {
-    let leaders = leaders(table, selection);
-    let found = if path.try_exists().with_context(|| format!("looking for {}", path.display()))? {
-        let tree = Tree::open(path)?;
-        Comparer {
-            table,
-            tree: &tree,
-            selection,
-            extra,
-            tick,
-            leaders: &leaders,
-            labelled: labelled(table, source),
-            archive: Found::of(source.file())?,
-        }
-        .run()?
-    } else {
-        Comparison { differences: vec![0; table.len()], ..Comparison::default() }
-    };
-    let plan = Plan::new(table, selection, &leaders, found)?;
-    Ok((plan.changes(table), plan.counts))
-}
-
-/// Restores: see [`super::Archive::restore`].
-pub(super) fn restore(table: &Table, source: &Source, path: &Path, selection: &Selection, extra: Extra, tick: Tick<'_>) -> Result<Counts> {
-    std::fs::create_dir_all(path).with_context(|| format!("making {}", path.display()))?;
-    let tree = Tree::open(path)?;
-    let leaders = leaders(table, selection);
-    let labelled = labelled(table, source);
-    let found =
-        Comparer { table, tree: &tree, selection, extra, tick, leaders: &leaders, labelled, archive: Found::of(source.file())? }.run()?;
-    let plan = Plan::new(table, selection, &leaders, found)?;
-    let needed = Needed::new(table, source, &plan, &leaders);
-    needed.check(table, source, &plan)?;
-    let paths = plan.steps.iter().map(|step| table.path(step.id)).chain(plan.surplus.iter().map(|surplus| &surplus.path[..]));
-    let stages = Stages::new(&tree, &plan.crossed, paths)?;
-    // What the archive says of a directory counts more than what an earlier restore found there.
-    let in_archive =
-        |path: &[u8]| selection.standing(path) == Standing::Inside && table.find(path).is_some_and(|id| !table.row(id).existence);
-    let mut noted = stages.noted()?;
-    noted.retain(|path, _| !in_archive(path));
-    if plan.is_empty() {
-        // An earlier restore may have done it all, and been killed before it was on disk.
-        stages.put_back(&noted)?;
-        stages.finish()?;
-        return Ok(plan.counts);
-    }
-    let restorer =
-        Restorer { table, tree: &tree, leaders: &leaders, names: names(table, selection), labelled, tick, plan: &plan, stages: &stages };
-    let touched = restorer.touch(noted)?;
-    let done = restorer.run(source, &needed, touched.clone());
-    if done.is_err() {
-        // What was done so far is kept and gets on disk; the error is what matters.
-        let _ = stages.put_back(&touched).and_then(|()| stages.finish());
-    }
-    done.map(|()| plan.counts)
-}
-
-/// Security labels are compared and restored, unless an archive of another origin holds none at all.
-fn labelled(table: &Table, source: &Source) -> bool {
-    matches!(source, Source::Indexed(_)) || table.is_labelled()
-}
-
-struct Restorer<'a> {
-    table: &'a Table,
-    tree: &'a Tree,
-    leaders: &'a HashMap<Id, Id>,
-    names: HashMap<Id, u32>,
-    labelled: bool,
-    tick: Tick<'a>,
-    plan: &'a Plan,
-    stages: &'a Stages<'a>,
+/// What a restore works with.
+pub(super) struct Restorer<'a> {
+    pub(super) table: &'a Table,
+    pub(super) tree: &'a Tree,
+    pub(super) leaders: &'a HashMap<Id, Id>,
+    pub(super) names: HashMap<Id, u32>,
+    pub(super) labelled: bool,
+    pub(super) tick: Tick<'a>,
+    pub(super) plan: &'a Plan,
+    pub(super) stages: &'a Stages<'a>,
 }
 
 impl Restorer<'_> {
-    fn run(&self, source: &Source, needed: &Needed, mut touched: BTreeMap<Vec<u8>, Touched>) -> Result<()> {
-        // What is not to stay unlocked is unlocked when that has been written down. What is as the archive says in the end needs no note.
+    /// Changes the tree, and makes it durable.
+    ///
+    /// # Errors
+    /// As [`Archive::restore`](crate::archive::Archive::restore).
+    pub(super) fn run(&self, source: &Source, needed: &Needed, mut touched: BTreeMap<Vec<u8>, Touched>) -> Result<()> {
+        // A directory that is only passed through is unlocked after its flags have been written down. One that becomes as the archive says
+        // needs no note.
         let passed_through = self.passed_through(&touched);
         self.stages.mark(&passed_through)?;
         self.unlock(&touched, |path| self.stages.roots().iter().any(|root| root == path))?;
@@ -158,7 +98,7 @@ impl Restorer<'_> {
     }
 
     /// The directories in which something will be changed, as they are, or were before an earlier restore that did not end (`noted`).
-    fn touch(&self, noted: BTreeMap<Vec<u8>, Touched>) -> Result<BTreeMap<Vec<u8>, Touched>> {
+    pub(super) fn touch(&self, noted: BTreeMap<Vec<u8>, Touched>) -> Result<BTreeMap<Vec<u8>, Touched>> {
         let mut touched = noted;
         let changed = self.steps(|step| step.action != Action::Metadata).map(|step| self.table.path(step.id));
         let deleted = self.plan.surplus.iter().map(|surplus| &surplus.path[..]);
@@ -240,7 +180,7 @@ impl Restorer<'_> {
 
     fn make_directory(&self, bench: &mut Bench<'_>, id: Id) -> Result<()> {
         let (parent, name) = split(self.table.path(id)).context("making the root of the tree")?;
-        // Nobody looks in until it is as it should be.
+        // Nobody but root may look in until it is as it should be.
         Ok(rustix::fs::mkdirat(bench.enter(parent)?, name, Mode::RWXU)?)
     }
 
@@ -252,7 +192,7 @@ impl Restorer<'_> {
             .filter(|id| !needed.content.contains_key(&self.table.leader(*id)))
             .collect();
         let bench = || Bench::new(self.stages);
-        let batches = plain.chunks(BATCH).map(<[Id]>::to_vec).collect();
+        let batches = plain.chunks(ENTRIES_AT_ONCE).map(<[Id]>::to_vec).collect();
         let benches: Vec<Bench<'_>> = match source {
             Source::Indexed(frames) => {
                 let state = || Ok((bench(), FrameReader::new(frames.clone())?));
@@ -281,11 +221,11 @@ impl Restorer<'_> {
         if self.steps(|step| step.action == Action::Replace && self.kind(step.id) == Kind::File).next().is_some() {
             self.stages.sync()?;
         }
-        benches.into_iter().try_for_each(|mut bench| bench.settle())
+        benches.into_iter().try_for_each(|mut bench| bench.rename_waiting())
     }
 
-    /// Makes a file with content, which `read` passes on.
-    fn content(&self, bench: &mut Bench<'_>, id: Id, read: impl FnOnce(Sink<'_>) -> Result<()>) -> Result<()> {
+    /// Makes a file whose content is handed over by `read`.
+    fn content(&self, bench: &mut Bench<'_>, id: Id, read: impl FnOnce(OnPiece<'_>) -> Result<()>) -> Result<()> {
         let leader = self.table.leader(id);
         let row = self.table.row(leader);
         let attributes = self.attributes(bench, id).with_context(|| self.making(id))?;
@@ -318,7 +258,7 @@ impl Restorer<'_> {
         let row = self.table.row(leader);
         let attributes = self.attributes(bench, id).with_context(|| self.making(id))?;
         let make = |stage: &OwnedFd, name: &str| -> Result<()> {
-            trial::make(stage, name.as_bytes(), self.table, leader)?;
+            make_empty(stage, name.as_bytes(), self.table, leader)?;
             Inode::open(stage, name.as_bytes(), row.kind)?.set(&attributes, row.mtime, row.kind)
         };
         bench.place(self.table.path(id), make).with_context(|| self.making(id))
@@ -426,18 +366,4 @@ impl Restorer<'_> {
         };
         finish().with_context(|| format!("restoring {}", self.tree.shown(path)))
     }
-}
-
-fn create(stage: &OwnedFd, name: &str) -> Result<OwnedFd> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(stage, name, flags, Mode::RUSR | Mode::WUSR).context("making it")
-}
-
-fn write_all(file: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> Result<()> {
-    while !bytes.is_empty() {
-        let written = rustix::io::pwrite(file, bytes, offset).context("writing it")?;
-        bytes = &bytes[written..];
-        offset += written as u64;
-    }
-    Ok(())
 }

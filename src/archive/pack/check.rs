@@ -1,7 +1,7 @@
 //! Reading back from the disk what has been written to it, some way behind the writing, so that it costs no time of its own.
 //!
-//! Every frame is compared by its hash. As all that was written also went through SHA-256, that makes the sum of what was to be written the
-//! sum of what is there. Pages are dropped from memory first: what is read was on the disk.
+//! Every frame is compared by its hash. The SHA-256 of the archive is taken of the same bytes on their way to the disk, so it is then also
+//! that of what is there. Pages are dropped from memory first: what is read was on the disk.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -13,15 +13,15 @@ use anyhow::{Context, Result};
 use nix::libc::{SYNC_FILE_RANGE_WAIT_AFTER, SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE};
 use rustix::fs::Advice;
 
-use super::frames::read_frame;
-use super::index::Frame;
+use crate::archive::frames::read_frame;
+use crate::archive::index::Frame;
 use crate::error::damaged;
 
 /// The kernel is asked to begin writing out whenever so many bytes have been written: the disk works while we do.
 const WRITE_OUT: u64 = 4 << 20;
 /// How far reading back stays behind, so that it does not wait for the disk.
 const BEHIND: u64 = 24 << 20;
-/// Pages of memory, on every architecture the agent is built for.
+/// The size of a page of memory, on every architecture the agent is built for.
 const PAGE: u64 = 4096;
 
 enum Said {
@@ -30,7 +30,7 @@ enum Said {
     Rewound(usize, Sender<()>),
 }
 
-/// The writer's end of it.
+/// The handle that the writer has of the thread that reads back.
 pub(super) struct Checker<'scope> {
     said: Sender<Said>,
     worker: ScopedJoinHandle<'scope, Result<usize>>,
@@ -53,11 +53,11 @@ impl<'scope> Checker<'scope> {
     pub(super) fn rewind(&self, count: usize) {
         let (heard, waiting) = channel();
         self.said.send(Said::Rewound(count, heard)).unwrap_or_default();
-        // Nothing is ever sent: that it is dropped is what we wait for.
+        // Nothing is ever sent: the other end is dropped once the message has been read, and that ends the wait.
         waiting.recv().unwrap_or_default();
     }
 
-    /// Waits until it has nothing left to do for now; how many frames it has read back.
+    /// Waits until it has come as far as it can; how many frames it has read back.
     ///
     /// # Errors
     /// When one of them is not what was written.
@@ -85,7 +85,7 @@ fn follow(file: &File, heard: &Receiver<Said>) -> Result<usize> {
         }
         sync_range(file, begun, written - begun, SYNC_FILE_RANGE_WRITE);
         begun = written;
-        // Up to where the disk has had some time; the page after it is written too.
+        // Only as far as the disk has had time to write. The page at the end is shared with what follows, so it is waited for as well.
         let ready = written.saturating_sub(BEHIND);
         let count = frames[checked..].iter().take_while(|frame| end(Some(frame)) <= ready).count();
         if count > 0 {
@@ -112,21 +112,21 @@ fn sync_range(file: &File, offset: u64, len: u64, flags: nix::libc::c_uint) {
 /// When one is not what was written.
 pub(super) fn read_back(file: &File, frames: &[Frame]) -> Result<()> {
     let (Some(first), Some(last)) = (frames.first(), frames.last()) else { return Ok(()) };
-    forget(file, first.offset, last.offset + u64::from(last.len))?;
+    drop_pages(file, first.offset, last.offset + u64::from(last.len))?;
     let mut packed = Vec::new();
     frames.iter().try_for_each(|frame| read_frame(file, frame, &mut packed)).context("reading the archive back from the disk")
 }
 
 /// As [`read_back`], for what follows the frames.
 pub(super) fn read_back_tail(file: &File, offset: u64, tail: &[u8]) -> Result<()> {
-    forget(file, offset, offset + tail.len() as u64)?;
+    drop_pages(file, offset, offset + tail.len() as u64)?;
     let mut there = vec![0; tail.len()];
     file.read_exact_at(&mut there, offset).context("reading the archive back from the disk")?;
     if there == tail { Ok(()) } else { Err(damaged("the index on the disk is not what was written: the disk is failing")) }
 }
 
 /// Drops whole pages from memory.
-fn forget(file: &File, from: u64, to: u64) -> Result<()> {
+fn drop_pages(file: &File, from: u64, to: u64) -> Result<()> {
     let from = from / PAGE * PAGE;
     let len = std::num::NonZeroU64::new(to.next_multiple_of(PAGE) - from);
     rustix::fs::fadvise(file, from, len, Advice::DontNeed).context("dropping the archive from memory")

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 
-use super::header::BLOCK;
+use crate::archive::tar::BLOCK;
+use crate::compression::is_tar;
 use crate::error::damaged;
 
 /// The fields of one header block.
@@ -24,7 +25,7 @@ impl Raw {
     /// # Errors
     /// `FailureKind::Damaged` when its checksum is wrong, or a number in it is none.
     pub(super) fn of(block: &[u8; BLOCK]) -> Result<Self> {
-        if !is_header(block) {
+        if !is_tar(block) {
             return Err(damaged("the archive is damaged: the checksum of a tar header is wrong"));
         }
         let id = |field: &[u8]| number(field).and_then(|n| u32::try_from(n).map_err(|_| bad_number(field)));
@@ -51,13 +52,6 @@ impl Raw {
             device,
         })
     }
-}
-
-/// True when the checksum of a block is that of a tar header.
-pub(super) fn is_header(block: &[u8; BLOCK]) -> bool {
-    let bytes = block.iter().enumerate().map(|(at, b)| if (148..156).contains(&at) { b' ' } else { *b });
-    let sum = bytes.map(u32::from).sum::<u32>();
-    number(&block[148..156]).is_ok_and(|said| said == i64::from(sum))
 }
 
 fn text(field: &[u8]) -> &[u8] {

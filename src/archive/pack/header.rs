@@ -5,32 +5,22 @@
 
 use anyhow::Result;
 
-use super::acl;
-use super::entry::{APPEND_ONLY, Entry, IMMUTABLE, Kind, Time};
+use crate::archive::acl;
+use crate::archive::entry::{APPEND_ONLY, Entry, IMMUTABLE, Kind, Time};
+use crate::archive::tar::{BLOCK, Segments, padding};
+use crate::archive::xattrs::LABEL;
 
-/// Tar works in blocks of so many bytes.
-pub(super) const BLOCK: usize = 512;
-/// The comment on the first entry of an archive that an index follows: without it, such an archive has lost its end.
-pub(super) const INDEXED: &[u8] = b"recovery: an index follows the data";
 /// The largest number in a field of 12 octal digits, the last of them a blank.
 const LARGEST_12: u64 = 0o77_777_777_777;
 /// The largest number in a field of 8.
 const LARGEST_8: u64 = 0o7_777_777;
 
-/// Where a sparse file has data: offset and length of each piece, in order. The last piece is empty when the file ends with a hole.
-pub(super) type Segments = Vec<(u64, u64)>;
-
-/// The zeros that fill up the last block of so many bytes.
-pub(super) fn padding(len: u64) -> &'static [u8] {
-    let used = usize::try_from(len % BLOCK as u64).unwrap_or(0);
-    &[0; BLOCK][..(BLOCK - used) % BLOCK]
-}
-
-/// Appends the header blocks of `entry` to `out`; of a sparse file, the map of its segments too. Content follows, then [`padding`].
+/// Appends the header blocks of `entry` to `out`, with `comments` on it; of a sparse file, the map of its segments too. Content follows,
+/// then [`padding`].
 ///
 /// # Errors
-/// When an ACL is not one.
-pub(super) fn encode(entry: &Entry, segments: Option<&Segments>, first: bool, out: &mut Vec<u8>) -> Result<()> {
+/// When an ACL is not of the form that Linux keeps.
+pub(in crate::archive) fn encode(entry: &Entry, segments: Option<&Segments>, comments: &[&[u8]], out: &mut Vec<u8>) -> Result<()> {
     let name = name_of(entry);
     let map = segments.map(map_of);
     let stored = match (&map, segments) {
@@ -38,15 +28,14 @@ pub(super) fn encode(entry: &Entry, segments: Option<&Segments>, first: bool, ou
         _ => entry.size,
     };
     let mut records = Records::default();
-    if first {
-        records.add(b"comment", INDEXED);
-    }
+    comments.iter().for_each(|comment| records.add(b"comment", comment));
     let header_name = if map.is_some() {
         records.add(b"GNU.sparse.major", b"1");
         records.add(b"GNU.sparse.minor", b"0");
         records.add(b"GNU.sparse.name", &name);
         records.add(b"GNU.sparse.realsize", entry.size.to_string().as_bytes());
-        // What a tar that does not know sparse files unpacks: not under the file's own name, because it is not the file.
+        // The name under which a tar that does not know sparse files unpacks the map and the pieces: not the file's own, because that is
+        // not the file.
         [b"GNUSparseFile.0/", &name[..name.len().min(80)]].concat()
     } else {
         if name.len() > 100 {
@@ -79,8 +68,8 @@ fn name_of(entry: &Entry) -> Vec<u8> {
     }
 }
 
-/// The map at the head of a sparse file's content (GNU.sparse 1.0): the number of segments, then offset and length of each, a decimal number
-/// a line, filled up to whole blocks.
+/// The map at the head of a sparse file's content (GNU.sparse 1.0): the number of segments, then offset and length of each, a decimal
+/// number a line, filled up to whole blocks.
 fn map_of(segments: &Segments) -> Vec<u8> {
     let numbers = segments.iter().flat_map(|(offset, len)| [*offset, *len]);
     let mut map = Vec::new();
@@ -125,7 +114,7 @@ fn attribute_records(entry: &Entry, records: &mut Records) -> Result<()> {
             acl::ACCESS => records.add(b"SCHILY.acl.access", acl::to_text(value)?.as_bytes()),
             acl::DEFAULT => records.add(b"SCHILY.acl.default", acl::to_text(value)?.as_bytes()),
             name => {
-                if name == b"security.selinux" {
+                if name == LABEL {
                     // What `tar --selinux` reads; the label as it is, its terminating zero included, is in the record below.
                     records.add(b"RHT.security.selinux", value.strip_suffix(b"\0").unwrap_or(value));
                 }

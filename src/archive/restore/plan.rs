@@ -6,13 +6,59 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use serde::Serialize;
 
-use super::compare::{CONTENT, Comparison, DEVICE, Differences, FLAGS, KIND, LINK, MODE, MTIME, OWNER, SEEN, Surplus, TARGET, XATTRS};
-use super::compare::{Shared, check_mounts};
-use super::entry::{Kind, compare_paths};
-use super::select::{Selection, Standing};
-use super::table::{Id, Table};
-use super::{Action, Change, Counts};
+use super::compare::{
+    CONTENT, Comparison, DEVICE, Differences, FLAGS, KIND, LINK, MODE, MTIME, OWNER, SEEN, Shared, Surplus, TARGET, XATTRS, check_mounts,
+};
+use crate::archive::entry::Kind;
+use crate::archive::path::compare_paths;
+use crate::archive::read::table::{Id, Table};
+use crate::archive::select::{Selection, Standing};
+use crate::report::paths;
+
+/// What a restore does or would do to one path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// Relative to the tree's root.
+    #[serde(serialize_with = "paths::one")]
+    pub path: PathBuf,
+    /// What is done.
+    pub action: Action,
+    /// Why: which of content, mode, owner, … differ.
+    pub why: String,
+}
+
+/// What is done to a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// It was not there.
+    Create,
+    /// Content or kind differ.
+    Replace,
+    /// Only owner, mode, times or attributes differ.
+    Metadata,
+    /// It is not in the archive.
+    Delete,
+}
+
+/// What a restore did or would do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Created.
+    pub created: u64,
+    /// Replaced.
+    pub replaced: u64,
+    /// Metadata only.
+    pub metadata: u64,
+    /// Deleted.
+    pub deleted: u64,
+    /// Equal already.
+    pub unchanged: u64,
+    /// Bytes of content written.
+    pub bytes: u64,
+}
 
 /// Differences that need a new inode.
 const REPLACE: Differences = KIND | CONTENT | TARGET | DEVICE | LINK;
@@ -61,7 +107,7 @@ pub(super) fn leaders(table: &Table, selection: &Selection) -> HashMap<Id, Id> {
 }
 
 /// How many selected names everything has that has several, by the row that the archive has its content at.
-pub(super) fn names(table: &Table, selection: &Selection) -> HashMap<Id, u32> {
+pub(super) fn name_counts(table: &Table, selection: &Selection) -> HashMap<Id, u32> {
     let mut names = HashMap::new();
     let selected = |id: Id| selection.standing(table.path(id)) == Standing::Inside;
     for id in table.ids().filter(|id| table.row(*id).kind == Kind::HardLink && selected(*id)) {
@@ -78,7 +124,7 @@ impl Plan {
     /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when it would change something in or under a mount point.
     pub(super) fn new(table: &Table, selection: &Selection, leaders: &HashMap<Id, Id>, mut found: Comparison) -> Result<Self> {
         let mut differences = std::mem::take(&mut found.differences);
-        settle_links(table, leaders, &found.shared, &mut differences);
+        decide_links(table, leaders, &found.shared, &mut differences);
         let wanted = wanted(table, selection, &differences);
         check_mounts(table, &found, |id| wanted[id as usize] && differences[id as usize] != SEEN)?;
         let mut plan = Self { surplus: found.surplus, crossed: found.crossed, ..Self::default() };
@@ -158,7 +204,7 @@ fn why(differences: Differences) -> String {
 }
 
 /// Decides which names share an inode that should not, or do not share one that they should.
-fn settle_links(table: &Table, leaders: &HashMap<Id, Id>, shared: &[Shared], differences: &mut [Differences]) {
+fn decide_links(table: &Table, leaders: &HashMap<Id, Id>, shared: &[Shared], differences: &mut [Differences]) {
     let first = |id: Id| leaders.get(&table.leader(id)).copied().unwrap_or(id);
     let inodes: HashMap<Id, _> = shared.iter().map(|shared| (shared.id, shared.inode)).collect();
     // An inode belongs to the first, in order, of the names that it has here and that are not to be made anew anyway.
@@ -177,7 +223,7 @@ fn settle_links(table: &Table, leaders: &HashMap<Id, Id>, shared: &[Shared], dif
         let leader = first(id) as usize;
         let kept = differences[leader] & (SEEN | REPLACE) == SEEN;
         let same = inodes.get(&id).is_some_and(|inode| inodes.get(&first(id)) == Some(inode));
-        // Whatever else differs belongs to the inode, and so to the first name.
+        // What else differs is a matter of the inode, and so of its first name.
         differences[id as usize] = if kept && same { SEEN } else { SEEN | LINK };
     }
     for Shared { id, inode, .. } in shared.iter().filter(|shared| differences[shared.id as usize] & REPLACE == 0) {

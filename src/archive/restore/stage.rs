@@ -15,19 +15,20 @@ use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
-use super::acl;
-use super::entry::{Kind, Time, join, split};
-use super::noted::{self, NOTES, Noted};
+use super::noted::{self, NOTES, Noted, Touched};
 use super::remove::{remove_all, unlink, unlock};
-use super::select::is_below;
-use super::tree::{Found, Inode, Tree, names};
+use crate::archive::acl;
+use crate::archive::entry::Kind;
+use crate::archive::found::Found;
+use crate::archive::inode::Inode;
+use crate::archive::path::{is_below, join, split};
+use crate::archive::select::STAGE;
+use crate::archive::tree::{Tree, names};
 use crate::error::{FailureKind, kind};
 use crate::node::clock::interrupted;
 
-/// Its name.
-pub(super) const STAGE: &[u8] = b".recovery-stage";
 /// What is being made in it.
-const NEW: &str = "new";
+const BEING_MADE: &str = "new";
 /// A worker's batch ends with so many bytes (the disk has to hold what is replaced as well until then) or files.
 const BATCH_BYTES: u64 = 8 << 20;
 const BATCH_FILES: usize = 1024;
@@ -44,7 +45,7 @@ fn sweep(tree: &Tree, root: &[u8]) -> Result<()> {
     if Found::at(&directory, STAGE)?.is_some() {
         let before = Found::of(&directory)?;
         unlock(&directory, b"")?;
-        // What asks us to stop is no reason to leave what is in it behind.
+        // Being asked to stop does not stop this: there can be parts of secret files in it.
         remove_all(&directory, STAGE, || Ok(())).with_context(|| format!("removing {}", tree.shown(&join(root, STAGE))))?;
         noted::put_back(tree, root, before.mtime, before.flags)?;
     }
@@ -63,13 +64,6 @@ pub(super) fn sweep_alone(tree: &Tree) -> Result<bool> {
         rustix::fs::fsync(handle).with_context(|| format!("syncing {}", tree.shown(b"")))?;
     }
     Ok(!stages.roots.is_empty())
-}
-
-/// A directory in which something is changed, as it was before.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Touched {
-    pub(super) mtime: Time,
-    pub(super) flags: u8,
 }
 
 /// The stages of one restore: one on each file system where something is changed.
@@ -112,7 +106,7 @@ impl<'a> Stages<'a> {
         Ok(Self { tree, roots, handles, benches: AtomicUsize::new(0) })
     }
 
-    /// Notes in the directories that they are to be in what those of `touched` among them are like, and makes these changeable.
+    /// Notes in each directory that a stage is to be in what that directory is like, by `touched`, and makes it changeable.
     ///
     /// # Errors
     /// When it cannot be done for one of them.
@@ -121,7 +115,7 @@ impl<'a> Stages<'a> {
         roots.into_iter().try_for_each(|(root, before)| noted::mark(self.tree, root, *before))
     }
 
-    /// Makes them. One that is there is emptied: it goes on telling of the restore that left it.
+    /// Makes the stages. One that an earlier restore has left is emptied, but for its notes.
     ///
     /// # Errors
     /// When one cannot be made.
@@ -134,7 +128,7 @@ impl<'a> Stages<'a> {
                 if !left {
                     unlink(&directory, STAGE, AtFlags::empty())?;
                     rustix::fs::mkdirat(&directory, STAGE, Mode::RWXU)?;
-                    // At once: where the file system takes no note, nobody else knows it.
+                    // At once: where the file system takes no note, the time is known to nobody else.
                     Inode::of(self.tree.list(root)?).set_mtime(before.mtime)?;
                 }
                 let stage = Inode::open(&directory, STAGE, Kind::Directory)?;
@@ -182,7 +176,7 @@ impl<'a> Stages<'a> {
         }
         for (root, notes) in self.roots.iter().zip(notes) {
             match noted::write(self.tree, root, &notes) {
-                // A restore begins with what it deletes, which makes room: that it can go on counts more.
+                // The disk is full. A restore begins with what it deletes, which makes room: so it goes on without the note.
                 Err(error) if kind(&error) == FailureKind::NoSpace => {
                     tracing::warn!("{error:#}: should this restore be killed, directories on the way lose their times");
                 }
@@ -203,8 +197,8 @@ impl<'a> Stages<'a> {
         self.tree
     }
 
-    /// Gives directories their times and flags back, those in which the stages are as far as the stages allow it: [`Stages::finish`] leaves
-    /// their times.
+    /// Gives directories their times and flags back. Those that the stages are in get them before the stages go, and [`Stages::finish`]
+    /// leaves them so.
     ///
     /// # Errors
     /// When it fails for one of them.
@@ -265,22 +259,22 @@ impl<'a> Bench<'a> {
         self.enter(directory)?;
         let Some((_, parent)) = &self.parent else { anyhow::bail!("no directory is open") };
         let stage = own(&mut self.own, self.stages, self.number, directory)?;
-        let placed = make(stage, NEW).and_then(|made| {
-            rename(stage, NEW, parent, name)?;
+        let placed = make(stage, BEING_MADE).and_then(|made| {
+            rename(stage, BEING_MADE, parent, name)?;
             Ok(made)
         });
         // Left over after a failure, and where rename(2) does nothing: between two names of the same inode.
-        match rustix::fs::unlinkat(stage, NEW, AtFlags::empty()) {
+        match rustix::fs::unlinkat(stage, BEING_MADE, AtFlags::empty()) {
             Err(error) if error != Errno::NOENT && placed.is_ok() => Err(error).context("clearing the stage"),
             _ => placed,
         }
     }
 
     /// As [`Bench::place`], for something of `bytes` that takes the place of something else: it is renamed when it is on disk, by
-    /// [`Bench::settle`].
+    /// [`Bench::rename_waiting`].
     ///
     /// # Errors
-    /// Those of `make`, and of [`Bench::settle`].
+    /// Those of `make`, and of [`Bench::rename_waiting`].
     pub(super) fn replace(&mut self, path: &[u8], bytes: u64, make: impl FnOnce(&OwnedFd, &str) -> Result<()>) -> Result<()> {
         let (directory, _) = split(path).context("replacing the root of the tree")?;
         let stage = own(&mut self.own, self.stages, self.number, directory)?;
@@ -291,14 +285,14 @@ impl<'a> Bench<'a> {
             return Ok(());
         }
         self.stages.sync()?;
-        self.settle()
+        self.rename_waiting()
     }
 
     /// Renames into place what waits for it; the file system has been synced since.
     ///
     /// # Errors
     /// When something cannot be renamed.
-    pub(super) fn settle(&mut self) -> Result<()> {
+    pub(super) fn rename_waiting(&mut self) -> Result<()> {
         self.waiting_bytes = 0;
         for (n, path) in std::mem::take(&mut self.waiting).into_iter().enumerate() {
             let (directory, name) = split(&path).context("replacing the root of the tree")?;
