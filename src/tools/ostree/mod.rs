@@ -4,7 +4,7 @@
 //! change of the list shifts it, and the list is read again afterwards.
 
 mod boot;
-mod parse;
+pub mod parse;
 mod soft_reboot;
 
 use std::path::PathBuf;
@@ -114,6 +114,12 @@ pub fn deployments(node: &Node) -> Result<Vec<Deployment>> {
         Some(unusable) => error.context(format!("{unusable:#}; then, without --json")),
         None => error,
     })
+}
+
+/// True for a stateroot and a checksum as there can be: they are names in the path of a deployment, and must not lead anywhere else.
+pub(super) fn are_names(stateroot: &str, checksum: &str) -> bool {
+    let component = !matches!(stateroot, "" | "." | "..") && !stateroot.contains(['/', '\0']);
+    component && checksum.len() >= 40 && checksum.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Marks the deployments next to the booted one as ostree does (`ostree_sysroot_query_deployments_for`): its own printed marks come and
