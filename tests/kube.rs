@@ -21,7 +21,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use base64::Engine;
 use real_etcd::{Etcd, Options as Start, Version};
 use recovery::error::exit_code;
 use recovery::kube::{Client, Refused};
@@ -521,7 +520,7 @@ fn request(name: &str, user: &str, groups: &[&str], signer: &str, made: &str, pe
         "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest", "metadata": {"name": name, "creationTimestamp": if made.is_empty() { FRESH } else { made }},
         "spec": {
             "username": user, "groups": groups, "signerName": signer, "usages": ["digital signature", usage],
-            "request": base64::engine::general_purpose::STANDARD.encode(pem),
+            "request": data_encoding::BASE64.encode(pem.as_bytes()),
         },
         "status": {},
     })
