@@ -5,9 +5,6 @@ use std::path::Path;
 
 use crate::report::paths;
 
-/// So many of a file's first bytes tell every kind.
-pub const HEAD: usize = 16;
-
 /// A program's format that a file can be packed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Compression {
@@ -28,7 +25,7 @@ const fn files(name: &'static str, unpack: &'static str) -> Compression {
 }
 
 impl Compression {
-    /// The compression that a file has which begins with `head` ([`HEAD`] bytes, or all there are); `None` when it is none of those known.
+    /// The compression that a file has which begins with `head` (16 bytes, or all there are); `None` when it is none of those known.
     /// The magic numbers are those of the formats' specifications, and of file(1).
     #[must_use]
     pub fn of(head: &[u8]) -> Option<Self> {
