@@ -8,9 +8,6 @@ use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 use crate::report::paths;
 
-/// So many of a file's first bytes tell every kind.
-pub const HEAD: usize = 16;
-
 /// Tar works in blocks of so many bytes, and so many of a file's first bytes tell whether it is a tar archive.
 pub const TAR_BLOCK: usize = 512;
 
@@ -42,7 +39,7 @@ const fn files(name: &'static str, unpack: &'static str) -> Compression {
 }
 
 impl Compression {
-    /// The compression that a file has which begins with `head` ([`HEAD`] bytes, or all there are); `None` when it is none of those known.
+    /// The compression that a file has which begins with `head` (16 bytes, or all there are); `None` when it is none of those known.
     /// The magic numbers are those of the formats' specifications, and of file(1).
     #[must_use]
     pub fn of(head: &[u8]) -> Option<Self> {

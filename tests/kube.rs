@@ -21,11 +21,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use base64::Engine;
 use real_etcd::{Etcd, Options as Start, Version};
 use recovery::error::exit_code;
 use recovery::kube::{Client, Refused};
 use recovery::node::Node;
+use recovery::node::clock::Deadline;
 use recovery::node::profile::{KUBEADM, OPENSHIFT, Profile};
 use serde_json::{Value, json};
 
@@ -320,6 +320,10 @@ fn who_has_no_rights_is_told_so() -> Result<()> {
     Ok(())
 }
 
+fn wait_ready(client: &Client, deadline: Deadline) -> Result<()> {
+    client.patiently("the API server to be ready", deadline, || client.ready().map(Some))
+}
+
 #[test]
 fn a_wait_survives_the_server_going_away() -> Result<()> {
     let cluster = Cluster::new()?;
@@ -330,7 +334,7 @@ fn a_wait_survives_the_server_going_away() -> Result<()> {
         assert!(client.ready().is_err(), "{fault}");
         let (start, time) = (Instant::now(), Duration::from_millis(1500));
         let healed = cluster.heal_after(time);
-        client.wait_ready(deadline())?;
+        wait_ready(&client, deadline())?;
         assert!(start.elapsed() > time, "{fault}");
         healed.join().expect("the thread that heals")?;
     }
@@ -359,7 +363,7 @@ fn a_wait_ends_at_its_deadline_with_the_cause() -> Result<()> {
         (json!({"fault": "hang"}), "took more than 1 s"),
     ] {
         cluster.fault(&fault)?;
-        let error = client.wait_ready(cluster.node().clock().deadline(seconds(4))).unwrap_err();
+        let error = wait_ready(&client, cluster.node().clock().deadline(seconds(4))).unwrap_err();
         assert_eq!(exit_code(&error), 69);
         let text = format!("{error:#}");
         assert!(text.contains("waited 4 s for the API server to be ready") && text.contains(cause), "{text}");
@@ -521,7 +525,7 @@ fn request(name: &str, user: &str, groups: &[&str], signer: &str, made: &str, pe
         "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest", "metadata": {"name": name, "creationTimestamp": if made.is_empty() { FRESH } else { made }},
         "spec": {
             "username": user, "groups": groups, "signerName": signer, "usages": ["digital signature", usage],
-            "request": base64::engine::general_purpose::STANDARD.encode(pem),
+            "request": data_encoding::BASE64.encode(pem.as_bytes()),
         },
         "status": {},
     })
@@ -680,7 +684,7 @@ fn the_emulated_server_is_the_nodes_own_with_its_objects_in_etcd() -> Result<()>
     std::fs::write(kubeconfig, pki::kubeconfig(&format!("https://localhost:{port}"), &authority, &pair, ""))?;
     let node = Node::at(root, None);
     let client = Client::of(&node, &OPENSHIFT)?.with_hold(Duration::from_millis(500));
-    client.wait_ready(node.clock().deadline(seconds(20)))?;
+    wait_ready(&client, node.clock().deadline(seconds(20)))?;
     let pod = || recovery::node::static_pod::revision_in_use(&node, &OPENSHIFT, OPENSHIFT.etcd());
     assert_eq!(pod()?, Some(3));
     let revision = client.force_redeployment(etcds(), "run 1")?;

@@ -11,7 +11,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use base64::Engine;
 use node::{Kind, Node, Options, Wrong, checked, wait_for};
 use recovery::error::exit_code;
 use recovery::node::dir::RecoveryDir;
@@ -388,7 +387,7 @@ fn kubelet_asks_for_certificates_and_waits_for_them() -> Result<()> {
         "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest",
         "metadata": {"name": "csr-foreign", "uid": "0", "creationTimestamp": "2099-01-01T00:00:00Z"},
         "spec": {
-            "request": base64::engine::general_purpose::STANDARD.encode(node.certificate_request("another-node")?),
+            "request": data_encoding::BASE64.encode(node.certificate_request("another-node")?.as_bytes()),
             "signerName": "kubernetes.io/kube-apiserver-client-kubelet", "usages": ["digital signature", "client auth"],
             "username": "system:bootstrap:abcdef", "groups": ["system:bootstrappers"],
         },

@@ -1,6 +1,7 @@
 //! What is in a snapshot: counted as etcdutl counts, over every page.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 
@@ -26,12 +27,19 @@ pub(super) fn in_database<T>(path: &Path, skip: bool, tick: Tick<'_>, look: impl
     }
     // Never beside the snapshot: that may be on a medium that nobody may write to. And not in memory, where `/tmp` often is.
     let dir = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
-    let made = tempfile::tempfile_in(&dir);
-    let scratch = made.with_context(|| format!("making a scratch file in {} (TMPDIR names another directory)", dir.display()))?;
+    let scratch = scratch(&dir).with_context(|| format!("making a scratch file in {} (TMPDIR names another directory)", dir.display()))?;
     let len = snapshot::unpack(path, &scratch, skip, tick)
         .with_context(|| format!("unpacking {name} into {} (TMPDIR names another directory)", dir.display()))?
         .len;
     look(&Bolt::open(&scratch, len, &name)?, len)
+}
+
+/// A file without a name, which is gone with the process however that ends.
+fn scratch(dir: &Path) -> Result<File> {
+    let path = dir.join(format!(".recovery-{}", uuid::Uuid::new_v4()));
+    let file = super::new_file(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
 }
 
 fn of_database(bolt: &Bolt<'_>, db_size: u64) -> Result<Status> {

@@ -111,15 +111,6 @@ impl Client {
         }
     }
 
-    /// Waits until the API server is ready.
-    ///
-    /// # Errors
-    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) at the deadline, with what it said last;
-    /// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted.
-    pub fn wait_ready(&self, deadline: Deadline) -> Result<()> {
-        self.patiently("the API server to be ready", deadline, || self.ready().map(Some))
-    }
-
     /// Calls `look` until it returns something, about every second. An API server that does not answer, or refuses for whatever reason,
     /// is normal while the control plane comes up: only the deadline and interruption end this.
     ///

@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 use ::kube::Config;
 use ::kube::config::{AuthInfo, Cluster, Kubeconfig};
 use anyhow::{Context, Result, anyhow};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use data_encoding::BASE64;
 use x509_parser::pem::Pem;
 
 use crate::error::misfit;
@@ -76,7 +75,7 @@ fn chosen(kubeconfig: Kubeconfig) -> Result<(Cluster, AuthInfo)> {
 /// A value that is given in the file, or in another file of the node (relative to the kubeconfig's directory).
 fn given(node: &Node, dir: &Path, data: Option<&str>, file: Option<&str>) -> Result<Option<Vec<u8>>> {
     match (data.filter(|d| !d.is_empty()), file.filter(|f| !f.is_empty())) {
-        (Some(data), _) => Ok(Some(STANDARD.decode(data.trim()).context("decoding its base64 data")?)),
+        (Some(data), _) => Ok(Some(BASE64.decode(data.trim().as_bytes()).context("decoding its base64 data")?)),
         (None, Some(file)) => Ok(Some(node.read(dir.join(file))?)),
         (None, None) => Ok(None),
     }
@@ -99,10 +98,10 @@ fn authorities(node: &Node, dir: &Path, cluster: &Cluster) -> Result<Vec<Vec<u8>
 fn certificate(node: &Node, dir: &Path, user: AuthInfo) -> Result<AuthInfo> {
     let mut certificate = AuthInfo::default();
     if let Some(pem) = given(node, dir, user.client_certificate_data.as_deref(), user.client_certificate.as_deref())? {
-        certificate.client_certificate_data = Some(STANDARD.encode(pem));
+        certificate.client_certificate_data = Some(BASE64.encode(&pem));
         certificate.client_key_data = match (user.client_key_data, user.client_key) {
             (Some(data), _) => Some(data),
-            (None, Some(file)) => Some(STANDARD.encode(node.read(dir.join(file))?).into()),
+            (None, Some(file)) => Some(BASE64.encode(&node.read(dir.join(file))?).into()),
             (None, None) => return Err(anyhow!("its user has a client certificate but no key")),
         };
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use base64::Engine;
+use data_encoding::BASE64;
 use jiff::{Timestamp, Unit};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -213,7 +213,7 @@ struct Asked {
 impl Asked {
     /// Reads the base64 of the PEM of a request. Anything in it that is not understood is an error: it would be signed unseen.
     fn read(request: &str) -> Result<Self> {
-        let pem = base64::engine::general_purpose::STANDARD.decode(request).context("decoding its base64")?;
+        let pem = BASE64.decode(request.as_bytes()).context("decoding its base64")?;
         let (_, pem) = x509_parser::pem::parse_x509_pem(&pem).map_err(|error| anyhow!("its PEM cannot be read: {error}"))?;
         let (rest, request) = X509CertificationRequest::from_der(&pem.contents).map_err(|error| anyhow!("it cannot be read: {error}"))?;
         ensure!(rest.is_empty(), "something follows it");

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use base64::Engine;
+use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 
 use super::Node;
@@ -105,9 +105,7 @@ fn kubeconfig_roots(node: &Node, path: &Path) -> Result<Vec<String>> {
     let mut roots = Vec::new();
     for Named { cluster } in kubeconfig.clusters {
         let pem = match (cluster.certificate_authority_data, cluster.certificate_authority) {
-            (Some(data), _) => {
-                base64::engine::general_purpose::STANDARD.decode(data.trim()).context("decoding its certificate authority")?
-            }
+            (Some(data), _) => BASE64.decode(data.trim().as_bytes()).context("decoding its certificate authority")?,
             (None, Some(file)) => node.read(path.parent().unwrap_or(Path::new("/")).join(file))?,
             (None, None) => continue,
         };
@@ -145,7 +143,7 @@ mod tests {
         put(dir.path(), "etc/hostname", "its-host-name\n");
         assert_eq!(exit_code(&Identity::of(&node, &OPENSHIFT).unwrap_err()), 78);
         let (first, second) = (root("first"), root("second"));
-        let data = base64::engine::general_purpose::STANDARD.encode(&first);
+        let data = BASE64.encode(&first);
         let kubeconfig =
             format!("clusters:\n- name: c\n  cluster:\n    server: https://localhost:6443\n    certificate-authority-data: {data}\n");
         put(dir.path(), OPENSHIFT.kubeconfigs[1].trim_start_matches('/'), &kubeconfig);

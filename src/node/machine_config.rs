@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use base64::Engine;
+use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 
 use super::{Node, profile::CURRENT_CONFIG};
@@ -227,8 +227,7 @@ fn data_url(url: &str) -> Result<Vec<u8>> {
     let (head, data) = rest.split_once(',').ok_or_else(|| damaged(format!("`{}` has no comma", first(url))))?;
     let bytes: Vec<u8> = percent_encoding::percent_decode_str(data).collect();
     if head.split(';').any(|part| part == "base64") {
-        let engine = base64::engine::general_purpose::STANDARD;
-        return engine.decode(&bytes).map_err(|e| damaged(format!("`{}` is not base64: {e}", first(url))));
+        return BASE64.decode(&bytes).map_err(|e| damaged(format!("`{}` is not base64: {e}", first(url))));
     }
     Ok(bytes)
 }

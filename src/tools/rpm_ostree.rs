@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 
-use super::ostree::{Deployment, mark_neighbours};
+use super::ostree::{Deployment, are_names, mark_neighbours};
 use crate::node::Node;
 use crate::node::clock::interrupted;
 use crate::node::run::Output;
@@ -42,9 +42,16 @@ struct Row {
     version: Option<String>,
 }
 
-fn parse(bytes: &[u8]) -> Result<Vec<Deployment>> {
+/// `rpm-ostree status --json`: the deployments in boot order.
+///
+/// # Errors
+/// When it is anything else.
+pub fn parse(bytes: &[u8]) -> Result<Vec<Deployment>> {
     let status: Status =
         serde_json::from_slice(bytes).map_err(|error| anyhow!("`rpm-ostree status --json` printed something else: {error}"))?;
+    if let Some(Row { osname, checksum, .. }) = status.deployments.iter().find(|row| !are_names(&row.osname, &row.checksum)) {
+        return Err(anyhow!("`rpm-ostree status --json` has a deployment that cannot be one: {osname:?} {checksum:?}"));
+    }
     let deployment = |(index, row): (usize, Row)| Deployment {
         index,
         stateroot: row.osname,
@@ -252,7 +259,8 @@ mod tests {
         let row = format!(r#"{{"osname":"rhcos","checksum":"{}","serial":2,"booted":true}}"#, "b".repeat(64));
         let all = parse(format!(r#"{{"deployments":[{row}],"transaction":null}}"#).as_bytes())?;
         assert_eq!((all[0].version.as_deref(), all[0].serial, all[0].staged, all[0].pinned), (None, 2, false, false));
-        for bad in ["", "null", "{}", r#"{"deployments":[{}]}"#, "error: Could not activate remote peer"] {
+        let elsewhere = format!(r#"{{"deployments":[{}]}}"#, row.replace("rhcos", "../../x"));
+        for bad in ["", "null", "{}", elsewhere.as_str(), r#"{"deployments":[{}]}"#, "error: Could not activate remote peer"] {
             assert_eq!(exit_code(&parse(bad.as_bytes()).unwrap_err()), 1);
         }
         Ok(())

@@ -5,7 +5,6 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use base64::Engine;
 use serde_json::{Value, json};
 
 use crate::node::{Kind, Node, wait_for};
@@ -20,7 +19,7 @@ fn foreign_request(node: &Node, name: &str, of: &str, asked_by: &str) -> Result<
         "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest",
         "metadata": {"name": name, "uid": "0", "creationTimestamp": "2099-01-01T00:00:00Z"},
         "spec": {
-            "request": base64::engine::general_purpose::STANDARD.encode(node.certificate_request(of)?),
+            "request": data_encoding::BASE64.encode(node.certificate_request(of)?.as_bytes()),
             "signerName": "kubernetes.io/kube-apiserver-client-kubelet", "usages": ["digital signature", "client auth"],
             "username": asked_by, "groups": ["system:authenticated"],
         },

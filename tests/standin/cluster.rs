@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use base64::Engine;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -78,7 +77,7 @@ async fn certificate(client: &kube::Client, signer: &str, usage: &str, asked: &s
     let request = json!({
         "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest", "metadata": {"generateName": "csr-"},
         "spec": {
-            "request": base64::engine::general_purpose::STANDARD.encode(asked), "signerName": signer,
+            "request": data_encoding::BASE64.encode(asked.as_bytes()), "signerName": signer,
             "usages": ["digital signature", "key encipherment", usage],
         },
     });

@@ -1,7 +1,6 @@
 //! Certificates for tests: an authority, what it signs, and kubeconfigs. Included beside `subject.rs`.
 
 use anyhow::Result;
-use base64::Engine;
 use rcgen::{BasicConstraints, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 
 use super::subject;
@@ -46,7 +45,7 @@ impl Authority {
 
 /// A kubeconfig with everything in it; `cluster` is added to its cluster entry.
 pub(crate) fn kubeconfig(server: &str, authority: &Authority, user: &Pair, cluster: &str) -> String {
-    let data = |pem: &str| base64::engine::general_purpose::STANDARD.encode(pem);
+    let data = |pem: &str| data_encoding::BASE64.encode(pem.as_bytes());
     format!(
         "apiVersion: v1\nkind: Config\nclusters:\n- name: c\n  cluster:\n    server: {server}\n    certificate-authority-data: {}\n{cluster}\
          users:\n- name: u\n  user:\n    client-certificate-data: {}\n    client-key-data: {}\n\

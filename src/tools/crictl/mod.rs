@@ -2,7 +2,7 @@
 //!
 //! JSON only: the columns of the tables change. Containers are told apart by kubelet's labels, never by name alone.
 
-mod parse;
+pub mod parse;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;

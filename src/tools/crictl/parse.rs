@@ -107,22 +107,34 @@ fn json<T: for<'a> Deserialize<'a>>(what: &str, bytes: &[u8]) -> Result<T> {
 }
 
 /// The runtime's name in what `crictl version` prints: lines of `Key:  value`, in every release.
-pub(super) fn runtime_name(text: &str) -> Option<&str> {
+#[must_use]
+pub fn runtime_name(text: &str) -> Option<&str> {
     text.lines().find_map(|line| line.strip_prefix("RuntimeName:")).map(str::trim)
 }
 
+/// crictl is called with ids: none may be taken for an option, as `--all` would be.
+fn id(id: String) -> Result<String> {
+    if id.is_empty() || id.starts_with('-') {
+        bail!("crictl printed `{id}` where an id belongs");
+    }
+    Ok(id)
+}
+
 /// `crictl ps -a -o json`.
-pub(super) fn containers(bytes: &[u8]) -> Result<Vec<Container>> {
+///
+/// # Errors
+/// When it is anything else.
+pub fn containers(bytes: &[u8]) -> Result<Vec<Container>> {
     json::<Containers>("ps", bytes)?.containers.into_iter().map(container).collect()
 }
 
 fn container(raw: RawContainer) -> Result<Container> {
-    let RawContainer { id, pod_sandbox_id, metadata, image, image_ref, state, created_at, mut labels } = raw;
+    let RawContainer { id: own_id, pod_sandbox_id, metadata, image, image_ref, state, created_at, mut labels } = raw;
     let mut label = |name: &str| labels.remove(name).unwrap_or_default();
     // A container that kubelet did not make has no labels; its metadata still has a name.
     let name = Some(label("io.kubernetes.container.name")).filter(|name| !name.is_empty()).unwrap_or(metadata.name);
     Ok(Container {
-        id,
+        id: id(own_id)?,
         name,
         namespace: label("io.kubernetes.pod.namespace"),
         pod: label("io.kubernetes.pod.name"),
@@ -136,19 +148,27 @@ fn container(raw: RawContainer) -> Result<Container> {
 }
 
 /// `crictl pods -o json`.
-pub(super) fn sandboxes(bytes: &[u8]) -> Result<Vec<Sandbox>> {
-    let sandbox = |raw: RawSandbox| Sandbox {
-        ready: raw.state == "SANDBOX_READY",
-        labels: raw.labels,
-        id: raw.id,
-        name: raw.metadata.name,
-        namespace: raw.metadata.namespace,
+///
+/// # Errors
+/// When it is anything else.
+pub fn sandboxes(bytes: &[u8]) -> Result<Vec<Sandbox>> {
+    let sandbox = |raw: RawSandbox| {
+        Ok(Sandbox {
+            ready: raw.state == "SANDBOX_READY",
+            labels: raw.labels,
+            id: id(raw.id)?,
+            name: raw.metadata.name,
+            namespace: raw.metadata.namespace,
+        })
     };
-    Ok(json::<Sandboxes>("pods", bytes)?.items.into_iter().map(sandbox).collect())
+    json::<Sandboxes>("pods", bytes)?.items.into_iter().map(sandbox).collect()
 }
 
 /// `crictl images -o json`.
-pub(super) fn images(bytes: &[u8]) -> Result<Vec<Image>> {
+///
+/// # Errors
+/// When it is anything else.
+pub fn images(bytes: &[u8]) -> Result<Vec<Image>> {
     let image = |raw: RawImage| {
         Ok(Image { id: raw.id, tags: raw.repo_tags, digests: raw.repo_digests, size: raw.size.value()?, pinned: raw.pinned })
     };
@@ -157,7 +177,10 @@ pub(super) fn images(bytes: &[u8]) -> Result<Vec<Image>> {
 
 /// `crictl inspectp -o json`: true where the pod has the host's network. The CRI's `NamespaceMode` is `POD` (0) or `NODE` (2); protobuf
 /// JSON leaves out a value of 0, so that no mode at all is a pod's own network.
-pub(super) fn is_host_network(bytes: &[u8]) -> Result<bool> {
+///
+/// # Errors
+/// When it is anything else.
+pub fn is_host_network(bytes: &[u8]) -> Result<bool> {
     let sandbox: serde_json::Value = json("inspectp", bytes)?;
     if !sandbox["status"].is_object() {
         bail!("`crictl inspectp -o json` printed no status");
@@ -286,6 +309,14 @@ mod tests {
                 assert_eq!(images(&bytes).is_ok(), is_json && stem.starts_with("images"), "{file} as images");
                 assert_eq!(is_host_network(&bytes).is_ok(), is_json && stem.starts_with("inspect"), "{file} as a sandbox");
             }
+        }
+        for id in ["", "--all", "-f"] {
+            let container =
+                format!(r#"{{"containers":[{{"id":"{id}","podSandboxId":"s","metadata":{{"name":"n"}},"state":"CONTAINER_RUNNING"}}]}}"#);
+            assert_eq!(exit_code(&containers(container.as_bytes()).unwrap_err()), 1, "{id}");
+            assert!(containers(container.replace(&format!(r#""id":"{id}""#), r#""id":"c1""#).as_bytes()).is_ok(), "{id}");
+            let sandbox = format!(r#"{{"items":[{{"id":"{id}","metadata":{{"name":"n"}},"state":"SANDBOX_READY"}}]}}"#);
+            assert_eq!(exit_code(&sandboxes(sandbox.as_bytes()).unwrap_err()), 1, "{id}");
         }
         for garbage in [&b""[..], b"\xff\xfe", b"[]", b"{\"containers\":null}", b"{\"containers\":[{}]}", b"{\"containers\":[]", b"null"] {
             assert_eq!(exit_code(&containers(garbage).unwrap_err()), 1);

@@ -73,6 +73,12 @@ pub fn etc_of(deployment: &Deployment) -> PathBuf {
     root_of(deployment).join("etc")
 }
 
+/// True for a stateroot and a checksum as there can be: they are names in the path of a deployment, and must not lead anywhere else.
+pub(in crate::tools) fn are_names(stateroot: &str, checksum: &str) -> bool {
+    let component = !matches!(stateroot, "" | "." | "..") && !stateroot.contains(['/', '\0']);
+    component && checksum.len() >= 40 && checksum.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// Marks the deployments next to the booted one as ostree does (`ostree_sysroot_query_deployments_for`): its own printed marks come and
 /// go between versions and forms, and rpm-ostree prints none.
 pub(in crate::tools) fn mark_neighbours(all: &mut [Deployment]) {

@@ -5,7 +5,7 @@
 
 mod boot;
 mod deployment;
-mod parse;
+pub mod parse;
 mod soft_reboot;
 
 use anyhow::{Context, Result, bail};
@@ -15,8 +15,8 @@ use crate::node::Node;
 
 pub use boot::kernel_arguments;
 use deployment::CHANGE;
-pub(super) use deployment::mark_neighbours;
 pub use deployment::{Deployment, SYSROOT, etc_of, root_of, short};
+pub(super) use deployment::{are_names, mark_neighbours};
 pub use soft_reboot::{NEXT_ROOT, UNDO as UNDO_SOFT_REBOOT, clear as clear_soft_reboot, is_prepared as soft_reboot_is_prepared, running};
 
 /// True where this node is an ostree host (`/run/ostree-booted`).

@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow, bail};
 use serde::Deserialize;
 
-use super::deployment::{Deployment, mark_neighbours};
+use super::deployment::{Deployment, are_names, mark_neighbours};
 
 #[derive(Deserialize)]
 struct Status {
@@ -28,12 +28,22 @@ struct Row {
 }
 
 /// `ostree admin status --json` (2025.3 and later).
-pub(super) fn json(bytes: &[u8]) -> Result<Vec<Deployment>> {
+///
+/// # Errors
+/// When it is anything else.
+pub fn json(bytes: &[u8]) -> Result<Vec<Deployment>> {
     let status: Status =
         serde_json::from_slice(bytes).map_err(|error| anyhow!("`ostree admin status --json` printed something else: {error}"))?;
     let deployment = |(place, row): (usize, Row)| {
         if let Some(index) = row.index.filter(|index| *index != place) {
             bail!("`ostree admin status --json` has index {index} in place {place}");
+        }
+        if !are_names(&row.stateroot, &row.checksum) {
+            bail!(
+                "`ostree admin status --json` has a deployment in place {place} that cannot be one: {:?} {:?}",
+                row.stateroot,
+                row.checksum
+            );
         }
         Ok(Deployment {
             index: place,
@@ -55,7 +65,10 @@ pub(super) fn json(bytes: &[u8]) -> Result<Vec<Deployment>> {
 }
 
 /// `ostree admin status`. How far lines are indented varies, so they are told apart by their words.
-pub(super) fn text(text: &str) -> Result<Vec<Deployment>> {
+///
+/// # Errors
+/// When it is anything else.
+pub fn text(text: &str) -> Result<Vec<Deployment>> {
     let mut all: Vec<Deployment> = Vec::new();
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
         if let Some(deployment) = header(line, all.len()) {
@@ -83,8 +96,7 @@ fn header(line: &str, index: usize) -> Option<Deployment> {
     let mut words = rest.split_whitespace();
     let (stateroot, identity) = (words.next()?, words.next()?);
     let (checksum, serial) = identity.split_once('.')?;
-    let is_checksum = checksum.len() >= 40 && checksum.bytes().all(|b| b.is_ascii_hexdigit());
-    if stateroot.ends_with(':') || !is_checksum {
+    if stateroot.ends_with(':') || !are_names(stateroot, checksum) {
         return None;
     }
     let flags: String = words.collect::<Vec<_>>().join(" ");
@@ -257,6 +269,25 @@ mod tests {
         }
         for bad in ["", "{}", "No deployments.", r#"{"deployments":[{"checksum":"x"}]}"#] {
             assert_eq!(exit_code(&json(bad.as_bytes()).unwrap_err()), 1, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        let sound = "c".repeat(64);
+        for (stateroot, checksum, taken) in [
+            ("rhcos", sound.as_str(), true),
+            ("../../../../tmp", &sound, false),
+            ("..", &sound, false),
+            ("", &sound, false),
+            ("rhcos", "../../x", false),
+            ("rhcos", "", false),
+        ] {
+            let row = serde_json::json!({
+                "stateroot": stateroot, "checksum": checksum, "serial": 0, "booted": true, "staged": false, "pinned": false,
+            });
+            assert_eq!(json(serde_json::json!({"deployments": [row]}).to_string().as_bytes()).is_ok(), taken, "{stateroot} {checksum}");
+            assert_eq!(text(&format!("* {stateroot} {checksum}.0\n")).is_ok(), taken, "{stateroot} {checksum}");
         }
     }
 }

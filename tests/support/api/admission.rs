@@ -1,6 +1,5 @@
 //! What can refuse a write: webhooks that fail closed, certificate requests that are none, and the CEL rules of OpenShift's CRDs.
 
-use base64::Engine;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -61,7 +60,7 @@ pub(crate) fn request(resource: &Resource, user: &User, object: &mut Value) -> R
     if resource.plural != "certificatesigningrequests" {
         return Ok(());
     }
-    let pem = base64::engine::general_purpose::STANDARD.decode(text(&object["spec"]["request"])).unwrap_or_default();
+    let pem = data_encoding::BASE64.decode(text(&object["spec"]["request"]).as_bytes()).unwrap_or_default();
     let is_request = x509_parser::pem::parse_x509_pem(&pem).is_ok_and(|(_, pem)| pem.label == "CERTIFICATE REQUEST");
     if !is_request || object["spec"]["signerName"].is_null() {
         let message = "spec.request: Invalid value: PEM block type must be CERTIFICATE REQUEST";

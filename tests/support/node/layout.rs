@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use base64::Engine;
 use rustix::fs::FileType;
 use serde_json::{Value, json};
 
@@ -327,7 +326,7 @@ pub(super) fn write_machine_config(config: &Value, at: &dyn Fn(&str) -> PathBuf)
 fn data_url(url: &str) -> Result<Vec<u8>> {
     let (head, data) = url.strip_prefix("data:").and_then(|rest| rest.split_once(',')).context("no data: URL")?;
     let bytes: Vec<u8> = percent_encoding::percent_decode_str(data).collect();
-    if head.ends_with(";base64") { Ok(base64::engine::general_purpose::STANDARD.decode(bytes)?) } else { Ok(bytes) }
+    if head.ends_with(";base64") { Ok(data_encoding::BASE64.decode(&bytes)?) } else { Ok(bytes) }
 }
 
 /// Makes what is not a file. No driver needs to be there.
