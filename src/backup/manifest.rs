@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::MANIFEST;
+use super::layout::{MANIFEST, read_small};
 use crate::archive::Selection;
 use crate::error::damaged;
 use crate::kube;
@@ -76,7 +76,7 @@ impl Manifest {
     /// # Errors
     /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is missing, too large, of another version, or not exactly a manifest.
     pub fn read(backup: &Path) -> Result<Self> {
-        Self::parse(&super::read_small(backup, MANIFEST, MOST)?)
+        Self::parse(&read_small(backup, MANIFEST, MOST)?)
     }
 
     /// Parses one.

@@ -15,7 +15,7 @@ use super::run::{Doing, KUBELET_UNIT, Step};
 use super::waits::{self, PAUSE};
 use crate::archive::{Extra, Selection};
 use crate::backup::asked_by::AskedBy;
-use crate::backup::trees::STARTUP_MONITOR;
+use crate::backup::take::trees::STARTUP_MONITOR;
 use crate::backup::{self, ETCD, KUBELET, STATIC_PODS};
 use crate::error::{FailureKind, kind};
 use crate::etcd::{self, Endpoint};

@@ -321,7 +321,7 @@ esac
 #[test]
 fn pins_of_ours_go_with_the_last_backup_that_needs_them() {
     use recovery::backup::manifest::DeploymentId;
-    use recovery::backup::pins;
+    use recovery::backup::take::pins;
     use recovery::tools::ostree::deployments;
 
     let place = Place::new();

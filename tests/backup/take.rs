@@ -106,7 +106,7 @@ fn extras_are_restored_through_a_mount_on_the_way() {
         let archive = Archive::open(&path.join("extras.tar.zst"))?;
         let tool = var.join("opt/managed/tool");
         std::fs::write(&tool, "a newer one")?;
-        let selection = backup::trees::extras_in(&archive);
+        let selection = backup::take::trees::extras_in(&archive);
         let counts = archive.restore(sno.root(), &selection, Extra::Keep, &|_| {})?;
         assert_eq!((counts.replaced, counts.created, counts.deleted), (1, 0, 0));
         assert_eq!(std::fs::read_to_string(&tool)?, "tool");

@@ -1,4 +1,4 @@
-//! From a backup to the old script's layout, for `upgrade-recovery.sh`, `cluster-restore.sh` and people with a shell: see [`legacy`].
+//! From a backup to the old script's layout, for `upgrade-recovery.sh`, `cluster-restore.sh` and people with a shell: see [`legacy::layout`](super::layout).
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,8 +9,13 @@ use flate2::{Compression, write::GzEncoder};
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
-use super::{Backup, ETC, ETCD, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL, excludes, install, legacy, verify};
+use super::excludes;
+use super::layout as legacy;
 use crate::archive::{Archive, Extra, Selection};
+use crate::backup::layout::{ETC, ETCD, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL};
+use crate::backup::published::Backup;
+use crate::backup::sums::is_same;
+use crate::backup::verify::verify;
 use crate::error::{AndNext, by_hand, damaged, misfit, usage};
 use crate::node::profile::{Kind, OPENSHIFT, StaticPod};
 use crate::node::static_pod::revision_in_use;
@@ -124,8 +129,7 @@ impl Export<'_> {
         for tar in tars {
             std::io::copy(&mut flate2::read::GzDecoder::new(File::open(tar)?), &mut std::io::sink())?;
         }
-        Ok(install::is_same(&self.in_cluster("snapshot", "db"), &mut snapshot)?
-            && install::is_same(&self.to.join(legacy::EXCLUDES), &mut list.as_bytes())?)
+        Ok(is_same(&self.in_cluster("snapshot", "db"), &mut snapshot)? && is_same(&self.to.join(legacy::EXCLUDES), &mut list.as_bytes())?)
     }
 
     /// A file of `cluster/`, which the old script names by the time.

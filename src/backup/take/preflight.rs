@@ -8,11 +8,11 @@ use indicatif::HumanBytes;
 use jiff::Timestamp;
 
 use super::install;
-use super::manifest::{DeploymentId, Image};
+use super::options::TakeOptions;
 use super::partial::Partial;
-use super::store::Survey;
-use super::take::TakeOptions;
 use super::trees::Trees;
+use crate::backup::manifest::{DeploymentId, Image};
+use crate::backup::survey::Survey;
 use crate::error::{busy, misfit, no_space, not_permitted};
 use crate::etcd::{self, Endpoint, Health};
 use crate::kube;

@@ -8,16 +8,17 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rustix::fs::{XattrFlags, lgetxattr, lsetxattr};
 
-use super::asked_by::AskedBy;
-use super::excludes;
-use super::install::is_same;
-use super::legacy::{self, Legacy, Parts, members};
-use super::manifest::{Etcd, Manifest, VERSION};
-use super::partial::{Conditions, Finished, Partial};
-use super::publish::publish;
-use super::verify::{Cached, hash};
-use super::{Backup, ETC, ETCD, EXTRAS, KUBELET, LEGACY_ID, STATIC_PODS, USR_LOCAL, store, trees};
+use super::layout::{Legacy, Parts, revisions};
+use super::{check, excludes, members};
 use crate::archive::{self, Archive, Extra, Selection};
+use crate::backup::asked_by::AskedBy;
+use crate::backup::layout::{ETC, ETCD, EXTRAS, KUBELET, LEGACY_ID, STATIC_PODS, USR_LOCAL};
+use crate::backup::manifest::{Etcd, Manifest, VERSION};
+use crate::backup::published::Backup;
+use crate::backup::sums::{Cached, hash, is_same};
+use crate::backup::survey::survey;
+use crate::backup::take::partial::{Conditions, Finished, Partial};
+use crate::backup::take::{publish::publish, trees};
 use crate::error::{damaged, no_space};
 use crate::etcd;
 use crate::node::certificates::certificates_expire;
@@ -42,12 +43,12 @@ const STAGING: &str = "staging";
 /// Nothing is left behind then.
 pub fn import(node: &Node, dir: &RecoveryDir, old: &Legacy, progress: &Progress) -> Result<Backup> {
     let fingerprint = old.fingerprint()?;
-    let survey = store::survey(dir)?;
+    let survey = survey(dir)?;
     if let Some(done) = survey.backups.iter().find(|b| b.manifest.labels.get(FINGERPRINT) == Some(&fingerprint)) {
         return Ok(done.clone());
     }
     progress.say("importing the backup of upgrade-recovery.sh; it stays as it is");
-    legacy::verify(old, progress)?.accept("the backup of upgrade-recovery.sh")?;
+    check::verify(old, progress)?.accept("the backup of upgrade-recovery.sh")?;
     // Files are packed smaller than they are, but the snapshot is there twice for a while.
     let (needed, (free, _)) = (old.usage(), mounts::space(dir.path())?);
     if free < needed {
@@ -135,7 +136,7 @@ impl Import<'_> {
         archive::pack(&source, &copy, &selection, None, &|_| {}).context("copying the static pods")?;
         copy_dir(&source, &kubernetes)?;
         Archive::open(&copy)?.restore(&kubernetes, &Selection::all(), Extra::Delete, &|_| {}).context("copying the static pods")?;
-        let revisions = legacy::revisions(&members::unpack(self.parts.resources, &resources)?.names)?;
+        let revisions = revisions(&members::unpack(self.parts.resources, &resources)?.names)?;
         overlay(&resources, &kubernetes)?;
         for (pod, revision) in OPENSHIFT.static_pods.iter().zip(revisions) {
             let from = kubernetes.join(&revision).join(pod.manifest);

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{ETC, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL, tmpfiles};
+use super::tmpfiles;
 use crate::archive::{Archive, Selection};
+use crate::backup::layout::{ETC, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL};
 use crate::error::{misfit, usage};
 use crate::node::machine_config::MachineConfig;
 use crate::node::profile::Profile;
@@ -152,7 +153,7 @@ fn existing(node: &Node, shown: &str) -> Result<PathBuf> {
 }
 
 /// Where the node's `path` is for this process, every link followed; what does not exist is joined on.
-pub(super) fn real(node: &Node, path: &Path) -> PathBuf {
+pub(in crate::backup) fn real(node: &Node, path: &Path) -> PathBuf {
     if !node.is_live() {
         return node.real_path(path);
     }

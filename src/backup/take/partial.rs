@@ -9,9 +9,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::manifest::DeploymentId;
-use super::store::{self, Survey};
-use super::{ETCD, PARTIAL, STATIC_PODS, names, verify};
+use crate::backup::layout::{ETCD, PARTIAL, STATIC_PODS};
+use crate::backup::manifest::DeploymentId;
+use crate::backup::names;
+use crate::backup::sums::{Cached, hash};
+use crate::backup::survey::{Survey, remove};
 use crate::error::{FailureKind, kind};
 use crate::node::profile::CURRENT_CONFIG;
 use crate::node::{Node, dir::RecoveryDir, durable};
@@ -89,7 +91,7 @@ impl Partial {
     pub fn open(node: &Node, dir: &RecoveryDir, survey: &Survey, conditions: &Conditions, release: Option<&str>) -> Result<Self> {
         let continued = newest(node, dir, survey, conditions);
         for id in survey.partial.iter().filter(|id| continued.as_ref().is_none_or(|c| c.path.file_name() != Some(id.as_ref()))) {
-            store::remove(dir, id)?;
+            remove(dir, id)?;
         }
         for id in &survey.deleting {
             durable::remove_tree(&dir.backups().join(id))?;
@@ -160,7 +162,7 @@ impl Partial {
     /// # Errors
     /// When it cannot be deleted.
     pub fn discard(self, dir: &RecoveryDir) -> Result<()> {
-        store::remove(dir, &format!("{}{PARTIAL}", self.id))
+        remove(dir, &format!("{}{PARTIAL}", self.id))
     }
 
     /// Forgets finished files that are not as they were, and etcd's and the static pods' always: those are taken together, last.
@@ -168,7 +170,7 @@ impl Partial {
         let path = self.path.clone();
         let mut whole = BTreeMap::new();
         for (name, finished) in self.state.finished.iter().filter(|(name, _)| *name != ETCD && *name != STATIC_PODS) {
-            match verify::hash(&path.join(name), verify::Cached::Take, &|_| {}) {
+            match hash(&path.join(name), Cached::Take, &|_| {}) {
                 Ok(sum) if sum.bytes == finished.stored && sum.sha256 == finished.sha256 => {
                     whole.insert(name.clone(), finished.clone());
                 }
@@ -240,7 +242,7 @@ mod tests {
 
     impl Place {
         fn open(&self, conditions: &Conditions) -> Partial {
-            let survey = store::survey(&self.dir).unwrap();
+            let survey = crate::backup::survey::survey(&self.dir).unwrap();
             Partial::open(&self.node, &self.dir, &survey, conditions, Some("4.16.8")).unwrap()
         }
 
@@ -249,7 +251,7 @@ mod tests {
             for name in ["etc.tar.zst", "kubelet.tar.zst", ETCD, STATIC_PODS] {
                 let path = partial.room_for(name).unwrap();
                 std::fs::write(&path, name).unwrap();
-                let sum = verify::hash(&path, verify::Cached::Take, &|_| {}).unwrap();
+                let sum = hash(&path, Cached::Take, &|_| {}).unwrap();
                 partial.finish(name, Finished { bytes: 7, stored: sum.bytes, sha256: sum.sha256 }).unwrap();
             }
             partial
@@ -281,7 +283,7 @@ mod tests {
             let mut conditions = place.conditions.clone();
             change(&mut conditions);
             assert!(place.open(&conditions).finished().is_empty());
-            let survey = store::survey(&place.dir).unwrap();
+            let survey = crate::backup::survey::survey(&place.dir).unwrap();
             assert_eq!((survey.partial.len(), survey.deleting.len()), (1, 0));
         }
         assert!(!first.path.join("etc.tar.zst").exists());

@@ -7,8 +7,8 @@
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::manifest::DeploymentId;
-use super::store::Survey;
+use crate::backup::manifest::DeploymentId;
+use crate::backup::survey::Survey;
 use crate::error::damaged;
 use crate::node::{Node, dir::RecoveryDir, durable};
 use crate::tools::ostree::{self, Deployment};
