@@ -102,7 +102,7 @@ impl Survey {
 }
 
 /// Renames first: a deletion that is cut short leaves nothing that looks like a backup.
-pub(in crate::backup) fn remove(dir: &RecoveryDir, id: &str) -> Result<()> {
+pub(crate) fn remove(dir: &RecoveryDir, id: &str) -> Result<()> {
     let path = dir.backups().join(id);
     let doomed = dir.backups().join(format!("{id}{DELETING}"));
     let remove = || -> Result<()> {

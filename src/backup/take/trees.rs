@@ -153,7 +153,7 @@ fn existing(node: &Node, shown: &str) -> Result<PathBuf> {
 }
 
 /// Where the node's `path` is for this process, every link followed; what does not exist is joined on.
-pub(in crate::backup) fn real(node: &Node, path: &Path) -> PathBuf {
+pub(crate) fn real(node: &Node, path: &Path) -> PathBuf {
     if !node.is_live() {
         return node.real_path(path);
     }
