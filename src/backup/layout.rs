@@ -1,4 +1,4 @@
-//! What a backup is made of on disk: the names of its files.
+//! What a backup is made of on disk: the names of its files. Those that hold a part of the node are in [`parts`](super::parts).
 
 use std::path::Path;
 
@@ -6,21 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::error::damaged;
 
-/// `/etc`, without what [`STATIC_PODS`] owns.
-pub const ETC: &str = "etc.tar.zst";
-/// `/usr/local`.
-pub const USR_LOCAL: &str = "usr-local.tar.zst";
-/// `/var/lib/kubelet`.
-pub const KUBELET: &str = "kubelet.tar.zst";
-/// Managed files elsewhere: the tree is `/`. It is missing when there are none.
-pub const EXTRAS: &str = "extras.tar.zst";
-/// `manifests` and `static-pod-resources` of `/etc/kubernetes`: the tree is `/etc/kubernetes`.
-pub const STATIC_PODS: &str = "static-pods.tar.zst";
-/// The etcd snapshot.
-pub const ETCD: &str = "etcd-snapshot.db.zst";
-/// What every backup holds, of either profile and imported ones too: without any of these no node comes back. Only the [`EXTRAS`] may be missing.
-pub const MANDATORY: [&str; 5] = [ETC, USR_LOCAL, KUBELET, STATIC_PODS, ETCD];
-/// The [`Manifest`].
+/// What it says of itself.
 pub const MANIFEST: &str = "manifest.json";
 /// Sums of every other file.
 pub const SUMS: &str = "SHA256SUMS";

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::layout::{MANDATORY, MANIFEST, SUMS, is_file};
+use super::layout::{MANIFEST, SUMS, is_file};
 use super::manifest::Manifest;
+use super::parts::Part;
 use super::sums::read_sums;
 use crate::error::damaged;
 
@@ -29,15 +30,15 @@ impl Backup {
     }
 }
 
-/// Reads the manifest of the backup at `path`, and checks that it names every [part that a recovery needs](MANDATORY) and that its files are exactly
+/// Reads the manifest of the backup at `path`, and checks that it names every [part that a recovery needs](Part::mandatory) and that its files are exactly
 /// those that `SHA256SUMS` lists. Nothing is hashed.
 ///
 /// # Errors
-/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) with the first thing that is wrong.
+/// As [`Manifest::read`]; [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) with the first thing that is wrong.
 pub(super) fn complete(path: &Path) -> Result<Manifest> {
     let manifest = Manifest::read(path)?;
-    if let Some(name) = MANDATORY.into_iter().find(|name| !manifest.sizes.contains_key(*name)) {
-        return Err(damaged(format!("its manifest names no {name}, without which no node can be recovered")));
+    if let Some(part) = Part::mandatory().find(|part| !manifest.sizes.contains_key(part.file)) {
+        return Err(damaged(format!("its manifest names no {}, without which no node can be recovered", part.file)));
     }
     let listed: BTreeSet<String> = read_sums(path)?.into_keys().collect();
     let mut there = BTreeSet::new();

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::layout::{DELETING, LEGACY_ID, PARTIAL, is_gone};
 use super::published::{self, Backup};
-use crate::error::damaged;
+use crate::error::{FailureKind, damaged, kind};
 use crate::node::{dir::RecoveryDir, durable};
 
 /// What lies in `backups/`.
@@ -20,6 +20,8 @@ pub struct Survey {
     pub backups: Vec<Backup>,
     /// Published, but not to be used, and why.
     pub damaged: Vec<(String, anyhow::Error)>,
+    /// Published by a newer agent, in a way that this one cannot read, and why: sound as far as anybody here can tell.
+    pub unsupported: Vec<(String, anyhow::Error)>,
     /// Being taken, or interrupted.
     pub partial: Vec<String>,
     /// Left over from a deletion that was cut short.
@@ -54,12 +56,14 @@ pub fn survey(dir: &RecoveryDir) -> Result<Survey> {
                 Ok(backup) => survey.backups.push(backup),
                 // Deleted while it was looked at: nothing is wrong with it.
                 Err(_) if is_gone(&path) => {}
+                Err(error) if kind(&error) == FailureKind::Unsupported => survey.unsupported.push((id, error)),
                 Err(error) => survey.damaged.push((id, error)),
             }
         }
     }
     survey.backups.sort_by(|a, b| order(b).cmp(&order(a)));
     survey.damaged.sort_by(|a, b| b.0.cmp(&a.0));
+    survey.unsupported.sort_by(|a, b| b.0.cmp(&a.0));
     survey.partial.sort();
     Ok(survey)
 }
@@ -92,6 +96,18 @@ impl Survey {
     pub fn find(&self, wanted: &str) -> Option<&Backup> {
         let by_id = self.backups.iter().find(|b| b.id == wanted);
         by_id.or_else(|| self.backups.iter().find(|b| b.manifest.name.as_deref() == Some(wanted)))
+    }
+
+    /// What is passed over when no backup is named, one sentence each.
+    #[must_use]
+    pub fn passed_over(&self) -> Vec<String> {
+        let sentence = |(id, _): &(String, _), how: &str| {
+            format!(
+                "the backup {id} is {how} and passed over: `recovery verify {id}` says why; it may be newer than the one that is taken instead"
+            )
+        };
+        let unsupported = self.unsupported.iter().map(|one| sentence(one, "not supported"));
+        unsupported.chain(self.damaged.iter().map(|one| sentence(one, "damaged"))).collect()
     }
 
     /// The number of the next backup.

@@ -11,6 +11,11 @@
 //! Every version of every format has a sample in `tests/fixtures/formats/` (`NAME.VERSION.json`), with every field in it, and its schema
 //! (`NAME.VERSION.schema.json`): a test reads each, writes it again, and compares both to the byte, so that no layout changes by accident.
 
+pub mod deployment;
+pub mod manifest;
+pub mod partial;
+pub mod pins;
+
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 

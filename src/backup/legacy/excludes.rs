@@ -11,7 +11,8 @@ use anyhow::{Context, Result};
 
 use crate::archive::Selection;
 use crate::archive::select::{matches, one};
-use crate::backup::take::{tmpfiles::literal, trees::always_excluded};
+use crate::backup::parts::always_excluded;
+use crate::backup::take::tmpfiles::literal;
 use crate::error::unsupported;
 use crate::node::mounts;
 

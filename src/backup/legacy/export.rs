@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::excludes;
 use super::layout as legacy;
 use crate::archive::{Archive, Extra, Selection};
-use crate::backup::layout::{ETC, ETCD, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL};
+use crate::backup::parts::{ETCD, EXTRAS, Part, STATIC_PODS};
 use crate::backup::published::Backup;
 use crate::backup::sums::is_same;
 use crate::backup::verify::verify;
@@ -88,9 +88,6 @@ pub fn export_cluster(backup: &Backup, to: &Path, progress: &Progress) -> Result
 const STAGING: &str = ".extras";
 /// There until all else is: what is beside it is an export of the agent's that was cut short, and nobody's else.
 const UNFINISHED: &str = ".unfinished-export";
-/// Trees of the layout, by the archive each comes from, in the order in which they are written.
-const TREES: [(&str, &str); 4] = [(ETC, "etc"), (STATIC_PODS, "etc/kubernetes"), (USR_LOCAL, "local"), (KUBELET, "kubelet")];
-
 struct Export<'a> {
     backup: &'a Backup,
     to: &'a Path,
@@ -99,7 +96,7 @@ struct Export<'a> {
 
 impl Export<'_> {
     fn all(&self) -> Result<()> {
-        TREES.iter().try_for_each(|(name, place)| self.tree(name, place))?;
+        Part::in_legacy().try_for_each(|(part, place)| self.tree(part.file, place))?;
         self.cluster()?;
         self.extras()?;
         let list = excludes::export(&self.backup.manifest.etc_excludes);
@@ -116,8 +113,8 @@ impl Export<'_> {
     /// True when everything that an export of this backup writes is there, and as it writes it. The two `.tar.gz`, whose bytes depend on the order in
     /// which a file system lists, are read to their end.
     fn is_whole(&self) -> Result<bool> {
-        for (name, place) in TREES {
-            let (archive, tree) = (Archive::open(&self.backup.file(name))?, self.to.join(place));
+        for (part, place) in Part::in_legacy() {
+            let (archive, tree) = (Archive::open(&self.backup.file(part.file))?, self.to.join(place));
             if !tree.is_dir() || !archive.compare(&tree, &Selection::all(), Extra::Keep, &|_| {})?.0.is_empty() {
                 return Ok(false);
             }

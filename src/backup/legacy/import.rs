@@ -12,8 +12,9 @@ use super::layout::{Legacy, Parts, revisions};
 use super::{check, excludes, members};
 use crate::archive::{self, Archive, Extra, Selection};
 use crate::backup::asked_by::AskedBy;
-use crate::backup::layout::{ETC, ETCD, EXTRAS, KUBELET, LEGACY_ID, STATIC_PODS, USR_LOCAL};
-use crate::backup::manifest::{Etcd, Manifest, VERSION};
+use crate::backup::layout::LEGACY_ID;
+use crate::backup::manifest::{Etcd, Manifest};
+use crate::backup::parts::{self, ETC, ETCD, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL};
 use crate::backup::published::Backup;
 use crate::backup::sums::{Cached, hash, is_same};
 use crate::backup::survey::survey;
@@ -81,7 +82,7 @@ impl Import<'_> {
     fn make(&self, partial: &mut Partial, fingerprint: String) -> Result<Backup> {
         let staging = partial.path.join(STAGING);
         durable::create_dir(&staging, 0o700)?;
-        self.pack(partial, ETC, &self.parts.etc, &trees::without_owned(&OPENSHIFT)?)?;
+        self.pack(partial, ETC, &self.parts.etc, &parts::without_owned(&OPENSHIFT)?)?;
         self.pack(partial, USR_LOCAL, self.parts.local, &Selection::all())?;
         self.pack(partial, KUBELET, &self.parts.kubelet, &Selection::all())?;
         if let Some(extras) = &self.parts.extras {
@@ -131,7 +132,7 @@ impl Import<'_> {
     /// manifests.
     fn static_pods(&self, partial: &mut Partial, staging: &Path) -> Result<()> {
         let (kubernetes, resources) = (staging.join("kubernetes"), staging.join("resources"));
-        let (source, selection) = (self.parts.etc.join("kubernetes"), trees::owned(&OPENSHIFT)?);
+        let (source, selection) = (self.parts.etc.join("kubernetes"), parts::owned(&OPENSHIFT)?);
         let copy = staging.join("kubernetes.tar.zst");
         archive::pack(&source, &copy, &selection, None, &|_| {}).context("copying the static pods")?;
         copy_dir(&source, &kubernetes)?;
@@ -178,12 +179,11 @@ impl Import<'_> {
             None
         });
         Ok(Manifest {
-            version: VERSION,
             sequence: 0,
             id: partial.id.clone(),
             name: None,
             labels: BTreeMap::from([(FINGERPRINT.to_owned(), fingerprint)]),
-            asked_by: AskedBy::OldScript.to_string(),
+            asked_by: AskedBy::OldScript,
             taken: partial.taken(),
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             profile: Kind::OpenShift,

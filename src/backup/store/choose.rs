@@ -8,7 +8,7 @@ use crate::backup::published::Backup;
 use crate::backup::survey::{Survey, survey};
 use crate::backup::take::publish;
 use crate::backup::verify::{self, VerifyReport};
-use crate::error::{damaged, misfit};
+use crate::error::{damaged, misfit, unsupported};
 use crate::node::{Node, dir::RecoveryDir};
 use crate::report::Progress;
 
@@ -34,9 +34,7 @@ pub fn find(dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Res
         }
         Some(wanted) => survey.find(wanted).cloned().map(|b| Found::Backup(Box::new(b))).ok_or_else(|| no_such(dir, &survey, wanted)),
         None => {
-            for (id, error) in &survey.damaged {
-                progress.say(&format!("passing over the damaged backup {id}: {error:#}"));
-            }
+            survey.passed_over().iter().for_each(|sentence| progress.say(sentence));
             match (survey.backups.first(), old) {
                 (Some(newest), _) => Ok(Found::Backup(Box::new(newest.clone()))),
                 (None, Some(old)) => Ok(Found::Old(old)),
@@ -52,9 +50,10 @@ pub fn find(dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Res
 ///
 /// # Errors
 /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the wanted one is damaged, or only damaged ones are left;
+/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it, or the only one that might do, is of a newer version;
 /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is no such backup, or none at all.
 pub fn choose(node: &Node, dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Result<Backup> {
-    publish::settle(dir)?;
+    publish::finish_interrupted(dir)?;
     match find(dir, wanted, progress)? {
         Found::Backup(backup) => Ok(*backup),
         Found::Old(old) => import(node, dir, &old, progress),
@@ -71,8 +70,9 @@ pub fn check(dir: &RecoveryDir, wanted: Option<&str>, deep: bool, progress: &Pro
         return legacy::verify(&old, progress);
     }
     let usable = wanted.map_or_else(|| survey.backups.first(), |wanted| survey.find(wanted)).map(|backup| &backup.id);
-    let damaged = || survey.damaged.iter().map(|(id, _)| id).find(|id| wanted.is_none_or(|wanted| *id == wanted));
-    match (usable.or_else(damaged), wanted) {
+    let others = survey.unsupported.iter().chain(&survey.damaged);
+    let unusable = || others.map(|(id, _)| id).find(|id| wanted.is_none_or(|wanted| *id == wanted));
+    match (usable.or_else(unusable), wanted) {
         (Some(id), _) => verify::report(&dir.backups().join(id), id, deep, progress),
         (None, Some(wanted)) => Err(no_such(dir, &survey, wanted)),
         (None, None) => Err(none_left(dir, &survey)),
@@ -80,6 +80,9 @@ pub fn check(dir: &RecoveryDir, wanted: Option<&str>, deep: bool, progress: &Pro
 }
 
 pub(super) fn no_such(dir: &RecoveryDir, survey: &Survey, wanted: &str) -> anyhow::Error {
+    if let Some((id, error)) = survey.unsupported.iter().find(|(id, _)| id == wanted) {
+        return unsupported(format!("the backup {id} is not supported: {error:#}"));
+    }
     if let Some((id, error)) = survey.damaged.iter().find(|(id, _)| id == wanted) {
         return damaged(format!("the backup {id} is damaged: {error:#}"));
     }
@@ -91,6 +94,10 @@ pub(super) fn no_such(dir: &RecoveryDir, survey: &Survey, wanted: &str) -> anyho
 
 fn none_left(dir: &RecoveryDir, survey: &Survey) -> anyhow::Error {
     let dir = dir.shown().display();
+    // Another agent can bring the node back; nothing helps with a damaged one.
+    if let Some((id, error)) = survey.unsupported.first() {
+        return unsupported(format!("{dir} holds no backup that this agent can use, but {id}, which is not supported: {error:#}"));
+    }
     match survey.damaged.first() {
         Some((id, error)) => damaged(format!("{dir} holds damaged backups only, {id} among them: {error:#}")),
         None => misfit(format!("{dir} holds no backup")),

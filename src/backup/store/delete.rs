@@ -34,18 +34,19 @@ pub fn deletion(dir: &RecoveryDir, wanted: &str, force: bool, progress: &Progres
         ));
     }
     let found = survey(dir)?;
-    let unusable = found.damaged.iter().map(|(id, _)| id).chain(&found.partial).find(|id| *id == wanted);
-    let id = match (unusable, found.find(wanted)) {
+    let is_it = |id: &&String| *id == wanted;
+    let unusable = found.damaged.iter().map(|(id, _)| id).chain(&found.partial).find(is_it);
+    let published = found.find(wanted).map(|backup| &backup.id);
+    // What this agent cannot read may be the only good one that there is.
+    let newer = found.unsupported.iter().map(|(id, _)| id).find(is_it);
+    let id = match (unusable, published.or(newer)) {
         (Some(id), _) => Some(id.clone()),
-        (None, Some(backup)) => {
-            let others = found.backups.iter().filter(|b| b.id != backup.id);
-            if !force && !any_good(others, progress)? {
-                return Err(usage(format!(
-                    "{} is the last good backup; `recovery delete --force {wanted}` deletes it all the same",
-                    backup.id
-                )));
+        (None, Some(id)) => {
+            if !force && !any_good(found.backups.iter().filter(|other| other.id != *id), progress)? {
+                let what = if published.is_some() { "is the last good backup" } else { "is not supported, and no other backup is good" };
+                return Err(usage(format!("{id} {what}; `recovery delete --force {wanted}` deletes it all the same")));
             }
-            Some(backup.id.clone())
+            Some(id.clone())
         }
         // A deletion that was cut short is finished; one that was not is what was asked for, when an id says that no other can be meant.
         (None, None) if found.deleting.iter().any(|left| left.strip_suffix(DELETING) == Some(wanted)) => Some(wanted.to_owned()),

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::choose::no_such;
+use crate::backup::asked_by::AskedBy;
 use crate::backup::layout::LEGACY_ID;
 use crate::backup::legacy;
 use crate::backup::manifest::{DeploymentId, Manifest};
@@ -24,6 +25,8 @@ pub enum State {
     Partial,
     /// Not to be used.
     Damaged,
+    /// Published by a newer agent, which this one cannot read.
+    Unsupported,
     /// Left by the old script; imported when it is chosen.
     Legacy,
 }
@@ -35,7 +38,7 @@ pub struct Listed {
     pub id: String,
     /// Whether it can be used.
     pub state: State,
-    /// Why not, when it is damaged.
+    /// Why not, when it is damaged or not supported.
     pub reason: Option<String>,
     /// Given name.
     pub name: Option<String>,
@@ -50,7 +53,7 @@ pub struct Listed {
     /// Deployment it belongs to.
     pub deployment: Option<DeploymentId>,
     /// Who asked for it.
-    pub asked_by: Option<String>,
+    pub asked_by: Option<AskedBy>,
     /// Bytes it takes on disk.
     pub stored: u64,
 }
@@ -70,7 +73,7 @@ pub struct Shown {
     pub files: BTreeMap<String, u64>,
 }
 
-/// Every backup: usable ones newest first, then what the old script left, damaged ones and unfinished ones.
+/// Every backup: usable ones newest first, then what the old script left, those of a newer agent, damaged ones and unfinished ones.
 ///
 /// # Errors
 /// As [`survey`].
@@ -106,13 +109,9 @@ pub fn list(dir: &RecoveryDir) -> Result<Vec<Listed>> {
     if let Some(old) = legacy::find(dir) {
         let (state, reason) = legacy::problem(&old)?.map_or((State::Legacy, None), |problem| (State::Damaged, Some(problem)));
         let stored = old.usage();
-        lines.push(Listed {
-            taken: old.taken(),
-            asked_by: Some("upgrade-recovery.sh".to_owned()),
-            stored,
-            ..bare(LEGACY_ID, state, reason)
-        });
+        lines.push(Listed { taken: old.taken(), asked_by: Some(AskedBy::OldScript), stored, ..bare(LEGACY_ID, state, reason) });
     }
+    lines.extend(survey.unsupported.iter().map(|(id, error)| bare(id, State::Unsupported, Some(format!("{error:#}")))));
     lines.extend(survey.damaged.iter().map(|(id, error)| bare(id, State::Damaged, Some(format!("{error:#}")))));
     lines.extend(survey.partial.iter().map(|id| bare(id, State::Partial, None)));
     Ok(lines)

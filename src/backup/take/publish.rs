@@ -1,7 +1,7 @@
 //! From a finished partial to a published backup: check what was written, sums, fsync, remove the journal, rename, fsync.
 //!
 //! The journal goes only when everything else is on disk: a partial without one, whose files are those that its sums list, lacks nothing but its
-//! name. [`settle`] gives it that when a crash got in between.
+//! name. [`finish_interrupted`] gives it that when a crash got in between.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -9,8 +9,9 @@ use std::fs::File;
 use anyhow::{Context, Result};
 
 use super::partial::{Partial, STATE};
-use crate::backup::layout::{ETCD, MANIFEST, PARTIAL};
+use crate::backup::layout::{MANIFEST, PARTIAL};
 use crate::backup::manifest::Manifest;
+use crate::backup::parts::ETCD;
 use crate::backup::published::{Backup, complete};
 use crate::backup::sums::{Cached, Sum, hash, write_sums};
 use crate::backup::survey::survey;
@@ -48,7 +49,7 @@ pub fn publish(dir: &RecoveryDir, partial: &Partial, manifest: Manifest, progres
 ///
 /// # Errors
 /// When `backups/` cannot be listed, or the rename fails.
-pub fn settle(dir: &RecoveryDir) -> Result<()> {
+pub fn finish_interrupted(dir: &RecoveryDir) -> Result<()> {
     if dir.in_recovery() {
         return Ok(());
     }

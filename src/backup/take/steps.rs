@@ -10,14 +10,14 @@ use sha2::{Digest, Sha256};
 use super::options::TakeOptions;
 use super::partial::{Conditions, Finished, Partial};
 use super::preflight::{self, Facts};
-use super::publish::{publish, settle};
+use super::publish::{finish_interrupted, publish};
 use super::trees::{self, Tree};
 use super::{install, pins};
 use crate::archive;
 use crate::backup::asked_by::AskedBy;
-use crate::backup::layout::ETCD;
-use crate::backup::manifest::{Etcd, Manifest, VERSION};
+use crate::backup::manifest::{Etcd, Manifest};
 use crate::backup::names;
+use crate::backup::parts::ETCD;
 use crate::backup::published::Backup;
 use crate::backup::store::{after::link_latest, prune::prune};
 use crate::backup::survey::{Survey, survey};
@@ -78,7 +78,7 @@ pub fn take(node: &Node, dir: &RecoveryDir, options: &TakeOptions, progress: &Pr
     check_options(options)?;
     trees::refuse_dir_inside(node, dir)?;
     dir.check()?;
-    settle(dir)?;
+    finish_interrupted(dir)?;
     let survey = survey(dir)?;
     if let Some(done) = taken_before(node, &survey, &options.asked_by, began) {
         return Ok(done);
@@ -129,8 +129,7 @@ fn taken_before(node: &Node, survey: &Survey, asked_by: &AskedBy, began: Instant
     if !asked_by.asks_once() {
         return None;
     }
-    let asked = asked_by.to_string();
-    let done = survey.backups.iter().find(|backup| backup.manifest.asked_by == asked);
+    let done = survey.backups.iter().find(|backup| backup.manifest.asked_by == *asked_by);
     done.map(|backup| Taken::of(node, backup, Outcome::AlreadyDone, began))
 }
 
@@ -250,12 +249,11 @@ impl Run<'_> {
 
     fn manifest(&self, partial: &Partial, etcd: Etcd) -> Result<Manifest> {
         Ok(Manifest {
-            version: VERSION,
             sequence: self.survey.next_sequence(),
             id: partial.id.clone(),
             name: self.options.name.clone(),
             labels: self.options.labels.clone(),
-            asked_by: self.options.asked_by.to_string(),
+            asked_by: self.options.asked_by.clone(),
             taken: partial.taken(),
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             profile: self.facts.profile.kind,
