@@ -20,9 +20,9 @@ pub enum FailureKind {
     Failed,
     /// The command line makes no sense, or a destructive verb was not confirmed.
     Usage,
-    /// Sound, but nothing that this agent takes; the message says what to do instead.
+    /// Sound, but nothing that this agent takes, or of a newer version; the message says what to do instead.
     Unsupported,
-    /// A backup, journal, snapshot or archive is damaged, hostile or of another version.
+    /// A backup, journal, snapshot or archive is damaged or hostile.
     Damaged,
     /// A component did not answer, or did not get ready, by its deadline.
     Unanswered,
@@ -45,8 +45,8 @@ pub const EXIT_CODES: [(u8, &str); 10] = [
     (0, "done, or nothing to do (`archive diff`: equal)"),
     (1, "failed, look: the message names the step and the next command (`archive diff`: differs)"),
     (2, "usage, or not confirmed (`archive diff`: any other trouble)"),
-    (64, "not supported: sound, but nothing that the agent takes; the message says what to do instead"),
-    (65, "damaged, hostile or of another version: backup, journal, snapshot, archive"),
+    (64, "not supported: sound, but nothing that the agent takes, or of a newer version; the message says what to do instead"),
+    (65, "damaged or hostile: backup, journal, snapshot, archive"),
     (69, "a component did not answer by its deadline (`--wait`)"),
     (73, "no space"),
     (75, "not now, run it again: interrupted, locked, a recovery is in progress, operators are progressing"),

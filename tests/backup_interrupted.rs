@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use recovery::backup::partial::{Conditions, Finished, Partial};
 use recovery::backup::store::survey;
+use recovery::backup::take::partial::{Conditions, Finished, Partial};
 use recovery::error::exit_code;
 use recovery::node::{
     Node,

@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
+use serde::Serialize;
+
 use crate::node::Node;
 use crate::node::mounts::{Mount, mounts};
 use crate::tools::crictl;
@@ -22,11 +24,15 @@ const JOB_LABELS: [&str; 2] = ["batch.kubernetes.io/controller-uid", "controller
 /// kubelet's own label of a sandbox: the pod's UID.
 const POD_LABEL: &str = "io.kubernetes.pod.uid";
 
+/// How an imported backup names who asked for it.
+const OLD_SCRIPT: &str = "upgrade-recovery.sh";
+
 /// Carries who asked over the way from a container to its host, where neither variables nor mounts tell it any more.
 pub const HANDED_ON: &str = "RECOVERY_ASKED_BY";
 
 /// Who asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(into = "String")]
 pub enum AskedBy {
     /// A Job, by its UID.
     Job(String),
@@ -36,6 +42,8 @@ pub enum AskedBy {
     User(u32),
     /// The old script: an imported backup.
     OldScript,
+    /// Somebody that this agent knows nothing of, in the words of the agent that wrote it down.
+    Other(String),
 }
 
 impl AskedBy {
@@ -50,7 +58,7 @@ impl AskedBy {
     /// As [`AskedBy::this_process`], of what is given.
     #[must_use]
     pub fn find(variable: impl Fn(&str) -> Option<String>, mounts: &[Mount], user: u32) -> Self {
-        if let Some(asked) = variable(HANDED_ON).and_then(|text| Self::handed_on(&text)) {
+        if let Some(asked) = variable(HANDED_ON).and_then(Self::handed_on) {
             return asked;
         }
         if let Some(uid) = JOB_VARIABLES.iter().filter_map(|name| variable(name)).find(|uid| is_uid(uid)) {
@@ -84,15 +92,9 @@ impl AskedBy {
         }
     }
 
-    /// As a manifest or a variable names a Job or a pod.
-    #[must_use]
-    pub fn handed_on(text: &str) -> Option<Self> {
-        let (kind, uid) = text.split_once('/').filter(|(_, uid)| is_uid(uid))?;
-        match kind {
-            "job" => Some(Self::Job(uid.to_owned())),
-            "pod" => Some(Self::Pod(uid.to_owned())),
-            _ => None,
-        }
+    /// The Job or pod that the variable [`HANDED_ON`] names.
+    fn handed_on(text: String) -> Option<Self> {
+        Some(Self::from(text)).filter(Self::asks_once)
     }
 
     /// True for those whose second question is answered by "already done": a person who asks twice wants two backups.
@@ -108,8 +110,29 @@ impl fmt::Display for AskedBy {
             Self::Job(uid) => write!(f, "job/{uid}"),
             Self::Pod(uid) => write!(f, "pod/{uid}"),
             Self::User(number) => write!(f, "user/{number}"),
-            Self::OldScript => f.write_str("upgrade-recovery.sh"),
+            Self::OldScript => f.write_str(OLD_SCRIPT),
+            Self::Other(text) => f.write_str(text),
         }
+    }
+}
+
+/// As a manifest or a variable says it; what is written is read as what it was.
+impl From<String> for AskedBy {
+    fn from(text: String) -> Self {
+        let known = match text.split_once('/') {
+            Some(("job", uid)) if is_uid(uid) => Self::Job(uid.to_owned()),
+            Some(("pod", uid)) if is_uid(uid) => Self::Pod(uid.to_owned()),
+            Some(("user", number)) => number.parse().map_or_else(|_| Self::Other(text.clone()), Self::User),
+            _ if text == OLD_SCRIPT => Self::OldScript,
+            _ => Self::Other(text.clone()),
+        };
+        if known.to_string() == text { known } else { Self::Other(text) }
+    }
+}
+
+impl From<AskedBy> for String {
+    fn from(asked_by: AskedBy) -> Self {
+        asked_by.to_string()
     }
 }
 
@@ -171,9 +194,9 @@ mod tests {
         ];
         let jobs = ["1111", "2222", "3333", "4444", "5555"].map(|end| job_of(&format!("0a1b2c3d-{end}"), all.iter()));
         assert_eq!(jobs.map(|job| job.is_some_and(|uid| uid == "11111111-2222")), [true, true, false, false, false]);
-        let restored = AskedBy::handed_on("job/11111111-2222").unwrap();
+        let restored = AskedBy::from("job/11111111-2222".to_owned());
         assert_eq!(all.each_ref().map(|labels| restored.has_pod(labels)), [true, true, false, false]);
-        let restored = AskedBy::handed_on("pod/0a1b2c3d-3333").unwrap();
+        let restored = AskedBy::from("pod/0a1b2c3d-3333".to_owned());
         assert_eq!(all.each_ref().map(|labels| restored.has_pod(labels)), [false, false, true, false]);
     }
 
@@ -193,6 +216,17 @@ mod tests {
             let asked = AskedBy::find(none, &parse(line.as_bytes()), 0);
             assert_eq!(asked.to_string(), format!("pod/{POD}"));
             assert!(asked.asks_once());
+        }
+    }
+
+    #[test]
+    fn what_a_manifest_says_is_kept_to_the_letter() {
+        let read = |text: &str| AskedBy::from(text.to_owned());
+        assert_eq!(read("user/1000"), AskedBy::User(1000));
+        assert_eq!(read("upgrade-recovery.sh"), AskedBy::OldScript);
+        for odd in ["user/007", "user/-1", "job/../x", "hub/0a1b2c3d-1111", "", "job"] {
+            assert_eq!(read(odd), AskedBy::Other(odd.to_owned()));
+            assert!(read(odd).to_string() == odd && !read(odd).asks_once(), "{odd}");
         }
     }
 

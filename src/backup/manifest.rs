@@ -1,29 +1,29 @@
-//! `manifest.json`: what a backup says of itself. Versioned; a field that this version does not know is refused, never guessed at.
+//! What a backup says of itself. How that is written, in `manifest.json`, is in [`formats::manifest`](crate::formats::manifest).
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::MANIFEST;
+use super::asked_by::AskedBy;
+use super::layout::{MANIFEST, read_small};
 use crate::archive::Selection;
 use crate::error::damaged;
-use crate::formats::parts;
+use crate::formats::deployment::DeploymentV1;
+use crate::formats::manifest::{ClusterV1, EtcdV1, FORMAT, IdentityV1, ImageV1, OperatorV1, ProfileV1, V1};
+use crate::formats::to_json;
 use crate::kube;
 use crate::node::{durable, identity::Identity, profile::Kind};
 use crate::tools::ostree::{self, Deployment};
 
-/// The only version so far.
-pub const VERSION: u32 = 1;
 /// The most a manifest is read of: one of a real node has some 20 KiB.
 const MOST: u64 = 2 << 20;
 
-/// The manifest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// The manifest. Reports show it as its file has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(into = "V1")]
 pub struct Manifest {
-    /// [`VERSION`].
-    pub version: u32,
     /// Order of the backups of this recovery directory.
     pub sequence: u64,
     /// The backup's id.
@@ -31,9 +31,9 @@ pub struct Manifest {
     /// Given name.
     pub name: Option<String>,
     /// Given labels.
-    pub labels: std::collections::BTreeMap<String, String>,
-    /// Who asked: `job/<uid>`, `pod/<uid>` or `user/<uid>`.
-    pub asked_by: String,
+    pub labels: BTreeMap<String, String>,
+    /// Who asked.
+    pub asked_by: AskedBy,
     /// When it was begun, by the node's clock.
     pub taken: jiff::Timestamp,
     /// Version of the agent.
@@ -61,44 +61,33 @@ pub struct Manifest {
     /// Paths of the managed files outside `/etc` at that time, absolute: what a newer `currentconfig` added beyond these is removed.
     pub managed_files: Vec<PathBuf>,
     /// The unit of the container runtime; `None` when it was not found, and in older backups.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime_unit: Option<String>,
     /// The containers of the profile's operators that ran, name and namespace: those that a recovery waits for. `None` when the runtime did not say,
     /// and in older backups.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operator_containers: Option<Vec<(String, String)>>,
     /// Bytes of content per file of the backup, before compression.
-    pub sizes: std::collections::BTreeMap<String, u64>,
+    pub sizes: BTreeMap<String, u64>,
 }
 
 impl Manifest {
     /// Reads the manifest of the backup in the directory `backup`.
     ///
     /// # Errors
-    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is missing, too large, of another version, or not exactly a manifest.
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is missing, or too large; as [`Manifest::parse`].
     pub fn read(backup: &Path) -> Result<Self> {
-        Self::parse(&super::read_small(backup, MANIFEST, MOST)?)
+        Self::parse(&read_small(backup, MANIFEST, MOST)?)
     }
 
     /// Parses one.
     ///
     /// # Errors
-    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is of another version, or not exactly a manifest, or says what no restore can do.
+    /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is of a newer version;
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is not exactly a manifest, or says what no restore can do.
     pub fn parse(json: &[u8]) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Version {
-            version: u32,
-        }
-        let bad = |error: serde_json::Error| damaged(format!("its {MANIFEST} is not valid: {error}"));
-        // The version first: what a newer one looks like is not for this one to judge.
-        let Version { version } = serde_json::from_slice(json).map_err(bad)?;
-        if version != VERSION {
-            return Err(damaged(format!("its {MANIFEST} is of version {version}; this agent reads version {VERSION}")));
-        }
-        let manifest: Self = serde_json::from_slice(json).map_err(bad)?;
+        let manifest = Self::from(FORMAT.read(json, |_, json| serde_json::from_slice::<V1>(json))?);
         // Before anything is changed, not in the middle of a restore.
         let excludes = Selection::all().except(&manifest.etc_excludes);
-        excludes.map_err(|error| damaged(format!("its {MANIFEST} is not valid: etc_excludes: {error}")))?;
+        excludes.map_err(|error| damaged(format!("{MANIFEST} is not valid: etc_excludes: {error}")))?;
         Ok(manifest)
     }
 
@@ -107,8 +96,7 @@ impl Manifest {
     /// # Errors
     /// When it cannot be written, or is larger than is read.
     pub fn write(&self, backup: &Path) -> Result<()> {
-        let mut json = serde_json::to_vec_pretty(self).context("putting the manifest into JSON")?;
-        json.push(b'\n');
+        let json = to_json(self).context("putting the manifest into JSON")?;
         if json.len() as u64 > MOST {
             bail!(
                 "the manifest takes {} bytes; no more than {MOST} are read: it names too many paths that a restore leaves alone",
@@ -154,30 +142,26 @@ impl DeploymentId {
         }
     }
 
-    /// True when `deployment` is this one: as `ostree_deployment_equal` compares, by stateroot, checksum and serial.
+    /// True when `deployment` is this one.
     #[must_use]
     pub fn is(&self, deployment: &Deployment) -> bool {
-        (&self.stateroot, &self.checksum, self.serial) == (&deployment.stateroot, &deployment.checksum, deployment.serial)
+        self.key() == (&deployment.stateroot, &deployment.checksum, deployment.serial)
     }
-}
 
-impl From<parts::Deployment> for DeploymentId {
-    fn from(read: parts::Deployment) -> Self {
-        let parts::Deployment { stateroot, checksum, serial, version, kernel_arguments } = read;
-        Self { stateroot, checksum, serial, version, kernel_arguments }
+    /// True when both are of the same deployment.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.key() == other.key()
     }
-}
 
-impl From<DeploymentId> for parts::Deployment {
-    fn from(id: DeploymentId) -> Self {
-        let DeploymentId { stateroot, checksum, serial, version, kernel_arguments } = id;
-        Self { stateroot, checksum, serial, version, kernel_arguments }
+    /// What tells deployments apart, as `ostree_deployment_equal` compares them: the version and the arguments follow from it.
+    fn key(&self) -> (&str, &str, u32) {
+        (&self.stateroot, &self.checksum, self.serial)
     }
 }
 
 /// What the etcd snapshot holds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Etcd {
     /// Server version.
     pub version: Option<String>,
@@ -190,11 +174,157 @@ pub struct Etcd {
 }
 
 /// An image in use.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Image {
     /// The runtime's id.
     pub id: String,
     /// A tag or digest, for people.
     pub name: String,
+}
+
+impl From<V1> for Manifest {
+    fn from(v: V1) -> Self {
+        Self {
+            sequence: v.sequence,
+            id: v.id,
+            name: v.name,
+            labels: v.labels,
+            asked_by: AskedBy::from(v.asked_by),
+            taken: v.taken,
+            agent: v.agent,
+            profile: v.profile.into(),
+            identity: v.identity.into(),
+            boot_id: v.boot_id,
+            cluster: v.cluster.map(Into::into),
+            deployment: v.deployment.map(Into::into),
+            etcd: v.etcd.into(),
+            operators: v.operators.into_iter().map(Into::into).collect(),
+            images: v.images.into_iter().map(Into::into).collect(),
+            certificates_expire: v.certificates_expire,
+            etc_excludes: v.etc_excludes,
+            managed_files: v.managed_files,
+            runtime_unit: v.runtime_unit,
+            operator_containers: v.operator_containers,
+            sizes: v.sizes,
+        }
+    }
+}
+
+impl From<Manifest> for V1 {
+    fn from(v: Manifest) -> Self {
+        Self {
+            version: 1,
+            sequence: v.sequence,
+            id: v.id,
+            name: v.name,
+            labels: v.labels,
+            asked_by: v.asked_by.to_string(),
+            taken: v.taken,
+            agent: v.agent,
+            profile: v.profile.into(),
+            identity: v.identity.into(),
+            boot_id: v.boot_id,
+            cluster: v.cluster.map(Into::into),
+            deployment: v.deployment.map(Into::into),
+            etcd: v.etcd.into(),
+            operators: v.operators.into_iter().map(Into::into).collect(),
+            images: v.images.into_iter().map(Into::into).collect(),
+            certificates_expire: v.certificates_expire,
+            etc_excludes: v.etc_excludes,
+            managed_files: v.managed_files,
+            runtime_unit: v.runtime_unit,
+            operator_containers: v.operator_containers,
+            sizes: v.sizes,
+        }
+    }
+}
+
+impl From<ProfileV1> for Kind {
+    fn from(profile: ProfileV1) -> Self {
+        match profile {
+            ProfileV1::OpenShift => Self::OpenShift,
+            ProfileV1::Kubeadm => Self::Kubeadm,
+        }
+    }
+}
+
+impl From<Kind> for ProfileV1 {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::OpenShift => Self::OpenShift,
+            Kind::Kubeadm => Self::Kubeadm,
+        }
+    }
+}
+
+impl From<DeploymentV1> for DeploymentId {
+    fn from(DeploymentV1 { stateroot, checksum, serial, version, kernel_arguments }: DeploymentV1) -> Self {
+        Self { stateroot, checksum, serial, version, kernel_arguments }
+    }
+}
+
+impl From<DeploymentId> for DeploymentV1 {
+    fn from(DeploymentId { stateroot, checksum, serial, version, kernel_arguments }: DeploymentId) -> Self {
+        Self { stateroot, checksum, serial, version, kernel_arguments }
+    }
+}
+
+impl From<IdentityV1> for Identity {
+    fn from(IdentityV1 { machine_id, node_name, root_ca }: IdentityV1) -> Self {
+        Self { machine_id, node_name, root_ca }
+    }
+}
+
+impl From<Identity> for IdentityV1 {
+    fn from(Identity { machine_id, node_name, root_ca }: Identity) -> Self {
+        Self { machine_id, node_name, root_ca }
+    }
+}
+
+impl From<ClusterV1> for kube::Cluster {
+    fn from(ClusterV1 { id, version, image, progressing }: ClusterV1) -> Self {
+        Self { id, version, image, progressing }
+    }
+}
+
+impl From<kube::Cluster> for ClusterV1 {
+    fn from(kube::Cluster { id, version, image, progressing }: kube::Cluster) -> Self {
+        Self { id, version, image, progressing }
+    }
+}
+
+impl From<EtcdV1> for Etcd {
+    fn from(EtcdV1 { version, revision, keys, bytes }: EtcdV1) -> Self {
+        Self { version, revision, keys, bytes }
+    }
+}
+
+impl From<Etcd> for EtcdV1 {
+    fn from(Etcd { version, revision, keys, bytes }: Etcd) -> Self {
+        Self { version, revision, keys, bytes }
+    }
+}
+
+impl From<OperatorV1> for kube::OperatorState {
+    fn from(OperatorV1 { name, version, available, progressing, degraded }: OperatorV1) -> Self {
+        Self { name, version, available, progressing, degraded }
+    }
+}
+
+impl From<kube::OperatorState> for OperatorV1 {
+    fn from(kube::OperatorState { name, version, available, progressing, degraded }: kube::OperatorState) -> Self {
+        Self { name, version, available, progressing, degraded }
+    }
+}
+
+impl From<ImageV1> for Image {
+    fn from(ImageV1 { id, name }: ImageV1) -> Self {
+        Self { id, name }
+    }
+}
+
+impl From<Image> for ImageV1 {
+    fn from(Image { id, name }: Image) -> Self {
+        Self { id, name }
+    }
 }

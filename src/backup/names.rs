@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::{DELETING, LEGACY_ID, PARTIAL};
+use super::layout::{DELETING, LEGACY_ID, PARTIAL};
 use crate::error::usage;
 
 /// The longest name or id: file systems take 255 bytes, and `.partial` and friends come behind it.

@@ -1,39 +1,21 @@
 //! The one judge of a backup, for `verify`, for what publishes one, and for a recovery: its files are those that were written, and a recovery takes
-//! them. `SHA256SUMS`: writing it, and checking a backup against it, so that `sha256sum -c SHA256SUMS` says the same.
+//! them.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Read;
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
-use data_encoding::HEXLOWER;
-use rustix::fs::{Advice, fadvise};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
-use super::manifest::Manifest;
-use super::{Backup, ETC, ETCD, EXTRAS, KUBELET, MANDATORY, MANIFEST, STATIC_PODS, SUMS, USR_LOCAL, store};
-use crate::archive::{Archive, Tick};
+use super::layout::{SUMS, is_file, is_gone};
+use super::parts::{Holds, Part};
+use super::published::{Backup, complete};
+use super::sums::{Sum, hash_all, read_sums};
+use crate::archive::Archive;
 use crate::error::{Failure, FailureKind, busy, damaged, kind};
 use crate::etcd;
-use crate::node::{clock::interrupted, durable, profile::Profile};
+use crate::node::{clock::interrupted, profile::Profile};
 use crate::report::Progress;
-
-/// The most `SHA256SUMS` is read of: that of a backup has less than 1 KiB.
-const MOST: u64 = 64 << 10;
-/// So many characters of a line of it are quoted.
-const QUOTED: usize = 100;
-
-/// Size and SHA-256 (hex) of a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Sum {
-    /// Bytes.
-    pub bytes: u64,
-    /// Hex.
-    pub sha256: String,
-}
 
 /// What a check of one backup found.
 #[derive(Debug, Clone, Serialize)]
@@ -111,6 +93,10 @@ pub fn verify(backup: &Backup, deep: bool, progress: &Progress) -> Result<()> {
 pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<VerifyReport> {
     let mut wrong = Vec::new();
     let manifest = complete(path).map_err(|error| wrong.push(error)).ok();
+    // What files a newer version has, and what is in them, is not for this agent to judge.
+    if wrong.first().is_some_and(|error| kind(error) == FailureKind::Unsupported) {
+        return Ok(VerifyReport::new(id, deep, BTreeMap::new(), &wrong));
+    }
     if let Some(other) = manifest.as_ref().map(|manifest| &manifest.id).filter(|other| *other != id) {
         wrong.push(damaged(format!("its manifest says that it is {other}")));
     }
@@ -142,7 +128,7 @@ pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<
         }
     }
     // What is missing because all of it is, is no damage.
-    if !wrong.is_empty() && store::is_gone(path) {
+    if !wrong.is_empty() && is_gone(path) {
         return Err(busy(format!("the backup {id} was deleted while it was checked")));
     }
     Ok(VerifyReport::new(id, deep, files, &wrong))
@@ -157,19 +143,19 @@ pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<
 /// As [`Archive::open`], [`Archive::verify`], [`etcd::look`], [`etcd::check_restorable`].
 pub(super) fn check_part(path: &Path, name: &str, profile: Option<&Profile>, deep: bool) -> Result<()> {
     let (file, ticks) = (path.join(name), |_| {});
-    let check = || match name {
-        ETCD => {
+    let check = || match Part::of_file(name).map(|part| part.holds) {
+        Some(Holds::Snapshot) => {
             etcd::look(&file)?;
             if deep { etcd::check_restorable(&file, &ticks) } else { Ok(()) }
         }
-        ETC | USR_LOCAL | KUBELET | STATIC_PODS | EXTRAS => {
+        Some(holds) => {
             let archive = Archive::open(&file)?;
-            if let Some(profile) = profile.filter(|_| name == STATIC_PODS) {
+            if let Some(profile) = profile.filter(|_| holds == Holds::Owned) {
                 has_manifests(&archive, profile)?;
             }
             if deep { archive.verify(&ticks) } else { Ok(()) }
         }
-        _ => Ok(()),
+        None => Ok(()),
     };
     check().with_context(|| name.to_owned())
 }
@@ -183,133 +169,4 @@ fn has_manifests(archive: &Archive, profile: &Profile) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Reads the manifest of the backup at `path`, and checks that it names every [part that a recovery needs](MANDATORY) and that its files are exactly
-/// those that `SHA256SUMS` lists. Nothing is hashed.
-///
-/// # Errors
-/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) with the first thing that is wrong.
-pub(super) fn complete(path: &Path) -> Result<Manifest> {
-    let manifest = Manifest::read(path)?;
-    if let Some(name) = MANDATORY.into_iter().find(|name| !manifest.sizes.contains_key(*name)) {
-        return Err(damaged(format!("its manifest names no {name}, without which no node can be recovered")));
-    }
-    let listed: BTreeSet<String> = read_sums(path)?.into_keys().collect();
-    let mut there = BTreeSet::new();
-    for entry in std::fs::read_dir(path).with_context(|| format!("listing {}", path.display()))? {
-        let entry = entry.with_context(|| format!("listing {}", path.display()))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !is_file(&entry.path()) {
-            return Err(damaged(format!("{name} is not a regular file")));
-        }
-        if name != SUMS {
-            there.insert(name);
-        }
-    }
-    let expected: BTreeSet<String> = manifest.sizes.keys().cloned().chain([MANIFEST.to_owned()]).collect();
-    if let Some(name) = expected.difference(&listed).next() {
-        return Err(damaged(format!("{name} is not in {SUMS}")));
-    }
-    if let Some(name) = listed.difference(&there).next() {
-        return Err(damaged(format!("{name} is missing")));
-    }
-    match there.difference(&listed).next() {
-        Some(name) => Err(damaged(format!("{name} was added: it is not in {SUMS}"))),
-        None => Ok(manifest),
-    }
-}
-
-/// Writes `SHA256SUMS` of `sums` into `path`, durably.
-pub(super) fn write_sums(path: &Path, sums: &BTreeMap<String, Sum>) -> Result<()> {
-    let lines: Vec<String> = sums.iter().map(|(name, sum)| format!("{}  {name}", sum.sha256)).collect();
-    durable::write(&path.join(SUMS), (lines.join("\n") + "\n").as_bytes(), 0o600)
-}
-
-/// Name and sum of each line of `SHA256SUMS`, as sha256sum(1) prints them: with `*` before the name for `--binary`, and `./` when it was asked for `./*`.
-fn read_sums(path: &Path) -> Result<BTreeMap<String, String>> {
-    let text = String::from_utf8(super::read_small(path, SUMS, MOST)?).map_err(|_| damaged(format!("its {SUMS} is not text")))?;
-    let mut sums = BTreeMap::new();
-    for line in text.lines() {
-        let wrong = || damaged(format!("{SUMS} has a line that is no sum: `{}`", quoted(line)));
-        let (sum, name) = line.split_once("  ").or_else(|| line.split_once(" *")).ok_or_else(wrong)?;
-        let name = name.strip_prefix("./").unwrap_or(name);
-        let hex = sum.len() == 64 && sum.chars().all(|c| c.is_ascii_hexdigit());
-        if !hex
-            || name.is_empty()
-            || name.contains('/')
-            || name.starts_with('.')
-            || sums.insert(name.to_owned(), sum.to_lowercase()).is_some()
-        {
-            return Err(wrong());
-        }
-    }
-    Ok(sums)
-}
-
-/// The beginning of a line, for a message.
-fn quoted(line: &str) -> String {
-    let mut start: String = line.chars().take(QUOTED).collect::<String>().escape_default().collect();
-    if line.chars().nth(QUOTED).is_some() {
-        start += "…";
-    }
-    start
-}
-
-/// Whether a file that was just written may be read from memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cached {
-    /// Whatever is quickest.
-    Take,
-    /// From the disk: what was written is to be seen as it arrived there.
-    Drop,
-}
-
-/// Hashes files of the directory `path`, the largest first, on both cores.
-fn hash_all(path: &Path, names: &[String], tick: Tick<'_>) -> Result<Vec<(String, Result<Sum>)>> {
-    let size = |name: &String| path.join(name).metadata().map_or(0, |m| m.len());
-    let mut order: Vec<&String> = names.iter().collect();
-    order.sort_by_key(|name| std::cmp::Reverse(size(name)));
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let mut done = Vec::new();
-        while let Some(name) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-            done.push(((*name).clone(), hash(&path.join(name), Cached::Take, tick)));
-        }
-        done
-    };
-    let results = std::thread::scope(|scope| {
-        let other = scope.spawn(work);
-        let mut results = work();
-        results.extend(other.join().map_err(|_| anyhow::anyhow!("a thread that was hashing {} panicked", path.display()))?);
-        anyhow::Ok(results)
-    })?;
-    interrupted()?;
-    Ok(results)
-}
-
-/// Size and SHA-256 of one file.
-pub(super) fn hash(path: &Path, cached: Cached, tick: Tick<'_>) -> Result<Sum> {
-    let read = || -> Result<Sum> {
-        let mut file = File::open(path)?;
-        if cached == Cached::Drop {
-            fadvise(&file, 0, None, Advice::DontNeed)?;
-        }
-        let (mut hasher, mut buffer, mut bytes) = (Sha256::new(), vec![0; 256 << 10], 0);
-        loop {
-            interrupted()?;
-            let count = file.read(&mut buffer)?;
-            if count == 0 {
-                return Ok(Sum { bytes, sha256: HEXLOWER.encode(&hasher.finalize()) });
-            }
-            hasher.update(&buffer[..count]);
-            bytes += count as u64;
-            tick(count as u64);
-        }
-    };
-    read().with_context(|| format!("hashing {}", path.display()))
-}
-
-fn is_file(path: &Path) -> bool {
-    path.symlink_metadata().is_ok_and(|meta| meta.is_file())
 }

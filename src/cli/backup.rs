@@ -9,8 +9,8 @@ use super::context::Context;
 use crate::archive::BY_DESIGN;
 use crate::backup::asked_by::AskedBy;
 use crate::backup::names::parse_labels;
+use crate::backup::take::trees::refuse_dir_inside;
 use crate::backup::take::{Outcome, TakeOptions, Taken, already_taken, take};
-use crate::backup::trees::refuse_dir_inside;
 use crate::report::{mib, paths, words::line};
 
 pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<ExitCode> {

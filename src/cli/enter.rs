@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result};
 
 use super::args::Cli;
 use crate::backup::asked_by::{AskedBy, HANDED_ON};
-use crate::backup::install::{self, BINARY};
-use crate::backup::trees::refuse_dir_inside;
+use crate::backup::take::install::{self, BINARY};
+use crate::backup::take::trees::refuse_dir_inside;
 use crate::error::{AndNext, FailureKind, by_hand, kind, misfit};
 use crate::node::host::{self, Host};
 use crate::node::{Node, dir::RecoveryDir};

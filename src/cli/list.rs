@@ -39,18 +39,19 @@ pub(super) fn describe(listed: &[Listed]) -> String {
     if listed.is_empty() {
         return "there is no backup; `recovery backup` takes one\n".to_owned();
     }
-    let mut text = format!("{:<34} {:<8} {:<20} {:>11}  {:<10} {}\n", "ID", "STATE", "TAKEN", "SIZE", "RELEASE", "NAME");
+    let mut text = format!("{:<34} {:<11} {:<20} {:>11}  {:<10} {}\n", "ID", "STATE", "TAKEN", "SIZE", "RELEASE", "NAME");
     for one in listed {
         let state = match one.state {
             State::Complete => "complete",
             State::Partial => "partial",
             State::Damaged => "damaged",
+            State::Unsupported => "unsupported",
             State::Legacy => "old",
         };
         let taken = one.taken.map_or_else(|| "-".to_owned(), |t| t.strftime("%Y-%m-%d %H:%M:%SZ").to_string());
         let name = [one.name.clone().unwrap_or_default(), one.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",")];
         text += &format!(
-            "{:<34} {state:<8} {taken:<20} {:>11}  {:<10} {}\n",
+            "{:<34} {state:<11} {taken:<20} {:>11}  {:<10} {}\n",
             line(&one.id),
             mib(one.stored),
             line(one.release.as_deref().unwrap_or("-")),

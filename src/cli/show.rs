@@ -28,7 +28,7 @@ fn describe(shown: &Shown) -> String {
         ("name", m.name.clone().unwrap_or_else(none)),
         ("labels", m.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" ")),
         ("taken", m.taken.to_string()),
-        ("asked by", m.asked_by.clone()),
+        ("asked by", m.asked_by.to_string()),
         ("node", format!("{} (machine {})", m.identity.node_name, m.identity.machine_id)),
         ("cluster", cluster),
         ("deployment", deployment.trim_end().to_owned()),

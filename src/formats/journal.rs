@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Format;
-use super::parts::{Deployment, Profile};
+use super::deployment::DeploymentV1;
+use super::manifest::ProfileV1;
 use crate::error::{FailureKind, Next};
 
 /// This format.
@@ -143,9 +144,9 @@ pub struct Failed {
 #[serde(deny_unknown_fields)]
 pub struct Recovery {
     /// The kind of control plane.
-    pub profile: Profile,
+    pub profile: ProfileV1,
     /// The deployment that the backup belongs to, when it records one.
-    pub target: Option<Deployment>,
+    pub target: Option<DeploymentV1>,
     /// What was asked for.
     pub asked: Asked,
     /// The run that this one replaces.
@@ -213,8 +214,8 @@ struct Line1 {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Recovery1 {
-    profile: Profile,
-    target: Option<Deployment>,
+    profile: ProfileV1,
+    target: Option<DeploymentV1>,
     asked: Asked,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     restarts: Option<String>,

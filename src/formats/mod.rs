@@ -13,10 +13,13 @@
 //! Every version of every format has a sample in `tests/fixtures/formats/` (`NAME.VERSION.json`), with every field in it, and its schema
 //! (`NAME.VERSION.schema.json`): a test reads each, writes it again, and compares both to the byte, so that no layout changes by accident.
 
+pub mod deployment;
 pub mod history;
 pub mod index;
 pub mod journal;
-pub mod parts;
+pub mod manifest;
+pub mod partial;
+pub mod pins;
 pub mod undo;
 
 use anyhow::Result;

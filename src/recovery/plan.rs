@@ -85,11 +85,7 @@ pub fn plan<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, prog
     let looked = preflight::look(node, dir, &backup, &options, First::Run, progress);
     let mut report = looked.map_err(|error| with_another(dir, &backup, error))?;
     if options.backup.is_none() {
-        report.warnings.extend(store::survey(dir)?.damaged.iter().map(|(id, _)| {
-            format!(
-                "the backup {id} is damaged and passed over: `recovery verify {id}` says how; it may be newer than the one that is restored"
-            )
-        }));
+        report.warnings.extend(store::survey(dir)?.passed_over());
     }
     report.warnings.extend(dir.old_recovery().map(|old| format!("{old}; this one takes its place")));
     Ok(Proposal { node, dir, progress, options, backup, origin: Origin::New, report, lock })

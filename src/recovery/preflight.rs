@@ -17,7 +17,9 @@ use super::run::KUBELET_UNIT;
 use super::undo::Undo;
 use crate::archive::{Archive, Change, Counts, Extra, Selection};
 use crate::backup::manifest::{Image, Manifest};
-use crate::backup::{self, Backup, ETC, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL, install, trees};
+use crate::backup::parts;
+use crate::backup::take::install;
+use crate::backup::{self, Backup, ETC, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL};
 use crate::error::{AndNext, FailureKind, again, kind, misfit, no_space, run};
 use crate::node::dir::RecoveryDir;
 use crate::node::identity::Identity;
@@ -273,7 +275,7 @@ fn extras_read_only(node: &Node, backup: &Backup) -> Result<Vec<String>> {
 /// The files in the archive of the extras, by the folder that each is in.
 fn extra_folders(archive: &Archive) -> BTreeMap<PathBuf, Vec<&Path>> {
     let mut folders: BTreeMap<PathBuf, Vec<&Path>> = BTreeMap::new();
-    for file in trees::extra_files(archive) {
+    for file in parts::extra_files(archive) {
         if let Some(folder) = file.parent() {
             folders.entry(Path::new("/").join(folder)).or_default().push(file);
         }

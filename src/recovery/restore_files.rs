@@ -13,8 +13,9 @@ use super::run::{Doing, KUBELET_UNIT, Step};
 use super::step;
 use crate::archive::{Archive, Extra, Selection};
 use crate::backup::asked_by::AskedBy;
-use crate::backup::trees::{always_excluded, extras_in, without_owned};
-use crate::backup::{Backup, ETC, EXTRAS, USR_LOCAL, install};
+use crate::backup::parts::{always_excluded, extras_in, without_owned};
+use crate::backup::take::install;
+use crate::backup::{Backup, ETC, EXTRAS, USR_LOCAL};
 use crate::error::{FailureKind, kind};
 use crate::node::machine_config::MachineConfig;
 use crate::node::profile::Profile;
@@ -183,7 +184,7 @@ fn stop_and_remove(here: &mut Doing<'_, '_>) -> Result<()> {
 /// pod, which says that its backup is done; what was left of it until then could cost its image, where CRI-O deletes those of another
 /// release's containers.
 fn kept_pod(here: &Doing<'_, '_>) -> Result<Option<AskedBy>> {
-    let asked_by = AskedBy::handed_on(&here.run.backup.manifest.asked_by);
+    let asked_by = Some(here.run.backup.manifest.asked_by.clone()).filter(AskedBy::asks_once);
     Ok(if asked_by.is_some() && crictl::is_crio(here.run.node)? { None } else { asked_by })
 }
 

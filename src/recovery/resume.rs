@@ -14,7 +14,7 @@ use super::waits::{self, PAUSE};
 use super::{restore_files, step};
 use crate::archive::{Extra, Selection};
 use crate::backup::asked_by::AskedBy;
-use crate::backup::trees::STARTUP_MONITOR;
+use crate::backup::parts::STARTUP_MONITOR;
 use crate::backup::{self, ETCD, KUBELET, STATIC_PODS};
 use crate::error::{FailureKind, kind};
 use crate::etcd::{self, Endpoint};
@@ -266,7 +266,7 @@ fn api_server_ready(here: &mut Doing<'_, '_>) -> Result<()> {
 /// The Job that asked for the backup is at work in the restored etcd. It is to say that its backup is there, in the pod that kubelet makes for it:
 /// before its controller runs, which comes with the other manifests.
 fn own_job(here: &mut Doing<'_, '_>) -> Result<()> {
-    let Some(AskedBy::Job(uid)) = AskedBy::handed_on(&here.run.backup.manifest.asked_by) else { return Ok(()) };
+    let AskedBy::Job(uid) = here.run.backup.manifest.asked_by.clone() else { return Ok(()) };
     let client = waits::api(here)?;
     match client.give_time(&uid, here.run.node.clock().now()) {
         Ok(change) => here.figure("changed", change),

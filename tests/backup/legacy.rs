@@ -72,7 +72,7 @@ fn an_old_backup_is_listed_checked_and_imported_once() {
     assert_eq!(choose(node, dir, Some("upgrade-recovery")).unwrap().id, imported.id);
     backup::verify(&imported, true, &Progress::hidden()).unwrap();
     let manifest = &imported.manifest;
-    assert_eq!(manifest.asked_by, "upgrade-recovery.sh");
+    assert_eq!(manifest.asked_by.to_string(), "upgrade-recovery.sh");
     assert_eq!((manifest.sequence, &manifest.deployment, manifest.taken.to_string().as_str()), (0, &None, "2024-05-01T12:00:00Z"));
     assert_eq!((manifest.identity.node_name.as_str(), manifest.etcd.revision), ("sno", 4));
     assert!(manifest.managed_files.contains(&"/opt/managed/tool".into()));

@@ -24,8 +24,8 @@ fn another_version_an_unknown_field_and_garbage_are_refused() -> Result<()> {
     newer["version"] = 2.into();
     newer["news"] = true.into();
     let error = Manifest::parse(&serde_json::to_vec(&newer)?).unwrap_err();
-    assert_eq!(exit_code(&error), 65);
-    assert!(error.to_string().contains("version 2"), "{error}");
+    assert_eq!(exit_code(&error), 64);
+    assert!(error.to_string().contains("version 2, written by recovery 0.1.0"), "{error}");
     let mut unknown = good;
     unknown["news"] = true.into();
     let error = Manifest::parse(&serde_json::to_vec(&unknown)?).unwrap_err();

@@ -50,10 +50,9 @@ fn the_order_is_the_manifests_and_latest_is_never_read() {
 
 #[test]
 fn damage_is_seen_named_and_passed_over() {
-    let damages: [(&str, &str, &str); 13] = [
+    let damages: [(&str, &str, &str); 12] = [
         ("missing", "rm etc.tar.zst", "etc.tar.zst is missing"),
         ("added", "echo x > more", "more was added"),
-        ("version", "sed -i 's/\"version\": 1/\"version\": 2/' manifest.json", "version 2"),
         ("unknown", "sed -i 's/\"version\": 1/\"version\": 1, \"news\": 1/' manifest.json", "news"),
         ("garbage", "echo garbage > manifest.json", "not valid"),
         ("renamed", "sed -i 's/\"id\": \"renamed\"/\"id\": \"other\"/' manifest.json", "says that it is other"),
@@ -300,6 +299,52 @@ fn a_backup_that_is_pruned_while_it_is_looked_at_is_not_called_damaged() {
     assert!(store::is_deleted(&place.dir, "b00") && !store::is_deleted(&place.dir, "b39"));
 }
 
+/// A backup as a newer agent may take it, with fields and files that nobody here has heard of.
+fn newer(place: &Place, id: &str) {
+    let news = "sed -i 's/\"version\": 1,/\"version\": 2, \"news\": 1,/; s/\"agent\": .*/\"agent\": \"9.1.0\",/' manifest.json &&
+        mv etc.tar.zst etc.new && rm SHA256SUMS && sha256sum -- * > ../sums && mv ../sums SHA256SUMS";
+    sh(&place.published(id, 9), news);
+}
+
+#[test]
+fn a_backup_of_a_newer_version_is_not_supported_never_damaged_and_never_good() {
+    let place = Place::new();
+    place.put("/proc/sys/kernel/random/boot_id", "b-1\n");
+    newer(&place, "newer");
+    let agent = |words: &str| {
+        let mut agent = std::process::Command::new(env!("CARGO_BIN_EXE_recovery"));
+        let output = agent.arg("--root").arg(place.root.path()).args(words.split(' ')).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    let refused = |words: &str| {
+        let (code, said) = agent(words);
+        assert!(code == 64 && said.contains("written by recovery 9.1.0") && !said.contains("damaged"), "{words}: {code} {said}");
+    };
+    // While it is all there is, and beside a good one.
+    ["recover --yes", "restore-files --dry-run", "verify"].into_iter().for_each(refused);
+    place.published("old", 1);
+    place.published("good", 2);
+    ["show newer", "verify newer", "recover --yes --backup newer", "export newer /x"].into_iter().for_each(refused);
+    assert_eq!(choose(&place, None), Ok("good".to_owned()));
+    let (code, said) = agent("list");
+    assert!(code == 0 && said.contains("unsupported") && said.contains("9.1.0") && !said.contains("damaged"), "{said}");
+    assert_eq!(place.listed(), pairs(&[("good", "complete"), ("old", "complete"), ("newer", "unsupported")]));
+    // It does not count, and stays.
+    let (code, said) = agent("--yes prune --keep 1");
+    assert!(
+        code == 0 && said.contains("deleted old") && said.contains("newer is not supported and stays") && !said.contains("damaged"),
+        "{said}"
+    );
+    assert_eq!(sh(&place.dir.backups(), "ls"), "good\nnewer\n");
+    assert_eq!(agent("--yes delete good").0, 2);
+    assert_eq!(agent("--yes delete --force good").0, 0);
+    // For the agent that took it, it may be the last good one.
+    let (code, said) = agent("--yes delete newer");
+    assert!(code == 2 && said.contains("newer is not supported, and no other backup is good"), "{said}");
+    assert_eq!(agent("--yes delete --force newer").0, 0);
+    assert_eq!(sh(&place.dir.backups(), "ls"), "");
+}
+
 /// The list of deployments as ostree 2022.7 prints it; the state is in files, so that a pin stays.
 const OSTREE: &str = r#"#!/bin/sh
 cd "$(dirname "$0")"
@@ -321,7 +366,7 @@ esac
 #[test]
 fn pins_of_ours_go_with_the_last_backup_that_needs_them() {
     use recovery::backup::manifest::DeploymentId;
-    use recovery::backup::pins;
+    use recovery::backup::take::pins;
     use recovery::tools::ostree::deployments;
 
     let place = Place::new();
@@ -343,15 +388,24 @@ fn pins_of_ours_go_with_the_last_backup_that_needs_them() {
     let delete = |id: &str| delete(&place, id, true).unwrap();
     assert!(delete("one").unpinned.is_empty());
     assert_eq!(pinned(), [true, true]);
+    newer(&place, "newer");
     place.published("other", 3);
     sh(&place.dir.backups().join("other"), "rm manifest.json");
-    // A backup that does not say what it needs may need it.
-    assert_eq!(delete("two").warnings.len(), 1);
-    assert_eq!(pinned(), [true, true]);
+    // A backup that does not say what it needs, or not to this agent, may need it.
+    for (id, says) in [("two", "newer is not supported and"), ("newer", "other is damaged and")] {
+        let warnings = delete(id).warnings;
+        assert!(warnings.len() == 1 && warnings[0].contains(says), "{warnings:?}");
+        assert_eq!(pinned(), [true, true]);
+    }
     assert_eq!(delete("other").unpinned, [all[0].checksum.clone()]);
     // The other pin was there before: it is somebody else's.
     assert_eq!(pinned(), [false, true]);
     assert!(delete_none(&place));
+    // What a newer agent keeps there is not written over.
+    let pins = place.put("/var/recovery/pins.json", r#"{"version": 2, "agent": "9.1.0", "others": []}"#);
+    let error = pins::pin(&place.node, &place.dir, &all[0]).unwrap_err();
+    assert!(exit_code(&error) == 64 && error.to_string().contains("written by recovery 9.1.0"), "{error}");
+    assert!(std::fs::read_to_string(pins).unwrap().contains("others"));
 }
 
 /// With no pins of ours left, ostree is not even called.

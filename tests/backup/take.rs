@@ -106,7 +106,7 @@ fn extras_are_restored_through_a_mount_on_the_way() {
         let archive = Archive::open(&path.join("extras.tar.zst"))?;
         let tool = var.join("opt/managed/tool");
         std::fs::write(&tool, "a newer one")?;
-        let selection = backup::trees::extras_in(&archive);
+        let selection = backup::parts::extras_in(&archive);
         let counts = archive.restore(sno.root(), &selection, Extra::Keep, &|_| {})?;
         assert_eq!((counts.replaced, counts.created, counts.deleted), (1, 0, 0));
         assert_eq!(std::fs::read_to_string(&tool)?, "tool");
@@ -197,7 +197,7 @@ fn a_job_that_comes_back_ends_quietly_and_nobody_else_is_served_during_a_recover
     let by = |asked_by: AskedBy| TakeOptions { asked_by, ..options() };
     let job = by(AskedBy::Job("0a1b2c3d-1111".to_owned()));
     let taken = take(&sno, &job).unwrap();
-    assert_eq!(taken.manifest.asked_by, "job/0a1b2c3d-1111");
+    assert_eq!(taken.manifest.asked_by.to_string(), "job/0a1b2c3d-1111");
     let again = take(&sno, &job).unwrap();
     assert_eq!((again.outcome, &again.manifest), (Outcome::AlreadyDone, &taken.manifest));
     // Its last attempt was cut short before the last rename.

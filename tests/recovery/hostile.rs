@@ -144,10 +144,9 @@ fn damaged_archives_and_manifests() {
         begin(&place, 65, &["b1", "names no", part]);
         std::fs::copy(whole.join(part), backup.join(part)).unwrap();
     }
-    let mut manifest = place.manifest("b1", 1);
-    manifest.version = 99;
-    Place::publish(&backup, &manifest);
-    begin(&place, 65, &["version 99"]);
+    Place::publish(&backup, &place.manifest("b1", 1));
+    sh(&backup, "sed -i 's/\"version\": 1,/\"version\": 99,/' manifest.json && sha256sum -- *.zst manifest.json > SHA256SUMS");
+    begin(&place, 64, &["version 99", "written by recovery", "use that agent"]);
     let mut manifest = place.manifest("b1", 1);
     manifest.identity.machine_id = "4567".to_owned();
     manifest.identity.node_name = "another".to_owned();

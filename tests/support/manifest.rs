@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use recovery::archive::{Selection, pack};
-use recovery::backup::manifest::{Etcd, Manifest, VERSION};
+use recovery::backup::asked_by::AskedBy;
+use recovery::backup::manifest::{Etcd, Manifest};
 use recovery::backup::{ETCD, STATIC_PODS};
 use recovery::node::{identity::Identity, profile::Kind};
 use sha2::{Digest, Sha256};
@@ -12,12 +13,11 @@ use sha2::{Digest, Sha256};
 #[must_use]
 pub fn plain(id: &str, sequence: u64) -> Manifest {
     Manifest {
-        version: VERSION,
         sequence,
         id: id.to_owned(),
         name: None,
         labels: BTreeMap::new(),
-        asked_by: "user/0".to_owned(),
+        asked_by: AskedBy::User(0),
         taken: jiff::Timestamp::from_second(1_767_225_600).unwrap_or_default(),
         agent: "0.1.0".to_owned(),
         profile: Kind::OpenShift,

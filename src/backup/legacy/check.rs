@@ -1,41 +1,63 @@
 //! Whether a recovery can use an old backup: the one judge of `list`, of `verify`, and of the import before a recovery.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Error, Result};
 
-use super::members::{self, Members};
-use super::{EXTRAS, Legacy, Parts, is_dir, revisions};
+use super::excludes;
+use super::layout::{EXCLUDES, EXTRAS, Legacy, Parts, is_dir, revisions};
+use super::members::{self, FILE, LEVELS, Members};
 use crate::archive::Tick;
-use crate::backup::excludes;
+use crate::backup::layout::LEGACY_ID;
+use crate::backup::verify::VerifyReport;
 use crate::error::{FailureKind, damaged, kind, unsupported};
 use crate::etcd;
 use crate::node::identity::Identity;
 use crate::node::machine_config::MachineConfig;
 use crate::node::profile::OPENSHIFT;
 use crate::node::{Node, clock::interrupted};
+use crate::report::Progress;
 
-/// Levels of directories below each of its trees: a real `/etc` has some ten. The archives' names have no more either.
-pub(super) const LEVELS: usize = 1024;
 /// Bytes of a `currentconfig`: as a `MachineConfig` it had to fit into etcd, whose requests end at 1.5 MiB.
 const CONFIGURATION: u64 = 8 << 20;
-/// Bytes of any other file that is read whole: a manifest, the list of excludes, a bundle of certificates.
-pub(super) const FILE: u64 = 1 << 20;
 
 /// How far it is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Depth {
+enum Depth {
     /// What the files say that an import reads whole: quick.
     Files,
     /// The snapshot, the archives and the trees, too.
     Contents,
 }
 
+/// Checks it as far as it allows, and as an import and a recovery take it: all parts there, once and not too deep; the node's identity, its configuration
+/// and certificate authorities in the copy of `/etc`; the structure of the snapshot; both archives readable to their end, with plain names; the manifest
+/// of each of the four pods at its revision.
+///
+/// # Errors
+/// When interrupted; what is wrong is in the report.
+pub fn verify(old: &Legacy, progress: &Progress) -> Result<VerifyReport> {
+    let task = progress.task("checking the backup of upgrade-recovery.sh", Some(old.usage()));
+    let problems = problems(old, Depth::Contents, &|bytes| task.add(bytes))?;
+    Ok(VerifyReport { bytes: old.usage(), ..VerifyReport::new(LEGACY_ID, true, BTreeMap::new(), &problems) })
+}
+
+/// What is wrong with it as far as a quick look tells, when something is: that of [`verify`], without the snapshot, the archives and the trees.
+///
+/// # Errors
+/// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted.
+pub fn problem(old: &Legacy) -> Result<Option<String>> {
+    let problems = problems(old, Depth::Files, &|_| {})?;
+    let problems: Vec<String> = problems.iter().map(|problem| format!("{problem:#}")).collect();
+    Ok(Some(problems.join("; ")).filter(|text| !text.is_empty()))
+}
+
 /// All that is wrong with it, one sentence each; nothing when a recovery takes it.
 ///
 /// # Errors
 /// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted; [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace) without scratch space.
-pub(super) fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec<Error>> {
+fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec<Error>> {
     let parts = match old.parts() {
         Ok(parts) => parts,
         Err(error) => return Ok(vec![error]),
@@ -66,7 +88,7 @@ pub(super) fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec
         let identity = Identity::of(&copy, &OPENSHIFT).map_err(|error| damaged(format!("{error:#}")));
         note("etc does not say which node it is of", identity.map(drop))?;
         note("etc", MachineConfig::current(&copy).map(drop))?;
-        note(super::EXCLUDES, excludes::import(&parts.excludes, &[&parts.etc]).map(drop))?;
+        note(EXCLUDES, excludes::import(&parts.excludes, &[&parts.etc]).map(drop))?;
     }
     if depth == Depth::Contents {
         note("the etcd snapshot", etcd::check_restorable(parts.snapshot, tick))?;

@@ -10,9 +10,13 @@ use anyhow::{Context, Result};
 use flate2::bufread::MultiGzDecoder;
 use tar::{Archive, Entry};
 
-use super::check::{FILE, LEVELS};
 use crate::error::{damaged, unsupported};
 use crate::node::{clock::interrupted, durable};
+
+/// Levels of directories below each of its trees: a real `/etc` has some ten. The archives' names have no more either.
+pub(super) const LEVELS: usize = 1024;
+/// Bytes of any other file that is read whole: a manifest, the list of excludes, a bundle of certificates.
+pub(super) const FILE: u64 = 1 << 20;
 
 type Gz = MultiGzDecoder<BufReader<File>>;
 
@@ -25,9 +29,9 @@ const MANIFEST: &str = "-pod.yaml";
 
 /// What is in one archive.
 #[derive(Debug, Default)]
-pub(in crate::backup) struct Members {
+pub(super) struct Members {
     /// Every name.
-    pub(in crate::backup) names: BTreeSet<PathBuf>,
+    pub(super) names: BTreeSet<PathBuf>,
     /// The text of those that are named as manifests of static pods are, at their revision's top.
     pub(super) manifests: BTreeMap<PathBuf, String>,
     /// The names that are no directories.
@@ -38,7 +42,7 @@ pub(in crate::backup) struct Members {
 ///
 /// # Errors
 /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it cannot be read to its end, or when a member cannot be unpacked where it belongs.
-pub(in crate::backup) fn of(file: &Path) -> Result<Members> {
+pub(super) fn of(file: &Path) -> Result<Members> {
     let mut members = Members::default();
     each(file, |name, entry| members.see(name, entry))?;
     Ok(members)
@@ -48,7 +52,7 @@ pub(in crate::backup) fn of(file: &Path) -> Result<Members> {
 ///
 /// # Errors
 /// As [`of`], before anything is written; when something cannot be written.
-pub(in crate::backup) fn unpack(file: &Path, into: &Path) -> Result<Members> {
+pub(super) fn unpack(file: &Path, into: &Path) -> Result<Members> {
     let members = of(file)?;
     durable::create_dir(into, 0o700)?;
     let mut times = Vec::new();
@@ -72,7 +76,7 @@ pub(in crate::backup) fn unpack(file: &Path, into: &Path) -> Result<Members> {
 
 impl Members {
     /// The names that are no directories, in order.
-    pub(in crate::backup) fn files(&self) -> impl Iterator<Item = &Path> {
+    pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(PathBuf::as_path)
     }
 

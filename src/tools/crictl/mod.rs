@@ -81,6 +81,15 @@ pub struct Image {
     pub pinned: bool,
 }
 
+impl Image {
+    /// True when `name`, which may be an id (with and without `sha256:`), a tag or a digest, is one of this image.
+    #[must_use]
+    pub fn is(&self, name: &str) -> bool {
+        let bare = |name: &str| name.strip_prefix("sha256:").unwrap_or(name).to_owned();
+        self.tags.iter().chain(&self.digests).chain([&self.id]).any(|own| bare(own) == bare(name))
+    }
+}
+
 fn crictl(node: &Node, limit: Duration) -> Result<Command> {
     let command = node.command("crictl")?.arg(format!("--timeout={}s", limit.as_secs()));
     Ok(command.args(runtime::crictl_flags(node)).limit(limit + SLACK))
@@ -218,4 +227,22 @@ fn report(kind: &str, state: &str, said: &[(String, String)], there: &[String]) 
     let left: Vec<String> =
         said.iter().filter(|(id, _)| there.contains(id)).map(|(id, why)| format!("{kind} {id} {state}: {why}")).collect();
     if left.is_empty() { Ok(()) } else { bail!("{}", left.join("; ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_known_by_its_id_with_and_without_the_algorithm_by_tag_and_by_digest() {
+        let words = |word: &str| vec![word.to_owned()];
+        let image =
+            Image { id: "sha256:abc".to_owned(), tags: words("pause:3.9"), digests: words("pause@sha256:0f"), size: 1, pinned: false };
+        for name in ["sha256:abc", "abc", "pause:3.9", "pause@sha256:0f"] {
+            assert!(image.is(name), "{name}");
+        }
+        for name in ["abd", "", "pause", "0f", "sha256:0f"] {
+            assert!(!image.is(name), "{name}");
+        }
+    }
 }

@@ -2,20 +2,21 @@
 //! without images or network: what recovers it must lie there already.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufReader, Cursor, Read, Seek};
+use std::io::{Cursor, Read, Seek};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, XattrFlags, fchmod, fsetxattr};
 
+use crate::backup::sums::is_same;
 use crate::node::{Node, dir::RecoveryDir, durable, selinux};
 
 /// The binary's name in the recovery directory: the resume unit runs it.
 pub const BINARY: &str = "recovery";
 /// The front's name.
 pub const FRONT: &str = "upgrade-recovery.sh";
-const FRONT_TEXT: &str = include_str!("../../packaging/upgrade-recovery.sh");
+const FRONT_TEXT: &str = include_str!("../../../packaging/upgrade-recovery.sh");
 /// This process's own program, wherever it was started from.
 const SELF: &str = "/proc/self/exe";
 /// Below `/var`, files are labelled `var_t`, which systemd may not run.
@@ -73,36 +74,6 @@ fn dress(file: &File, labelled: bool) -> Result<()> {
         fsetxattr(file, "security.selinux", LABEL, XattrFlags::empty()).context("labelling it so that systemd may run it")?;
     }
     Ok(file.sync_all()?)
-}
-
-/// True when `path` is a regular file with this content already. Bytes decide: sizes and times of two builds can be the same.
-pub(super) fn is_same(path: &Path, content: &mut impl Read) -> Result<bool> {
-    if !path.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
-        return Ok(false);
-    }
-    let (mut old, mut new) = (BufReader::new(File::open(path)?), BufReader::new(content));
-    let (mut left, mut right) = (vec![0; 64 << 10], vec![0; 64 << 10]);
-    loop {
-        let (a, b) = (fill(&mut old, &mut left)?, fill(&mut new, &mut right)?);
-        if left[..a] != right[..b] {
-            return Ok(false);
-        }
-        if a == 0 {
-            return Ok(true);
-        }
-    }
-}
-
-/// Reads until the buffer is full or the end is reached.
-fn fill(from: &mut impl Read, buffer: &mut [u8]) -> Result<usize> {
-    let mut count = 0;
-    while count < buffer.len() {
-        match from.read(&mut buffer[count..])? {
-            0 => break,
-            more => count += more,
-        }
-    }
-    Ok(count)
 }
 
 #[cfg(test)]

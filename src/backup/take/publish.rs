@@ -1,17 +1,21 @@
 //! From a finished partial to a published backup: check what was written, sums, fsync, remove the journal, rename, fsync.
 //!
 //! The journal goes only when everything else is on disk: a partial without one, whose files are those that its sums list, lacks nothing but its
-//! name. [`settle`] gives it that when a crash got in between.
+//! name. [`finish_interrupted`] gives it that when a crash got in between.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 
 use anyhow::{Context, Result};
 
-use super::manifest::Manifest;
 use super::partial::{Partial, STATE};
-use super::verify::{self, Cached, Sum};
-use super::{Backup, ETCD, MANIFEST, PARTIAL, store};
+use crate::backup::layout::{MANIFEST, PARTIAL};
+use crate::backup::manifest::Manifest;
+use crate::backup::parts::ETCD;
+use crate::backup::published::{Backup, complete};
+use crate::backup::sums::{Cached, Sum, hash, write_sums};
+use crate::backup::survey::survey;
+use crate::backup::verify::check_part;
 use crate::error::damaged;
 use crate::etcd;
 use crate::node::{dir::RecoveryDir, durable};
@@ -25,18 +29,17 @@ use crate::report::Progress;
 pub fn publish(dir: &RecoveryDir, partial: &Partial, manifest: Manifest, progress: &Progress) -> Result<Backup> {
     let mut sums = check(partial, progress)?;
     for name in sums.keys() {
-        verify::check_part(&partial.path, name, Some(manifest.profile.profile()), false)
-            .context("checking the backup before it is published")?;
+        check_part(&partial.path, name, Some(manifest.profile.profile()), false).context("checking the backup before it is published")?;
     }
     manifest.write(&partial.path)?;
-    sums.insert(MANIFEST.to_owned(), verify::hash(&partial.path.join(MANIFEST), Cached::Take, &|_| {})?);
-    verify::write_sums(&partial.path, &sums)?;
+    sums.insert(MANIFEST.to_owned(), hash(&partial.path.join(MANIFEST), Cached::Take, &|_| {})?);
+    write_sums(&partial.path, &sums)?;
     for name in sums.keys() {
         File::open(partial.path.join(name)).and_then(|file| file.sync_all()).with_context(|| format!("syncing {name}"))?;
     }
     durable::sync_dir(&partial.path)?;
     durable::remove(&partial.path.join(STATE))?;
-    verify::complete(&partial.path).context("checking the backup before it is published")?;
+    complete(&partial.path).context("checking the backup before it is published")?;
     let path = dir.backups().join(&partial.id);
     durable::rename(&partial.path, &path).context("publishing the backup")?;
     Ok(Backup { id: partial.id.clone(), path, manifest })
@@ -46,14 +49,14 @@ pub fn publish(dir: &RecoveryDir, partial: &Partial, manifest: Manifest, progres
 ///
 /// # Errors
 /// When `backups/` cannot be listed, or the rename fails.
-pub fn settle(dir: &RecoveryDir) -> Result<()> {
+pub fn finish_interrupted(dir: &RecoveryDir) -> Result<()> {
     if dir.in_recovery() {
         return Ok(());
     }
-    for name in store::survey(dir)?.partial {
+    for name in survey(dir)?.partial {
         let (partial, Some(id)) = (dir.backups().join(&name), name.strip_suffix(PARTIAL)) else { continue };
         let path = dir.backups().join(id);
-        let is_whole = || verify::complete(&partial).is_ok_and(|manifest| manifest.id == id);
+        let is_whole = || complete(&partial).is_ok_and(|manifest| manifest.id == id);
         if !partial.join(STATE).exists() && !path.exists() && is_whole() {
             durable::rename(&partial, &path).context("publishing the backup that a crash kept from it")?;
         }
@@ -69,7 +72,7 @@ fn check(partial: &Partial, progress: &Progress) -> Result<BTreeMap<String, Sum>
         let path = partial.path.join(name);
         let sum = if name == ETCD {
             let task = progress.task("checking the etcd snapshot", Some(written.stored));
-            let sum = verify::hash(&path, Cached::Drop, &|bytes| task.add(bytes))?;
+            let sum = hash(&path, Cached::Drop, &|bytes| task.add(bytes))?;
             etcd::verify(&path, &|_| {}).context("checking the etcd snapshot")?;
             sum
         } else {

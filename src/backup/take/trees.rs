@@ -4,19 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{ETC, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL, tmpfiles};
-use crate::archive::{Archive, Selection};
+use super::tmpfiles;
+use crate::archive::Selection;
+use crate::backup::parts::{ETC, EXTRAS, Part, STATIC_PODS, always_excluded, owned, without_owned};
 use crate::error::{misfit, usage};
 use crate::node::machine_config::MachineConfig;
 use crate::node::profile::Profile;
-use crate::node::{Node, dir::RecoveryDir, hold, mounts};
-
-/// The trees that are archived whole, as the node calls them, and their archives.
-const WHOLE: [(&str, &str); 3] = [("/etc", ETC), ("/usr/local", USR_LOCAL), ("/var/lib/kubelet", KUBELET)];
-/// systemd's marker of `/etc` having been updated: it says something of this boot, not of the configuration (systemd-update-done.service(8)).
-const UPDATED: &str = ".updated";
-/// Rewrites the API server's manifest when a roll-out fails: never to be started out of a backup.
-pub const STARTUP_MONITOR: &str = "manifests/kube-apiserver-startup-monitor-pod.yaml";
+use crate::node::{Node, dir::RecoveryDir, mounts};
 
 /// One tree, and what of it belongs to one archive.
 #[derive(Debug, Clone)]
@@ -55,7 +49,7 @@ impl Trees {
         let managed_files = MachineConfig::current(node)?.map(|config| config.outside_etc()).unwrap_or_default();
         let extras = extras(node, &managed_files)?;
         let mut first = Vec::new();
-        for (shown, file) in WHOLE {
+        for Part { file, tree: shown, .. } in Part::whole() {
             let selection = if file == ETC { without_owned(profile)? } else { Selection::all() };
             first.push(Tree { file, shown, root: existing(node, shown)?, selection });
         }
@@ -82,39 +76,6 @@ impl Trees {
     }
 }
 
-/// What of `/etc` its own archive holds: all but what [`STATIC_PODS`] owns.
-///
-/// # Errors
-/// Never for the profiles there are.
-pub fn without_owned(profile: &Profile) -> Result<Selection> {
-    let kubernetes = Path::new(profile.kubernetes).strip_prefix("/etc").context("the profile's Kubernetes directory is not below /etc")?;
-    Selection::all().except(profile.owned.iter().map(|owned| kubernetes.join(owned)))
-}
-
-/// What of the profile's Kubernetes directory [`STATIC_PODS`] holds.
-///
-/// # Errors
-/// Never for the profiles there are.
-pub fn owned(profile: &Profile) -> Result<Selection> {
-    Selection::all().only(profile.owned).except([STARTUP_MONITOR])
-}
-
-/// What of `/` the archive of the extras holds: its files, each by its whole path. The directories above them are passed on the way and may be mount
-/// points, as `/var` is on an ostree host: a selection that holds those as well stops there.
-#[must_use]
-pub fn extras_in(archive: &Archive) -> Selection {
-    Selection::all().only(extra_files(archive))
-}
-
-/// The files in the archive of the extras, relative to `/`.
-#[must_use]
-pub fn extra_files(archive: &Archive) -> Vec<&Path> {
-    let paths: Vec<&Path> = archive.paths().collect();
-    // In order, what leads to something is followed by it.
-    let leads_on = |at: usize| paths.get(at + 1).is_some_and(|next| next.starts_with(paths[at]));
-    (0..paths.len()).filter(|at| !leads_on(*at)).map(|at| paths[at]).collect()
-}
-
 /// Paths below `/etc` that a restore leaves alone: what tmpfiles.d makes, and the agent's own files.
 fn etc_excludes(node: &Node) -> Result<Vec<PathBuf>> {
     let mut paths = tmpfiles::paths_below_etc(node)?;
@@ -124,15 +85,9 @@ fn etc_excludes(node: &Node) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// What no restore of `/etc` touches, on any node.
-#[must_use]
-pub fn always_excluded() -> [PathBuf; 4] {
-    [UPDATED, hold::DROP_IN, hold::WIPE_DROP_IN, hold::RESUME_UNIT].map(PathBuf::from)
-}
-
 /// The managed files that are there and in none of the other trees, relative to `/`, links on the way followed: the archive follows none.
 fn extras(node: &Node, managed: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    let others: Vec<PathBuf> = WHOLE.iter().map(|(shown, _)| real(node, Path::new(shown))).collect();
+    let others: Vec<PathBuf> = Part::whole().map(|part| real(node, Path::new(part.tree))).collect();
     let mut paths = Vec::new();
     for path in managed {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { continue };
@@ -152,7 +107,7 @@ fn existing(node: &Node, shown: &str) -> Result<PathBuf> {
 }
 
 /// Where the node's `path` is for this process, every link followed; what does not exist is joined on.
-pub(super) fn real(node: &Node, path: &Path) -> PathBuf {
+pub(crate) fn real(node: &Node, path: &Path) -> PathBuf {
     if !node.is_live() {
         return node.real_path(path);
     }
@@ -170,7 +125,7 @@ pub(super) fn real(node: &Node, path: &Path) -> PathBuf {
 /// [`FailureKind::Usage`](crate::error::FailureKind::Usage) when it is.
 pub fn refuse_dir_inside(node: &Node, dir: &RecoveryDir) -> Result<()> {
     let place = real(node, dir.shown());
-    for (shown, _) in WHOLE {
+    for Part { tree: shown, .. } in Part::whole() {
         if place.starts_with(real(node, Path::new(shown))) {
             return Err(usage(format!(
                 "the recovery directory {} is inside {shown}, which every backup holds: choose another with --dir",

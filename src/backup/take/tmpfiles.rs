@@ -81,7 +81,7 @@ fn pattern(path: &str, globs: bool, machine_id: &str) -> String {
 }
 
 /// `text` as a pattern that matches nothing else.
-pub(super) fn literal(text: &str) -> String {
+pub(crate) fn literal(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for letter in text.chars() {
         if matches!(letter, '*' | '?' | '[') { out.extend(['[', letter, ']']) } else { out.push(letter) }

@@ -8,27 +8,20 @@
 //! etc.exclude.list                                                 rsync patterns that a restore of /etc leaves alone
 //! ```
 //!
-//! It has no sums: it is checked as far as that allows, by [`check`].
-
-mod check;
-pub(super) mod members;
+//! It has no sums: it is checked as far as that allows, by [`check`](super::check).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use check::Depth;
 use data_encoding::HEXLOWER;
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 use sha2::{Digest, Sha256};
 
-use super::LEGACY_ID;
-use super::verify::VerifyReport;
 use crate::error::damaged;
 use crate::node::profile::OPENSHIFT;
 use crate::node::{dir::RecoveryDir, mounts};
-use crate::report::Progress;
 
 /// Where its patterns are.
 pub(super) const EXCLUDES: &str = "etc.exclude.list";
@@ -40,7 +33,7 @@ const RESOURCES: (&str, &str) = ("static_kuberesources_", ".tar.gz");
 /// An old backup.
 #[derive(Debug, Clone)]
 pub struct Legacy {
-    root: PathBuf,
+    pub(super) root: PathBuf,
     snapshot: Option<PathBuf>,
     resources: Option<PathBuf>,
     local: Option<PathBuf>,
@@ -103,16 +96,6 @@ impl Legacy {
         })
     }
 
-    /// What is wrong with it as far as a quick look tells, when something is: that of [`verify`], without the snapshot, the archives and the trees.
-    ///
-    /// # Errors
-    /// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted.
-    pub fn problem(&self) -> Result<Option<String>> {
-        let problems = check::problems(self, Depth::Files, &|_| {})?;
-        let problems: Vec<String> = problems.iter().map(|problem| format!("{problem:#}")).collect();
-        Ok(Some(problems.join("; ")).filter(|text| !text.is_empty()))
-    }
-
     /// When it was taken: as its names say (nodes run on UTC), else the snapshot's time.
     #[must_use]
     pub fn taken(&self) -> Option<Timestamp> {
@@ -153,18 +136,6 @@ impl Legacy {
     }
 }
 
-/// Checks it as far as it allows, and as an import and a recovery take it: all parts there, once and not too deep; the node's identity, its configuration
-/// and certificate authorities in the copy of `/etc`; the structure of the snapshot; both archives readable to their end, with plain names; the manifest
-/// of each of the four pods at its revision.
-///
-/// # Errors
-/// When interrupted; what is wrong is in the report.
-pub fn verify(old: &Legacy, progress: &Progress) -> Result<VerifyReport> {
-    let task = progress.task("checking the backup of upgrade-recovery.sh", Some(old.usage()));
-    let problems = check::problems(old, Depth::Contents, &|bytes| task.add(bytes))?;
-    Ok(VerifyReport { bytes: old.usage(), ..VerifyReport::new(LEGACY_ID, true, BTreeMap::new(), &problems) })
-}
-
 /// The revision directory of each of the four pods, in their order: `static-pod-resources/etcd-pod-3`.
 pub(super) fn revisions(members: &BTreeSet<PathBuf>) -> Result<Vec<PathBuf>> {
     let revision = |container: &str| {
@@ -196,6 +167,6 @@ fn date(snapshot: &Path) -> Option<String> {
     name.get(..17).map(str::to_owned)
 }
 
-fn is_dir(path: &Path) -> bool {
+pub(super) fn is_dir(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|meta| meta.is_dir())
 }

@@ -1,4 +1,4 @@
-//! From a backup to the old script's layout, for `upgrade-recovery.sh`, `cluster-restore.sh` and people with a shell: see [`legacy`].
+//! From a backup to the old script's layout, for `upgrade-recovery.sh`, `cluster-restore.sh` and people with a shell: see [`legacy::layout`](super::layout).
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,8 +9,13 @@ use flate2::{Compression, write::GzEncoder};
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
-use super::{Backup, ETC, ETCD, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL, excludes, install, legacy, verify};
+use super::excludes;
+use super::layout as legacy;
 use crate::archive::{Archive, Extra, Selection};
+use crate::backup::parts::{ETCD, EXTRAS, Part, STATIC_PODS};
+use crate::backup::published::Backup;
+use crate::backup::sums::is_same;
+use crate::backup::verify::verify;
 use crate::error::{AndNext, by_hand, damaged, misfit, usage};
 use crate::node::profile::{Kind, OPENSHIFT, StaticPod};
 use crate::node::static_pod::revision_in_use;
@@ -83,9 +88,6 @@ pub fn export_cluster(backup: &Backup, to: &Path, progress: &Progress) -> Result
 const STAGING: &str = ".extras";
 /// There until all else is: what is beside it is an export of the agent's that was cut short, and nobody's else.
 const UNFINISHED: &str = ".unfinished-export";
-/// Trees of the layout, by the archive each comes from, in the order in which they are written.
-const TREES: [(&str, &str); 4] = [(ETC, "etc"), (STATIC_PODS, "etc/kubernetes"), (USR_LOCAL, "local"), (KUBELET, "kubelet")];
-
 struct Export<'a> {
     backup: &'a Backup,
     to: &'a Path,
@@ -94,7 +96,7 @@ struct Export<'a> {
 
 impl Export<'_> {
     fn all(&self) -> Result<()> {
-        TREES.iter().try_for_each(|(name, place)| self.tree(name, place))?;
+        Part::in_legacy().try_for_each(|(part, place)| self.tree(part.file, place))?;
         self.cluster()?;
         self.extras()?;
         let list = excludes::export(&self.backup.manifest.etc_excludes);
@@ -111,8 +113,8 @@ impl Export<'_> {
     /// True when everything that an export of this backup writes is there, and as it writes it. The two `.tar.gz`, whose bytes depend on the order in
     /// which a file system lists, are read to their end.
     fn is_whole(&self) -> Result<bool> {
-        for (name, place) in TREES {
-            let (archive, tree) = (Archive::open(&self.backup.file(name))?, self.to.join(place));
+        for (part, place) in Part::in_legacy() {
+            let (archive, tree) = (Archive::open(&self.backup.file(part.file))?, self.to.join(place));
             if !tree.is_dir() || !archive.compare(&tree, &Selection::all(), Extra::Keep, &|_| {})?.0.is_empty() {
                 return Ok(false);
             }
@@ -124,8 +126,7 @@ impl Export<'_> {
         for tar in tars {
             std::io::copy(&mut flate2::read::GzDecoder::new(File::open(tar)?), &mut std::io::sink())?;
         }
-        Ok(install::is_same(&self.in_cluster("snapshot", "db"), &mut snapshot)?
-            && install::is_same(&self.to.join(legacy::EXCLUDES), &mut list.as_bytes())?)
+        Ok(is_same(&self.in_cluster("snapshot", "db"), &mut snapshot)? && is_same(&self.to.join(legacy::EXCLUDES), &mut list.as_bytes())?)
     }
 
     /// A file of `cluster/`, which the old script names by the time.

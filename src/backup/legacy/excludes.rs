@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::tmpfiles::literal;
-use super::trees::always_excluded;
 use crate::archive::Selection;
 use crate::archive::select::{matches, one};
+use crate::backup::parts::always_excluded;
+use crate::backup::take::tmpfiles::literal;
 use crate::error::unsupported;
 use crate::node::mounts;
 

@@ -6,25 +6,27 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::manifest::DeploymentId;
-use super::store::{self, Survey};
-use super::{ETCD, PARTIAL, STATIC_PODS, names, verify};
+use crate::backup::layout::PARTIAL;
+use crate::backup::manifest::DeploymentId;
+use crate::backup::names;
+use crate::backup::parts::{ETCD, STATIC_PODS};
+use crate::backup::sums::{Cached, hash};
+use crate::backup::survey::{Survey, remove};
 use crate::error::{FailureKind, kind};
+use crate::formats::partial::{ConditionsV1, FORMAT, FinishedV1, V1};
+use crate::formats::to_json;
 use crate::node::profile::CURRENT_CONFIG;
 use crate::node::{Node, dir::RecoveryDir, durable};
 
 /// Its journal; not there any more once it is published.
-pub const STATE: &str = "state.json";
-const VERSION: u32 = 1;
+pub const STATE: &str = FORMAT.name;
 /// What is older is not the same moment any more, seconds.
 const GOES_STALE: u64 = 3600;
 
 /// What must be the same for a backup to be continued.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conditions {
     /// Booted deployment.
     pub deployment: Option<DeploymentId>,
@@ -37,8 +39,7 @@ pub struct Conditions {
 }
 
 /// A file of the backup that is finished and on disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finished {
     /// Bytes of content, before compression.
     pub bytes: u64,
@@ -48,10 +49,8 @@ pub struct Finished {
     pub sha256: String,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone)]
 struct State {
-    version: u32,
     taken: Timestamp,
     /// Seconds since boot: with the boot id the same, time that no clock set wrong can change.
     begun: u64,
@@ -89,7 +88,7 @@ impl Partial {
     pub fn open(node: &Node, dir: &RecoveryDir, survey: &Survey, conditions: &Conditions, release: Option<&str>) -> Result<Self> {
         let continued = newest(node, dir, survey, conditions);
         for id in survey.partial.iter().filter(|id| continued.as_ref().is_none_or(|c| c.path.file_name() != Some(id.as_ref()))) {
-            store::remove(dir, id)?;
+            remove(dir, id)?;
         }
         for id in &survey.deleting {
             durable::remove_tree(&dir.backups().join(id))?;
@@ -109,13 +108,7 @@ impl Partial {
         let id = std::iter::once(wanted.clone()).chain((2..100).map(|n| format!("{wanted}-{n}"))).find(free).unwrap_or(wanted);
         let path = dir.backups().join(format!("{id}{PARTIAL}"));
         durable::create_dir(&path, 0o700)?;
-        let state = State {
-            version: VERSION,
-            taken,
-            begun: node.clock().since_boot().as_secs(),
-            conditions: conditions.clone(),
-            finished: BTreeMap::new(),
-        };
+        let state = State { taken, begun: node.clock().since_boot().as_secs(), conditions: conditions.clone(), finished: BTreeMap::new() };
         let partial = Self { id, path, state };
         partial.save()?;
         Ok(partial)
@@ -160,7 +153,7 @@ impl Partial {
     /// # Errors
     /// When it cannot be deleted.
     pub fn discard(self, dir: &RecoveryDir) -> Result<()> {
-        store::remove(dir, &format!("{}{PARTIAL}", self.id))
+        remove(dir, &format!("{}{PARTIAL}", self.id))
     }
 
     /// Forgets finished files that are not as they were, and etcd's and the static pods' always: those are taken together, last.
@@ -168,7 +161,7 @@ impl Partial {
         let path = self.path.clone();
         let mut whole = BTreeMap::new();
         for (name, finished) in self.state.finished.iter().filter(|(name, _)| *name != ETCD && *name != STATIC_PODS) {
-            match verify::hash(&path.join(name), verify::Cached::Take, &|_| {}) {
+            match hash(&path.join(name), Cached::Take, &|_| {}) {
                 Ok(sum) if sum.bytes == finished.stored && sum.sha256 == finished.sha256 => {
                     whole.insert(name.clone(), finished.clone());
                 }
@@ -190,14 +183,14 @@ impl Partial {
     }
 
     fn save(&self) -> Result<()> {
-        let json = serde_json::to_vec_pretty(&self.state).context("putting the backup's state into JSON")?;
+        let json = to_json(&V1::from(self.state.clone())).context("putting the backup's state into JSON")?;
         durable::write(&self.path.join(STATE), &json, 0o600)
     }
 }
 
 fn newest(node: &Node, dir: &RecoveryDir, survey: &Survey, conditions: &Conditions) -> Option<Partial> {
     let now = node.clock().since_boot().as_secs();
-    let fits = |state: &State| state.version == VERSION && state.conditions == *conditions && !is_stale(state.begun, now);
+    let fits = |state: &State| state.conditions == *conditions && !is_stale(state.begun, now);
     let read = |id: &String| {
         let path = dir.backups().join(id);
         let state = read_state(&path)?;
@@ -213,7 +206,45 @@ fn is_stale(begun: u64, now: u64) -> bool {
 
 /// One that cannot be read is one that cannot be continued.
 fn read_state(path: &Path) -> Option<State> {
-    serde_json::from_slice(&durable::read(&path.join(STATE), durable::SMALL).ok()?).ok()
+    let json = durable::read(&path.join(STATE), durable::SMALL).ok()?;
+    FORMAT.read(&json, |_, json| serde_json::from_slice::<V1>(json)).ok().map(State::from)
+}
+
+impl From<V1> for State {
+    fn from(V1 { version: _, taken, begun, conditions, finished }: V1) -> Self {
+        Self { taken, begun, conditions: conditions.into(), finished: finished.into_iter().map(|(name, one)| (name, one.into())).collect() }
+    }
+}
+
+impl From<State> for V1 {
+    fn from(State { taken, begun, conditions, finished }: State) -> Self {
+        let finished = finished.into_iter().map(|(name, one)| (name, one.into())).collect();
+        Self { version: FORMAT.version, taken, begun, conditions: conditions.into(), finished }
+    }
+}
+
+impl From<ConditionsV1> for Conditions {
+    fn from(ConditionsV1 { deployment, boot_id, current_config, agent }: ConditionsV1) -> Self {
+        Self { deployment: deployment.map(Into::into), boot_id, current_config, agent }
+    }
+}
+
+impl From<Conditions> for ConditionsV1 {
+    fn from(Conditions { deployment, boot_id, current_config, agent }: Conditions) -> Self {
+        Self { deployment: deployment.map(Into::into), boot_id, current_config, agent }
+    }
+}
+
+impl From<FinishedV1> for Finished {
+    fn from(FinishedV1 { bytes, stored, sha256 }: FinishedV1) -> Self {
+        Self { bytes, stored, sha256 }
+    }
+}
+
+impl From<Finished> for FinishedV1 {
+    fn from(Finished { bytes, stored, sha256 }: Finished) -> Self {
+        Self { bytes, stored, sha256 }
+    }
 }
 
 #[cfg(test)]
@@ -240,7 +271,7 @@ mod tests {
 
     impl Place {
         fn open(&self, conditions: &Conditions) -> Partial {
-            let survey = store::survey(&self.dir).unwrap();
+            let survey = crate::backup::survey::survey(&self.dir).unwrap();
             Partial::open(&self.node, &self.dir, &survey, conditions, Some("4.16.8")).unwrap()
         }
 
@@ -249,7 +280,7 @@ mod tests {
             for name in ["etc.tar.zst", "kubelet.tar.zst", ETCD, STATIC_PODS] {
                 let path = partial.room_for(name).unwrap();
                 std::fs::write(&path, name).unwrap();
-                let sum = verify::hash(&path, verify::Cached::Take, &|_| {}).unwrap();
+                let sum = hash(&path, Cached::Take, &|_| {}).unwrap();
                 partial.finish(name, Finished { bytes: 7, stored: sum.bytes, sha256: sum.sha256 }).unwrap();
             }
             partial
@@ -281,7 +312,7 @@ mod tests {
             let mut conditions = place.conditions.clone();
             change(&mut conditions);
             assert!(place.open(&conditions).finished().is_empty());
-            let survey = store::survey(&place.dir).unwrap();
+            let survey = crate::backup::survey::survey(&place.dir).unwrap();
             assert_eq!((survey.partial.len(), survey.deleting.len()), (1, 0));
         }
         assert!(!first.path.join("etc.tar.zst").exists());

@@ -1,49 +1,34 @@
 //! Taking a backup: the steps, in order.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::asked_by::AskedBy;
-use super::manifest::{Etcd, Manifest, VERSION};
+use super::options::TakeOptions;
 use super::partial::{Conditions, Finished, Partial};
 use super::preflight::{self, Facts};
-use super::publish::{publish, settle};
-use super::store::{self, Survey};
+use super::publish::{finish_interrupted, publish};
 use super::trees::{self, Tree};
-use super::{Backup, ETCD, install, names, pins};
+use super::{install, pins};
 use crate::archive;
+use crate::backup::asked_by::AskedBy;
+use crate::backup::manifest::{Etcd, Manifest};
+use crate::backup::names;
+use crate::backup::parts::ETCD;
+use crate::backup::published::Backup;
+use crate::backup::store::{after::link_latest, prune::prune};
+use crate::backup::survey::{Survey, survey};
 use crate::error::{FailureKind, busy, kind};
 use crate::etcd;
 use crate::node::{Node, clock::interrupted, dir::RecoveryDir, hold};
 use crate::report::{Progress, paths};
 use crate::tools::ostree;
 
-/// How many good backups are kept unless said otherwise.
-pub const KEEP: u32 = 3;
 /// How often etcd and the static pods are taken when a roll-out gets between them.
 const ATTEMPTS: u32 = 3;
-
-/// What is asked for.
-#[derive(Debug, Clone)]
-pub struct TakeOptions {
-    /// A name, for people.
-    pub name: Option<String>,
-    /// Labels, for programs.
-    pub labels: BTreeMap<String, String>,
-    /// Go on although operators progress or the API does not answer.
-    pub force: bool,
-    /// How many good backups are kept.
-    pub keep: usize,
-    /// The deadline of each wait.
-    pub wait: Duration,
-    /// Who asks: found out before the host's namespaces are entered.
-    pub asked_by: AskedBy,
-}
 
 /// How it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -93,8 +78,8 @@ pub fn take(node: &Node, dir: &RecoveryDir, options: &TakeOptions, progress: &Pr
     check_options(options)?;
     trees::refuse_dir_inside(node, dir)?;
     dir.check()?;
-    settle(dir)?;
-    let survey = store::survey(dir)?;
+    finish_interrupted(dir)?;
+    let survey = survey(dir)?;
     if let Some(done) = taken_before(node, &survey, &options.asked_by, began) {
         return Ok(done);
     }
@@ -137,15 +122,14 @@ pub fn already_taken(node: &Node, dir: &RecoveryDir, asked_by: &AskedBy) -> Resu
         return Ok(None);
     }
     dir.check()?;
-    Ok(taken_before(node, &store::survey(dir)?, asked_by, began))
+    Ok(taken_before(node, &survey(dir)?, asked_by, began))
 }
 
 fn taken_before(node: &Node, survey: &Survey, asked_by: &AskedBy, began: Instant) -> Option<Taken> {
     if !asked_by.asks_once() {
         return None;
     }
-    let asked = asked_by.to_string();
-    let done = survey.backups.iter().find(|backup| backup.manifest.asked_by == asked);
+    let done = survey.backups.iter().find(|backup| backup.manifest.asked_by == *asked_by);
     done.map(|backup| Taken::of(node, backup, Outcome::AlreadyDone, began))
 }
 
@@ -265,12 +249,11 @@ impl Run<'_> {
 
     fn manifest(&self, partial: &Partial, etcd: Etcd) -> Result<Manifest> {
         Ok(Manifest {
-            version: VERSION,
             sequence: self.survey.next_sequence(),
             id: partial.id.clone(),
             name: self.options.name.clone(),
             labels: self.options.labels.clone(),
-            asked_by: self.options.asked_by.to_string(),
+            asked_by: self.options.asked_by.clone(),
             taken: partial.taken(),
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             profile: self.facts.profile.kind,
@@ -293,7 +276,7 @@ impl Run<'_> {
 
 /// What follows only a published backup: the link, standby deployments, older backups. What fails here is a warning: the backup is there.
 fn make_room(node: &Node, dir: &RecoveryDir, options: &TakeOptions, backup: &Backup, taken: &mut Taken, progress: &Progress) {
-    if let Err(error) = store::link_latest(dir, Some(backup)) {
+    if let Err(error) = link_latest(dir, Some(backup)) {
         taken.warnings.push(format!("{error:#}"));
     }
     // With a recovery open, even another tool's, what it may need stays.
@@ -304,7 +287,7 @@ fn make_room(node: &Node, dir: &RecoveryDir, options: &TakeOptions, backup: &Bac
         Ok(()) => {}
         Err(error) => taken.warnings.push(format!("standby deployments stay: {error:#}")),
     }
-    match store::prune(node, dir, options.keep, Some(&backup.id), progress) {
+    match prune(node, dir, options.keep, Some(&backup.id), progress) {
         Ok(removed) => {
             taken.pruned = removed.removed;
             taken.warnings.extend(removed.warnings);

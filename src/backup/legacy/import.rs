@@ -8,16 +8,18 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rustix::fs::{XattrFlags, lgetxattr, lsetxattr};
 
-use super::asked_by::AskedBy;
-use super::excludes;
-use super::install::is_same;
-use super::legacy::{self, Legacy, Parts, members};
-use super::manifest::{Etcd, Manifest, VERSION};
-use super::partial::{Conditions, Finished, Partial};
-use super::publish::publish;
-use super::verify::{Cached, hash};
-use super::{Backup, ETC, ETCD, EXTRAS, KUBELET, LEGACY_ID, STATIC_PODS, USR_LOCAL, store, trees};
+use super::layout::{Legacy, Parts, revisions};
+use super::{check, excludes, members};
 use crate::archive::{self, Archive, Extra, Selection};
+use crate::backup::asked_by::AskedBy;
+use crate::backup::layout::LEGACY_ID;
+use crate::backup::manifest::{Etcd, Manifest};
+use crate::backup::parts::{self, ETC, ETCD, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL};
+use crate::backup::published::Backup;
+use crate::backup::sums::{Cached, hash, is_same};
+use crate::backup::survey::survey;
+use crate::backup::take::partial::{Conditions, Finished, Partial};
+use crate::backup::take::{publish::publish, trees};
 use crate::error::{damaged, no_space};
 use crate::etcd;
 use crate::node::certificates::certificates_expire;
@@ -42,12 +44,12 @@ const STAGING: &str = "staging";
 /// Nothing is left behind then.
 pub fn import(node: &Node, dir: &RecoveryDir, old: &Legacy, progress: &Progress) -> Result<Backup> {
     let fingerprint = old.fingerprint()?;
-    let survey = store::survey(dir)?;
+    let survey = survey(dir)?;
     if let Some(done) = survey.backups.iter().find(|b| b.manifest.labels.get(FINGERPRINT) == Some(&fingerprint)) {
         return Ok(done.clone());
     }
     progress.say("importing the backup of upgrade-recovery.sh; it stays as it is");
-    legacy::verify(old, progress)?.accept("the backup of upgrade-recovery.sh")?;
+    check::verify(old, progress)?.accept("the backup of upgrade-recovery.sh")?;
     // Files are packed smaller than they are, but the snapshot is there twice for a while.
     let (needed, (free, _)) = (old.usage(), mounts::space(dir.path())?);
     if free < needed {
@@ -80,7 +82,7 @@ impl Import<'_> {
     fn make(&self, partial: &mut Partial, fingerprint: String) -> Result<Backup> {
         let staging = partial.path.join(STAGING);
         durable::create_dir(&staging, 0o700)?;
-        self.pack(partial, ETC, &self.parts.etc, &trees::without_owned(&OPENSHIFT)?)?;
+        self.pack(partial, ETC, &self.parts.etc, &parts::without_owned(&OPENSHIFT)?)?;
         self.pack(partial, USR_LOCAL, self.parts.local, &Selection::all())?;
         self.pack(partial, KUBELET, &self.parts.kubelet, &Selection::all())?;
         if let Some(extras) = &self.parts.extras {
@@ -130,12 +132,12 @@ impl Import<'_> {
     /// manifests.
     fn static_pods(&self, partial: &mut Partial, staging: &Path) -> Result<()> {
         let (kubernetes, resources) = (staging.join("kubernetes"), staging.join("resources"));
-        let (source, selection) = (self.parts.etc.join("kubernetes"), trees::owned(&OPENSHIFT)?);
+        let (source, selection) = (self.parts.etc.join("kubernetes"), parts::owned(&OPENSHIFT)?);
         let copy = staging.join("kubernetes.tar.zst");
         archive::pack(&source, &copy, &selection, None, &|_| {}).context("copying the static pods")?;
         copy_dir(&source, &kubernetes)?;
         Archive::open(&copy)?.restore(&kubernetes, &Selection::all(), Extra::Delete, &|_| {}).context("copying the static pods")?;
-        let revisions = legacy::revisions(&members::unpack(self.parts.resources, &resources)?.names)?;
+        let revisions = revisions(&members::unpack(self.parts.resources, &resources)?.names)?;
         overlay(&resources, &kubernetes)?;
         for (pod, revision) in OPENSHIFT.static_pods.iter().zip(revisions) {
             let from = kubernetes.join(&revision).join(pod.manifest);
@@ -177,12 +179,11 @@ impl Import<'_> {
             None
         });
         Ok(Manifest {
-            version: VERSION,
             sequence: 0,
             id: partial.id.clone(),
             name: None,
             labels: BTreeMap::from([(FINGERPRINT.to_owned(), fingerprint)]),
-            asked_by: AskedBy::OldScript.to_string(),
+            asked_by: AskedBy::OldScript,
             taken: partial.taken(),
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             profile: Kind::OpenShift,

@@ -1,0 +1,80 @@
+//! `delete`: one backup less.
+
+use anyhow::Result;
+
+use super::after::{Removed, finish, not_during_a_recovery};
+use super::choose::no_such;
+use crate::backup::layout::{DELETING, LEGACY_ID, is_gone};
+use crate::backup::names;
+use crate::backup::published::Backup;
+use crate::backup::survey::{remove, survey};
+use crate::backup::verify;
+use crate::error::{misfit, usage};
+use crate::node::{Node, dir::RecoveryDir};
+use crate::report::Progress;
+
+/// What a `delete` will take away: see [`deletion`].
+#[derive(Debug)]
+pub struct Deletion {
+    /// The backup's id; `None` when it is deleted already.
+    pub id: Option<String>,
+    kept: Vec<String>,
+}
+
+/// Looks which backup a `delete` means, and whether it may: the last good one only with `force`, none while a recovery is in progress. Nothing is changed.
+///
+/// # Errors
+/// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) during a recovery, [`FailureKind::Usage`](crate::error::FailureKind::Usage) for the last good one
+/// without `force`, [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is no backup of this name. An id of which there is none is deleted already.
+pub fn deletion(dir: &RecoveryDir, wanted: &str, force: bool, progress: &Progress) -> Result<Deletion> {
+    not_during_a_recovery(dir)?;
+    if wanted == LEGACY_ID {
+        return Err(misfit(
+            "the backup of upgrade-recovery.sh is not the agent's to delete: remove `cluster`, `etc`, `local`, `kubelet` by hand",
+        ));
+    }
+    let found = survey(dir)?;
+    let is_it = |id: &&String| *id == wanted;
+    let unusable = found.damaged.iter().map(|(id, _)| id).chain(&found.partial).find(is_it);
+    let published = found.find(wanted).map(|backup| &backup.id);
+    // What this agent cannot read may be the only good one that there is.
+    let newer = found.unsupported.iter().map(|(id, _)| id).find(is_it);
+    let id = match (unusable, published.or(newer)) {
+        (Some(id), _) => Some(id.clone()),
+        (None, Some(id)) => {
+            if !force && !any_good(found.backups.iter().filter(|other| other.id != *id), progress)? {
+                let what = if published.is_some() { "is the last good backup" } else { "is not supported, and no other backup is good" };
+                return Err(usage(format!("{id} {what}; `recovery delete --force {wanted}` deletes it all the same")));
+            }
+            Some(id.clone())
+        }
+        // A deletion that was cut short is finished; one that was not is what was asked for, when an id says that no other can be meant.
+        (None, None) if found.deleting.iter().any(|left| left.strip_suffix(DELETING) == Some(wanted)) => Some(wanted.to_owned()),
+        (None, None) if names::is_id(wanted) => None,
+        (None, None) => return Err(no_such(dir, &found, wanted)),
+    };
+    let kept = found.backups.iter().map(|backup| backup.id.clone()).filter(|kept| Some(kept) != id.as_ref()).collect();
+    Ok(Deletion { id, kept })
+}
+
+/// Deletes what was looked at.
+///
+/// # Errors
+/// When something cannot be removed.
+pub fn delete(node: &Node, dir: &RecoveryDir, Deletion { id, kept }: Deletion) -> Result<Removed> {
+    if let Some(id) = id.as_ref().filter(|id| !is_gone(&dir.backups().join(id))) {
+        remove(dir, id)?;
+    }
+    let mut removed = Removed { removed: id.into_iter().collect(), kept, ..Removed::default() };
+    finish(node, dir, &mut removed)?;
+    Ok(removed)
+}
+
+fn any_good<'a>(backups: impl Iterator<Item = &'a Backup>, progress: &Progress) -> Result<bool> {
+    for backup in backups {
+        if verify::report(&backup.path, &backup.id, false, progress)?.good {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,138 @@
+//! `list` and `show`: what there is.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::choose::no_such;
+use crate::backup::asked_by::AskedBy;
+use crate::backup::layout::LEGACY_ID;
+use crate::backup::legacy;
+use crate::backup::manifest::{DeploymentId, Manifest};
+use crate::backup::survey::survey;
+use crate::node::{Node, dir::RecoveryDir, mounts};
+
+/// Whether a backup can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Published; all its files are there.
+    Complete,
+    /// Being taken, or interrupted.
+    Partial,
+    /// Not to be used.
+    Damaged,
+    /// Published by a newer agent, which this one cannot read.
+    Unsupported,
+    /// Left by the old script; imported when it is chosen.
+    Legacy,
+}
+
+/// One line of `list`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Listed {
+    /// Its id.
+    pub id: String,
+    /// Whether it can be used.
+    pub state: State,
+    /// Why not, when it is damaged or not supported.
+    pub reason: Option<String>,
+    /// Given name.
+    pub name: Option<String>,
+    /// Given labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its place in the order; 0 when imported.
+    pub sequence: Option<u64>,
+    /// When it was begun.
+    pub taken: Option<Timestamp>,
+    /// Release of the cluster.
+    pub release: Option<String>,
+    /// Deployment it belongs to.
+    pub deployment: Option<DeploymentId>,
+    /// Who asked for it.
+    pub asked_by: Option<AskedBy>,
+    /// Bytes it takes on disk.
+    pub stored: u64,
+}
+
+/// What `show` says.
+#[derive(Debug, Clone, Serialize)]
+pub struct Shown {
+    /// Its id.
+    pub id: String,
+    /// Its directory, as the node calls it.
+    pub path: PathBuf,
+    /// When it was taken, as far as it says.
+    pub taken: Option<Timestamp>,
+    /// Its manifest; what the old script left has none.
+    pub manifest: Option<Manifest>,
+    /// Bytes of each file on disk, of the old script's each part.
+    pub files: BTreeMap<String, u64>,
+}
+
+/// Every backup: usable ones newest first, then what the old script left, those of a newer agent, damaged ones and unfinished ones.
+///
+/// # Errors
+/// As [`survey`].
+pub fn list(dir: &RecoveryDir) -> Result<Vec<Listed>> {
+    let survey = survey(dir)?;
+    let bare = |id: &str, state, reason| Listed {
+        id: id.to_owned(),
+        state,
+        reason,
+        name: None,
+        labels: BTreeMap::new(),
+        sequence: None,
+        taken: None,
+        release: None,
+        deployment: None,
+        asked_by: None,
+        stored: mounts::usage(&dir.backups().join(id)).unwrap_or(0),
+    };
+    let mut lines: Vec<Listed> = Vec::new();
+    for backup in survey.backups {
+        let Manifest { name, labels, sequence, taken, cluster, deployment, asked_by, .. } = backup.manifest;
+        lines.push(Listed {
+            name,
+            labels,
+            sequence: Some(sequence),
+            taken: Some(taken),
+            release: cluster.map(|c| c.version),
+            deployment,
+            asked_by: Some(asked_by),
+            ..bare(&backup.id, State::Complete, None)
+        });
+    }
+    if let Some(old) = legacy::find(dir) {
+        let (state, reason) = legacy::problem(&old)?.map_or((State::Legacy, None), |problem| (State::Damaged, Some(problem)));
+        let stored = old.usage();
+        lines.push(Listed { taken: old.taken(), asked_by: Some(AskedBy::OldScript), stored, ..bare(LEGACY_ID, state, reason) });
+    }
+    lines.extend(survey.unsupported.iter().map(|(id, error)| bare(id, State::Unsupported, Some(format!("{error:#}")))));
+    lines.extend(survey.damaged.iter().map(|(id, error)| bare(id, State::Damaged, Some(format!("{error:#}")))));
+    lines.extend(survey.partial.iter().map(|id| bare(id, State::Partial, None)));
+    Ok(lines)
+}
+
+/// The manifest and files of one backup.
+///
+/// # Errors
+/// As [`choose`]; nothing is imported.
+pub fn show(node: &Node, dir: &RecoveryDir, wanted: &str) -> Result<Shown> {
+    let survey = survey(dir)?;
+    let Some(backup) = survey.find(wanted) else {
+        let old = legacy::find(dir).filter(|_| wanted == LEGACY_ID).ok_or_else(|| no_such(dir, &survey, wanted))?;
+        let (path, files) = (dir.shown().to_owned(), old.files());
+        return Ok(Shown { id: LEGACY_ID.to_owned(), path, taken: old.taken(), manifest: None, files });
+    };
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(&backup.path).with_context(|| format!("listing {}", backup.path.display()))? {
+        let entry = entry.with_context(|| format!("listing {}", backup.path.display()))?;
+        files.insert(entry.file_name().to_string_lossy().into_owned(), entry.metadata().map_or(0, |m| m.len()));
+    }
+    let manifest = backup.manifest.clone();
+    Ok(Shown { id: backup.id.clone(), path: node.shown(&backup.path), taken: Some(manifest.taken), manifest: Some(manifest), files })
+}

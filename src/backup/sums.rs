@@ -1,0 +1,152 @@
+//! `SHA256SUMS`: size and sum of each file of a backup, written so that `sha256sum -c SHA256SUMS` says the same as `recovery verify`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, Result};
+use data_encoding::HEXLOWER;
+use rustix::fs::{Advice, fadvise};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::layout::{SUMS, read_small};
+use crate::archive::Tick;
+use crate::error::damaged;
+use crate::node::{clock::interrupted, durable};
+
+/// The most `SHA256SUMS` is read of: that of a backup has less than 1 KiB.
+const MOST: u64 = 64 << 10;
+/// So many characters of a line of it are quoted.
+const QUOTED: usize = 100;
+
+/// Size and SHA-256 (hex) of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Sum {
+    /// Bytes.
+    pub bytes: u64,
+    /// Hex.
+    pub sha256: String,
+}
+
+/// Writes `SHA256SUMS` of `sums` into `path`, durably.
+pub(super) fn write_sums(path: &Path, sums: &BTreeMap<String, Sum>) -> Result<()> {
+    let lines: Vec<String> = sums.iter().map(|(name, sum)| format!("{}  {name}", sum.sha256)).collect();
+    durable::write(&path.join(SUMS), (lines.join("\n") + "\n").as_bytes(), 0o600)
+}
+
+/// Name and sum of each line of `SHA256SUMS`, as sha256sum(1) prints them: with `*` before the name for `--binary`, and `./` when it was asked for `./*`.
+pub(super) fn read_sums(path: &Path) -> Result<BTreeMap<String, String>> {
+    let text = String::from_utf8(read_small(path, SUMS, MOST)?).map_err(|_| damaged(format!("its {SUMS} is not text")))?;
+    let mut sums = BTreeMap::new();
+    for line in text.lines() {
+        let wrong = || damaged(format!("{SUMS} has a line that is no sum: `{}`", quoted(line)));
+        let (sum, name) = line.split_once("  ").or_else(|| line.split_once(" *")).ok_or_else(wrong)?;
+        let name = name.strip_prefix("./").unwrap_or(name);
+        let hex = sum.len() == 64 && sum.chars().all(|c| c.is_ascii_hexdigit());
+        if !hex
+            || name.is_empty()
+            || name.contains('/')
+            || name.starts_with('.')
+            || sums.insert(name.to_owned(), sum.to_lowercase()).is_some()
+        {
+            return Err(wrong());
+        }
+    }
+    Ok(sums)
+}
+
+/// The beginning of a line, for a message.
+fn quoted(line: &str) -> String {
+    let mut start: String = line.chars().take(QUOTED).collect::<String>().escape_default().collect();
+    if line.chars().nth(QUOTED).is_some() {
+        start += "…";
+    }
+    start
+}
+
+/// Whether a file that was just written may be read from memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cached {
+    /// Whatever is quickest.
+    Take,
+    /// From the disk: what was written is to be seen as it arrived there.
+    Drop,
+}
+
+/// Hashes files of the directory `path`, the largest first, on both cores.
+pub(super) fn hash_all(path: &Path, names: &[String], tick: Tick<'_>) -> Result<Vec<(String, Result<Sum>)>> {
+    let size = |name: &String| path.join(name).metadata().map_or(0, |m| m.len());
+    let mut order: Vec<&String> = names.iter().collect();
+    order.sort_by_key(|name| std::cmp::Reverse(size(name)));
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        while let Some(name) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+            done.push(((*name).clone(), hash(&path.join(name), Cached::Take, tick)));
+        }
+        done
+    };
+    let results = std::thread::scope(|scope| {
+        let other = scope.spawn(work);
+        let mut results = work();
+        results.extend(other.join().map_err(|_| anyhow::anyhow!("a thread that was hashing {} panicked", path.display()))?);
+        anyhow::Ok(results)
+    })?;
+    interrupted()?;
+    Ok(results)
+}
+
+/// Size and SHA-256 of one file.
+pub(super) fn hash(path: &Path, cached: Cached, tick: Tick<'_>) -> Result<Sum> {
+    let read = || -> Result<Sum> {
+        let mut file = File::open(path)?;
+        if cached == Cached::Drop {
+            fadvise(&file, 0, None, Advice::DontNeed)?;
+        }
+        let (mut hasher, mut buffer, mut bytes) = (Sha256::new(), vec![0; 256 << 10], 0);
+        loop {
+            interrupted()?;
+            let count = file.read(&mut buffer)?;
+            if count == 0 {
+                return Ok(Sum { bytes, sha256: HEXLOWER.encode(&hasher.finalize()) });
+            }
+            hasher.update(&buffer[..count]);
+            bytes += count as u64;
+            tick(count as u64);
+        }
+    };
+    read().with_context(|| format!("hashing {}", path.display()))
+}
+
+/// True when `path` is a regular file with this content already. Bytes decide: sizes and times of two builds can be the same.
+pub(super) fn is_same(path: &Path, content: &mut impl Read) -> Result<bool> {
+    if !path.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
+        return Ok(false);
+    }
+    let (mut old, mut new) = (BufReader::new(File::open(path)?), BufReader::new(content));
+    let (mut left, mut right) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+    loop {
+        let (a, b) = (fill(&mut old, &mut left)?, fill(&mut new, &mut right)?);
+        if left[..a] != right[..b] {
+            return Ok(false);
+        }
+        if a == 0 {
+            return Ok(true);
+        }
+    }
+}
+
+/// Reads until the buffer is full or the end is reached.
+fn fill(from: &mut impl Read, buffer: &mut [u8]) -> Result<usize> {
+    let mut count = 0;
+    while count < buffer.len() {
+        match from.read(&mut buffer[count..])? {
+            0 => break,
+            more => count += more,
+        }
+    }
+    Ok(count)
+}

@@ -1,0 +1,130 @@
+//! What lies in `backups/`.
+//!
+//! Order is the manifests' sequence. Imported backups have the sequence 0: whatever the agent took itself is newer. The link `latest` is for
+//! people and is never read.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+
+use super::layout::{DELETING, LEGACY_ID, PARTIAL, is_gone};
+use super::published::{self, Backup};
+use crate::error::{FailureKind, damaged, kind};
+use crate::node::{dir::RecoveryDir, durable};
+
+/// What lies in `backups/`.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// Published, with a manifest that is readable and all files there: newest first. Their contents have not been looked at.
+    pub backups: Vec<Backup>,
+    /// Published, but not to be used, and why.
+    pub damaged: Vec<(String, anyhow::Error)>,
+    /// Published by a newer agent, in a way that this one cannot read, and why: sound as far as anybody here can tell.
+    pub unsupported: Vec<(String, anyhow::Error)>,
+    /// Being taken, or interrupted.
+    pub partial: Vec<String>,
+    /// Left over from a deletion that was cut short.
+    pub deleting: Vec<String>,
+}
+
+/// Looks at everything in `backups/`.
+///
+/// # Errors
+/// When it cannot be listed; a directory that is not there is empty.
+pub fn survey(dir: &RecoveryDir) -> Result<Survey> {
+    let mut survey = Survey::default();
+    let backups = dir.backups();
+    let list = match std::fs::read_dir(&backups) {
+        Ok(list) => list,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(survey),
+        Err(error) => return Err(error).with_context(|| format!("listing {}", backups.display())),
+    };
+    for entry in list {
+        let path = entry.with_context(|| format!("listing {}", backups.display()))?.path();
+        let id = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // A file system of its own may be mounted on `backups`.
+        if id == "lost+found" {
+            continue;
+        }
+        if id.ends_with(PARTIAL) {
+            survey.partial.push(id);
+        } else if id.ends_with(DELETING) {
+            survey.deleting.push(id);
+        } else {
+            match open(&path, &id) {
+                Ok(backup) => survey.backups.push(backup),
+                // Deleted while it was looked at: nothing is wrong with it.
+                Err(_) if is_gone(&path) => {}
+                Err(error) if kind(&error) == FailureKind::Unsupported => survey.unsupported.push((id, error)),
+                Err(error) => survey.damaged.push((id, error)),
+            }
+        }
+    }
+    survey.backups.sort_by(|a, b| order(b).cmp(&order(a)));
+    survey.damaged.sort_by(|a, b| b.0.cmp(&a.0));
+    survey.unsupported.sort_by(|a, b| b.0.cmp(&a.0));
+    survey.partial.sort();
+    Ok(survey)
+}
+
+/// True when `dir` has no backup `id`, whole or not, any more: what the old script left is at another place, and never is.
+#[must_use]
+pub fn is_deleted(dir: &RecoveryDir, id: &str) -> bool {
+    id != LEGACY_ID && is_gone(&dir.backups().join(id))
+}
+
+fn order(backup: &Backup) -> (u64, Timestamp, &str) {
+    (backup.manifest.sequence, backup.manifest.taken, &backup.id)
+}
+
+fn open(path: &Path, id: &str) -> Result<Backup> {
+    let is_dir = path.symlink_metadata().is_ok_and(|meta| meta.is_dir());
+    if !is_dir {
+        return Err(damaged("it is not a directory"));
+    }
+    let manifest = published::complete(path)?;
+    if manifest.id != id {
+        return Err(damaged(format!("its manifest says that it is {}", manifest.id)));
+    }
+    Ok(Backup { id: id.to_owned(), path: path.to_owned(), manifest })
+}
+
+impl Survey {
+    /// The backup of this id or, when no id is like that, the newest of this name.
+    #[must_use]
+    pub fn find(&self, wanted: &str) -> Option<&Backup> {
+        let by_id = self.backups.iter().find(|b| b.id == wanted);
+        by_id.or_else(|| self.backups.iter().find(|b| b.manifest.name.as_deref() == Some(wanted)))
+    }
+
+    /// What is passed over when no backup is named, one sentence each.
+    #[must_use]
+    pub fn passed_over(&self) -> Vec<String> {
+        let sentence = |(id, _): &(String, _), how: &str| {
+            format!(
+                "the backup {id} is {how} and passed over: `recovery verify {id}` says why; it may be newer than the one that is taken instead"
+            )
+        };
+        let unsupported = self.unsupported.iter().map(|one| sentence(one, "not supported"));
+        unsupported.chain(self.damaged.iter().map(|one| sentence(one, "damaged"))).collect()
+    }
+
+    /// The number of the next backup.
+    #[must_use]
+    pub fn next_sequence(&self) -> u64 {
+        self.backups.iter().map(|b| b.manifest.sequence).max().unwrap_or(0) + 1
+    }
+}
+
+/// Renames first: a deletion that is cut short leaves nothing that looks like a backup.
+pub(crate) fn remove(dir: &RecoveryDir, id: &str) -> Result<()> {
+    let path = dir.backups().join(id);
+    let doomed = dir.backups().join(format!("{id}{DELETING}"));
+    let remove = || -> Result<()> {
+        durable::remove_tree(&doomed)?;
+        durable::rename(&path, &doomed)?;
+        durable::remove_tree(&doomed)
+    };
+    remove().with_context(|| format!("deleting the backup {id}"))
+}

@@ -1,0 +1,26 @@
+//! What is asked for when a backup is taken.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::backup::asked_by::AskedBy;
+
+/// How many good backups are kept unless said otherwise.
+pub const KEEP: u32 = 3;
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct TakeOptions {
+    /// A name, for people.
+    pub name: Option<String>,
+    /// Labels, for programs.
+    pub labels: BTreeMap<String, String>,
+    /// Go on although operators progress or the API does not answer.
+    pub force: bool,
+    /// How many good backups are kept.
+    pub keep: usize,
+    /// The deadline of each wait.
+    pub wait: Duration,
+    /// Who asks: found out before the host's namespaces are entered.
+    pub asked_by: AskedBy,
+}
