@@ -1,18 +1,5 @@
 //! The client of the node's API server against an emulated one: it goes away and comes back, refuses, hangs, and answers late.
 
-#[path = "support/api/mod.rs"]
-mod api;
-#[path = "support/csr.rs"]
-mod csr;
-#[path = "support/pki.rs"]
-mod pki;
-#[path = "support/etcd.rs"]
-pub mod real_etcd;
-#[path = "support/api/seed.rs"]
-mod seed;
-#[path = "support/subject.rs"]
-mod subject;
-
 use std::cell::RefCell;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -22,12 +9,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
-use real_etcd::{Etcd, Options as Start, Version};
 use recovery::error::exit_code;
 use recovery::kube::{Client, Refused};
 use recovery::node::Node;
 use recovery::node::profile::{KUBEADM, OPENSHIFT, Profile};
 use serde_json::{Value, json};
+use testing::api::{self, seed};
+use testing::etcd::{Etcd, Options as Start, Version};
+use testing::{csr, pki};
 
 const NODE: &str = "sno-node-0";
 /// The name that the certificate of the emulated server is for, and no other: not `localhost`, and no address.

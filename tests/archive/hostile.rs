@@ -8,8 +8,8 @@ use std::path::Path;
 use recovery::archive::{Archive, Extra, Selection};
 use recovery::error::exit_code;
 
-use crate::tree::{Scratch, noise};
 use crate::{pack, restore, stamps};
+use testing::tree::{Scratch, noise};
 
 /// One entry of a tar archive made by hand: a ustar header and its content.
 pub(crate) fn entry(name: &str, kind: u8, link: &str, content: &[u8]) -> Vec<u8> {

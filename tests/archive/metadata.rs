@@ -11,8 +11,8 @@ use recovery::error::exit_code;
 use rustix::fs::{CWD, IFlags, StatxAttributes, XattrFlags};
 
 use crate::hostile::{entry, pax, sealed};
-use crate::tree::{self, Scratch, make_tree, release};
 use crate::{Mount, compare, pack, restore, run, stamps, text};
+use testing::tree::{self, Scratch, make_tree, release};
 
 /// A file system of its own, in a file.
 fn disk(scratch: &Scratch, name: &str, mkfs: &[&str]) -> (PathBuf, Mount) {

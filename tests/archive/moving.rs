@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use recovery::archive::{Archive, Packed, Selection};
 use recovery::error::exit_code;
 
-use crate::tree::{self, Scratch, assert_same, make_tree, noise};
 use crate::{Mount, compare, pack, restore, run, text};
+use testing::tree::{self, Scratch, assert_same, make_tree, noise};
 
 pub(crate) fn pack_after(tree: &Path, file: &Path, previous: &Path) -> Packed {
     recovery::archive::pack(tree, file, &Selection::all(), Some(previous), &|_| ()).unwrap()

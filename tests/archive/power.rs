@@ -10,8 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use crate::tree::{self, Scratch, assert_same, noise};
 use crate::{Mount, compare, pack, restore, run, text};
+use testing::tree::{self, Scratch, assert_same, noise};
 
 const FILES: u64 = 50;
 /// Files of which only the mode differs: to set it takes the restore a while after the others are in place.

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::node::{Limit, Node, command};
+use real_node::{Limit, Node, command};
 
 /// The agent under test.
 pub(crate) const AGENT: &str = env!("CARGO_BIN_EXE_recovery");

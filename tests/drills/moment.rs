@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::node::{Limit, Node};
+use real_node::{Limit, Node};
 
 /// Between two looks: what is to be cut short may take no longer than a few of these.
 const GLANCE: Duration = Duration::from_millis(1);

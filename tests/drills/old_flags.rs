@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::hands::{self, HOLD, UNIT, agent, back_up, fails, ok, unit_status, wait_recovered};
 use super::moment::Stopped;
-use super::node::{Broken, Limit, Node};
+use real_node::{Broken, Limit, Node};
 
 const CALL: Limit = Limit::of(300);
 const UNIT_FILE: &str = "/etc/systemd/system/recovery-resume.service";

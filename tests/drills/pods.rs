@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use super::hands::runtime_log;
 use super::jobs::{self, Job};
-use super::node::image::Image;
-use super::node::release::BEFORE;
-use super::node::{Broken, Limit, Node, Variant};
+use real_node::image::Image;
+use real_node::release::BEFORE;
+use real_node::{Broken, Limit, Node, Variant};
 
 const AGENT: &str = "/var/recovery/recovery";
 /// In use when the backup is taken, and gone when it is restored.

@@ -1,27 +1,15 @@
 //! The archive room, end to end.
 
-#[path = "archive/fidelity.rs"]
 mod fidelity;
-#[path = "archive/foreign.rs"]
 mod foreign;
-#[path = "archive/hostile.rs"]
 mod hostile;
-#[path = "archive/in_use.rs"]
 mod in_use;
-#[path = "archive/metadata.rs"]
 mod metadata;
-#[path = "archive/moving.rs"]
 mod moving;
-#[path = "archive/power.rs"]
 mod power;
-#[path = "archive/random.rs"]
 mod random;
-#[path = "archive/selection.rs"]
 mod selection;
-#[path = "archive/stopped.rs"]
 mod stopped;
-#[path = "support/tree.rs"]
-mod tree;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
