@@ -2,7 +2,6 @@
 
 mod deployments;
 mod hands;
-mod host;
 mod image;
 mod job;
 mod jobs;
@@ -11,7 +10,6 @@ mod old_flags;
 mod one_command;
 mod pods;
 mod power_cuts;
-mod smoke;
 mod systems;
 mod units;
 mod waits;

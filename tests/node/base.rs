@@ -30,7 +30,11 @@ const SOURCES: [&str; 9] = [
     "tests/fixtures/oc",
 ];
 /// What only looks after a node does not make another base.
-const HARNESS: [&str; 11] = [
+const HARNESS: [&str; 15] = [
+    "Cargo.toml",
+    "check/host.rs",
+    "check/main.rs",
+    "check/smoke.rs",
     "node.rs",
     "machine.rs",
     "initramfs.sh",
