@@ -20,7 +20,7 @@ const WITH_GAPS: &str = "recovery 2026-11 archive: a content with gaps";
 /// Hash and extent of a file's content.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Sum {
-    /// See [`Hash`].
+    /// See [`type@Hash`].
     pub(super) hash: Hash,
     /// Bytes that are stored: holes are not.
     pub(super) data: u64,

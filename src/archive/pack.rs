@@ -31,7 +31,7 @@ use crate::node::durable;
 /// So many bytes of holes, and three times what a file holds, are stored as zeros when it has more pieces than an archive takes.
 const MOST_FILLED: u64 = 1 << 30;
 
-/// Packs a tree: see [`super::pack`].
+/// Packs a tree: see [`super::pack()`].
 pub(super) fn pack(tree: &Path, path: &Path, selection: &Selection, previous: Option<&Path>, tick: Tick<'_>) -> Result<Packed> {
     let before = replaceable(path)?;
     let opened = Tree::open(tree)?;

@@ -329,7 +329,7 @@ impl Inode {
         Ok(xattrs)
     }
 
-    /// Makes owner, mode and extended attributes exactly those given, and the times too. Flags are not set here: see [`set_flags`].
+    /// Makes owner, mode and extended attributes exactly those given, and the times too. Flags are not set here: see [`Inode::set_flags`].
     ///
     /// The order matters: a change of owner takes set-id bits and capabilities away, and an ACL changes the mode.
     pub(super) fn set(&self, attributes: &Attributes, mtime: Time, kind: Kind) -> Result<()> {

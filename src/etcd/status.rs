@@ -14,7 +14,7 @@ use crate::error::damaged;
 /// Bytes of a key of the bucket `key`: main revision, `_`, sub revision.
 pub(super) const REVISION: usize = 17;
 
-/// Looks into a snapshot; see [`super::status`]. With `skip` it needs no trailer.
+/// Looks into a snapshot; see [`super::status()`]. With `skip` it needs no trailer.
 pub(super) fn status(path: &Path, skip: bool, tick: Tick<'_>) -> Result<Status> {
     in_database(path, skip, tick, of_database)
 }

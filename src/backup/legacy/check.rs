@@ -34,7 +34,7 @@ pub(super) enum Depth {
 /// All that is wrong with it, one sentence each; nothing when a recovery takes it.
 ///
 /// # Errors
-/// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted; [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace) without scratch space.
+/// [`FailureKind::Interrupted`] when interrupted; [`FailureKind::NoSpace`] without scratch space.
 pub(super) fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec<Error>> {
     let parts = match old.parts() {
         Ok(parts) => parts,
