@@ -51,9 +51,33 @@ if [ "$word" != unit ]; then
 fi
 # A test that needs etcd or Kubernetes has it built.
 go version >/dev/null 2>&1 || export PATH="$PWD/target/go/bin:$PATH"
-if [ "$word" = all ]; then
-  tests/etcd-tools/build.sh
-  tests/node/tools/build.sh
-fi
-# One failure hides no other.
-exec cargo test --no-fail-fast "${targets[@]}" -- "$@"
+# One failure hides no other. More threads than there is room for nodes: a test that waits for room waits for nothing else.
+tests() { cargo test --no-fail-fast "${targets[@]}" -- "$@"; }
+on_real_nodes() { targets=(--test node --test drills) && tests --test-threads=5 "$@"; }
+case "$word" in
+  all) ;;
+  drills) tests --test-threads=5 "$@"; exit ;;
+  *) tests "$@"; exit ;;
+esac
+
+# On real nodes most time is waiting: that is done beside all the others, and reported after them.
+for file in tests/[dn]*.rs tests/[dn]*/main.rs; do
+  case "$file" in tests/drills/main.rs | *'*'*) ;; *) echo "tests/run.sh: $file would not be run: choose another first letter" >&2; exit 1 ;; esac
+done
+tests/etcd-tools/build.sh
+tests/node/tools/build.sh
+cargo test --no-run
+set -m
+on_real_nodes "$@" >target/real-nodes.log 2>&1 </dev/null &
+set +m
+beside=$!
+trap 'kill -- -$beside 2>/dev/null || true' EXIT
+failed=0
+targets=(--lib --bins --test '[!dn]*')
+tests "$@" || failed=$?
+targets=(--doc)
+tests "$@" || failed=$?
+printf '\nOn real nodes, beside these:\n'
+wait $beside || failed=$?
+cat target/real-nodes.log
+exit $failed
