@@ -34,5 +34,5 @@ acl=$(getfacl --absolute-names --numeric --omit-header disk/file | grep -c '^use
 uname --kernel-release
 printf 'with the ACL: %s\nthe twin removed: %s\nentries for 1234 left: %s\n' "$set" "${removed:-nothing}" "$acl"
 [ "$set" = "system.posix_acl_access trusted.SGI_ACL_FILE" ] || { echo "changed: the ACL is listed otherwise" >&2; exit 1; }
-[ -z "$removed" ] && [ "$acl" = 0 ] || { echo "changed: the ACL is still there" >&2; exit 1; }
+if [ -n "$removed" ] || [ "$acl" != 0 ]; then echo "changed: the ACL is still there" >&2; exit 1; fi
 echo "as described: removing the twin has removed the ACL"

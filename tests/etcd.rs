@@ -1,8 +1,5 @@
 //! The room `etcd`, as its users see it: against real etcd, etcdctl and etcdutl.
 
-#[path = "support/etcd.rs"]
-pub mod real_etcd;
-
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,10 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use etcd_client::{CompactionOptions, GetOptions, LeaseTimeToLiveOptions, PutOptions, WatchOptions};
-use real_etcd::{Certs, Etcd, HashKv, Options as Start, Version};
 use recovery::error::exit_code;
 use recovery::etcd::{self, Endpoint, Options};
 use sha2::{Digest, Sha256};
+use testing::etcd::{Certs, Etcd, HashKv, Options as Start, Version};
 
 const LIMIT: Duration = Duration::from_secs(30);
 

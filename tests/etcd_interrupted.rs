@@ -1,16 +1,13 @@
 //! A signal in the middle of the work on etcd: alone in its process, because a signal is for all of it.
 
-#[path = "support/etcd.rs"]
-pub mod real_etcd;
-
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
-use real_etcd::{Etcd, Options as Start, Version};
 use recovery::error::exit_code;
 use recovery::etcd::{self, Options};
+use testing::etcd::{Etcd, Options as Start, Version};
 
 #[test]
 fn an_interruption_is_75_and_leaves_the_old_member() -> Result<()> {

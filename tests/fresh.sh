@@ -57,6 +57,10 @@ mount --rbind /dev "$tree/dev"
 mkdir "$tree/opt/rust" "$tree/root/recovery"
 mount --bind "$rust" "$tree/opt/rust"
 mount -o remount,bind,ro "$tree/opt/rust"
+# The network is this machine's: so are the locks of the ports that emulated nodes take.
+ports=${TMPDIR:-/tmp}/emulated-node-ports
+mkdir -p "$ports" "$tree/tmp/emulated-node-ports"
+mount --bind "$ports" "$tree/tmp/emulated-node-ports"
 # As a checkout has it: everything but what was built.
 tar --create --exclude=./target --exclude=./.git . | tar --extract --directory="$tree/root/recovery"
 in_tree() {

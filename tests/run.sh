@@ -1,14 +1,83 @@
 #!/usr/bin/env bash
-# Every test, from a clean checkout, as root on Debian 12 or 13 with a Rust toolchain: `tests/run.sh`. Arguments go to `cargo test`.
+# The tests, from a clean checkout, on Debian 12 or 13 with a Rust toolchain: `tests/run.sh --help`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[ "$(id -u)" = 0 ] || { echo "tests/run.sh: needs root: the tests mount file systems and set owners, labels and device nodes" >&2; exit 77; }
-tests/setup.sh
+help() {
+  cat <<'END'
+usage: tests/run.sh [all | unit | room ROOM | node | drills] [TEST...]
+
+  all         everything, as CI does; this is what it does without a word
+  unit        the library's own tests: seconds, no root, nothing to install beside what the build needs
+  room ROOM   the tests of a room from outside: archive, backup, cli, etcd, kube, recovery or tools
+  node        the real node by itself: it reboots, loses its power and comes back
+  drills      backups and recoveries on real nodes
+
+TEST: only tests whose names contain it (or one of several); `tests/run.sh unit --list` shows the names.
+Each word installs and builds what its tests need, and no more. All but `unit` need root: they make mounts, owners, labels and device nodes.
+END
+}
+usage() { printf 'tests/run.sh: %s\n\n' "$*" >&2; help >&2; exit 2; }
+
+word=${1:-all}
+[ $# -eq 0 ] || shift
+# What is installed, and what is handed to cargo.
+case "$word" in
+  -h | --help | help) help; exit ;;
+  all) groups=(build files etcd emulated real go) targets=() ;;
+  unit) groups=() targets=(--lib) ;;
+  node | drills) groups=(build files etcd emulated real go) targets=(--test "$word") ;;
+  room)
+    room=${1:-}
+    [ $# -eq 0 ] || shift
+    targets=(--test "$room")
+    case "$room" in
+      archive) groups=(build files) ;;
+      backup) groups=(build files etcd emulated) targets+=(--test backup_interrupted) ;;
+      cli) groups=(build files emulated) ;;
+      etcd) groups=(build files etcd go) targets+=(--test etcd_interrupted) ;;
+      kube) groups=(build files etcd emulated) ;;
+      recovery) groups=(build files etcd emulated go) ;;
+      tools) groups=(build files etcd emulated) ;;
+      *) usage "no room \"$room\"" ;;
+    esac
+    ;;
+  *) usage "no word \"$word\"" ;;
+esac
+if [ "$word" != unit ]; then
+  [ "$(id -u)" = 0 ] || { echo "tests/run.sh: $word needs root: the tests mount file systems and set owners, labels and device nodes" >&2; exit 77; }
+  case "$word" in node | drills) tests/node/host.sh ;; esac
+  tests/setup.sh "${groups[@]}"
+  umask 022
+fi
+# A test that needs etcd or Kubernetes has it built.
 go version >/dev/null 2>&1 || export PATH="$PWD/target/go/bin:$PATH"
+# One failure hides no other. More threads than there is room for nodes: a test that waits for room waits for nothing else.
+tests() { cargo test --no-fail-fast "${targets[@]}" -- "$@"; }
+on_real_nodes() { targets=(--test node --test drills) && tests --test-threads=5 "$@"; }
+case "$word" in
+  all) ;;
+  drills) tests --test-threads=5 "$@"; exit ;;
+  *) tests "$@"; exit ;;
+esac
+
+# On real nodes most time is waiting: that is done beside all the others, and reported after them.
+for file in tests/[dn]*.rs tests/[dn]*/main.rs; do
+  case "$file" in tests/drills/main.rs | *'*'*) ;; *) echo "tests/run.sh: $file would not be run: choose another first letter" >&2; exit 1 ;; esac
+done
 tests/etcd-tools/build.sh
 tests/node/tools/build.sh
-# With one of these set, a test takes itself for the child that it starts, and ends well without having tested anything.
-unset RECOVERY_TEST_ROOT RECOVERY_TEST_RESTORE RECOVERY_TEST_POWER
-umask 022
-# One failure hides no other.
-cargo test --no-fail-fast "$@"
+cargo test --no-run
+set -m
+on_real_nodes "$@" >target/real-nodes.log 2>&1 </dev/null &
+set +m
+beside=$!
+trap 'kill -- -$beside 2>/dev/null || true' EXIT
+failed=0
+targets=(--lib --bins --test '[!dn]*')
+tests "$@" || failed=$?
+targets=(--doc)
+tests "$@" || failed=$?
+printf '\nOn real nodes, beside these:\n'
+wait $beside || failed=$?
+cat target/real-nodes.log
+exit $failed

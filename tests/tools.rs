@@ -1,23 +1,17 @@
 //! The rooms of `src/tools` against the node's programs: the real ostree on a real sysroot, and the stand-ins of the others. And the
 //! emulated node itself: what the other tests rely on is seen here.
 
-#[path = "support/etcd.rs"]
-pub mod real_etcd;
-
-#[path = "support/node.rs"]
-pub mod node;
-
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use node::{Kind, Node, Options, Wrong, checked, wait_for};
 use recovery::error::exit_code;
 use recovery::node::dir::RecoveryDir;
 use recovery::node::hold;
 use recovery::tools::{crictl, ostree, rpm_ostree, systemctl};
 use rustix::fs::FlockOperation;
 use serde_json::Value;
+use testing::node::{Kind, Node, Options, Wrong, checked, wait_for};
 
 /// How long a busy rpm-ostree is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,7 +24,7 @@ fn wait_for_all(node: &Node) -> Result<()> {
 }
 
 fn options(kind: Kind) -> Result<Options> {
-    Ok(Options { files: 10, ..Options::new(kind, &real_etcd::Version::V34.program("etcd")?) })
+    Ok(Options { files: 10, ..Options::new(kind, &testing::etcd::Version::V34.program("etcd")?) })
 }
 
 /// A node, and the directory it is removed with.

@@ -13,7 +13,7 @@ pub(super) type Hash = [u8; 32];
 /// Hash and extent of a file's content.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Sum {
-    /// See [`Hash`].
+    /// See [`type@Hash`].
     pub(super) hash: Hash,
     /// Bytes that are stored: holes are not.
     pub(super) data: u64,

@@ -91,7 +91,7 @@ pub struct Health {
     pub members: usize,
 }
 
-/// What [`save`] wrote.
+/// What [`save()`] wrote.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Saved {
     /// Bytes of the stream, trailer included.
@@ -197,10 +197,10 @@ pub fn status(file: &Path, tick: Tick<'_>) -> Result<Status> {
     status::status(file, false, tick)
 }
 
-/// As [`status`], of a file without a valid trailer too (a copied database).
+/// As [`status()`], of a file without a valid trailer too (a copied database).
 ///
 /// # Errors
-/// As [`status`].
+/// As [`status()`].
 pub fn status_without_hash(file: &Path, tick: Tick<'_>) -> Result<Status> {
     status::status(file, true, tick)
 }
@@ -222,10 +222,10 @@ pub fn look(file: &Path) -> Result<()> {
     snapshot::look(file)
 }
 
-/// Checks all that [`restore`] checks with the default options, and makes nothing; scratch space as for [`status`].
+/// Checks all that [`restore()`] checks with the default options, and makes nothing; scratch space as for [`status()`].
 ///
 /// # Errors
-/// As [`status`]; [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when the snapshot does not tell which member to make.
+/// As [`status()`]; [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when the snapshot does not tell which member to make.
 pub fn check_restorable(file: &Path, tick: Tick<'_>) -> Result<()> {
     restore::check_restorable(file, tick)
 }
@@ -253,18 +253,18 @@ pub fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) 
 /// `member`'s. Other files in the data directory are left alone.
 ///
 /// # Errors
-/// As [`restore`], and while etcd runs on `data_dir`. The old member is then untouched.
+/// As [`restore()`], and while etcd runs on `data_dir`. The old member is then untouched.
 pub fn replace(file: &Path, data_dir: &Path, run: &str, options: &Options, tick: Tick<'_>) -> Result<Restored> {
     replace::replace(file, data_dir, run, options, tick)
 }
 
-/// True when `data_dir` holds the member that [`replace`] made for this run, whether or not etcd has run on it since.
+/// True when `data_dir` holds the member that [`replace()`] made for this run, whether or not etcd has run on it since.
 #[must_use]
 pub fn is_replaced(data_dir: &Path, run: &str) -> bool {
     replace::is_replaced(data_dir, run)
 }
 
-/// At finish: removes what [`replace`] kept in this run, and in the `earlier` ones that it took the place of. Can be run again.
+/// At finish: removes what [`replace()`] kept in this run, and in the `earlier` ones that it took the place of. Can be run again.
 ///
 /// # Errors
 /// When the new member is not in place (what was kept may be the only copy then), or something cannot be removed.

@@ -94,7 +94,7 @@ impl Place {
     }
 }
 
-/// Restores in place; see [`super::replace`].
+/// Restores in place; see [`super::replace()`].
 pub(super) fn replace(file: &Path, data_dir: &Path, run: &str, options: &Options, tick: Tick<'_>) -> Result<Restored> {
     options.check()?;
     let place = Place::new(data_dir, run)?;

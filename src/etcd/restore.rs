@@ -55,7 +55,7 @@ pub(super) fn check_restorable(file: &Path, tick: Tick<'_>) -> Result<()> {
     })
 }
 
-/// Restores into a new data directory; see [`super::restore`].
+/// Restores into a new data directory; see [`super::restore()`].
 pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> Result<Restored> {
     options.check()?;
     let names = || std::fs::read_dir(data_dir)?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>();

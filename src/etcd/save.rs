@@ -23,7 +23,7 @@ const LEVEL: i32 = 1;
 /// The end of the file's name until it is whole.
 const PART: &str = ".part";
 
-/// Saves a snapshot; see [`super::save`].
+/// Saves a snapshot; see [`super::save()`].
 pub(super) fn save(endpoint: &Endpoint, file: &Path, limit: Duration, tick: Tick<'_>) -> Result<Saved> {
     let mut part = file.as_os_str().to_owned();
     part.push(PART);

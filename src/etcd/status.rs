@@ -12,7 +12,7 @@ use super::check::{self, Seen, field};
 use super::revision::{REVISION, revision_of_key};
 use super::{Member, Status, Tick, snapshot};
 
-/// Looks into a snapshot; see [`super::status`]. With `skip` it needs no trailer.
+/// Looks into a snapshot; see [`super::status()`]. With `skip` it needs no trailer.
 pub(super) fn status(path: &Path, skip: bool, tick: Tick<'_>) -> Result<Status> {
     in_database(path, skip, tick, of_database)
 }

@@ -143,7 +143,7 @@ mod tests {
         put(dir.path(), "etc/hostname", "its-host-name\n");
         assert_eq!(exit_code(&Identity::of(&node, &OPENSHIFT).unwrap_err()), 78);
         let (first, second) = (root("first"), root("second"));
-        let data = BASE64.encode(&first);
+        let data = BASE64.encode(first.as_bytes());
         let kubeconfig =
             format!("clusters:\n- name: c\n  cluster:\n    server: https://localhost:6443\n    certificate-authority-data: {data}\n");
         put(dir.path(), OPENSHIFT.kubeconfigs[1].trim_start_matches('/'), &kubeconfig);

@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Shows what happens to the open run until its agent ends, and ends as that did.
 ///
 /// # Errors
-/// The failure that the other agent met; [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when it was interrupted, or this one is.
+/// The failure that the other agent met; [`FailureKind::Interrupted`] when it was interrupted, or this one is.
 pub(super) fn follow(node: &Node, dir: &RecoveryDir, progress: &Progress) -> Result<RunReport> {
     progress.say("another agent is at work on this recovery; showing its progress until it ends");
     let (mut last, mut said) = (Reading::of(&dir.journal())?, String::new());

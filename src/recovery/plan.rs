@@ -47,7 +47,7 @@ enum Origin {
 /// Looks into a recovery and says what it would do. Nothing is changed. A run that is open in its first phase is gone on with.
 ///
 /// # Errors
-/// [`FailureKind::Locked`](crate::error::FailureKind::Locked) when another agent has the lock, [`FailureKind::Busy`](crate::error::FailureKind::Busy) when a run is open beyond its first phase; those of
+/// [`FailureKind::Locked`] when another agent has the lock, [`FailureKind::Busy`] when a run is open beyond its first phase; those of
 /// the [`preflight`].
 pub fn plan<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, progress: &'a Progress) -> Result<Proposal<'a>> {
     let verb = if options.from == preflight::From::Platform { "recover" } else { "restore-files" };
@@ -151,7 +151,7 @@ fn way_of(open: &Open<Phase>, reading: &Reading, boot: &str) -> Way {
 /// Looks into beginning the open run again from its first phase. It needs no readable journal.
 ///
 /// # Errors
-/// [`FailureKind::Usage`](crate::error::FailureKind::Usage) when there is nothing to restart, or nothing says from which backup; as [`plan`].
+/// [`FailureKind::Usage`] when there is nothing to restart, or nothing says from which backup; as [`plan`].
 pub fn plan_restart<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, progress: &'a Progress) -> Result<Proposal<'a>> {
     // What another tool has begun is not known here: to begin it again is to begin.
     if dir.old_stages().is_some() && Undo::load(dir)?.is_none() {

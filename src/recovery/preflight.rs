@@ -111,8 +111,8 @@ pub(super) enum First {
 /// Looks at the backup and the node.
 ///
 /// # Errors
-/// Those of choosing and verifying the backup; [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when it is another node's or the target
-/// does not boot next (unless forced), or when etcd is to be restored by a script that is not there; [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace).
+/// Those of choosing and verifying the backup; [`FailureKind::Misfit`] when it is another node's or the target
+/// does not boot next (unless forced), or when etcd is to be restored by a script that is not there; [`FailureKind::NoSpace`].
 pub(super) fn look(
     node: &Node,
     dir: &RecoveryDir,

@@ -35,8 +35,8 @@ pub struct ResumeOptions {
 /// ends with its result.
 ///
 /// # Errors
-/// [`FailureKind::Busy`](crate::error::FailureKind::Busy) when the node has not rebooted since its files were restored;
-/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is upgrade-recovery.sh that has begun a recovery; that of the step that failed.
+/// [`FailureKind::Busy`] when the node has not rebooted since its files were restored;
+/// [`FailureKind::Unsupported`] when it is upgrade-recovery.sh that has begun a recovery; that of the step that failed.
 pub fn resume(node: &Node, dir: &RecoveryDir, options: &ResumeOptions, progress: &Progress) -> Result<Option<RunReport>> {
     dir.check()?;
     if !dir.in_recovery() {

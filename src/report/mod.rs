@@ -1,4 +1,4 @@
-//! What the agent tells while it works: [`Progress`] for people, the [`log`] for journald and stderr, [`unit`] for
+//! What the agent tells while it works: [`Progress`] for people, the [`log`] for journald and stderr, [`mod@unit`] for
 //! systemd, [`termination`] for who looks at a pod. What others chose, [`paths`] and [`words`] show so that no terminal obeys it.
 //!
 //! On a terminal, long work shows bars; elsewhere (a Job's log, a unit's journal) a plain line every few seconds. Reports go to standard

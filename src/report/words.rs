@@ -1,8 +1,8 @@
 //! Words that are not the agent's: names of files, what tools and clusters say, labels. Any pod can choose some of them, and a terminal obeys
 //! what is in them: colours, titles, lines that are overwritten. People are shown such characters, `\x1b`; JSON keeps the text as it is.
 //!
-//! Whoever puts one into a report uses [`line`] (or [`paths::shown`](super::paths::shown) for a path), so that a newline in it begins no line of
-//! the report. Whatever is printed goes through [`line`], [`lines`] or [`json`] once more, at the one place where it leaves the agent.
+//! Whoever puts one into a report uses [`line()`] (or [`paths::shown`](super::paths::shown) for a path), so that a newline in it begins no line of
+//! the report. Whatever is printed goes through [`line()`], [`lines`] or [`json`] once more, at the one place where it leaves the agent.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ pub fn line(text: &str) -> Cow<'_, str> {
     escape(text, is_obeyed, spelled)
 }
 
-/// As [`line`], for text of several lines: newlines and tabs stay.
+/// As [`line()`], for text of several lines: newlines and tabs stay.
 #[must_use]
 pub fn lines(text: &str) -> Cow<'_, str> {
     escape(text, |c| is_obeyed(c) && !matches!(c, '\n' | '\t'), spelled)

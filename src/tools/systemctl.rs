@@ -114,7 +114,7 @@ pub fn mounts_at_boot(node: &Node, point: &Path) -> Result<bool> {
 /// Starts it and checks that it is active: `systemctl start` exits 0 when a condition kept it from starting.
 ///
 /// # Errors
-/// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the job fails or the unit is not active afterwards; when a condition of
+/// [`FailureKind::Unanswered`] when the job fails or the unit is not active afterwards; when a condition of
 /// its unit file keeps it from starting.
 pub fn start(node: &Node, unit: &str) -> Result<()> {
     bring_up(node, "start", unit)
@@ -147,7 +147,7 @@ fn bring_up(node: &Node, verb: &str, unit: &str) -> Result<()> {
 /// Stops it and checks that nothing of it runs. A unit that does not exist is fine.
 ///
 /// # Errors
-/// When systemctl fails; [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the unit is not stopped afterwards.
+/// When systemctl fails; [`FailureKind::Unanswered`] when the unit is not stopped afterwards.
 pub fn stop(node: &Node, unit: &str) -> Result<()> {
     let before = show(node, unit)?;
     // A unit whose file is gone can still run: it is stopped as any other.

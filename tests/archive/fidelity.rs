@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use recovery::archive::{Action, Archive, Counts, Selection};
 use rustix::fs::{CWD, IFlags, Mode, XattrFlags};
 
-use crate::tree::{self, Scratch, assert_same, make_tree, noise};
 use crate::{compare, of_newer_version, pack, restore, run, stamps, text};
+use testing::tree::{self, Scratch, assert_same, make_tree, noise};
 
 #[test]
 fn the_tree_of_everything_is_told_from_another() {

@@ -8,8 +8,8 @@ use recovery::archive::Archive;
 use recovery::error::exit_code;
 
 use crate::hostile::{entry, pax, prefixed, sealed, write};
-use crate::tree::{Scratch, noise};
 use crate::{compare, pack, restore, run, text};
+use testing::tree::{Scratch, noise};
 
 /// Restores into `to`, which must then be equal to the archive; a second time writes nothing.
 fn taken(file: &Path, to: &Path) {

@@ -9,8 +9,8 @@ use recovery::archive::{Archive, Extra, Selection};
 use recovery::error::exit_code;
 use recovery::formats::index::Trailer;
 
-use crate::tree::{Scratch, assert_same, noise};
 use crate::{pack, restore, run, stamps, text};
+use testing::tree::{Scratch, assert_same, noise};
 
 /// One entry of a tar archive made by hand: a ustar header and its content.
 pub(crate) fn entry(name: &str, kind: u8, link: &str, content: &[u8]) -> Vec<u8> {

@@ -15,8 +15,8 @@ use rustix::mount::MountFlags;
 
 use crate::moving::{pack_after, settle};
 use crate::power::Disk;
-use crate::tree::{Scratch, noise};
 use crate::{Mount, compare, pack, restore, text};
+use testing::tree::{Scratch, noise};
 
 /// The first page of a file, mapped as databases do.
 struct Mapping(*mut libc::c_void);

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use recovery::archive::{Archive, Extra, Selection};
@@ -11,8 +11,8 @@ use recovery::error::exit_code;
 use rustix::fs::{CWD, IFlags, StatxAttributes, XattrFlags};
 
 use crate::hostile::{entry, pax, sealed};
-use crate::tree::{self, Scratch, make_tree, release};
-use crate::{Mount, compare, pack, restore, run, stamps, text};
+use crate::{Mount, compare, pack, restore, restorer, run, stamps, text};
+use testing::tree::{self, Scratch, make_tree, release};
 
 /// A file system of its own, in a file.
 fn disk(scratch: &Scratch, name: &str, mkfs: &[&str]) -> (PathBuf, Mount) {
@@ -377,17 +377,10 @@ fn a_flag_on_a_fifo_is_restored_or_refused_before_anything_is_changed() {
     }
 }
 
-const CHILD: &str = "RECOVERY_TEST_METADATA";
-
 #[test]
 fn what_a_partial_restore_passes_through_is_as_it_was_however_often_it_is_killed() {
-    let selection = Selection::all().only(["etc/kubernetes/manifests", "etc/kubernetes/single"]);
-    if let Some(work) = std::env::var_os(CHILD) {
-        // In the process that is to be killed.
-        let paths: Vec<_> = std::env::split_paths(&work).collect();
-        Archive::open(&paths[0]).unwrap().restore(&paths[1], &selection, Extra::Delete, &|_| ()).unwrap();
-        return;
-    }
+    let only = ["etc/kubernetes/manifests", "etc/kubernetes/single"];
+    let selection = Selection::all().only(only);
     let scratch = Scratch::new();
     let ((at, _mount), file) = (disk(&scratch, "xfs", &XFS), scratch.path("a.tar.zst"));
     let (tree, passed) = (at.join("tree"), at.join("tree/etc/kubernetes"));
@@ -413,10 +406,7 @@ fn what_a_partial_restore_passes_through_is_as_it_was_however_often_it_is_killed
         }
         tree::set_flag(&passed, IFlags::IMMUTABLE);
         for delay in [round, round / 2] {
-            let work = std::env::join_paths([&file, &tree]).unwrap();
-            let mut again = Command::new(std::env::current_exe().unwrap());
-            again.args(["--exact", "metadata::what_a_partial_restore_passes_through_is_as_it_was_however_often_it_is_killed"]);
-            let mut child = again.env(CHILD, work).stdout(Stdio::null()).spawn().unwrap();
+            let mut child = restorer(&[], &file, &tree, &only).spawn().unwrap();
             let begun = Instant::now();
             while !tree.join(".recovery-stage").exists() && child.try_wait().unwrap().is_none() {
                 assert!(begun.elapsed() < Duration::from_secs(60), "it does not begin");
@@ -444,17 +434,9 @@ fn what_a_partial_restore_passes_through_is_as_it_was_however_often_it_is_killed
     assert!(killed >= 20, "only {killed} were killed in the middle");
 }
 
-const KILLED: &str = "RECOVERY_TEST_KILLED";
-
 #[test]
 fn the_root_of_a_partial_restore_is_as_it_was_wherever_it_is_killed() {
     let selection = Selection::all().only(["manifests"]);
-    if let Some(work) = std::env::var_os(KILLED) {
-        // In the process that is to be killed.
-        let paths: Vec<_> = std::env::split_paths(&work).collect();
-        Archive::open(&paths[0]).unwrap().restore(&paths[1], &selection, Extra::Delete, &|_| ()).unwrap();
-        return;
-    }
     let scratch = Scratch::new();
     let file = scratch.path("a.tar.zst");
     let from = scratch.path("from");
@@ -476,12 +458,10 @@ fn the_root_of_a_partial_restore_is_as_it_was_wherever_it_is_killed() {
         };
         // Killed at the call of that number; true when it was, false when it had ended before.
         let killed = |call: &str, number: u32| {
-            let mut strace = Command::new("strace");
-            strace.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
-            strace.args(["-e", &format!("inject={call}:signal=KILL:when={number}")]).arg(std::env::current_exe().unwrap());
-            strace.args(["--exact", "metadata::the_root_of_a_partial_restore_is_as_it_was_wherever_it_is_killed"]);
-            let work = std::env::join_paths([&file, &tree]).unwrap();
-            let ended = strace.env(KILLED, work).stdin(Stdio::null()).stdout(Stdio::null()).status().expect("strace is needed");
+            let (trace, inject) = (format!("trace={call}"), format!("inject={call}:signal=KILL:when={number}"));
+            let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+            let mut restorer = restorer(&strace, &file, &tree, &["manifests"]);
+            let ended = restorer.stdin(Stdio::null()).status().expect("strace is needed");
             assert!(ended.success() || ended.code().is_none(), "{ended}");
             !ended.success()
         };

@@ -4,15 +4,14 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use recovery::archive::{Archive, Packed, Selection};
 use recovery::error::exit_code;
 
-use crate::tree::{self, Scratch, assert_same, make_tree, noise};
-use crate::{Mount, compare, pack, restore, run, text};
+use crate::{Mount, compare, pack, restore, restorer, run, text};
+use testing::tree::{self, Scratch, assert_same, make_tree, noise};
 
 pub(crate) fn pack_after(tree: &Path, file: &Path, previous: &Path) -> Packed {
     recovery::archive::pack(tree, file, &Selection::all(), Some(previous), &|_| ()).unwrap()
@@ -88,13 +87,6 @@ fn a_tree_that_changes_while_it_is_packed_is_packed() {
 
 #[test]
 fn a_killed_restore_is_finished_by_the_next() {
-    const CHILD: &str = "RECOVERY_TEST_RESTORE";
-    // Run by itself, below, with the archive and the tree to restore.
-    if let Some(work) = std::env::var_os(CHILD) {
-        let paths: Vec<_> = std::env::split_paths(&work).collect();
-        restore(&paths[0], &paths[1]).unwrap();
-        return;
-    }
     let scratch = Scratch::new();
     let (from, to, file) = (scratch.path("from"), scratch.path("to"), scratch.path("a.tar.zst"));
     make_tree(&from);
@@ -113,12 +105,7 @@ fn a_killed_restore_is_finished_by_the_next() {
             }
         }
         plain_tree(&to.join("extra"), 60);
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "moving::a_killed_restore_is_finished_by_the_next"])
-            .env(CHILD, std::env::join_paths([&file, &to]).unwrap())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = restorer(&[], &file, &to, &[]).spawn().unwrap();
         std::thread::sleep(delay);
         child.kill().unwrap();
         let finished = child.wait().unwrap().success();

@@ -3,15 +3,15 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use crate::tree::{self, Scratch, assert_same, noise};
-use crate::{Mount, compare, pack, restore, run, text};
+use crate::{Mount, compare, pack, restore, restorer, run, text};
+use testing::tree::{self, Scratch, assert_same, noise};
 
 const FILES: u64 = 50;
 /// Files of which only the mode differs: to set it takes the restore a while after the others are in place.
@@ -70,32 +70,12 @@ impl Drop for Disk {
     }
 }
 
-/// Restores in a process of its own, by this test of that name, to be stopped.
-fn start(test: &str, file: &Path, tree: &Path) -> Child {
-    let work = std::env::join_paths([file, tree]).unwrap();
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test]).env(CHILD, work).stdout(Stdio::null()).spawn().unwrap()
-}
-
-const CHILD: &str = "RECOVERY_TEST_POWER";
-
-/// In that process: restores; true when it was one.
-fn is_child() -> bool {
-    let Some(work) = std::env::var_os(CHILD) else { return false };
-    let paths: Vec<_> = std::env::split_paths(&work).collect();
-    restore(&paths[0], &paths[1]).unwrap();
-    true
-}
-
 fn content(n: u64, new: bool) -> Vec<u8> {
     noise(n * 2 + u64::from(new), 10_000)
 }
 
 #[test]
 fn a_file_that_is_replaced_is_the_old_or_the_new_one_after_a_power_cut() {
-    if is_child() {
-        return;
-    }
     let scratch = Scratch::new();
     let (from, file, disk) = (scratch.path("from"), scratch.path("a.tar.zst"), Disk::make(&scratch));
     let tree = disk.at.join("tree");
@@ -122,7 +102,7 @@ fn a_file_that_is_replaced_is_the_old_or_the_new_one_after_a_power_cut() {
         fs::remove_file(tree.join(name(FILES - 1))).unwrap();
         run("chmod", &["-R", "go-rwx", text(&tree.join("slow"))]);
         run("sync", &["-f", text(&tree)]);
-        let mut child = start("power::a_file_that_is_replaced_is_the_old_or_the_new_one_after_a_power_cut", &file, &tree);
+        let mut child = restorer(&[], &file, &tree, &[]).spawn().unwrap();
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
         let begun = Instant::now();
         while !is_new(&tree.join("second"), FILES - 1) && begun.elapsed() < Duration::from_secs(60) {

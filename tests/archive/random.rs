@@ -9,8 +9,8 @@ use std::time::Duration;
 use recovery::error::exit_code;
 
 use crate::hostile::{entry, pax, sealed, write};
-use crate::tree::{Scratch, noise};
 use crate::{compare, pack, restore, run, stamps, text};
+use testing::tree::{Scratch, noise};
 
 /// What chooses: the same for the same seed.
 struct Dice(Vec<u8>);

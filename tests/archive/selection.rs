@@ -8,8 +8,8 @@ use std::path::Path;
 use recovery::archive::{Archive, Extra, Selection};
 use recovery::error::exit_code;
 
-use crate::tree::{self, Scratch, assert_same, differences, make_tree};
 use crate::{Mount, compare, of_newer_version, pack, restore, run, stamps, text};
+use testing::tree::{self, Scratch, assert_same, differences, make_tree};
 
 fn put(path: &Path, bytes: &str) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::hostile::{entry, pax};
-use crate::tree::{Scratch, noise};
 use crate::{pack, text};
+use testing::tree::{Scratch, noise};
 
 fn start(args: &[&str]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_recovery")).args(args).stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()

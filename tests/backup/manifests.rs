@@ -6,7 +6,7 @@ use anyhow::Result;
 use recovery::backup::manifest::Manifest;
 use recovery::error::exit_code;
 
-use crate::manifest::plain;
+use testing::manifest::plain;
 
 #[test]
 fn it_reads_what_it_wrote() -> Result<()> {

@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 use recovery::backup::manifest::Manifest;
 use recovery::node::{Node, dir::RecoveryDir};
 
-use crate::manifest::{part, plain};
-use crate::real_etcd::{Etcd as RealEtcd, Options as Start, Version};
+use testing::etcd::{Etcd as RealEtcd, Options as Start, Version};
+use testing::manifest::{part, plain};
 
 /// A node's root and recovery directory.
 pub(crate) struct Place {

@@ -6,8 +6,6 @@
 //! synced: the agent syncs what it writes itself, the peers are followed by a sync of theirs.
 
 mod measure;
-#[path = "../support/etcd.rs"]
-pub mod real_etcd;
 mod sno;
 
 use std::fs;
@@ -17,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use measure::{Side, Table, machine, run};
-use real_etcd::{Etcd, Options, Version};
+use testing::etcd::{Etcd, Options, Version};
 
 /// Resident memory that the agent may take, MiB.
 const MEMORY: i64 = 64;

@@ -3,16 +3,13 @@
 //!
 //! `demo DIR [--clean] --etcd PROGRAM --etcd-after PROGRAM`
 
-#[path = "../support/node.rs"]
-pub mod node;
-
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use node::{Kind, Node, Options, Snapshot, compare::NOT_RESTORED};
+use testing::node::{Kind, Node, Options, Snapshot, compare::NOT_RESTORED};
 
 /// What the roll-out at the end makes anew, in files: a revision of each static pod, its manifest, and kubelet's folder of the new pod.
 const ROLLED_OUT_FILES: [&str; 3] = ["/etc/kubernetes/manifests", "/etc/kubernetes/static-pod-resources", "/var/lib/kubelet/pods"];
@@ -41,7 +38,7 @@ fn run() -> Result<()> {
     while let Some(word) = words.next() {
         match word.as_str() {
             "--clean" => {
-                node::clean(&dir.canonicalize()?)?;
+                testing::node::clean(&dir.canonicalize()?)?;
                 return std::fs::remove_dir(&dir).context("removing the node's directory");
             }
             "--etcd" => etcd = words.next().map(PathBuf::from),

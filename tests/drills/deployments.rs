@@ -4,8 +4,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::hands::{self, HOLD, back_up, fails, ok, wait_recovered};
-use super::node::release::{AFTER, BEFORE};
-use super::node::{Broken, Limit, Node};
+use real_node::release::{AFTER, BEFORE};
+use real_node::{Broken, Limit, Node};
 
 const OSTREE: Limit = Limit::of(120);
 

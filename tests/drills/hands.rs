@@ -8,8 +8,8 @@ use recovery::recovery::{Outcome, RunReport};
 use serde_json::{Value, json};
 
 use super::moment::journal;
-use super::node::release::{BEFORE, COMPONENTS};
-use super::node::{Done, Kind, Limit, Node, cluster};
+use real_node::release::{BEFORE, COMPONENTS};
+use real_node::{Done, Kind, Limit, Node, cluster};
 
 /// The agent on the node.
 pub(crate) const AGENT: &str = "/var/recovery/recovery";

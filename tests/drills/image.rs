@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::jobs::{self, AGENT};
-use super::node::command::sha256;
+use real_node::command::sha256;
 
 /// A file of the archive, by its name in it.
 fn member(archive: &[u8], name: &str) -> Result<Vec<u8>> {

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::jobs::{self, Job};
 use super::moment::{Stopped, inside};
-use super::node::{Limit, Node, Variant};
+use real_node::{Limit, Node, Variant};
 
 const AGENT: &str = "/var/recovery/recovery";
 /// The agent's own, at any size of what it archives.

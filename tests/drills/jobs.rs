@@ -2,11 +2,13 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::node::{Limit, Node, command};
+use real_node::{Limit, Node, command};
 
 /// The agent under test.
 pub(crate) const AGENT: &str = env!("CARGO_BIN_EXE_recovery");
@@ -121,6 +123,14 @@ impl<'n> Job<'n> {
         };
         let ended = MINUTES.wait(&format!("the Job {} to end", self.name), look, || self.node.explain());
         ended.with_context(|| format!("its status is {last}"))
+    }
+
+    /// When it may go on no longer.
+    pub(crate) fn deadline(&self) -> Result<Timestamp> {
+        let job = self.node.get(&["job", &self.name, &self.place()])?;
+        let begun: Timestamp = job["status"]["startTime"].as_str().context("a Job that has not begun")?.parse()?;
+        let seconds = job["spec"]["activeDeadlineSeconds"].as_i64().context("a Job without a deadline")?;
+        Ok(begun + Duration::from_secs(seconds.try_into()?))
     }
 
     /// Waits until it has ended, which has to be well.

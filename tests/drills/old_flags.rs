@@ -6,8 +6,8 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use super::hands::{self, HOLD, UNIT, agent, back_up, fails, ok, unit_status, wait_recovered};
-use super::moment::Stopped;
-use super::node::{Broken, Limit, Node};
+use super::moment::{Stopped, journal, said};
+use real_node::{Broken, Limit, Node};
 
 const CALL: Limit = Limit::of(300);
 const UNIT_FILE: &str = "/etc/systemd/system/recovery-resume.service";
@@ -27,6 +27,8 @@ fn resume_with_a_kubelet_that_must_ask(node: &Node) -> Result<String> {
         .stderr(Stdio::piped())
         .spawn()?;
     let agent = Stopped::at(node, "resume kubelet-files step-done", CALL)?;
+    let steps: Vec<String> = journal(node)?.iter().map(said).collect();
+    ensure!(!steps.iter().any(|step| step.starts_with("resume start-kubelet ")), "the agent was stopped too late: {steps:?}");
     node.run(&["sh", "-c", "rm /etc/kubernetes/kubelet.conf /var/lib/kubelet/pki/kubelet-client-*"])?;
     agent.go_on()?;
     let done = tool.wait_with_output()?;

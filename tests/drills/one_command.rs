@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::hands::{self, agent, back_up, is_accounted_for, nothing_was_pulled, wait_recovered};
 use super::moment::{Stopped, wait_event};
-use super::node::{Broken, Limit, Node, Variant};
+use real_node::{Broken, Limit, Node, Variant};
 
 /// The agent's own part of a recovery, seconds, on a machine with two cores.
 const OWN: f64 = 15.0;

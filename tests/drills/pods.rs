@@ -1,13 +1,14 @@
 //! What else ran on the node comes back with it: pods with addresses, Jobs that were under way in the snapshot, the backup's own among them.
 
 use anyhow::{Result, ensure};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::hands::runtime_log;
 use super::jobs::{self, Job};
-use super::node::image::Image;
-use super::node::release::BEFORE;
-use super::node::{Broken, Limit, Node, Variant};
+use real_node::image::Image;
+use real_node::release::BEFORE;
+use real_node::{Broken, Limit, Node, Variant};
 
 const AGENT: &str = "/var/recovery/recovery";
 /// In use when the backup is taken, and gone when it is restored.
@@ -127,6 +128,7 @@ fn pods_come_back_with_the_node_and_the_job_of_the_backup_is_complete() -> Resul
     node.wait_pods("default", "app=worker-2")?;
     let packaged = Job::packaged(&node, "backup-packaged", SHORT)?;
     packaged.completes()?;
+    let deadline = packaged.deadline()?;
     is_at_work(&node, "worker-2")?;
     let before = node.run(&["ls", "/var/recovery/backups"])?;
     node.exec(&[AGENT, "restore-files", "--yes", "--step"], RECOVERY)?.checked()?;
@@ -135,7 +137,8 @@ fn pods_come_back_with_the_node_and_the_job_of_the_backup_is_complete() -> Resul
         text.trim().ends_with('0')
     })?;
     // Its deadline is over, too.
-    node.run(&["sleep", &SHORT.to_string()])?;
+    let over = || Ok((Timestamp::now() > deadline).then_some(()));
+    RECOVERY.wait("the deadline of the Job to be over", over, || node.explain())?;
     node.exec(&[AGENT, "resume", "--step"], RECOVERY)?.checked()?;
     node.wait_well()?;
     let late = Job::of_the_hub(&node, "during-the-recovery", 300)?;

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::hands::{self, HOLD, agent, back_up, wait_recovered};
 use super::moment::{Stopped, inside, journal, said};
-use super::node::{Broken, Limit, Node};
+use real_node::{Broken, Limit, Node};
 
 /// Files in `/etc` that make its restore take long enough to be cut short: so many of so many MiB.
 const BALLAST: (u32, u32) = (300, 1);

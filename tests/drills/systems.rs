@@ -4,8 +4,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::hands::{self, agent, back_up, nothing_was_pulled, ok, wait_recovered};
-use super::node::release::AFTER;
-use super::node::{Broken, Limit, Node};
+use real_node::release::AFTER;
+use real_node::{Broken, Limit, Node};
 
 const OSTREE: Limit = Limit::of(120);
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Result, ensure};
 
 use super::jobs;
-use super::node::{Limit, Node, Variant};
+use real_node::{Limit, Node, Variant};
 
 const AGENT: &str = "/var/recovery/recovery";
 const UNIT: &str = "recovery-resume.service";

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::hands::{self, AGENT, UNIT, back_up, fails, unit_status, wait_recovered};
 use super::moment::{Stopped, wait_event};
-use super::node::{Limit, Node};
+use real_node::{Limit, Node};
 
 const SOON: Limit = Limit::of(120);
 /// A whole recovery, at its slowest.

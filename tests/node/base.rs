@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
+use testing::cargo::{example, in_checkout};
 
 use super::command::{self, Limit, checked, sha256};
 use super::managed::{self, CURRENT_CONFIG};
@@ -29,7 +30,11 @@ const SOURCES: [&str; 9] = [
     "tests/fixtures/oc",
 ];
 /// What only looks after a node does not make another base.
-const HARNESS: [&str; 11] = [
+const HARNESS: [&str; 15] = [
+    "Cargo.toml",
+    "check/host.rs",
+    "check/main.rs",
+    "check/smoke.rs",
     "node.rs",
     "machine.rs",
     "initramfs.sh",
@@ -38,7 +43,7 @@ const HARNESS: [&str; 11] = [
     "variant.rs",
     "upgrade.rs",
     "command.rs",
-    "mod.rs",
+    "lib.rs",
     "slots.rs",
     "host.sh",
 ];
@@ -46,19 +51,15 @@ const HARNESS: [&str; 11] = [
 const BUILD: Limit = Limit::of(3600);
 const RECIPE: Limit = Limit::of(900);
 
-fn here(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
 /// The folder where what is built is kept.
 pub(super) fn kept() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| here("target"), PathBuf::from).join("node")
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| in_checkout("target"), PathBuf::from).join("node")
 }
 
 /// Copies the disks of the base of this kind and system to `place`; the base is made if it is not there.
 pub fn copy(variant: &Variant, place: &Place) -> Result<()> {
     let (kind, system) = (variant.kind, variant.system);
-    checked(&mut Command::new(here("tests/node/host.sh")), Limit::of(10))?;
+    checked(&mut Command::new(in_checkout("tests/node/host.sh")), Limit::of(10))?;
     let kept = kept();
     std::fs::create_dir_all(&kept)?;
     // One at a time: the others find it made, and nobody removes what is being copied.
@@ -93,22 +94,22 @@ fn remove_others(kept: &Path, name: &str) -> Result<()> {
 
 fn programs() -> Result<Programs> {
     for recipe in ["tests/etcd-tools/build.sh", "tests/node/tools/build.sh"] {
-        let mut build = Command::new(here(recipe));
+        let mut build = Command::new(in_checkout(recipe));
         if command::run(Command::new("go").arg("version"), &[], RECIPE).is_err() {
             let path = std::env::var("PATH").unwrap_or_default();
-            build.env("PATH", format!("{path}:{}", here("target/go/bin").display()));
+            build.env("PATH", format!("{path}:{}", in_checkout("target/go/bin").display()));
         }
         checked(&mut build, BUILD)?;
     }
-    let operator = super::build_example("operator")?;
-    Ok(Programs { node: here("target/node-tools"), etcd: here("target/etcd-tools"), operator })
+    let operator = example("operator")?;
+    Ok(Programs { node: in_checkout("target/node-tools"), etcd: in_checkout("target/etcd-tools"), operator })
 }
 
 /// A hash of what a base is made of.
 fn key(programs: &Programs) -> Result<String> {
     let mut parts = String::new();
     for source in SOURCES {
-        let path = here(source);
+        let path = in_checkout(source);
         for entry in walkdir::WalkDir::new(&path).sort_by_file_name() {
             let entry = entry.with_context(|| format!("listing {}", path.display()))?;
             let name = entry.path().strip_prefix(&path)?.to_string_lossy().into_owned();
@@ -159,7 +160,7 @@ fn say(text: &str) {
 }
 
 fn debian(system: System) -> Result<PathBuf> {
-    let recipe = here("tests/node/os/debian.sh");
+    let recipe = in_checkout("tests/node/os/debian.sh");
     let key = sha256(std::fs::read(&recipe)?);
     let tree = kept().join(format!("{}-{}", system.suite(), &key[..12]));
     if !tree.exists() {
@@ -173,17 +174,17 @@ fn debian(system: System) -> Result<PathBuf> {
 fn install(sysroot: &Path, debian: &Path, tree: &Path, kind: Kind, system: System, programs: &Programs) -> Result<()> {
     let run = |command: &mut Command| checked(command, RECIPE);
     run(Command::new("cp").arg("--archive").args([debian, tree]))?;
-    run(Command::new("cp").arg("--archive").arg(here("tests/node/os/tree/.")).arg(tree))?;
+    run(Command::new("cp").arg("--archive").arg(in_checkout("tests/node/os/tree/.")).arg(tree))?;
     for program in ["kubernetes/kubelet", "kubernetes/kubectl", "crictl/crictl"] {
         run(Command::new("install").args(["--mode=755", "-t"]).arg(tree.join("usr/bin")).arg(programs.node.join(program)))?;
     }
     if system.prepares_root() {
         prepare(tree, system).context("preparing the system for its initramfs")?;
     }
-    let rpm_ostree = format!("#!/usr/bin/python3\n{}", std::fs::read_to_string(here("tests/standin/rpm-ostree.py"))?);
+    let rpm_ostree = format!("#!/usr/bin/python3\n{}", std::fs::read_to_string(in_checkout("tests/standin/rpm-ostree.py"))?);
     std::fs::write(tree.join("usr/bin/rpm-ostree"), rpm_ostree)?;
     run(Command::new("chmod").arg("755").arg(tree.join("usr/bin/rpm-ostree")))?;
-    run(Command::new(here("tests/node/os/shape.sh")).arg(tree))?;
+    run(Command::new(in_checkout("tests/node/os/shape.sh")).arg(tree))?;
     run(Command::new("ostree").args(["admin", "init-fs"]).arg(sysroot))?;
     run(Command::new("ostree").args(["admin", "os-init", "rhcos"]).arg(format!("--sysroot={}", sysroot.display())))?;
     for release in [&BEFORE, &AFTER] {
@@ -205,7 +206,7 @@ fn install(sysroot: &Path, debian: &Path, tree: &Path, kind: Kind, system: Syste
 
 /// What says how the root is made, and kubelet and the container runtime with the controllers that they need.
 fn prepare(tree: &Path, system: System) -> Result<()> {
-    checked(Command::new("cp").arg("--archive").arg(here("tests/node/os/newer/.")).arg(tree), RECIPE)?;
+    checked(Command::new("cp").arg("--archive").arg(in_checkout("tests/node/os/newer/.")).arg(tree), RECIPE)?;
     for folder in ["usr/lib/ostree", "usr/libexec/node"] {
         std::fs::create_dir_all(tree.join(folder))?;
     }

@@ -1,12 +1,11 @@
 //! What the API of a new cluster holds: who may ask for certificates, OpenShift's own resources, and the operators.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use testing::api::objects::{self, Seed};
+use testing::cargo::in_checkout;
 
 use super::Node;
-use super::captured::{self, Seed};
 use super::command::Limit;
 use super::release::{BEFORE, COMPONENTS, Kind, NODE};
 
@@ -63,7 +62,7 @@ pub fn operator_resource(component: &str) -> String {
 
 /// OpenShift's resources and their objects, and the operators that act on them.
 fn openshift(node: &Node) -> Result<()> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/crds");
+    let folder = in_checkout("tests/fixtures/crds");
     let mut definitions = Vec::new();
     for entry in std::fs::read_dir(&folder)? {
         definitions.extend(std::fs::read(entry?.path())?);
@@ -90,7 +89,7 @@ fn objects() -> Result<Vec<Value>> {
     let seed =
         Seed { node: NODE.to_owned(), revisions: BEFORE.revisions.map(i64::from), config_maps: 20, version: BEFORE.version.to_owned() };
     let made = |object: &Value| ["Node", "Pod"].iter().any(|kind| object["kind"] == *kind);
-    let mut objects: Vec<Value> = captured::objects(&seed)?.into_iter().filter(|object| !made(object)).collect();
+    let mut objects: Vec<Value> = objects::objects(&seed)?.into_iter().filter(|object| !made(object)).collect();
     for object in &mut objects {
         let metadata = object["metadata"].as_object_mut().context("an object without metadata")?;
         // An owner that does not exist is one that was deleted: the object would follow.

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
+use testing::cargo::in_checkout;
 
 use super::cgroup::Groups;
 use super::command::{Limit, tail};
@@ -193,7 +194,7 @@ fn container(place: &Place, deployment: &Path, arguments: Option<&String>, parti
     let at = place.dir().join("initramfs");
     if let Some(arguments) = arguments {
         command = Command::new("unshare");
-        command.arg("--mount").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/initramfs.sh"));
+        command.arg("--mount").arg(in_checkout("tests/node/initramfs.sh"));
         command.args([&sysroot, deployment, &at]).arg(arguments).arg("systemd-nspawn");
     }
     command.args(["--quiet", "--register=no", "--keep-unit", "--private-network", "--console=pipe"]);

@@ -2,10 +2,11 @@
 //! keeps (`currentconfig`). Units that say how are enabled.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use testing::cargo::in_checkout;
 
 use super::root::Root;
 
@@ -53,7 +54,7 @@ impl Managed {
 pub fn files(sets: &[&str]) -> Result<Vec<Managed>> {
     let mut all: Vec<Managed> = Vec::new();
     for set in sets {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/managed").join(set);
+        let folder = in_checkout("tests/node/managed").join(set);
         // A link leads to a file that is packaged for nodes.
         for entry in walkdir::WalkDir::new(&folder).follow_links(true).sort_by_file_name() {
             let entry = entry.with_context(|| format!("listing {}", folder.display()))?;

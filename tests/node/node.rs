@@ -1,7 +1,4 @@
-//! `node`: a real node to work on, from the command line. See `mod.rs`, and the node's section of `tests/README.md`.
-
-#[path = "mod.rs"]
-pub mod node;
+//! `node`: a real node to work on, from the command line. See `lib.rs`, and the node's section of `tests/README.md`.
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -10,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use node::{Broken, Node, Place, Power, Stay, Variant, machine};
+use real_node::{Broken, Node, Place, Power, Stay, Variant, machine};
 
 /// A single-node control plane in a container, with real reboots. As root on Debian 12.
 #[derive(Debug, Parser)]

@@ -2,11 +2,11 @@
 
 use anyhow::{Context, Result};
 use rcgen::KeyPair;
+use testing::pki::{Authority, Pair, kubeconfig};
 
 use super::pods::{PKI, RESOURCES, manifest};
 use super::release::{ADDRESS, BEFORE, COMPONENTS, Kind, NODE};
 use super::root::Root;
-use super::signer::{Authority, Pair, kubeconfig};
 
 /// Who asks for a kubelet's first certificate: on OpenShift a service account, upstream a member of this group.
 const BOOTSTRAPPER: (&str, &str) = (

@@ -1,4 +1,5 @@
-//! How many nodes are on at once: two, however many tests run and however many cores there are, for the memory and the disk are the same.
+//! How many nodes are on at once, however many tests run: what counts is memory. Of the time of a drill most is waiting, so that three on two
+//! cores do not hold each other up.
 
 use std::fs::File;
 use std::path::Path;
@@ -9,16 +10,19 @@ use rustix::fs::{FlockOperation, flock};
 use super::base;
 use super::command::PAUSE;
 
-const SLOTS: [&str; 2] = ["slot-0", "slot-1"];
+const SLOTS: [&str; 3] = ["slot-0", "slot-1", "slot-2"];
+/// Two nodes fit into 4 GiB; three get room where there is this much, KiB as `/proc/meminfo` has it.
+const ROOM_FOR_ALL: u64 = 7 << 20;
 /// Held while one waits for its slots, so that those who wait for all of them get their turn.
 const QUEUE: &str = "slots";
 
 /// Room for one node; free again when the file is closed.
 pub fn one() -> Result<File> {
     let kept = base::kept();
+    let slots = slots()?;
     let _queue = held(&kept, QUEUE)?;
     loop {
-        for slot in SLOTS {
+        for slot in slots {
             let file = open(&kept, slot)?;
             if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
                 return Ok(file);
@@ -28,11 +32,19 @@ pub fn one() -> Result<File> {
     }
 }
 
-/// All the room that there is.
-pub fn both() -> Result<[File; 2]> {
+/// All the room that there is; the first is for the node itself.
+pub fn all() -> Result<Vec<File>> {
     let kept = base::kept();
+    let slots = slots()?;
     let _queue = held(&kept, QUEUE)?;
-    Ok([held(&kept, SLOTS[0])?, held(&kept, SLOTS[1])?])
+    slots.iter().map(|slot| held(&kept, slot)).collect()
+}
+
+fn slots() -> Result<&'static [&'static str]> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("reading /proc/meminfo")?;
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let total = total.context("/proc/meminfo has no MemTotal")?;
+    Ok(if total >= ROOM_FOR_ALL { &SLOTS } else { &SLOTS[..2] })
 }
 
 fn held(kept: &Path, name: &str) -> Result<File> {

@@ -91,16 +91,17 @@ impl Variant {
 }
 
 impl Node {
-    /// Makes a node in `dir`, turns it on, and waits until it is Ready. It is off when this process ends or it is dropped. At most two are
-    /// there at once: a third one waits first.
+    /// Makes a node in `dir`, turns it on, and waits until it is Ready. It is off when this process ends or it is dropped. Where there
+    /// is no room for one more ([`slots`]), it waits first.
     pub fn up(dir: &Path, variant: &Variant) -> Result<Self> {
         Self::make(dir, variant, Stay::WithMe, vec![slots::one()?])
     }
 
     /// The same, with no other node beside it until the file is closed: for what is measured.
-    pub fn up_alone(dir: &Path, variant: &Variant) -> Result<(Self, File)> {
-        let [mine, other] = slots::both()?;
-        Ok((Self::make(dir, variant, Stay::WithMe, vec![mine])?, other))
+    pub fn up_alone(dir: &Path, variant: &Variant) -> Result<(Self, Vec<File>)> {
+        let mut others = slots::all()?;
+        let mine = others.remove(0);
+        Ok((Self::make(dir, variant, Stay::WithMe, vec![mine])?, others))
     }
 
     /// The same, which stays on until somebody turns it off, whatever else is on.

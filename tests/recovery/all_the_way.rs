@@ -7,9 +7,9 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::node::{Kind, Node, wait_for};
 use crate::through::{ended, journal_says, json as report, node, noise, ok, ok_without_name_service};
 use crate::through::{over_the_reboot, run, same, settled, start};
+use testing::node::{Kind, Node, wait_for};
 
 /// Requests that lie in etcd when the backup is taken, with a date of after the recovery. None is this node's kubelet's.
 const REQUESTS: &str = "/kubernetes.io/certificatesigningrequests/";

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use etcd_client::MemberAddOptions;
 use serde_json::json as value;
 
-use crate::node::{Kind, Node, checked};
 use crate::through::{json, node, run};
+use testing::node::{Kind, Node, checked};
 
 const OPERATOR: &str = "/kubernetes.io/config.openshift.io/clusteroperators/machine-config";
 

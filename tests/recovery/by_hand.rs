@@ -5,9 +5,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::node::{Kind, Node, checked};
-use crate::real_etcd::{Etcd, Options as Start, Version};
 use crate::through::{CONTROL_PLANE, json, may_differ, names, node, ok};
+use testing::etcd::{Etcd, Options as Start, Version};
+use testing::node::{Kind, Node, checked};
 
 const README: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
 
@@ -88,7 +88,7 @@ fn a_node_is_brought_back_by_the_readmes_commands() -> Result<()> {
     differences.retain(|line| !may_differ(line) && !left_by_hand(line));
     ensure!(differences.is_empty(), "{}", differences.join("\n"));
     // Files that cannot be changed are among what was exported.
-    crate::node::clean(exported.path())
+    testing::node::clean(exported.path())
 }
 
 /// `cluster-restore.sh` takes the one as it takes the other: the same snapshot, and the same files of the static pods.

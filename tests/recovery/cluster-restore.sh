@@ -7,11 +7,12 @@ set -euo pipefail
 [[ $# == 1 && -d $1 ]] || { echo "Path to the directory containing backup files is required: ./cluster-restore.sh <path-to-backup>" >&2; exit 1; }
 root=$(cd "$(dirname "$0")/../../.." && pwd)
 data=$root/var/lib/etcd manifests=$root/etc/kubernetes/manifests
-snapshot=$(ls -vd "$1"/snapshot*.db | tail -1) resources=$(ls -vd "$1"/static_kuberesources*.tar.gz | tail -1)
+newest() { printf '%s\n' "$@" | sort --version-sort | tail -1; }
+snapshot=$(newest "$1"/snapshot*.db) resources=$(newest "$1"/static_kuberesources*.tar.gz)
 export ETCDCTL_API=3
 etcdctl snapshot status "$snapshot" >&2
 while [[ $("$root/../tools/crictl" ps -q --label io.kubernetes.container.name=etcd) ]]; do echo "Waiting for container etcd to stop" >&2; sleep 0.2; done
-stray=$(ls -A "$data" | grep -vx member || true)
+stray=$(find "$data" -mindepth 1 -maxdepth 1 -not -name member -printf '%f\n')
 [[ -z $stray ]] || { echo "$data holds $stray: it is not empty" >&2; exit 1; }
 mkdir -p "$data-backup" && rm -rf "$data-backup/member"
 [[ ! -d $data/member ]] || mv "$data/member" "$data-backup/"

@@ -4,9 +4,9 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use anyhow::{Result, ensure};
 
-use crate::node::Kind;
-use crate::node::place::Wrong;
 use crate::through::{json, node, ok, over_the_reboot, run, same};
+use testing::node::Kind;
+use testing::place::Wrong;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recovery/cluster-restore.sh");
 

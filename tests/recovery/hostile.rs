@@ -253,7 +253,7 @@ fn two_agents_at_once() {
     let mut first = place.agent_command(&["restore-files", "--yes"]).spawn().unwrap();
     let lock = place.dir.path().join("lock");
     let says_who = || Ok(std::fs::read_to_string(&lock).unwrap_or_default().contains("restore-files"));
-    crate::node::wait_for("the first to hold the lock", says_who).unwrap();
+    testing::node::wait_for("the first to hold the lock", says_who).unwrap();
     let holder = format!("`recovery restore-files` (process {}", first.id());
     for verb in ["restore-files", "backup", "restart", "prune"] {
         refused(&place, &[verb, "--yes"], 75, &[&holder, "run this again when that has ended"]);

@@ -3,8 +3,8 @@
 use anyhow::{Result, ensure};
 use recovery::tools::crictl;
 
-use crate::node::{Kind, Node};
 use crate::through::{ended, everything, journal_says, json, node, ok, run, settled, start};
+use testing::node::{Kind, Node};
 
 const MARK: &str = "/var/lib/recovery/keep-images";
 const CLEAN: &str = "/var/lib/crio/clean.shutdown";

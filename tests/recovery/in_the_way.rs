@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use recovery::tools::crictl;
 
-use crate::node::place::{ApiPod, Config, Wrong};
-use crate::node::{Kind, Node, wait_for};
 use crate::through::{ended, json, names, node, ok, over_the_reboot, run, settled, start};
+use testing::node::{Kind, Node, wait_for};
+use testing::place::{ApiPod, Config, Wrong};
 
 const DAEMON: &str = "machine-config-daemon";
 const OVN_PODS: &str = "/kubernetes.io/pods/openshift-ovn-kubernetes/";

@@ -6,9 +6,9 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::node::{Kind, Node, Snapshot, checked};
-use crate::real_etcd;
 use crate::through::{json, names, node, ok, over_the_reboot, run, same};
+use testing::etcd::Version;
+use testing::node::{Kind, Node, Snapshot, checked};
 
 const DATE: &str = "2026-05-01_120000__POSSIBLY_DIRTY__";
 
@@ -22,7 +22,7 @@ fn old_backup(node: &Node) -> Result<()> {
     std::fs::create_dir_all(to.join("cluster"))?;
     std::fs::set_permissions(&to, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
     checked(node.tool("ostree").args(["admin", "pin", "0"]))?;
-    let mut etcdctl = Command::new(real_etcd::Version::V34.program("etcdctl")?);
+    let mut etcdctl = Command::new(Version::V34.program("etcdctl")?);
     etcdctl.env("ETCDCTL_API", "3").arg(format!("--endpoints=https://127.0.0.1:{}", node.ports().etcd));
     for (flag, file) in [("cacert", "etcd-ca.crt"), ("cert", "etcd-client.crt"), ("key", "etcd-client.key")] {
         etcdctl.arg(format!("--{flag}={}", pki.join(file).display()));

@@ -2,9 +2,9 @@
 
 use anyhow::{Result, ensure};
 
-use crate::node::place::Wrong;
-use crate::node::{Kind, Node, checked};
 use crate::through::{json, may_differ, names, node, ok, over_the_reboot, run, settled};
+use testing::node::{Kind, Node, checked};
+use testing::place::Wrong;
 
 /// What the operators' new revisions change, in files and keys.
 const REDEPLOYED: [&str; 5] = ["/static-pod-resources", "/manifests", "/kubelet/pods", "/clusteroperators/", "-pod-"];

@@ -5,8 +5,8 @@ use recovery::backup::asked_by::HANDED_ON;
 use recovery::tools::crictl;
 use serde_json::{Value, json};
 
-use crate::node::{Kind, Node};
 use crate::through::{Ended, command, node, ok, settled};
+use testing::node::{Kind, Node};
 
 const JOB: &str = "11111111-2222-4333-8444-555555555555";
 const HUBS: &str = "22222222-2222-4333-8444-555555555555";
@@ -73,7 +73,7 @@ fn the_job_of_a_backup_is_served_once_in_whatever_pod_it_comes_back() -> Result<
     node.reboot()?;
 
     // The recovery is open.
-    crate::node::wait_for("the container runtime", || Ok(crictl::answers(&node.agent())))?;
+    testing::node::wait_for("the container runtime", || Ok(crictl::answers(&node.agent())))?;
     sandbox(&node, third, &of_job(HUBS))?;
     sandbox(&node, unknown, &json!({"app": "backup"}))?;
     is_done(&node, &format!("job/{JOB}"), JOB)?;

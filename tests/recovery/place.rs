@@ -18,8 +18,8 @@ use recovery::recovery::procedure::{Event, Reading};
 use recovery::recovery::{Asked, Options, Proposal, ResumeOptions, RunReport};
 use recovery::report::Progress;
 
-use crate::manifest::{plain, snapshot};
 use crate::through::Ended;
+use testing::manifest::{plain, snapshot};
 
 /// The programs. A file of the repository, because one that this process has just written cannot always be run: another thread may be
 /// forking at that moment, and its child holds it open ("text file busy").

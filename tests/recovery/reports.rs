@@ -3,9 +3,9 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::node::{Kind, checked};
 use crate::place::Place;
 use crate::through::{json as report, node};
+use testing::node::{Kind, checked};
 
 /// What the agent prints on the small node when it has done it, and nothing else.
 fn of(place: &Place, args: &[&str]) -> Value {

@@ -8,9 +8,9 @@ use recovery::backup::manifest::Manifest;
 use recovery::tools::crictl;
 use serde_json::json;
 
-use crate::node::place::Config;
-use crate::node::{Kind, Node, checked, wait_for};
 use crate::through::{names, node, ok, over_the_reboot, run, same, settled};
+use testing::node::{Kind, Node, checked, wait_for};
+use testing::place::Config;
 
 /// The manifest of the one backup.
 fn manifest(node: &Node) -> Result<Manifest> {

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use crate::node::place::Wrong;
-use crate::node::{Kind, Node, wait_for};
 use crate::through::{Ended, command, ended, journal_says, json, names, node, noise, ok, run, same, settled, start};
+use testing::node::{Kind, Node, wait_for};
+use testing::place::Wrong;
 
 fn pid(child: &Child) -> Result<Pid> {
     Pid::from_raw(i32::try_from(child.id())?).context("no process")

@@ -2,9 +2,9 @@
 
 use anyhow::{Result, ensure};
 
-use crate::node::place::Wrong;
-use crate::node::{Kind, Node, checked, wait_for};
 use crate::through::{ended, json, node, ok, run, settled, start};
+use testing::node::{Kind, Node, checked, wait_for};
+use testing::place::Wrong;
 
 fn prepare(node: &Node, index: &str) -> Result<()> {
     checked(node.tool("ostree").args(["admin", "prepare-soft-reboot", index])).map(drop)

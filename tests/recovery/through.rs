@@ -7,8 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 use anyhow::{Context, Result, ensure};
 use recovery::node::profile::OPENSHIFT;
 
-use crate::node::{Kind, Node, Options, Snapshot};
-use crate::real_etcd;
+use testing::etcd::Version;
+use testing::node::{Kind, Node, Options, Snapshot};
 
 /// Deadline of every wait of the agent in these tests, seconds.
 pub(crate) const WAIT: &str = "120";
@@ -103,7 +103,7 @@ pub(crate) fn command(node: &Node, args: &[&str]) -> Result<Command> {
 /// A node with its control plane up, and the directory that is removed after it: what is dropped last stands first.
 pub(crate) fn node(kind: Kind, change: impl FnOnce(&mut Options)) -> Result<(tempfile::TempDir, Node)> {
     let temporary = tempfile::tempdir()?;
-    let mut options = Options::new(kind, &real_etcd::Version::V34.program("etcd")?);
+    let mut options = Options::new(kind, &Version::V34.program("etcd")?);
     change(&mut options);
     let node = Node::build(temporary.path(), &options)?;
     node.wait_containers(&everything(kind))?;
@@ -184,7 +184,7 @@ pub(crate) fn journal_says(node: &Node, phase: &str, step: &str) -> Result<()> {
         let line: Option<serde_json::Value> = serde_json::from_str(line).ok();
         line.is_some_and(|line| line["event"] == "step-intent" && line["phase"] == phase && line["step"] == step)
     };
-    crate::node::wait_for(&format!("step {step} of {phase}"), || {
+    testing::node::wait_for(&format!("step {step} of {phase}"), || {
         Ok(std::fs::read_to_string(&journal).unwrap_or_default().lines().any(is_intent))
     })
 }

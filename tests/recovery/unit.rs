@@ -2,9 +2,9 @@
 
 use anyhow::{Result, ensure};
 
-use crate::node::place::Wrong;
-use crate::node::{Kind, Node, wait_for};
 use crate::through::{ended, journal_says, json, node, ok, over_the_reboot, run, same, settled, start};
+use testing::node::{Kind, Node, wait_for};
+use testing::place::Wrong;
 
 /// What the unit's agent has said so far; nothing while it was never started.
 fn unit_log(node: &Node) -> String {

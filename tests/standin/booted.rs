@@ -11,8 +11,8 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::place::{MARK, Place, Process};
 use crate::{machine, soft_reboot};
+use testing::place::{MARK, Place, Process};
 
 /// What rpm-ostree does that matters here, over libostree's own bindings: Debian has no rpm-ostree.
 const RPM_OSTREE: &str = include_str!("rpm-ostree.py");

@@ -8,10 +8,11 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::api::{ApiConfig, Store, store::Etcd};
-use crate::place::{Config, Place};
 use crate::runtime::Runtime;
-use crate::{csr, seed};
+use testing::api::seed;
+use testing::api::{ApiConfig, Store, store::Etcd};
+use testing::csr;
+use testing::place::{Config, Place};
 
 const REQUESTS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 const PAUSE: Duration = Duration::from_millis(200);
@@ -20,7 +21,7 @@ const ADDRESS: &str = "192.0.2.10";
 
 /// kube-apiserver, with its own command line.
 pub(crate) fn serve(place: &Place, args: &[String]) -> Result<()> {
-    crate::api::serve(ApiConfig::from_args(&place.root(), args)?)
+    testing::api::serve(ApiConfig::from_args(&place.root(), args)?)
 }
 
 /// The port of the API server that runs, if one does.

@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::place::{PAUSE_IMAGE, Place, Process};
 use crate::runtime::{Container, Runtime, STORE, Sandbox, digest, remove_sandbox, stop_sandbox};
 use crate::systemctl;
+use testing::place::{PAUSE_IMAGE, Place, Process};
 
 /// The grace of `stopp` and `rmp`, which take no time-out. Containers here that end at all end at once.
 const SANDBOX_GRACE: Duration = Duration::from_secs(2);
@@ -56,7 +56,7 @@ pub(crate) fn run(place: &Place, args: &[String]) -> Result<ExitCode> {
         "ps" => list_containers(&args, &runtime)?,
         "pods" => list_sandboxes(&args, &runtime)?,
         "images" | "img" => {
-            let image = |i: &crate::place::Image| json!({"id": i.id, "repoTags": [i.name], "repoDigests": [digest(i)], "size": i.size.to_string(), "username": "", "pinned": i.name == PAUSE_IMAGE});
+            let image = |i: &testing::place::Image| json!({"id": i.id, "repoTags": [i.name], "repoDigests": [digest(i)], "size": i.size.to_string(), "username": "", "pinned": i.name == PAUSE_IMAGE});
             show(&json!({"images": runtime.images.iter().map(image).collect::<Vec<_>>()}))?;
         }
         "logs" => return Ok(logs(place, &args, &runtime)),

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::cluster;
-use crate::place::{Config, PAUSE_IMAGE, Place};
 use crate::pods::{self, Pod, Spec};
 use crate::runtime::{Container, Runtime, STORE, Sandbox, new_id, now, remove_sandbox, stop_sandbox};
 use crate::systemctl::{self, daemon};
+use testing::place::{Config, PAUSE_IMAGE, Place};
 
 const MANIFESTS: &str = "/etc/kubernetes/manifests";
 const ROUND: Duration = Duration::from_millis(100);
@@ -72,7 +72,7 @@ fn round(place: &Place, config: &Config, api_ready: bool) -> Result<()> {
     sweep(place)
 }
 
-fn api_pod(pod: &crate::place::ApiPod) -> Pod {
+fn api_pod(pod: &testing::place::ApiPod) -> Pod {
     let hash = pods::hash(format!("{}/{}", pod.namespace, pod.name).as_bytes());
     Pod {
         name: pod.name.clone(),

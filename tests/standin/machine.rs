@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 
-use crate::place::{MARK, Place, Process};
 use crate::runtime::{Runtime, STORE};
 use crate::{booted, crictl, soft_reboot, systemctl};
+use testing::place::{MARK, Place, Process};
 
 /// `on` or `off`, and how often it has booted: written last, so that who waits for it finds a node that is up.
 const POWER: &str = "power.json";
@@ -86,7 +86,7 @@ fn shut_down(place: &Place) -> Result<()> {
     systemctl::stop(place, &config.runtime_unit)?;
     let left = place.processes()?;
     for pid in &left {
-        crate::place::signal(*pid, rustix::process::Signal::TERM);
+        testing::place::signal(*pid, rustix::process::Signal::TERM);
     }
     let (left, end): (Vec<_>, _) = (left.into_iter().map(Process::of).collect(), Instant::now() + PATIENCE);
     while left.iter().any(|process| process.is_alive()) && Instant::now() < end {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::place::{Image, Place, Process};
+use testing::place::{Image, Place, Process};
 
 /// The file it is kept in.
 pub(crate) const STORE: &str = "runtime.json";

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use crate::booted::inside_command;
-use crate::place::Place;
+use testing::place::Place;
 
 const NEXT_ROOT: &str = "/run/nextroot";
 /// The deployment that it was made of.

@@ -1,26 +1,17 @@
 //! The programs of an emulated node, all in one: `crictl`, `systemctl`, `ostree`, `rpm-ostree`, kubelet, and the machine itself.
 //!
 //! It is called through links in the folder that `recovery --tools` is given, and plays the program whose name it is called by. Beside
-//! that folder is what it remembers (see [`place`]). Each call is noted, and can be made to go wrong ([`place::Fault`]). What is real and
+//! that folder is what it remembers (see [`testing::place`]). Each call is noted, and can be made to go wrong ([`Fault`]). What is real and
 //! what is emulated is listed in `tests/README.md`.
 
-#[path = "../support/api/mod.rs"]
-mod api;
 mod booted;
 mod cluster;
 mod crictl;
-#[path = "../support/csr.rs"]
-mod csr;
 mod kubelet;
 mod machine;
-pub mod place;
 mod pods;
 mod runtime;
-#[path = "../support/api/seed.rs"]
-mod seed;
 mod soft_reboot;
-#[path = "../support/subject.rs"]
-mod subject;
 mod systemctl;
 
 use std::path::{Path, PathBuf};
@@ -28,7 +19,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use place::{Call, Fault, Place, Wrong};
+use testing::place::{Call, Fault, Place, Wrong};
 
 fn main() -> ExitCode {
     match run() {

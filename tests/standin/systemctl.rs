@@ -10,8 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::place::{Config, MARK, Place, Process};
 use crate::runtime::{Runtime, STORE};
+use testing::place::{Config, MARK, Place, Process};
 
 const UNITS: &str = "units.json";
 /// Written by an orderly stop of CRI-O; without it, `crio wipe` erases the image store at a boot. With `.supported` behind its name it is

@@ -1,11 +1,11 @@
-//! Certificate requests for tests. Included beside `subject.rs`.
+//! Certificate requests for tests.
 
 use anyhow::Result;
 use rcgen::KeyPair;
 
-use super::subject;
+use crate::subject;
 
 /// A request for a certificate (PKCS#10), PEM.
-pub(crate) fn request(name: &str, organisation: Option<&str>, alternative: &[&str]) -> Result<String> {
+pub fn request(name: &str, organisation: Option<&str>, alternative: &[&str]) -> Result<String> {
     Ok(subject::params(name, organisation, alternative)?.serialize_request(&KeyPair::generate()?)?.pem()?)
 }

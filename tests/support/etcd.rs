@@ -2,9 +2,6 @@
 //! the test on free loopback ports, fills it, and ends it when dropped.
 //!
 //! Everything here fails with what etcd or the system said; a test that meets that fails too.
-//!
-//! A test takes it in with `#[path = "support/etcd.rs"] pub mod real_etcd;` (`pub`: not every test uses every function).
-#![allow(clippy::missing_errors_doc, reason = "one sentence above says it for all")]
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -18,6 +15,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions, Txn, TxnOp};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+
+use crate::cargo::in_checkout;
 
 /// Which release of etcd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,9 +68,8 @@ impl Version {
 
 /// Builds one pinned version with `tests/etcd-tools/build.sh`, which does nothing when it is there; returns its folder.
 fn build(version: &str) -> Result<PathBuf> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let dir = here.join("target/etcd-tools");
-    let script = here.join("tests/etcd-tools/build.sh");
+    let dir = in_checkout("target/etcd-tools");
+    let script = in_checkout("tests/etcd-tools/build.sh");
     let built = Command::new(&script).arg(&dir).arg(version).status().with_context(|| format!("running {}", script.display()))?;
     ensure!(built.success(), "{} {version} failed ({built}): see its output above", script.display());
     Ok(dir.join(version))

@@ -1,30 +1,13 @@
 //! An emulated single-node cluster for tests and the demo: a real ostree sysroot, a real etcd, an emulated API server in front of it, and
 //! programs that behave as the real ones do (`tests/standin`). `tests/README.md` lists what is real and what is not.
 //!
-//! A test takes it in with `#[path = "support/node.rs"] pub mod node;` (`pub`: not every test uses every function).
-//!
 //! Mounts are made in a mount namespace of the calling thread, so that they are gone when the test is, however it ends; every other
 //! use of the node must be on that thread or on one that it started.
 
-#![allow(clippy::missing_errors_doc, reason = "every one fails when the node cannot be made to do it, which ends the test")]
-
-#[path = "node/compare.rs"]
 pub mod compare;
-#[path = "csr.rs"]
-mod csr;
-#[path = "node/fill.rs"]
 mod fill;
-#[path = "node/layout.rs"]
 mod layout;
-#[path = "pki.rs"]
-mod pki;
-#[path = "../standin/place.rs"]
-pub mod place;
-#[path = "node/pods.rs"]
 mod pods;
-#[path = "subject.rs"]
-mod subject;
-#[path = "node/wreck.rs"]
 mod wreck;
 
 use std::fs::File;
@@ -39,9 +22,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{FlockOperation, flock};
 
+use crate::cargo::{example, target};
+pub use crate::place::{Call, Fault, Wrong};
+use crate::place::{Config, Image, MARK, Place};
 pub use compare::Snapshot;
-pub use place::{Call, Fault, Wrong};
-use place::{Config, Image, MARK, Place};
 
 /// How long a boot, or the cluster after it, may take.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -445,44 +429,18 @@ fn free_ports(dir: &Path, keep: bool) -> Result<(Ports, Vec<File>)> {
     bail!("no free ports")
 }
 
-/// The folder that cargo builds into for this profile, from where this test or example is.
-fn target() -> Result<PathBuf> {
-    let me = std::env::current_exe()?;
-    let folder = me.ancestors().find(|folder| folder.join("deps").is_dir()).context("this is no program of cargo's")?;
-    Ok(folder.to_owned())
-}
-
 /// The agent: the one that the variable `RECOVERY` names, else the one of this profile.
 fn agent() -> Result<PathBuf> {
-    let path = match (std::env::var_os("RECOVERY"), option_env!("CARGO_BIN_EXE_recovery")) {
-        (Some(path), _) => PathBuf::from(path).canonicalize().context("finding the agent that RECOVERY names")?,
-        (None, Some(path)) => PathBuf::from(path),
-        (None, None) => target()?.join("recovery"),
+    let path = match std::env::var_os("RECOVERY") {
+        Some(path) => PathBuf::from(path).canonicalize().context("finding the agent that RECOVERY names")?,
+        None => target()?.join("recovery"),
     };
     ensure!(path.exists(), "{} is missing: run `cargo build`", path.display());
     Ok(path)
 }
 
-/// The stand-in, up to date: `cargo test --test NAME` does not build examples.
+/// The stand-in, built once.
 fn stand_in() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let build = || -> Result<PathBuf> {
-        let target = target()?;
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args(["build", "--quiet", "--example", "standin"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-        // Cargo tells this test about its own package; a build script that looks at such variables would run again, and with it the
-        // compilation of everything that needs what it builds.
-        let ours =
-            |name: &str| ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|prefix| name.starts_with(prefix));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
-            cargo.env_remove(name);
-        }
-        cargo.env_remove("LD_LIBRARY_PATH");
-        if target.file_name().is_some_and(|profile| profile == "release") {
-            cargo.arg("--release");
-        }
-        checked(&mut cargo)?;
-        Ok(target.join("examples/standin"))
-    };
-    BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
+    BUILT.get_or_init(|| example("standin").map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
 }

@@ -1,40 +1,40 @@
-//! Certificates for tests: an authority, what it signs, and kubeconfigs. Included beside `subject.rs`.
+//! Certificates for tests: an authority, what it signs, and kubeconfigs.
 
 use anyhow::Result;
 use rcgen::{BasicConstraints, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 
-use super::subject;
+use crate::subject;
 
 /// A certificate authority.
-pub(crate) struct Authority {
+pub struct Authority {
     /// The certificate and its key.
-    pub(crate) issuer: CertifiedIssuer<'static, KeyPair>,
+    pub issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 /// A certificate and its key, PEM.
 #[derive(Debug, Clone)]
-pub(crate) struct Pair {
+pub struct Pair {
     /// The certificate.
-    pub(crate) cert: String,
+    pub cert: String,
     /// The key.
-    pub(crate) key: String,
+    pub key: String,
 }
 
 impl Authority {
     /// A new one, self-signed.
-    pub(crate) fn new(name: &str) -> Result<Self> {
+    pub fn new(name: &str) -> Result<Self> {
         let mut params = subject::params(name, None, &[])?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Ok(Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate()?)? })
     }
 
     /// Its certificate, PEM.
-    pub(crate) fn pem(&self) -> String {
+    pub fn pem(&self) -> String {
         self.issuer.pem()
     }
 
     /// Signs a certificate for a server and a client: common name, organisation, names and addresses.
-    pub(crate) fn issue(&self, name: &str, organisation: Option<&str>, alternative: &[&str]) -> Result<Pair> {
+    pub fn issue(&self, name: &str, organisation: Option<&str>, alternative: &[&str]) -> Result<Pair> {
         let key = KeyPair::generate()?;
         let mut params = subject::params(name, organisation, alternative)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -44,7 +44,7 @@ impl Authority {
 }
 
 /// A kubeconfig with everything in it; `cluster` is added to its cluster entry.
-pub(crate) fn kubeconfig(server: &str, authority: &Authority, user: &Pair, cluster: &str) -> String {
+pub fn kubeconfig(server: &str, authority: &Authority, user: &Pair, cluster: &str) -> String {
     let data = |pem: &str| data_encoding::BASE64.encode(pem.as_bytes());
     format!(
         "apiVersion: v1\nkind: Config\nclusters:\n- name: c\n  cluster:\n    server: {server}\n    certificate-authority-data: {}\n{cluster}\

@@ -4,7 +4,7 @@ use anyhow::Result;
 use rcgen::{CertificateParams, DistinguishedName, DnType};
 
 /// Common name, organisation, names and addresses.
-pub(crate) fn params(name: &str, organisation: Option<&str>, alternative: &[&str]) -> Result<CertificateParams> {
+pub fn params(name: &str, organisation: Option<&str>, alternative: &[&str]) -> Result<CertificateParams> {
     let mut params = CertificateParams::new(alternative.iter().map(|&name| name.to_owned()).collect::<Vec<_>>())?;
     params.distinguished_name = DistinguishedName::new();
     if let Some(organisation) = organisation {

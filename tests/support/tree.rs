@@ -13,16 +13,16 @@ use rustix::fs::{AtFlags, CWD, FileType, IFlags, Mode, Timespec, Timestamps, Xat
 
 /// A temporary directory that can be removed even when files in it are immutable.
 #[derive(Debug)]
-pub(crate) struct Scratch(tempfile::TempDir);
+pub struct Scratch(tempfile::TempDir);
 
 impl Scratch {
     /// A new one.
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
     /// A path in it; nothing is made there.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 }
@@ -34,7 +34,7 @@ impl Drop for Scratch {
 }
 
 /// Takes the flags that forbid removal off `path` and everything below it.
-pub(crate) fn release(path: &Path) {
+pub fn release(path: &Path) {
     let Ok(meta) = path.symlink_metadata() else { return };
     if !meta.is_dir() && !meta.is_file() {
         return;
@@ -51,7 +51,7 @@ pub(crate) fn release(path: &Path) {
 }
 
 /// Bytes that do not compress, the same for the same `seed`.
-pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {
@@ -66,7 +66,7 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
 
 /// Makes the directory `dir` with one of everything in it. Its file system must know user, trusted and security attributes, ACLs and the
 /// immutable flag (ext4, XFS).
-pub(crate) fn make_tree(dir: &Path) {
+pub fn make_tree(dir: &Path) {
     fs::create_dir(dir).unwrap();
     make_files(dir);
     make_sparse(dir);
@@ -241,7 +241,7 @@ fn make_directories(dir: &Path) {
 }
 
 /// Sets the modification time of `path` itself, a link not followed.
-pub(crate) fn set_mtime(path: &Path, seconds: i64, nanoseconds: i64) {
+pub fn set_mtime(path: &Path, seconds: i64, nanoseconds: i64) {
     let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
     rustix::fs::utimensat(CWD, path, &Timestamps { last_access: time, last_modification: time }, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
@@ -270,7 +270,7 @@ fn list(path: &Path, into: &mut Vec<PathBuf>) {
 }
 
 /// Sets a flag that forbids changes.
-pub(crate) fn set_flag(path: &Path, flag: IFlags) {
+pub fn set_flag(path: &Path, flag: IFlags) {
     let file = File::open(path).unwrap();
     let flags = rustix::fs::ioctl_getflags(&file).unwrap();
     rustix::fs::ioctl_setflags(&file, flags | flag).unwrap();
@@ -280,7 +280,7 @@ pub(crate) fn set_flag(path: &Path, flag: IFlags) {
 type Facts = BTreeMap<String, String>;
 
 /// Everything about every path below `dir`, and `dir` itself, by relative path.
-pub(crate) fn facts(dir: &Path) -> BTreeMap<PathBuf, Facts> {
+pub fn facts(dir: &Path) -> BTreeMap<PathBuf, Facts> {
     let mut paths = Vec::new();
     list(dir, &mut paths);
     // The first path, in order, of each inode: hard links are the same when they have the same first path.
@@ -338,7 +338,7 @@ fn xattrs(path: &Path) -> Vec<(OsString, Vec<u8>)> {
 }
 
 /// How the trees `a` and `b` differ, a line each; empty when they are the same.
-pub(crate) fn differences(a: &Path, b: &Path) -> Vec<String> {
+pub fn differences(a: &Path, b: &Path) -> Vec<String> {
     let (facts_a, mut facts_b) = (facts(a), facts(b));
     let mut lines = Vec::new();
     for (path, a) in facts_a {
@@ -358,7 +358,7 @@ pub(crate) fn differences(a: &Path, b: &Path) -> Vec<String> {
 
 /// Panics, with every difference, unless the tree `b` is the same as `a`: kinds, content, owners, modes, times to the nanosecond, extended
 /// attributes, ACLs, link targets, hard links, devices, flags. Sparse files must be sparse in both.
-pub(crate) fn assert_same(a: &Path, b: &Path) {
+pub fn assert_same(a: &Path, b: &Path) {
     let lines = differences(a, b);
     assert!(lines.is_empty(), "{} and {} differ:\n{}", a.display(), b.display(), lines.join("\n"));
     let mut paths = Vec::new();

@@ -46,7 +46,7 @@ pub fn is_prepared(node: &Node) -> bool {
 /// Takes back what was prepared, so that the next reboot is a real one, into what the boot loader has first. True when something was.
 ///
 /// # Errors
-/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when it is still there: it was not ostree that made it, or ostree cannot undo it.
+/// [`FailureKind::Misfit`] when it is still there: it was not ostree that made it, or ostree cannot undo it.
 pub fn clear(node: &Node) -> Result<bool> {
     if !is_prepared(node) {
         return Ok(false);

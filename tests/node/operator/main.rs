@@ -7,8 +7,6 @@
 
 mod api;
 mod lease;
-#[path = "../../support/api/roll_out.rs"]
-mod roll_out;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,7 +17,7 @@ use serde_json::{Value, json};
 use api::Api;
 use lease::Lease;
 use recovery::node::clock::{catch_signals, interrupted};
-use roll_out::{Next, OPERATORS, Pace};
+use testing::api::roll_out::{self, Next, OPERATORS, Pace};
 
 /// On the node, and mounted here under the same name; not part of any backup.
 const PACE: &str = "/var/lib/operators/pace.json";

@@ -11,37 +11,37 @@ use super::operators::Operators;
 use super::store::{Etcd, Store};
 
 /// Everything one server is started with.
-pub(crate) struct ApiConfig {
+pub struct ApiConfig {
     /// Where it listens; taken by the server.
-    pub(crate) listener: Option<TcpListener>,
+    pub listener: Option<TcpListener>,
     /// Its serving certificates and keys, PEM; the one whose names fit the client's TLS name is shown, else the first.
-    pub(crate) serving: Vec<(PathBuf, PathBuf)>,
+    pub serving: Vec<(PathBuf, PathBuf)>,
     /// Who signs its clients' certificates, PEM.
-    pub(crate) client_ca: PathBuf,
+    pub client_ca: PathBuf,
     /// Its objects.
-    pub(crate) store: Arc<Store>,
+    pub store: Arc<Store>,
     /// The static-pod operators; without them this is an upstream cluster, and OpenShift's resources answer 404.
-    pub(crate) operators: Option<Operators>,
+    pub operators: Option<Operators>,
     /// A JSON file of [`Faults`], looked at for each connection and request; none when it is missing.
-    pub(crate) faults: Option<PathBuf>,
+    pub faults: Option<PathBuf>,
     /// Where each request is noted, one JSON object a line: method, path, query, user, sni, code.
-    pub(crate) log: Option<PathBuf>,
+    pub log: Option<PathBuf>,
 }
 
 /// What is wrong with the server: `{"fault": "refuse", "delay_ms": 100}`. Write the file beside and rename it: it is read at any time.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct Faults {
+pub struct Faults {
     /// The fault.
-    pub(crate) fault: Option<Fault>,
+    pub fault: Option<Fault>,
     /// Each answer takes this many milliseconds more.
-    pub(crate) delay_ms: u64,
+    pub delay_ms: u64,
 }
 
 /// One fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Fault {
+pub enum Fault {
     /// Nobody listens.
     Refuse,
     /// Requests are taken and not answered for as long as this stands.
@@ -62,7 +62,7 @@ impl ApiConfig {
     ///
     /// # Errors
     /// When a flag is missing or the port is taken.
-    pub(crate) fn from_args(root: &Path, args: &[String]) -> Result<Self> {
+    pub fn from_args(root: &Path, args: &[String]) -> Result<Self> {
         let all = |name: &str| -> Vec<String> {
             args.iter().filter_map(|arg| arg.strip_prefix(&format!("--{name}=")).map(str::to_owned)).collect()
         };
@@ -103,7 +103,7 @@ impl ApiConfig {
     }
 
     /// The faults at this moment.
-    pub(crate) fn faults(&self) -> Faults {
+    pub fn faults(&self) -> Faults {
         let Some(text) = self.faults.as_ref().and_then(|path| std::fs::read_to_string(path).ok()) else { return Faults::default() };
         serde_json::from_str(&text).unwrap_or_else(|error| {
             eprintln!("api: reading the faults: {error}");

@@ -1,24 +1,26 @@
 //! An emulated Kubernetes API server: the parts of it that the agent uses, answering as the real one does.
 //!
-//! It is included by path, in two ways of use:
+//! There are two ways to use it:
 //! - in a test's own process: `std::thread::spawn(|| api::serve(config))` with a [`Store::memory`];
 //! - as the kube-apiserver "container" of an emulated node: `api::serve(ApiConfig::from_args(root, &args)?)`, where `args` is the command
 //!   line of the static pod, with kube-apiserver's own flags, and the objects are in the node's real etcd, so that restoring
 //!   etcd rolls the API back.
 //!
 //! Everything that steers it while it runs is a file, so that it works the same in both: see [`Faults`] and [`ApiConfig::log`].
-//! What a cluster starts with is in `seed.rs` beside this module (included separately, as a sibling named `seed`).
+//! What a cluster starts with is in [`seed`].
 //!
 //! Emulated, because a real kube-apiserver of OpenShift needs the operators too: the subset of REST (no watch, JSON only), operators as in
 //! [`operators`], authorization (group `system:masters` may do everything, nodes and bootstrappers only ask for certificates).
 
 pub(crate) mod admission;
-pub(crate) mod config;
-pub(crate) mod operators;
+pub mod config;
+pub mod objects;
+pub mod operators;
 pub(crate) mod resources;
 pub(crate) mod rest;
-pub(crate) mod roll_out;
-pub(crate) mod store;
+pub mod roll_out;
+pub mod seed;
+pub mod store;
 pub(crate) mod tls;
 
 use std::io::Write;
@@ -34,9 +36,9 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-pub(crate) use config::ApiConfig;
+pub use config::ApiConfig;
 use config::Fault;
-pub(crate) use store::Store;
+pub use store::Store;
 
 /// How often the listener looks whether it should be there at all.
 const TICK: Duration = Duration::from_millis(20);
@@ -45,7 +47,7 @@ const TICK: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// When its certificates cannot be read or its address cannot be taken.
-pub(crate) fn serve(config: ApiConfig) -> Result<()> {
+pub fn serve(config: ApiConfig) -> Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(config))
 }
 

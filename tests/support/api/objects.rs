@@ -5,15 +5,15 @@ use serde_json::{Value, json};
 
 /// What the cluster looks like.
 #[derive(Debug, Clone)]
-pub(crate) struct Seed {
+pub struct Seed {
     /// The node's name.
-    pub(crate) node: String,
+    pub node: String,
     /// Revisions of etcd, kube-apiserver, kube-controller-manager and kube-scheduler, as the node's manifests have them.
-    pub(crate) revisions: [i64; 4],
+    pub revisions: [i64; 4],
     /// How many config maps there are besides.
-    pub(crate) config_maps: usize,
+    pub config_maps: usize,
     /// Release.
-    pub(crate) version: String,
+    pub version: String,
 }
 
 impl Default for Seed {
@@ -33,7 +33,7 @@ const OPERATORS: [(&str, &str); 4] = [
 ///
 /// # Errors
 /// When a capture is not what it was.
-pub(crate) fn objects(seed: &Seed) -> Result<Vec<Value>> {
+pub fn objects(seed: &Seed) -> Result<Vec<Value>> {
     let parse = |text: &str| -> Result<Value> { Ok(serde_json::from_str(&text.replace("sno-node-0", &seed.node))?) };
     let mut all = vec![release(parse(include_str!("../../fixtures/oc/clusterversion-sno-2-installed.json"))?, &seed.version)];
     for ((text, operand), revision) in OPERATORS.iter().zip(seed.revisions) {

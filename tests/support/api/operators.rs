@@ -22,16 +22,16 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// Where the operators work.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Operators {
+pub struct Operators {
     /// The node's root: manifests and revision directories are written there. None: only the API shows a roll-out.
-    pub(crate) root: Option<PathBuf>,
+    pub root: Option<PathBuf>,
     /// A JSON file of [`Pace`], looked at all the time; the defaults when it is missing.
-    pub(crate) pace: Option<PathBuf>,
+    pub pace: Option<PathBuf>,
 }
 
 impl Operators {
     /// Those of a node, which write into its files.
-    pub(crate) fn of_node(root: &Path, pace: &Path) -> Result<Self> {
+    pub fn of_node(root: &Path, pace: &Path) -> Result<Self> {
         let root = root.canonicalize().with_context(|| format!("finding {}", root.display()))?;
         Ok(Self { root: Some(root), pace: Some(pace.to_owned()) })
     }

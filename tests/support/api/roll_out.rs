@@ -14,25 +14,25 @@ use serde_json::{Value, json};
 /// How fast the operators are, and what goes wrong.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct Pace {
+pub struct Pace {
     /// From the start of the process until an operator has its lease back.
     #[serde(rename = "lease_ms", deserialize_with = "ms")]
-    pub(crate) lease: Duration,
+    pub lease: Duration,
     /// From the reason to the new revision.
     #[serde(rename = "react_ms", deserialize_with = "ms")]
-    pub(crate) react: Duration,
+    pub react: Duration,
     /// For how long the condition still says that all is done at the old revision.
     #[serde(rename = "stale_ms", deserialize_with = "ms")]
-    pub(crate) stale: Duration,
+    pub stale: Duration,
     /// What the installer and the new pod take.
     #[serde(rename = "install_ms", deserialize_with = "ms")]
-    pub(crate) install: Duration,
+    pub install: Duration,
     /// Revisions skipped each time.
-    pub(crate) skip: i64,
+    pub skip: i64,
     /// Resource names (`etcds`) of operators whose installer never succeeds.
-    pub(crate) stuck: Vec<String>,
+    pub stuck: Vec<String>,
     /// Resource names of operators that do not run.
-    pub(crate) absent: Vec<String>,
+    pub absent: Vec<String>,
 }
 
 impl Default for Pace {
@@ -44,7 +44,7 @@ impl Default for Pace {
 
 impl Pace {
     /// From a JSON file; the defaults when there is none.
-    pub(crate) fn read(path: &Path) -> Self {
+    pub fn read(path: &Path) -> Self {
         let Ok(text) = std::fs::read_to_string(path) else { return Self::default() };
         serde_json::from_str(&text).unwrap_or_else(|error| {
             eprintln!("operators: reading the pace: {error}");
@@ -53,7 +53,7 @@ impl Pace {
     }
 
     /// True for an operator that does not run.
-    pub(crate) fn is_absent(&self, plural: &str) -> bool {
+    pub fn is_absent(&self, plural: &str) -> bool {
         self.absent.iter().any(|absent| absent == plural)
     }
 }
@@ -63,7 +63,7 @@ fn ms<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
 }
 
 /// Resource and operand of each operator.
-pub(crate) const OPERATORS: [(&str, &str); 4] = [
+pub const OPERATORS: [(&str, &str); 4] = [
     ("etcds", "etcd"),
     ("kubeapiservers", "kube-apiserver"),
     ("kubecontrollermanagers", "kube-controller-manager"),
@@ -72,7 +72,8 @@ pub(crate) const OPERATORS: [(&str, &str); 4] = [
 
 /// What an operator would do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Next {
+pub enum Next {
+    /// Nothing: it is where it should be, or is not to be managed.
     Nothing,
     /// Make this revision available.
     Reveal(i64),
@@ -84,7 +85,7 @@ pub(crate) enum Next {
 
 /// What an operator would do next about its object (`spec` and `status` of `operator.openshift.io/v1`). `acted_on` is the reason for a
 /// redeployment that the latest revision was made for.
-pub(crate) fn next(object: &Value, acted_on: &str, skip: i64) -> Next {
+pub fn next(object: &Value, acted_on: &str, skip: i64) -> Next {
     let (spec, status) = (&object["spec"], &object["status"]);
     let latest = latest(object);
     let node = &status["nodeStatuses"][0];
@@ -103,17 +104,17 @@ pub(crate) fn next(object: &Value, acted_on: &str, skip: i64) -> Next {
 }
 
 /// The latest available revision of an operator's object.
-pub(crate) fn latest(object: &Value) -> i64 {
+pub fn latest(object: &Value) -> i64 {
     object["status"]["latestAvailableRevision"].as_i64().unwrap_or(0)
 }
 
 /// The config map in the operand's namespace that remembers what a revision was made for.
-pub(crate) fn config_map(operand: &str, revision: i64) -> String {
+pub fn config_map(operand: &str, revision: i64) -> String {
     format!("{operand}-pod-{revision}")
 }
 
 /// The node installer says in the operator's status that it is on the way to `revision`, or at it. What it says in the `ClusterOperator`.
-pub(crate) fn say_progress(status: &mut Value, progressing: bool, revision: i64, now: &str) -> String {
+pub fn say_progress(status: &mut Value, progressing: bool, revision: i64, now: &str) -> String {
     let current = &status["nodeStatuses"][0]["currentRevision"];
     let (is, reason, text) = if progressing {
         ("True", None, format!("1 node is at revision {current}; 0 nodes have achieved new revision {revision}"))
@@ -125,19 +126,19 @@ pub(crate) fn say_progress(status: &mut Value, progressing: bool, revision: i64,
 }
 
 /// What the status of the `ClusterOperator` says then.
-pub(crate) fn say_cluster_operator(status: &mut Value, progressing: bool, message: &str, now: &str) {
+pub fn say_cluster_operator(status: &mut Value, progressing: bool, message: &str, now: &str) {
     let (is, reason) = if progressing { ("True", "NodeInstaller") } else { ("False", "AsExpected") };
     condition(status, "Progressing", is, Some(reason), message, now);
 }
 
 /// The installer of a revision has failed.
-pub(crate) fn say_stuck(status: &mut Value, revision: i64, now: &str) {
+pub fn say_stuck(status: &mut Value, revision: i64, now: &str) {
     let message = format!("installer pod of revision {revision} failed");
     condition(status, "NodeInstallerDegraded", "True", Some("InstallerPodFailed"), &message, now);
 }
 
 /// The node is at this revision.
-pub(crate) fn say_installed(status: &mut Value, revision: i64) {
+pub fn say_installed(status: &mut Value, revision: i64) {
     let node = &mut status["nodeStatuses"][0];
     node["currentRevision"] = json!(revision);
     if let Some(node) = node.as_object_mut() {
@@ -164,7 +165,7 @@ fn condition(status: &mut Value, kind: &str, is: &str, reason: Option<&str>, mes
 }
 
 /// What the installer pod does: a directory of the new revision, then the manifest, in one step each.
-pub(crate) fn install(root: &Path, operand: &str, revision: i64) -> Result<()> {
+pub fn install(root: &Path, operand: &str, revision: i64) -> Result<()> {
     let (resources, name) = (root.join("etc/kubernetes/static-pod-resources"), format!("{operand}-pod.yaml"));
     let manifest = root.join("etc/kubernetes/manifests").join(&name);
     let text = std::fs::read_to_string(&manifest).with_context(|| format!("reading {}", manifest.display()))?;

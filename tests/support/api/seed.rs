@@ -1,23 +1,18 @@
 //! Fills an empty store with a plausible single-node cluster.
-//!
-//! Included as a sibling of the `api` module: it writes through [`Store`](super::api::Store).
-
-#[path = "objects.rs"]
-mod objects;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::api::Store;
-use super::api::resources::{RESOURCES, Resource};
+use super::Store;
+use super::resources::{RESOURCES, Resource};
 
-pub(crate) use objects::{Seed, objects};
+pub use super::objects::{Seed, objects};
 
 /// Writes them, replacing what is there.
 ///
 /// # Errors
 /// When the store cannot be written.
-pub(crate) async fn fill(store: &Store, objects: &[Value]) -> Result<()> {
+pub async fn fill(store: &Store, objects: &[Value]) -> Result<()> {
     for object in objects {
         let resource = resource_of(object).with_context(|| format!("no resource for {} {}", object["apiVersion"], object["kind"]))?;
         let name = object["metadata"]["name"].as_str().context("an object without a name")?;

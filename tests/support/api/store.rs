@@ -13,30 +13,30 @@ use serde_json::Value;
 
 /// How an etcd is reached, and the prefix of the keys in it.
 #[derive(Debug, Clone)]
-pub(crate) struct Etcd {
+pub struct Etcd {
     /// `https://127.0.0.1:2379`.
-    pub(crate) url: String,
+    pub url: String,
     /// Its CA, PEM.
-    pub(crate) ca: PathBuf,
+    pub ca: PathBuf,
     /// Client certificate, PEM.
-    pub(crate) cert: PathBuf,
+    pub cert: PathBuf,
     /// Client key, PEM.
-    pub(crate) key: PathBuf,
+    pub key: PathBuf,
     /// `kubernetes.io` on OpenShift, `registry` upstream.
-    pub(crate) prefix: String,
+    pub prefix: String,
 }
 
 /// An object, with the revision of its last change.
 #[derive(Debug, Clone)]
-pub(crate) struct Item {
+pub struct Item {
     /// The object, without `metadata.resourceVersion`.
-    pub(crate) value: Value,
+    pub value: Value,
     /// etcd's mod revision.
-    pub(crate) revision: i64,
+    pub revision: i64,
 }
 
 /// The objects.
-pub(crate) enum Store {
+pub enum Store {
     /// In memory, for tests of the client alone.
     Memory(Mutex<Memory>),
     /// In etcd.
@@ -45,24 +45,24 @@ pub(crate) enum Store {
 
 /// See [`Store::memory`].
 #[derive(Debug, Default)]
-pub(crate) struct Memory {
+pub struct Memory {
     revision: i64,
     items: BTreeMap<String, Item>,
 }
 
 impl Store {
     /// An empty one in memory.
-    pub(crate) fn memory() -> Self {
+    pub fn memory() -> Self {
         Self::Memory(Mutex::default())
     }
 
     /// The one in an etcd; it is connected to when it is first used.
-    pub(crate) fn etcd(etcd: Etcd) -> Self {
+    pub fn etcd(etcd: Etcd) -> Self {
         Self::Etcd(Box::new(etcd), Mutex::default())
     }
 
     /// The object at `key` (a path without the prefix, as `configmaps/default/x`).
-    pub(crate) async fn get(&self, key: &str) -> Result<Option<Item>> {
+    pub async fn get(&self, key: &str) -> Result<Option<Item>> {
         match self {
             Self::Memory(memory) => Ok(lock(memory).items.get(key).cloned()),
             Self::Etcd(etcd, slot) => {
@@ -74,7 +74,7 @@ impl Store {
     }
 
     /// All objects below a key, in order of their keys, and the revision of the whole.
-    pub(crate) async fn list(&self, below: &str) -> Result<(Vec<Item>, i64)> {
+    pub async fn list(&self, below: &str) -> Result<(Vec<Item>, i64)> {
         match self {
             Self::Memory(memory) => {
                 let memory = lock(memory);
@@ -92,7 +92,7 @@ impl Store {
 
     /// Writes an object if the last change of its key is of revision `expected` (0: there is none). Its new revision, or `None` when
     /// somebody else was faster.
-    pub(crate) async fn put(&self, key: &str, value: &Value, expected: i64) -> Result<Option<i64>> {
+    pub async fn put(&self, key: &str, value: &Value, expected: i64) -> Result<Option<i64>> {
         match self {
             Self::Memory(memory) => {
                 let mut memory = lock(memory);
@@ -113,7 +113,7 @@ impl Store {
     }
 
     /// Deletes an object if the last change of its key is of revision `expected`; false when somebody else was faster.
-    pub(crate) async fn delete(&self, key: &str, expected: i64) -> Result<bool> {
+    pub async fn delete(&self, key: &str, expected: i64) -> Result<bool> {
         match self {
             Self::Memory(memory) => {
                 let mut memory = lock(memory);

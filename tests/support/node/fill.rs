@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, SortOrder, SortTarget, TlsOptions};
 use serde_json::json;
 
-use super::{Node, checked, csr, pods, wait_for};
+use super::{Node, checked, pods, wait_for};
+use crate::csr;
 
 /// Keys read at a time: a page stays below etcd's limit of a message.
 const PAGE: i64 = 1000;

@@ -10,10 +10,10 @@ use anyhow::{Context, Result};
 use rustix::fs::FileType;
 use serde_json::{Value, json};
 
-use super::pki::{Authority, kubeconfig};
-use super::place::RUNTIME_OF_THE_RELEASE;
 use super::pods::{self, Release};
 use super::{Kind, Node, Options, checked};
+use crate::pki::{Authority, kubeconfig};
+use crate::place::RUNTIME_OF_THE_RELEASE;
 
 /// The node's name: the seed of the cluster has the same.
 pub(super) const NODE_NAME: &str = "sno-node-0";
@@ -200,7 +200,7 @@ impl Seat {
         put(&self.at(path), text.as_bytes(), mode)
     }
 
-    fn pair(&self, stem: &str, pair: &super::pki::Pair) -> Result<()> {
+    fn pair(&self, stem: &str, pair: &crate::pki::Pair) -> Result<()> {
         self.put(&format!("{stem}.crt"), &pair.cert, 0o600)?;
         self.put(&format!("{stem}.key"), &pair.key, 0o600)
     }

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::place::{ApiPod, Image, PAUSE_IMAGE};
 use super::{Kind, Ports, layout::NODE_NAME};
+use crate::place::{ApiPod, Image, PAUSE_IMAGE};
 
 /// A release: which revision each static pod has, and which images.
 #[derive(Debug, Clone, Copy)]

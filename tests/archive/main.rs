@@ -1,32 +1,20 @@
 //! The archive room, end to end.
 
-#[path = "archive/fidelity.rs"]
 mod fidelity;
-#[path = "archive/foreign.rs"]
 mod foreign;
-#[path = "archive/hostile.rs"]
 mod hostile;
-#[path = "archive/in_use.rs"]
 mod in_use;
-#[path = "archive/metadata.rs"]
 mod metadata;
-#[path = "archive/moving.rs"]
 mod moving;
-#[path = "archive/power.rs"]
 mod power;
-#[path = "archive/random.rs"]
 mod random;
-#[path = "archive/selection.rs"]
 mod selection;
-#[path = "archive/stopped.rs"]
 mod stopped;
-#[path = "support/tree.rs"]
-mod tree;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use recovery::archive::{Archive, Change, Counts, Extra, Packed, Selection};
 use recovery::formats::index::{FORMAT, Trailer};
@@ -58,6 +46,31 @@ fn run(program: &str, args: &[&str]) -> String {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {args:?}: {said}");
     String::from_utf8_lossy(&output.stdout).into_owned() + &said
+}
+
+/// For [`restores_for_another_test`]: the archive, the tree, and what is restored if not all.
+const WORK: &str = "ARCHIVE_TEST_WORK";
+
+/// No test, and never run among them: [`restorer`] starts it, to have it stopped or killed.
+#[test]
+#[ignore = "no test: others start it in a process of its own, to stop it"]
+fn restores_for_another_test() {
+    let work = std::env::var_os(WORK).expect("other tests start this, with their work");
+    let work: Vec<_> = std::env::split_paths(&work).collect();
+    let [file, tree, only @ ..] = &work[..] else { panic!("neither archive nor tree: {work:?}") };
+    let all = Selection::all();
+    let selection = if only.is_empty() { all } else { all.only(only.iter().map(|path| text(path))) };
+    Archive::open(file).unwrap().restore(tree, &selection, Extra::Delete, &|_| ()).unwrap();
+}
+
+/// A restore in a process of its own; `under` is the program with its arguments that runs it, if any.
+fn restorer(under: &[&str], file: &Path, tree: &Path, only: &[&str]) -> Command {
+    let me = std::env::current_exe().unwrap();
+    let words = [under, &[text(&me), "--ignored", "--exact", "restores_for_another_test"]].concat();
+    let mut command = Command::new(words[0]);
+    let work = [file, tree].into_iter().chain(only.iter().map(Path::new));
+    command.args(&words[1..]).env(WORK, std::env::join_paths(work).unwrap()).stdout(Stdio::null());
+    command
 }
 
 fn text(path: &Path) -> &str {

@@ -22,8 +22,6 @@
 #![allow(clippy::missing_errors_doc, reason = "every one fails when the node cannot be made to do it, which ends the test")]
 
 pub mod base;
-#[path = "../support/api/objects.rs"]
-pub mod captured;
 pub mod cgroup;
 pub mod cluster;
 pub mod command;
@@ -37,21 +35,18 @@ pub mod place;
 pub mod pods;
 pub mod release;
 pub mod root;
-#[path = "../support/pki.rs"]
-pub mod signer;
 pub mod slots;
-#[path = "../support/subject.rs"]
-pub mod subject;
 pub mod system;
 pub mod upgrade;
 pub mod variant;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Child;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
+use testing::cargo::example;
 
 pub use command::{Done, Limit};
 pub use machine::Power;
@@ -156,28 +151,5 @@ impl Drop for Node {
 /// The program that plays machine, built once.
 fn machine_program() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    BUILT.get_or_init(|| build_example("node").map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
-}
-
-/// A program of this package's examples, built in the profile of the program that runs.
-fn build_example(name: &str) -> Result<PathBuf> {
-    let me = std::env::current_exe()?;
-    if me.file_name().is_some_and(|mine| mine == name) {
-        return Ok(me);
-    }
-    let target = me.ancestors().find(|folder| folder.join("deps").is_dir()).context("this is no program of cargo's")?.to_owned();
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    // Cargo tells a test about its own package; a build script that looks at such variables would run again, and with it the compilation of
-    // everything that needs what it builds.
-    let ours = |name: &str| ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|prefix| name.starts_with(prefix));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
-        cargo.env_remove(name);
-    }
-    cargo.env_remove("LD_LIBRARY_PATH");
-    if target.file_name().is_some_and(|profile| profile == "release") {
-        cargo.arg("--release");
-    }
-    command::checked(&mut cargo, Limit::of(1800))?;
-    Ok(target.join("examples").join(name))
+    BUILT.get_or_init(|| example("node").map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
 }

@@ -8,8 +8,6 @@
 //! DIR/state       what the stand-ins remember
 //! ```
 
-#![allow(clippy::missing_errors_doc, reason = "every one fails when its file cannot be read or written")]
-
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};

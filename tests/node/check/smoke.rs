@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::node::{Node, Variant};
+use real_node::{Node, Variant};
 
 /// Up, an orderly reboot, a power cut: each time the API serves what it served before, and the node is Ready.
 #[test]

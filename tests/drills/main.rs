@@ -1,0 +1,15 @@
+//! On a real node: see `tests/node/lib.rs`, and `tests/README.md` for what in it is real.
+
+mod deployments;
+mod hands;
+mod image;
+mod job;
+mod jobs;
+mod moment;
+mod old_flags;
+mod one_command;
+mod pods;
+mod power_cuts;
+mod systems;
+mod units;
+mod waits;

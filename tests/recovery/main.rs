@@ -1,0 +1,24 @@
+//! A recovery from the outside of its room: what each verb does to a node, and what it refuses.
+
+// First: it takes longest.
+mod all_the_way;
+mod before_a_backup;
+mod by_hand;
+mod cluster_restore;
+mod full_disk;
+mod hostile;
+mod images;
+mod in_the_way;
+mod journald;
+mod old_script;
+mod one_command;
+mod own_job;
+mod place;
+mod refusals;
+mod reports;
+mod runtimes;
+mod signals;
+mod soft_reboot;
+mod through;
+mod unit;
+mod walk;

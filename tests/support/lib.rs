@@ -1,0 +1,25 @@
+//! What the tests, the demo and the benchmark have in common. `tests/README.md` says what in it is real and what is emulated.
+//!
+//! - [`node`]: an emulated node, whole; [`place`]: where its parts are, for its programs too (`tests/standin`).
+//! - [`etcd`]: real etcd of four releases.
+//! - [`api`]: an emulated API server; [`pki`], [`csr`]: certificates and requests for them.
+//! - [`tree`]: a file tree with one of everything; [`manifest`]: a backup's manifest with nothing special in it.
+//! - [`cargo`]: the checkout, and what cargo has built in it.
+
+#![allow(
+    clippy::missing_errors_doc,
+    clippy::must_use_candidate,
+    clippy::new_without_default,
+    reason = "helpers of tests: every one fails when it cannot do what it says, which ends the test"
+)]
+
+pub mod api;
+pub mod cargo;
+pub mod csr;
+pub mod etcd;
+pub mod manifest;
+pub mod node;
+pub mod pki;
+pub mod place;
+pub mod subject;
+pub mod tree;
