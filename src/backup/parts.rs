@@ -136,7 +136,7 @@ mod tests {
             assert_eq!(Part::of_file(part.file), Some(part), "a file of two parts");
             // An export writes a tree into the one around it, which is there already.
             let inside = |other: &Part| part.legacy.zip(other.legacy).is_some_and(|(own, around)| Path::new(own).starts_with(around));
-            assert!(!Part::ALL[at + 1..].iter().any(|later| inside(later)), "{}", part.file);
+            assert!(!Part::ALL[at + 1..].iter().any(inside), "{}", part.file);
         }
         let owned: Vec<_> = Part::ALL.into_iter().filter(|part| part.holds == Holds::Owned).map(|part| part.tree).collect();
         assert_eq!(owned, [OPENSHIFT.kubernetes]);

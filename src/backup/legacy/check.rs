@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Error, Result};
 
 use super::excludes;
-use super::layout::{EXCLUDES, EXTRAS, Legacy, Parts, is_dir, revisions};
-use super::members::{self, FILE, LEVELS, Members};
+use super::layout::{EXCLUDE_LIST, EXTRAS_TGZ, Legacy, Parts, is_dir, revisions};
+use super::members::{self, MOST_FILE, MOST_LEVELS, Members};
 use crate::archive::Tick;
 use crate::backup::layout::LEGACY_ID;
 use crate::backup::verify::VerifyReport;
@@ -20,7 +20,7 @@ use crate::node::{Node, clock::interrupted};
 use crate::report::Progress;
 
 /// Bytes of a `currentconfig`: as a `MachineConfig` it had to fit into etcd, whose requests end at 1.5 MiB.
-const CONFIGURATION: u64 = 8 << 20;
+const MOST_CONFIGURATION: u64 = 8 << 20;
 
 /// How far it is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,13 +88,13 @@ fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec<Error>> {
         let identity = Identity::of(&copy, &OPENSHIFT).map_err(|error| damaged(format!("{error:#}")));
         note("etc does not say which node it is of", identity.map(drop))?;
         note("etc", MachineConfig::current(&copy).map(drop))?;
-        note(EXCLUDES, excludes::import(&parts.excludes, &[&parts.etc]).map(drop))?;
+        note(EXCLUDE_LIST, excludes::read_list(&parts.excludes, &[&parts.etc]).map(drop))?;
     }
     if depth == Depth::Contents {
         note("the etcd snapshot", etcd::check_restorable(parts.snapshot, tick))?;
         note("static_kuberesources", members::of(parts.resources).and_then(|members| pods(&members)))?;
         if let Some(extras) = &parts.extras {
-            note(EXTRAS, members::of(extras).map(drop))?;
+            note(EXTRAS_TGZ, members::of(extras).map(drop))?;
         }
         for tree in [&parts.etc, parts.local, &parts.kubelet] {
             note(&tree.file_name().unwrap_or_default().to_string_lossy(), levels(tree))?;
@@ -110,8 +110,8 @@ fn small(parts: &Parts<'_>) -> Result<()> {
     let config = Path::new("/etc/machine-config-daemon/currentconfig");
     let pods = OPENSHIFT.static_pods.iter().map(|pod| OPENSHIFT.manifest(pod));
     let others = ["/etc/machine-id", "/etc/hostname", OPENSHIFT.root_ca].into_iter().chain(OPENSHIFT.kubeconfigs.iter().copied());
-    let files = pods.chain(others.map(Into::into)).map(|path| (copy.real_path(path), FILE));
-    for (path, most) in files.chain([(copy.real_path(config), CONFIGURATION), (parts.excludes.clone(), FILE)]) {
+    let files = pods.chain(others.map(Into::into)).map(|path| (copy.real_path(path), MOST_FILE));
+    for (path, most) in files.chain([(copy.real_path(config), MOST_CONFIGURATION), (parts.excludes.clone(), MOST_FILE)]) {
         let Ok(meta) = path.metadata() else { continue };
         let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
         if !meta.is_file() {
@@ -152,7 +152,7 @@ fn pods(members: &Members) -> Result<()> {
 
 /// That no path below `tree` is deeper than an import goes.
 fn levels(tree: &Path) -> Result<()> {
-    for entry in walkdir::WalkDir::new(tree).max_depth(LEVELS + 1) {
+    for entry in walkdir::WalkDir::new(tree).max_depth(MOST_LEVELS + 1) {
         interrupted()?;
         let entry = match entry {
             Ok(entry) => entry,
@@ -164,8 +164,8 @@ fn levels(tree: &Path) -> Result<()> {
             }
             Err(error) => return Err(error).context("walking through it"),
         };
-        if entry.depth() > LEVELS {
-            return Err(too_deep(&format!("it has more than {LEVELS} levels of directories")));
+        if entry.depth() > MOST_LEVELS {
+            return Err(too_deep(&format!("it has more than {MOST_LEVELS} levels of directories")));
         }
     }
     Ok(())

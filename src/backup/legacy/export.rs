@@ -1,4 +1,4 @@
-//! From a backup to the old script's layout, for `upgrade-recovery.sh`, `cluster-restore.sh` and people with a shell: see [`legacy::layout`](super::layout).
+//! From a backup to the old script's layout, for `upgrade-recovery.sh`, `cluster-restore.sh` and people with a shell: see [`layout`](super::layout).
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,7 +10,7 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use super::excludes;
-use super::layout as legacy;
+use super::layout::{EXCLUDE_LIST, EXTRAS_TGZ};
 use crate::archive::{Archive, Extra, Selection};
 use crate::backup::parts::{ETCD, EXTRAS, Part, STATIC_PODS};
 use crate::backup::published::Backup;
@@ -85,7 +85,7 @@ pub fn export_cluster(backup: &Backup, to: &Path, progress: &Progress) -> Result
     write.cluster()
 }
 
-const STAGING: &str = ".extras";
+const EXTRAS_STAGING: &str = ".extras";
 /// There until all else is: what is beside it is an export of the agent's that was cut short, and nobody's else.
 const UNFINISHED: &str = ".unfinished-export";
 struct Export<'a> {
@@ -99,14 +99,14 @@ impl Export<'_> {
         Part::in_legacy().try_for_each(|(part, place)| self.tree(part.file, place))?;
         self.cluster()?;
         self.extras()?;
-        let list = excludes::export(&self.backup.manifest.etc_excludes);
-        durable::write(&self.to.join(legacy::EXCLUDES), list.as_bytes(), 0o600)?;
+        let list = excludes::to_list(&self.backup.manifest.etc_excludes);
+        durable::write(&self.to.join(EXCLUDE_LIST), list.as_bytes(), 0o600)?;
         durable::sync_file_system(self.to)
     }
 
     /// Removes what an export writes; the mark that it is one goes last.
     fn clear(&self) -> Result<()> {
-        let left = ["cluster", "etc", "local", "kubelet", legacy::EXTRAS, legacy::EXCLUDES, STAGING, UNFINISHED];
+        let left = ["cluster", "etc", "local", "kubelet", EXTRAS_TGZ, EXCLUDE_LIST, EXTRAS_STAGING, UNFINISHED];
         left.iter().try_for_each(|name| durable::remove_tree(&self.to.join(name)))
     }
 
@@ -120,13 +120,13 @@ impl Export<'_> {
             }
         }
         let mut snapshot = zstd::Decoder::new(File::open(self.backup.file(ETCD))?)?;
-        let list = excludes::export(&self.backup.manifest.etc_excludes);
+        let list = excludes::to_list(&self.backup.manifest.etc_excludes);
         let mut tars = vec![self.in_cluster("static_kuberesources", "tar.gz")];
-        tars.extend(self.backup.file(EXTRAS).exists().then(|| self.to.join(legacy::EXTRAS)));
+        tars.extend(self.backup.file(EXTRAS).exists().then(|| self.to.join(EXTRAS_TGZ)));
         for tar in tars {
             std::io::copy(&mut flate2::read::GzDecoder::new(File::open(tar)?), &mut std::io::sink())?;
         }
-        Ok(is_same(&self.in_cluster("snapshot", "db"), &mut snapshot)? && is_same(&self.to.join(legacy::EXCLUDES), &mut list.as_bytes())?)
+        Ok(is_same(&self.in_cluster("snapshot", "db"), &mut snapshot)? && is_same(&self.to.join(EXCLUDE_LIST), &mut list.as_bytes())?)
     }
 
     /// A file of `cluster/`, which the old script names by the time.
@@ -179,10 +179,10 @@ impl Export<'_> {
         if !file.exists() {
             return Ok(());
         }
-        self.tree(EXTRAS, STAGING)?;
-        let (staging, archive) = (self.to.join(STAGING), Archive::open(&file)?);
+        self.tree(EXTRAS, EXTRAS_STAGING)?;
+        let (staging, archive) = (self.to.join(EXTRAS_STAGING), Archive::open(&file)?);
         let is_dir = |path: &Path| staging.join(path).symlink_metadata().is_ok_and(|meta| meta.is_dir());
-        tar_gz(&self.to.join(legacy::EXTRAS), |tar| {
+        tar_gz(&self.to.join(EXTRAS_TGZ), |tar| {
             for path in archive.paths().filter(|path| !is_dir(path)) {
                 tar.append_path_with_name(staging.join(path), path).with_context(|| format!("packing {}", path.display()))?;
             }

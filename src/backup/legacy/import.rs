@@ -195,7 +195,7 @@ impl Import<'_> {
             operators: Vec::new(),
             images: Vec::new(),
             certificates_expire: expire.map(|(when, _)| when),
-            etc_excludes: excludes::import(&self.parts.excludes, &[&self.parts.etc, &self.node.real_path("/etc")])?,
+            etc_excludes: excludes::read_list(&self.parts.excludes, &[&self.parts.etc, &self.node.real_path("/etc")])?,
             managed_files: MachineConfig::current(&copy)?.map(|config| config.outside_etc()).unwrap_or_default(),
             runtime_unit: None,
             operator_containers: None,
@@ -245,12 +245,12 @@ fn label_tree(like: &Path, tree: &Path) -> Result<()> {
 
 /// Gives `path` the `SELinux` label of `like` or, when that is not there, of what is nearest above it; without labels there is nothing to do.
 fn label_like(like: &Path, path: &Path) -> Result<()> {
-    const LABEL: &str = "security.selinux";
+    const SELINUX: &str = "security.selinux";
     let Some(like) = like.ancestors().find(|place| place.symlink_metadata().is_ok()) else { return Ok(()) };
     let mut label = [0; 256];
-    match lgetxattr(like, LABEL, &mut label) {
+    match lgetxattr(like, SELINUX, &mut label) {
         Ok(length) => {
-            lsetxattr(path, LABEL, &label[..length], XattrFlags::empty()).with_context(|| format!("labelling {}", path.display()))
+            lsetxattr(path, SELINUX, &label[..length], XattrFlags::empty()).with_context(|| format!("labelling {}", path.display()))
         }
         Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("reading the label of {}", like.display())),

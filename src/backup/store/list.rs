@@ -23,7 +23,7 @@ pub enum State {
     Complete,
     /// Being taken, or interrupted.
     Partial,
-    /// Not to be used.
+    /// Published, but damaged: it cannot be used.
     Damaged,
     /// Published by a newer agent, which this one cannot read.
     Unsupported,

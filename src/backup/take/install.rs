@@ -20,7 +20,7 @@ const FRONT_TEXT: &str = include_str!("../../../packaging/upgrade-recovery.sh");
 /// This process's own program, wherever it was started from.
 const SELF: &str = "/proc/self/exe";
 /// Below `/var`, files are labelled `var_t`, which systemd may not run.
-const LABEL: &[u8] = b"system_u:object_r:bin_t:s0\0";
+const BIN_LABEL: &[u8] = b"system_u:object_r:bin_t:s0\0";
 
 /// Installs both, replacing older ones in one step each. A file whose content is the same already stays, with mode and label as they must be.
 ///
@@ -71,7 +71,7 @@ fn place(path: &Path, mut content: impl Read + Seek, labelled: bool) -> Result<(
 fn dress(file: &File, labelled: bool) -> Result<()> {
     fchmod(file, Mode::from_raw_mode(0o755))?;
     if labelled {
-        fsetxattr(file, "security.selinux", LABEL, XattrFlags::empty()).context("labelling it so that systemd may run it")?;
+        fsetxattr(file, "security.selinux", BIN_LABEL, XattrFlags::empty()).context("labelling it so that systemd may run it")?;
     }
     Ok(file.sync_all()?)
 }
@@ -177,7 +177,7 @@ mod tests {
         place(&front, Cursor::new(FRONT_TEXT), true)?;
         let mut label = [0; 100];
         let length = rustix::fs::getxattr(&front, "security.selinux", &mut label)?;
-        assert_eq!((front.metadata()?.permissions().mode() & 0o7777, &label[..length]), (0o755, LABEL));
+        assert_eq!((front.metadata()?.permissions().mode() & 0o7777, &label[..length]), (0o755, BIN_LABEL));
         assert_eq!(std::fs::read_to_string(dir.path().join(FRONT))?, FRONT_TEXT);
         Ok(())
     }
