@@ -1,7 +1,7 @@
 //! Who asked for a backup.
 //!
-//! A backup taken by a Job holds, in its etcd snapshot, that very Job as *running*: after a recovery it comes back to life and asks again. It is
-//! told by its id, and must end quietly.
+//! A backup taken by a Job holds, in its etcd snapshot, that very Job as *running*: after a recovery it comes back to life and asks again.
+//! It is told by its id, and must end quietly.
 //!
 //! Its pod does not tell it: containerd keeps that over the reboot, with the end of its container; under CRI-O nothing of it is left, so
 //! that kubelet calls it failed, and the command runs again in a new one.
@@ -16,7 +16,8 @@ use crate::node::Node;
 use crate::node::mounts::{Mount, mounts};
 use crate::tools::crictl;
 
-/// Variables that carry the Job's UID (downward API: `metadata.labels['batch.kubernetes.io/controller-uid']`), the first that is set counts.
+/// Variables that carry the Job's UID (downward API: `metadata.labels['batch.kubernetes.io/controller-uid']`), the first that is set
+/// counts.
 const JOB_VARIABLES: [&str; 2] = ["RECOVERY_JOB_UID", "JOB_UID"];
 
 /// Labels of a Job's pod that hold the Job's UID: the second is the first's name before Kubernetes 1.27. kubelet gives them to the sandbox.
@@ -142,7 +143,8 @@ fn job_of<'a>(pod: &str, mut all: impl Iterator<Item = &'a BTreeMap<String, Stri
     JOB_LABELS.iter().find_map(|label| labels.get(*label)).filter(|uid| is_uid(uid)).cloned()
 }
 
-/// kubelet mounts `…/pods/<uid>/etc-hosts` over `/etc/hosts`. What is before `pods` depends on where the file system of `/var/lib/kubelet` begins.
+/// kubelet mounts `…/pods/<uid>/etc-hosts` over `/etc/hosts`. What is before `pods` depends on where the file system of `/var/lib/kubelet`
+/// begins.
 fn pod_of(mount: &Mount) -> Option<String> {
     if mount.point != Path::new("/etc/hosts") || mount.source_root.file_name()? != "etc-hosts" {
         return None;

@@ -62,8 +62,8 @@ pub struct Manifest {
     pub managed_files: Vec<PathBuf>,
     /// The unit of the container runtime; `None` when it was not found, and in older backups.
     pub runtime_unit: Option<String>,
-    /// The containers of the profile's operators that ran, name and namespace: those that a recovery waits for. `None` when the runtime did not say,
-    /// and in older backups.
+    /// The containers of the profile's operators that ran, name and namespace: those that a recovery waits for. `None` when the runtime did
+    /// not say, and in older backups.
     pub operator_containers: Option<Vec<(String, String)>>,
     /// Bytes of content per file of the backup, before compression.
     pub sizes: BTreeMap<String, u64>,

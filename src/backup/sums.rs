@@ -37,7 +37,8 @@ pub(super) fn write_sums(path: &Path, sums: &BTreeMap<String, Sum>) -> Result<()
     durable::write(&path.join(SUMS), (lines.join("\n") + "\n").as_bytes(), 0o600)
 }
 
-/// Name and sum of each line of `SHA256SUMS`, as sha256sum(1) prints them: with `*` before the name for `--binary`, and `./` when it was asked for `./*`.
+/// Name and sum of each line of `SHA256SUMS`, as sha256sum(1) prints them: with `*` before the name for `--binary`, and `./` when it was
+/// asked for `./*`.
 pub(super) fn read_sums(path: &Path) -> Result<BTreeMap<String, String>> {
     let text = String::from_utf8(read_small(path, SUMS, MOST_SUMS)?).map_err(|_| damaged(format!("its {SUMS} is not text")))?;
     let mut sums = BTreeMap::new();

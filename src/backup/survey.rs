@@ -1,7 +1,7 @@
 //! What lies in `backups/`.
 //!
-//! Order is the manifests' sequence. Imported backups have the sequence 0: whatever the agent took itself is newer. The link `latest` is for
-//! people and is never read.
+//! Order is the manifests' sequence. Imported backups have the sequence 0: whatever the agent took itself is newer. The link `latest` is
+//! for people and is never read.
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;

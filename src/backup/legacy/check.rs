@@ -31,9 +31,9 @@ enum Depth {
     Contents,
 }
 
-/// Checks it as far as it allows, and as an import and a recovery take it: all parts there, once and not too deep; the node's identity, its configuration
-/// and certificate authorities in the copy of `/etc`; the structure of the snapshot; both archives readable to their end, with plain names; the manifest
-/// of each of the four pods at its revision.
+/// Checks it as far as it allows, and as an import and a recovery take it: all parts there, once and not too deep; the node's identity, its
+/// configuration and certificate authorities in the copy of `/etc`; the structure of the snapshot; both archives readable to their end,
+/// with plain names; the manifest of each of the four pods at its revision.
 ///
 /// # Errors
 /// When interrupted; what is wrong is in the report.
@@ -43,7 +43,8 @@ pub fn verify(old: &Legacy, progress: &Progress) -> Result<VerifyReport> {
     Ok(VerifyReport { bytes: old.usage(), ..VerifyReport::new(LEGACY_ID, true, BTreeMap::new(), &problems) })
 }
 
-/// What is wrong with it as far as a quick look tells, when something is: that of [`verify`], without the snapshot, the archives and the trees.
+/// What is wrong with it as far as a quick look tells, when something is: that of [`verify`], without the snapshot, the archives and the
+/// trees.
 ///
 /// # Errors
 /// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted.
@@ -56,7 +57,8 @@ pub fn problem(old: &Legacy) -> Result<Option<String>> {
 /// All that is wrong with it, one sentence each; nothing when a recovery takes it.
 ///
 /// # Errors
-/// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted; [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace) without scratch space.
+/// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted;
+/// [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace) without scratch space.
 fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec<Error>> {
     let parts = match old.parts() {
         Ok(parts) => parts,
@@ -124,8 +126,8 @@ fn small(parts: &Parts<'_>) -> Result<()> {
     Ok(())
 }
 
-/// That no second copy stands within the first: `cp -Ra /etc DIR/etc`, run again, makes `DIR/etc/etc`, and what is around it is of the run before or
-/// incomplete. Which of the two was meant is for somebody to say. `mark` is what every copy of this tree holds.
+/// That no second copy stands within the first: `cp -Ra /etc DIR/etc`, run again, makes `DIR/etc/etc`, and what is around it is of the run
+/// before or incomplete. Which of the two was meant is for somebody to say. `mark` is what every copy of this tree holds.
 fn nested(tree: &Path, name: &str, mark: &str) -> Result<()> {
     let inner = tree.join(name);
     if !is_dir(&inner) || (!mark.is_empty() && inner.join(mark).symlink_metadata().is_err()) {

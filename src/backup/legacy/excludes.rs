@@ -1,7 +1,8 @@
 //! `etc.exclude.list` of the old script: patterns for rsync's `--exclude-from`, read and written.
 //!
-//! rsync's are not anchored: `resolv.conf` leaves every file of that name alone, `a/b` every path that ends in it; a leading `/` ties one to the top. The agent's
-//! own patterns always begin at `/etc`: an unanchored one becomes itself at the top, and every path that it matches now.
+//! rsync's are not anchored: `resolv.conf` leaves every file of that name alone, `a/b` every path that ends in it; a leading `/` ties one
+//! to the top. The agent's own patterns always begin at `/etc`: an unanchored one becomes itself at the top, and every path that it matches
+//! now.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStringExt;
@@ -16,7 +17,8 @@ use crate::backup::take::tmpfiles::literal;
 use crate::error::unsupported;
 use crate::node::mounts;
 
-/// Patterns that a list stands for; a real one has some twenty. Each part of a line that begins with a wildcard doubles what the line stands for.
+/// Patterns that a list stands for; a real one has some twenty. Each part of a line that begins with a wildcard doubles what the line
+/// stands for.
 const MOST_PATTERNS: usize = 10_000;
 /// And the most bytes they take.
 const MOST_PATTERN_BYTES: usize = 1 << 20;
@@ -26,8 +28,8 @@ const LEFT_TO_STATIC_PODS: &str = "kubernetes/manifests";
 /// The patterns of the list at `file` as the agent's own, tried on each of `trees` (copies of `/etc`). A list that is missing is empty.
 ///
 /// # Errors
-/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it stands for more than [`MOST_PATTERNS`] patterns; when the list or one of the trees cannot be
-/// read.
+/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it stands for more than [`MOST_PATTERNS`] patterns; when the
+/// list or one of the trees cannot be read.
 pub(super) fn read_list(file: &Path, trees: &[&Path]) -> Result<Vec<PathBuf>> {
     let text = match std::fs::read(file) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).replace('\u{fffd}', "*"),
@@ -95,8 +97,8 @@ fn matched(tree: &Path, patterns: &[Vec<&str>]) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// What rsync's pattern `line`, tied to the top, is as patterns of the agent's own, which together match the same. There, a wildcard matches a leading
-/// period as well; in glob(7), and so in tmpfiles.d and here, a period has to be said.
+/// What rsync's pattern `line`, tied to the top, is as patterns of the agent's own, which together match the same. There, a wildcard
+/// matches a leading period as well; in glob(7), and so in tmpfiles.d and here, a period has to be said.
 fn as_glob(line: &str) -> Result<Vec<PathBuf>> {
     let mut patterns = vec![Vec::new()];
     for part in line.split('/').filter(|part| !part.is_empty()) {

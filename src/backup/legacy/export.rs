@@ -1,4 +1,5 @@
-//! From a backup to the old script's layout, for `upgrade-recovery.sh`, `cluster-restore.sh` and people with a shell: see [`layout`](super::layout).
+//! From a backup to the old script's layout, for `upgrade-recovery.sh`, `cluster-restore.sh` and people with a shell: see
+//! [`layout`](super::layout).
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -34,12 +35,15 @@ pub struct Exported {
     pub already: bool,
 }
 
-/// Writes `backup` into the directory `to`, which must be empty or not there, as the old script would have: directories 0700 and files 0600 where
-/// they are the layout's own. An export that was cut short there is begun again; one that is whole, and of this backup, is left as it is.
+/// Writes `backup` into the directory `to`, which must be empty or not there, as the old script would have: directories 0700 and files 0600
+/// where they are the layout's own. An export that was cut short there is begun again; one that is whole, and of this backup, is left as it
+/// is.
 ///
 /// # Errors
-/// [`FailureKind::Usage`](crate::error::FailureKind::Usage) when `to` holds something else, [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) for a
-/// backup of a kubeadm node, [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the backup is; when something cannot be written, and then nothing stays.
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage) when `to` holds something else,
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) for a backup of a kubeadm node,
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the backup is; when something cannot be written, and then nothing
+/// stays.
 pub fn export(backup: &Backup, to: &Path, progress: &Progress) -> Result<Exported> {
     if backup.manifest.profile != Kind::OpenShift {
         return Err(misfit("the layout of upgrade-recovery.sh is that of an OpenShift node; this backup is of a kubeadm one"));
@@ -110,8 +114,8 @@ impl Export<'_> {
         left.iter().try_for_each(|name| durable::remove_tree(&self.to.join(name)))
     }
 
-    /// True when everything that an export of this backup writes is there, and as it writes it. The two `.tar.gz`, whose bytes depend on the order in
-    /// which a file system lists, are read to their end.
+    /// True when everything that an export of this backup writes is there, and as it writes it. The two `.tar.gz`, whose bytes depend on
+    /// the order in which a file system lists, are read to their end.
     fn is_whole(&self) -> Result<bool> {
         for (part, place) in Part::in_legacy() {
             let (archive, tree) = (Archive::open(&self.backup.file(part.file))?, self.to.join(place));

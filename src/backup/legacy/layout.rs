@@ -23,9 +23,9 @@ use crate::error::damaged;
 use crate::node::profile::OPENSHIFT;
 use crate::node::{dir::RecoveryDir, mounts};
 
-/// Where its patterns are.
+/// The list of what a restore of `/etc` leaves alone.
 pub(super) const EXCLUDE_LIST: &str = "etc.exclude.list";
-/// Where its managed files are.
+/// The archive of its managed files.
 pub(super) const EXTRAS_TGZ: &str = "extras.tgz";
 const SNAPSHOT: (&str, &str) = ("snapshot_", ".db");
 const RESOURCES: (&str, &str) = ("static_kuberesources_", ".tar.gz");

@@ -1,4 +1,5 @@
-//! What is in the archives of an old backup, and how it is unpacked. As for tar, the last of several members of one name is the one that counts.
+//! What is in the archives of an old backup, and how it is unpacked. As for tar, the last of several members of one name is the one that
+//! counts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -41,7 +42,8 @@ pub(super) struct Members {
 /// The members of the tar.gz at `file`, read to the end (gzip's own sum is behind it).
 ///
 /// # Errors
-/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it cannot be read to its end, or when a member cannot be unpacked where it belongs.
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it cannot be read to its end, or when a member cannot be unpacked
+/// where it belongs.
 pub(super) fn of(file: &Path) -> Result<Members> {
     let mut members = Members::default();
     each(file, |name, entry| members.see(name, entry))?;
@@ -182,7 +184,8 @@ fn link(entry: &Entry<'_, Gz>) -> Result<Option<PathBuf>> {
     plain(&to).map(Some)
 }
 
-/// A name without `.` in it, and without a slash before it: tar leaves that out when it unpacks. One that could lead out of a directory is refused.
+/// A name without `.` in it, and without a slash before it: tar leaves that out when it unpacks. One that could lead out of a directory is
+/// refused.
 fn plain(name: &Path) -> Result<PathBuf> {
     let name: PathBuf = name.components().filter(|c| !matches!(c, Component::CurDir | Component::RootDir)).collect();
     if name.components().all(|c| matches!(c, Component::Normal(_))) {

@@ -31,7 +31,8 @@ pub(super) fn not_during_a_recovery(dir: &RecoveryDir) -> Result<()> {
     Ok(())
 }
 
-/// What follows every deletion: interrupted ones are finished, pins that no backup needs any more are dropped, and the link `latest` is set.
+/// What follows every deletion: interrupted ones are finished, pins that no backup needs any more are dropped, and the link `latest` is
+/// set.
 pub(super) fn clear_up(node: &Node, dir: &RecoveryDir, result: &mut Removed) -> Result<()> {
     let found = survey(dir)?;
     for id in &found.deleting {

@@ -21,12 +21,13 @@ pub struct Deletion {
     kept: Vec<String>,
 }
 
-/// Finds the backup that is to be deleted, and checks that it may be: the last good one only with `force`, none while a recovery is in progress. Nothing
-/// is changed.
+/// Finds the backup that is to be deleted, and checks that it may be: the last good one only with `force`, none while a recovery is in
+/// progress. Nothing is changed.
 ///
 /// # Errors
-/// [`FailureKind::Busy`](crate::error::FailureKind::Busy) during a recovery, [`FailureKind::Usage`](crate::error::FailureKind::Usage) for the last good one
-/// without `force`, [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is no backup of this name. An id of which there is none is deleted already.
+/// [`FailureKind::Busy`](crate::error::FailureKind::Busy) during a recovery, [`FailureKind::Usage`](crate::error::FailureKind::Usage) for
+/// the last good one without `force`, [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is no backup of this name. An
+/// id of which there is none is deleted already.
 pub fn deletion(dir: &RecoveryDir, wanted: &str, force: bool, progress: &Progress) -> Result<Deletion> {
     not_during_a_recovery(dir)?;
     if wanted == LEGACY_ID {
@@ -49,7 +50,8 @@ pub fn deletion(dir: &RecoveryDir, wanted: &str, force: bool, progress: &Progres
             }
             Some(id.clone())
         }
-        // An interrupted deletion is finished by the same call again. An id of which there is no backup (a name may be a slip of the pen) is deleted already.
+        // An interrupted deletion is finished by the same call again. An id of which there is no backup (a name may be a slip of the pen)
+        // is deleted already.
         (None, None) if found.deleting.iter().any(|left| left.strip_suffix(DELETING) == Some(wanted)) => Some(wanted.to_owned()),
         (None, None) if names::is_id(wanted) => None,
         (None, None) => return Err(no_such(dir, &found, wanted)),

@@ -11,10 +11,10 @@ use crate::error::usage;
 use crate::node::{Node, dir::RecoveryDir};
 use crate::report::Progress;
 
-/// Deletes the backups that are older than the newest `keep` good ones, unfinished backups, and what an interrupted deletion left. Whether a backup is
-/// good is checked against its `SHA256SUMS`; `trusted` has just been checked. While there are fewer than `keep` good ones, no published backup is
-/// deleted. A damaged one among the newest stays, for somebody to look at it. One that a newer agent took stays as well, and does not count as good:
-/// this agent cannot read it.
+/// Deletes the backups that are older than the newest `keep` good ones, unfinished backups, and what an interrupted deletion left. Whether
+/// a backup is good is checked against its `SHA256SUMS`; `trusted` has just been checked. While there are fewer than `keep` good ones, no
+/// published backup is deleted. A damaged one among the newest stays, for somebody to look at it. One that a newer agent took stays as
+/// well, and does not count as good: this agent cannot read it.
 ///
 /// # Errors
 /// [`FailureKind::Busy`](crate::error::FailureKind::Busy) during a recovery; as [`check_keep`]; when something cannot be read or removed.

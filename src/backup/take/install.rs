@@ -1,5 +1,5 @@
-//! What a backup puts into the recovery directory besides itself: the agent's own binary and the old tool's front. An upgrade that fails may leave a node
-//! without images or network: what recovers it must lie there already.
+//! What a backup puts into the recovery directory besides itself: the agent's own binary and the old tool's front. An upgrade that fails
+//! may leave a node without images or network: what recovers it must lie there already.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Cursor, Read, Seek};
@@ -22,7 +22,8 @@ const SELF: &str = "/proc/self/exe";
 /// Below `/var`, files are labelled `var_t`, which systemd may not run.
 const BIN_LABEL: &[u8] = b"system_u:object_r:bin_t:s0\0";
 
-/// Installs both, replacing older ones in one step each. A file whose content is the same already stays, with mode and label as they must be.
+/// Installs both, replacing older ones in one step each. A file whose content is the same already stays, with mode and label as they must
+/// be.
 ///
 /// # Errors
 /// When one cannot be written or, on a host with `SELinux`, labelled.
@@ -82,8 +83,8 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use std::process::Command;
 
-    /// A recovery directory with the front, and an agent that prints how it was called. Both are copied by a child: what this process wrote, a
-    /// child that another thread forks at that moment holds open, and it cannot be run ("text file busy").
+    /// A recovery directory with the front, and an agent that prints how it was called. Both are copied by a child: what this process
+    /// wrote, a child that another thread forks at that moment holds open, and it cannot be run ("text file busy").
     fn fronted() -> tempfile::TempDir {
         let dir = tempfile::Builder::new().prefix("with blank ").tempdir().unwrap();
         for (name, text) in [(FRONT, FRONT_TEXT), (BINARY, "#!/bin/sh\nprintf '%s|' \"$@\"\n")] {

@@ -1,5 +1,5 @@
-//! A backup that is being taken: a directory `<id>.partial` with a journal of its own ([`formats::partial`](crate::formats::partial)), so that the next
-//! `backup` can go on with it.
+//! A backup that is being taken: a directory `<id>.partial` with a journal of its own ([`formats::partial`](crate::formats::partial)), so
+//! that the next `backup` can go on with it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -163,7 +163,8 @@ impl Partial {
         remove(dir, &format!("{}{PARTIAL}", self.id))
     }
 
-    /// Keeps the finished files that are still as they were written. etcd's and the static pods' are never kept: those are taken together, last.
+    /// Keeps the finished files that are still as they were written. etcd's and the static pods' are never kept: those are taken together,
+    /// last.
     fn keep_what_is_whole(&mut self) -> Result<()> {
         let path = self.path.clone();
         let mut whole = BTreeMap::new();

@@ -71,8 +71,9 @@ pub struct Taken {
 /// published.
 ///
 /// # Errors
-/// [`FailureKind::Busy`](crate::error::FailureKind::Busy) during a recovery, unless the same Job asks again; [`FailureKind::Usage`](crate::error::FailureKind::Usage)
-/// for a name or label that cannot be; as [`preflight::look`] and [`preflight::space`]; when anything cannot be read or written.
+/// [`FailureKind::Busy`](crate::error::FailureKind::Busy) during a recovery, unless the same Job asks again;
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage) for a name or label that cannot be; as [`preflight::look`] and
+/// [`preflight::space`]; when anything cannot be read or written.
 pub fn take(node: &Node, dir: &RecoveryDir, options: &TakeOptions, progress: &Progress) -> Result<Taken> {
     let began = Instant::now();
     check_options(options)?;
@@ -111,8 +112,8 @@ fn check_options(options: &TakeOptions) -> Result<()> {
     check_keep(options.keep)
 }
 
-/// The backup that the same Job or pod has asked for before: a recovery restores the Job with etcd, and it runs and asks again. Published backups never
-/// change, so this needs no lock; and it must not take it, because the recovery that brought the Job back has it.
+/// The backup that the same Job or pod has asked for before: a recovery restores the Job with etcd, and it runs and asks again. Published
+/// backups never change, so this needs no lock; and it must not take it, because the recovery that brought the Job back has it.
 ///
 /// # Errors
 /// When the backups cannot be listed.
@@ -208,8 +209,8 @@ impl Run<'_> {
         partial.finish(tree.file, Finished { bytes: packed.bytes, stored: packed.stored, sha256: packed.sha256 })
     }
 
-    /// etcd's data and what is on disk of the static pods must be of one moment (the keys of encrypted secrets are among the latter): when a manifest
-    /// changes in between, both are taken again.
+    /// etcd's data and what is on disk of the static pods must be of one moment (the keys of encrypted secrets are among the latter): when
+    /// a manifest changes in between, both are taken again.
     fn etcd_and_static_pods(&mut self, partial: &mut Partial) -> Result<Etcd> {
         for _ in 0..ATTEMPTS {
             let before = self.manifests_in_use()?;
@@ -274,7 +275,8 @@ impl Run<'_> {
     }
 }
 
-/// What is done only once the backup is published: the link `latest`, standby deployments, older backups. A failure here is a warning: the backup is there.
+/// What is done only once the backup is published: the link `latest`, standby deployments, older backups. A failure here is a warning: the
+/// backup is there.
 fn make_room(node: &Node, dir: &RecoveryDir, options: &TakeOptions, backup: &Backup, taken: &mut Taken, progress: &Progress) {
     if let Err(error) = link_latest(dir, Some(backup)) {
         taken.warnings.push(format!("{error:#}"));
@@ -296,7 +298,8 @@ fn make_room(node: &Node, dir: &RecoveryDir, options: &TakeOptions, backup: &Bac
     }
 }
 
-/// Removes the deployments behind the booted one in its own stateroot that are not pinned: the upgrade needs the room, in `/boot` above all.
+/// Removes the deployments behind the booted one in its own stateroot that are not pinned: the upgrade needs the room, in `/boot` above
+/// all.
 fn remove_standbys(node: &Node, removed: &mut Vec<String>) -> Result<()> {
     if !ostree::is_ostree(node) {
         return Ok(());
