@@ -63,8 +63,8 @@ impl VerifyReport {
     /// The failure of whoever needs the backup, which messages call `what`.
     ///
     /// # Errors
-    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) with all that is wrong;
-    /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) or [`FailureKind::Misfit`](crate::error::FailureKind::Misfit)
+    /// [`FailureKind::Damaged`] with all that is wrong;
+    /// [`FailureKind::Unsupported`] or [`FailureKind::Misfit`]
     /// when it is sound, and a recovery does not take it.
     pub fn accept(&self, what: &str) -> Result<()> {
         if self.good { Ok(()) } else { Err(self.failure(format!("{what} is {}: {}", self.verdict(), self.problems.join("; ")))) }
@@ -89,8 +89,8 @@ pub fn verify(backup: &Backup, deep: bool, progress: &Progress) -> Result<()> {
 /// As [`verify`], for any directory that should be the backup `id`; what is wrong is in the report.
 ///
 /// # Errors
-/// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when the agent is interrupted, or when the backup is deleted
-/// meanwhile; [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace) without scratch space for the snapshot.
+/// [`FailureKind::Interrupted`] when the agent is interrupted, or when the backup is deleted
+/// meanwhile; [`FailureKind::NoSpace`] without scratch space for the snapshot.
 pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<VerifyReport> {
     let mut wrong = Vec::new();
     let manifest = complete(path).map_err(|error| wrong.push(error)).ok();

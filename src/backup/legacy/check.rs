@@ -47,7 +47,7 @@ pub fn verify(old: &Legacy, progress: &Progress) -> Result<VerifyReport> {
 /// trees.
 ///
 /// # Errors
-/// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted.
+/// [`FailureKind::Interrupted`] when interrupted.
 pub fn problem(old: &Legacy) -> Result<Option<String>> {
     let problems = problems(old, Depth::Files, &|_| {})?;
     let problems: Vec<String> = problems.iter().map(|problem| format!("{problem:#}")).collect();
@@ -57,8 +57,8 @@ pub fn problem(old: &Legacy) -> Result<Option<String>> {
 /// All that is wrong with it, one sentence each; nothing when a recovery takes it.
 ///
 /// # Errors
-/// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted;
-/// [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace) without scratch space.
+/// [`FailureKind::Interrupted`] when interrupted;
+/// [`FailureKind::NoSpace`] without scratch space.
 fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec<Error>> {
     let parts = match old.parts() {
         Ok(parts) => parts,

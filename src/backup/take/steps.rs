@@ -71,9 +71,8 @@ pub struct Taken {
 /// published.
 ///
 /// # Errors
-/// [`FailureKind::Busy`](crate::error::FailureKind::Busy) during a recovery, unless the same Job asks again;
-/// [`FailureKind::Usage`](crate::error::FailureKind::Usage) for a name or label that cannot be; as [`preflight::look`] and
-/// [`preflight::space`]; when anything cannot be read or written.
+/// [`FailureKind::Busy`] during a recovery, unless the same Job asks again; [`FailureKind::Usage`]
+/// for a name or label that cannot be; as [`preflight::look`] and [`preflight::space`]; when anything cannot be read or written.
 pub fn take(node: &Node, dir: &RecoveryDir, options: &TakeOptions, progress: &Progress) -> Result<Taken> {
     let began = Instant::now();
     check_options(options)?;
