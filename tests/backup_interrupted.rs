@@ -23,7 +23,7 @@ fn an_interruption_throws_no_finished_archive_away() -> Result<()> {
     let dir = RecoveryDir::new(&node, Path::new("/var/recovery"));
     dir.prepare()?;
     let conditions = Conditions::of(&node, None)?;
-    let open = || Partial::open(&node, &dir, &survey(&dir)?, &conditions, None);
+    let open = || Partial::continue_or_begin(&node, &dir, &survey(&dir)?, &conditions, None);
 
     let mut partial = open()?;
     let archive = partial.room_for("etc.tar.zst")?;

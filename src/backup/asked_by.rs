@@ -1,7 +1,7 @@
 //! Who asked for a backup.
 //!
-//! A backup taken by a Job holds, in its etcd snapshot, that very Job as *running*: after a recovery it comes back to life and asks again. It is
-//! told by its id, and must end quietly.
+//! A backup taken by a Job holds, in its etcd snapshot, that very Job as *running*: after a recovery it comes back to life and asks again.
+//! It is told by its id, and must end quietly.
 //!
 //! Its pod does not tell it: containerd keeps that over the reboot, with the end of its container; under CRI-O nothing of it is left, so
 //! that kubelet calls it failed, and the command runs again in a new one.
@@ -16,7 +16,8 @@ use crate::node::Node;
 use crate::node::mounts::{Mount, mounts};
 use crate::tools::crictl;
 
-/// Variables that carry the Job's UID (downward API: `metadata.labels['batch.kubernetes.io/controller-uid']`), the first that is set counts.
+/// Variables that carry the Job's UID (downward API: `metadata.labels['batch.kubernetes.io/controller-uid']`), the first that is set
+/// counts.
 const JOB_VARIABLES: [&str; 2] = ["RECOVERY_JOB_UID", "JOB_UID"];
 
 /// Labels of a Job's pod that hold the Job's UID: the second is the first's name before Kubernetes 1.27. kubelet gives them to the sandbox.
@@ -52,12 +53,12 @@ impl AskedBy {
     #[must_use]
     pub fn this_process() -> Self {
         let variable = |name: &str| std::env::var(name).ok();
-        Self::find(variable, &mounts().unwrap_or_default(), rustix::process::getuid().as_raw())
+        Self::of(variable, &mounts().unwrap_or_default(), rustix::process::getuid().as_raw())
     }
 
     /// As [`AskedBy::this_process`], of what is given.
     #[must_use]
-    pub fn find(variable: impl Fn(&str) -> Option<String>, mounts: &[Mount], user: u32) -> Self {
+    pub fn of(variable: impl Fn(&str) -> Option<String>, mounts: &[Mount], user: u32) -> Self {
         if let Some(asked) = variable(HANDED_ON).and_then(Self::handed_on) {
             return asked;
         }
@@ -142,7 +143,8 @@ fn job_of<'a>(pod: &str, mut all: impl Iterator<Item = &'a BTreeMap<String, Stri
     JOB_LABELS.iter().find_map(|label| labels.get(*label)).filter(|uid| is_uid(uid)).cloned()
 }
 
-/// kubelet mounts `…/pods/<uid>/etc-hosts` over `/etc/hosts`. What is before `pods` depends on where the file system of `/var/lib/kubelet` begins.
+/// kubelet mounts `…/pods/<uid>/etc-hosts` over `/etc/hosts`. What is before `pods` depends on where the file system of `/var/lib/kubelet`
+/// begins.
 fn pod_of(mount: &Mount) -> Option<String> {
     if mount.point != Path::new("/etc/hosts") || mount.source_root.file_name()? != "etc-hosts" {
         return None;
@@ -172,9 +174,9 @@ mod tests {
     fn a_job_is_known_by_its_variable_before_anything_else() {
         let job = |name: &str| (name == "JOB_UID").then(|| POD.to_owned());
         let mounts = parse(format!("1 2 8:4 /var/lib/kubelet/pods/{POD}/etc-hosts /etc/hosts rw - xfs /dev/x rw\n").as_bytes());
-        assert_eq!(AskedBy::find(job, &mounts, 0).to_string(), format!("job/{POD}"));
+        assert_eq!(AskedBy::of(job, &mounts, 0).to_string(), format!("job/{POD}"));
         let odd = |name: &str| (name == "JOB_UID").then(|| "../../x".to_owned());
-        assert_eq!(AskedBy::find(odd, &[], 0), AskedBy::User(0));
+        assert_eq!(AskedBy::of(odd, &[], 0), AskedBy::User(0));
     }
 
     /// Under CRI-O the restored Job runs in whatever pod kubelet makes; by its own word, or by the runtime's, it is the same.
@@ -182,7 +184,7 @@ mod tests {
     fn a_new_pod_of_the_same_job_is_the_same_job() {
         let job = |name: &str| (name == "RECOVERY_JOB_UID").then(|| "11111111-2222".to_owned());
         let pod = |uid: &str| parse(format!("1 2 8:4 /pods/{uid}/etc-hosts /etc/hosts rw - xfs /dev/x rw\n").as_bytes());
-        let asked = ["0a1b2c3d-1111", "0a1b2c3d-2222"].map(|uid| AskedBy::find(job, &pod(uid), 0));
+        let asked = ["0a1b2c3d-1111", "0a1b2c3d-2222"].map(|uid| AskedBy::of(job, &pod(uid), 0));
         assert_eq!(asked, [AskedBy::Job("11111111-2222".to_owned()), AskedBy::Job("11111111-2222".to_owned())]);
 
         let labels = |text: &[(&str, &str)]| text.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<BTreeMap<_, _>>();
@@ -204,16 +206,16 @@ mod tests {
     fn who_asked_is_handed_on_to_the_host() {
         for asked in [AskedBy::Job(POD.to_owned()), AskedBy::Pod(POD.to_owned())] {
             let variable = |name: &str| (name == HANDED_ON).then(|| asked.to_string());
-            assert_eq!(AskedBy::find(variable, &[], 0), asked);
+            assert_eq!(AskedBy::of(variable, &[], 0), asked);
         }
-        assert_eq!(AskedBy::find(|_| Some("job/../x".to_owned()), &[], 7), AskedBy::User(7));
+        assert_eq!(AskedBy::of(|_| Some("job/../x".to_owned()), &[], 7), AskedBy::User(7));
     }
 
     #[test]
     fn a_pod_is_known_by_its_hosts_file() {
         for root in ["/var/lib/kubelet", "/ostree/deploy/rhcos/var/lib/kubelet", "/kubelet", ""] {
             let line = format!("1 2 8:4 {root}/pods/{POD}/etc-hosts /etc/hosts rw,relatime - xfs /dev/vda4 rw\n");
-            let asked = AskedBy::find(none, &parse(line.as_bytes()), 0);
+            let asked = AskedBy::of(none, &parse(line.as_bytes()), 0);
             assert_eq!(asked.to_string(), format!("pod/{POD}"));
             assert!(asked.asks_once());
         }
@@ -233,7 +235,7 @@ mod tests {
     #[test]
     fn a_person_is_a_number() {
         let docker = parse(b"1 2 8:4 /docker/containers/abc/hosts /etc/hosts rw - ext4 /dev/x rw\n");
-        let asked = AskedBy::find(none, &docker, 1000);
+        let asked = AskedBy::of(none, &docker, 1000);
         assert_eq!(asked.to_string(), "user/1000");
         assert!(!asked.asks_once());
     }

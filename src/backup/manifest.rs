@@ -18,7 +18,7 @@ use crate::node::{durable, identity::Identity, profile::Kind};
 use crate::tools::ostree::{self, Deployment};
 
 /// The most a manifest is read of: one of a real node has some 20 KiB.
-const MOST: u64 = 2 << 20;
+const MOST_MANIFEST: u64 = 2 << 20;
 
 /// The manifest. Reports show it as its file has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -62,8 +62,8 @@ pub struct Manifest {
     pub managed_files: Vec<PathBuf>,
     /// The unit of the container runtime; `None` when it was not found, and in older backups.
     pub runtime_unit: Option<String>,
-    /// The containers of the profile's operators that ran, name and namespace: those that a recovery waits for. `None` when the runtime did not say,
-    /// and in older backups.
+    /// The containers of the profile's operators that ran, name and namespace: those that a recovery waits for. `None` when the runtime did
+    /// not say, and in older backups.
     pub operator_containers: Option<Vec<(String, String)>>,
     /// Bytes of content per file of the backup, before compression.
     pub sizes: BTreeMap<String, u64>,
@@ -75,7 +75,7 @@ impl Manifest {
     /// # Errors
     /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is missing, or too large; as [`Manifest::parse`].
     pub fn read(backup: &Path) -> Result<Self> {
-        Self::parse(&read_small(backup, MANIFEST, MOST)?)
+        Self::parse(&read_small(backup, MANIFEST, MOST_MANIFEST)?)
     }
 
     /// Parses one.
@@ -91,15 +91,26 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// The sequence of the backup in the directory `backup`, whatever the version of its manifest.
+    #[must_use]
+    pub fn sequence_of(backup: &Path) -> Option<u64> {
+        #[derive(Deserialize)]
+        struct Place {
+            sequence: u64,
+        }
+        let place: Place = serde_json::from_slice(&read_small(backup, MANIFEST, MOST_MANIFEST).ok()?).ok()?;
+        Some(place.sequence)
+    }
+
     /// Writes it into the directory `backup`, durably.
     ///
     /// # Errors
     /// When it cannot be written, or is larger than is read.
     pub fn write(&self, backup: &Path) -> Result<()> {
         let json = to_json(self).context("putting the manifest into JSON")?;
-        if json.len() as u64 > MOST {
+        if json.len() as u64 > MOST_MANIFEST {
             bail!(
-                "the manifest takes {} bytes; no more than {MOST} are read: it names too many paths that a restore leaves alone",
+                "the manifest takes {} bytes; no more than {MOST_MANIFEST} are read: it names too many paths that a restore leaves alone",
                 json.len()
             );
         }

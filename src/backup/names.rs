@@ -25,9 +25,9 @@ pub fn check_name(text: &str) -> Result<()> {
     } else if !text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
         Some("must begin with a letter or digit")
     } else if text.ends_with(PARTIAL) || text.ends_with(DELETING) {
-        Some("ends as only an unfinished backup may")
+        Some("must not end in .partial or .deleting, which are the agent's own")
     } else if text == LEGACY_ID || text == "latest" {
-        Some("is taken")
+        Some("has a meaning of its own")
     } else {
         None
     };

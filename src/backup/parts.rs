@@ -1,4 +1,5 @@
-//! The parts of a node that a backup holds, each in a file of its own, and what belongs to which: one owner for each path. There is no other list.
+//! The parts of a node that a backup holds, each in a file of its own, and what belongs to which: one owner for each path. There is no
+//! other list.
 
 use std::path::{Path, PathBuf};
 
@@ -26,8 +27,7 @@ pub const ETCD: &str = "etcd-snapshot.db.zst";
 pub struct Part {
     /// Its file in the backup.
     pub file: &'static str,
-    /// What it is of, as the node calls it: the tree that its archive is relative to. Nothing for what is no archive; for the static pods the
-    /// directory differs between profiles ([`Profile::kubernetes`]), and this is OpenShift's.
+    /// What it is of, as the node calls it: the directory that the names in its archive are relative to.
     pub tree: &'static str,
     /// How much of the tree.
     pub holds: Holds,
@@ -44,7 +44,7 @@ pub enum Holds {
     Owned,
     /// Chosen files, and none at all on some nodes: it may be missing. Without any other part, no node comes back.
     Chosen,
-    /// It is no archive, but etcd's data.
+    /// What etcd gives out of it: it is no archive, but a snapshot.
     Snapshot,
 }
 
@@ -56,7 +56,7 @@ impl Part {
         Self { file: USR_LOCAL, tree: "/usr/local", holds: Holds::Whole, legacy: Some("local") },
         Self { file: KUBELET, tree: "/var/lib/kubelet", holds: Holds::Whole, legacy: Some("kubelet") },
         Self { file: EXTRAS, tree: "/", holds: Holds::Chosen, legacy: None },
-        Self { file: ETCD, tree: "", holds: Holds::Snapshot, legacy: None },
+        Self { file: ETCD, tree: "/var/lib/etcd", holds: Holds::Snapshot, legacy: None },
     ];
 
     /// The part in the file `name`, when it is one.
@@ -81,7 +81,8 @@ impl Part {
     }
 }
 
-/// systemd's marker of `/etc` having been updated: it says something of this boot, not of the configuration (systemd-update-done.service(8)).
+/// systemd's marker of `/etc` having been updated: it says something of this boot, not of the configuration
+/// (systemd-update-done.service(8)).
 const UPDATED: &str = ".updated";
 /// Rewrites the API server's manifest when a roll-out fails: never to be started out of a backup.
 pub const STARTUP_MONITOR: &str = "manifests/kube-apiserver-startup-monitor-pod.yaml";
@@ -103,8 +104,8 @@ pub fn owned(profile: &Profile) -> Result<Selection> {
     Selection::all().only(profile.owned).except([STARTUP_MONITOR])
 }
 
-/// What of `/` the archive of the extras holds: its files, each by its whole path. The directories above them are passed on the way and may be mount
-/// points, as `/var` is on an ostree host: a selection that holds those as well stops there.
+/// What of `/` the archive of the extras holds: its files, each by its whole path. The directories above them are passed on the way and may
+/// be mount points, as `/var` is on an ostree host: a selection that holds those as well stops there.
 #[must_use]
 pub fn extras_in(archive: &Archive) -> Selection {
     Selection::all().only(extra_files(archive))
@@ -128,7 +129,7 @@ pub fn always_excluded() -> [PathBuf; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::profile::OPENSHIFT;
+    use crate::node::profile::{KUBEADM, OPENSHIFT};
 
     #[test]
     fn the_table_fits_together() {
@@ -136,10 +137,10 @@ mod tests {
             assert_eq!(Part::of_file(part.file), Some(part), "a file of two parts");
             // An export writes a tree into the one around it, which is there already.
             let inside = |other: &Part| part.legacy.zip(other.legacy).is_some_and(|(own, around)| Path::new(own).starts_with(around));
-            assert!(!Part::ALL[at + 1..].iter().any(|later| inside(later)), "{}", part.file);
+            assert!(!Part::ALL[at + 1..].iter().any(inside), "{}", part.file);
         }
         let owned: Vec<_> = Part::ALL.into_iter().filter(|part| part.holds == Holds::Owned).map(|part| part.tree).collect();
-        assert_eq!(owned, [OPENSHIFT.kubernetes]);
+        assert!(owned == [OPENSHIFT.kubernetes] && owned == [KUBEADM.kubernetes], "{owned:?}");
         assert_eq!(Part::mandatory().count() + 1, Part::ALL.len());
     }
 }

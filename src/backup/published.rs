@@ -23,6 +23,22 @@ pub struct Backup {
 }
 
 impl Backup {
+    /// The backup `id` in the directory `path`. Its contents are not looked at.
+    ///
+    /// # Errors
+    /// As [`complete`]; [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is no directory, or another backup by its
+    /// manifest.
+    pub(super) fn open(path: &Path, id: &str) -> Result<Self> {
+        if !path.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+            return Err(damaged("it is not a directory"));
+        }
+        let manifest = complete(path)?;
+        if manifest.id != id {
+            return Err(damaged(format!("its manifest says that it is {}", manifest.id)));
+        }
+        Ok(Self { id: id.to_owned(), path: path.to_owned(), manifest })
+    }
+
     /// One of its files.
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
@@ -30,8 +46,8 @@ impl Backup {
     }
 }
 
-/// Reads the manifest of the backup at `path`, and checks that it names every [part that a recovery needs](Part::mandatory) and that its files are exactly
-/// those that `SHA256SUMS` lists. Nothing is hashed.
+/// Reads the manifest of the backup at `path`, and checks that it names every [part that a recovery needs](Part::mandatory) and that its
+/// files are exactly those that `SHA256SUMS` lists. Nothing is hashed.
 ///
 /// # Errors
 /// As [`Manifest::read`]; [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) with the first thing that is wrong.

@@ -18,7 +18,7 @@ use crate::error::damaged;
 use crate::node::{clock::interrupted, durable};
 
 /// The most `SHA256SUMS` is read of: that of a backup has less than 1 KiB.
-const MOST: u64 = 64 << 10;
+const MOST_SUMS: u64 = 64 << 10;
 /// So many characters of a line of it are quoted.
 const QUOTED: usize = 100;
 
@@ -37,9 +37,10 @@ pub(super) fn write_sums(path: &Path, sums: &BTreeMap<String, Sum>) -> Result<()
     durable::write(&path.join(SUMS), (lines.join("\n") + "\n").as_bytes(), 0o600)
 }
 
-/// Name and sum of each line of `SHA256SUMS`, as sha256sum(1) prints them: with `*` before the name for `--binary`, and `./` when it was asked for `./*`.
+/// Name and sum of each line of `SHA256SUMS`, as sha256sum(1) prints them: with `*` before the name for `--binary`, and `./` when it was
+/// asked for `./*`.
 pub(super) fn read_sums(path: &Path) -> Result<BTreeMap<String, String>> {
-    let text = String::from_utf8(read_small(path, SUMS, MOST)?).map_err(|_| damaged(format!("its {SUMS} is not text")))?;
+    let text = String::from_utf8(read_small(path, SUMS, MOST_SUMS)?).map_err(|_| damaged(format!("its {SUMS} is not text")))?;
     let mut sums = BTreeMap::new();
     for line in text.lines() {
         let wrong = || damaged(format!("{SUMS} has a line that is no sum: `{}`", quoted(line)));

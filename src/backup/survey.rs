@@ -1,16 +1,15 @@
 //! What lies in `backups/`.
 //!
-//! Order is the manifests' sequence. Imported backups have the sequence 0: whatever the agent took itself is newer. The link `latest` is for
-//! people and is never read.
-
-use std::path::Path;
+//! Order is the manifests' sequence. Imported backups have the sequence 0: whatever the agent took itself is newer. The link `latest` is
+//! for people and is never read.
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
 
 use super::layout::{DELETING, LEGACY_ID, PARTIAL, is_gone};
-use super::published::{self, Backup};
-use crate::error::{FailureKind, damaged, kind};
+use super::manifest::Manifest;
+use super::published::Backup;
+use crate::error::{FailureKind, kind};
 use crate::node::{dir::RecoveryDir, durable};
 
 /// What lies in `backups/`.
@@ -18,14 +17,16 @@ use crate::node::{dir::RecoveryDir, durable};
 pub struct Survey {
     /// Published, with a manifest that is readable and all files there: newest first. Their contents have not been looked at.
     pub backups: Vec<Backup>,
-    /// Published, but not to be used, and why.
+    /// Published, but damaged, and how.
     pub damaged: Vec<(String, anyhow::Error)>,
-    /// Published by a newer agent, in a way that this one cannot read, and why: sound as far as anybody here can tell.
+    /// Published by a newer agent, in a version that this one cannot read, and why. They may well be good.
     pub unsupported: Vec<(String, anyhow::Error)>,
     /// Being taken, or interrupted.
     pub partial: Vec<String>,
     /// Left over from a deletion that was cut short.
     pub deleting: Vec<String>,
+    /// The highest sequence of a published backup, of those of a newer agent too.
+    last_sequence: u64,
 }
 
 /// Looks at everything in `backups/`.
@@ -52,11 +53,17 @@ pub fn survey(dir: &RecoveryDir) -> Result<Survey> {
         } else if id.ends_with(DELETING) {
             survey.deleting.push(id);
         } else {
-            match open(&path, &id) {
-                Ok(backup) => survey.backups.push(backup),
+            match Backup::open(&path, &id) {
+                Ok(backup) => {
+                    survey.last_sequence = survey.last_sequence.max(backup.manifest.sequence);
+                    survey.backups.push(backup);
+                }
                 // Deleted while it was looked at: nothing is wrong with it.
                 Err(_) if is_gone(&path) => {}
-                Err(error) if kind(&error) == FailureKind::Unsupported => survey.unsupported.push((id, error)),
+                Err(error) if kind(&error) == FailureKind::Unsupported => {
+                    survey.last_sequence = survey.last_sequence.max(Manifest::sequence_of(&path).unwrap_or(0));
+                    survey.unsupported.push((id, error));
+                }
                 Err(error) => survey.damaged.push((id, error)),
             }
         }
@@ -76,18 +83,6 @@ pub fn is_deleted(dir: &RecoveryDir, id: &str) -> bool {
 
 fn order(backup: &Backup) -> (u64, Timestamp, &str) {
     (backup.manifest.sequence, backup.manifest.taken, &backup.id)
-}
-
-fn open(path: &Path, id: &str) -> Result<Backup> {
-    let is_dir = path.symlink_metadata().is_ok_and(|meta| meta.is_dir());
-    if !is_dir {
-        return Err(damaged("it is not a directory"));
-    }
-    let manifest = published::complete(path)?;
-    if manifest.id != id {
-        return Err(damaged(format!("its manifest says that it is {}", manifest.id)));
-    }
-    Ok(Backup { id: id.to_owned(), path: path.to_owned(), manifest })
 }
 
 impl Survey {
@@ -113,11 +108,11 @@ impl Survey {
     /// The number of the next backup.
     #[must_use]
     pub fn next_sequence(&self) -> u64 {
-        self.backups.iter().map(|b| b.manifest.sequence).max().unwrap_or(0) + 1
+        self.last_sequence.saturating_add(1)
     }
 }
 
-/// Renames first: a deletion that is cut short leaves nothing that looks like a backup.
+/// Deletes the backup `id`, finished or not. It is renamed first, so that an interrupted deletion leaves nothing that looks like a backup.
 pub(crate) fn remove(dir: &RecoveryDir, id: &str) -> Result<()> {
     let path = dir.backups().join(id);
     let doomed = dir.backups().join(format!("{id}{DELETING}"));

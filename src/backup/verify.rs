@@ -1,5 +1,5 @@
-//! The one judge of a backup, for `verify`, for what publishes one, and for a recovery: its files are those that were written, and a recovery takes
-//! them.
+//! The one judge of a backup, for `verify`, for what publishes one, and for a recovery: its files are those that were written, and a
+//! recovery takes them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -63,8 +63,9 @@ impl VerifyReport {
     /// The failure of whoever needs the backup, which messages call `what`.
     ///
     /// # Errors
-    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) with all that is wrong; [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) or
-    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when it is sound, and a recovery does not take it.
+    /// [`FailureKind::Damaged`] with all that is wrong;
+    /// [`FailureKind::Unsupported`] or [`FailureKind::Misfit`]
+    /// when it is sound, and a recovery does not take it.
     pub fn accept(&self, what: &str) -> Result<()> {
         if self.good { Ok(()) } else { Err(self.failure(format!("{what} is {}: {}", self.verdict(), self.problems.join("; ")))) }
     }
@@ -76,8 +77,8 @@ impl VerifyReport {
     }
 }
 
-/// Checks every file against `SHA256SUMS`, that nothing is missing or added, and that each file is one that [a recovery takes](check_part). `deep` also
-/// decompresses everything: every content of an archive against its index, and all of the etcd snapshot.
+/// Checks every file against `SHA256SUMS`, that nothing is missing or added, and that each file is one that [a recovery takes](check_part).
+/// `deep` also decompresses everything: every content of an archive against its index, and all of the etcd snapshot.
 ///
 /// # Errors
 /// As [`VerifyReport::accept`]; as [`report`].
@@ -88,8 +89,8 @@ pub fn verify(backup: &Backup, deep: bool, progress: &Progress) -> Result<()> {
 /// As [`verify`], for any directory that should be the backup `id`; what is wrong is in the report.
 ///
 /// # Errors
-/// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when the agent is interrupted, or when the backup is deleted meanwhile;
-/// [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace) without scratch space for the snapshot.
+/// [`FailureKind::Interrupted`] when the agent is interrupted, or when the backup is deleted
+/// meanwhile; [`FailureKind::NoSpace`] without scratch space for the snapshot.
 pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<VerifyReport> {
     let mut wrong = Vec::new();
     let manifest = complete(path).map_err(|error| wrong.push(error)).ok();
@@ -134,10 +135,10 @@ pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<
     Ok(VerifyReport::new(id, deep, files, &wrong))
 }
 
-/// Checks the file `name` of the backup at `path` as a recovery takes it: what is right by its sum can be hostile, of a kind that is not taken, or
-/// without what a node needs. An archive is opened, which checks every name in it; that of the static pods has the manifests that are put in place by
-/// name (those of `profile`, when that is known); the snapshot begins as one does. `deep` reads all of it, too, and the structure of the snapshot.
-/// Any other file passes.
+/// Checks the file `name` of the backup at `path` as a recovery takes it: what is right by its sum can be hostile, of a kind that is not
+/// taken, or without what a node needs. An archive is opened, which checks every name in it; that of the static pods has the manifests that
+/// are put in place by name (those of `profile`, when that is known); the snapshot begins as one does. `deep` reads all of it, too, and the
+/// structure of the snapshot. Any other file passes.
 ///
 /// # Errors
 /// As [`Archive::open`], [`Archive::verify`], [`etcd::look`], [`etcd::check_restorable`].

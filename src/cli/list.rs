@@ -1,4 +1,4 @@
-//! `recovery list`, `delete`, `prune`: the backups there are, and fewer of them.
+//! `recovery list`, `delete`, `prune`: which backups there are, and deleting them.
 
 use std::process::ExitCode;
 

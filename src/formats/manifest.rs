@@ -1,4 +1,7 @@
 //! `manifest.json` of a backup: what it says of itself.
+//!
+//! `version`, `agent` and `sequence` are at the same place in every version: an older agent, which can read no more than these, has to know
+//! that a newer one was there, and number its own backups after that one's.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -329,6 +329,7 @@ fn a_backup_of_a_newer_version_is_not_supported_never_damaged_and_never_good() {
     let (code, said) = agent("list");
     assert!(code == 0 && said.contains("unsupported") && said.contains("9.1.0") && !said.contains("damaged"), "{said}");
     assert_eq!(place.listed(), pairs(&[("good", "complete"), ("old", "complete"), ("newer", "unsupported")]));
+    assert_eq!(store::survey(&place.dir).unwrap().next_sequence(), 10);
     // It does not count, and stays.
     let (code, said) = agent("--yes prune --keep 1");
     assert!(

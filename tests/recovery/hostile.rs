@@ -121,17 +121,17 @@ fn damaged_archives_and_manifests() {
     let backup = place.dir.backups().join("b1");
     let whole = place.temporary.path().join("whole");
     sh(place.temporary.path(), &format!("cp -a {} {}", backup.display(), whole.display()));
-    for (damage, says) in [
-        ("truncate -s -1 etc.tar.zst", "etc.tar.zst"),
-        ("printf x | dd of=kubelet.tar.zst bs=1 seek=70 conv=notrunc status=none", "kubelet.tar.zst"),
-        ("rm static-pods.tar.zst", "static-pods.tar.zst"),
-        ("sed -i 's/\"version\": *1/\"version\": 99/' manifest.json", "99"),
-        ("echo '{' > manifest.json", "manifest.json"),
-        ("rm SHA256SUMS", "SHA256SUMS"),
+    for (damage, says, code) in [
+        ("truncate -s -1 etc.tar.zst", "etc.tar.zst", 65),
+        ("printf x | dd of=kubelet.tar.zst bs=1 seek=70 conv=notrunc status=none", "kubelet.tar.zst", 65),
+        ("rm static-pods.tar.zst", "static-pods.tar.zst", 65),
+        ("sed -i 's/\"version\": *1/\"version\": 99/' manifest.json", "99", 64),
+        ("echo '{' > manifest.json", "manifest.json", 65),
+        ("rm SHA256SUMS", "SHA256SUMS", 65),
     ] {
         sh(&backup, damage);
-        begin(&place, 65, &[says]);
-        let ended = refused(&place, &["verify"], 65, &[]);
+        begin(&place, code, &[says]);
+        let ended = refused(&place, &["verify"], code, &[]);
         assert!(format!("{ended}").contains("recovery backup"), "{damage}: {ended}");
         sh(place.temporary.path(), &format!("rm -r {0} && cp -a {1} {0}", backup.display(), whole.display()));
     }

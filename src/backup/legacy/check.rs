@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Error, Result};
 
 use super::excludes;
-use super::layout::{EXCLUDES, EXTRAS, Legacy, Parts, is_dir, revisions};
-use super::members::{self, FILE, LEVELS, Members};
+use super::layout::{EXCLUDE_LIST, EXTRAS_TGZ, Legacy, Parts, is_dir, revisions};
+use super::members::{self, MOST_FILE, MOST_LEVELS, Members};
 use crate::archive::Tick;
 use crate::backup::layout::LEGACY_ID;
 use crate::backup::verify::VerifyReport;
@@ -20,7 +20,7 @@ use crate::node::{Node, clock::interrupted};
 use crate::report::Progress;
 
 /// Bytes of a `currentconfig`: as a `MachineConfig` it had to fit into etcd, whose requests end at 1.5 MiB.
-const CONFIGURATION: u64 = 8 << 20;
+const MOST_CONFIGURATION: u64 = 8 << 20;
 
 /// How far it is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,9 +31,9 @@ enum Depth {
     Contents,
 }
 
-/// Checks it as far as it allows, and as an import and a recovery take it: all parts there, once and not too deep; the node's identity, its configuration
-/// and certificate authorities in the copy of `/etc`; the structure of the snapshot; both archives readable to their end, with plain names; the manifest
-/// of each of the four pods at its revision.
+/// Checks it as far as it allows, and as an import and a recovery take it: all parts there, once and not too deep; the node's identity, its
+/// configuration and certificate authorities in the copy of `/etc`; the structure of the snapshot; both archives readable to their end,
+/// with plain names; the manifest of each of the four pods at its revision.
 ///
 /// # Errors
 /// When interrupted; what is wrong is in the report.
@@ -43,10 +43,11 @@ pub fn verify(old: &Legacy, progress: &Progress) -> Result<VerifyReport> {
     Ok(VerifyReport { bytes: old.usage(), ..VerifyReport::new(LEGACY_ID, true, BTreeMap::new(), &problems) })
 }
 
-/// What is wrong with it as far as a quick look tells, when something is: that of [`verify`], without the snapshot, the archives and the trees.
+/// What is wrong with it as far as a quick look tells, when something is: that of [`verify`], without the snapshot, the archives and the
+/// trees.
 ///
 /// # Errors
-/// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted.
+/// [`FailureKind::Interrupted`] when interrupted.
 pub fn problem(old: &Legacy) -> Result<Option<String>> {
     let problems = problems(old, Depth::Files, &|_| {})?;
     let problems: Vec<String> = problems.iter().map(|problem| format!("{problem:#}")).collect();
@@ -56,7 +57,8 @@ pub fn problem(old: &Legacy) -> Result<Option<String>> {
 /// All that is wrong with it, one sentence each; nothing when a recovery takes it.
 ///
 /// # Errors
-/// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted; [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace) without scratch space.
+/// [`FailureKind::Interrupted`] when interrupted;
+/// [`FailureKind::NoSpace`] without scratch space.
 fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec<Error>> {
     let parts = match old.parts() {
         Ok(parts) => parts,
@@ -88,13 +90,13 @@ fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec<Error>> {
         let identity = Identity::of(&copy, &OPENSHIFT).map_err(|error| damaged(format!("{error:#}")));
         note("etc does not say which node it is of", identity.map(drop))?;
         note("etc", MachineConfig::current(&copy).map(drop))?;
-        note(EXCLUDES, excludes::import(&parts.excludes, &[&parts.etc]).map(drop))?;
+        note(EXCLUDE_LIST, excludes::read_list(&parts.excludes, &[&parts.etc]).map(drop))?;
     }
     if depth == Depth::Contents {
         note("the etcd snapshot", etcd::check_restorable(parts.snapshot, tick))?;
         note("static_kuberesources", members::of(parts.resources).and_then(|members| pods(&members)))?;
         if let Some(extras) = &parts.extras {
-            note(EXTRAS, members::of(extras).map(drop))?;
+            note(EXTRAS_TGZ, members::of(extras).map(drop))?;
         }
         for tree in [&parts.etc, parts.local, &parts.kubelet] {
             note(&tree.file_name().unwrap_or_default().to_string_lossy(), levels(tree))?;
@@ -110,8 +112,8 @@ fn small(parts: &Parts<'_>) -> Result<()> {
     let config = Path::new("/etc/machine-config-daemon/currentconfig");
     let pods = OPENSHIFT.static_pods.iter().map(|pod| OPENSHIFT.manifest(pod));
     let others = ["/etc/machine-id", "/etc/hostname", OPENSHIFT.root_ca].into_iter().chain(OPENSHIFT.kubeconfigs.iter().copied());
-    let files = pods.chain(others.map(Into::into)).map(|path| (copy.real_path(path), FILE));
-    for (path, most) in files.chain([(copy.real_path(config), CONFIGURATION), (parts.excludes.clone(), FILE)]) {
+    let files = pods.chain(others.map(Into::into)).map(|path| (copy.real_path(path), MOST_FILE));
+    for (path, most) in files.chain([(copy.real_path(config), MOST_CONFIGURATION), (parts.excludes.clone(), MOST_FILE)]) {
         let Ok(meta) = path.metadata() else { continue };
         let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
         if !meta.is_file() {
@@ -124,8 +126,8 @@ fn small(parts: &Parts<'_>) -> Result<()> {
     Ok(())
 }
 
-/// That no second copy stands within the first: `cp -Ra /etc DIR/etc`, run again, makes `DIR/etc/etc`, and what is around it is of the run before or
-/// incomplete. Which of the two was meant is for somebody to say. `mark` is what every copy of this tree holds.
+/// That no second copy stands within the first: `cp -Ra /etc DIR/etc`, run again, makes `DIR/etc/etc`, and what is around it is of the run
+/// before or incomplete. Which of the two was meant is for somebody to say. `mark` is what every copy of this tree holds.
 fn nested(tree: &Path, name: &str, mark: &str) -> Result<()> {
     let inner = tree.join(name);
     if !is_dir(&inner) || (!mark.is_empty() && inner.join(mark).symlink_metadata().is_err()) {
@@ -152,7 +154,7 @@ fn pods(members: &Members) -> Result<()> {
 
 /// That no path below `tree` is deeper than an import goes.
 fn levels(tree: &Path) -> Result<()> {
-    for entry in walkdir::WalkDir::new(tree).max_depth(LEVELS + 1) {
+    for entry in walkdir::WalkDir::new(tree).max_depth(MOST_LEVELS + 1) {
         interrupted()?;
         let entry = match entry {
             Ok(entry) => entry,
@@ -164,8 +166,8 @@ fn levels(tree: &Path) -> Result<()> {
             }
             Err(error) => return Err(error).context("walking through it"),
         };
-        if entry.depth() > LEVELS {
-            return Err(too_deep(&format!("it has more than {LEVELS} levels of directories")));
+        if entry.depth() > MOST_LEVELS {
+            return Err(too_deep(&format!("it has more than {MOST_LEVELS} levels of directories")));
         }
     }
     Ok(())

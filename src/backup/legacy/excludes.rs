@@ -1,7 +1,8 @@
 //! `etc.exclude.list` of the old script: patterns for rsync's `--exclude-from`, read and written.
 //!
-//! rsync's are not anchored: `resolv.conf` leaves every file of that name alone, `a/b` every path that ends in it; a leading `/` ties one to the top. The agent's
-//! own patterns always begin at `/etc`: an unanchored one becomes itself at the top, and every path that it matches now.
+//! rsync's are not anchored: `resolv.conf` leaves every file of that name alone, `a/b` every path that ends in it; a leading `/` ties one
+//! to the top. The agent's own patterns always begin at `/etc`: an unanchored one becomes itself at the top, and every path that it matches
+//! now.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStringExt;
@@ -16,19 +17,20 @@ use crate::backup::take::tmpfiles::literal;
 use crate::error::unsupported;
 use crate::node::mounts;
 
-/// Patterns that a list stands for; a real one has some twenty. Each part of a line that begins with a wildcard doubles what the line stands for.
-const MOST: usize = 10_000;
+/// Patterns that a list stands for; a real one has some twenty. Each part of a line that begins with a wildcard doubles what the line
+/// stands for.
+const MOST_PATTERNS: usize = 10_000;
 /// And the most bytes they take.
-const MOST_BYTES: usize = 1 << 20;
+const MOST_PATTERN_BYTES: usize = 1 << 20;
 /// What the old script leaves to `cluster-restore.sh`. Here, the archive of the static pods owns it.
-const OWNED: &str = "kubernetes/manifests";
+const LEFT_TO_STATIC_PODS: &str = "kubernetes/manifests";
 
 /// The patterns of the list at `file` as the agent's own, tried on each of `trees` (copies of `/etc`). A list that is missing is empty.
 ///
 /// # Errors
-/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it stands for more than [`MOST`] patterns; when the list or one of the trees cannot be
-/// read.
-pub(super) fn import(file: &Path, trees: &[&Path]) -> Result<Vec<PathBuf>> {
+/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it stands for more than [`MOST_PATTERNS`] patterns; when the
+/// list or one of the trees cannot be read.
+pub(super) fn read_list(file: &Path, trees: &[&Path]) -> Result<Vec<PathBuf>> {
     let text = match std::fs::read(file) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).replace('\u{fffd}', "*"),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -37,21 +39,21 @@ pub(super) fn import(file: &Path, trees: &[&Path]) -> Result<Vec<PathBuf>> {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with(['#', ';'])).collect();
     let top = |line: &&str| line.trim_matches('/').replace("**", "*");
     let mut paths = Vec::new();
-    for line in lines.iter().map(top).filter(|p| p != OWNED) {
+    for line in lines.iter().map(top).filter(|p| p != LEFT_TO_STATIC_PODS) {
         paths.extend(as_glob(&line)?);
-        if paths.len() > MOST {
+        if paths.len() > MOST_PATTERNS {
             return Err(too_many());
         }
     }
     let loose: Vec<Vec<&str>> = lines
         .iter()
-        .filter(|l| !l.starts_with('/') && l.trim_matches('/') != OWNED)
+        .filter(|l| !l.starts_with('/') && l.trim_matches('/') != LEFT_TO_STATIC_PODS)
         .map(|l| l.trim_matches('/').split('/').collect())
         .collect();
     for tree in trees {
         paths.extend(matched(tree, &loose)?);
         // They go into the manifest, which has its own limit.
-        if paths.len() > MOST || paths.iter().map(|path| path.as_os_str().len()).sum::<usize>() > MOST_BYTES {
+        if paths.len() > MOST_PATTERNS || paths.iter().map(|path| path.as_os_str().len()).sum::<usize>() > MOST_PATTERN_BYTES {
             return Err(too_many());
         }
     }
@@ -63,8 +65,9 @@ pub(super) fn import(file: &Path, trees: &[&Path]) -> Result<Vec<PathBuf>> {
 
 /// The list that stands for `patterns`: each tied to the top, and what the old script always leaves alone.
 #[must_use]
-pub(super) fn export(patterns: &[PathBuf]) -> String {
-    let lines: Vec<String> = patterns.iter().map(|p| p.display().to_string()).chain([OWNED.to_owned()]).map(|p| format!("/{p}")).collect();
+pub(super) fn to_list(patterns: &[PathBuf]) -> String {
+    let lines: Vec<String> =
+        patterns.iter().map(|p| p.display().to_string()).chain([LEFT_TO_STATIC_PODS.to_owned()]).map(|p| format!("/{p}")).collect();
     lines.join("\n") + "\n"
 }
 
@@ -94,13 +97,13 @@ fn matched(tree: &Path, patterns: &[Vec<&str>]) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// What rsync's pattern `line`, tied to the top, is as patterns of the agent's own, which together match the same. There, a wildcard matches a leading
-/// period as well; in glob(7), and so in tmpfiles.d and here, a period has to be said.
+/// What rsync's pattern `line`, tied to the top, is as patterns of the agent's own, which together match the same. There, a wildcard
+/// matches a leading period as well; in glob(7), and so in tmpfiles.d and here, a period has to be said.
 fn as_glob(line: &str) -> Result<Vec<PathBuf>> {
     let mut patterns = vec![Vec::new()];
     for part in line.split('/').filter(|part| !part.is_empty()) {
         let kinds = [vec![part.as_bytes().to_vec()], hidden(part.as_bytes())].concat();
-        if patterns.len() * kinds.len() > MOST {
+        if patterns.len() * kinds.len() > MOST_PATTERNS {
             return Err(too_many());
         }
         let longer = |pattern: &Vec<u8>| {
@@ -115,7 +118,7 @@ fn as_glob(line: &str) -> Result<Vec<PathBuf>> {
 
 fn too_many() -> anyhow::Error {
     unsupported(format!(
-        "the list stands for more than {MOST} patterns, which is not taken: write it with fewer lines, or with fewer wildcards in a line"
+        "the list stands for more than {MOST_PATTERNS} patterns, which is not taken: write it with fewer lines, or with fewer wildcards in a line"
     ))
 }
 
@@ -155,7 +158,7 @@ mod tests {
         for pattern in patterns.split(' ') {
             std::fs::write(&list, format!("/{pattern}\n"))?;
             let theirs = files(dir.path(), "rsync -rn --out-format=%n --exclude-from list etc/ to/")?;
-            let selection = Selection::all().except(import(&list, &[])?)?;
+            let selection = Selection::all().except(read_list(&list, &[])?)?;
             crate::archive::pack(&etc, &dir.path().join("etc.tar.zst"), &selection, None, &|_| {})?;
             let ours = files(dir.path(), "tar --zstd -tf etc.tar.zst | sed 's,^[.]/\\(.\\),\\1,'; rm etc.tar.zst")?;
             assert_eq!(ours, theirs, "{pattern}");
@@ -171,7 +174,7 @@ mod tests {
         }
         let list = dir.path().join("list");
         std::fs::write(&list, "resolv.conf\ncni/net.d\n# no\n\n.updated\nkubernetes/manifests\n/tied\n")?;
-        let paths = import(&list, &[&dir.path().join("etc"), &dir.path().join("node")])?;
+        let paths = read_list(&list, &[&dir.path().join("etc"), &dir.path().join("node")])?;
         for wanted in ["resolv.conf", "a/resolv.conf", "b/resolv.conf", "cni/net.d", "x/cni/net.d", ".updated", "tied"] {
             assert!(paths.contains(&PathBuf::from(wanted)), "{wanted} in {paths:?}");
         }
@@ -185,10 +188,10 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let list = dir.path().join("list");
         std::fs::write(&list, "*/*/*/*/*\n")?;
-        assert_eq!(import(&list, &[])?.len(), 32 + always_excluded().len());
+        assert_eq!(read_list(&list, &[])?.len(), 32 + always_excluded().len());
         for text in ["*/".repeat(40), (0..9000).map(|n| format!("*{n}\n")).collect()] {
             std::fs::write(&list, text)?;
-            let error = import(&list, &[]).unwrap_err();
+            let error = read_list(&list, &[]).unwrap_err();
             assert!(crate::error::exit_code(&error) == 64 && error.to_string().contains("more than 10000 patterns"), "{error:#}");
         }
         Ok(())
@@ -202,9 +205,9 @@ mod tests {
         let mut patterns: Vec<PathBuf> = ["resolv.conf", "cni/x*.d"].map(PathBuf::from).into();
         patterns.extend(always_excluded());
         patterns.sort();
-        std::fs::write(&list, export(&patterns))?;
-        assert_eq!(import(&list, &[&dir.path().join("etc")])?, patterns);
-        assert_eq!(import(Path::new("/nowhere"), &[])?.len(), always_excluded().len());
+        std::fs::write(&list, to_list(&patterns))?;
+        assert_eq!(read_list(&list, &[&dir.path().join("etc")])?, patterns);
+        assert_eq!(read_list(Path::new("/nowhere"), &[])?.len(), always_excluded().len());
         Ok(())
     }
 }

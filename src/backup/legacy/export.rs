@@ -1,4 +1,5 @@
-//! From a backup to the old script's layout, for `upgrade-recovery.sh`, `cluster-restore.sh` and people with a shell: see [`legacy::layout`](super::layout).
+//! From a backup to the old script's layout, for `upgrade-recovery.sh`, `cluster-restore.sh` and people with a shell: see
+//! [`layout`](super::layout).
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,7 +11,7 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use super::excludes;
-use super::layout as legacy;
+use super::layout::{EXCLUDE_LIST, EXTRAS_TGZ};
 use crate::archive::{Archive, Extra, Selection};
 use crate::backup::parts::{ETCD, EXTRAS, Part, STATIC_PODS};
 use crate::backup::published::Backup;
@@ -34,12 +35,15 @@ pub struct Exported {
     pub already: bool,
 }
 
-/// Writes `backup` into the directory `to`, which must be empty or not there, as the old script would have: directories 0700 and files 0600 where
-/// they are the layout's own. An export that was cut short there is begun again; one that is whole, and of this backup, is left as it is.
+/// Writes `backup` into the directory `to`, which must be empty or not there, as the old script would have: directories 0700 and files 0600
+/// where they are the layout's own. An export that was cut short there is begun again; one that is whole, and of this backup, is left as it
+/// is.
 ///
 /// # Errors
-/// [`FailureKind::Usage`](crate::error::FailureKind::Usage) when `to` holds something else, [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) for a
-/// backup of a kubeadm node, [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the backup is; when something cannot be written, and then nothing stays.
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage) when `to` holds something else,
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) for a backup of a kubeadm node,
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the backup is; when something cannot be written, and then nothing
+/// stays.
 pub fn export(backup: &Backup, to: &Path, progress: &Progress) -> Result<Exported> {
     if backup.manifest.profile != Kind::OpenShift {
         return Err(misfit("the layout of upgrade-recovery.sh is that of an OpenShift node; this backup is of a kubeadm one"));
@@ -85,7 +89,7 @@ pub fn export_cluster(backup: &Backup, to: &Path, progress: &Progress) -> Result
     write.cluster()
 }
 
-const STAGING: &str = ".extras";
+const EXTRAS_STAGING: &str = ".extras";
 /// There until all else is: what is beside it is an export of the agent's that was cut short, and nobody's else.
 const UNFINISHED: &str = ".unfinished-export";
 struct Export<'a> {
@@ -99,19 +103,19 @@ impl Export<'_> {
         Part::in_legacy().try_for_each(|(part, place)| self.tree(part.file, place))?;
         self.cluster()?;
         self.extras()?;
-        let list = excludes::export(&self.backup.manifest.etc_excludes);
-        durable::write(&self.to.join(legacy::EXCLUDES), list.as_bytes(), 0o600)?;
+        let list = excludes::to_list(&self.backup.manifest.etc_excludes);
+        durable::write(&self.to.join(EXCLUDE_LIST), list.as_bytes(), 0o600)?;
         durable::sync_file_system(self.to)
     }
 
     /// Removes what an export writes; the mark that it is one goes last.
     fn clear(&self) -> Result<()> {
-        let left = ["cluster", "etc", "local", "kubelet", legacy::EXTRAS, legacy::EXCLUDES, STAGING, UNFINISHED];
+        let left = ["cluster", "etc", "local", "kubelet", EXTRAS_TGZ, EXCLUDE_LIST, EXTRAS_STAGING, UNFINISHED];
         left.iter().try_for_each(|name| durable::remove_tree(&self.to.join(name)))
     }
 
-    /// True when everything that an export of this backup writes is there, and as it writes it. The two `.tar.gz`, whose bytes depend on the order in
-    /// which a file system lists, are read to their end.
+    /// True when everything that an export of this backup writes is there, and as it writes it. The two `.tar.gz`, whose bytes depend on
+    /// the order in which a file system lists, are read to their end.
     fn is_whole(&self) -> Result<bool> {
         for (part, place) in Part::in_legacy() {
             let (archive, tree) = (Archive::open(&self.backup.file(part.file))?, self.to.join(place));
@@ -120,13 +124,13 @@ impl Export<'_> {
             }
         }
         let mut snapshot = zstd::Decoder::new(File::open(self.backup.file(ETCD))?)?;
-        let list = excludes::export(&self.backup.manifest.etc_excludes);
+        let list = excludes::to_list(&self.backup.manifest.etc_excludes);
         let mut tars = vec![self.in_cluster("static_kuberesources", "tar.gz")];
-        tars.extend(self.backup.file(EXTRAS).exists().then(|| self.to.join(legacy::EXTRAS)));
+        tars.extend(self.backup.file(EXTRAS).exists().then(|| self.to.join(EXTRAS_TGZ)));
         for tar in tars {
             std::io::copy(&mut flate2::read::GzDecoder::new(File::open(tar)?), &mut std::io::sink())?;
         }
-        Ok(is_same(&self.in_cluster("snapshot", "db"), &mut snapshot)? && is_same(&self.to.join(legacy::EXCLUDES), &mut list.as_bytes())?)
+        Ok(is_same(&self.in_cluster("snapshot", "db"), &mut snapshot)? && is_same(&self.to.join(EXCLUDE_LIST), &mut list.as_bytes())?)
     }
 
     /// A file of `cluster/`, which the old script names by the time.
@@ -179,10 +183,10 @@ impl Export<'_> {
         if !file.exists() {
             return Ok(());
         }
-        self.tree(EXTRAS, STAGING)?;
-        let (staging, archive) = (self.to.join(STAGING), Archive::open(&file)?);
+        self.tree(EXTRAS, EXTRAS_STAGING)?;
+        let (staging, archive) = (self.to.join(EXTRAS_STAGING), Archive::open(&file)?);
         let is_dir = |path: &Path| staging.join(path).symlink_metadata().is_ok_and(|meta| meta.is_dir());
-        tar_gz(&self.to.join(legacy::EXTRAS), |tar| {
+        tar_gz(&self.to.join(EXTRAS_TGZ), |tar| {
             for path in archive.paths().filter(|path| !is_dir(path)) {
                 tar.append_path_with_name(staging.join(path), path).with_context(|| format!("packing {}", path.display()))?;
             }

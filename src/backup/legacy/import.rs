@@ -34,14 +34,14 @@ const FINGERPRINT: &str = "upgrade-recovery/fingerprint";
 /// Where the parts are put together, in the unfinished backup.
 const STAGING: &str = "staging";
 
-/// Makes a backup of the old one, once: the next time, it is found by its fingerprint. Its sequence is 0: all of the agent's own are newer. It records no
-/// deployment: its target is the pinned one.
+/// Makes a backup of the old one, once: the next time, the one that was made is found by the old one's fingerprint. It gets the sequence 0,
+/// so that all that the agent took itself are newer. It names no deployment: a recovery goes back to the pinned one.
 ///
 /// # Errors
 /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the old backup is,
-/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when a part of it is merely nothing that is taken;
-/// [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace) when there is no room for a second copy; when something cannot be read or written.
-/// Nothing is left behind then.
+/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is sound, and a part of it is not taken all the same;
+/// [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace) when there is no room for a second copy; when something cannot be read or
+/// written. Nothing is left behind then.
 pub fn import(node: &Node, dir: &RecoveryDir, old: &Legacy, progress: &Progress) -> Result<Backup> {
     let fingerprint = old.fingerprint()?;
     let survey = survey(dir)?;
@@ -102,8 +102,8 @@ impl Import<'_> {
         partial.finish(name, Finished { bytes: packed.bytes, stored: packed.stored, sha256: packed.sha256 })
     }
 
-    /// The old script's tar keeps no labels: each file gets that of what is at its place now. It names files as the machine configuration does, also
-    /// through links (`/opt` is one on an ostree host); a backup names them by where they are, because its restore follows none.
+    /// The old script's tar keeps no labels: each file gets that of what is at its place now. It names files as the machine configuration
+    /// does, also through links (`/opt` is one on an ostree host); a backup names them by where they are, because its restore follows none.
     fn extras(&self, partial: &mut Partial, tar: &Path, staging: &Path) -> Result<()> {
         let (unpacked, placed) = (staging.join("unpacked"), staging.join("placed"));
         durable::create_dir(staging, 0o700)?;
@@ -128,8 +128,8 @@ impl Import<'_> {
         self.pack(partial, EXTRAS, &placed, &Selection::all().only(&names))
     }
 
-    /// The whole of `manifests` and `static-pod-resources` from the copy of `/etc`; over it the revisions that were saved with the snapshot, and their
-    /// manifests.
+    /// The whole of `manifests` and `static-pod-resources` from the copy of `/etc`; over it the revisions that were saved with the
+    /// snapshot, and their manifests.
     fn static_pods(&self, partial: &mut Partial, staging: &Path) -> Result<()> {
         let (kubernetes, resources) = (staging.join("kubernetes"), staging.join("resources"));
         let (source, selection) = (self.parts.etc.join("kubernetes"), parts::owned(&OPENSHIFT)?);
@@ -195,7 +195,7 @@ impl Import<'_> {
             operators: Vec::new(),
             images: Vec::new(),
             certificates_expire: expire.map(|(when, _)| when),
-            etc_excludes: excludes::import(&self.parts.excludes, &[&self.parts.etc, &self.node.real_path("/etc")])?,
+            etc_excludes: excludes::read_list(&self.parts.excludes, &[&self.parts.etc, &self.node.real_path("/etc")])?,
             managed_files: MachineConfig::current(&copy)?.map(|config| config.outside_etc()).unwrap_or_default(),
             runtime_unit: None,
             operator_containers: None,
@@ -243,14 +243,15 @@ fn label_tree(like: &Path, tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Gives `path` the `SELinux` label of `like` or, when that is not there, of what is nearest above it; without labels there is nothing to do.
+/// Gives `path` the `SELinux` label of `like` or, when that is not there, of what is nearest above it; without labels there is nothing to
+/// do.
 fn label_like(like: &Path, path: &Path) -> Result<()> {
-    const LABEL: &str = "security.selinux";
+    const SELINUX: &str = "security.selinux";
     let Some(like) = like.ancestors().find(|place| place.symlink_metadata().is_ok()) else { return Ok(()) };
     let mut label = [0; 256];
-    match lgetxattr(like, LABEL, &mut label) {
+    match lgetxattr(like, SELINUX, &mut label) {
         Ok(length) => {
-            lsetxattr(path, LABEL, &label[..length], XattrFlags::empty()).with_context(|| format!("labelling {}", path.display()))
+            lsetxattr(path, SELINUX, &label[..length], XattrFlags::empty()).with_context(|| format!("labelling {}", path.display()))
         }
         Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("reading the label of {}", like.display())),

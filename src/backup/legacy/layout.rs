@@ -23,10 +23,10 @@ use crate::error::damaged;
 use crate::node::profile::OPENSHIFT;
 use crate::node::{dir::RecoveryDir, mounts};
 
-/// Where its patterns are.
-pub(super) const EXCLUDES: &str = "etc.exclude.list";
-/// Where its managed files are.
-pub(super) const EXTRAS: &str = "extras.tgz";
+/// The list of what a restore of `/etc` leaves alone.
+pub(super) const EXCLUDE_LIST: &str = "etc.exclude.list";
+/// The archive of its managed files.
+pub(super) const EXTRAS_TGZ: &str = "extras.tgz";
 const SNAPSHOT: (&str, &str) = ("snapshot_", ".db");
 const RESOURCES: (&str, &str) = ("static_kuberesources_", ".tar.gz");
 
@@ -74,7 +74,7 @@ impl Legacy {
     /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) with what is missing, or is no file.
     pub(super) fn parts(&self) -> Result<Parts<'_>> {
         let missing = |what: &str| damaged(format!("the backup of upgrade-recovery.sh has no {what}"));
-        let (etc, kubelet, extras) = (self.root.join("etc"), self.root.join("kubelet"), self.root.join(EXTRAS));
+        let (etc, kubelet, extras) = (self.root.join("etc"), self.root.join("kubelet"), self.root.join(EXTRAS_TGZ));
         for path in [&etc, &kubelet] {
             if !is_dir(path) {
                 return Err(missing(&format!("{}/", path.file_name().unwrap_or_default().display())));
@@ -83,7 +83,7 @@ impl Legacy {
         let extras = match extras.symlink_metadata() {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             _ if extras.is_file() => Some(extras),
-            _ => return Err(damaged(format!("{EXTRAS} of the backup of upgrade-recovery.sh is not a regular file"))),
+            _ => return Err(damaged(format!("{EXTRAS_TGZ} of the backup of upgrade-recovery.sh is not a regular file"))),
         };
         Ok(Parts {
             snapshot: self.snapshot.as_deref().ok_or_else(|| missing("cluster/snapshot_*.db"))?,
@@ -92,7 +92,7 @@ impl Legacy {
             local: self.local.as_deref().ok_or_else(|| missing("local/"))?,
             kubelet,
             extras,
-            excludes: self.root.join(EXCLUDES),
+            excludes: self.root.join(EXCLUDE_LIST),
         })
     }
 
@@ -113,7 +113,7 @@ impl Legacy {
     /// Bytes of each part on disk, by its name in the directory.
     #[must_use]
     pub fn files(&self) -> BTreeMap<String, u64> {
-        let parts = ["cluster", "etc", "kubelet", EXTRAS].map(|name| self.root.join(name));
+        let parts = ["cluster", "etc", "kubelet", EXTRAS_TGZ].map(|name| self.root.join(name));
         let there = parts.iter().chain(&self.local).filter(|path| path.exists());
         let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         there.map(|path| (name(path), mounts::usage(path).unwrap_or(0))).collect()

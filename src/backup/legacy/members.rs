@@ -1,4 +1,5 @@
-//! What is in the archives of an old backup, and how it is unpacked. As for tar, the last of several members of one name is the one that counts.
+//! What is in the archives of an old backup, and how it is unpacked. As for tar, the last of several members of one name is the one that
+//! counts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -14,18 +15,18 @@ use crate::error::{damaged, unsupported};
 use crate::node::{clock::interrupted, durable};
 
 /// Levels of directories below each of its trees: a real `/etc` has some ten. The archives' names have no more either.
-pub(super) const LEVELS: usize = 1024;
+pub(super) const MOST_LEVELS: usize = 1024;
 /// Bytes of any other file that is read whole: a manifest, the list of excludes, a bundle of certificates.
-pub(super) const FILE: u64 = 1 << 20;
+pub(super) const MOST_FILE: u64 = 1 << 20;
 
 type Gz = MultiGzDecoder<BufReader<File>>;
 
 /// Bytes of a member's name: with the directory that it is unpacked into, a path has to stay below the 4,096 of Linux.
-const NAME: usize = 3 << 10;
+const MOST_NAME: usize = 3 << 10;
 /// Members of one archive: one of a real node has some hundreds.
-const MEMBERS: usize = 100_000;
+const MOST_MEMBERS: usize = 100_000;
 /// How the manifests of static pods end: the text of these is kept.
-const MANIFEST: &str = "-pod.yaml";
+const POD_MANIFEST: &str = "-pod.yaml";
 
 /// What is in one archive.
 #[derive(Debug, Default)]
@@ -41,7 +42,8 @@ pub(super) struct Members {
 /// The members of the tar.gz at `file`, read to the end (gzip's own sum is behind it).
 ///
 /// # Errors
-/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it cannot be read to its end, or when a member cannot be unpacked where it belongs.
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it cannot be read to its end, or when a member cannot be unpacked
+/// where it belongs.
 pub(super) fn of(file: &Path) -> Result<Members> {
     let mut members = Members::default();
     each(file, |name, entry| members.see(name, entry))?;
@@ -82,9 +84,9 @@ impl Members {
 
     fn see(&mut self, name: &Path, entry: &mut Entry<'_, Gz>) -> Result<()> {
         let shown = name.display();
-        if name.components().count() > LEVELS || name.as_os_str().len() > NAME {
+        if name.components().count() > MOST_LEVELS || name.as_os_str().len() > MOST_NAME {
             return Err(unsupported(format!(
-                "a name in it has more than {LEVELS} levels or {NAME} bytes, which is not taken: pack it without that"
+                "a name in it has more than {MOST_LEVELS} levels or {MOST_NAME} bytes, which is not taken: pack it without that"
             )));
         }
         let is_dir = entry.header().entry_type().is_dir();
@@ -105,10 +107,10 @@ impl Members {
             self.files.insert(name.to_owned());
         }
         self.names.insert(name.to_owned());
-        if self.names.len() > MEMBERS {
-            return Err(unsupported(format!("it has more than {MEMBERS} members, and no more are taken")));
+        if self.names.len() > MOST_MEMBERS {
+            return Err(unsupported(format!("it has more than {MOST_MEMBERS} members, and no more are taken")));
         }
-        if name.as_os_str().to_string_lossy().ends_with(MANIFEST) && name.components().count() == 3 {
+        if name.as_os_str().to_string_lossy().ends_with(POD_MANIFEST) && name.components().count() == 3 {
             self.keep(name, entry)?;
         }
         Ok(())
@@ -118,8 +120,8 @@ impl Members {
     fn keep(&mut self, name: &Path, entry: &mut Entry<'_, Gz>) -> Result<()> {
         let text = match link(entry)? {
             Some(to) => self.manifests.get(&to).cloned().unwrap_or_default(),
-            None if entry.size() > FILE => {
-                return Err(damaged(format!("{} in it has {} bytes; no more than {FILE} are read", name.display(), entry.size())));
+            None if entry.size() > MOST_FILE => {
+                return Err(damaged(format!("{} in it has {} bytes; no more than {MOST_FILE} are read", name.display(), entry.size())));
             }
             None => {
                 let mut text = Vec::new();
@@ -182,7 +184,8 @@ fn link(entry: &Entry<'_, Gz>) -> Result<Option<PathBuf>> {
     plain(&to).map(Some)
 }
 
-/// A name without `.` in it, and without a slash before it: tar leaves that out when it unpacks. One that could lead out of a directory is refused.
+/// A name without `.` in it, and without a slash before it: tar leaves that out when it unpacks. One that could lead out of a directory is
+/// refused.
 fn plain(name: &Path) -> Result<PathBuf> {
     let name: PathBuf = name.components().filter(|c| !matches!(c, Component::CurDir | Component::RootDir)).collect();
     if name.components().all(|c| matches!(c, Component::Normal(_))) {

@@ -1,4 +1,4 @@
-//! What `delete` and `prune` share.
+//! What `delete` and `prune` share: what they report, and what follows a deletion.
 
 use std::path::Path;
 
@@ -31,8 +31,9 @@ pub(super) fn not_during_a_recovery(dir: &RecoveryDir) -> Result<()> {
     Ok(())
 }
 
-/// What follows every deletion: the rest of those that were cut short, the pins that nothing needs any more, the link.
-pub(super) fn finish(node: &Node, dir: &RecoveryDir, result: &mut Removed) -> Result<()> {
+/// What follows every deletion: interrupted ones are finished, pins that no backup needs any more are dropped, and the link `latest` is
+/// set.
+pub(super) fn clear_up(node: &Node, dir: &RecoveryDir, result: &mut Removed) -> Result<()> {
     let found = survey(dir)?;
     for id in &found.deleting {
         durable::remove_tree(&dir.backups().join(id))?;

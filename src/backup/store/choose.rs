@@ -45,8 +45,8 @@ pub fn find(dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Res
 }
 
 /// The backup of this id or name; the newest (by sequence) that is readable when none is given. A directory of the old script's in `--dir`
-/// (`cluster/`, `etc/`, …) is the id `upgrade-recovery` and is imported (see [`import`](mod@legacy::import)) on the way, when it is asked for or there is nothing
-/// else: the caller holds the lock. Its contents are not checked here: see [`verify`](mod@verify).
+/// (`cluster/`, `etc/`, …) is the id `upgrade-recovery` and is imported (see [`import`](mod@legacy::import)) on the way, when it is asked
+/// for or there is nothing else: the caller holds the lock. Its contents are not checked here: see [`verify`](mod@verify).
 ///
 /// # Errors
 /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the wanted one is damaged, or only damaged ones are left;

@@ -1,8 +1,8 @@
-//! `delete`: one backup less.
+//! `delete`: deletes one backup.
 
 use anyhow::Result;
 
-use super::after::{Removed, finish, not_during_a_recovery};
+use super::after::{Removed, clear_up, not_during_a_recovery};
 use super::choose::no_such;
 use crate::backup::layout::{DELETING, LEGACY_ID, is_gone};
 use crate::backup::names;
@@ -13,7 +13,7 @@ use crate::error::{misfit, usage};
 use crate::node::{Node, dir::RecoveryDir};
 use crate::report::Progress;
 
-/// What a `delete` will take away: see [`deletion`].
+/// What a `delete` will delete: see [`deletion`].
 #[derive(Debug)]
 pub struct Deletion {
     /// The backup's id; `None` when it is deleted already.
@@ -21,11 +21,13 @@ pub struct Deletion {
     kept: Vec<String>,
 }
 
-/// Looks which backup a `delete` means, and whether it may: the last good one only with `force`, none while a recovery is in progress. Nothing is changed.
+/// Finds the backup that is to be deleted, and checks that it may be: the last good one only with `force`, none while a recovery is in
+/// progress. Nothing is changed.
 ///
 /// # Errors
-/// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) during a recovery, [`FailureKind::Usage`](crate::error::FailureKind::Usage) for the last good one
-/// without `force`, [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is no backup of this name. An id of which there is none is deleted already.
+/// [`FailureKind::Busy`](crate::error::FailureKind::Busy) during a recovery, [`FailureKind::Usage`](crate::error::FailureKind::Usage) for
+/// the last good one without `force`, [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is no backup of this name. An
+/// id of which there is none is deleted already.
 pub fn deletion(dir: &RecoveryDir, wanted: &str, force: bool, progress: &Progress) -> Result<Deletion> {
     not_during_a_recovery(dir)?;
     if wanted == LEGACY_ID {
@@ -48,7 +50,8 @@ pub fn deletion(dir: &RecoveryDir, wanted: &str, force: bool, progress: &Progres
             }
             Some(id.clone())
         }
-        // A deletion that was cut short is finished; one that was not is what was asked for, when an id says that no other can be meant.
+        // An interrupted deletion is finished by the same call again. An id of which there is no backup (a name may be a slip of the pen)
+        // is deleted already.
         (None, None) if found.deleting.iter().any(|left| left.strip_suffix(DELETING) == Some(wanted)) => Some(wanted.to_owned()),
         (None, None) if names::is_id(wanted) => None,
         (None, None) => return Err(no_such(dir, &found, wanted)),
@@ -57,7 +60,7 @@ pub fn deletion(dir: &RecoveryDir, wanted: &str, force: bool, progress: &Progres
     Ok(Deletion { id, kept })
 }
 
-/// Deletes what was looked at.
+/// Deletes what [`deletion`] found.
 ///
 /// # Errors
 /// When something cannot be removed.
@@ -66,7 +69,7 @@ pub fn delete(node: &Node, dir: &RecoveryDir, Deletion { id, kept }: Deletion) -
         remove(dir, id)?;
     }
     let mut removed = Removed { removed: id.into_iter().collect(), kept, ..Removed::default() };
-    finish(node, dir, &mut removed)?;
+    clear_up(node, dir, &mut removed)?;
     Ok(removed)
 }
 

@@ -23,7 +23,7 @@ pub enum State {
     Complete,
     /// Being taken, or interrupted.
     Partial,
-    /// Not to be used.
+    /// Published, but damaged: it cannot be used.
     Damaged,
     /// Published by a newer agent, which this one cannot read.
     Unsupported,
@@ -120,7 +120,7 @@ pub fn list(dir: &RecoveryDir) -> Result<Vec<Listed>> {
 /// The manifest and files of one backup.
 ///
 /// # Errors
-/// As [`choose`]; nothing is imported.
+/// When there is no such backup, or it cannot be used. Nothing is imported.
 pub fn show(node: &Node, dir: &RecoveryDir, wanted: &str) -> Result<Shown> {
     let survey = survey(dir)?;
     let Some(backup) = survey.find(wanted) else {

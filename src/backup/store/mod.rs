@@ -1,6 +1,7 @@
-//! The backups that there are: which, which one is meant, and fewer of them.
+//! What is done with the backups that there are: listing them, finding the one that is meant, deleting them.
 //!
-//! Reading order: [`list`] (what there is); [`choose`](mod@choose) (which one is meant); [`delete`](mod@delete), [`prune`](mod@prune), and [`after`], what both share.
+//! Reading order: [`list`](mod@list) (what there is); [`choose`](mod@choose) (which one is meant); [`delete`](mod@delete),
+//! [`prune`](mod@prune), and [`after`], what both share.
 
 pub mod after;
 pub mod choose;

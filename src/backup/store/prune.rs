@@ -1,8 +1,8 @@
-//! `prune`: all but the newest good ones less.
+//! `prune`: deletes all but the newest good backups.
 
 use anyhow::Result;
 
-use super::after::{Removed, finish, not_during_a_recovery};
+use super::after::{Removed, clear_up, not_during_a_recovery};
 use crate::backup::published::Backup;
 use crate::backup::survey::{remove, survey};
 use crate::backup::take::publish;
@@ -11,17 +11,16 @@ use crate::error::usage;
 use crate::node::{Node, dir::RecoveryDir};
 use crate::report::Progress;
 
-/// Deletes what is older than the newest `keep` good backups, unfinished ones, and what an earlier deletion left. "Good" is checked against
-/// `SHA256SUMS`, except for `trusted` (just verified). While there are no `keep` good ones, no published backup is deleted; a damaged one that is newer is
-/// left for somebody to look at, and one of a newer agent's, which nobody here can judge, neither counts nor goes.
+/// Deletes the backups that are older than the newest `keep` good ones, unfinished backups, and what an interrupted deletion left. Whether
+/// a backup is good is checked against its `SHA256SUMS`; `trusted` has just been checked. While there are fewer than `keep` good ones, no
+/// published backup is deleted. A damaged one among the newest stays, for somebody to look at it. One that a newer agent took stays as
+/// well, and does not count as good: this agent cannot read it.
 ///
 /// # Errors
-/// [`FailureKind::Busy`](crate::error::FailureKind::Busy) during a recovery, [`FailureKind::Usage`](crate::error::FailureKind::Usage) for `keep` 0.
+/// [`FailureKind::Busy`](crate::error::FailureKind::Busy) during a recovery; as [`check_keep`]; when something cannot be read or removed.
 pub fn prune(node: &Node, dir: &RecoveryDir, keep: usize, trusted: Option<&str>, progress: &Progress) -> Result<Removed> {
     not_during_a_recovery(dir)?;
-    if keep == 0 {
-        return Err(usage("the last good backup is never pruned: keep at least 1"));
-    }
+    check_keep(keep)?;
     publish::finish_interrupted(dir)?;
     let found = survey(dir)?;
     let mut result = Removed::default();
@@ -48,6 +47,14 @@ pub fn prune(node: &Node, dir: &RecoveryDir, keep: usize, trusted: Option<&str>,
     let newer = |(id, error): &(String, _)| format!("the backup {id} is not supported and stays: {error:#}");
     result.warnings.extend(found.unsupported.iter().map(newer));
     result.warnings.extend(found.damaged.iter().map(|(id, error)| format!("the backup {id} is damaged: {error:#}")));
-    finish(node, dir, &mut result)?;
+    clear_up(node, dir, &mut result)?;
     Ok(result)
+}
+
+/// Checks how many good backups are to be kept.
+///
+/// # Errors
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage) for none at all.
+pub fn check_keep(keep: usize) -> Result<()> {
+    if keep == 0 { Err(usage("at least one good backup is always kept: --keep takes 1 or more")) } else { Ok(()) }
 }

@@ -1,5 +1,5 @@
-//! What a backup puts into the recovery directory besides itself: the agent's own binary and the old tool's front. An upgrade that fails may leave a node
-//! without images or network: what recovers it must lie there already.
+//! What a backup puts into the recovery directory besides itself: the agent's own binary and the old tool's front. An upgrade that fails
+//! may leave a node without images or network: what recovers it must lie there already.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Cursor, Read, Seek};
@@ -20,9 +20,10 @@ const FRONT_TEXT: &str = include_str!("../../../packaging/upgrade-recovery.sh");
 /// This process's own program, wherever it was started from.
 const SELF: &str = "/proc/self/exe";
 /// Below `/var`, files are labelled `var_t`, which systemd may not run.
-const LABEL: &[u8] = b"system_u:object_r:bin_t:s0\0";
+const BIN_LABEL: &[u8] = b"system_u:object_r:bin_t:s0\0";
 
-/// Installs both, replacing older ones in one step each. A file whose content is the same already stays, with mode and label as they must be.
+/// Installs both, replacing older ones in one step each. A file whose content is the same already stays, with mode and label as they must
+/// be.
 ///
 /// # Errors
 /// When one cannot be written or, on a host with `SELinux`, labelled.
@@ -71,7 +72,7 @@ fn place(path: &Path, mut content: impl Read + Seek, labelled: bool) -> Result<(
 fn dress(file: &File, labelled: bool) -> Result<()> {
     fchmod(file, Mode::from_raw_mode(0o755))?;
     if labelled {
-        fsetxattr(file, "security.selinux", LABEL, XattrFlags::empty()).context("labelling it so that systemd may run it")?;
+        fsetxattr(file, "security.selinux", BIN_LABEL, XattrFlags::empty()).context("labelling it so that systemd may run it")?;
     }
     Ok(file.sync_all()?)
 }
@@ -82,8 +83,8 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use std::process::Command;
 
-    /// A recovery directory with the front, and an agent that prints how it was called. Both are copied by a child: what this process wrote, a
-    /// child that another thread forks at that moment holds open, and it cannot be run ("text file busy").
+    /// A recovery directory with the front, and an agent that prints how it was called. Both are copied by a child: what this process
+    /// wrote, a child that another thread forks at that moment holds open, and it cannot be run ("text file busy").
     fn fronted() -> tempfile::TempDir {
         let dir = tempfile::Builder::new().prefix("with blank ").tempdir().unwrap();
         for (name, text) in [(FRONT, FRONT_TEXT), (BINARY, "#!/bin/sh\nprintf '%s|' \"$@\"\n")] {
@@ -177,7 +178,7 @@ mod tests {
         place(&front, Cursor::new(FRONT_TEXT), true)?;
         let mut label = [0; 100];
         let length = rustix::fs::getxattr(&front, "security.selinux", &mut label)?;
-        assert_eq!((front.metadata()?.permissions().mode() & 0o7777, &label[..length]), (0o755, LABEL));
+        assert_eq!((front.metadata()?.permissions().mode() & 0o7777, &label[..length]), (0o755, BIN_LABEL));
         assert_eq!(std::fs::read_to_string(dir.path().join(FRONT))?, FRONT_TEXT);
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! A backup that is being taken: a directory `<id>.partial` with a journal of its own, so that the next `backup` can go on with it.
+//! A backup that is being taken: a directory `<id>.partial` with a journal of its own ([`formats::partial`](crate::formats::partial)), so
+//! that the next `backup` can go on with it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ use crate::node::{Node, dir::RecoveryDir, durable};
 
 /// Its journal; not there any more once it is published.
 pub const STATE: &str = FORMAT.name;
-/// What is older is not the same moment any more, seconds.
+/// After so many seconds an unfinished backup is not gone on with: what of it is finished is too old to go with the rest.
 const GOES_STALE: u64 = 3600;
 
 /// What must be the same for a backup to be continued.
@@ -50,7 +51,7 @@ pub struct Finished {
 }
 
 #[derive(Debug, Clone)]
-struct State {
+struct Noted {
     taken: Timestamp,
     /// Seconds since boot: with the boot id the same, time that no clock set wrong can change.
     begun: u64,
@@ -65,7 +66,7 @@ pub struct Partial {
     pub id: String,
     /// Its directory.
     pub path: PathBuf,
-    state: State,
+    state: Noted,
 }
 
 impl Conditions {
@@ -85,7 +86,13 @@ impl Partial {
     ///
     /// # Errors
     /// When one cannot be discarded, or the new directory cannot be made; when interrupted, and then what is finished stays.
-    pub fn open(node: &Node, dir: &RecoveryDir, survey: &Survey, conditions: &Conditions, release: Option<&str>) -> Result<Self> {
+    pub fn continue_or_begin(
+        node: &Node,
+        dir: &RecoveryDir,
+        survey: &Survey,
+        conditions: &Conditions,
+        release: Option<&str>,
+    ) -> Result<Self> {
         let continued = newest(node, dir, survey, conditions);
         for id in survey.partial.iter().filter(|id| continued.as_ref().is_none_or(|c| c.path.file_name() != Some(id.as_ref()))) {
             remove(dir, id)?;
@@ -108,7 +115,7 @@ impl Partial {
         let id = std::iter::once(wanted.clone()).chain((2..100).map(|n| format!("{wanted}-{n}"))).find(free).unwrap_or(wanted);
         let path = dir.backups().join(format!("{id}{PARTIAL}"));
         durable::create_dir(&path, 0o700)?;
-        let state = State { taken, begun: node.clock().since_boot().as_secs(), conditions: conditions.clone(), finished: BTreeMap::new() };
+        let state = Noted { taken, begun: node.clock().since_boot().as_secs(), conditions: conditions.clone(), finished: BTreeMap::new() };
         let partial = Self { id, path, state };
         partial.save()?;
         Ok(partial)
@@ -126,10 +133,10 @@ impl Partial {
         &self.state.finished
     }
 
-    /// Where the file `name` is to be written. What an earlier attempt left there is removed.
+    /// The path at which the file `name` is to be written. What an earlier attempt left there is removed.
     ///
     /// # Errors
-    /// When it cannot be removed, or forgotten.
+    /// When that cannot be removed, or the journal cannot be written.
     pub fn room_for(&mut self, name: &str) -> Result<PathBuf> {
         if self.state.finished.remove(name).is_some() {
             self.save()?;
@@ -148,7 +155,7 @@ impl Partial {
         self.save()
     }
 
-    /// Gives it up: a full disk must not be kept full by what does not fit on it.
+    /// Deletes it: on a full disk, an unfinished backup would keep the disk full.
     ///
     /// # Errors
     /// When it cannot be deleted.
@@ -156,7 +163,8 @@ impl Partial {
         remove(dir, &format!("{}{PARTIAL}", self.id))
     }
 
-    /// Forgets finished files that are not as they were, and etcd's and the static pods' always: those are taken together, last.
+    /// Keeps the finished files that are still as they were written. etcd's and the static pods' are never kept: those are taken together,
+    /// last.
     fn keep_what_is_whole(&mut self) -> Result<()> {
         let path = self.path.clone();
         let mut whole = BTreeMap::new();
@@ -190,10 +198,10 @@ impl Partial {
 
 fn newest(node: &Node, dir: &RecoveryDir, survey: &Survey, conditions: &Conditions) -> Option<Partial> {
     let now = node.clock().since_boot().as_secs();
-    let fits = |state: &State| state.conditions == *conditions && !is_stale(state.begun, now);
+    let fits = |state: &Noted| state.conditions == *conditions && !is_stale(state.begun, now);
     let read = |id: &String| {
         let path = dir.backups().join(id);
-        let state = read_state(&path)?;
+        let state = read_noted(&path)?;
         Some(Partial { id: id.strip_suffix(PARTIAL)?.to_owned(), path, state })
     };
     survey.partial.iter().filter_map(read).filter(|p| fits(&p.state)).max_by_key(|p| p.state.begun)
@@ -204,20 +212,20 @@ fn is_stale(begun: u64, now: u64) -> bool {
     now < begun || now - begun >= GOES_STALE
 }
 
-/// One that cannot be read is one that cannot be continued.
-fn read_state(path: &Path) -> Option<State> {
+/// What the journal in `path` notes; nothing when it cannot be read, and then the backup is not gone on with.
+fn read_noted(path: &Path) -> Option<Noted> {
     let json = durable::read(&path.join(STATE), durable::SMALL).ok()?;
-    FORMAT.read(&json, |_, json| serde_json::from_slice::<V1>(json)).ok().map(State::from)
+    FORMAT.read(&json, |_, json| serde_json::from_slice::<V1>(json)).ok().map(Noted::from)
 }
 
-impl From<V1> for State {
+impl From<V1> for Noted {
     fn from(V1 { version: _, taken, begun, conditions, finished }: V1) -> Self {
         Self { taken, begun, conditions: conditions.into(), finished: finished.into_iter().map(|(name, one)| (name, one.into())).collect() }
     }
 }
 
-impl From<State> for V1 {
-    fn from(State { taken, begun, conditions, finished }: State) -> Self {
+impl From<Noted> for V1 {
+    fn from(Noted { taken, begun, conditions, finished }: Noted) -> Self {
         let finished = finished.into_iter().map(|(name, one)| (name, one.into())).collect();
         Self { version: FORMAT.version, taken, begun, conditions: conditions.into(), finished }
     }
@@ -272,7 +280,7 @@ mod tests {
     impl Place {
         fn open(&self, conditions: &Conditions) -> Partial {
             let survey = crate::backup::survey::survey(&self.dir).unwrap();
-            Partial::open(&self.node, &self.dir, &survey, conditions, Some("4.16.8")).unwrap()
+            Partial::continue_or_begin(&self.node, &self.dir, &survey, conditions, Some("4.16.8")).unwrap()
         }
 
         fn with_files(&self) -> Partial {

@@ -70,8 +70,9 @@ pub struct Facts {
 /// Looks at everything; changes nothing.
 ///
 /// # Errors
-/// [`FailureKind::NotPermitted`](crate::error::FailureKind::NotPermitted) when not root, [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when this is no
-/// single-node control plane, [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when etcd or the API do not answer,
+/// [`FailureKind::NotPermitted`](crate::error::FailureKind::NotPermitted) when not root,
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when this is no single-node control plane,
+/// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when etcd or the API do not answer,
 /// [`FailureKind::Busy`](crate::error::FailureKind::Busy) when something is being rolled out.
 pub fn look(node: &Node, dir: &RecoveryDir, options: &TakeOptions, survey: &Survey, progress: &Progress) -> Result<Facts> {
     if !rustix::process::geteuid().is_root() {
@@ -248,8 +249,8 @@ fn needs(node: &Node, profile: &Profile, warnings: &mut Vec<String>) -> Option<S
     found.or_else(|| runtime::listening(node))
 }
 
-/// Those containers of the profile's operators that run, or are being started again in their pod: one that is scaled to zero is not waited for
-/// after a recovery.
+/// Those containers of the profile's operators that run, or are being started again in their pod: one that is scaled to zero is not waited
+/// for after a recovery.
 fn operators_running(
     profile: &Profile,
     containers: &[crictl::Container],

@@ -1,7 +1,7 @@
 //! From a finished partial to a published backup: check what was written, sums, fsync, remove the journal, rename, fsync.
 //!
-//! The journal goes only when everything else is on disk: a partial without one, whose files are those that its sums list, lacks nothing but its
-//! name. [`finish_interrupted`] gives it that when a crash got in between.
+//! The journal goes only when everything else is on disk: a partial without one, whose files are those that its sums list, lacks nothing
+//! but its name. [`finish_interrupted`] gives it that when a crash got in between.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,13 +21,14 @@ use crate::etcd;
 use crate::node::{dir::RecoveryDir, durable};
 use crate::report::Progress;
 
-/// Checks the files of `partial` as they are on disk, and makes it the backup of `manifest`. Until the rename in here, nothing has changed for anybody
-/// who looks for a backup.
+/// Checks the files of `partial` as they are on disk, and makes it the backup of `manifest`. Until the rename in here, nothing has changed
+/// for anybody who looks for a backup.
 ///
 /// # Errors
-/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when a file is not what was written; when anything cannot be written or synced.
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when a file is not what was written; when anything cannot be written or
+/// synced.
 pub fn publish(dir: &RecoveryDir, partial: &Partial, manifest: Manifest, progress: &Progress) -> Result<Backup> {
-    let mut sums = check(partial, progress)?;
+    let mut sums = check_finished(partial, progress)?;
     for name in sums.keys() {
         check_part(&partial.path, name, Some(manifest.profile.profile()), false).context("checking the backup before it is published")?;
     }
@@ -45,7 +46,8 @@ pub fn publish(dir: &RecoveryDir, partial: &Partial, manifest: Manifest, progres
     Ok(Backup { id: partial.id.clone(), path, manifest })
 }
 
-/// Publishes what a crash kept from its last step; not during a recovery, which has chosen its backup. The caller holds the lock.
+/// Publishes backups that a crash stopped right before the last rename. Not during a recovery, which has chosen its backup. The caller
+/// holds the lock.
 ///
 /// # Errors
 /// When `backups/` cannot be listed, or the rename fails.
@@ -64,9 +66,9 @@ pub fn finish_interrupted(dir: &RecoveryDir) -> Result<()> {
     Ok(())
 }
 
-/// Checks the finished files: archives were read back from the disk when they were packed, or hashed when this backup was continued, so that their
-/// length (and their index, when they are opened) says that they are still those; the snapshot is read here, from the disk.
-fn check(partial: &Partial, progress: &Progress) -> Result<BTreeMap<String, Sum>> {
+/// Checks the finished files: archives were read back from the disk when they were packed, or hashed when this backup was continued, so
+/// that their length (and their index, when they are opened) says that they are still those; the snapshot is read here, from the disk.
+fn check_finished(partial: &Partial, progress: &Progress) -> Result<BTreeMap<String, Sum>> {
     let mut sums = BTreeMap::new();
     for (name, written) in partial.finished() {
         let path = partial.path.join(name);

@@ -19,7 +19,7 @@ use crate::backup::manifest::{Etcd, Manifest};
 use crate::backup::names;
 use crate::backup::parts::ETCD;
 use crate::backup::published::Backup;
-use crate::backup::store::{after::link_latest, prune::prune};
+use crate::backup::store::{after::link_latest, prune::check_keep, prune::prune};
 use crate::backup::survey::{Survey, survey};
 use crate::error::{FailureKind, busy, kind};
 use crate::etcd;
@@ -65,7 +65,7 @@ pub struct Taken {
     pub warnings: Vec<String>,
 }
 
-/// Takes a backup. The caller holds the lock of `dir`, asked [`trees::refuse_dir_inside`] before it was made.
+/// Takes a backup. The caller holds the lock of `dir`, and has called [`trees::refuse_dir_inside`] before it made `dir`.
 ///
 /// An interrupted one is continued; one that does not fit on the disk is given up. The backup before is not touched until the new one is
 /// published.
@@ -92,7 +92,7 @@ pub fn take(node: &Node, dir: &RecoveryDir, options: &TakeOptions, progress: &Pr
     }));
     let conditions = Conditions::of(node, facts.booted.as_ref().map(|(_, id)| id.clone()))?;
     let release = facts.cluster.as_ref().map(|cluster| cluster.version.as_str());
-    let mut partial = Partial::open(node, dir, &survey, &conditions, release)?;
+    let mut partial = Partial::continue_or_begin(node, dir, &survey, &conditions, release)?;
     let mut run = Run { node, dir, options, progress, survey: &survey, facts: &facts, reused: 0, skipped: Vec::new() };
     let backup = match run.make(&mut partial) {
         Ok(backup) => backup,
@@ -108,11 +108,11 @@ pub fn take(node: &Node, dir: &RecoveryDir, options: &TakeOptions, progress: &Pr
 fn check_options(options: &TakeOptions) -> Result<()> {
     options.name.as_deref().map_or(Ok(()), names::check_name)?;
     names::check_labels(&options.labels)?;
-    if options.keep == 0 { Err(crate::error::usage("the last good backup is never pruned: keep at least 1")) } else { Ok(()) }
+    check_keep(options.keep)
 }
 
-/// The backup that the same Job or pod has had: it lives again, out of that backup's etcd, and asks what it asked then. Published
-/// backups never change, so this needs no lock; and it must not: it is asked in the middle of the recovery that brought the Job back.
+/// The backup that the same Job or pod has asked for before: a recovery restores the Job with etcd, and it runs and asks again. Published
+/// backups never change, so this needs no lock; and it must not take it, because the recovery that brought the Job back has it.
 ///
 /// # Errors
 /// When the backups cannot be listed.
@@ -150,7 +150,7 @@ fn refuse_during_a_recovery(dir: &RecoveryDir, asked_by: &AskedBy) -> Result<()>
     )))
 }
 
-/// What is unfinished stays for the next attempt, unless it is what filled the disk.
+/// An unfinished backup stays for the next attempt, unless the disk is full: then it is deleted, to leave room.
 fn give_up(error: anyhow::Error, partial: Partial, dir: &RecoveryDir) -> anyhow::Error {
     if kind(&error) != FailureKind::NoSpace {
         return error;
@@ -208,14 +208,14 @@ impl Run<'_> {
         partial.finish(tree.file, Finished { bytes: packed.bytes, stored: packed.stored, sha256: packed.sha256 })
     }
 
-    /// etcd's data and what is on disk of the static pods must be of one moment (the keys of encrypted secrets are among the latter): when a manifest
-    /// changes in between, both are taken again.
+    /// etcd's data and what is on disk of the static pods must be of one moment (the keys of encrypted secrets are among the latter): when
+    /// a manifest changes in between, both are taken again.
     fn etcd_and_static_pods(&mut self, partial: &mut Partial) -> Result<Etcd> {
         for _ in 0..ATTEMPTS {
             let before = self.manifests_in_use()?;
             let etcd = self.save_etcd(partial)?;
             let tree = self.facts.trees.static_pods.clone();
-            // The one of an attempt before is of another moment.
+            // An archive from the attempt before is of another moment than this snapshot.
             partial.room_for(tree.file)?;
             self.archive(&tree, partial)?;
             if self.manifests_in_use()? == before {
@@ -274,7 +274,8 @@ impl Run<'_> {
     }
 }
 
-/// What follows only a published backup: the link, standby deployments, older backups. What fails here is a warning: the backup is there.
+/// What is done only once the backup is published: the link `latest`, standby deployments, older backups. A failure here is a warning: the
+/// backup is there.
 fn make_room(node: &Node, dir: &RecoveryDir, options: &TakeOptions, backup: &Backup, taken: &mut Taken, progress: &Progress) {
     if let Err(error) = link_latest(dir, Some(backup)) {
         taken.warnings.push(format!("{error:#}"));
@@ -296,7 +297,8 @@ fn make_room(node: &Node, dir: &RecoveryDir, options: &TakeOptions, backup: &Bac
     }
 }
 
-/// Removes what stands behind the booted deployment in its own stateroot and is not pinned: the upgrade needs the room, in `/boot` above all.
+/// Removes the deployments behind the booted one in its own stateroot that are not pinned: the upgrade needs the room, in `/boot` above
+/// all.
 fn remove_standbys(node: &Node, removed: &mut Vec<String>) -> Result<()> {
     if !ostree::is_ostree(node) {
         return Ok(());

@@ -1,4 +1,5 @@
-//! What `/etc/tmpfiles.d` names below `/etc`: paths that are made, changed or removed at every boot, and that a restore of `/etc` leaves alone.
+//! What `/etc/tmpfiles.d` names below `/etc`: paths that are made, changed or removed at every boot, and that a restore of `/etc` leaves
+//! alone.
 //!
 //! The format is tmpfiles.d(5): `type path mode user group age argument`, fields may be quoted, paths may hold specifiers and, for some
 //! types, wildcards.
@@ -61,8 +62,8 @@ fn below_etc(line: &str, machine_id: &str) -> Option<PathBuf> {
     (!below.as_os_str().is_empty()).then_some(below)
 }
 
-/// A path field as a pattern. A specifier whose value is not known here, and a byte that is not UTF-8, becomes `*`: rather leave one path too
-/// many alone than write over one that is made at boot.
+/// A path field as a pattern. A specifier whose value is not known here, and a byte that is not UTF-8, becomes `*`: rather leave one path
+/// too many alone than write over one that is made at boot.
 fn pattern(path: &str, globs: bool, machine_id: &str) -> String {
     let mut out = String::with_capacity(path.len());
     let mut letters = path.chars();

@@ -1,4 +1,4 @@
-//! Which trees a backup holds, and what of each: one owner for each path.
+//! The trees of this node that a backup is made of, by the table of [`parts`](crate::backup::parts).
 
 use std::path::{Path, PathBuf};
 
@@ -44,7 +44,8 @@ impl Trees {
     /// Those of a node of this profile.
     ///
     /// # Errors
-    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when one of the trees is not there; when `currentconfig` or `/etc/tmpfiles.d` cannot be read.
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when one of the trees is not there; when `currentconfig` or
+    /// `/etc/tmpfiles.d` cannot be read.
     pub fn of(node: &Node, profile: &'static Profile) -> Result<Self> {
         let managed_files = MachineConfig::current(node)?.map(|config| config.outside_etc()).unwrap_or_default();
         let extras = extras(node, &managed_files)?;
@@ -61,7 +62,8 @@ impl Trees {
         Ok(Self { first, static_pods, etc_excludes: etc_excludes(node)?, managed_files, extras })
     }
 
-    /// Bytes of content of all of it, mounts not entered; something more than is archived, as little as what a restore of `/etc` leaves alone.
+    /// Bytes of content of all of it; mounts are not entered. It is a little more than is archived: what the selections leave out is
+    /// counted, too.
     ///
     /// # Errors
     /// As [`mounts::usage`].
@@ -118,8 +120,8 @@ pub(crate) fn real(node: &Node, path: &Path) -> PathBuf {
     }
 }
 
-/// Refuses a recovery directory inside a tree that is archived: a backup would hold all earlier ones, and a restore delete them. To be called before
-/// the directory is made.
+/// Refuses a recovery directory inside a tree that is archived: a backup would hold all earlier ones, and a restore delete them. To be
+/// called before the directory is made.
 ///
 /// # Errors
 /// [`FailureKind::Usage`](crate::error::FailureKind::Usage) when it is.
