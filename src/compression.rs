@@ -90,6 +90,14 @@ pub fn is_tar(block: &[u8]) -> bool {
 #[error("more than {} MiB of memory are needed to decompress it", (1 << WINDOW) >> 20)]
 pub struct WindowTooLarge;
 
+impl WindowTooLarge {
+    /// True when this is what `error` is about.
+    #[must_use]
+    pub fn is_cause_of(error: &io::Error) -> bool {
+        matches!(error.get_ref(), Some(own) if own.is::<Self>())
+    }
+}
+
 /// What is in the zstd frames of a file, one after the other; zeros behind the last, with which dd and tapes fill up, are passed over as
 /// gzip does it.
 pub struct Unzstd<R> {
@@ -248,7 +256,7 @@ mod tests {
         wide.window_log(WINDOW + 1).unwrap();
         io::Write::write_all(&mut wide, b"of unknown length").unwrap();
         let error = read(&[&wide.finish().unwrap()]).unwrap_err();
-        assert!(error.get_ref().is_some_and(|own| own.is::<WindowTooLarge>()), "{error}");
+        assert!(WindowTooLarge::is_cause_of(&error), "{error}");
     }
 
     #[test]

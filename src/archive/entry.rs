@@ -1,7 +1,6 @@
 //! One entry of an archive: what it is, and everything about it that a restore brings back.
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
 
 use super::acl;
 use super::path::{LONGEST_NAME, LONGEST_PATH, check_path, shown};
@@ -20,7 +19,7 @@ pub(super) const LARGEST_ENTRY: u64 = 512 << 10;
 pub(super) const LARGEST_TABLE: u64 = 256 << 20;
 
 /// What an entry is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
     File,
     Directory,
@@ -33,7 +32,7 @@ pub(super) enum Kind {
 }
 
 /// A time as file systems keep it: seconds since 1970, and the nanoseconds after them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub(super) struct Time {
     pub(super) seconds: i64,
     pub(super) nanoseconds: u32,
@@ -45,7 +44,7 @@ pub(super) const IMMUTABLE: u8 = 1;
 pub(super) const APPEND_ONLY: u8 = 2;
 
 /// What many entries have in common.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct Attributes {
     /// Permissions, set-id and sticky bits.
     pub(super) mode: u32,
@@ -64,7 +63,7 @@ impl Attributes {
 }
 
 /// One entry.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
     /// Relative to the root of the tree, without a slash at either end; the root itself is empty.
     pub(super) path: Vec<u8>,

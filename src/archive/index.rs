@@ -128,7 +128,7 @@ pub(super) fn compressor() -> Result<zstd::bulk::Compressor<'static>> {
 /// What there is at the end of an archive.
 pub(super) enum Opened {
     /// An index that can be used.
-    Index(Reader),
+    Index(Box<Reader>),
     /// An index of a version that this agent does not know.
     OfVersion(u32),
     /// No index, or a part of one.
@@ -179,7 +179,7 @@ impl Reader {
         let span = Span { file: file.try_clone().context("opening the index")?, at: head_start + head_len, end };
         let decoder = decoder(span)?;
         let left = head.entries;
-        Ok(Opened::Index(Self { head, records: BufReader::with_capacity(64 << 10, decoder), left, buffer: Vec::new() }))
+        Ok(Opened::Index(Box::new(Self { head, records: BufReader::with_capacity(64 << 10, decoder), left, buffer: Vec::new() })))
     }
 
     /// The next record; `None` after the last.
@@ -386,6 +386,7 @@ mod tests {
     /// compression.
     #[test]
     fn the_sample_of_version_2_is_read_and_written_as_it_is() {
+        use Kind::{BlockDevice, CharDevice, Directory, Fifo, File, HardLink, Symlink};
         let sample = samples::read(SAMPLE);
         let old = file(&sample);
         let archive = Archive::open(old.path()).unwrap();
@@ -393,7 +394,6 @@ mod tests {
         assert_eq!(archive.read_file("a".as_ref()).unwrap().unwrap(), b"text");
         let (head, records, raw) = read(old.as_file());
         let kinds = records.iter().map(|record| record.entry.kind);
-        use Kind::{BlockDevice, CharDevice, Directory, Fifo, File, HardLink, Symlink};
         assert!(kinds.eq([Directory, File, BlockDevice, CharDevice, Directory, File, HardLink, Fifo, Directory, Symlink, File]));
         assert!(records.iter().filter(|record| record.existence).map(|record| &record.entry.path[..]).eq([b"m"]));
         let mut writer = Writer::new().unwrap();

@@ -177,7 +177,7 @@ impl Source for Stream<'_> {
     fn fill(&mut self, piece: &mut Vec<u8>) -> Result<()> {
         let name = self.path.display();
         self.reader.fill(piece).map_err(|error| match error.downcast_ref::<std::io::Error>() {
-            Some(cause) if cause.get_ref().is_some_and(|own| own.is::<WindowTooLarge>()) => {
+            Some(cause) if WindowTooLarge::is_cause_of(cause) => {
                 unsupported(format!("{name}: {cause}: unpack it first: `zstd -d --long=31 {}`", word(self.path)))
             }
             // An error of the disk has a number; the decompressor's have none.

@@ -24,7 +24,7 @@ const RACY: i64 = 2;
 
 /// An older archive, read along with the walk through the tree.
 pub(super) struct Previous {
-    reader: Reader,
+    reader: Box<Reader>,
     pub(super) frames: Arc<Frames>,
     /// The records whose headers are in one frame: they are taken over together or not at all.
     group: Vec<Record>,

@@ -192,13 +192,14 @@ impl Read for Zstd {
     }
 }
 
+/// Adds to an error what can be done about it, where that is known.
 fn with_the_way_on(error: io::Error) -> io::Error {
-    match error.get_ref().and_then(|own| own.downcast_ref::<WindowTooLarge>()) {
-        None => error,
-        Some(why) => io::Error::other(Carried(unsupported(format!(
-            "{why}; decompress it first, and use what comes out: zstd -d --long=31 ARCHIVE -o FILE.tar"
-        )))),
+    if !WindowTooLarge::is_cause_of(&error) {
+        return error;
     }
+    io::Error::other(Carried(unsupported(format!(
+        "{error}; decompress it first, and use what comes out: zstd -d --long=31 ARCHIVE -o FILE.tar"
+    ))))
 }
 
 /// A file, read from its start: its own position is not used, because clones of the handle share it.

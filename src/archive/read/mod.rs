@@ -83,7 +83,7 @@ pub(super) fn check_index(file: &File) -> Result<()> {
 }
 
 /// All that an index says, checked.
-fn read_index(mut reader: index::Reader, file: File) -> Result<(Table, Source)> {
+fn read_index(mut reader: Box<index::Reader>, file: File) -> Result<(Table, Source)> {
     let mut builder = Builder::default();
     while let Some(record) = reader.next()? {
         builder.add_record(record)?;

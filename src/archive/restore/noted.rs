@@ -13,7 +13,6 @@ use std::os::fd::OwnedFd;
 use anyhow::{Context, Result};
 use rustix::fs::{IFlags, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 
 use crate::archive::entry::{IMMUTABLE, Time};
 use crate::archive::found::Found;
@@ -33,6 +32,9 @@ const NOTE_VERSION: u8 = 1;
 const STAND_IN: IFlags = IFlags::SYNC.union(IFlags::NODUMP).union(IFlags::NOATIME);
 const LOCKS: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);
 
+/// A note on the disk, in the format of postcard: path, seconds and nanoseconds of the time, flags. Before them stands the version.
+type Line = (Vec<u8>, i64, u32, u8);
+
 /// A directory in which something is changed, as it was before.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Touched {
@@ -41,7 +43,7 @@ pub(super) struct Touched {
 }
 
 /// The same, with its path, as it is noted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Noted {
     /// Relative to the directory that the stage is in.
     pub(super) path: Vec<u8>,
@@ -59,7 +61,7 @@ pub(super) fn write(tree: &Tree, root: &[u8], notes: &[Noted]) -> Result<()> {
         let stage = tree.list(&join(root, STAGE))?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&stage, UNFINISHED, flags, Mode::RUSR | Mode::WUSR)?;
-        let mut bytes = postcard::to_stdvec(&(NOTE_VERSION, notes))?;
+        let mut bytes = to_bytes(notes)?;
         while !bytes.is_empty() {
             let written = rustix::io::write(&file, &bytes)?;
             bytes.drain(..written);
@@ -105,8 +107,16 @@ pub(super) fn read(tree: &Tree, root: &[u8]) -> Result<Vec<Noted>> {
     Ok(notes.unwrap_or_default())
 }
 
+fn to_bytes(notes: &[Noted]) -> Result<Vec<u8>> {
+    let line = |Noted { path, mtime, flags }: &Noted| -> Line { (path.clone(), mtime.seconds, mtime.nanoseconds, *flags) };
+    let lines: Vec<Line> = notes.iter().map(line).collect();
+    Ok(postcard::to_stdvec(&(NOTE_VERSION, lines))?)
+}
+
 fn parse(bytes: &[u8]) -> Option<Vec<Noted>> {
-    let (version, notes) = postcard::from_bytes::<(u8, Vec<Noted>)>(bytes).ok()?;
+    let (version, lines) = postcard::from_bytes::<(u8, Vec<Line>)>(bytes).ok()?;
+    let note = |(path, seconds, nanoseconds, flags)| Noted { path, mtime: Time { seconds, nanoseconds }, flags };
+    let notes: Vec<Noted> = lines.into_iter().map(note).collect();
     let sound = notes.iter().all(|noted| noted.path.is_empty() || check_path(&noted.path).is_ok());
     (version == NOTE_VERSION && sound).then_some(notes)
 }
@@ -124,7 +134,7 @@ pub(super) fn mark(tree: &Tree, root: &[u8], before: Touched) -> Result<()> {
             exchange(&directory, flags)?;
         }
         let note = Noted { path: Vec::new(), mtime: before.mtime, flags: before.flags };
-        match rustix::fs::fsetxattr(directory.file(), NOTE, &postcard::to_stdvec(&(NOTE_VERSION, vec![note]))?, XattrFlags::empty()) {
+        match rustix::fs::fsetxattr(directory.file(), NOTE, &to_bytes(&[note])?, XattrFlags::empty()) {
             Err(Errno::NOSPC | Errno::DQUOT) => {
                 tracing::warn!("no room to note what {} is like: should this restore be killed, it loses its time", tree.shown(root));
             }
@@ -255,6 +265,8 @@ mod tests {
         write(&tree, b"", &notes).unwrap();
         assert_eq!(read(&tree, b"").unwrap(), notes);
         assert!(!stage.join(UNFINISHED).exists());
+        // What an agent of this version has written is read by every later one that has the same number.
+        assert_eq!(std::fs::read(stage.join("directories")).unwrap(), b"\x01\x02\0\x09\x07\x01\x05etc/\xff\x09\x07\x01");
         write(&tree, b"", &[note(b"../outside")]).unwrap();
         assert_eq!(read(&tree, b"").unwrap(), []);
         std::fs::write(stage.join("directories"), b"\xffnotes").unwrap();
