@@ -1,0 +1,17 @@
+//! `manifest.json` of a backup.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use recovery::backup::manifest::Manifest;
+use recovery_fuzz::{refused, stays_inside};
+
+fuzz_target!(|json: &[u8]| {
+    let manifest = match Manifest::parse(json) {
+        Ok(manifest) => manifest,
+        Err(error) => return refused(&error),
+    };
+    manifest.etc_excludes.iter().for_each(|pattern| stays_inside(pattern));
+    // What an agent reads, it can write, and reads again as the same.
+    let written = serde_json::to_vec_pretty(&manifest).expect("JSON");
+    assert_eq!(Manifest::parse(&written).expect("what was written"), manifest);
+});
