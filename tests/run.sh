@@ -7,7 +7,7 @@ help() {
 usage: tests/run.sh [all | unit | room ROOM | node | drills] [TEST...]
 
   all         everything, as CI does; this is what it does without a word
-  unit        the library's own tests: seconds, no root, nothing to install beside what the build needs
+  unit        the library's own tests: a minute, nothing to install beside what the build needs; four of them need root
   room ROOM   the tests of a room from outside: archive, backup, cli, etcd, kube, machine,
               recovery or tools
   node        the real node by itself: it reboots, loses its power and comes back
