@@ -256,21 +256,6 @@ mod tests {
     use crate::error::exit_code;
 
     #[test]
-    fn the_second_of_two_is_told_who_holds_the_lock() -> Result<()> {
-        let root = tempfile::tempdir()?;
-        let dir = RecoveryDir::new(&Node::at(root.path(), None), Path::new(DEFAULT));
-        dir.prepare()?;
-        assert_eq!(dir.holder(), None);
-        let held = dir.lock("backup")?;
-        assert!(dir.holder().is_some_and(|holder| holder.starts_with("`recovery backup` (process")));
-        let error = dir.lock("resume").unwrap_err();
-        assert_eq!(exit_code(&error), 75);
-        assert!(error.to_string().contains("`recovery backup` (process"), "{error}");
-        drop(held);
-        dir.lock("resume").map(drop)
-    }
-
-    #[test]
     fn notes_of_the_old_script_are_told_from_a_journal() {
         let stages = |notes: &str| old_stages(notes.as_bytes()).map(|stages| stages.join(" "));
         assert_eq!(stages("started\n"), Some("started".to_owned()));
@@ -282,62 +267,6 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_others_can_write_to_is_refused() -> Result<()> {
-        let root = tempfile::tempdir()?;
-        let dir = RecoveryDir::new(&Node::at(root.path(), None), Path::new(DEFAULT));
-        dir.prepare()?;
-        for path in [dir.path().to_owned(), dir.backups()] {
-            std::fs::set_permissions(&path, Permissions::from_mode(0o777))?;
-            assert_eq!(exit_code(&dir.prepare().unwrap_err()), 77, "{}", path.display());
-            std::fs::set_permissions(&path, Permissions::from_mode(0o755))?;
-            dir.check()?;
-        }
-        Ok(())
-    }
-
-    /// A file system of the directory's own that has no room for anything more.
-    struct Full(tempfile::TempDir);
-
-    impl Full {
-        fn mount(with_lock: bool) -> (Self, RecoveryDir) {
-            let root = tempfile::tempdir().unwrap();
-            let dir = RecoveryDir::new(&Node::at(root.path(), None), Path::new(DEFAULT));
-            dir.prepare().unwrap();
-            let mount = |args: &[&str]| std::process::Command::new("mount").args(args).arg(dir.path()).status().unwrap();
-            assert!(mount(&["-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs"]).success());
-            let full = Self(root);
-            if with_lock {
-                std::fs::write(dir.path().join("lock"), "").unwrap();
-            }
-            std::fs::write(dir.path().join("filler"), vec![1; 128 << 10]).unwrap_err();
-            // An empty file takes no block of a tmpfs, but a name.
-            assert!(mount(&["-o", "remount,nr_inodes=3"]).success());
-            std::fs::write(dir.path().join("last"), "").ok();
-            (full, dir)
-        }
-    }
-
-    impl Drop for Full {
-        fn drop(&mut self) {
-            std::process::Command::new("umount").arg("--lazy").arg(self.0.path().join("var/recovery")).status().ok();
-        }
-    }
-
-    #[test]
-    fn a_full_disk_does_not_keep_a_lock_from_being_taken_that_is_there() {
-        let (_full, dir) = Full::mount(true);
-        dir.lock("prune").unwrap();
-    }
-
-    #[test]
-    fn a_disk_without_room_for_the_lock_says_what_to_delete_by_hand() {
-        let (_full, dir) = Full::mount(false);
-        let error = dir.lock("prune").unwrap_err();
-        assert_eq!(exit_code(&error), 73);
-        assert!(error.to_string().contains("`rm -r /var/recovery/backups/ID`"), "{error}");
-    }
-
-    #[test]
     fn a_link_is_refused_with_the_name_of_the_place() -> Result<()> {
         let root = tempfile::tempdir()?;
         let (place, link) = (root.path().join("disk"), root.path().join("link"));
@@ -346,19 +275,6 @@ mod tests {
         let error = RecoveryDir::new(&Node::live(), &link).check().unwrap_err();
         assert_eq!(exit_code(&error), 77);
         assert!(error.to_string().contains(&format!("`recovery --dir {} ", place.canonicalize()?.display())), "{error}");
-        Ok(())
-    }
-
-    #[test]
-    fn a_directory_that_was_there_before_is_left_to_root_alone() -> Result<()> {
-        let root = tempfile::tempdir()?;
-        let dir = RecoveryDir::new(&Node::at(root.path(), None), Path::new(DEFAULT));
-        std::fs::create_dir_all(dir.backups())?;
-        for path in [dir.path().to_owned(), dir.backups()] {
-            std::fs::set_permissions(&path, Permissions::from_mode(0o755))?;
-        }
-        dir.prepare()?;
-        assert_eq!([dir.path().metadata()?.mode() & 0o7777, dir.backups().metadata()?.mode() & 0o7777], [0o700, 0o700]);
         Ok(())
     }
 }

@@ -116,7 +116,9 @@ mod tests {
     use crate::formats::index::Trailer;
 
     fn entry(path: &str, kind: Kind, size: u64, target: &str) -> Entry {
-        let attributes = Attributes { mode: 0o755, ..Attributes::default() };
+        // Of who runs the test: only root can restore what is another's.
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let attributes = Attributes { mode: 0o755, uid, gid, ..Attributes::default() };
         Entry { path: path.into(), kind, attributes, mtime: Time::default(), size, target: target.into(), device: (0, 0) }
     }
 
