@@ -1,5 +1,6 @@
 //! The moments of a recovery: its journal as it grows, and the agent stopped at one of them, for as long as something else has to happen.
 
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -110,6 +111,15 @@ impl Stopped {
         Ok(peaks.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0))
     }
 
+    /// They go on, and so does the `nsenter` that has started one: it stops itself with what it waits for.
+    pub(crate) fn go_on_with(self, nsenter: &Child) -> Result<()> {
+        let pid = Pid::from_child(nsenter);
+        let stopped = || Ok(field(pid, "State:").is_some_and(|state| state.starts_with('T')).then_some(()));
+        Limit::of(60).wait("nsenter to stop with the agent", stopped, String::new)?;
+        self.go_on()?;
+        kill_process(pid, Signal::CONT).context("letting nsenter go on")
+    }
+
     /// They go on.
     pub(crate) fn go_on(self) -> Result<()> {
         self.0.into_iter().try_for_each(|agent| kill_process(agent, Signal::CONT).context("letting an agent go on"))
@@ -128,13 +138,20 @@ fn is_at_work(pid: Pid) -> bool {
     field(pid, "Name:").as_deref() == Some("recovery") && field(pid, "State:").is_some_and(|state| !state.starts_with('Z'))
 }
 
-/// The agents at work on the node, in its containers too, as this machine numbers them.
+/// The agents at work on the node, in its containers too, as this machine numbers them: below its process 1, or called into its PID namespace
+/// from outside, as by a person over SSH.
 fn agents(node: &Node) -> Result<Vec<Pid>> {
     let leader = node.power()?.leader.and_then(Pid::from_raw).context("the node is off")?;
+    let namespace = |pid: Pid| std::fs::read_link(format!("/proc/{}/ns/pid", pid.as_raw_nonzero())).ok();
+    let of_the_node = namespace(leader).context("the node is off")?;
+    let is_on_the_node = |pid: Pid| {
+        namespace(pid).is_some_and(|its| its == of_the_node)
+            || std::iter::successors(Some(pid), |pid| parent(*pid)).any(|pid| pid == leader)
+    };
     let mut agents = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else { continue };
-        if is_at_work(pid) && std::iter::successors(Some(pid), |pid| parent(*pid)).any(|pid| pid == leader) {
+        if is_at_work(pid) && is_on_the_node(pid) {
             agents.push(pid);
         }
     }

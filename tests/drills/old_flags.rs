@@ -30,7 +30,7 @@ fn resume_with_a_kubelet_that_must_ask(node: &Node) -> Result<String> {
     let steps: Vec<String> = journal(node)?.iter().map(said).collect();
     ensure!(!steps.iter().any(|step| step.starts_with("resume start-kubelet ")), "the agent was stopped too late: {steps:?}");
     node.run(&["sh", "-c", "rm /etc/kubernetes/kubelet.conf /var/lib/kubelet/pki/kubelet-client-*"])?;
-    agent.go_on()?;
+    agent.go_on_with(&tool)?;
     let done = tool.wait_with_output()?;
     ensure!(done.status.success(), "it ended with {}: {}", done.status, String::from_utf8_lossy(&done.stderr));
     Ok(String::from_utf8(done.stdout)?)
