@@ -29,4 +29,5 @@ pub mod kube;
 pub mod node;
 pub mod recovery;
 pub mod report;
+pub mod session;
 pub mod tools;

@@ -14,7 +14,7 @@ pub(super) fn run(context: &Context, args: &AbandonArgs) -> Result<ExitCode> {
         "The recovery will be ended where it is: what it has restored stays, what it holds back (kubelet, SELinux) is let go.".to_owned(),
         "`recovery status` says how far it came.".to_owned(),
     ])?;
-    let report = abandon(&context.node, &context.dir, args.force)?;
+    let report = abandon(&context.session()?, args.force)?;
     context.print(&report, |report| report.as_ref().map_or_else(|| "no recovery is in progress: nothing to do\n".to_owned(), describe))?;
     Ok(ExitCode::SUCCESS)
 }

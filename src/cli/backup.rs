@@ -24,7 +24,7 @@ pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<ExitCode> {
     };
     refuse_dir_inside(&context.node, &context.dir)?;
     // Before the lock, which a recovery holds while the Job of its own backup comes back to life. A backup may know it by its pod alone.
-    let taken = |by: &AskedBy| already_taken(&context.node, &context.dir, by);
+    let taken = |by: &AskedBy| already_taken(&context.session()?, by);
     let mut done = taken(&options.asked_by)?;
     if done.is_none() && matches!(options.asked_by, AskedBy::Pod(_)) {
         options.asked_by = options.asked_by.by_its_job(&context.node);
@@ -34,9 +34,8 @@ pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<ExitCode> {
         context.print(&done, describe)?;
         return Ok(ExitCode::SUCCESS);
     }
-    context.dir.prepare()?;
-    let _lock = context.dir.lock("backup")?;
-    let taken = take(&context.node, &context.dir, &options, &context.progress).context("taking a backup")?;
+    let session = context.prepared_session()?.lock("backup")?;
+    let taken = take(&session, &options).context("taking a backup")?;
     context.print(&taken, describe)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -16,6 +16,7 @@ use crate::node::clock::interrupted;
 use crate::node::dir::{DEFAULT, RecoveryDir};
 use crate::recovery::WAIT;
 use crate::report::{Progress, to_stderr, words};
+use crate::session::Session;
 
 /// How long a question waits for its answer.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -67,7 +68,17 @@ impl Context {
         if !rustix::process::geteuid().is_root() {
             return Err(not_permitted("this needs root: run it with sudo, or as root"));
         }
-        self.dir.check()
+        self.session().map(drop)
+    }
+
+    /// The node with its recovery directory, which is checked.
+    pub(super) fn session(&self) -> Result<Session<'_>> {
+        Session::open(&self.node, &self.dir, &self.progress)
+    }
+
+    /// The same, with the recovery directory made when it is missing.
+    pub(super) fn prepared_session(&self) -> Result<Session<'_>> {
+        Session::prepare(&self.node, &self.dir, &self.progress)
     }
 
     /// Says what is about to be done and asks. `--yes` is consent; without a terminal to ask on there is none.

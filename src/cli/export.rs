@@ -11,13 +11,12 @@ use crate::backup::{choose, export};
 use crate::report::{paths, words::line};
 
 pub(super) fn run(context: &Context, args: &ExportArgs) -> Result<ExitCode> {
-    let backup = match find(&context.dir, Some(&args.backup), &context.progress)? {
+    let backup = match find(&context.session()?, Some(&args.backup))? {
         Found::Backup(backup) => *backup,
         // It is imported on the way.
         Found::Old(_) => {
-            context.dir.prepare()?;
-            let _lock = context.dir.lock("export")?;
-            choose(&context.node, &context.dir, Some(&args.backup), &context.progress)?
+            let session = context.prepared_session()?.lock("export")?;
+            choose(&session, Some(&args.backup))?
         }
     };
     let exported = export(&backup, &args.to, &context.progress)?;

@@ -10,26 +10,26 @@ use crate::backup::store::{self, Listed, Removed, State};
 use crate::report::{mib, words::line};
 
 pub(super) fn run(context: &Context) -> Result<ExitCode> {
-    let listed = store::list(&context.dir)?;
+    let listed = store::list(&context.session()?)?;
     context.print(&listed, |listed| describe(listed))?;
     Ok(ExitCode::SUCCESS)
 }
 
 pub(super) fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode> {
-    let _lock = context.dir.lock("delete")?;
-    let deletion = store::deletion(&context.dir, &args.backup, args.force, &context.progress)?;
+    let session = context.session()?.lock("delete")?;
+    let deletion = store::deletion(&session, &args.backup, args.force)?;
     if let Some(id) = &deletion.id {
         context.confirm(&[format!("The backup {id} will be deleted.")])?;
     }
-    let removed = store::delete(&context.node, &context.dir, deletion)?;
+    let removed = store::delete(&session, deletion)?;
     context.print(&removed, describe_removed)?;
     Ok(ExitCode::SUCCESS)
 }
 
 pub(super) fn prune(context: &Context, args: &PruneArgs) -> Result<ExitCode> {
-    let _lock = context.dir.lock("prune")?;
+    let session = context.session()?.lock("prune")?;
     context.confirm(&[format!("All but the newest {} good backups will be deleted.", args.keep)])?;
-    let removed = store::prune(&context.node, &context.dir, args.keep as usize, None, &context.progress)?;
+    let removed = store::prune(&session, args.keep as usize, None)?;
     context.print(&removed, describe_removed)?;
     Ok(ExitCode::SUCCESS)
 }

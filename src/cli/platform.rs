@@ -13,7 +13,7 @@ use crate::recovery::{Asked, From, Options, plan, platform_report};
 use crate::report::words::line;
 
 pub(super) fn run(context: &Context, args: &PlatformArgs) -> Result<ExitCode> {
-    let report = platform_report(&context.node, &context.dir, args.backup.as_deref(), &context.progress)?;
+    let report = platform_report(&context.session()?, args.backup.as_deref())?;
     match &report.action {
         Action::Drop { .. } | Action::RollBack { .. } | Action::Reboot { .. } if args.rollback => roll_back(context, args),
         Action::Refuse { .. } => {
@@ -35,7 +35,7 @@ fn roll_back(context: &Context, args: &PlatformArgs) -> Result<ExitCode> {
         from: From::Platform,
         compare: false,
     };
-    begin(context, plan(&context.node, &context.dir, options, &context.progress)?)
+    begin(context, plan(&context.session()?, options)?)
 }
 
 fn describe(report: &PlatformReport) -> String {

@@ -16,5 +16,5 @@ pub(super) fn run(context: &Context, args: &RecoverArgs) -> Result<ExitCode> {
         from: From::Platform,
         compare: false,
     };
-    begin(context, plan(&context.node, &context.dir, options, &context.progress)?)
+    begin(context, plan(&context.session()?, options)?)
 }

@@ -16,5 +16,5 @@ pub(super) fn run(context: &Context, args: &RestartArgs) -> Result<ExitCode> {
         from: From::Platform,
         compare: false,
     };
-    begin(context, plan_restart(&context.node, &context.dir, options, &context.progress)?)
+    begin(context, plan_restart(&context.session()?, options)?)
 }

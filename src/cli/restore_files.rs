@@ -18,7 +18,7 @@ pub(super) fn run(context: &Context, args: &RestoreFilesArgs) -> Result<ExitCode
         from: From::Files,
         compare: args.dry_run,
     };
-    let proposal = plan(&context.node, &context.dir, options, &context.progress)?;
+    let proposal = plan(&context.session()?, options)?;
     if args.dry_run {
         context.print(&proposal.report, |report| describe_plan(report).join("\n"))?;
         return Ok(ExitCode::SUCCESS);

@@ -16,7 +16,7 @@ pub(super) fn run(context: &Context, args: &ResumeArgs) -> Result<ExitCode> {
     if args.unit {
         unit::ready();
     }
-    let report = resume(&context.node, &context.dir, &options, &context.progress).inspect_err(|error| {
+    let report = resume(&context.session()?, &options).inspect_err(|error| {
         if args.unit {
             unit::status(&context.as_called(&format!("{error:#}")));
         }

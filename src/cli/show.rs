@@ -10,7 +10,7 @@ use crate::backup::store::{self, Shown};
 use crate::report::{mib, paths, words::line};
 
 pub(super) fn run(context: &Context, args: &ChosenArgs) -> Result<ExitCode> {
-    let shown = store::show(&context.node, &context.dir, &args.backup)?;
+    let shown = store::show(&context.session()?, &args.backup)?;
     context.print(&shown, describe)?;
     Ok(ExitCode::SUCCESS)
 }

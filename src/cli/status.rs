@@ -38,7 +38,8 @@ struct Status {
 pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<ExitCode> {
     let mut first = true;
     loop {
-        let report = Status { recovery: status(&context.node, &context.dir)?, backups: store::list(&context.dir)? };
+        let session = context.session()?;
+        let report = Status { recovery: status(&session)?, backups: store::list(&session)? };
         if !args.watch {
             context.print(&report, describe)?;
             return Ok(ExitCode::SUCCESS);

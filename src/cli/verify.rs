@@ -12,8 +12,9 @@ use crate::error::{FailureKind, to_exit};
 use crate::report::{mib, words::line};
 
 pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
-    let check = |wanted| store::check(&context.dir, wanted, true, &context.progress);
-    let listed: Vec<_> = store::list(&context.dir)?.into_iter().filter(|one| one.state != State::Partial).collect();
+    let session = context.session()?;
+    let check = |wanted| store::check(&session, wanted, true);
+    let listed: Vec<_> = store::list(&session)?.into_iter().filter(|one| one.state != State::Partial).collect();
     let reports = match &args.backup {
         None if !listed.is_empty() => listed.iter().filter_map(|one| there(context, one, check(Some(&one.id)))).collect::<Result<_>>()?,
         wanted => vec![check(wanted.as_deref())?],

@@ -8,8 +8,8 @@ use super::history;
 use super::procedure::{Event, Journal, State, this_boot};
 use super::report::AbandonReport;
 use super::undo::{Undo, Units};
-use crate::node::dir::RecoveryDir;
-use crate::node::{Node, hold};
+use crate::node::hold;
+use crate::session::Session;
 
 /// Ends the run: puts back what `undo.json` holds, lifts the hold, moves the journal to `history/`. The files stay as they are; the report
 /// says what that is. It needs no readable journal. With `force`, a hold is lifted although its recovery is not in `dir`.
@@ -17,13 +17,13 @@ use crate::node::{Node, hold};
 /// # Errors
 /// [`FailureKind::Locked`](crate::error::FailureKind::Locked) when another agent has the lock; when something cannot be put back: the recovery is
 /// then still in progress.
-pub fn abandon(node: &Node, dir: &RecoveryDir, force: bool) -> Result<Option<AbandonReport>> {
+pub fn abandon(session: &Session<'_>, force: bool) -> Result<Option<AbandonReport>> {
+    let Session { node, dir, .. } = *session;
     let nothing = || !dir.journal().exists() && !dir.undo().exists() && !hold::is_left(node);
-    dir.check()?;
     if nothing() {
         return Ok(None);
     }
-    let _lock = dir.lock("abandon")?;
+    let locked = session.lock("abandon")?;
     // Another agent may have ended it before it let the lock go.
     if nothing() {
         return Ok(None);
@@ -42,7 +42,7 @@ pub fn abandon(node: &Node, dir: &RecoveryDir, force: bool) -> Result<Option<Aba
     {
         journal.append(&Event::Abandoned, Value::Null)?;
     }
-    let mut report = give_up(node, dir, reading.as_ref(), undo, Units::Start)?;
+    let mut report = give_up(&locked, reading.as_ref(), undo, Units::Start)?;
     report.put_back.extend(set_aside);
     Ok(Some(report))
 }

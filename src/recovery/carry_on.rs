@@ -14,8 +14,8 @@ use crate::engine::driver::{self, Halt, Until, drive};
 use crate::error::{AndNext, run, unanswered};
 use crate::node::clock::ignore_hangup;
 use crate::node::dir::RecoveryDir;
-use crate::node::{Node, hold};
-use crate::report::Progress;
+use crate::node::hold;
+use crate::session::{Locked, Session};
 use crate::tools::{ostree, systemctl};
 
 /// How often a reboot is asked for that systemd does not agree to, and how long it has to happen all the same.
@@ -34,30 +34,22 @@ pub(super) struct Go {
 ///
 /// # Errors
 /// That of the step that failed; it is in the journal, and the message names the next command.
-pub(super) fn carry_on(
-    node: &Node,
-    dir: &RecoveryDir,
-    journal: &mut Journal,
-    mut undo: Undo,
-    backup: Option<Backup>,
-    go: Go,
-    progress: &Progress,
-) -> Result<RunReport> {
+pub(super) fn carry_on(session: &Locked<'_>, journal: &mut Journal, mut undo: Undo, backup: Option<Backup>, go: Go) -> Result<RunReport> {
     // A connection that drops must not leave the node between two releases, held.
     ignore_hangup()?;
     // A step that was cut short may have left it permissive.
-    undo.restore_selinux(node, dir)?;
+    undo.restore_selinux(session)?;
     if !matches!(journal.reading().state, State::Open(_)) {
-        return put_away(node, dir, journal.reading(), undo).map(|outcome| RunReport::of(journal.reading(), outcome));
+        return put_away(session, journal.reading(), undo).map(|outcome| RunReport::of(journal.reading(), outcome));
     }
     let go_on = || {
-        hold_again(node, dir, journal.reading(), &mut undo)?;
+        hold_again(session, journal.reading(), &mut undo)?;
         let backup = match backup {
             Some(backup) => backup,
-            None => backup::choose(node, dir, Some(&journal.reading().subject), progress)?,
+            None => backup::choose(session, Some(&journal.reading().subject))?,
         };
         let profile = journal.reading().beginning.profile.profile();
-        drive(journal, &mut Run { node, dir, progress, wait: go.wait, profile, backup, undo }, go.until)
+        drive(journal, &mut Run { session: **session, wait: go.wait, profile, backup, undo }, go.until)
     };
     let halt = go_on().map_err(|error| driver::with_next(journal.reading(), &error))?;
     let outcome = match halt {
@@ -68,7 +60,7 @@ pub(super) fn carry_on(
     };
     let report = RunReport::of(journal.reading(), outcome);
     if outcome == Outcome::Finished {
-        history::settle(dir, journal.reading())?;
+        history::settle(session.dir, journal.reading())?;
     }
     Ok(report)
 }
@@ -77,24 +69,25 @@ pub(super) fn carry_on(
 ///
 /// # Errors
 /// When systemd does not take it.
-pub(super) fn rebooting(node: &Node, report: RunReport, progress: &Progress) -> Result<RunReport> {
+pub(super) fn rebooting(session: &Session<'_>, report: RunReport) -> Result<RunReport> {
     if report.outcome == Outcome::Rebooting {
-        ask_for_the_reboot(node, progress)?;
+        ask_for_the_reboot(session)?;
     }
     Ok(report)
 }
 
 /// Ends a run that is over, or was given up by an agent that did not come to the end of that.
-pub(super) fn put_away(node: &Node, dir: &RecoveryDir, reading: &Reading, undo: Undo) -> Result<Outcome> {
+pub(super) fn put_away(session: &Session<'_>, reading: &Reading, undo: Undo) -> Result<Outcome> {
     if reading.state == State::Abandoned {
-        return ending::give_up(node, dir, Some(reading), Some(undo), Units::Leave).map(|_| Outcome::Abandoned);
+        return ending::give_up(session, Some(reading), Some(undo), Units::Leave).map(|_| Outcome::Abandoned);
     }
-    history::settle(dir, reading).map(|()| Outcome::Finished)
+    history::settle(session.dir, reading).map(|()| Outcome::Finished)
 }
 
 /// From the step that places it to the one that lifts it, the hold is there, whoever took it away meanwhile; and once it has been stopped,
 /// kubelet does not run. When somebody has seen to it that it does, what was stopped may run as well: that is noted before it shows no more.
-fn hold_again(node: &Node, dir: &RecoveryDir, reading: &Reading, undo: &mut Undo) -> Result<()> {
+fn hold_again(session: &Session<'_>, reading: &Reading, undo: &mut Undo) -> Result<()> {
+    let node = session.node;
     if !reading.attempted(step::HOLD) || reading.attempted(step::LIFT_HOLD) {
         return Ok(());
     }
@@ -104,12 +97,13 @@ fn hold_again(node: &Node, dir: &RecoveryDir, reading: &Reading, undo: &mut Undo
     }
     tracing::warn!("kubelet was let go in the middle of the recovery; it is held again, and what it may have started is stopped again");
     undo.undone_at = Some(reading.last().sequence);
-    undo.place_hold(node, dir)?;
+    undo.place_hold(session)?;
     systemctl::stop(node, KUBELET_UNIT)
 }
 
 /// Asks again after a failure, which may be one of the connection alone, or of something that held the reboot up for a moment.
-fn ask_for_the_reboot(node: &Node, progress: &Progress) -> Result<()> {
+fn ask_for_the_reboot(session: &Session<'_>) -> Result<()> {
+    let Session { node, progress, .. } = *session;
     ostree::clear_soft_reboot(node)?;
     for _ in 0..REBOOT_ATTEMPTS {
         let Some(said) = systemctl::reboot(node)? else { return Ok(()) };

@@ -9,9 +9,9 @@ use super::undo::{Undo, Units};
 use super::{history, steps};
 use crate::archive;
 use crate::etcd;
-use crate::node::dir::RecoveryDir;
 use crate::node::profile::Profile;
 use crate::node::{Node, durable, hold};
+use crate::session::Session;
 use crate::tools::ostree;
 
 /// Where the steps' restores make what they then put in place: at the root of each tree and, for managed files elsewhere, of each file system.
@@ -22,13 +22,8 @@ const TREES: [&str; 6] = ["/", "/var", "/etc", "/etc/kubernetes", "/usr/local", 
 ///
 /// # Errors
 /// When something cannot be put back, removed or written.
-pub(super) fn give_up(
-    node: &Node,
-    dir: &RecoveryDir,
-    reading: Option<&Reading>,
-    undo: Option<Undo>,
-    units: Units,
-) -> Result<AbandonReport> {
+pub(super) fn give_up(session: &Session<'_>, reading: Option<&Reading>, undo: Option<Undo>, units: Units) -> Result<AbandonReport> {
+    let Session { node, dir, .. } = *session;
     let changed = reading.map(changed).unwrap_or_default();
     let untouched = match (reading, &undo) {
         (Some(reading), _) => changed.is_empty() && reading.beginning.restarts.is_none() && !reading.beginning.inherits,
@@ -38,7 +33,7 @@ pub(super) fn give_up(
     };
     let runs = undo.as_ref().map(|undo| undo.runs.clone()).unwrap_or_default();
     let mut put_back = match undo {
-        Some(mut undo) => undo.put_back(node, dir, if untouched { units } else { Units::Leave })?,
+        Some(mut undo) => undo.put_back(session, if untouched { units } else { Units::Leave })?,
         // Images first: what is done again after a crash finds the hold that says so.
         None if hold::is_left(node) => {
             let mut said = Vec::new();
@@ -53,7 +48,7 @@ pub(super) fn give_up(
         }
         None => Vec::new(),
     };
-    put_back.extend(swept(node, dir)?);
+    put_back.extend(swept(session)?);
     put_back.extend(kept_etcd(node, reading, &runs));
     put_back.extend(next_boot(node).filter(|_| changed.iter().any(|step| step.phase == Phase::Platform)));
     let old = reading.map(|r| r.run.clone()).or(runs.last().cloned());
@@ -64,11 +59,11 @@ pub(super) fn give_up(
 }
 
 /// What a restore that was cut short was about to put in place: parts of files, secrets among them.
-fn swept(node: &Node, dir: &RecoveryDir) -> Result<Vec<String>> {
-    durable::remove_tree(&dir.path().join(EXPORTED))?;
+fn swept(session: &Session<'_>) -> Result<Vec<String>> {
+    durable::remove_tree(&session.dir.path().join(EXPORTED))?;
     let mut said = Vec::new();
     for tree in TREES {
-        if archive::sweep(&node.real_path(tree))? {
+        if archive::sweep(&session.node.real_path(tree))? {
             said.push(format!("what a restore of {tree} had left unfinished is removed"));
         }
     }

@@ -72,13 +72,13 @@ fn operators_unlike(then: &[OperatorState], now: &[OperatorState]) -> Vec<String
 
 /// What this run replaced, and what the runs before it did that this one restarted.
 fn drop_old_etcd(here: &mut Doing<'_, '_>) -> Result<()> {
-    let data = here.run.node.real_path(here.run.profile.etcd_data);
+    let data = here.run.session.node.real_path(here.run.profile.etcd_data);
     etcd::drop_kept(&data, &here.id(), &here.run.undo.runs)
 }
 
 fn put_back(here: &mut Doing<'_, '_>) -> Result<()> {
     let run = &mut *here.run;
-    let said = run.undo.put_back(run.node, run.dir, Units::Start)?;
+    let said = run.undo.put_back(&run.session, Units::Start)?;
     here.figure("put-back", said);
     Ok(())
 }

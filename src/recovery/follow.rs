@@ -9,9 +9,8 @@ use super::procedure::{Reading, State};
 use super::report::{Outcome, RunReport};
 use crate::engine::{driver, machine::Stage};
 use crate::error::{self, AndNext, FailureKind, kind};
-use crate::node::Node;
 use crate::node::dir::RecoveryDir;
-use crate::report::Progress;
+use crate::session::Session;
 
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -19,7 +18,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// The failure that the other agent met; [`FailureKind::Interrupted`] when it was interrupted, or this one is.
-pub(super) fn follow(node: &Node, dir: &RecoveryDir, progress: &Progress) -> Result<RunReport> {
+pub(super) fn follow(session: &Session<'_>) -> Result<RunReport> {
+    let Session { node, dir, progress, .. } = *session;
     progress.say("another agent is at work on this recovery; showing its progress until it ends");
     let (mut last, mut said) = (Reading::of(&dir.journal())?, String::new());
     loop {

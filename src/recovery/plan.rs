@@ -12,29 +12,26 @@ use super::preflight::{self, First, Options, PlanReport};
 use super::procedure::{Asked, Beginning, Event, Journal, Phase, Reading, State, this_boot};
 use super::report::RunReport;
 use super::undo::Undo;
-use crate::backup::store::{self, Found};
-use crate::backup::{self, Backup, LEGACY_ID};
+use crate::backup::store;
+use crate::backup::{self, Backup};
 use crate::engine::driver::Until;
 use crate::engine::journal::New;
 use crate::engine::machine::{Open, Stage};
-use crate::error::{self, AndNext, FailureKind, busy, by_hand, kind, run, unsupported, usage};
-use crate::node::dir::{Lock, RecoveryDir};
-use crate::node::{Node, hold};
-use crate::report::Progress;
+use crate::error::{self, AndNext, FailureKind, busy, by_hand, kind, run, usage};
+use crate::node::dir::RecoveryDir;
+use crate::node::hold;
+use crate::session::{Locked, Session};
 use crate::tools::runtime;
 
 /// A recovery that has been looked into and waits for consent. It holds the lock.
 #[derive(Debug)]
 pub struct Proposal<'a> {
-    node: &'a Node,
-    dir: &'a RecoveryDir,
-    progress: &'a Progress,
+    session: Locked<'a>,
     options: Options,
     backup: Backup,
     origin: Origin,
     /// What it found and would do.
     pub report: PlanReport,
-    lock: Lock,
 }
 
 #[derive(Debug)]
@@ -49,24 +46,24 @@ enum Origin {
 /// # Errors
 /// [`FailureKind::Locked`] when another agent has the lock, [`FailureKind::Busy`] when a run is open beyond its first phase; those of
 /// the [`preflight`].
-pub fn plan<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, progress: &'a Progress) -> Result<Proposal<'a>> {
+pub fn plan<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<'a>> {
+    let Session { node, dir, .. } = *session;
     let verb = if options.from == preflight::From::Platform { "recover" } else { "restore-files" };
-    dir.check()?;
-    let lock = dir.lock(verb)?;
+    let locked = session.lock(verb)?;
     let boot = this_boot(node)?;
     if let Some(reading) = Reading::of(&dir.journal())?
         && let State::Open(open) = &reading.state
     {
         let way = way_of(open, &reading, &boot);
-        let wanted = options.backup.as_deref().map(|wanted| backup::choose(node, dir, Some(wanted), progress)).transpose()?;
+        let wanted = options.backup.as_deref().map(|wanted| backup::choose(&locked, Some(wanted))).transpose()?;
         let same = wanted.is_none_or(|wanted| wanted.id == reading.subject);
         if way == Way::Elsewhere || !same {
             return Err(busy(format!("a recovery from backup {} is in progress ({})", reading.subject, reading.state.describe()))
                 .and_next(by_hand("`recovery resume` to go on, `recovery restart` to begin again, `recovery abandon` to end it")));
         }
         options.asked.force |= reading.beginning.asked.force;
-        let backup = backup::choose(node, dir, Some(&reading.subject), progress)?;
-        let mut report = preflight::look(node, dir, &backup, &options, First::Restart, progress)?;
+        let backup = backup::choose(&locked, Some(&reading.subject))?;
+        let mut report = preflight::look(session, &backup, &options, First::Restart)?;
         let run = Some(reading.run.clone());
         let origin = if way == Way::On && can_go_on(&report, reading.beginning.asked, options.asked) {
             report.continues = run;
@@ -75,34 +72,20 @@ pub fn plan<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, prog
             report.replaces.clone_from(&run);
             Origin::Restart { old: run }
         };
-        return Ok(Proposal { node, dir, progress, options, backup, origin, report, lock });
+        return Ok(Proposal { session: locked, options, backup, origin, report });
     }
     let backup = if options.compare {
-        unchanged(dir, options.backup.as_deref(), progress)?
+        store::choose_unchanged(session, options.backup.as_deref())?
     } else {
-        backup::choose(node, dir, options.backup.as_deref(), progress)?
+        backup::choose(&locked, options.backup.as_deref())?
     };
-    let looked = preflight::look(node, dir, &backup, &options, First::Run, progress);
-    let mut report = looked.map_err(|error| with_another(dir, &backup, error))?;
+    let outcome = preflight::look(session, &backup, &options, First::Run);
+    let mut report = outcome.map_err(|error| with_another(dir, &backup, error))?;
     if options.backup.is_none() {
         report.warnings.extend(store::survey(dir)?.passed_over());
     }
     report.warnings.extend(dir.old_recovery().map(|old| format!("{old}; this one takes its place")));
-    Ok(Proposal { node, dir, progress, options, backup, origin: Origin::New, report, lock })
-}
-
-/// The backup, for a look that changes nothing.
-fn unchanged(dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Result<Backup> {
-    match store::find(dir, wanted, progress)? {
-        Found::Backup(backup) => Ok(*backup),
-        Found::Old(_) => {
-            Err(unsupported("what upgrade-recovery.sh left has to be imported before it can be compared, and a dry run changes nothing")
-                .and_next(run(
-                    format!("recovery verify {LEGACY_ID}"),
-                    "checks it; the same without --dry-run imports it, and asks before anything is restored",
-                )))
-        }
-    }
+    Ok(Proposal { session: locked, options, backup, origin: Origin::New, report })
 }
 
 /// Names another backup when this one is damaged.
@@ -152,13 +135,13 @@ fn way_of(open: &Open<Phase>, reading: &Reading, boot: &str) -> Way {
 ///
 /// # Errors
 /// [`FailureKind::Usage`] when there is nothing to restart, or nothing says from which backup; as [`plan`].
-pub fn plan_restart<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Options, progress: &'a Progress) -> Result<Proposal<'a>> {
+pub fn plan_restart<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<'a>> {
+    let dir = session.dir;
     // What another tool has begun is not known here: to begin it again is to begin.
     if dir.old_stages().is_some() && Undo::load(dir)?.is_none() {
-        return plan(node, dir, options, progress);
+        return plan(session, options);
     }
-    dir.check()?;
-    let lock = dir.lock("restart")?;
+    let locked = session.lock("restart")?;
     let (undo, reading) = (Undo::load(dir)?, history::readable(dir));
     if undo.is_none() && !dir.in_recovery() {
         return Err(usage("no recovery is in progress here").and_next(run("recovery restore-files", "begins one")));
@@ -174,13 +157,13 @@ pub fn plan_restart<'a>(node: &'a Node, dir: &'a RecoveryDir, mut options: Optio
         usage("neither the journal nor undo.json says which backup was being restored")
             .and_next(run("recovery restart --backup ID", "(`recovery list` shows the backups)"))
     })?;
-    let backup = backup::choose(node, dir, Some(wanted), progress)?;
+    let backup = backup::choose(&locked, Some(wanted))?;
     // The run before may have taken away what the identity is read from; it was checked for the backup of that run, and its likes.
-    let checked = known_backup.and_then(|id| backup::choose(node, dir, Some(&id), progress).ok());
+    let checked = known_backup.and_then(|id| backup::choose(&locked, Some(&id)).ok());
     let first = if checked.is_some_and(|one| one.manifest.identity == backup.manifest.identity) { First::Restart } else { First::Run };
-    let report = preflight::look(node, dir, &backup, &options, first, progress)?;
+    let report = preflight::look(session, &backup, &options, first)?;
     let old = reading.map(|r| r.run.clone()).or(undo.and_then(|u| u.runs.last().cloned()));
-    Ok(Proposal { node, dir, progress, options, backup, origin: Origin::Restart { old }, report, lock })
+    Ok(Proposal { session: locked, options, backup, origin: Origin::Restart { old }, report })
 }
 
 impl Proposal<'_> {
@@ -189,7 +172,7 @@ impl Proposal<'_> {
     /// # Errors
     /// That of the step that failed; it is in the journal, and the message names the next command.
     pub fn begin(self) -> Result<RunReport> {
-        let (node, dir) = (self.node, self.dir);
+        let Session { node, dir, .. } = *self.session;
         let (boot, new) = (this_boot(node)?, matches!(self.origin, Origin::New));
         let (mut journal, undo) = match self.origin {
             Origin::Continue => {
@@ -200,13 +183,13 @@ impl Proposal<'_> {
             Origin::New => {
                 if let Some(over) = Reading::of(&dir.journal())? {
                     let undo = undo_of(dir, &over)?;
-                    put_away(node, dir, &over, undo)?;
+                    put_away(&self.session, &over, undo)?;
                 }
-                open(node, dir, &self.backup, &self.report, &self.options, &boot, None)?
+                open(&self.session, &self.backup, &self.report, &self.options, &boot, None)?
             }
             Origin::Restart { old } => {
                 history::file_away(dir, old.as_deref())?;
-                open(node, dir, &self.backup, &self.report, &self.options, &boot, old)?
+                open(&self.session, &self.backup, &self.report, &self.options, &boot, old)?
             }
         };
         let asked = journal.reading().beginning.asked;
@@ -215,30 +198,30 @@ impl Proposal<'_> {
             until: if asked.step { Until::Phase } else { Until::End },
             reboot: self.options.asked.reboot || asked.reboot,
         };
-        let result = carry_on(node, dir, &mut journal, undo, Some(self.backup), go, self.progress);
+        let result = carry_on(&self.session, &mut journal, undo, Some(self.backup), go);
         // Second thoughts, before anything was done: nothing that the next boot would go on with may be left.
         let untouched = new && !journal.reading().acted() && !journal.reading().beginning.inherits;
         if untouched && result.as_ref().is_err_and(|error| kind(error) == FailureKind::Interrupted) {
             journal.append(&Event::Abandoned, Value::Null)?;
             let undo = undo_of(dir, journal.reading())?;
-            put_away(node, dir, journal.reading(), undo)?;
+            put_away(&self.session, journal.reading(), undo)?;
             return Err(error::interrupted("interrupted before anything was changed: no recovery is in progress"));
         }
-        drop((journal, self.lock));
-        rebooting(node, result?, self.progress)
+        drop(journal);
+        rebooting(&self.session.unlock(), result?)
     }
 }
 
 /// Writes down that a run has begun: first what it must undo, then the journal.
 fn open(
-    node: &Node,
-    dir: &RecoveryDir,
+    session: &Session<'_>,
     backup: &Backup,
     report: &PlanReport,
     options: &Options,
     boot: &str,
     restarts: Option<String>,
 ) -> Result<(Journal, Undo)> {
+    let Session { node, dir, .. } = *session;
     let id = Uuid::new_v4().to_string();
     // What runs before it changed, and did not put back, is still to be put back.
     let left = Undo::load(dir)?;

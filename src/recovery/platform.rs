@@ -40,7 +40,7 @@ pub(super) const STEPS: &[Step] = &[
 /// # Errors
 /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) with the table when it refuses; when ostree does not answer.
 fn action(here: &Doing<'_, '_>) -> Result<Action> {
-    let all = ostree::deployments(here.run.node)?;
+    let all = ostree::deployments(here.run.session.node)?;
     match judge(&all, &here.target()) {
         Action::Refuse { why, way } => {
             let error = misfit(format!("{why}; {}", table::in_order(&all)));
@@ -62,7 +62,7 @@ pub(super) fn needs_reboot(node: &Node, target: &Target) -> Result<bool> {
 }
 
 fn stop_daemon(here: &mut Doing<'_, '_>) -> Result<()> {
-    let node = here.run.node;
+    let node = here.run.session.node;
     let runtime = here.run.running_runtime()?;
     restore_files::settled_runtime(here, &runtime)?;
     if systemctl::show(node, &runtime)?.is_stopped() {
@@ -80,7 +80,7 @@ fn stop_daemon(here: &mut Doing<'_, '_>) -> Result<()> {
 
 /// `/etc` belongs to a deployment: the target's may be of before the backup, and know nothing of the hold.
 fn target_files(here: &mut Doing<'_, '_>) -> Result<()> {
-    let node = here.run.node;
+    let node = here.run.session.node;
     let all = ostree::deployments(node)?;
     let target = here.target().find(&all).map_err(misfit)?;
     // The booted one has them by now, and a staged one takes them over when it is merged at shutdown.
@@ -89,7 +89,7 @@ fn target_files(here: &mut Doing<'_, '_>) -> Result<()> {
     }
     let etc = node.real_path(ostree::etc_of(target));
     anyhow::ensure!(etc.is_dir(), "the deployment {target} has no {}", node.shown(&etc).display());
-    let dir = here.run.dir;
+    let dir = here.run.session.dir;
     let install = || hold::install(&etc, dir).map(drop);
     mounts::writable(node, ostree::SYSROOT, install)
         .with_context(|| format!("putting the hold's files into {}", node.shown(&etc).display()))
@@ -103,10 +103,10 @@ fn drop_ahead(here: &mut Doing<'_, '_>) -> Result<()> {
         return Ok(());
     }
     here.figure("dropped", names(&ahead));
-    rpm_ostree::cleanup_pending(here.run.node, here.run.wait)?;
+    rpm_ostree::cleanup_pending(here.run.session.node, here.run.wait)?;
     // It removes what is staged and pending; anything that it leaves is removed by name.
     for left in action(here)?.ahead() {
-        ostree::undeploy(here.run.node, &left)?;
+        ostree::undeploy(here.run.session.node, &left)?;
     }
     let left = action(here)?.ahead();
     anyhow::ensure!(left.is_empty(), "{} would still boot before the backup's deployment", names(&left).join(", "));
@@ -116,12 +116,12 @@ fn drop_ahead(here: &mut Doing<'_, '_>) -> Result<()> {
 fn undeploy_between(here: &mut Doing<'_, '_>) -> Result<()> {
     let Action::RollBack { between, .. } = action(here)? else { return Ok(()) };
     here.figure("undeployed", names(&between));
-    between.iter().try_for_each(|standby| ostree::undeploy(here.run.node, standby))
+    between.iter().try_for_each(|standby| ostree::undeploy(here.run.session.node, standby))
 }
 
 fn roll_back(here: &mut Doing<'_, '_>) -> Result<()> {
     match action(here)? {
-        Action::RollBack { .. } => rpm_ostree::rollback(here.run.node, here.run.wait),
+        Action::RollBack { .. } => rpm_ostree::rollback(here.run.session.node, here.run.wait),
         _ => Ok(()),
     }
 }
@@ -135,7 +135,7 @@ fn stop_containers(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 fn images_lost(here: &mut Doing<'_, '_>) -> Result<()> {
-    let node = here.run.node;
+    let node = here.run.session.node;
     let release = here.run.backup.manifest.cluster.as_ref().and_then(|cluster| Release::of_openshift(&cluster.version));
     let Some(next) = release.filter(|_| crictl::answers(node)) else { return Ok(()) };
     let left: BTreeSet<String> = crictl::containers(node)?.into_iter().map(|container| container.image).collect();
@@ -158,7 +158,7 @@ fn images_lost(here: &mut Doing<'_, '_>) -> Result<()> {
 
 fn next_boot(here: &mut Doing<'_, '_>) -> Result<()> {
     restore_files::real_reboot(here)?;
-    let all = ostree::deployments(here.run.node)?;
+    let all = ostree::deployments(here.run.session.node)?;
     if let Some(past) = table::goes_past(&all) {
         return Err(misfit(past));
     }

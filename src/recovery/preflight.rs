@@ -26,6 +26,7 @@ use crate::node::identity::Identity;
 use crate::node::profile::{Kind, Profile};
 use crate::node::{Node, hold, mounts};
 use crate::report::Progress;
+use crate::session::Session;
 use crate::tools::needs::{self, Need, UnitFile};
 use crate::tools::{crictl, ostree, systemctl};
 
@@ -113,14 +114,8 @@ pub(super) enum First {
 /// # Errors
 /// Those of choosing and verifying the backup; [`FailureKind::Misfit`] when it is another node's or the target
 /// does not boot next (unless forced), or when etcd is to be restored by a script that is not there; [`FailureKind::NoSpace`].
-pub(super) fn look(
-    node: &Node,
-    dir: &RecoveryDir,
-    backup: &Backup,
-    options: &Options,
-    first: First,
-    progress: &Progress,
-) -> Result<PlanReport> {
+pub(super) fn look(session: &Session<'_>, backup: &Backup, options: &Options, first: First) -> Result<PlanReport> {
+    let Session { node, dir, progress, .. } = *session;
     let manifest = &backup.manifest;
     let profile = manifest.profile.profile();
     let force = options.asked.force;

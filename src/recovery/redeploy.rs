@@ -45,7 +45,7 @@ fn redeploy(here: &mut Doing<'_, '_>) -> Result<()> {
     )?;
     here.figure("revision", revision);
     here.waiting(&format!("waiting for revision {revision} of {}", operator.resource), |here, task| {
-        let deadline = here.run.node.clock().deadline(here.run.wait);
+        let deadline = here.run.session.node.clock().deadline(here.run.wait);
         client.wait_revision(operator, revision, deadline, &|state| {
             task.note(state);
             waits::approve(here, &client);

@@ -48,7 +48,7 @@ fn next_boot(here: &mut Doing<'_, '_>) -> Result<()> {
 
 /// Waits for rpm-ostree's transaction, if there is one. That there is none cannot be told is a warning.
 pub(super) fn idle_rpm_ostree(here: &mut Doing<'_, '_>) -> Result<()> {
-    if let Some(why) = rpm_ostree::idle(here.run.node, here.run.wait)? {
+    if let Some(why) = rpm_ostree::idle(here.run.session.node, here.run.wait)? {
         here.warn(why);
     }
     Ok(())
@@ -59,7 +59,7 @@ pub(super) fn deployment(here: &mut Doing<'_, '_>) -> Result<()> {
     real_reboot(here)?;
     let rebooted = here.has_rebooted();
     let when = if rebooted { When::Rebooted } else { When::Open };
-    let report = table::report(here.run.node, here.target())?;
+    let report = table::report(here.run.session.node, here.target())?;
     match report.check(here.asked().force, when)? {
         Some(warning) => here.warn(warning),
         None if rebooted => {
@@ -75,20 +75,20 @@ pub(super) fn deployment(here: &mut Doing<'_, '_>) -> Result<()> {
 /// Nothing but the deployment that is checked may be booted: a prepared soft reboot would go past the boot loader, into a root that nobody looked
 /// at and where nothing holds kubelet.
 pub(super) fn real_reboot(here: &mut Doing<'_, '_>) -> Result<()> {
-    if ostree::clear_soft_reboot(here.run.node)? {
+    if ostree::clear_soft_reboot(here.run.session.node)? {
         here.warn(format!("a soft reboot into {} was prepared; it is taken back: the reboot is a real one", ostree::NEXT_ROOT));
     }
     Ok(())
 }
 
 pub(super) fn place_hold(here: &mut Doing<'_, '_>) -> Result<()> {
-    let node = here.run.node;
+    let node = here.run.session.node;
     // Whoever reboots from now on must not get past the hold.
     real_reboot(here)?;
-    hold::install(&node.real_path("/etc"), here.run.dir)?;
+    hold::install(&node.real_path("/etc"), here.run.session.dir)?;
     // Once it is held, a boot tells nothing of what kubelet was.
-    here.run.undo.note_unit(node, here.run.dir, KUBELET_UNIT)?;
-    here.run.undo.place_hold(node, here.run.dir)?;
+    here.run.undo.note_unit(&here.run.session, KUBELET_UNIT)?;
+    here.run.undo.place_hold(&here.run.session)?;
     install_agent(here);
     // systemd must know of the condition before anyone starts kubelet in this boot.
     systemctl::daemon_reload(node)
@@ -96,7 +96,7 @@ pub(super) fn place_hold(here: &mut Doing<'_, '_>) -> Result<()> {
 
 /// What the unit runs after the reboot: this very agent, because an older one may not read what this one writes.
 fn install_agent(here: &mut Doing<'_, '_>) {
-    if let Err(error) = install::install(here.run.node, here.run.dir) {
+    if let Err(error) = install::install(here.run.session.node, here.run.session.dir) {
         here.warn(format!("nothing continues this by itself after the reboot, `recovery resume` does: {error:#}"));
     }
 }
@@ -107,14 +107,14 @@ pub(super) fn stop_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
 
 fn stop_unit(here: &mut Doing<'_, '_>, unit: &str) -> Result<()> {
     let run = &mut *here.run;
-    run.undo.note_unit(run.node, run.dir, unit)?;
-    systemctl::stop(run.node, unit)
+    run.undo.note_unit(&run.session, unit)?;
+    systemctl::stop(run.session.node, unit)
 }
 
 /// Waits while the runtime is still starting, which can take long at a boot: it can neither say which containers there are nor be stopped in
 /// order. One that does not come to an end is gone on with.
 pub(super) fn settled_runtime(here: &mut Doing<'_, '_>, unit: &str) -> Result<()> {
-    let look = |here: &mut Doing<'_, '_>| Ok((!systemctl::show(here.run.node, unit)?.is_starting()).then_some(()));
+    let look = |here: &mut Doing<'_, '_>| Ok((!systemctl::show(here.run.session.node, unit)?.is_starting()).then_some(()));
     let settled =
         here.wait_for("the container runtime to have started", Duration::from_secs(1), look, |_| format!("see `journalctl -u {unit}`"));
     tolerate(here, settled)
@@ -127,7 +127,7 @@ fn note_containers(here: &mut Doing<'_, '_>) -> Result<()> {
     }
     let runtime = here.run.running_runtime()?;
     settled_runtime(here, &runtime)?;
-    let ids: Vec<String> = match crictl::containers(here.run.node) {
+    let ids: Vec<String> = match crictl::containers(here.run.session.node) {
         Ok(containers) => containers.into_iter().map(|c| c.id).collect(),
         Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
         Err(error) => {
@@ -144,7 +144,7 @@ fn note_containers(here: &mut Doing<'_, '_>) -> Result<()> {
 pub(super) fn stop_containers(here: &mut Doing<'_, '_>) -> Result<()> {
     let runtime = here.run.running_runtime()?;
     settled_runtime(here, &runtime)?;
-    if systemctl::show(here.run.node, &runtime)?.is_stopped() {
+    if systemctl::show(here.run.session.node, &runtime)?.is_stopped() {
         return Ok(());
     }
     let stopped = here.waiting("stopping containers and pod sandboxes", |here, _| stop_and_remove(here));
@@ -152,7 +152,7 @@ pub(super) fn stop_containers(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 fn stop_and_remove(here: &mut Doing<'_, '_>) -> Result<()> {
-    let node = here.run.node;
+    let node = here.run.session.node;
     let deadline = node.clock().deadline(here.run.wait);
     let running: Vec<String> = crictl::containers(node)?.into_iter().filter(|c| c.running).map(|c| c.id).collect();
     here.figure("stopped", running.len());
@@ -185,7 +185,7 @@ fn stop_and_remove(here: &mut Doing<'_, '_>) -> Result<()> {
 /// release's containers.
 fn kept_pod(here: &Doing<'_, '_>) -> Result<Option<AskedBy>> {
     let asked_by = Some(here.run.backup.manifest.asked_by.clone()).filter(AskedBy::asks_once);
-    Ok(if asked_by.is_some() && crictl::is_crio(here.run.node)? { None } else { asked_by })
+    Ok(if asked_by.is_some() && crictl::is_crio(here.run.session.node)? { None } else { asked_by })
 }
 
 /// Turns a failure into a warning, unless it is an interruption.
@@ -201,10 +201,10 @@ pub(super) fn tolerate(here: &mut Doing<'_, '_>, result: Result<()>) -> Result<(
 }
 
 fn stop_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
-    let node = here.run.node;
+    let node = here.run.session.node;
     // Stopped, it is seen no more.
     let unit = here.run.running_runtime()?;
-    here.run.undo.note_runtime(here.run.dir, &unit)?;
+    here.run.undo.note_runtime(here.run.session.dir, &unit)?;
     stop_unit(here, &unit)?;
     if let Some(mark) = crio::missing_mark(node)
         && systemctl::show(node, crio::WIPE_UNIT)?.exists()
@@ -230,7 +230,7 @@ fn remove_newer_files(here: &mut Doing<'_, '_>) -> Result<()> {
     let newer = newer_files(here);
     let mut removed = Vec::new();
     for path in newer {
-        let place = here.run.node.path(&path);
+        let place = here.run.session.node.path(&path);
         let Ok(meta) = place.symlink_metadata() else { continue };
         let kind = meta.file_type();
         if kind.is_file() || kind.is_symlink() || kind.is_fifo() {
@@ -246,7 +246,7 @@ fn remove_newer_files(here: &mut Doing<'_, '_>) -> Result<()> {
 
 fn newer_files(here: &mut Doing<'_, '_>) -> Vec<PathBuf> {
     let known = here.run.backup.manifest.managed_files.clone();
-    let config = match MachineConfig::current(here.run.node) {
+    let config = match MachineConfig::current(here.run.session.node) {
         // It is the failed release's, and about to be replaced: an upgrade that died half-way may have left anything there.
         Err(error) => {
             here.warn(format!("files of the newer release outside /etc stay, because its configuration cannot be read: {error:#}"));
@@ -261,10 +261,10 @@ fn newer_files(here: &mut Doing<'_, '_>) -> Vec<PathBuf> {
     }
     let run = &*here.run;
     // What another archive holds is not this step's: that tree is made equal as a whole.
-    let trees = ["/usr/local", "/var/lib/kubelet"].map(|tree| run.node.real_path(tree));
-    let own = run.dir.path();
+    let trees = ["/usr/local", "/var/lib/kubelet"].map(|tree| run.session.node.real_path(tree));
+    let own = run.session.dir.path();
     let elsewhere = |path: &Path| {
-        let real = run.node.path(path);
+        let real = run.session.node.path(path);
         !real.starts_with(own) && !trees.iter().any(|tree| real.starts_with(tree))
     };
     config.outside_etc().into_iter().filter(|path| !known.contains(path) && elsewhere(path)).collect()
@@ -294,8 +294,8 @@ fn restore_extras(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 fn reload(here: &mut Doing<'_, '_>) -> Result<()> {
-    let node = here.run.node;
-    hold::install(&node.real_path("/etc"), here.run.dir)?;
+    let node = here.run.session.node;
+    hold::install(&node.real_path("/etc"), here.run.session.dir)?;
     anyhow::ensure!(hold::is_placed(node), "the hold file {} is gone: kubelet would start after the reboot", hold::HOLD);
     systemctl::daemon_reload(node)
 }

@@ -62,14 +62,14 @@ pub(super) const STEPS: &[Step] = &[
 
 /// Days may lie between the two phases.
 fn check_backup(here: &mut Doing<'_, '_>) -> Result<()> {
-    backup::verify(&here.run.backup, false, here.run.progress)
+    backup::verify(&here.run.backup, false, here.run.session.progress)
 }
 
 /// The hold has kept it from starting; somebody may have started it in spite of that, before the hold's drop-in was there.
 fn stop_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
-    let node = here.run.node;
+    let node = here.run.session.node;
     if !hold::is_placed(node) {
-        here.run.undo.place_hold(node, here.run.dir)?;
+        here.run.undo.place_hold(&here.run.session)?;
     }
     systemctl::stop(node, KUBELET_UNIT)
 }
@@ -81,7 +81,7 @@ fn restore_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 fn remove_ovn(here: &mut Doing<'_, '_>) -> Result<()> {
-    let node = here.run.node;
+    let node = here.run.session.node;
     let dirs: Vec<&str> = OVN.into_iter().filter(|dir| node.real_path(dir).is_dir()).collect();
     if dirs.is_empty() {
         return Ok(());
@@ -105,7 +105,7 @@ fn remove_ovn(here: &mut Doing<'_, '_>) -> Result<()> {
 /// The newer release's manifests must be gone before kubelet starts. Those of the backup come one by one.
 fn empty_manifests(here: &mut Doing<'_, '_>) -> Result<()> {
     let shown = here.run.profile.manifests;
-    let dir = here.run.node.real_path(shown);
+    let dir = here.run.session.node.real_path(shown);
     let entries = match std::fs::read_dir(&dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         entries => entries.with_context(|| format!("listing {shown}"))?,
@@ -137,16 +137,16 @@ fn restore_etcd(here: &mut Doing<'_, '_>) -> Result<()> {
 /// Rebuilds etcd's data from the snapshot. The revision is raised so far that no client's cache can outlive the rollback; by how much is
 /// noted first, because after a crash in the middle the old data cannot be asked any more.
 fn restore_etcd_natively(here: &mut Doing<'_, '_>) -> Result<()> {
-    let data = here.run.node.real_path(here.run.profile.etcd_data);
+    let data = here.run.session.node.real_path(here.run.profile.etcd_data);
     let id = here.id();
     if etcd::is_replaced(&data, &id) {
         return Ok(());
     }
-    super::ports::check_free(here.run.node, here.run.profile)?;
+    super::ports::check_free(here.run.session.node, here.run.profile)?;
     let bump_revision = if let Some(noted) = here.noted::<u64>()? { noted } else { note_bump(here, &data)? };
     let options = etcd::Options { bump_revision, mark_compacted: true, ..etcd::Options::default() };
     let snapshot = here.run.backup.file(ETCD);
-    let task = here.run.progress.task("restoring etcd", Some(here.run.backup.manifest.etcd.bytes));
+    let task = here.run.session.progress.task("restoring etcd", Some(here.run.backup.manifest.etcd.bytes));
     let restored = etcd::replace(&snapshot, &data, &id, &options, &|bytes| task.add(bytes)).context("restoring etcd's data")?;
     drop(task);
     here.figure("member", restored);
@@ -167,11 +167,11 @@ fn note_bump(here: &mut Doing<'_, '_>, data: &Path) -> Result<u64> {
 fn run_cluster_restore(here: &mut Doing<'_, '_>) -> Result<()> {
     start_runtime(here)?;
     let run = &*here.run;
-    let exported = run.dir.path().join(EXPORTED);
+    let exported = run.session.dir.path().join(EXPORTED);
     durable::remove_tree(&exported)?;
-    backup::export_cluster(&run.backup, &exported, run.progress).context("exporting the backup for the cluster's own restore")?;
-    let script = run.node.real_path(CLUSTER_RESTORE);
-    let result = run.node.command("bash")?.arg(script).arg(exported.join("cluster")).limit(run.wait).run();
+    backup::export_cluster(&run.backup, &exported, run.session.progress).context("exporting the backup for the cluster's own restore")?;
+    let script = run.session.node.real_path(CLUSTER_RESTORE);
+    let result = run.session.node.command("bash")?.arg(script).arg(exported.join("cluster")).limit(run.wait).run();
     let removed = durable::remove_tree(&exported);
     result.context("running the cluster's own restore")?;
     removed
@@ -193,7 +193,7 @@ fn manifest(here: &mut Doing<'_, '_>, file: &str) -> Result<()> {
 /// machine-config-daemon stops with "unexpected on-disk state" on any difference: better known now than found later. The manifests are not
 /// all there yet; they come one by one.
 fn machine_config(here: &mut Doing<'_, '_>) -> Result<()> {
-    let (node, manifests) = (here.run.node, here.run.profile.manifests);
+    let (node, manifests) = (here.run.session.node, here.run.profile.manifests);
     let found = MachineConfig::current(node).and_then(|config| config.map_or(Ok(Vec::new()), |config| config.differences_on_disk(node)));
     let differences = match found {
         Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
@@ -212,23 +212,23 @@ fn machine_config(here: &mut Doing<'_, '_>) -> Result<()> {
 fn start_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
     let unit = here.run.runtime_to_start()?;
     restore_files::settled_runtime(here, &unit)?;
-    systemctl::start(here.run.node, &unit)?;
+    systemctl::start(here.run.session.node, &unit)?;
     here.wait_for(
         "the container runtime to answer",
         Duration::from_secs(1),
-        |here| Ok(crictl::answers(here.run.node).then_some(())),
+        |here| Ok(crictl::answers(here.run.session.node).then_some(())),
         |_| format!("crictl gets no answer: see `journalctl -u {unit}`"),
     )
 }
 
 fn lift_hold(here: &mut Doing<'_, '_>) -> Result<()> {
-    hold::lift(here.run.node)
+    hold::lift(here.run.session.node)
 }
 
 /// When its process was started is noted: after a power cut in this phase that was the boot, maybe minutes ago, and what it has asked for since
 /// then is as fresh as what it asks for now.
 fn start_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
-    let (node, clock) = (here.run.node, here.run.node.clock());
+    let (node, clock) = (here.run.session.node, here.run.session.node.clock());
     let begun = clock.since_boot();
     systemctl::start(node, KUBELET_UNIT)?;
     let started = systemctl::show(node, KUBELET_UNIT)?.started;
@@ -239,7 +239,7 @@ fn start_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 fn etcd_answers(here: &mut Doing<'_, '_>) -> Result<()> {
-    let endpoint = Endpoint::of(here.run.node, here.run.profile)?;
+    let endpoint = Endpoint::of(here.run.session.node, here.run.profile)?;
     let pod = here.run.profile.etcd();
     let last = std::cell::RefCell::new(String::new());
     let health = here.wait_for(
@@ -268,7 +268,7 @@ fn api_server_ready(here: &mut Doing<'_, '_>) -> Result<()> {
 fn own_job(here: &mut Doing<'_, '_>) -> Result<()> {
     let AskedBy::Job(uid) = here.run.backup.manifest.asked_by.clone() else { return Ok(()) };
     let client = waits::api(here)?;
-    match client.give_time(&uid, here.run.node.clock().now()) {
+    match client.give_time(&uid, here.run.session.node.clock().now()) {
         Ok(change) => here.figure("changed", change),
         Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
         Err(error) => here.warn(format!("the Job of this backup may end as failed, which says nothing of the backup: {error:#}")),
@@ -288,7 +288,7 @@ fn other_manifests(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 fn restart_ovn(here: &mut Doing<'_, '_>) -> Result<()> {
-    if !OVN.iter().any(|dir| here.run.node.exists(dir)) {
+    if !OVN.iter().any(|dir| here.run.session.node.exists(dir)) {
         return Ok(());
     }
     let client = waits::api(here)?;
@@ -309,7 +309,7 @@ fn containers(here: &mut Doing<'_, '_>) -> Result<()> {
     let wanted = waits::wanted(here.run.profile, here.run.backup.manifest.operator_containers.as_deref());
     let old: Vec<String> =
         here.noted_by(Phase::RestoreFiles, step::OLD_CONTAINERS)?.context("the journal does not say which containers are old")?;
-    let client = Client::of(here.run.node, here.run.profile)?;
+    let client = Client::of(here.run.session.node, here.run.profile)?;
     let left = std::cell::RefCell::new(wanted.clone());
     here.wait_for(
         "the control plane's containers",
@@ -317,7 +317,7 @@ fn containers(here: &mut Doing<'_, '_>) -> Result<()> {
         |here| {
             waits::approve(here, &client);
             // A runtime that does not answer this time may do so the next.
-            if let Ok(containers) = crictl::containers(here.run.node) {
+            if let Ok(containers) = crictl::containers(here.run.session.node) {
                 *left.borrow_mut() = waits::missing(&wanted, &containers, &old);
             }
             Ok(left.borrow().is_empty().then_some(()))

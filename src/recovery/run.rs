@@ -16,9 +16,9 @@ use crate::backup::Backup;
 use crate::engine::machine::Phase as _;
 use crate::error::damaged;
 use crate::node::Node;
-use crate::node::dir::RecoveryDir;
 use crate::node::profile::Profile;
-use crate::report::{Progress, Task, unit};
+use crate::report::{Task, unit};
+use crate::session::Session;
 use crate::tools::{needs, runtime};
 
 pub(super) use crate::tools::needs::KUBELET_UNIT;
@@ -26,9 +26,7 @@ pub(super) use crate::tools::needs::KUBELET_UNIT;
 /// A run, in the hands of the process that carries it on.
 #[derive(Debug)]
 pub(super) struct Run<'a> {
-    pub node: &'a Node,
-    pub dir: &'a RecoveryDir,
-    pub progress: &'a Progress,
+    pub session: Session<'a>,
     /// The deadline of each wait.
     pub wait: Duration,
     pub profile: &'static Profile,
@@ -42,7 +40,7 @@ impl Run<'_> {
     pub(super) fn running_runtime(&self) -> Result<String> {
         let last = self.undo.runtime.as_deref();
         let recorded: Vec<&str> = self.backup.manifest.runtime_unit.as_deref().into_iter().chain(last).collect();
-        let running = runtime::running(self.node, self.profile, &recorded)?;
+        let running = runtime::running(self.session.node, self.profile, &recorded)?;
         Ok(running.unwrap_or_else(|| last.unwrap_or(self.profile.runtime_unit).to_owned()))
     }
 
@@ -50,7 +48,7 @@ impl Run<'_> {
     /// that recorded none it is the one that was stopped there, or that is found.
     pub(super) fn runtime_to_start(&self) -> Result<String> {
         let known = self.backup.manifest.runtime_unit.as_deref().or(self.undo.runtime.as_deref());
-        runtime::unit(self.node, self.profile, known, &|unit| needs::unloadable(self.node, unit))
+        runtime::unit(self.session.node, self.profile, known, &|unit| needs::unloadable(self.session.node, unit))
     }
 }
 
@@ -181,7 +179,7 @@ impl<'a, 'n> Doing<'a, 'n> {
         mut look: impl FnMut(&mut Self) -> Result<Option<T>>,
         why: impl FnOnce(&Node) -> String,
     ) -> Result<T> {
-        let (node, wait) = (self.run.node, self.run.wait);
+        let (node, wait) = (self.run.session.node, self.run.wait);
         unit::status(&format!("{}: waiting for {what}", self.phase));
         self.waiting(&format!("waiting for {what}"), |here, task| {
             let looked = || {
@@ -194,8 +192,8 @@ impl<'a, 'n> Doing<'a, 'n> {
 
     /// Does something that mostly waits, shown as `what`: its time counts as waiting.
     pub(super) fn waiting<T>(&mut self, what: &str, wait: impl FnOnce(&mut Self, &Task) -> Result<T>) -> Result<T> {
-        let clock = self.run.node.clock();
-        let (begun, task) = (clock.since_boot(), self.run.progress.task(what, None));
+        let clock = self.run.session.node.clock();
+        let (begun, task) = (clock.since_boot(), self.run.session.progress.task(what, None));
         let result = wait(self, &task);
         drop(task);
         self.waited += clock.since_boot().saturating_sub(begun);
@@ -205,11 +203,11 @@ impl<'a, 'n> Doing<'a, 'n> {
     /// Makes a tree of the node equal to an archive of the backup, with labels that the running policy may not know.
     pub(super) fn restore(&mut self, file: &str, tree: &str, selection: &Selection, extra: Extra) -> Result<()> {
         let run = &mut *self.run;
-        let root = run.node.real_path(tree);
+        let root = run.session.node.real_path(tree);
         let archive = Archive::open(&run.backup.file(file)).with_context(|| format!("opening {file} of backup {}", run.backup.id))?;
-        let task = run.progress.task(&format!("restoring {tree}"), Some(archive.bytes()));
+        let task = run.session.progress.task(&format!("restoring {tree}"), Some(archive.bytes()));
         let restore = || archive.restore(&root, selection, extra, &|bytes| task.add(bytes));
-        let counts = run.undo.permissive(run.node, run.dir, restore).with_context(|| format!("restoring {tree} from {file}"))?;
+        let counts = run.undo.permissive(&run.session, restore).with_context(|| format!("restoring {tree} from {file}"))?;
         self.figure("counts", counts);
         Ok(())
     }

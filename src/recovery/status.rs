@@ -8,8 +8,8 @@ use super::procedure::{Reading, Recovery, State};
 use super::report::RunStatus;
 use crate::engine::{Procedure, driver};
 use crate::error::Next;
-use crate::node::dir::RecoveryDir;
-use crate::node::{Node, hold};
+use crate::node::hold;
+use crate::session::Session;
 use crate::tools::ostree;
 
 /// Where a recovery stands.
@@ -37,8 +37,8 @@ pub struct StatusReport {
 ///
 /// # Errors
 /// When the recovery directory is not root's alone. A journal that cannot be read is reported, not an error.
-pub fn status(node: &Node, dir: &RecoveryDir) -> Result<StatusReport> {
-    dir.check()?;
+pub fn status(session: &Session<'_>) -> Result<StatusReport> {
+    let Session { node, dir, .. } = *session;
     let hold = hold::is_placed(node);
     let (reading, unreadable) = match Reading::of(&dir.journal()) {
         Ok(reading) => (reading, None),

@@ -57,11 +57,11 @@ impl Work for Run<'_> {
         let run = journal.reading().run.as_str();
         tracing::info!(recovery_run = run, recovery_phase = phase.name(), recovery_step = name, "{phase}: {says}");
         unit::status(&format!("{phase}: {says}"));
-        let begun = self.node.clock().since_boot();
+        let begun = self.session.node.clock().since_boot();
         let mut here = Doing::of(self, journal, phase, name);
         act(&mut here)?;
         let (mut figures, warnings, waited) = here.done();
-        let seconds = self.node.clock().since_boot().saturating_sub(begun).as_secs_f64();
+        let seconds = self.session.node.clock().since_boot().saturating_sub(begun).as_secs_f64();
         figures.insert("seconds".to_owned(), seconds.into());
         if !waited.is_zero() {
             figures.insert("waited".to_owned(), waited.as_secs_f64().into());
@@ -85,7 +85,7 @@ impl Work for Run<'_> {
         if phase != Phase::Platform || journal.reading().soft_rebooted_since(phase, journal.boot()) {
             return Ok(true);
         }
-        platform::needs_reboot(self.node, &target(journal))
+        platform::needs_reboot(self.session.node, &target(journal))
     }
 }
 

@@ -13,6 +13,7 @@ use crate::formats::{self, undo as format};
 use crate::node::dir::RecoveryDir;
 use crate::node::selinux::{self, Mode};
 use crate::node::{Node, crio, durable, hold};
+use crate::session::Session;
 use crate::tools::systemctl;
 
 /// What must be put back.
@@ -86,13 +87,13 @@ impl Undo {
     ///
     /// # Errors
     /// When systemd does not say, or the note cannot be written.
-    pub fn note_unit(&mut self, node: &Node, dir: &RecoveryDir, unit: &str) -> Result<()> {
+    pub fn note_unit(&mut self, session: &Session<'_>, unit: &str) -> Result<()> {
         if self.units.contains_key(unit) {
             return Ok(());
         }
-        let wanted = systemctl::show(node, unit)?.is_wanted();
+        let wanted = systemctl::show(session.node, unit)?.is_wanted();
         self.units.insert(unit.to_owned(), wanted);
-        self.save(dir)
+        self.save(session.dir)
     }
 
     /// Notes which unit is the container runtime's in this boot, before it is stopped.
@@ -111,7 +112,8 @@ impl Undo {
     ///
     /// # Errors
     /// When the file cannot be written, or the hold not placed.
-    pub fn place_hold(&self, node: &Node, dir: &RecoveryDir) -> Result<()> {
+    pub fn place_hold(&self, session: &Session<'_>) -> Result<()> {
+        let Session { node, dir, .. } = *session;
         self.save(dir)?;
         let run = self.runs.last().map_or("", String::as_str);
         hold::place(node, dir, run)?;
@@ -123,17 +125,18 @@ impl Undo {
     ///
     /// # Errors
     /// Those of `work`; and when the mode cannot be noted, set or put back.
-    pub fn permissive<T>(&mut self, node: &Node, dir: &RecoveryDir, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub fn permissive<T>(&mut self, session: &Session<'_>, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let node = session.node;
         if selinux::mode(node)? != Some(Mode::Enforcing) {
             return work();
         }
         self.selinux = Some(Mode::Enforcing);
-        self.save(dir)?;
+        self.save(session.dir)?;
         selinux::set_mode(node, Mode::Permissive)?;
         let guard = Enforce(node);
         let result = work();
         drop(guard);
-        let put_back = self.restore_selinux(node, dir);
+        let put_back = self.restore_selinux(session);
         // The failure of the work is the one to show; that of putting back is shown by the next verb, which tries it again.
         result.and_then(|value| put_back.map(|_| value))
     }
@@ -142,7 +145,8 @@ impl Undo {
     ///
     /// # Errors
     /// When it cannot be set, or that cannot be noted.
-    pub fn restore_selinux(&mut self, node: &Node, dir: &RecoveryDir) -> Result<Option<String>> {
+    pub fn restore_selinux(&mut self, session: &Session<'_>) -> Result<Option<String>> {
+        let Session { node, dir, .. } = *session;
         let Some(mode) = self.selinux else { return Ok(None) };
         // A node that booted with SELinux disabled since has no mode to put back.
         let is_on = selinux::mode(node)?.is_some();
@@ -158,9 +162,10 @@ impl Undo {
     ///
     /// # Errors
     /// When the SELinux mode cannot be put back (the hold is lifted all the same), the hold cannot be lifted, or systemd does not answer.
-    pub fn put_back(&mut self, node: &Node, dir: &RecoveryDir, units: Units) -> Result<Vec<String>> {
+    pub fn put_back(&mut self, session: &Session<'_>, units: Units) -> Result<Vec<String>> {
+        let node = session.node;
         let mut said = Vec::new();
-        let mode = self.restore_selinux(node, dir).map(|line| said.extend(line));
+        let mode = self.restore_selinux(session).map(|line| said.extend(line));
         let held = hold::is_placed(node);
         let lifted = hold::lift(node);
         if held && lifted.is_ok() {
@@ -305,13 +310,16 @@ mod tests {
     fn selinux_is_permissive_only_while_the_work_goes_on() {
         let (_root, node, dir) = node();
         let mut undo = Undo::of("b1", Asked::default());
-        let looked = undo.permissive(&node, &dir, || Ok((selinux::mode(&node)?, Undo::load(&dir)?.unwrap().selinux))).unwrap();
+        let looked =
+            undo.permissive(&Session::unchecked(&node, &dir), || Ok((selinux::mode(&node)?, Undo::load(&dir)?.unwrap().selinux))).unwrap();
         assert_eq!(looked, (Some(Mode::Permissive), Some(Mode::Enforcing)), "permissive, and noted before");
         assert_eq!(selinux::mode(&node).unwrap(), Some(Mode::Enforcing));
         assert_eq!(Undo::load(&dir).unwrap().unwrap().selinux, None);
-        assert!(undo.permissive(&node, &dir, || Err::<(), _>(anyhow::anyhow!("no"))).is_err());
+        assert!(undo.permissive(&Session::unchecked(&node, &dir), || Err::<(), _>(anyhow::anyhow!("no"))).is_err());
         assert_eq!(selinux::mode(&node).unwrap(), Some(Mode::Enforcing));
-        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| undo.permissive::<()>(&node, &dir, || panic!("oh"))));
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            undo.permissive::<()>(&Session::unchecked(&node, &dir), || panic!("oh"))
+        }));
         assert!(panicked.is_err());
         assert_eq!(selinux::mode(&node).unwrap(), Some(Mode::Enforcing));
     }
@@ -321,10 +329,10 @@ mod tests {
         let (_root, node, dir) = node();
         let mut undo = Undo::of("b1", Asked::default());
         undo.selinux = Some(Mode::Enforcing);
-        undo.place_hold(&node, &dir).unwrap();
+        undo.place_hold(&Session::unchecked(&node, &dir)).unwrap();
         assert!(node.exists(hold::KEEP_IMAGES));
         selinux::set_mode(&node, Mode::Permissive).unwrap();
-        let said = Undo::load(&dir).unwrap().unwrap().put_back(&node, &dir, Units::Start).unwrap();
+        let said = Undo::load(&dir).unwrap().unwrap().put_back(&Session::unchecked(&node, &dir), Units::Start).unwrap();
         assert_eq!(said, ["SELinux is Enforcing again", "the hold on kubelet is lifted"]);
         assert_eq!(selinux::mode(&node).unwrap(), Some(Mode::Enforcing));
         assert!(!hold::is_placed(&node) && !node.exists(hold::KEEP_IMAGES));

@@ -15,9 +15,8 @@ use crate::backup::store::{self, Found};
 use crate::engine::driver::Until;
 use crate::engine::machine::Stage;
 use crate::error::{AndNext, FailureKind, Next, busy, by_hand, kind, unsupported};
-use crate::node::dir::RecoveryDir;
 use crate::node::{Node, hold};
-use crate::report::Progress;
+use crate::session::Session;
 use crate::tools::ostree;
 
 /// What `resume` is asked.
@@ -37,8 +36,8 @@ pub struct ResumeOptions {
 /// # Errors
 /// [`FailureKind::Busy`] when the node has not rebooted since its files were restored;
 /// [`FailureKind::Unsupported`] when it is upgrade-recovery.sh that has begun a recovery; that of the step that failed.
-pub fn resume(node: &Node, dir: &RecoveryDir, options: &ResumeOptions, progress: &Progress) -> Result<Option<RunReport>> {
-    dir.check()?;
+pub fn resume(session: &Session<'_>, options: &ResumeOptions) -> Result<Option<RunReport>> {
+    let Session { node, dir, progress, .. } = *session;
     if !dir.in_recovery() {
         hold::check_run(node, dir)?;
         return match dir.old_recovery() {
@@ -53,9 +52,9 @@ pub fn resume(node: &Node, dir: &RecoveryDir, options: &ResumeOptions, progress:
             None => Ok(None),
         };
     }
-    let lock = match dir.lock("resume") {
-        Ok(lock) => lock,
-        Err(error) if kind(&error) == FailureKind::Locked => return follow::follow(node, dir, progress).map(Some),
+    let locked = match session.lock("resume") {
+        Ok(locked) => locked,
+        Err(error) if kind(&error) == FailureKind::Locked => return follow::follow(session).map(Some),
         Err(error) => return Err(error),
     };
     let boot = this_boot(node)?;
@@ -82,9 +81,9 @@ pub fn resume(node: &Node, dir: &RecoveryDir, options: &ResumeOptions, progress:
     let until = if options.step { Until::Phase } else { Until::End };
     let undo = undo_of(dir, reading)?;
     let wait = options.wait.unwrap_or(asked.deadline());
-    let report = carry_on(node, dir, &mut journal, undo, None, Go { wait, until, reboot: asked.reboot }, progress)?;
-    drop((journal, lock));
-    rebooting(node, report, progress).map(Some)
+    let report = carry_on(&locked, &mut journal, undo, None, Go { wait, until, reboot: asked.reboot })?;
+    drop(journal);
+    rebooting(&locked.unlock(), report).map(Some)
 }
 
 /// That the reboot at the end of a phase is still to come, and what has come instead, when something has.
@@ -104,11 +103,11 @@ fn not_rebooted(node: &Node, reading: &Reading, phase: Phase, boot: &str) -> Str
 ///
 /// # Errors
 /// When the backup that was asked for cannot be had, or ostree does not answer.
-pub fn platform_report(node: &Node, dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Result<PlatformReport> {
-    let target = match store::find(dir, wanted, progress) {
+pub fn platform_report(session: &Session<'_>, wanted: Option<&str>) -> Result<PlatformReport> {
+    let target = match store::find(session, wanted) {
         Ok(Found::Backup(backup)) => preflight::target(&backup.manifest),
         Err(error) if wanted.is_some() => return Err(error),
         Ok(Found::Old(_)) | Err(_) => Target::Pinned,
     };
-    table::report(node, target)
+    table::report(session.node, target)
 }

@@ -73,7 +73,7 @@ pub(super) fn approve(here: &Doing<'_, '_>, client: &Client) {
     let Some(since) = kubelet_started(here) else { return };
     match client.approve_requests(&here.run.backup.manifest.identity.node_name, since) {
         Ok(approved) if approved.is_empty() => {}
-        Ok(approved) => here.run.progress.say(&format!("approved the node's certificate requests {}", approved.join(", "))),
+        Ok(approved) => here.run.session.progress.say(&format!("approved the node's certificate requests {}", approved.join(", "))),
         Err(error) => tracing::debug!("approving certificate requests: {error:#}"),
     }
 }
@@ -91,7 +91,7 @@ pub(super) struct KubeletStart {
 /// When kubelet was started, as the wall clock of now has it.
 pub(super) fn kubelet_started(here: &Doing<'_, '_>) -> Option<Timestamp> {
     let started: KubeletStart = here.noted_by(Phase::Resume, step::START_KUBELET).ok()??;
-    let clock = here.run.node.clock();
+    let clock = here.run.session.node.clock();
     if clock.boot_id().ok()? != started.boot {
         return Some(started.wall);
     }
@@ -101,7 +101,7 @@ pub(super) fn kubelet_started(here: &Doing<'_, '_>) -> Option<Timestamp> {
 
 /// Waits until the API server is ready, and returns a client of it.
 pub(super) fn api(here: &mut Doing<'_, '_>) -> Result<Client> {
-    let client = Client::of(here.run.node, here.run.profile)?;
+    let client = Client::of(here.run.session.node, here.run.profile)?;
     let pod = here.run.profile.api_server();
     let last = std::cell::RefCell::new(String::new());
     here.wait_for(

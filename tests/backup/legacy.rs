@@ -1,6 +1,7 @@
 //! What upgrade-recovery.sh left: listed, checked, imported; and exported again.
 
 use std::path::{Path, PathBuf};
+use testing::session::{locked, session};
 
 use recovery::backup::{self, Backup};
 use recovery::error::exit_code;
@@ -31,7 +32,7 @@ fn old_backup(sno: &Sno, to: &Path) {
 }
 
 fn choose(node: &Node, dir: &RecoveryDir, wanted: Option<&str>) -> Result<Backup, (u8, String)> {
-    backup::choose(node, dir, wanted, &Progress::hidden()).map_err(|e| (exit_code(&e), format!("{e:#}")))
+    backup::choose(&locked(node, dir), wanted).map_err(|e| (exit_code(&e), format!("{e:#}")))
 }
 
 /// The archive `name` of a backup, unpacked by tar(1).
@@ -65,7 +66,7 @@ fn an_old_backup_is_listed_checked_and_imported_once() {
     let report = backup::legacy::verify(&old, &Progress::hidden()).unwrap();
     assert!(report.good, "{:?}", report.problems);
 
-    let found = backup::store::find(dir, None, &Progress::hidden()).unwrap();
+    let found = backup::store::find(&session(node, dir), None).unwrap();
     assert!(matches!(found, backup::store::Found::Old(_)));
     assert_eq!(fingerprint(dir.path()), original, "a report changes nothing");
     let imported = choose(node, dir, None).unwrap();
@@ -93,7 +94,7 @@ fn an_old_backup_is_listed_checked_and_imported_once() {
     assert_eq!(fingerprint(unpacked(&imported, "kubelet.tar.zst").path()), fingerprint(&dir.path().join("kubelet")));
     assert_eq!(fingerprint(unpacked(&imported, "usr-local.tar.zst").path()), fingerprint(&dir.path().join("local")));
     // Newer ones of the agent's own come first, whatever the clock says.
-    let taken = backup::take(node, dir, &crate::take::options(), &Progress::hidden()).unwrap();
+    let taken = backup::take(&locked(node, dir), &crate::take::options()).unwrap();
     assert_eq!(choose(node, dir, None).unwrap().id, taken.manifest.id);
 }
 
@@ -304,7 +305,7 @@ fn what_tar_takes_is_taken() {
 fn what_is_exported_is_an_old_backup_and_imports_to_the_same() {
     let sno = Sno::new();
     let (node, dir) = (&sno.place.node, &sno.place.dir);
-    let taken = backup::take(node, dir, &crate::take::options(), &Progress::hidden()).unwrap();
+    let taken = backup::take(&locked(node, dir), &crate::take::options()).unwrap();
     let native = choose(node, dir, None).unwrap();
     let elsewhere = RecoveryDir::new(node, Path::new("/var/elsewhere"));
     let to = elsewhere.path().to_owned();

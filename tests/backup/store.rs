@@ -1,6 +1,7 @@
 //! list, choose, verify, delete, prune.
 
 use std::path::Path;
+use testing::session::{locked, session};
 
 use recovery::backup::store::{self, prune};
 use recovery::backup::{self, Backup};
@@ -10,7 +11,7 @@ use recovery::report::Progress;
 use crate::place::{PARTS, Place, manifest, sh};
 
 fn choose(place: &Place, wanted: Option<&str>) -> Result<String, (u8, String)> {
-    let chosen = backup::choose(&place.node, &place.dir, wanted, &Progress::hidden());
+    let chosen = backup::choose(&locked(&place.node, &place.dir), wanted);
     chosen.map(|b| b.id).map_err(|e| (exit_code(&e), format!("{e:#}")))
 }
 
@@ -43,7 +44,7 @@ fn the_order_is_the_manifests_and_latest_is_never_read() {
     assert_eq!(choose(&place, Some("before-4.17")), Ok("n-fourth".to_owned()));
     assert_eq!(choose(&place, Some("x")).unwrap_err().0, 78);
     assert_eq!(choose(&place, Some("../z-first")).unwrap_err().0, 78);
-    let shown = store::show(&place.node, &place.dir, "m-second").unwrap();
+    let shown = store::show(&session(&place.node, &place.dir), "m-second").unwrap();
     assert_eq!(shown.path, Path::new("/var/recovery/backups/m-second"));
     assert_eq!(shown.files.len(), 7);
 }
@@ -76,7 +77,7 @@ fn damage_is_seen_named_and_passed_over() {
         assert!(message.contains(says), "{message}");
         assert!(message.len() < 500, "{message}");
     }
-    let listed = store::list(&place.dir).unwrap();
+    let listed = store::list(&session(&place.node, &place.dir)).unwrap();
     assert_eq!(listed.iter().filter(|line| line.reason.is_some()).count(), damages.len());
     let only_damaged = Place::new();
     sh(&only_damaged.published("bad", 1), "rm etc.tar.zst");
@@ -114,7 +115,7 @@ fn a_backup_without_a_part_that_a_recovery_needs_is_damaged_however_right_its_su
     }
     // None of them is chosen, nor counted among those that are kept.
     assert_eq!(choose(&place, None), Ok("good".to_owned()));
-    let done = prune(&place.node, &place.dir, 1, None, &Progress::hidden()).unwrap();
+    let done = prune(&locked(&place.node, &place.dir), 1, None).unwrap();
     assert_eq!((done.kept.as_slice(), done.removed.len(), done.warnings.len()), (["good".to_owned()].as_slice(), 0, PARTS.len()));
 }
 
@@ -122,7 +123,7 @@ fn a_backup_without_a_part_that_a_recovery_needs_is_damaged_however_right_its_su
 fn a_flipped_byte_is_found_by_us_and_by_sha256sum() {
     let place = Place::new();
     let path = place.published("b", 1);
-    let backup = backup::choose(&place.node, &place.dir, None, &Progress::hidden()).unwrap();
+    let backup = backup::choose(&locked(&place.node, &place.dir), None).unwrap();
     let check = |backup: &Backup| backup::verify(backup, false, &Progress::hidden());
     check(&backup).unwrap();
     sh(&path, "sha256sum -c --quiet --strict SHA256SUMS");
@@ -155,8 +156,8 @@ fn prune_keeps_the_newest_good_ones_and_never_the_last() {
     // Neither of them is a directory.
     sh(&place.dir.backups(), "touch stale.deleting one.deleting && ln -s /nowhere gone.deleting");
     std::fs::create_dir(place.dir.backups().join("stale.partial")).unwrap();
-    assert_eq!(exit_code(&prune(&place.node, &place.dir, 0, None, &Progress::hidden()).unwrap_err()), 2);
-    let done = prune(&place.node, &place.dir, 3, None, &Progress::hidden()).unwrap();
+    assert_eq!(exit_code(&prune(&locked(&place.node, &place.dir), 0, None).unwrap_err()), 2);
+    let done = prune(&locked(&place.node, &place.dir), 3, None).unwrap();
     assert_eq!(done.kept, ["five", "three", "two"]);
     assert_eq!(done.removed, ["stale.partial", "one"]);
     assert!(done.warnings[0].contains("four"), "{:?}", done.warnings);
@@ -164,9 +165,9 @@ fn prune_keeps_the_newest_good_ones_and_never_the_last() {
     assert_eq!(std::fs::read_link(place.dir.latest()).unwrap(), Path::new("backups/five"));
 
     sh(&place.dir.backups(), "for b in five three; do echo x >> $b/etc.tar.zst; done");
-    let done = prune(&place.node, &place.dir, 1, None, &Progress::hidden()).unwrap();
+    let done = prune(&locked(&place.node, &place.dir), 1, None).unwrap();
     assert_eq!((done.kept.as_slice(), done.removed.len()), (["two".to_owned()].as_slice(), 0));
-    let done = prune(&place.node, &place.dir, 1, Some("five"), &Progress::hidden()).unwrap();
+    let done = prune(&locked(&place.node, &place.dir), 1, Some("five")).unwrap();
     assert_eq!(done.removed, ["four", "three", "two"]);
 }
 
@@ -192,7 +193,7 @@ fn a_crash_before_the_last_rename_costs_no_backup() {
         cut_short(&place, id, 4);
         sh(&place.dir.backups().join(format!("{id}.partial")), what_is_missing);
     }
-    let done = prune(&place.node, &place.dir, 2, None, &Progress::hidden()).unwrap();
+    let done = prune(&locked(&place.node, &place.dir), 2, None).unwrap();
     assert_eq!(done.kept, ["newest", "new"]);
     assert_eq!(done.removed, ["half.partial", "other.partial", "writing.partial", "old"]);
 }
@@ -203,14 +204,14 @@ fn nothing_is_deleted_during_a_recovery() {
     place.published("one", 1);
     place.published("two", 2);
     std::fs::write(place.dir.journal(), "{}").unwrap();
-    let progress = Progress::hidden();
-    assert_eq!(exit_code(&prune(&place.node, &place.dir, 1, None, &progress).unwrap_err()), 75);
+    assert_eq!(exit_code(&prune(&locked(&place.node, &place.dir), 1, None).unwrap_err()), 75);
     assert_eq!(exit_code(&delete(&place, "one", true).unwrap_err()), 75);
     assert_eq!(sh(&place.dir.backups(), "ls"), "one\ntwo\n");
 }
 
 fn delete(place: &Place, id: &str, force: bool) -> anyhow::Result<store::Removed> {
-    store::delete(&place.node, &place.dir, store::deletion(&place.dir, id, force, &Progress::hidden())?)
+    let session = locked(&place.node, &place.dir);
+    store::delete(&session, store::deletion(&session, id, force)?)
 }
 
 #[test]
@@ -284,11 +285,11 @@ fn a_backup_that_is_pruned_while_it_is_looked_at_is_not_called_damaged() {
     let pruned = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            prune(&place.node, &place.dir, 1, Some("b39"), &Progress::hidden()).unwrap();
+            prune(&locked(&place.node, &place.dir), 1, Some("b39")).unwrap();
             pruned.store(true, std::sync::atomic::Ordering::Relaxed);
         });
         while !pruned.load(std::sync::atomic::Ordering::Relaxed) {
-            let listed = store::list(&place.dir).unwrap();
+            let listed = store::list(&session(&place.node, &place.dir)).unwrap();
             let damaged: Vec<_> = listed.iter().filter(|one| one.reason.is_some()).collect();
             assert!(damaged.is_empty(), "{damaged:?}");
         }

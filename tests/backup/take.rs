@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
+use testing::session::locked;
 
 use anyhow::Result;
 use recovery::backup::asked_by::AskedBy;
@@ -20,7 +21,7 @@ pub(crate) fn options() -> TakeOptions {
 }
 
 fn take(sno: &Sno, options: &TakeOptions) -> Result<Taken> {
-    backup::take(&sno.place.node, &sno.place.dir, options, &Progress::hidden())
+    backup::take(&locked(&sno.place.node, &sno.place.dir), options)
 }
 
 #[test]
@@ -135,7 +136,7 @@ fn the_next_backup_takes_over_what_is_unchanged_and_old_ones_go() {
     assert!(second.reused > 10_000_000, "{}", second.reused);
     assert_eq!(second.pruned, [settled.manifest.id, first.manifest.id]);
     assert_eq!(sh(&sno.place.dir.backups(), "ls"), format!("{}\n", second.manifest.id));
-    let chosen = backup::choose(&sno.place.node, &sno.place.dir, None, &Progress::hidden()).unwrap();
+    let chosen = backup::choose(&locked(&sno.place.node, &sno.place.dir), None).unwrap();
     backup::verify(&chosen, true, &Progress::hidden()).unwrap();
 }
 
@@ -154,7 +155,7 @@ fn damage_inside_an_archive_is_found_by_a_deep_check() {
     let sno = Sno::new();
     let taken = take(&sno, &options()).unwrap();
     let path = sno.place.dir.backups().join(&taken.manifest.id);
-    let chosen = backup::choose(&sno.place.node, &sno.place.dir, None, &Progress::hidden()).unwrap();
+    let chosen = backup::choose(&locked(&sno.place.node, &sno.place.dir), None).unwrap();
     for name in ["etc.tar.zst", "etcd-snapshot.db.zst"] {
         let file = path.join(name);
         let good = std::fs::read(&file).unwrap();
@@ -261,7 +262,7 @@ fn what_cannot_be_is_refused_before_anything_changes() {
     // Nobody says which release this is.
     assert_eq!(code(&TakeOptions { force: false, ..options() }), Err(78));
     let inside = RecoveryDir::new(&sno.place.node, Path::new("/usr/local/recovery"));
-    let refused = backup::take(&sno.place.node, &inside, &options(), &Progress::hidden());
+    let refused = backup::take(&locked(&sno.place.node, &inside), &options());
     assert_eq!(refused.map_err(|e| exit_code(&e)).map(drop), Err(2));
     let pid = sno.etcd.pid();
     sh(sno.root(), &format!("kill -9 {pid}"));

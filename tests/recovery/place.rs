@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use testing::session::session;
 
 use recovery::archive::{Selection, pack};
 use recovery::backup::manifest::{Image, Manifest};
@@ -16,7 +17,6 @@ use recovery::node::profile::{KUBEADM, Kind};
 use recovery::node::{Node, dir::RecoveryDir, identity::Identity};
 use recovery::recovery::procedure::{Event, Reading};
 use recovery::recovery::{Asked, Options, Proposal, ResumeOptions, RunReport};
-use recovery::report::Progress;
 
 use crate::through::Ended;
 use testing::manifest::{plain, snapshot};
@@ -30,7 +30,6 @@ pub(crate) struct Place {
     pub(crate) temporary: tempfile::TempDir,
     pub(crate) node: Node,
     pub(crate) dir: RecoveryDir,
-    progress: Progress,
 }
 
 impl Place {
@@ -46,7 +45,7 @@ impl Place {
         }
         let node = Node::at(&at("root"), Some(&at("tools")));
         let dir = RecoveryDir::new(&node, Path::new("/var/recovery"));
-        let place = Self { temporary, node, dir, progress: Progress::hidden() };
+        let place = Self { temporary, node, dir };
         place.lay_out();
         place.dir.prepare().unwrap();
         std::fs::write(place.dir.path().join("recovery"), "the installed agent").unwrap();
@@ -199,7 +198,7 @@ impl Place {
     }
 
     pub(crate) fn plan(&self, options: Options) -> anyhow::Result<Proposal<'_>> {
-        recovery::recovery::plan(&self.node, &self.dir, options, &self.progress)
+        recovery::recovery::plan(&session(&self.node, &self.dir), options)
     }
 
     pub(crate) fn restore_files(&self, asked: Asked) -> anyhow::Result<RunReport> {
@@ -208,19 +207,19 @@ impl Place {
 
     pub(crate) fn restart(&self, backup: Option<&str>) -> anyhow::Result<RunReport> {
         let options = Options { backup: backup.map(str::to_owned), ..Options::default() };
-        recovery::recovery::plan_restart(&self.node, &self.dir, options, &self.progress)?.begin()
+        recovery::recovery::plan_restart(&session(&self.node, &self.dir), options)?.begin()
     }
 
     pub(crate) fn resume(&self, options: &ResumeOptions) -> anyhow::Result<Option<RunReport>> {
-        recovery::recovery::resume(&self.node, &self.dir, options, &self.progress)
+        recovery::recovery::resume(&session(&self.node, &self.dir), options)
     }
 
     pub(crate) fn abandon(&self) -> anyhow::Result<Option<recovery::recovery::AbandonReport>> {
-        recovery::recovery::abandon(&self.node, &self.dir, false)
+        recovery::recovery::abandon(&session(&self.node, &self.dir), false)
     }
 
     pub(crate) fn status(&self) -> recovery::recovery::StatusReport {
-        recovery::recovery::status(&self.node, &self.dir).unwrap()
+        recovery::recovery::status(&session(&self.node, &self.dir)).unwrap()
     }
 
     pub(crate) fn journal(&self) -> Reading {

@@ -403,7 +403,7 @@ fn a_recovery_directory_that_is_not_mounted_is_not_taken_for_a_recovery_that_is_
     moved.iter().for_each(|(aside, file)| std::fs::rename(aside, file).unwrap());
     assert_eq!(exit_code(&place.resume(&resumed()).unwrap_err()), 75, "it waits for the reboot");
     moved.iter().for_each(|(_, file)| std::fs::remove_file(file).unwrap());
-    let report = recovery::recovery::abandon(&place.node, &place.dir, true).unwrap().unwrap();
+    let report = recovery::recovery::abandon(&testing::session::session(&place.node, &place.dir), true).unwrap().unwrap();
     assert!(report.state.contains("half restored") && !place.at(HOLD).exists(), "{report:?}");
 }
 

@@ -21,5 +21,6 @@ pub mod manifest;
 pub mod node;
 pub mod pki;
 pub mod place;
+pub mod session;
 pub mod subject;
 pub mod tree;

@@ -26,8 +26,8 @@ use crate::node::certificates::certificates_expire;
 use crate::node::identity::Identity;
 use crate::node::machine_config::MachineConfig;
 use crate::node::profile::{Kind, OPENSHIFT};
-use crate::node::{Node, clock::interrupted, dir::RecoveryDir, durable, mounts};
-use crate::report::Progress;
+use crate::node::{Node, clock::interrupted, durable, mounts};
+use crate::session::{Locked, Session};
 
 /// The label by which an old backup that was imported is known.
 const FINGERPRINT: &str = "upgrade-recovery/fingerprint";
@@ -42,7 +42,8 @@ const STAGING: &str = "staging";
 /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is sound, and a part of it is not taken all the same;
 /// [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace) when there is no room for a second copy; when something cannot be read or
 /// written. Nothing is left behind then.
-pub fn import(node: &Node, dir: &RecoveryDir, old: &Legacy, progress: &Progress) -> Result<Backup> {
+pub fn import(session: &Locked<'_>, old: &Legacy) -> Result<Backup> {
+    let Session { node, dir, progress, .. } = **session;
     let fingerprint = old.fingerprint()?;
     let survey = survey(dir)?;
     if let Some(done) = survey.backups.iter().find(|b| b.manifest.labels.get(FINGERPRINT) == Some(&fingerprint)) {
@@ -64,7 +65,7 @@ pub fn import(node: &Node, dir: &RecoveryDir, old: &Legacy, progress: &Progress)
     let conditions = Conditions::of(node, None)?;
     let mut partial = Partial::begin(node, dir, &conditions, taken, Some(LEGACY_ID))?;
     let parts = old.parts()?;
-    let made = Import { node, dir, parts: &parts, progress }.make(&mut partial, fingerprint);
+    let made = Import { session: **session, parts: &parts }.make(&mut partial, fingerprint);
     made.or_else(|error| {
         partial.discard(dir)?;
         Err(error.context("importing the backup of upgrade-recovery.sh"))
@@ -72,10 +73,8 @@ pub fn import(node: &Node, dir: &RecoveryDir, old: &Legacy, progress: &Progress)
 }
 
 struct Import<'a> {
-    node: &'a Node,
-    dir: &'a RecoveryDir,
+    session: Session<'a>,
     parts: &'a Parts<'a>,
-    progress: &'a Progress,
 }
 
 impl Import<'_> {
@@ -91,13 +90,13 @@ impl Import<'_> {
         self.static_pods(partial, &staging)?;
         let etcd = self.etcd(partial)?;
         durable::remove_tree(&staging)?;
-        publish(self.dir, partial, self.manifest(partial, etcd, fingerprint)?, self.progress)
+        publish(self.session.dir, partial, self.manifest(partial, etcd, fingerprint)?, self.session.progress)
     }
 
     fn pack(&self, partial: &mut Partial, name: &str, tree: &Path, selection: &Selection) -> Result<()> {
         interrupted()?;
         let file = partial.room_for(name)?;
-        let task = self.progress.task(&format!("importing {name}"), None);
+        let task = self.session.progress.task(&format!("importing {name}"), None);
         let packed = archive::pack(tree, &file, selection, None, &|bytes| task.add(bytes)).with_context(|| format!("packing {name}"))?;
         partial.finish(name, Finished { bytes: packed.bytes, stored: packed.stored, sha256: packed.sha256 })
     }
@@ -110,10 +109,11 @@ impl Import<'_> {
         durable::create_dir(&placed, 0o700)?;
         let mut names = BTreeSet::new();
         for name in members::unpack(tar, &unpacked)?.files() {
-            let there =
-                trees::real(self.node, &Path::new("/").join(name.parent().unwrap_or(name))).join(name.file_name().unwrap_or_default());
+            let there = trees::real(self.session.node, &Path::new("/").join(name.parent().unwrap_or(name)))
+                .join(name.file_name().unwrap_or_default());
             label_like(&there, &unpacked.join(name))?;
-            let real = there.strip_prefix(self.node.root()).with_context(|| format!("{} is outside of the node", there.display()))?;
+            let real =
+                there.strip_prefix(self.session.node.root()).with_context(|| format!("{} is outside of the node", there.display()))?;
             if let Some(other) = names.iter().find(|other: &&PathBuf| other.starts_with(real) || real.starts_with(other)) {
                 return Err(damaged(format!("{} and {} in it are in each other's place", other.display(), real.display())));
             }
@@ -173,9 +173,9 @@ impl Import<'_> {
 
     fn manifest(&self, partial: &Partial, etcd: Etcd, fingerprint: String) -> Result<Manifest> {
         // The copy of /etc stands where a node's would.
-        let copy = Node::at(self.dir.path(), None);
+        let copy = Node::at(self.session.dir.path(), None);
         let expire = certificates_expire(&copy, &OPENSHIFT).unwrap_or_else(|error| {
-            self.progress.say(&format!("when the certificates in it expire is not known: {error:#}"));
+            self.session.progress.say(&format!("when the certificates in it expire is not known: {error:#}"));
             None
         });
         Ok(Manifest {
@@ -195,7 +195,7 @@ impl Import<'_> {
             operators: Vec::new(),
             images: Vec::new(),
             certificates_expire: expire.map(|(when, _)| when),
-            etc_excludes: excludes::read_list(&self.parts.excludes, &[&self.parts.etc, &self.node.real_path("/etc")])?,
+            etc_excludes: excludes::read_list(&self.parts.excludes, &[&self.parts.etc, &self.session.node.real_path("/etc")])?,
             managed_files: MachineConfig::current(&copy)?.map(|config| config.outside_etc()).unwrap_or_default(),
             runtime_unit: None,
             operator_containers: None,

@@ -8,9 +8,9 @@ use crate::backup::published::Backup;
 use crate::backup::survey::{Survey, survey};
 use crate::backup::take::publish;
 use crate::backup::verify::{self, VerifyReport};
-use crate::error::{damaged, misfit, unsupported};
-use crate::node::{Node, dir::RecoveryDir};
-use crate::report::Progress;
+use crate::error::{AndNext, damaged, misfit, run, unsupported};
+use crate::node::dir::RecoveryDir;
+use crate::session::{Locked, Session};
 
 /// What [`find`] found.
 #[derive(Debug)]
@@ -25,7 +25,8 @@ pub enum Found {
 ///
 /// # Errors
 /// As [`choose`].
-pub fn find(dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Result<Found> {
+pub fn find(session: &Session<'_>, wanted: Option<&str>) -> Result<Found> {
+    let Session { dir, progress, .. } = *session;
     let survey = survey(dir)?;
     let old = legacy::find(dir);
     match wanted {
@@ -46,17 +47,34 @@ pub fn find(dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Res
 
 /// The backup of this id or name; the newest (by sequence) that is readable when none is given. A directory of the old script's in `--dir`
 /// (`cluster/`, `etc/`, …) is the id `upgrade-recovery` and is imported (see [`import`](mod@legacy::import)) on the way, when it is asked
-/// for or there is nothing else: the caller holds the lock. Its contents are not checked here: see [`verify`](mod@verify).
+/// for or there is nothing else. Its contents are not checked here: see [`verify`](mod@verify).
 ///
 /// # Errors
 /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the wanted one is damaged, or only damaged ones are left;
 /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it, or the only one that might do, is of a newer version;
 /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is no such backup, or none at all.
-pub fn choose(node: &Node, dir: &RecoveryDir, wanted: Option<&str>, progress: &Progress) -> Result<Backup> {
-    publish::finish_interrupted(dir)?;
-    match find(dir, wanted, progress)? {
+pub fn choose(session: &Locked<'_>, wanted: Option<&str>) -> Result<Backup> {
+    publish::finish_interrupted(session.dir)?;
+    match find(session, wanted)? {
         Found::Backup(backup) => Ok(*backup),
-        Found::Old(old) => import(node, dir, &old, progress),
+        Found::Old(old) => import(session, &old),
+    }
+}
+
+/// As [`choose`], for a look that changes nothing: one of the old script's, which would have to be imported, is not taken.
+///
+/// # Errors
+/// As [`choose`]; [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) for one of the old script's.
+pub fn choose_unchanged(session: &Session<'_>, wanted: Option<&str>) -> Result<Backup> {
+    match find(session, wanted)? {
+        Found::Backup(backup) => Ok(*backup),
+        Found::Old(_) => {
+            Err(unsupported("what upgrade-recovery.sh left has to be imported before it can be compared, and a dry run changes nothing")
+                .and_next(run(
+                    format!("recovery verify {LEGACY_ID}"),
+                    "checks it; the same without --dry-run imports it, and asks before anything is restored",
+                )))
+        }
     }
 }
 
@@ -64,7 +82,8 @@ pub fn choose(node: &Node, dir: &RecoveryDir, wanted: Option<&str>, progress: &P
 ///
 /// # Errors
 /// As [`choose`] when there is no such backup; when interrupted. What is wrong with it is in the report.
-pub fn check(dir: &RecoveryDir, wanted: Option<&str>, deep: bool, progress: &Progress) -> Result<VerifyReport> {
+pub fn check(session: &Session<'_>, wanted: Option<&str>, deep: bool) -> Result<VerifyReport> {
+    let Session { dir, progress, .. } = *session;
     let survey = survey(dir)?;
     if let (Some(LEGACY_ID), Some(old)) = (wanted, legacy::find(dir)) {
         return legacy::verify(&old, progress);

@@ -10,8 +10,8 @@ use crate::backup::published::Backup;
 use crate::backup::survey::{remove, survey};
 use crate::backup::verify;
 use crate::error::{misfit, usage};
-use crate::node::{Node, dir::RecoveryDir};
 use crate::report::Progress;
+use crate::session::{Locked, Session};
 
 /// What a `delete` will delete: see [`deletion`].
 #[derive(Debug)]
@@ -28,7 +28,8 @@ pub struct Deletion {
 /// [`FailureKind::Busy`](crate::error::FailureKind::Busy) during a recovery, [`FailureKind::Usage`](crate::error::FailureKind::Usage) for
 /// the last good one without `force`, [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is no backup of this name. An
 /// id of which there is none is deleted already.
-pub fn deletion(dir: &RecoveryDir, wanted: &str, force: bool, progress: &Progress) -> Result<Deletion> {
+pub fn deletion(session: &Locked<'_>, wanted: &str, force: bool) -> Result<Deletion> {
+    let Session { dir, progress, .. } = **session;
     not_during_a_recovery(dir)?;
     if wanted == LEGACY_ID {
         return Err(misfit(
@@ -64,7 +65,8 @@ pub fn deletion(dir: &RecoveryDir, wanted: &str, force: bool, progress: &Progres
 ///
 /// # Errors
 /// When something cannot be removed.
-pub fn delete(node: &Node, dir: &RecoveryDir, Deletion { id, kept }: Deletion) -> Result<Removed> {
+pub fn delete(session: &Locked<'_>, Deletion { id, kept }: Deletion) -> Result<Removed> {
+    let Session { node, dir, .. } = **session;
     if let Some(id) = id.as_ref().filter(|id| !is_gone(&dir.backups().join(id))) {
         remove(dir, id)?;
     }

@@ -13,7 +13,8 @@ use crate::backup::layout::LEGACY_ID;
 use crate::backup::legacy;
 use crate::backup::manifest::{DeploymentId, Manifest};
 use crate::backup::survey::survey;
-use crate::node::{Node, dir::RecoveryDir, mounts};
+use crate::node::mounts;
+use crate::session::Session;
 
 /// Whether a backup can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -77,7 +78,8 @@ pub struct Shown {
 ///
 /// # Errors
 /// As [`survey`].
-pub fn list(dir: &RecoveryDir) -> Result<Vec<Listed>> {
+pub fn list(session: &Session<'_>) -> Result<Vec<Listed>> {
+    let dir = session.dir;
     let survey = survey(dir)?;
     let bare = |id: &str, state, reason| Listed {
         id: id.to_owned(),
@@ -121,7 +123,8 @@ pub fn list(dir: &RecoveryDir) -> Result<Vec<Listed>> {
 ///
 /// # Errors
 /// When there is no such backup, or it cannot be used. Nothing is imported.
-pub fn show(node: &Node, dir: &RecoveryDir, wanted: &str) -> Result<Shown> {
+pub fn show(session: &Session<'_>, wanted: &str) -> Result<Shown> {
+    let Session { node, dir, .. } = *session;
     let survey = survey(dir)?;
     let Some(backup) = survey.find(wanted) else {
         let old = legacy::find(dir).filter(|_| wanted == LEGACY_ID).ok_or_else(|| no_such(dir, &survey, wanted))?;

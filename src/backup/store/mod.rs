@@ -10,7 +10,7 @@ pub mod list;
 pub mod prune;
 
 pub use after::Removed;
-pub use choose::{Found, check, choose, find};
+pub use choose::{Found, check, choose, choose_unchanged, find};
 pub use delete::{Deletion, delete, deletion};
 pub use list::{Listed, Shown, State, list, show};
 pub use prune::prune;

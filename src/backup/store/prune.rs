@@ -8,8 +8,7 @@ use crate::backup::survey::{remove, survey};
 use crate::backup::take::publish;
 use crate::backup::verify;
 use crate::error::usage;
-use crate::node::{Node, dir::RecoveryDir};
-use crate::report::Progress;
+use crate::session::{Locked, Session};
 
 /// Deletes the backups that are older than the newest `keep` good ones, unfinished backups, and what an interrupted deletion left. Whether
 /// a backup is good is checked against its `SHA256SUMS`; `trusted` has just been checked. While there are fewer than `keep` good ones, no
@@ -18,7 +17,8 @@ use crate::report::Progress;
 ///
 /// # Errors
 /// [`FailureKind::Busy`](crate::error::FailureKind::Busy) during a recovery; as [`check_keep`]; when something cannot be read or removed.
-pub fn prune(node: &Node, dir: &RecoveryDir, keep: usize, trusted: Option<&str>, progress: &Progress) -> Result<Removed> {
+pub fn prune(session: &Locked<'_>, keep: usize, trusted: Option<&str>) -> Result<Removed> {
+    let Session { node, dir, progress, .. } = **session;
     not_during_a_recovery(dir)?;
     check_keep(keep)?;
     publish::finish_interrupted(dir)?;

@@ -25,6 +25,7 @@ use crate::error::{FailureKind, busy, kind};
 use crate::etcd;
 use crate::node::{Node, clock::interrupted, dir::RecoveryDir, hold};
 use crate::report::{Progress, paths};
+use crate::session::{Locked, Session};
 use crate::tools::ostree;
 
 /// How often etcd and the static pods are taken when a roll-out gets between them.
@@ -73,11 +74,11 @@ pub struct Taken {
 /// # Errors
 /// [`FailureKind::Busy`] during a recovery, unless the same Job asks again; [`FailureKind::Usage`]
 /// for a name or label that cannot be; as [`preflight::look`] and [`preflight::space`]; when anything cannot be read or written.
-pub fn take(node: &Node, dir: &RecoveryDir, options: &TakeOptions, progress: &Progress) -> Result<Taken> {
+pub fn take(session: &Locked<'_>, options: &TakeOptions) -> Result<Taken> {
+    let Session { node, dir, progress, .. } = **session;
     let began = Instant::now();
     check_options(options)?;
     trees::refuse_dir_inside(node, dir)?;
-    dir.check()?;
     finish_interrupted(dir)?;
     let survey = survey(dir)?;
     if let Some(done) = taken_before(node, &survey, &options.asked_by, began) {
@@ -100,7 +101,7 @@ pub fn take(node: &Node, dir: &RecoveryDir, options: &TakeOptions, progress: &Pr
     };
     let (reused, skipped) = (run.reused, run.skipped);
     let mut taken = Taken { reused, skipped, warnings: facts.warnings, ..Taken::of(node, &backup, Outcome::Taken, began) };
-    make_room(node, dir, options, &backup, &mut taken, progress);
+    make_room(session, options, &backup, &mut taken);
     taken.seconds = began.elapsed().as_secs_f64();
     Ok(taken)
 }
@@ -116,12 +117,12 @@ fn check_options(options: &TakeOptions) -> Result<()> {
 ///
 /// # Errors
 /// When the backups cannot be listed.
-pub fn already_taken(node: &Node, dir: &RecoveryDir, asked_by: &AskedBy) -> Result<Option<Taken>> {
+pub fn already_taken(session: &Session<'_>, asked_by: &AskedBy) -> Result<Option<Taken>> {
+    let Session { node, dir, .. } = *session;
     let began = Instant::now();
     if !asked_by.asks_once() || !dir.backups().exists() {
         return Ok(None);
     }
-    dir.check()?;
     Ok(taken_before(node, &survey(dir)?, asked_by, began))
 }
 
@@ -276,7 +277,8 @@ impl Run<'_> {
 
 /// What is done only once the backup is published: the link `latest`, standby deployments, older backups. A failure here is a warning: the
 /// backup is there.
-fn make_room(node: &Node, dir: &RecoveryDir, options: &TakeOptions, backup: &Backup, taken: &mut Taken, progress: &Progress) {
+fn make_room(session: &Locked<'_>, options: &TakeOptions, backup: &Backup, taken: &mut Taken) {
+    let Session { node, dir, .. } = **session;
     if let Err(error) = link_latest(dir, Some(backup)) {
         taken.warnings.push(format!("{error:#}"));
     }
@@ -288,7 +290,7 @@ fn make_room(node: &Node, dir: &RecoveryDir, options: &TakeOptions, backup: &Bac
         Ok(()) => {}
         Err(error) => taken.warnings.push(format!("standby deployments stay: {error:#}")),
     }
-    match prune(node, dir, options.keep, Some(&backup.id), progress) {
+    match prune(session, options.keep, Some(&backup.id)) {
         Ok(removed) => {
             taken.pruned = removed.removed;
             taken.warnings.extend(removed.warnings);

@@ -1,0 +1,81 @@
+//! What a command works on, and the proof that it may: a [`Session`] has a recovery directory that was checked, a [`Locked`] one its lock too.
+
+use std::ops::Deref;
+
+use anyhow::Result;
+
+use crate::node::Node;
+use crate::node::dir::{Lock, RecoveryDir};
+use crate::report::Progress;
+
+/// A node, its recovery directory, which nobody but root can write to, and where progress is shown.
+#[expect(clippy::manual_non_exhaustive, reason = "not other crates, but all other modules are to be kept from making one unchecked")]
+#[derive(Debug, Clone, Copy)]
+pub struct Session<'a> {
+    /// The node.
+    pub node: &'a Node,
+    /// Its recovery directory.
+    pub dir: &'a RecoveryDir,
+    /// Where progress is shown.
+    pub progress: &'a Progress,
+    /// Only [`Session::open`] and [`Session::prepare`] make one.
+    _checked: (),
+}
+
+impl<'a> Session<'a> {
+    /// Checks the recovery directory; one that is missing passes.
+    ///
+    /// # Errors
+    /// As [`RecoveryDir::check`].
+    pub fn open(node: &'a Node, dir: &'a RecoveryDir, progress: &'a Progress) -> Result<Self> {
+        dir.check()?;
+        Ok(Self { node, dir, progress, _checked: () })
+    }
+
+    /// Makes the recovery directory when it is missing, and checks it.
+    ///
+    /// # Errors
+    /// As [`RecoveryDir::prepare`].
+    pub fn prepare(node: &'a Node, dir: &'a RecoveryDir, progress: &'a Progress) -> Result<Self> {
+        dir.prepare()?;
+        Ok(Self { node, dir, progress, _checked: () })
+    }
+
+    /// For tests of what does not care whose the directory is: they need not be root.
+    #[cfg(test)]
+    pub(crate) fn unchecked(node: &'a Node, dir: &'a RecoveryDir) -> Self {
+        Self { node, dir, progress: Box::leak(Box::new(Progress::hidden())), _checked: () }
+    }
+
+    /// Takes the lock, without waiting.
+    ///
+    /// # Errors
+    /// As [`RecoveryDir::lock`].
+    pub fn lock(self, verb: &str) -> Result<Locked<'a>> {
+        Ok(Locked { lock: self.dir.lock(verb)?, session: self })
+    }
+}
+
+/// A session that has the lock, until it is dropped: what changes the recovery directory takes one.
+#[derive(Debug)]
+pub struct Locked<'a> {
+    session: Session<'a>,
+    lock: Lock,
+}
+
+impl<'a> Locked<'a> {
+    /// Lets the lock go.
+    #[must_use]
+    pub fn unlock(self) -> Session<'a> {
+        drop(self.lock);
+        self.session
+    }
+}
+
+impl<'a> Deref for Locked<'a> {
+    type Target = Session<'a>;
+
+    fn deref(&self) -> &Session<'a> {
+        &self.session
+    }
+}
