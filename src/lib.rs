@@ -1,17 +1,17 @@
 //! `recovery`: backup and recovery of a single-node OpenShift machine on an ostree operating system.
 //!
-//! One way leads through it, and nothing points back: command line → what is asked ([`backup`], [`recovery`]) → how it is done
-//! ([`archive`], [`etcd`], [`kube`], [`tools`]) → the [`node`].
+//! One way leads through it, and nothing points back: command line → what is asked ([`backup`], [`recovery`], carried out by the [`engine`]) → how it
+//! is done ([`archive`], [`etcd`], [`kube`], [`tools`]) → the [`node`].
 //!
 //! Read in this order:
 //!
 //! 1. [`error`]: how a failure ends, and its exit code.
 //! 2. [`node`]: the machine, as one value: root directory, programs, clock; the recovery directory and its lock; profile; identity.
 //! 3. [`backup`]: what a backup is on disk, and how one is taken, checked, listed, pruned, exported, and imported from the old script.
-//! 4. [`recovery`]: the pure transition function, the journal, the driver, and one file per phase with its steps in order.
+//! 4. [`engine`]: the pure transition function, the journal, the driver. [`recovery`]: what it carries out, one file per phase with its steps in order.
 //! 5. [`archive`], [`etcd`], [`kube`], [`tools`]: the four ways in which things are done.
 //! 6. [`formats`]: what is written to disk and read again by another version.
-//! 7. [`report`]: progress and log. [`compression`]: what a file is packed with. [`cli`]: one file per command.
+//! 7. [`session`]: what a command works on, and the proof that it may. [`report`]: progress and log. [`compression`]: what a file is packed with. [`cli`]: one file per command.
 //!
 //! `ARCHITECTURE.md` says why it is so, `CONTRIBUTING.md` where to put what.
 
