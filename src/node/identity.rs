@@ -101,7 +101,7 @@ struct Cluster {
 }
 
 fn kubeconfig_roots(node: &Node, path: &Path) -> Result<Vec<String>> {
-    let kubeconfig: Kubeconfig = super::yaml::first(&node.read_text(path)?)?;
+    let kubeconfig: Kubeconfig = super::yaml::first_of_secrets(&node.read_text(path)?)?;
     let mut roots = Vec::new();
     for Named { cluster } in kubeconfig.clusters {
         let pem = match (cluster.certificate_authority_data, cluster.certificate_authority) {
@@ -143,7 +143,7 @@ mod tests {
         put(dir.path(), "etc/hostname", "its-host-name\n");
         assert_eq!(exit_code(&Identity::of(&node, &OPENSHIFT).unwrap_err()), 78);
         let (first, second) = (root("first"), root("second"));
-        let data = BASE64.encode(&first);
+        let data = BASE64.encode(first.as_bytes());
         let kubeconfig =
             format!("clusters:\n- name: c\n  cluster:\n    server: https://localhost:6443\n    certificate-authority-data: {data}\n");
         put(dir.path(), OPENSHIFT.kubeconfigs[1].trim_start_matches('/'), &kubeconfig);
