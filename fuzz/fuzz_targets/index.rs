@@ -25,7 +25,8 @@ fn packed(tar: &[u8], cut: usize, entries: u32, records: &[u8]) -> Vec<u8> {
         file.extend(frame);
     }
     let head = zstd(&postcard::to_stdvec(&((1_767_225_600_i64, 0_u32), entries, frames)).expect("a head"));
-    let mut index = [&b"RECOVIDX"[..], &VERSION.to_le_bytes(), &u32::try_from(head.len()).expect("a short head").to_le_bytes(), &head].concat();
+    let mut index =
+        [&b"RECOVIDX"[..], &VERSION.to_le_bytes(), &u32::try_from(head.len()).expect("a short head").to_le_bytes(), &head].concat();
     index.extend(zstd(records));
     skippable(&mut file, index.len());
     let start = file.len() as u64;

@@ -16,6 +16,7 @@ use x509_parser::pem::Pem;
 use crate::error::misfit;
 use crate::node::Node;
 use crate::node::profile::Profile;
+use crate::node::yaml;
 
 /// How the API server is reached, and as whom.
 pub(super) struct Access {
@@ -41,7 +42,7 @@ pub(super) fn find(node: &Node, profile: &Profile) -> Result<Access> {
 }
 
 fn read(node: &Node, path: &Path) -> Result<Access> {
-    let kubeconfig = Kubeconfig::from_yaml(&node.read_text(path)?)?;
+    let kubeconfig: Kubeconfig = yaml::first_of_secrets(&node.read_text(path)?)?;
     let (cluster, user) = chosen(kubeconfig)?;
     let dir = path.parent().unwrap_or(Path::new("/"));
     let server = cluster.server.clone().context("its cluster has no server")?;

@@ -101,7 +101,7 @@ struct Cluster {
 }
 
 fn kubeconfig_roots(node: &Node, path: &Path) -> Result<Vec<String>> {
-    let kubeconfig: Kubeconfig = super::yaml::first(&node.read_text(path)?)?;
+    let kubeconfig: Kubeconfig = super::yaml::first_of_secrets(&node.read_text(path)?)?;
     let mut roots = Vec::new();
     for Named { cluster } in kubeconfig.clusters {
         let pem = match (cluster.certificate_authority_data, cluster.certificate_authority) {

@@ -3,7 +3,7 @@
 //! kubelet turns every file into JSON first (`sigs.k8s.io/yaml`): of several documents the first one counts, of a key that is there twice the
 //! last value does, in JSON as well.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use serde::de::DeserializeOwned;
 use serde_saphyr::options::DuplicateKeyPolicy;
 
@@ -22,6 +22,18 @@ pub fn first<T: DeserializeOwned>(text: &str) -> Result<T> {
     let options = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::LastWins };
     let mut documents = serde_saphyr::read_with_options(&mut bytes, options);
     Ok(documents.next().context("it is empty")??)
+}
+
+/// As [`first`], of a file with keys and tokens in it: the error says where it is wrong and quotes nothing, as a parser's own would.
+///
+/// # Errors
+/// As [`first`].
+pub fn first_of_secrets<T: DeserializeOwned>(text: &str) -> Result<T> {
+    first(text).map_err(|error| {
+        let place = error.downcast_ref::<serde_saphyr::Error>().and_then(serde_saphyr::Error::location);
+        let place = place.map_or_else(String::new, |at| format!(", at line {}, column {}", at.line(), at.column()));
+        anyhow!("it is not as it should be{place}; what is there is not shown, because it may be secret")
+    })
 }
 
 #[cfg(test)]
@@ -46,5 +58,23 @@ mod tests {
         for text in ["", "---\n", "a: [1", "a: x\n", "\0\0"] {
             assert!(first::<BTreeMap<String, u32>>(text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn an_error_in_a_file_of_secrets_quotes_nothing() {
+        for text in [
+            "a: hush\nb:\n- 1\n",
+            "a: [hush",
+            "hush",
+            "b: 1\na: {hush: hush}\n",
+            "a: 1\nb: *hush\n",
+            "{\"a\": \"hush\"}",
+            "{\"a\": {\"b\": \"hush\"}}",
+        ] {
+            let error = first_of_secrets::<BTreeMap<String, u32>>(text).unwrap_err();
+            assert!(!format!("{error:#} {error:?}").contains("hush"), "{error:?}");
+        }
+        let error = first_of_secrets::<BTreeMap<String, u32>>("b: 1\na: hush\n").unwrap_err();
+        assert!(error.to_string().contains("line 2"), "{error}");
     }
 }

@@ -44,7 +44,7 @@ fn member_name(container: &Container) -> Result<&str> {
         }
         [] => container
             .flag("--name")
-            .filter(|name| !name.contains('$'))
+            .filter(|name| !name.is_empty() && !name.contains('$'))
             .ok_or_else(|| damaged("it has neither a variable NODE_…_ETCD_NAME nor a flag --name")),
     }
 }
@@ -185,6 +185,8 @@ status: {}
         assert_eq!(etcd_member_name(&node, &OPENSHIFT).unwrap().as_deref(), Some("sno-node-0"));
         let (_dir, node) = node_with(KUBEADM_ETCD, &[]);
         assert_eq!(etcd_member_name(&node, &KUBEADM).unwrap().as_deref(), Some("node-a"));
+        let (_dir, node) = node_with(&KUBEADM_ETCD.replace("--name=node-a", "--name="), &[]);
+        assert_eq!(exit_code(&etcd_member_name(&node, &KUBEADM).unwrap_err()), 65, "no name is no name");
         let several = text("etcd-pod-rev3.yaml").replace(
             r#"{"name":"ETCD_STATIC_POD_VERSION""#,
             r#"{"name":"NODE_other_ETCD_NAME","value":"other"},{"name":"ETCD_STATIC_POD_VERSION""#,
