@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::journal::{Journal, Procedure, Reading};
 use super::machine::{Event, Next, Phase, PlannedStep, Stage, State};
 use crate::error::{self, Failure, FailureKind};
-use crate::formats::journal::Failed;
+use crate::formats::journal::FailedV1;
 
 /// `MESSAGE_ID` of the journald entry that a run writes when it begins or ends a phase (`systemd.journal-fields(7)`).
 pub const MESSAGE_PHASE: &str = "a4c4c7eb11d94d0385259294778c1f2f";
@@ -143,7 +143,7 @@ fn one_step<W: Work>(journal: &mut Journal<W::Of>, work: &mut W, phase: PhaseOf<
 }
 
 fn write_failure<W: Work>(journal: &mut Journal<W::Of>, work: &mut W, phase: PhaseOf<W>, step: &str, error: &anyhow::Error) -> Result<()> {
-    let failed = Failed {
+    let failed = FailedV1 {
         cause: error::said(error),
         kind: Some(error::kind(error)),
         next: error::next(error).cloned(),

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::machine::{Event, Phase, Plan, PlannedPhase, PlannedStep, State, transition};
 use crate::error::{AndNext, Failure, FailureKind, Next, damaged, kind, unsupported};
-use crate::formats::journal::{self as format, FORMAT, Failed, Line};
+use crate::formats::journal::{self as format, FORMAT, FailedV1, LineV2};
 use crate::node::durable;
 
 /// The boot id in the name of a boot. (The rest tells soft reboots, which keep the kernel and with it the id.)
@@ -79,12 +79,12 @@ pub struct Record<P> {
 impl<P: Phase> Record<P> {
     /// The failure that it records, if it does.
     #[must_use]
-    pub fn failure(&self) -> Option<Failed> {
+    pub fn failure(&self) -> Option<FailedV1> {
         if !matches!(self.event, Event::StepFailed(..)) {
             return None;
         }
         let read = serde_json::from_value(self.detail.clone());
-        Some(read.unwrap_or_else(|_| Failed {
+        Some(read.unwrap_or_else(|_| FailedV1 {
             cause: "no cause was recorded".to_owned(),
             kind: None,
             next: None,
@@ -228,14 +228,14 @@ impl<T: Procedure> Reading<T> {
     }
 
     /// What the first line says.
-    fn begun(line: Line, len: usize) -> Result<Self> {
+    fn begun(line: LineV2, len: usize) -> Result<Self> {
         ensure!(line.sequence == 1, "it has number {}, not 1", line.sequence);
-        ensure!(line.event == format::Event::RunBegun, "it is not the beginning of a run");
-        let Line { sequence, time, run, subject, boot, detail, .. } = line;
-        let begun: format::Begun = serde_json::from_value(detail).context("reading what the run was asked to do")?;
+        ensure!(line.event == format::EventV1::RunBegun, "it is not the beginning of a run");
+        let LineV2 { sequence, time, run, subject, boot, detail, .. } = line;
+        let begun: format::BegunV2 = serde_json::from_value(detail).context("reading what the run was asked to do")?;
         ensure!(begun.procedure == T::NAME, "it is the journal of a {}, not of a {}", begun.procedure, T::NAME);
         let agent = begun.agent;
-        let planned = |phase: format::Phase| {
+        let planned = |phase: format::PhaseV1| {
             let known = T::Phase::of_name(&phase.phase).ok_or_else(|| unknown(&format!("phase {}", phase.phase), agent.as_deref()))?;
             let steps = phase.steps.into_iter().map(|step| PlannedStep { name: step.name, volatile: step.volatile }).collect();
             Ok(PlannedPhase { phase: known, reboot: phase.reboot, steps })
@@ -249,7 +249,7 @@ impl<T: Procedure> Reading<T> {
     }
 
     /// Takes one more line, which must belong to the same run and continue its numbering.
-    fn follow(&mut self, line: Line, len: usize) -> Result<()> {
+    fn follow(&mut self, line: LineV2, len: usize) -> Result<()> {
         let expected = self.last().sequence + 1;
         ensure!(line.sequence == expected, "it has number {}, not {expected}", line.sequence);
         ensure!(line.run == self.run, "it belongs to run {}, not {}", line.run, self.run);
@@ -267,13 +267,13 @@ fn unknown(what: &str, agent: Option<&str>) -> anyhow::Error {
     unsupported(format!("recovery {} knows no {what}: the run was begun by {by}, which can go on with it", env!("CARGO_PKG_VERSION")))
 }
 
-fn whole_line(text: &[u8], agent: Option<&str>) -> Result<Line> {
-    Line::of(text.strip_suffix(b"\n").ok_or_else(|| anyhow!("it does not end"))?, agent)
+fn whole_line(text: &[u8], agent: Option<&str>) -> Result<LineV2> {
+    LineV2::of(text.strip_suffix(b"\n").ok_or_else(|| anyhow!("it does not end"))?, agent)
 }
 
 /// The event that a line records; not that of the first one.
-fn event_of<P: Phase>(line: &Line) -> Result<Event<P>> {
-    use format::Event as Recorded;
+fn event_of<P: Phase>(line: &LineV2) -> Result<Event<P>> {
+    use format::EventV1 as Recorded;
     let phase = || {
         let name = line.phase.as_deref().ok_or_else(|| anyhow!("it names no phase"))?;
         P::of_name(name).ok_or_else(|| anyhow!("it names a phase that is not in the plan: {name}"))
@@ -294,8 +294,8 @@ fn event_of<P: Phase>(line: &Line) -> Result<Event<P>> {
 }
 
 /// What a line calls an event.
-fn name_of<P>(event: &Event<P>) -> format::Event {
-    use format::Event as Recorded;
+fn name_of<P>(event: &Event<P>) -> format::EventV1 {
+    use format::EventV1 as Recorded;
     match event {
         Event::RunBegun(_) => Recorded::RunBegun,
         Event::PhaseBegun(_) => Recorded::PhaseBegun,
@@ -327,21 +327,21 @@ impl<T: Procedure> Journal<T> {
     /// # Errors
     /// When it cannot be written.
     pub fn begin(path: &Path, new: New<'_>, plan: &Plan<T::Phase>, beginning: &T::Beginning) -> Result<Self> {
-        let step = |step: &PlannedStep| format::Step { name: step.name.clone(), volatile: step.volatile };
-        let planned = plan.iter().map(|planned| format::Phase {
+        let step = |step: &PlannedStep| format::StepV1 { name: step.name.clone(), volatile: step.volatile };
+        let planned = plan.iter().map(|planned| format::PhaseV1 {
             phase: planned.phase.name().to_owned(),
             reboot: planned.reboot,
             steps: planned.steps.iter().map(step).collect(),
         });
         let begun = || {
-            serde_json::to_value(format::Begun {
+            serde_json::to_value(format::BegunV2 {
                 procedure: T::NAME.to_owned(),
                 agent: Some(env!("CARGO_PKG_VERSION").to_owned()),
                 plan: planned.collect(),
                 beginning: T::write_beginning(beginning)?,
             })
         };
-        let line = Line {
+        let line = LineV2 {
             version: FORMAT.version,
             sequence: 1,
             time: Timestamp::now(),
@@ -350,7 +350,7 @@ impl<T: Procedure> Journal<T> {
             boot: new.boot.to_owned(),
             phase: None,
             step: None,
-            event: format::Event::RunBegun,
+            event: format::EventV1::RunBegun,
             detail: begun().context("serializing what the run was asked to do")?,
         };
         durable::write(path, line.to_text()?.as_bytes(), 0o600)?;
@@ -420,8 +420,8 @@ impl<T: Procedure> Journal<T> {
         Ok(())
     }
 
-    fn line_of(&self, record: &Record<T::Phase>) -> Line {
-        Line {
+    fn line_of(&self, record: &Record<T::Phase>) -> LineV2 {
+        LineV2 {
             version: FORMAT.version,
             sequence: record.sequence,
             time: record.time,

@@ -20,15 +20,15 @@ pub const FORMAT: Format = Format { name: "the report of a recovery", version: 2
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-pub struct Report {
+pub struct V2 {
     /// 2.
     pub version: u32,
     /// Version of the agent that wrote it.
     pub agent: Option<String>,
     /// How the run ended.
-    pub end: End,
+    pub end: EndV1,
     /// The run; nothing when its journal could not be read.
-    pub run: Option<Run>,
+    pub run: Option<RunV1>,
     /// What giving it up put back, and what it left to do by hand; of one that is finished, nothing.
     pub put_back: Vec<String>,
     /// Steps that had changed the node's disk when it was given up: `PHASE: STEP`.
@@ -45,7 +45,7 @@ pub struct Report {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
-pub enum End {
+pub enum EndV1 {
     /// It reached its end.
     Finished,
     /// It was given up.
@@ -56,7 +56,7 @@ pub enum End {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-pub struct Run {
+pub struct RunV1 {
     /// Its id.
     pub id: String,
     /// The backup it restored.
@@ -78,7 +78,7 @@ pub struct Run {
     /// It went on only when told to.
     pub by_step: bool,
     /// Every step of the plan.
-    pub phases: Vec<Phase>,
+    pub phases: Vec<PhaseV1>,
     /// What was found and gone on with.
     pub warnings: Vec<String>,
 }
@@ -87,22 +87,22 @@ pub struct Run {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-pub struct Phase {
+pub struct PhaseV1 {
     /// Which.
     pub phase: String,
     /// Its steps.
-    pub steps: Vec<Step>,
+    pub steps: Vec<StepV1>,
 }
 
 /// A step of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-pub struct Step {
+pub struct StepV1 {
     /// Its name.
     pub name: String,
     /// What became of it.
-    pub state: StepState,
+    pub state: StepStateV1,
     /// How often it said that it would act.
     pub attempts: usize,
     /// How long it took the last time, seconds, waiting included.
@@ -117,7 +117,7 @@ pub struct Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
-pub enum StepState {
+pub enum StepStateV1 {
     /// Its turn had not come.
     Waiting,
     /// It had begun.
@@ -132,9 +132,9 @@ pub enum StepState {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-struct Finished1 {
-    outcome: End,
-    run: Run,
+struct FinishedV1 {
+    outcome: EndV1,
+    run: RunV1,
     seconds: f64,
     waited: f64,
     next: Option<String>,
@@ -144,27 +144,28 @@ struct Finished1 {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-struct Abandoned1 {
-    run: Option<Run>,
+struct AbandonedV1 {
+    run: Option<RunV1>,
     put_back: Vec<String>,
     changed: Vec<String>,
     state: String,
 }
 
-impl From<Finished1> for Report {
-    fn from(old: Finished1) -> Self {
-        let Finished1 { outcome: end, run, seconds, waited, .. } = old;
+impl From<FinishedV1> for V2 {
+    fn from(old: FinishedV1) -> Self {
+        let FinishedV1 { outcome: end, run, seconds, waited, .. } = old;
         let run = Some(run);
         Self { version: FORMAT.version, agent: None, end, run, put_back: Vec::new(), changed: Vec::new(), state: None, seconds, waited }
     }
 }
 
-impl From<Abandoned1> for Report {
-    fn from(old: Abandoned1) -> Self {
-        let Abandoned1 { run, put_back, changed, state } = old;
-        let sum = |of: fn(&Step) -> Option<f64>| run.iter().flat_map(|run| &run.phases).flat_map(|phase| &phase.steps).filter_map(of).sum();
+impl From<AbandonedV1> for V2 {
+    fn from(old: AbandonedV1) -> Self {
+        let AbandonedV1 { run, put_back, changed, state } = old;
+        let sum =
+            |of: fn(&StepV1) -> Option<f64>| run.iter().flat_map(|run| &run.phases).flat_map(|phase| &phase.steps).filter_map(of).sum();
         let (seconds, waited) = (sum(|step| step.seconds), sum(|step| step.waited));
-        Self { version: FORMAT.version, agent: None, end: End::Abandoned, run, put_back, changed, state: Some(state), seconds, waited }
+        Self { version: FORMAT.version, agent: None, end: EndV1::Abandoned, run, put_back, changed, state: Some(state), seconds, waited }
     }
 }
 
@@ -172,7 +173,7 @@ impl From<Abandoned1> for Report {
 ///
 /// # Errors
 /// As [`Format::read`].
-pub fn read(json: &[u8]) -> Result<Report> {
+pub fn read(json: &[u8]) -> Result<V2> {
     let bad = |error: serde_json::Error| damaged(format!("{} is not valid: {error}", FORMAT.name));
     let whole: Value = serde_json::from_slice(json).map_err(bad)?;
     // Those of version 1 do not say so.
@@ -180,9 +181,9 @@ pub fn read(json: &[u8]) -> Result<Report> {
         return FORMAT.read(json, |_, json| serde_json::from_slice(json));
     }
     let old = if whole.get("outcome").is_some() {
-        serde_json::from_value::<Finished1>(whole).map(Report::from)
+        serde_json::from_value::<FinishedV1>(whole).map(V2::from)
     } else {
-        serde_json::from_value::<Abandoned1>(whole).map(Report::from)
+        serde_json::from_value::<AbandonedV1>(whole).map(V2::from)
     };
     old.map_err(bad)
 }
@@ -194,15 +195,15 @@ mod tests {
 
     #[test]
     fn both_layouts_of_version_1_are_read_for_ever() {
-        let finished = read(&samples::check::<Finished1>("history-finished", 1)).unwrap();
-        assert_eq!((finished.end, finished.run.unwrap().phases.len()), (End::Finished, 2));
-        let abandoned = read(&samples::check::<Abandoned1>("history-abandoned", 1)).unwrap();
-        assert_eq!((abandoned.end, abandoned.put_back.len(), abandoned.changed.len()), (End::Abandoned, 1, 2));
+        let finished = read(&samples::check::<FinishedV1>("history-finished", 1)).unwrap();
+        assert_eq!((finished.end, finished.run.unwrap().phases.len()), (EndV1::Finished, 2));
+        let abandoned = read(&samples::check::<AbandonedV1>("history-abandoned", 1)).unwrap();
+        assert_eq!((abandoned.end, abandoned.put_back.len(), abandoned.changed.len()), (EndV1::Abandoned, 1, 2));
         assert!(abandoned.seconds > abandoned.waited && abandoned.waited > 0.0);
     }
 
     #[test]
     fn version_2_is_what_is_written() {
-        assert_eq!(read(&samples::check::<Report>("history", 2)).unwrap().version, 2);
+        assert_eq!(read(&samples::check::<V2>("history", 2)).unwrap().version, 2);
     }
 }

@@ -27,7 +27,7 @@ const SUM_END: usize = 8 + 2;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-pub struct Line {
+pub struct LineV2 {
     /// 2.
     pub version: u32,
     /// 1 for the first line, then one more each.
@@ -47,8 +47,8 @@ pub struct Line {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<String>,
     /// What happened.
-    pub event: Event,
-    /// More about it: [`Begun`] of the first line, [`Failed`] of a failure, a step's notes and figures.
+    pub event: EventV1,
+    /// More about it: [`BegunV2`] of the first line, [`FailedV1`] of a failure, a step's notes and figures.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub detail: Value,
 }
@@ -57,7 +57,7 @@ pub struct Line {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
-pub enum Event {
+pub enum EventV1 {
     /// The run was begun: the first line.
     RunBegun,
     /// A phase was begun.
@@ -84,15 +84,15 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-pub struct Begun {
+pub struct BegunV2 {
     /// What kind of run it is: `recovery`, `backup`.
     pub procedure: String,
     /// Version of the agent that began it; nothing in a journal that began as version 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,
     /// Everything the run will do, in order.
-    pub plan: Vec<Phase>,
-    /// What it was asked to do: [`Recovery`] of a recovery.
+    pub plan: Vec<PhaseV1>,
+    /// What it was asked to do: [`RecoveryV2`] of a recovery.
     pub beginning: Value,
 }
 
@@ -100,21 +100,21 @@ pub struct Begun {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-pub struct Phase {
+pub struct PhaseV1 {
     /// Its name.
     pub phase: String,
     /// It ends with a reboot of the node.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reboot: bool,
     /// Its steps, in order.
-    pub steps: Vec<Step>,
+    pub steps: Vec<StepV1>,
 }
 
 /// A step of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-pub struct Step {
+pub struct StepV1 {
     /// Its name.
     pub name: String,
     /// Its effect is lost at a reboot.
@@ -125,7 +125,7 @@ pub struct Step {
 /// The detail of a failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Failed {
+pub struct FailedV1 {
     /// Why, in words.
     pub cause: String,
     /// Its kind; nothing in journals of earlier agents.
@@ -142,13 +142,13 @@ pub struct Failed {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-pub struct Recovery {
+pub struct RecoveryV2 {
     /// The kind of control plane.
     pub profile: ProfileV1,
     /// The deployment that the backup belongs to, when it records one.
     pub target: Option<DeploymentV1>,
     /// What was asked for.
-    pub asked: Asked,
+    pub asked: AskedV1,
     /// The run that this one replaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restarts: Option<String>,
@@ -164,7 +164,7 @@ pub struct Recovery {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-pub struct Asked {
+pub struct AskedV1 {
     /// Go on where the platform table, identity or clock say no.
     pub force: bool,
     /// Reboot without asking.
@@ -172,7 +172,7 @@ pub struct Asked {
     /// One phase at a time.
     pub step: bool,
     /// How etcd is restored.
-    pub etcd: EtcdRestore,
+    pub etcd: EtcdRestoreV1,
     /// The deadline of each wait, seconds, when it was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait: Option<u64>,
@@ -182,18 +182,18 @@ pub struct Asked {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
-pub enum EtcdRestore {
+pub enum EtcdRestoreV1 {
     /// By the agent.
     Native,
     /// By the cluster's own script.
     ClusterRestore,
 }
 
-/// A line of version 1. Its first has a [`Recovery1`] as detail.
+/// A line of version 1. Its first has a [`RecoveryV1`] as detail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-struct Line1 {
+struct LineV1 {
     version: u32,
     sequence: u64,
     time: Timestamp,
@@ -204,7 +204,7 @@ struct Line1 {
     phase: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     step: Option<String>,
-    event: Event,
+    event: EventV1,
     #[serde(default, skip_serializing_if = "Value::is_null")]
     detail: Value,
 }
@@ -213,47 +213,47 @@ struct Line1 {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-struct Recovery1 {
+struct RecoveryV1 {
     profile: ProfileV1,
     target: Option<DeploymentV1>,
-    asked: Asked,
+    asked: AskedV1,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     restarts: Option<String>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     inherits: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
-    phases: Vec<Phase>,
+    phases: Vec<PhaseV1>,
 }
 
 /// The only procedure of version 1.
 const RECOVERY: &str = "recovery";
 
-impl TryFrom<Line1> for Line {
+impl TryFrom<LineV1> for LineV2 {
     type Error = serde_json::Error;
 
-    fn try_from(line: Line1) -> Result<Self, Self::Error> {
-        let detail = if line.event == Event::RunBegun {
-            serde_json::to_value(Begun::try_from(serde_json::from_value::<Recovery1>(line.detail)?)?)?
+    fn try_from(line: LineV1) -> Result<Self, Self::Error> {
+        let detail = if line.event == EventV1::RunBegun {
+            serde_json::to_value(BegunV2::try_from(serde_json::from_value::<RecoveryV1>(line.detail)?)?)?
         } else {
             line.detail
         };
-        let Line1 { sequence, time, run, backup: subject, boot, phase, step, event, .. } = line;
+        let LineV1 { sequence, time, run, backup: subject, boot, phase, step, event, .. } = line;
         Ok(Self { version: FORMAT.version, sequence, time, run, subject, boot, phase, step, event, detail })
     }
 }
 
-impl TryFrom<Recovery1> for Begun {
+impl TryFrom<RecoveryV1> for BegunV2 {
     type Error = serde_json::Error;
 
-    fn try_from(old: Recovery1) -> Result<Self, Self::Error> {
-        let Recovery1 { profile, target, asked, restarts, inherits, warnings, phases: plan } = old;
-        let beginning = serde_json::to_value(Recovery { profile, target, asked, restarts, inherits, warnings })?;
+    fn try_from(old: RecoveryV1) -> Result<Self, Self::Error> {
+        let RecoveryV1 { profile, target, asked, restarts, inherits, warnings, phases: plan } = old;
+        let beginning = serde_json::to_value(RecoveryV2 { profile, target, asked, restarts, inherits, warnings })?;
         Ok(Self { procedure: RECOVERY.to_owned(), agent: None, plan, beginning })
     }
 }
 
-impl Line {
+impl LineV2 {
     /// The line as it stands in the file, newline included.
     ///
     /// # Errors
@@ -276,7 +276,7 @@ impl Line {
         }
         let content = content(line)?;
         let read = match version {
-            Some(1) => serde_json::from_str::<Line1>(&content).and_then(Self::try_from),
+            Some(1) => serde_json::from_str::<LineV1>(&content).and_then(Self::try_from),
             Some(2) => serde_json::from_str(&content),
             _ => bail!("it has no version"),
         };
@@ -322,24 +322,24 @@ mod tests {
     use super::*;
 
     /// Every line of a sample, as its version has it, and written again.
-    fn again<T: Serialize + serde::de::DeserializeOwned>(file: &str) -> (Vec<T>, Vec<Line>) {
+    fn again<T: Serialize + serde::de::DeserializeOwned>(file: &str) -> (Vec<T>, Vec<LineV2>) {
         let sample = samples::read(file);
         let text = std::str::from_utf8(&sample).unwrap();
         let lines: Vec<T> = text.lines().map(|line| serde_json::from_str(&content(line).unwrap()).unwrap()).collect();
         let written: String = lines.iter().map(|line| sealed(line).unwrap()).collect();
         samples::same(file, written.as_bytes());
-        (lines, text.lines().map(|line| Line::of(line.as_bytes(), None).unwrap()).collect())
+        (lines, text.lines().map(|line| LineV2::of(line.as_bytes(), None).unwrap()).collect())
     }
 
     #[test]
     fn version_1_is_read_for_ever() {
-        let (old, new) = again::<Line1>("journal.1.jsonl");
-        samples::schema::<Line1>("journal", 1);
-        samples::schema::<Recovery1>("journal-recovery", 1);
+        let (old, new) = again::<LineV1>("journal.1.jsonl");
+        samples::schema::<LineV1>("journal", 1);
+        samples::schema::<RecoveryV1>("journal-recovery", 1);
         assert_eq!(old.len(), new.len());
-        let (first, begun): (Recovery1, Begun) =
+        let (first, begun): (RecoveryV1, BegunV2) =
             (serde_json::from_value(old[0].detail.clone()).unwrap(), serde_json::from_value(new[0].detail.clone()).unwrap());
-        let asked: Recovery = serde_json::from_value(begun.beginning).unwrap();
+        let asked: RecoveryV2 = serde_json::from_value(begun.beginning).unwrap();
         assert_eq!((begun.procedure.as_str(), begun.agent, &begun.plan), ("recovery", None, &first.phases));
         assert_eq!((asked.profile, asked.asked, asked.warnings), (first.profile, first.asked, first.warnings));
         for (old, new) in old.iter().zip(&new) {
@@ -350,18 +350,18 @@ mod tests {
 
     #[test]
     fn version_2_is_what_is_written() {
-        let (lines, read) = again::<Line>("journal.2.jsonl");
+        let (lines, read) = again::<LineV2>("journal.2.jsonl");
         assert_eq!(lines, read);
-        samples::schema::<Line>("journal", 2);
-        samples::schema::<Begun>("journal-begun", 2);
-        samples::schema::<Failed>("journal-failed", 2);
-        samples::schema::<Recovery>("journal-recovery", 2);
-        let begun: Begun = serde_json::from_value(lines[0].detail.clone()).unwrap();
+        samples::schema::<LineV2>("journal", 2);
+        samples::schema::<BegunV2>("journal-begun", 2);
+        samples::schema::<FailedV1>("journal-failed", 2);
+        samples::schema::<RecoveryV2>("journal-recovery", 2);
+        let begun: BegunV2 = serde_json::from_value(lines[0].detail.clone()).unwrap();
         assert_eq!(serde_json::to_value(&begun).unwrap(), lines[0].detail);
-        let asked: Recovery = serde_json::from_value(begun.beginning.clone()).unwrap();
+        let asked: RecoveryV2 = serde_json::from_value(begun.beginning.clone()).unwrap();
         assert_eq!(serde_json::to_value(&asked).unwrap(), begun.beginning);
-        let failed = lines.iter().find(|line| line.event == Event::StepFailed).unwrap();
-        let failure: Failed = serde_json::from_value(failed.detail.clone()).unwrap();
+        let failed = lines.iter().find(|line| line.event == EventV1::StepFailed).unwrap();
+        let failure: FailedV1 = serde_json::from_value(failed.detail.clone()).unwrap();
         assert_eq!(serde_json::to_value(&failure).unwrap(), failed.detail);
     }
 }

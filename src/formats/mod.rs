@@ -6,6 +6,7 @@
 //! * An agent writes the newest version that it knows, and reads every version there ever was.
 //! * A field that a version does not have is refused as damage, never passed over: nobody knows what it was meant to change.
 //! * A file of a newer version is sound and not supported: the message names the version of the agent that wrote it, where the file says so.
+//! * What belongs to a version ends with it (`V1`, `LineV2`): with the first that has it, when later ones have it too.
 //! * Any change of a layout, an optional field too, is a new version: the structs of the old one stay, with a `From` into the new.
 //!
 //! The [`index`] of an archive differs in one of them: an archive can be read without it, so that one of a newer version is passed over.

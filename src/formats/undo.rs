@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::Format;
-use super::journal::Asked;
+use super::journal::AskedV1;
 
 /// This format.
 pub const FORMAT: Format = Format { name: "undo.json", version: 1 };
@@ -15,7 +15,7 @@ pub const FORMAT: Format = Format { name: "undo.json", version: 1 };
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-pub struct Undo {
+pub struct V1 {
     /// 1.
     pub version: u32,
     /// The runs that may have left something, oldest first.
@@ -23,10 +23,10 @@ pub struct Undo {
     /// The backup that is being restored.
     pub backup: String,
     /// What was asked for.
-    pub asked: Asked,
+    pub asked: AskedV1,
     /// The SELinux mode to put back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub selinux: Option<SelinuxMode>,
+    pub selinux: Option<SelinuxModeV1>,
     /// Units that are stopped, and whether they ran, or would have by themselves.
     pub units: BTreeMap<String, bool>,
     /// The unit of the container runtime.
@@ -41,7 +41,7 @@ pub struct Undo {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
-pub enum SelinuxMode {
+pub enum SelinuxModeV1 {
     /// It is denied.
     Enforcing,
     /// It is logged and allowed.
@@ -52,7 +52,7 @@ pub enum SelinuxMode {
 ///
 /// # Errors
 /// As [`Format::read`].
-pub fn read(json: &[u8]) -> Result<Undo> {
+pub fn read(json: &[u8]) -> Result<V1> {
     FORMAT.read(json, |_, json| serde_json::from_slice(json))
 }
 
@@ -63,6 +63,6 @@ mod tests {
 
     #[test]
     fn version_1_is_what_is_written() {
-        assert_eq!(read(&samples::check::<Undo>("undo", 1)).unwrap().version, 1);
+        assert_eq!(read(&samples::check::<V1>("undo", 1)).unwrap().version, 1);
     }
 }

@@ -50,12 +50,12 @@ impl RunReport {
     pub fn of_history(json: &[u8]) -> Result<Self> {
         let report = format::read(json)?;
         let run = report.run.and_then(RunStatus::of_format).context("it does not say what was done")?;
-        anyhow::ensure!(report.end == format::End::Finished, "it is that of a run that was given up");
+        anyhow::ensure!(report.end == format::EndV1::Finished, "it is that of a run that was given up");
         Ok(Self { outcome: Outcome::Finished, run, seconds: report.seconds, waited: report.waited, next: None })
     }
 }
 
-fn write_report(dir: &RecoveryDir, name: &str, report: &format::Report) -> Result<()> {
+fn write_report(dir: &RecoveryDir, name: &str, report: &format::V2) -> Result<()> {
     let json = formats::to_json(report).context("serializing the report")?;
     durable::write(&dir.history().join(format!("{name}.json")), &json, 0o600)
 }
@@ -89,7 +89,7 @@ fn name_of(dir: &RecoveryDir, run: Option<&str>) -> Result<String> {
 
 /// Nothing is left to undo; report and journal of a run go to `history/`. The journal goes last: until then, every verb sees a run that is
 /// over and puts it away.
-pub(super) fn close(dir: &RecoveryDir, run: Option<&str>, report: &format::Report) -> Result<()> {
+pub(super) fn close(dir: &RecoveryDir, run: Option<&str>, report: &format::V2) -> Result<()> {
     let name = name_of(dir, run)?;
     write_report(dir, &name, report)?;
     Undo::forget(dir)?;
@@ -101,19 +101,19 @@ pub(super) fn close(dir: &RecoveryDir, run: Option<&str>, report: &format::Repor
     Ok(())
 }
 
-impl From<RunReport> for format::Report {
+impl From<RunReport> for format::V2 {
     fn from(report: RunReport) -> Self {
         let RunReport { outcome: _, run, seconds, waited, next: _ } = report;
-        let mut new = Self::empty(format::End::Finished);
+        let mut new = Self::empty(format::EndV1::Finished);
         (new.run, new.seconds, new.waited) = (Some(run.into()), seconds, waited);
         new
     }
 }
 
-impl From<AbandonReport> for format::Report {
+impl From<AbandonReport> for format::V2 {
     fn from(report: AbandonReport) -> Self {
         let AbandonReport { run, put_back, changed, state } = report;
-        let mut new = Self::empty(format::End::Abandoned);
+        let mut new = Self::empty(format::EndV1::Abandoned);
         let steps = || run.iter().flat_map(|run| &run.phases).flat_map(|phase| &phase.steps);
         (new.seconds, new.waited) = (steps().filter_map(|step| step.seconds).sum(), steps().filter_map(|step| step.waited).sum());
         (new.put_back, new.state) = (put_back, Some(state));
@@ -123,34 +123,34 @@ impl From<AbandonReport> for format::Report {
     }
 }
 
-impl format::Report {
-    fn empty(end: format::End) -> Self {
+impl format::V2 {
+    fn empty(end: format::EndV1) -> Self {
         let agent = Some(env!("CARGO_PKG_VERSION").to_owned());
         let (put_back, changed) = (Vec::new(), Vec::new());
         Self { version: format::FORMAT.version, agent, end, run: None, put_back, changed, state: None, seconds: 0.0, waited: 0.0 }
     }
 }
 
-impl From<RunStatus> for format::Run {
+impl From<RunStatus> for format::RunV1 {
     fn from(run: RunStatus) -> Self {
         let RunStatus { id, backup, state, phase, step, begun, since, failure, needs_reboot, by_step, phases, warnings } = run;
         let phase = phase.map(|phase| phase.name().to_owned());
-        let phases = phases.into_iter().map(format::Phase::from).collect();
+        let phases = phases.into_iter().map(format::PhaseV1::from).collect();
         Self { id, backup, state, phase, step, begun, since, failure, needs_reboot, by_step, phases, warnings }
     }
 }
 
-impl From<PhaseStatus> for format::Phase {
+impl From<PhaseStatus> for format::PhaseV1 {
     fn from(status: PhaseStatus) -> Self {
         let step = |step: StepStatus| {
             let StepStatus { name, state, attempts, seconds, waited, figures } = step;
             let state = match state {
-                StepState::Waiting => format::StepState::Waiting,
-                StepState::Begun => format::StepState::Begun,
-                StepState::Failed => format::StepState::Failed,
-                StepState::Done => format::StepState::Done,
+                StepState::Waiting => format::StepStateV1::Waiting,
+                StepState::Begun => format::StepStateV1::Begun,
+                StepState::Failed => format::StepStateV1::Failed,
+                StepState::Done => format::StepStateV1::Done,
             };
-            format::Step { name, state, attempts, seconds, waited, figures }
+            format::StepV1 { name, state, attempts, seconds, waited, figures }
         };
         Self { phase: status.phase.name().to_owned(), steps: status.steps.into_iter().map(step).collect() }
     }
@@ -158,8 +158,8 @@ impl From<PhaseStatus> for format::Phase {
 
 impl RunStatus {
     /// A run as its report has it; `None` when it has phases that this agent does not know.
-    fn of_format(run: format::Run) -> Option<Self> {
-        let format::Run { id, backup, state, phase, step, begun, since, failure, needs_reboot, by_step, phases, warnings } = run;
+    fn of_format(run: format::RunV1) -> Option<Self> {
+        let format::RunV1 { id, backup, state, phase, step, begun, since, failure, needs_reboot, by_step, phases, warnings } = run;
         let phase = match phase {
             Some(name) => Some(Phase::of_name(&name)?),
             None => None,
@@ -170,14 +170,14 @@ impl RunStatus {
 }
 
 impl PhaseStatus {
-    fn of_format(read: format::Phase) -> Option<Self> {
-        let step = |step: format::Step| {
-            let format::Step { name, state, attempts, seconds, waited, figures } = step;
+    fn of_format(read: format::PhaseV1) -> Option<Self> {
+        let step = |step: format::StepV1| {
+            let format::StepV1 { name, state, attempts, seconds, waited, figures } = step;
             let state = match state {
-                format::StepState::Waiting => StepState::Waiting,
-                format::StepState::Begun => StepState::Begun,
-                format::StepState::Failed => StepState::Failed,
-                format::StepState::Done => StepState::Done,
+                format::StepStateV1::Waiting => StepState::Waiting,
+                format::StepStateV1::Begun => StepState::Begun,
+                format::StepStateV1::Failed => StepState::Failed,
+                format::StepStateV1::Done => StepState::Done,
             };
             StepStatus { name, state, attempts, seconds, waited, figures }
         };

@@ -128,11 +128,11 @@ impl Procedure for Recovery {
     type Beginning = Beginning;
 
     fn read_beginning(json: Value) -> serde_json::Result<Beginning> {
-        serde_json::from_value::<format::Recovery>(json).map(Beginning::from)
+        serde_json::from_value::<format::RecoveryV2>(json).map(Beginning::from)
     }
 
     fn write_beginning(beginning: &Beginning) -> serde_json::Result<Value> {
-        serde_json::to_value(format::Recovery::from(beginning.clone()))
+        serde_json::to_value(format::RecoveryV2::from(beginning.clone()))
     }
 
     /// The notes of upgrade-recovery.sh have the same place.
@@ -173,37 +173,37 @@ pub(super) fn this_boot(node: &Node) -> Result<String> {
     })
 }
 
-impl From<format::Recovery> for Beginning {
-    fn from(read: format::Recovery) -> Self {
-        let format::Recovery { profile, target, asked, restarts, inherits, warnings } = read;
+impl From<format::RecoveryV2> for Beginning {
+    fn from(read: format::RecoveryV2) -> Self {
+        let format::RecoveryV2 { profile, target, asked, restarts, inherits, warnings } = read;
         Self { profile: profile.into(), target: target.map(DeploymentId::from), asked: asked.into(), restarts, inherits, warnings }
     }
 }
 
-impl From<Beginning> for format::Recovery {
+impl From<Beginning> for format::RecoveryV2 {
     fn from(beginning: Beginning) -> Self {
         let Beginning { profile, target, asked, restarts, inherits, warnings } = beginning;
         Self { profile: profile.into(), target: target.map(Into::into), asked: asked.into(), restarts, inherits, warnings }
     }
 }
 
-impl From<format::Asked> for Asked {
-    fn from(read: format::Asked) -> Self {
-        let format::Asked { force, reboot, step, etcd, wait } = read;
+impl From<format::AskedV1> for Asked {
+    fn from(read: format::AskedV1) -> Self {
+        let format::AskedV1 { force, reboot, step, etcd, wait } = read;
         let etcd = match etcd {
-            format::EtcdRestore::Native => EtcdRestore::Native,
-            format::EtcdRestore::ClusterRestore => EtcdRestore::ClusterRestore,
+            format::EtcdRestoreV1::Native => EtcdRestore::Native,
+            format::EtcdRestoreV1::ClusterRestore => EtcdRestore::ClusterRestore,
         };
         Self { force, reboot, step, etcd, wait }
     }
 }
 
-impl From<Asked> for format::Asked {
+impl From<Asked> for format::AskedV1 {
     fn from(asked: Asked) -> Self {
         let Asked { force, reboot, step, etcd, wait } = asked;
         let etcd = match etcd {
-            EtcdRestore::Native => format::EtcdRestore::Native,
-            EtcdRestore::ClusterRestore => format::EtcdRestore::ClusterRestore,
+            EtcdRestore::Native => format::EtcdRestoreV1::Native,
+            EtcdRestore::ClusterRestore => format::EtcdRestoreV1::ClusterRestore,
         };
         Self { force, reboot, step, etcd, wait }
     }

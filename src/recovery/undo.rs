@@ -79,7 +79,7 @@ impl Undo {
     /// # Errors
     /// When it cannot be written.
     pub fn save(&self, dir: &RecoveryDir) -> Result<()> {
-        let bytes = formats::to_json(&format::Undo::from(self.clone())).context("serializing what the recovery must undo")?;
+        let bytes = formats::to_json(&format::V1::from(self.clone())).context("serializing what the recovery must undo")?;
         durable::write(&dir.undo(), &bytes, 0o600)
     }
 
@@ -230,23 +230,23 @@ impl Undo {
     }
 }
 
-impl From<format::Undo> for Undo {
-    fn from(read: format::Undo) -> Self {
-        let format::Undo { version: _, runs, backup, asked, selinux, units, runtime, undone_at } = read;
+impl From<format::V1> for Undo {
+    fn from(read: format::V1) -> Self {
+        let format::V1 { version: _, runs, backup, asked, selinux, units, runtime, undone_at } = read;
         let selinux = selinux.map(|mode| match mode {
-            format::SelinuxMode::Enforcing => Mode::Enforcing,
-            format::SelinuxMode::Permissive => Mode::Permissive,
+            format::SelinuxModeV1::Enforcing => Mode::Enforcing,
+            format::SelinuxModeV1::Permissive => Mode::Permissive,
         });
         Self { runs, backup, asked: asked.into(), selinux, units, runtime, undone_at }
     }
 }
 
-impl From<Undo> for format::Undo {
+impl From<Undo> for format::V1 {
     fn from(undo: Undo) -> Self {
         let Undo { runs, backup, asked, selinux, units, runtime, undone_at } = undo;
         let selinux = selinux.map(|mode| match mode {
-            Mode::Enforcing => format::SelinuxMode::Enforcing,
-            Mode::Permissive => format::SelinuxMode::Permissive,
+            Mode::Enforcing => format::SelinuxModeV1::Enforcing,
+            Mode::Permissive => format::SelinuxModeV1::Permissive,
         });
         Self { version: format::FORMAT.version, runs, backup, asked: asked.into(), selinux, units, runtime, undone_at }
     }

@@ -1,7 +1,7 @@
 //! Torn, damaged, foreign and newer journals.
 
 use super::super::trial::{self, Event, Phase, Plan, State, Trial, phase};
-use super::{Line, Path, PathBuf, Procedure, Value, format};
+use super::{LineV2, Path, PathBuf, Procedure, Value, format};
 use crate::error::{FailureKind, exit_code, kind};
 
 type Journal = super::Journal<Trial>;
@@ -59,8 +59,8 @@ fn a_journal_of_many_megabytes_is_not_read() {
 }
 
 /// A line with this change made to its record, and a checksum that matches.
-fn altered(line: &str, change: impl FnOnce(&mut Line)) -> String {
-    let mut record = Line::of(line.trim_end().as_bytes(), None).unwrap();
+fn altered(line: &str, change: impl FnOnce(&mut LineV2)) -> String {
+    let mut record = LineV2::of(line.trim_end().as_bytes(), None).unwrap();
     change(&mut record);
     record.to_text().unwrap()
 }
@@ -137,12 +137,12 @@ fn gaps_repetitions_and_foreign_lines_are_refused() {
     assert!(refusal(&path, &with(3, "\n")).contains("line 4"));
     assert!(refusal(&path, &with(3, &altered(&lines[3], |r| r.run = "other".to_owned()))).contains("belongs to run other"));
     assert!(refusal(&path, &with(3, &altered(&lines[3], |r| r.subject = "other".to_owned()))).contains("speaks of other"));
-    assert!(refusal(&path, &with(3, &altered(&lines[3], |r| r.event = format::Event::StepDone))).contains("cannot follow"));
+    assert!(refusal(&path, &with(3, &altered(&lines[3], |r| r.event = format::EventV1::StepDone))).contains("cannot follow"));
     assert!(refusal(&path, &with(3, &altered(&lines[3], |r| r.step = None))).contains("names no step"));
     // A last line that is whole is not torn, whatever it says.
     let last = lines.len() - 1;
     assert!(
-        refusal(&path, &with(last, &altered(&lines[last], |r| r.event = format::Event::RunBegun))).contains(&format!("line {}", last + 1))
+        refusal(&path, &with(last, &altered(&lines[last], |r| r.event = format::EventV1::RunBegun))).contains(&format!("line {}", last + 1))
     );
 }
 
