@@ -262,13 +262,13 @@ fn what_cannot_be_is_refused_before_anything_changes() {
     // Nobody says which release this is.
     assert_eq!(code(&TakeOptions { force: false, ..options() }), Err(78));
     let inside = RecoveryDir::new(&sno.place.node, Path::new("/usr/local/recovery"));
-    let refused = backup::take(&locked(&sno.place.node, &inside), &options());
+    let refused = backup::take::trees::refuse_dir_inside(&sno.place.node, &inside);
     assert_eq!(refused.map_err(|e| exit_code(&e)).map(drop), Err(2));
     let pid = sno.etcd.pid();
     sh(sno.root(), &format!("kill -9 {pid}"));
     assert_eq!(code(&options()), Err(69));
     assert_eq!(fingerprint(&sno.root().join("etc")), before);
-    assert_eq!(sh(sno.place.dir.path(), "ls"), "backups\n");
+    assert_eq!(sh(sno.place.dir.path(), "ls"), "backups\nlock\n");
     assert_eq!(sh(&sno.place.dir.backups(), "ls"), "");
 }
 

@@ -142,7 +142,8 @@ fn gaps_repetitions_and_foreign_lines_are_refused() {
     // A last line that is whole is not torn, whatever it says.
     let last = lines.len() - 1;
     assert!(
-        refusal(&path, &with(last, &altered(&lines[last], |r| r.event = format::EventV1::RunBegun))).contains(&format!("line {}", last + 1))
+        refusal(&path, &with(last, &altered(&lines[last], |r| r.event = format::EventV1::RunBegun)))
+            .contains(&format!("line {}", last + 1))
     );
 }
 
