@@ -409,7 +409,7 @@ fn missing_images(node: &Node, manifest: &Manifest, warnings: &mut Vec<String>) 
 }
 
 fn images_not_among(then: &[Image], now: &[crictl::Image]) -> Vec<Image> {
-    let is_there = |image: &Image| now.iter().any(|n| n.id == image.id || n.digests.contains(&image.name) || n.tags.contains(&image.name));
+    let is_there = |image: &Image| now.iter().any(|there| there.is(&image.id) || there.is(&image.name));
     then.iter().filter(|image| !is_there(image)).cloned().collect()
 }
 
@@ -423,4 +423,25 @@ fn compare(node: &Node, profile: &Profile, backup: &Backup, progress: &Progress)
         all.push(TreeChanges { tree: tree.to_owned(), changes, counts });
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_missing_only_when_no_name_of_it_is_there() {
+        let there = [crictl::Image {
+            id: "sha256:aa".to_owned(),
+            tags: vec!["registry/a:1".to_owned()],
+            digests: vec!["registry/a@sha256:dd".to_owned()],
+            size: 1,
+            pinned: false,
+        }];
+        let is_missing = |id: &str, name: &str| !images_not_among(&[Image { id: id.to_owned(), name: name.to_owned() }], &there).is_empty();
+        assert!(!is_missing("sha256:aa", "another"), "by its id");
+        assert!(!is_missing("aa", "another"), "by its id as CRI-O writes it");
+        assert!(!is_missing("bb", "registry/a:1") && !is_missing("bb", "registry/a@sha256:dd"), "pulled again under the same name");
+        assert!(is_missing("bb", "registry/b:1"));
+    }
 }

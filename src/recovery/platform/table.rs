@@ -118,7 +118,7 @@ fn no_because_pinned(why: &str, other: &Deployment) -> No {
 }
 
 fn decide(all: &[Deployment], target: &Target) -> Result<Action, No> {
-    let place = |wanted: &Deployment| all.iter().position(|d| std::ptr::eq(d, wanted)).unwrap_or(all.len());
+    let place = |wanted: &Deployment| all.iter().position(|d| d.is(wanted)).unwrap_or(all.len());
     let booted = all.iter().find(|d| d.booted).ok_or("ostree sees no booted deployment here")?;
     let target = target.find(all)?;
     let (at, running) = (place(target), place(booted));
