@@ -8,14 +8,12 @@ use super::resume::EXPORTED;
 use super::undo::{Undo, Units};
 use super::{history, steps};
 use crate::archive;
+use crate::backup::parts::{Holds, Part};
 use crate::etcd;
 use crate::node::profile::Profile;
 use crate::node::{Node, durable, hold};
 use crate::session::Session;
 use crate::tools::ostree;
-
-/// Where the steps' restores make what they then put in place: at the root of each tree and, for managed files elsewhere, of each file system.
-const TREES: [&str; 6] = ["/", "/var", "/etc", "/etc/kubernetes", "/usr/local", "/var/lib/kubelet"];
 
 /// What follows giving up: puts back what `undo.json` holds, removes what a restore left unfinished, reports, and files the run away. Done again
 /// after a crash, it ends the same. `units`: what becomes of those that were stopped where nothing else was changed.
@@ -62,7 +60,9 @@ pub(super) fn give_up(session: &Session<'_>, reading: Option<&Reading>, undo: Op
 fn swept(session: &Session<'_>) -> Result<Vec<String>> {
     durable::remove_tree(&session.dir.path().join(EXPORTED))?;
     let mut said = Vec::new();
-    for tree in TREES {
+    // A restore makes what it then puts in place at the root of its tree; managed files elsewhere, at the root of their file system.
+    let archived = Part::ALL.into_iter().filter(|part| part.holds != Holds::Snapshot).map(|part| part.tree);
+    for tree in archived.chain(["/var"]) {
         if archive::sweep(&session.node.real_path(tree))? {
             said.push(format!("what a restore of {tree} had left unfinished is removed"));
         }

@@ -17,9 +17,9 @@ use super::run::KUBELET_UNIT;
 use super::undo::Undo;
 use crate::archive::{Archive, Change, Counts, Extra, Selection};
 use crate::backup::manifest::{Image, Manifest};
-use crate::backup::parts;
+use crate::backup::parts::{self, Holds, Part};
 use crate::backup::take::install;
-use crate::backup::{self, Backup, ETC, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL};
+use crate::backup::{self, Backup, ETC, EXTRAS, USR_LOCAL};
 use crate::error::{AndNext, FailureKind, again, kind, misfit, no_space, run};
 use crate::node::dir::RecoveryDir;
 use crate::node::identity::Identity;
@@ -332,14 +332,12 @@ fn growth(node: &Node, backup: &Backup, profile: &Profile) -> Result<Vec<(PathBu
     let manifest = &backup.manifest;
     let size = |file: &str| manifest.sizes.get(file).copied().unwrap_or(0);
     let mut growth = vec![(PathBuf::from(profile.etcd_data), manifest.etcd.bytes)];
-    for (shown, file) in [("/etc", ETC), ("/usr/local", USR_LOCAL), ("/var/lib/kubelet", KUBELET), (profile.kubernetes, STATIC_PODS)] {
-        if size(file) > 0 {
-            growth.push((shown.into(), size(file).saturating_sub(mounts::usage(&node.real_path(shown))?)));
-        }
+    for part in Part::ALL.into_iter().filter(|part| matches!(part.holds, Holds::Whole | Holds::Owned) && size(part.file) > 0) {
+        growth.push((part.tree.into(), size(part.file).saturating_sub(mounts::usage(&node.real_path(part.tree))?)));
     }
     if size(EXTRAS) > 0 {
         let archive = Archive::open(&backup.file(EXTRAS))?;
-        // Which file system gets how much of the little there is, is not told apart.
+        // Managed files elsewhere are small: each file system that takes some is asked for room for all of them.
         let mut folders = BTreeMap::new();
         for folder in extra_folders(&archive).into_keys() {
             folders.insert(device(node, &folder)?, folder);
@@ -376,7 +374,8 @@ fn has_cluster_restore(backup: &Backup, profile: &Profile) -> Result<()> {
         return Err(misfit("this cluster has no restore of its own: leave --etcd-restore away"));
     }
     let archive = Archive::open(&backup.file(USR_LOCAL)).with_context(|| format!("opening {USR_LOCAL} of backup {}", backup.id))?;
-    if archive.paths().any(|path| Path::new("/usr/local").join(path) == Path::new(CLUSTER_RESTORE)) {
+    let usr_local = Path::new(Part::tree_of(USR_LOCAL)?);
+    if archive.paths().any(|path| usr_local.join(path) == Path::new(CLUSTER_RESTORE)) {
         return Ok(());
     }
     Err(misfit(format!("backup {} holds no {CLUSTER_RESTORE}: leave --etcd-restore away", backup.id)))

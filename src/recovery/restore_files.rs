@@ -13,7 +13,7 @@ use super::run::{Doing, KUBELET_UNIT, Step};
 use super::step;
 use crate::archive::{Archive, Extra, Selection};
 use crate::backup::asked_by::AskedBy;
-use crate::backup::parts::{always_excluded, extras_in, without_owned};
+use crate::backup::parts::{Part, always_excluded, extras_in, without_owned};
 use crate::backup::take::install;
 use crate::backup::{Backup, ETC, EXTRAS, USR_LOCAL};
 use crate::error::{FailureKind, kind};
@@ -261,7 +261,7 @@ fn newer_files(here: &mut Doing<'_, '_>) -> Vec<PathBuf> {
     }
     let run = &*here.run;
     // What another archive holds is not this step's: that tree is made equal as a whole.
-    let trees = ["/usr/local", "/var/lib/kubelet"].map(|tree| run.session.node.real_path(tree));
+    let trees: Vec<PathBuf> = Part::whole().map(|part| run.session.node.real_path(part.tree)).collect();
     let own = run.session.dir.path();
     let elsewhere = |path: &Path| {
         let real = run.session.node.path(path);
@@ -271,12 +271,12 @@ fn newer_files(here: &mut Doing<'_, '_>) -> Vec<PathBuf> {
 }
 
 fn restore_usr_local(here: &mut Doing<'_, '_>) -> Result<()> {
-    here.restore(USR_LOCAL, "/usr/local", &Selection::all(), Extra::Delete)
+    here.restore(USR_LOCAL, &Selection::all(), Extra::Delete)
 }
 
 fn restore_etc(here: &mut Doing<'_, '_>) -> Result<()> {
     let selection = etc_selection(here.run.profile, &here.run.backup.manifest.etc_excludes)?;
-    here.restore(ETC, "/etc", &selection, Extra::Delete)
+    here.restore(ETC, &selection, Extra::Delete)
 }
 
 /// What the backup's archive of `/etc` holds, without what the backup says to leave alone and what no restore touches: the files of the
@@ -290,7 +290,7 @@ fn restore_extras(here: &mut Doing<'_, '_>) -> Result<()> {
         return Ok(());
     }
     let selection = extras_in(&open(&here.run.backup, EXTRAS)?);
-    here.restore(EXTRAS, "/", &selection, Extra::Keep)
+    here.restore(EXTRAS, &selection, Extra::Keep)
 }
 
 fn reload(here: &mut Doing<'_, '_>) -> Result<()> {
@@ -303,13 +303,13 @@ fn reload(here: &mut Doing<'_, '_>) -> Result<()> {
 /// What the phase would change, for `--dry-run`: each tree with its archive, and what of it is compared.
 pub(super) fn trees(profile: &Profile, backup: &Backup) -> Result<Vec<(&'static str, Archive, Selection, Extra)>> {
     let mut trees = vec![
-        ("/usr/local", open(backup, USR_LOCAL)?, Selection::all(), Extra::Delete),
-        ("/etc", open(backup, ETC)?, etc_selection(profile, &backup.manifest.etc_excludes)?, Extra::Delete),
+        (Part::tree_of(USR_LOCAL)?, open(backup, USR_LOCAL)?, Selection::all(), Extra::Delete),
+        (Part::tree_of(ETC)?, open(backup, ETC)?, etc_selection(profile, &backup.manifest.etc_excludes)?, Extra::Delete),
     ];
     if backup.file(EXTRAS).exists() {
         let extras = open(backup, EXTRAS)?;
         let selection = extras_in(&extras);
-        trees.push(("/", extras, selection, Extra::Keep));
+        trees.push((Part::tree_of(EXTRAS)?, extras, selection, Extra::Keep));
     }
     Ok(trees)
 }

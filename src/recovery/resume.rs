@@ -77,7 +77,7 @@ fn stop_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
 /// The state files of kubelet's CPU and memory managers come from the same moment as its configuration in `/etc`, so their policies
 /// agree; on OpenShift, `kubelet-cleanup.service` deletes them anyway.
 fn restore_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
-    here.restore(KUBELET, "/var/lib/kubelet", &Selection::all(), Extra::Delete)
+    here.restore(KUBELET, &Selection::all(), Extra::Delete)
 }
 
 fn remove_ovn(here: &mut Doing<'_, '_>) -> Result<()> {
@@ -124,7 +124,7 @@ fn restore_resources(here: &mut Doing<'_, '_>) -> Result<()> {
     let manifests = here.below_kubernetes(profile.manifests)?;
     let resources = profile.owned.iter().map(Path::new).filter(|owned| **owned != manifests);
     let selection = Selection::all().only(resources);
-    here.restore(STATIC_PODS, profile.kubernetes, &selection, Extra::Delete)
+    here.restore(STATIC_PODS, &selection, Extra::Delete)
 }
 
 fn restore_etcd(here: &mut Doing<'_, '_>) -> Result<()> {
@@ -284,7 +284,7 @@ fn other_manifests(here: &mut Doing<'_, '_>) -> Result<()> {
         left_alone.push(manifests.join(here.run.profile.etcd().manifest));
     }
     let selection = Selection::all().only([&manifests]).except(left_alone)?;
-    here.restore(STATIC_PODS, here.run.profile.kubernetes, &selection, Extra::Delete)
+    here.restore(STATIC_PODS, &selection, Extra::Delete)
 }
 
 fn restart_ovn(here: &mut Doing<'_, '_>) -> Result<()> {
