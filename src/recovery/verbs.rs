@@ -11,10 +11,11 @@ use super::platform::table::{self, PlatformReport, Target};
 use super::preflight;
 use super::procedure::{Journal, Phase, Reading, State, this_boot};
 use super::report::{Outcome, RunReport};
+use super::status;
 use crate::backup::store::{self, Found};
 use crate::engine::driver::Until;
 use crate::engine::machine::Stage;
-use crate::error::{AndNext, FailureKind, Next, busy, by_hand, kind, unsupported};
+use crate::error::{AndNext, FailureKind, Next, busy, kind, unsupported};
 use crate::node::{Node, hold};
 use crate::session::Session;
 use crate::tools::ostree;
@@ -46,9 +47,9 @@ pub fn resume(session: &Session<'_>, options: &ResumeOptions) -> Result<Option<R
                 tracing::info!("{old}: it is left alone");
                 Ok(None)
             }
-            Some(old) => Err(unsupported(format!("{old}, and this agent cannot go on with it")).and_next(by_hand(
-                "`recovery recover` to bring the node back to a backup, in its place, or `recovery abandon` when the node is well as it is",
-            ))),
+            Some(old) => {
+                Err(unsupported(format!("{old}, and this agent cannot go on with it")).and_next(status::in_place_of_the_old_script()))
+            }
             None => Ok(None),
         };
     }
