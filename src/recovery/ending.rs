@@ -105,7 +105,7 @@ fn state_of(reading: Option<&Reading>, untouched: bool, changed: &[Changed]) -> 
         Some(reading) => format!(
             "the recovery ended as {}; restored so far: {}; what is not restored is the newer release's. kubelet is no longer held: it \
              starts at the next boot, on whatever is there. `recovery recover` makes the node whole",
-            reading.state.describe(),
+            reading.state,
             if changed.is_empty() { "what the runs before it restored".to_owned() } else { restored() }
         ),
     }

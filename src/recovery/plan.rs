@@ -58,7 +58,7 @@ pub fn plan<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<
         let wanted = options.backup.as_deref().map(|wanted| backup::choose(&locked, Some(wanted))).transpose()?;
         let same = wanted.is_none_or(|wanted| wanted.id == reading.subject);
         if way == Way::Elsewhere || !same {
-            return Err(busy(format!("a recovery from backup {} is in progress ({})", reading.subject, reading.state.describe()))
+            return Err(busy(format!("a recovery from backup {} is in progress ({})", reading.subject, reading.state))
                 .and_next(by_hand("`recovery resume` to go on, `recovery restart` to begin again, `recovery abandon` to end it")));
         }
         options.asked.force |= reading.beginning.asked.force;

@@ -165,7 +165,7 @@ impl RunStatus {
         Self {
             id: reading.run.clone(),
             backup: reading.subject.clone(),
-            state: reading.state.describe(),
+            state: reading.state.to_string(),
             phase: open.and_then(|o| o.planned()).map(|p| p.phase),
             step: open.and_then(|o| o.step()).map(|s| s.name.clone()),
             begun: reading.records[0].time,
