@@ -87,7 +87,7 @@ impl Step {
 
 /// Which deployment a run restores.
 pub(super) fn target(journal: &Journal) -> Target {
-    journal.reading().beginning.target.clone().map_or(Target::Pinned, Target::Recorded)
+    Target::of(journal.reading().beginning.target.as_ref())
 }
 
 /// A step while it is being done.

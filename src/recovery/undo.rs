@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 
-use super::procedure::Asked;
+use super::procedure::{Asked, Reading};
 use crate::error::{FailureKind, damaged, kind};
 use crate::formats::{self, undo as format};
 use crate::node::dir::RecoveryDir;
@@ -51,6 +51,19 @@ impl Undo {
     #[must_use]
     pub fn of(backup: &str, asked: Asked) -> Self {
         Self { runs: Vec::new(), backup: backup.to_owned(), asked, selinux: None, units: BTreeMap::new(), runtime: None, undone_at: None }
+    }
+
+    /// What an open run must undo. Where the file is missing, the run was begun and has noted nothing; whether there is a hold, the node shows.
+    ///
+    /// # Errors
+    /// As [`Undo::load`].
+    pub fn of_run(dir: &RecoveryDir, reading: &Reading) -> Result<Self> {
+        if let Some(undo) = Self::load(dir)? {
+            return Ok(undo);
+        }
+        let mut undo = Self::of(&reading.subject, reading.beginning.asked);
+        undo.runs.push(reading.run.clone());
+        Ok(undo)
     }
 
     /// Reads it; `None` when there is none.

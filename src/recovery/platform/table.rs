@@ -73,6 +73,12 @@ pub struct PlatformReport {
 }
 
 impl Target {
+    /// That of a backup, by the deployment that it recorded, if it did.
+    #[must_use]
+    pub fn of(recorded: Option<&DeploymentId>) -> Self {
+        recorded.cloned().map_or(Self::Pinned, Self::Recorded)
+    }
+
     /// Finds it, or says why it is not there.
     pub(in crate::recovery) fn find<'a>(&self, all: &'a [Deployment]) -> Result<&'a Deployment, String> {
         let mut pinned = all.iter().filter(|d| d.pinned);
