@@ -166,7 +166,7 @@ fn took(seconds: f64, waited: f64) -> String {
 pub(super) fn how_far(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Finished => "the recovery is finished: the node is as the backup recorded it",
-        Outcome::Abandoned => "the recovery was given up before; what it changed and could be put back is",
+        Outcome::Abandoned => "the recovery was abandoned before; what could be put back is put back",
         Outcome::RebootNeeded => "what comes before the reboot is done; the node has to reboot now",
         Outcome::Rebooting => "what comes before the reboot is done; the node is going down for it",
         Outcome::PhaseDone => "the phase is done",

@@ -104,7 +104,8 @@ pub fn drive<W: Work>(journal: &mut Journal<W::Of>, work: &mut W, until: Until) 
                 }
             }
             Due::End(phase) => {
-                // Of a phase whose end alone was still to be written, one that was killed was asked for no more; after a reboot, the next one is meant.
+                // With --step, a phase counts as the one that was asked for although only its end was still to be written. Not after its reboot: then the
+                // phase was done before, and the next one is meant.
                 if open.planned().is_some_and(|planned| !planned.reboot) || !journal.reading().rebooted_since(phase, journal.boot()) {
                     worked = Some(phase);
                 }

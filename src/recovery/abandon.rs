@@ -121,7 +121,7 @@ fn kept_etcd(node: &Node, reading: Option<&Reading>, runs: &[String]) -> Vec<Str
 fn next_boot(node: &Node) -> Option<String> {
     let next = ostree::deployments(node).ok()?.into_iter().next()?;
     let booted = if next.booted { "the one that is booted" } else { "not the one that is booted" };
-    Some(format!("the deployment {next} boots next: {booted}"))
+    Some(format!("the deployment {next} boots next, which is {booted}"))
 }
 
 fn changed(reading: &Reading) -> Vec<Changed> {
@@ -136,7 +136,9 @@ fn state_of(reading: Option<&Reading>, untouched: bool, changed: &[Changed]) -> 
     match reading {
         _ if untouched => "nothing on disk was changed: the node is as it was before the recovery".to_owned(),
         None => {
-            "the journal could not be read, so nobody knows how far the recovery came: treat the node's files as half restored".to_owned()
+            "the journal could not be read, so nobody knows how far the recovery came: treat the node's files as half restored. `recovery recover` \
+             makes the node whole"
+                .to_owned()
         }
         Some(reading) if reading.state == State::Finished => "the recovery was over already".to_owned(),
         Some(reading) => format!(

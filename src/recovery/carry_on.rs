@@ -68,7 +68,7 @@ pub fn resume(session: &Session<'_>, options: &ResumeOptions) -> Result<Option<R
         return Ok(Some(RunReport::of(reading, Outcome::LeftToAPerson)));
     }
     let asked = reading.beginning.asked;
-    // With consent to reboot, the reboot is asked for again: the first time, something may have held it up.
+    // Where the agent may reboot the node, it asks for the reboot again: the first time, something may have held it up.
     if let State::Open(open) = &reading.state
         && let (Stage::Reboot, Some(phase)) = (open.stage, open.awaits_reboot())
         && !reading.rebooted_since(phase, &boot)
@@ -119,9 +119,9 @@ pub(super) struct Go {
 /// # Errors
 /// That of the step that failed; it is in the journal, and the message names the next command.
 pub(super) fn carry_on(session: &Locked<'_>, journal: &mut Journal, mut undo: Undo, backup: Option<Backup>, go: Go) -> Result<RunReport> {
-    // A connection that drops must not leave the node between two releases, held.
+    // An SSH connection that drops must not leave the node held, between two releases.
     ignore_hangup()?;
-    // A step that was cut short may have left it permissive.
+    // A step that was cut short may have left SELinux permissive.
     undo.restore_selinux(session)?;
     if !matches!(journal.reading().state, State::Open(_)) {
         return clear_away(session, journal.reading(), undo).map(|outcome| RunReport::of(journal.reading(), outcome));
@@ -168,8 +168,8 @@ pub(super) fn clear_away(session: &Session<'_>, reading: &Reading, undo: Undo) -
     history::keep_finished(session.dir, reading).map(|()| Outcome::Finished)
 }
 
-/// From the step that places it to the one that lifts it, the hold is there, whoever took it away meanwhile; and once it has been stopped,
-/// kubelet does not run. When somebody has seen to it that it does, what was stopped may run as well: that is noted before it shows no more.
+/// Places the hold again and stops kubelet, when somebody took the hold away or started kubelet between the steps that place and lift the hold. What
+/// the recovery had stopped may have been started with it: that is noted first, so that those steps are done again.
 fn hold_again(session: &Session<'_>, reading: &Reading, undo: &mut Undo) -> Result<()> {
     let node = session.node;
     if !reading.attempted(step::HOLD) || reading.attempted(step::LIFT_HOLD) {

@@ -12,7 +12,7 @@ use crate::formats::{self, history as format};
 use crate::node::dir::RecoveryDir;
 use crate::node::durable;
 
-/// The journal if it can be read; damage is what `restart` and `abandon` are for.
+/// The journal, if it can be read. `restart` and `abandon` go past one that cannot: it is a warning.
 pub(super) fn readable(dir: &RecoveryDir) -> Option<Reading> {
     Reading::of(&dir.journal()).unwrap_or_else(|error| {
         tracing::warn!("{error:#}");

@@ -208,7 +208,8 @@ pub(super) fn resume_command(reading: &Reading) -> &'static str {
     if reading.beginning.asked.step { "recovery resume --step" } else { "recovery resume" }
 }
 
-/// JSON has what to do next as people read it.
+/// JSON has what to do next as people read it; for `serialize_with`.
+#[expect(clippy::ref_option, reason = "serde hands the field over so")]
 pub(super) fn words_of<S: Serializer>(next: &Option<Next>, to: S) -> Result<S::Ok, S::Error> {
     next.as_ref().map(ToString::to_string).serialize(to)
 }

@@ -60,7 +60,7 @@ pub(super) const STEPS: &[Step] = &[
     Step::new(step::CONTAINERS, "waiting for the control plane's containers", containers),
 ];
 
-/// Days may lie between the two phases.
+/// Days may have passed since the files were restored.
 fn check_backup(here: &mut Doing<'_, '_>) -> Result<()> {
     backup::verify(&here.run.backup, false, here.run.session.progress)
 }
@@ -155,7 +155,7 @@ fn restore_etcd_natively(here: &mut Doing<'_, '_>) -> Result<()> {
 
 fn note_bump(here: &mut Doing<'_, '_>, data: &Path) -> Result<u64> {
     let old = etcd::revision_of(data).unwrap_or_else(|error| {
-        here.warn(format!("the revision of the etcd that is replaced cannot be read, so the usual distance is kept from it: {error:#}"));
+        here.warn(format!("the newest revision of the etcd data that is replaced cannot be read, so that the usual 1,000,000,000 is added to the backup's: {error:#}"));
         None
     });
     let bump = etcd::bump_for(here.run.backup.manifest.etcd.revision, old);

@@ -214,7 +214,7 @@ pub fn goes_past(all: &[Deployment]) -> Option<anyhow::Error> {
     Some(misfit(said).and_next(run(ostree::UNDO_SOFT_REBOOT, "takes it back, then `recovery resume`")))
 }
 
-/// When the table is looked at.
+/// When a recovery looks at the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
     /// No run is open.
