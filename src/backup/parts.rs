@@ -59,6 +59,14 @@ impl Part {
         Self { file: ETCD, tree: "/var/lib/etcd", holds: Holds::Snapshot, legacy: None },
     ];
 
+    /// The tree of the part in the file `name`.
+    ///
+    /// # Errors
+    /// When there is no such part.
+    pub fn tree_of(name: &str) -> Result<&'static str> {
+        Ok(Self::of_file(name).with_context(|| format!("no part of a backup is in {name}"))?.tree)
+    }
+
     /// The part in the file `name`, when it is one.
     #[must_use]
     pub fn of_file(name: &str) -> Option<Self> {

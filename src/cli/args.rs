@@ -142,7 +142,7 @@ pub struct RecoverArgs {
     /// The backup, by id or name; the newest good one unless given
     #[arg(long, value_name = "ID")]
     pub backup: Option<String>,
-    /// Go on against the deployment table, the identity and the clock checks
+    /// Go on with the booted deployment, and on another node than the backup's
     #[arg(long)]
     pub force: bool,
     /// Restore etcd with the cluster's own script instead of natively
@@ -162,7 +162,7 @@ pub struct RestoreFilesArgs {
     /// Print what would change, and change nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Go on against the deployment table, the identity and the clock checks
+    /// Go on with the booted deployment, and on another node than the backup's
     #[arg(long)]
     pub force: bool,
     /// One phase at a time: nothing continues by itself after the reboot
@@ -190,7 +190,7 @@ pub struct RestartArgs {
     /// The backup, when the journal can no longer say which
     #[arg(long, value_name = "ID")]
     pub backup: Option<String>,
-    /// Go on against the deployment table, the identity and the clock checks
+    /// Go on with the booted deployment, and on another node than the backup's
     #[arg(long)]
     pub force: bool,
     /// One phase at a time: nothing continues by itself after the reboot

@@ -42,7 +42,7 @@ pub fn run() -> ExitCode {
         Err(error) => {
             // Help and version are asked for; anything else is usage, which clap ends with 2 as documented.
             show_parser(&error);
-            // What asks for JSON reads it, whatever it got wrong.
+            // Whoever asks for JSON gets JSON, for a command line that makes no sense too.
             if error.use_stderr() && std::env::args_os().take_while(|arg| arg != "--").any(|arg| arg == "--json") {
                 context::print_json(&serde_json::json!({ "error": said(&error), "exit": error.exit_code() })).ok();
             }

@@ -9,7 +9,7 @@ use super::context::Context;
 use super::restore_files::begin;
 use crate::error::{misfit, to_exit};
 use crate::recovery::platform::table::{Action, PlatformReport, table};
-use crate::recovery::{Asked, From, Options, plan, platform_report};
+use crate::recovery::{Asked, FirstPhase, Options, plan, platform_report};
 use crate::report::words::line;
 
 pub(super) fn run(context: &Context, args: &PlatformArgs) -> Result<ExitCode> {
@@ -32,7 +32,7 @@ fn roll_back(context: &Context, args: &PlatformArgs) -> Result<ExitCode> {
     let options = Options {
         backup: args.backup.clone(),
         asked: Asked { reboot: true, step: true, wait: context.wait, ..Asked::default() },
-        from: From::Platform,
+        from: FirstPhase::Platform,
         compare: false,
     };
     begin(context, plan(&context.session()?, options)?)

@@ -7,13 +7,13 @@ use anyhow::Result;
 use super::args::RecoverArgs;
 use super::context::Context;
 use super::restore_files::begin;
-use crate::recovery::{Asked, From, Options, plan};
+use crate::recovery::{Asked, FirstPhase, Options, plan};
 
 pub(super) fn run(context: &Context, args: &RecoverArgs) -> Result<ExitCode> {
     let options = Options {
         backup: args.backup.clone(),
         asked: Asked { force: args.force, reboot: true, step: false, etcd: args.etcd_restore, wait: context.wait },
-        from: From::Platform,
+        from: FirstPhase::Platform,
         compare: false,
     };
     begin(context, plan(&context.session()?, options)?)

@@ -7,13 +7,13 @@ use anyhow::Result;
 use super::args::RestartArgs;
 use super::context::Context;
 use super::restore_files::begin;
-use crate::recovery::{Asked, From, Options, plan_restart};
+use crate::recovery::{Asked, FirstPhase, Options, plan_restart};
 
 pub(super) fn run(context: &Context, args: &RestartArgs) -> Result<ExitCode> {
     let options = Options {
         backup: args.backup.clone(),
         asked: Asked { force: args.force, step: args.step, wait: context.wait, ..Asked::default() },
-        from: From::Platform,
+        from: FirstPhase::Platform,
         compare: false,
     };
     begin(context, plan_restart(&context.session()?, options)?)

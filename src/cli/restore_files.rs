@@ -8,14 +8,14 @@ use super::args::RestoreFilesArgs;
 use super::context::Context;
 use super::status::describe_run_report;
 use crate::recovery::preflight::PlanReport;
-use crate::recovery::{Asked, From, Options, Proposal, plan};
+use crate::recovery::{Asked, FirstPhase, Options, Proposal, plan};
 use crate::report::words;
 
 pub(super) fn run(context: &Context, args: &RestoreFilesArgs) -> Result<ExitCode> {
     let options = Options {
         backup: args.backup.clone(),
         asked: Asked { force: args.force, reboot: args.reboot, step: args.step, etcd: args.etcd_restore, wait: context.wait },
-        from: From::Files,
+        from: FirstPhase::Files,
         compare: args.dry_run,
     };
     let proposal = plan(&context.session()?, options)?;

@@ -119,7 +119,7 @@ fn describe(report: &Status) -> String {
     }
     let usable = report.backups.iter().any(|backup| matches!(backup.state, State::Complete | State::Legacy));
     if let Some(next) = &recovery.next {
-        text += &format!("next: {}\n", line(next));
+        text += &format!("next: {}\n", line(&next.to_string()));
     } else if usable && recovery.at_work.is_none() {
         text += "after a failed upgrade: `recovery recover` brings this node back to the newest backup\n";
     }
@@ -166,7 +166,7 @@ fn took(seconds: f64, waited: f64) -> String {
 pub(super) fn how_far(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Finished => "the recovery is finished: the node is as the backup recorded it",
-        Outcome::Abandoned => "the recovery was given up before; what it changed and could be put back is",
+        Outcome::Abandoned => "the recovery was abandoned before; what could be put back is put back",
         Outcome::RebootNeeded => "what comes before the reboot is done; the node has to reboot now",
         Outcome::Rebooting => "what comes before the reboot is done; the node is going down for it",
         Outcome::PhaseDone => "the phase is done",
@@ -181,7 +181,7 @@ pub(super) fn describe_run_report(report: &RunReport) -> String {
     let own = report.seconds - report.waited;
     writeln!(text, "{how} ({own:.1} s of its own work, {:.1} s of waiting)", report.waited).ok();
     if let Some(next) = &report.next {
-        writeln!(text, "next: {}", line(next)).ok();
+        writeln!(text, "next: {}", line(&next.to_string())).ok();
     }
     text
 }

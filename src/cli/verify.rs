@@ -32,7 +32,7 @@ pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
     let text =
         format!("{}: {}; `recovery verify` checks all there are, `recovery backup` takes a new one", worst.verdict(), bad.join(", "));
     let error = worst.failure(text);
-    // The reports say it all, and are the one document that is printed.
+    // The reports, which are printed already, say it all: JSON is one document.
     if context.json { Ok(to_exit(&error)) } else { Err(error) }
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::journal::{Journal, Procedure, Reading};
-use super::machine::{Event, Next, Phase, PlannedStep, Stage, State};
+use super::machine::{Due, Event, Phase, PlannedStep, Stage, State};
 use crate::error::{self, Failure, FailureKind};
 use crate::formats::journal::FailedV1;
 
@@ -87,31 +87,32 @@ pub fn drive<W: Work>(journal: &mut Journal<W::Of>, work: &mut W, until: Until) 
             Ok::<_, anyhow::Error>(journal.reading().rebooted_since(phase, journal.boot()) || !work.needs_reboot(journal, phase)?)
         })?;
         let lost = |step: &PlannedStep| phase.is_some_and(|p| is_lost(journal, work.undone_at(), p, step));
-        match open.next(lost, rebooted) {
-            Next::Begin(phase) => {
+        match open.due(lost, rebooted) {
+            Due::Begin(phase) => {
                 write(journal, work, &Event::PhaseBegun(phase), Value::Null)?;
                 tell_phase(journal.reading(), phase, "begins");
             }
-            Next::Step(phase, step) => {
+            Due::Step(phase, step) => {
                 worked = Some(phase);
                 one_step(journal, work, phase, &step.name)?;
             }
-            Next::Reboot(phase) => {
+            Due::Reboot(phase) => {
                 let why = if rebooted { json!({"already": "what it is for has happened"}) } else { Value::Null };
                 write(journal, work, &Event::RebootRequested(phase), why)?;
                 if !rebooted {
                     return Ok(Halt::Reboot(phase));
                 }
             }
-            Next::End(phase) => {
-                // Of a phase whose end alone was still to be written, one that was killed was asked for no more; after a reboot, the next one is meant.
+            Due::End(phase) => {
+                // With --step, a phase counts as the one that was asked for although only its end was still to be written. Not after its reboot: then the
+                // phase was done before, and the next one is meant.
                 if open.planned().is_some_and(|planned| !planned.reboot) || !journal.reading().rebooted_since(phase, journal.boot()) {
                     worked = Some(phase);
                 }
                 write(journal, work, &Event::PhaseDone(phase), Value::Null)?;
                 tell_phase(journal.reading(), phase, "is done");
             }
-            Next::Finish => write(journal, work, &Event::Finished, Value::Null)?,
+            Due::Finish => write(journal, work, &Event::Finished, Value::Null)?,
         }
     }
 }

@@ -253,7 +253,7 @@ impl<T: Procedure> Reading<T> {
         let expected = self.last().sequence + 1;
         ensure!(line.sequence == expected, "it has number {}, not {expected}", line.sequence);
         ensure!(line.run == self.run, "it belongs to run {}, not {}", line.run, self.run);
-        ensure!(line.subject == self.subject, "it speaks of {}, not of {}", line.subject, self.subject);
+        ensure!(line.subject == self.subject, "it is about {}, not about {}", line.subject, self.subject);
         let event = event_of(&line)?;
         self.state = transition(&self.state, &event)?;
         self.records.push(Record { sequence: line.sequence, time: line.time, boot: line.boot, event, detail: line.detail });
@@ -268,7 +268,7 @@ fn unknown(what: &str, agent: Option<&str>) -> anyhow::Error {
 }
 
 fn whole_line(text: &[u8], agent: Option<&str>) -> Result<LineV2> {
-    LineV2::of(text.strip_suffix(b"\n").ok_or_else(|| anyhow!("it does not end"))?, agent)
+    LineV2::of(text.strip_suffix(b"\n").ok_or_else(|| anyhow!("it has no newline at its end"))?, agent)
 }
 
 /// The event that a line records; not that of the first one.

@@ -3,7 +3,7 @@
 //! A run follows the [`Plan`] that its first event carries, so that a journal can be replayed, shown and judged by itself, whatever
 //! steps the agent that reads it would take today.
 
-use std::fmt::{Debug, Display};
+use std::fmt::{self, Debug, Display, Formatter};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -122,9 +122,9 @@ pub struct IllegalTransition {
     event: String,
 }
 
-/// What an open run must do next.
+/// What an open run has to do now.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Next<'a, P> {
+pub enum Due<'a, P> {
     /// Begin this phase.
     Begin(P),
     /// Do this step.
@@ -151,7 +151,7 @@ pub fn transition<P: Phase>(state: &State<P>, event: &Event<P>) -> Result<State<
         (State::Open(open), event) => open.after(event).map(State::Open),
         _ => None,
     };
-    next.ok_or_else(|| IllegalTransition { state: state.describe(), event: event.describe() })
+    next.ok_or_else(|| IllegalTransition { state: state.to_string(), event: event.to_string() })
 }
 
 /// A plan has phases in their order, each once, with steps whose names are unique.
@@ -187,19 +187,19 @@ impl<P: Phase> Open<P> {
         (self.stage != Stage::Before).then_some(planned.phase)
     }
 
-    /// What is to be done next. `lost` says of a volatile step that is done whether a reboot has undone it; `rebooted`, whether the reboot
+    /// What has to be done now. `lost` says of a volatile step that is done whether a reboot has undone it; `rebooted`, whether the reboot
     /// at the end of the phase is behind it.
-    pub fn next(&self, lost: impl Fn(&PlannedStep) -> bool, rebooted: bool) -> Next<'_, P> {
-        let Some(planned) = self.planned() else { return Next::Finish };
+    pub fn due(&self, lost: impl Fn(&PlannedStep) -> bool, rebooted: bool) -> Due<'_, P> {
+        let Some(planned) = self.planned() else { return Due::Finish };
         let phase = planned.phase;
         if self.stage == Stage::Before {
-            return Next::Begin(phase);
+            return Due::Begin(phase);
         }
         let Some(step) = planned.steps.get(self.done) else {
-            return if planned.reboot && !(rebooted && self.stage == Stage::Reboot) { Next::Reboot(phase) } else { Next::End(phase) };
+            return if planned.reboot && !(rebooted && self.stage == Stage::Reboot) { Due::Reboot(phase) } else { Due::End(phase) };
         };
         let again = planned.steps[..self.done].iter().find(|s| s.volatile && lost(s));
-        Next::Step(phase, again.unwrap_or(step))
+        Due::Step(phase, again.unwrap_or(step))
     }
 
     fn after(&self, event: &Event<P>) -> Option<Self> {
@@ -264,45 +264,43 @@ impl<P: Phase> Event<P> {
             _ => None,
         }
     }
+}
 
-    /// The event in words, for messages.
-    #[must_use]
-    pub fn describe(&self) -> String {
+impl<P: Phase> Display for Event<P> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Self::RunBegun(_) => "the beginning of a run".to_owned(),
-            Self::PhaseBegun(phase) => format!("the beginning of phase {phase}"),
-            Self::StepIntent(phase, step) => format!("the intent of step {step} of {phase}"),
-            Self::StepNoted(phase, step) => format!("a note of step {step} of {phase}"),
-            Self::StepDone(phase, step) => format!("the end of step {step} of {phase}"),
-            Self::StepFailed(phase, step) => format!("the failure of step {step} of {phase}"),
-            Self::RebootRequested(phase) => format!("the reboot of phase {phase}"),
-            Self::PhaseDone(phase) => format!("the end of phase {phase}"),
-            Self::Finished => "the end of the run".to_owned(),
-            Self::Abandoned => "giving the run up".to_owned(),
+            Self::RunBegun(_) => f.write_str("the beginning of a run"),
+            Self::PhaseBegun(phase) => write!(f, "the beginning of phase {phase}"),
+            Self::StepIntent(phase, step) => write!(f, "the intent of step {step} of {phase}"),
+            Self::StepNoted(phase, step) => write!(f, "a note of step {step} of {phase}"),
+            Self::StepDone(phase, step) => write!(f, "the end of step {step} of {phase}"),
+            Self::StepFailed(phase, step) => write!(f, "the failure of step {step} of {phase}"),
+            Self::RebootRequested(phase) => write!(f, "the reboot of phase {phase}"),
+            Self::PhaseDone(phase) => write!(f, "the end of phase {phase}"),
+            Self::Finished => f.write_str("the end of the run"),
+            Self::Abandoned => f.write_str("giving the run up"),
         }
     }
 }
 
-impl<P: Phase> State<P> {
-    /// The state in words, for messages.
-    #[must_use]
-    pub fn describe(&self) -> String {
+impl<P: Phase> Display for State<P> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let open = match self {
-            Self::Idle => return "no run".to_owned(),
-            Self::Finished => return "a finished run".to_owned(),
-            Self::Abandoned => return "an abandoned run".to_owned(),
+            Self::Idle => return f.write_str("no run"),
+            Self::Finished => return f.write_str("a finished run"),
+            Self::Abandoned => return f.write_str("an abandoned run"),
             Self::Open(open) => open,
         };
-        let Some(planned) = open.planned() else { return "a run whose phases are all done".to_owned() };
+        let Some(planned) = open.planned() else { return f.write_str("a run whose phases are all done") };
         let phase = planned.phase;
         let step = open.step().map_or("", |step| step.name.as_str());
         match open.stage {
-            Stage::Before => format!("a run whose next phase is {phase}"),
-            Stage::Between if step.is_empty() => format!("a run that is at the end of phase {phase}"),
-            Stage::Between => format!("a run whose next step is {step} of {phase}"),
-            Stage::Acting(_) => format!("a run in the middle of step {step} of {phase}"),
-            Stage::Failed(_) => format!("a run whose step {step} of {phase} failed"),
-            Stage::Reboot => format!("a run that waits for the reboot at the end of {phase}"),
+            Stage::Before => write!(f, "a run whose next phase is {phase}"),
+            Stage::Between if step.is_empty() => write!(f, "a run that is at the end of phase {phase}"),
+            Stage::Between => write!(f, "a run whose next step is {step} of {phase}"),
+            Stage::Acting(_) => write!(f, "a run in the middle of step {step} of {phase}"),
+            Stage::Failed(_) => write!(f, "a run whose step {step} of {phase} failed"),
+            Stage::Reboot => write!(f, "a run that waits for the reboot at the end of {phase}"),
         }
     }
 }

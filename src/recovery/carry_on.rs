@@ -1,20 +1,21 @@
-//! Carries an open run on, and ends one that is over. Who calls this has the lock.
+//! Going on with a recovery that is open: the verb `resume`, and what it shares with the verbs that begin one. Whoever goes on with a run has
+//! the lock, and looks at the journal after that.
 
 use std::time::Duration;
 
 use anyhow::Result;
 
-use super::procedure::{Journal, Reading, State};
+use super::procedure::{Journal, Phase, Reading, State, this_boot};
 use super::report::{Outcome, RunReport};
 use super::run::{KUBELET_UNIT, Run};
 use super::undo::{Undo, Units};
-use super::{ending, history, step};
+use super::{abandon, follow, history, status, step};
 use crate::backup::{self, Backup};
 use crate::engine::driver::{self, Halt, Until, drive};
-use crate::error::{AndNext, run, unanswered};
+use crate::engine::machine::Stage;
+use crate::error::{AndNext, FailureKind, Next, busy, kind, run, unanswered, unsupported};
 use crate::node::clock::ignore_hangup;
-use crate::node::dir::RecoveryDir;
-use crate::node::hold;
+use crate::node::{Node, hold};
 use crate::session::{Locked, Session};
 use crate::tools::{ostree, systemctl};
 
@@ -22,11 +23,94 @@ use crate::tools::{ostree, systemctl};
 const REBOOT_ATTEMPTS: u32 = 3;
 const REBOOT_PAUSE: Duration = Duration::from_secs(20);
 
+/// What `resume` is asked.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ResumeOptions {
+    /// Do one phase, then stop.
+    pub step: bool,
+    /// It is the systemd unit that asks: a run that goes one phase at a time is left alone.
+    pub unit: bool,
+    /// The deadline of each wait, when it is another than the run was begun with.
+    pub wait: Option<Duration>,
+}
+
+/// Goes on with the run that is open, after its last finished step. While another agent is at it, shows its progress until it ends, and
+/// ends with its result.
+///
+/// # Errors
+/// [`FailureKind::Busy`] when the node has not rebooted since its files were restored;
+/// [`FailureKind::Unsupported`] when it is upgrade-recovery.sh that has begun a recovery; that of the step that failed.
+pub fn resume(session: &Session<'_>, options: &ResumeOptions) -> Result<Option<RunReport>> {
+    let Session { node, dir, progress, .. } = *session;
+    if !dir.in_recovery() {
+        hold::check_run(node, dir)?;
+        return match dir.old_recovery() {
+            // It was begun by a person, and is left to one.
+            Some(old) if options.unit => {
+                tracing::info!("{old}: it is left alone");
+                Ok(None)
+            }
+            Some(old) => {
+                Err(unsupported(format!("{old}, and this agent cannot go on with it")).and_next(status::in_place_of_the_old_script()))
+            }
+            None => Ok(None),
+        };
+    }
+    let locked = match session.lock("resume") {
+        Ok(locked) => locked,
+        Err(error) if kind(&error) == FailureKind::Locked => return follow::follow(session).map(Some),
+        Err(error) => return Err(error),
+    };
+    let boot = this_boot(node)?;
+    let Some(mut journal) = Journal::open(&dir.journal(), &boot)? else { return Ok(None) };
+    let reading = journal.reading();
+    if reading.beginning.asked.step && options.unit {
+        return Ok(Some(RunReport::of(reading, Outcome::LeftToAPerson)));
+    }
+    let asked = reading.beginning.asked;
+    // Where the agent may reboot the node, it asks for the reboot again: the first time, something may have held it up.
+    if let State::Open(open) = &reading.state
+        && let (Stage::Reboot, Some(phase)) = (open.stage, open.awaits_reboot())
+        && !reading.rebooted_since(phase, &boot)
+    {
+        let said = not_rebooted(node, reading, phase, &boot);
+        if !asked.reboot {
+            // Somebody may have prepared a soft reboot since what boots next was checked: the reboot that is asked for here is to be a real
+            // one.
+            ostree::clear_soft_reboot(node)?;
+            return Err(busy(said).and_next(Next::Reboot));
+        }
+        progress.say(&format!("{said}; the reboot is asked for again"));
+    }
+    let until = if options.step { Until::Phase } else { Until::End };
+    let undo = Undo::of_run(dir, reading)?;
+    let wait = options.wait.unwrap_or(asked.deadline());
+    let report = carry_on(&locked, &mut journal, undo, None, Go { wait, until, reboot: asked.reboot })?;
+    drop(journal);
+    reboot_if_due(&locked.unlock(), report).map(Some)
+}
+
+/// That the reboot at the end of a phase is still to come, and what has come instead, when something has.
+fn not_rebooted(node: &Node, reading: &Reading, phase: Phase, boot: &str) -> String {
+    let said = format!("the node has not rebooted since phase {phase} was done: its boot id is the same");
+    if !reading.soft_rebooted_since(phase, boot) {
+        return said;
+    }
+    let runs = ostree::running(node).map_or_else(String::new, |name| format!(" ({name} runs)"));
+    format!(
+        "{said}. It has gone through a soft reboot, which changes the root alone and goes past the boot loader, so that another deployment than the \
+         backup's may run, even one that was dropped{runs}"
+    )
+}
+
 /// How one process carries a run on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Go {
+    /// The deadline of each wait.
     pub wait: Duration,
+    /// How far.
     pub until: Until,
+    /// Whether it may reboot the node.
     pub reboot: bool,
 }
 
@@ -35,12 +119,12 @@ pub(super) struct Go {
 /// # Errors
 /// That of the step that failed; it is in the journal, and the message names the next command.
 pub(super) fn carry_on(session: &Locked<'_>, journal: &mut Journal, mut undo: Undo, backup: Option<Backup>, go: Go) -> Result<RunReport> {
-    // A connection that drops must not leave the node between two releases, held.
+    // An SSH connection that drops must not leave the node held, between two releases.
     ignore_hangup()?;
-    // A step that was cut short may have left it permissive.
+    // A step that was cut short may have left SELinux permissive.
     undo.restore_selinux(session)?;
     if !matches!(journal.reading().state, State::Open(_)) {
-        return put_away(session, journal.reading(), undo).map(|outcome| RunReport::of(journal.reading(), outcome));
+        return clear_away(session, journal.reading(), undo).map(|outcome| RunReport::of(journal.reading(), outcome));
     }
     let go_on = || {
         hold_again(session, journal.reading(), &mut undo)?;
@@ -60,7 +144,7 @@ pub(super) fn carry_on(session: &Locked<'_>, journal: &mut Journal, mut undo: Un
     };
     let report = RunReport::of(journal.reading(), outcome);
     if outcome == Outcome::Finished {
-        history::settle(session.dir, journal.reading())?;
+        history::keep_finished(session.dir, journal.reading())?;
     }
     Ok(report)
 }
@@ -69,23 +153,23 @@ pub(super) fn carry_on(session: &Locked<'_>, journal: &mut Journal, mut undo: Un
 ///
 /// # Errors
 /// When systemd does not take it.
-pub(super) fn rebooting(session: &Session<'_>, report: RunReport) -> Result<RunReport> {
+pub(super) fn reboot_if_due(session: &Session<'_>, report: RunReport) -> Result<RunReport> {
     if report.outcome == Outcome::Rebooting {
         ask_for_the_reboot(session)?;
     }
     Ok(report)
 }
 
-/// Ends a run that is over, or was given up by an agent that did not come to the end of that.
-pub(super) fn put_away(session: &Session<'_>, reading: &Reading, undo: Undo) -> Result<Outcome> {
+/// Clears away a run that is over although its journal is still in place: the agent that finished or abandoned it was cut short.
+pub(super) fn clear_away(session: &Session<'_>, reading: &Reading, undo: Undo) -> Result<Outcome> {
     if reading.state == State::Abandoned {
-        return ending::give_up(session, Some(reading), Some(undo), Units::Leave).map(|_| Outcome::Abandoned);
+        return abandon::end_abandoned(session, Some(reading), Some(undo), Units::Leave).map(|_| Outcome::Abandoned);
     }
-    history::settle(session.dir, reading).map(|()| Outcome::Finished)
+    history::keep_finished(session.dir, reading).map(|()| Outcome::Finished)
 }
 
-/// From the step that places it to the one that lifts it, the hold is there, whoever took it away meanwhile; and once it has been stopped,
-/// kubelet does not run. When somebody has seen to it that it does, what was stopped may run as well: that is noted before it shows no more.
+/// Places the hold again and stops kubelet, when somebody took the hold away or started kubelet between the steps that place and lift the hold. What
+/// the recovery had stopped may have been started with it: that is noted first, so that those steps are done again.
 fn hold_again(session: &Session<'_>, reading: &Reading, undo: &mut Undo) -> Result<()> {
     let node = session.node;
     if !reading.attempted(step::HOLD) || reading.attempted(step::LIFT_HOLD) {
@@ -112,14 +196,4 @@ fn ask_for_the_reboot(session: &Session<'_>) -> Result<()> {
     }
     Err(unanswered("the reboot was asked for and does not come")
         .and_next(run("systemctl reboot", "asks again; what holds it up is in `systemd-inhibit --list`")))
-}
-
-/// What the run must undo. Without the file, a hold is all that can be known of, and that is on the node to see.
-pub(super) fn undo_of(dir: &RecoveryDir, reading: &Reading) -> Result<Undo> {
-    if let Some(undo) = Undo::load(dir)? {
-        return Ok(undo);
-    }
-    let mut undo = Undo::of(&reading.subject, reading.beginning.asked);
-    undo.runs.push(reading.run.clone());
-    Ok(undo)
 }

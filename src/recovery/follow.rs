@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub(super) fn follow(session: &Session<'_>) -> Result<RunReport> {
     let Session { node, dir, progress, .. } = *session;
     progress.say("another agent is at work on this recovery; showing its progress until it ends");
-    let (mut last, mut said) = (Reading::of(&dir.journal())?, String::new());
+    let (mut last, mut shown) = (Reading::of(&dir.journal())?, None);
     loop {
         let held = match dir.lock("resume") {
             Ok(free) => {
@@ -34,10 +34,11 @@ pub(super) fn follow(session: &Session<'_>) -> Result<RunReport> {
         if let Some(reading) = Reading::of(&dir.journal())? {
             last = Some(reading);
         }
-        let state = last.as_ref().map_or_else(String::new, |r| r.state.describe());
-        if state != said {
-            progress.say(&state);
-            said = state;
+        if let Some(reading) = &last
+            && shown.as_ref() != Some(&reading.state)
+        {
+            progress.say(&reading.state.to_string());
+            shown = Some(reading.state.clone());
         }
         let Some(held) = held else { break };
         // Without a journal there is nothing to show: it is some other verb that holds the lock.
@@ -69,7 +70,7 @@ fn result(dir: &RecoveryDir, last: Option<&Reading>, boot: &str) -> Result<RunRe
         Stage::Failed(_) => Err(driver::recorded_failure(last).context("the failed step is not in the journal")?),
         Stage::Reboot if !rebooted => Ok(RunReport::of(last, Outcome::RebootNeeded)),
         Stage::Before if last.beginning.asked.step => Ok(RunReport::of(last, Outcome::PhaseDone)),
-        _ => Err(error::interrupted(format!("the other agent ended, and did not go on from {}", last.state.describe()))
+        _ => Err(error::interrupted(format!("the other agent ended, and did not go on from {}", last.state))
             .and_next(error::run("recovery resume", ""))),
     }
 }

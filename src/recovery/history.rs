@@ -12,7 +12,7 @@ use crate::formats::{self, history as format};
 use crate::node::dir::RecoveryDir;
 use crate::node::durable;
 
-/// The journal if it can be read; damage is what `restart` and `abandon` are for.
+/// The journal, if it can be read. `restart` and `abandon` go past one that cannot: it is a warning.
 pub(super) fn readable(dir: &RecoveryDir) -> Option<Reading> {
     Reading::of(&dir.journal()).unwrap_or_else(|error| {
         tracing::warn!("{error:#}");
@@ -21,8 +21,8 @@ pub(super) fn readable(dir: &RecoveryDir) -> Option<Reading> {
 }
 
 /// Puts a run that is finished away: its report, then its journal, go to `history/`. Done again after a crash, it ends the same.
-pub(super) fn settle(dir: &RecoveryDir, reading: &Reading) -> Result<()> {
-    close(dir, Some(&reading.run), &RunReport::of(reading, Outcome::Finished).into())
+pub(super) fn keep_finished(dir: &RecoveryDir, reading: &Reading) -> Result<()> {
+    keep(dir, Some(&reading.run), &RunReport::of(reading, Outcome::Finished).into())
 }
 
 /// The run that ended last, when its report can be read: for people, so that nothing is made of one that cannot.
@@ -61,7 +61,7 @@ fn write_report(dir: &RecoveryDir, name: &str, report: &format::V2) -> Result<()
 }
 
 /// Gives the journal so far a second name in `history/`: the new one replaces the first in one step, so there is never none.
-pub(super) fn file_away(dir: &RecoveryDir, run: Option<&str>) -> Result<()> {
+pub(super) fn keep_journal_so_far(dir: &RecoveryDir, run: Option<&str>) -> Result<()> {
     let path = dir.history().join(format!("{}.progress", name_of(dir, run)?));
     if !dir.in_recovery() {
         return Ok(());
@@ -89,7 +89,7 @@ fn name_of(dir: &RecoveryDir, run: Option<&str>) -> Result<String> {
 
 /// Nothing is left to undo; report and journal of a run go to `history/`. The journal goes last: until then, every verb sees a run that is
 /// over and puts it away.
-pub(super) fn close(dir: &RecoveryDir, run: Option<&str>, report: &format::V2) -> Result<()> {
+pub(super) fn keep(dir: &RecoveryDir, run: Option<&str>, report: &format::V2) -> Result<()> {
     let name = name_of(dir, run)?;
     write_report(dir, &name, report)?;
     Undo::forget(dir)?;

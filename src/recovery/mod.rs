@@ -4,14 +4,16 @@
 //!
 //! 1. [`procedure`]: the phases, and what a run is asked to do; the [engine](crate::engine) carries it out and keeps its journal.
 //! 2. [`undo`]: what must be put back however it ends.
-//! 3. `run` (what a step has at hand), then one file per phase with its steps in order: [`preflight`] (before a run), [`platform`] (with the table
-//!    of deployments), `restore_files`, `resume`, `redeploy`, `finish`; `waits` and `ports` are what they look at.
-//! 4. `plan`, `verbs`, [`fn@abandon`]: what users ask for. [`mod@status`]: what they are told. `follow`: watching another agent at it. `history`: where
-//!    runs end.
+//! 3. [`step`] (the names of the steps) and `run` (what a step has at hand), then one file per phase with its steps in order: [`platform`] (with the
+//!    table of deployments), `restore_files`, `resume`, `redeploy`, `finish`; `waits` and `ports` are what they look at. `steps` puts them together.
+//! 4. What users ask for: `plan` (the verbs that begin a recovery, after [`preflight`]), `carry_on` (the verb `resume`; the file `resume` is the phase),
+//!    `abandon`, [`mod@status`]. `follow`: watching another agent at it. `history`: where runs are kept when they are over.
+//!
+//! A failed step is named in the message, in `recovery status` and in the journal, `etcd-data`: that is a constant in [`step`], and the `STEPS` of the
+//! phase's file say which function it is.
 
 mod abandon;
 mod carry_on;
-mod ending;
 mod finish;
 mod follow;
 mod history;
@@ -29,13 +31,13 @@ pub mod status;
 pub mod step;
 mod steps;
 pub mod undo;
-mod verbs;
 mod waits;
 
 pub use abandon::abandon;
+pub use carry_on::{ResumeOptions, resume};
 pub use plan::{Proposal, plan, plan_restart};
-pub use preflight::{From, Options, PlanReport};
+pub use platform::platform_report;
+pub use preflight::{FirstPhase, Options, PlanReport};
 pub use procedure::{Asked, EtcdRestore, WAIT};
 pub use report::{AbandonReport, Changed, Outcome, RunReport};
 pub use status::{StatusReport, status};
-pub use verbs::{ResumeOptions, platform_report, resume};

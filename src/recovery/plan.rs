@@ -6,9 +6,9 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::carry_on::{Go, carry_on, put_away, rebooting, undo_of};
+use super::carry_on::{Go, carry_on, clear_away, reboot_if_due};
 use super::history;
-use super::preflight::{self, First, Options, PlanReport};
+use super::preflight::{self, FirstPhase, IdentityCheck, Options, PlanReport};
 use super::procedure::{Asked, Beginning, Event, Journal, Phase, Reading, State, this_boot};
 use super::report::RunReport;
 use super::undo::Undo;
@@ -48,24 +48,24 @@ enum Origin {
 /// the [`preflight`].
 pub fn plan<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<'a>> {
     let Session { node, dir, .. } = *session;
-    let verb = if options.from == preflight::From::Platform { "recover" } else { "restore-files" };
+    let verb = if options.from == FirstPhase::Platform { "recover" } else { "restore-files" };
     let locked = session.lock(verb)?;
     let boot = this_boot(node)?;
     if let Some(reading) = Reading::of(&dir.journal())?
         && let State::Open(open) = &reading.state
     {
-        let way = way_of(open, &reading, &boot);
+        let now = what_with(open, &reading, &boot);
         let wanted = options.backup.as_deref().map(|wanted| backup::choose(&locked, Some(wanted))).transpose()?;
         let same = wanted.is_none_or(|wanted| wanted.id == reading.subject);
-        if way == Way::Elsewhere || !same {
-            return Err(busy(format!("a recovery from backup {} is in progress ({})", reading.subject, reading.state.describe()))
+        if now == OpenRun::InTheWay || !same {
+            return Err(busy(format!("a recovery from backup {} is in progress ({})", reading.subject, reading.state))
                 .and_next(by_hand("`recovery resume` to go on, `recovery restart` to begin again, `recovery abandon` to end it")));
         }
         options.asked.force |= reading.beginning.asked.force;
         let backup = backup::choose(&locked, Some(&reading.subject))?;
-        let mut report = preflight::look(session, &backup, &options, First::Restart)?;
+        let mut report = preflight::look(session, &backup, &options, IdentityCheck::Passed)?;
         let run = Some(reading.run.clone());
-        let origin = if way == Way::On && can_go_on(&report, reading.beginning.asked, options.asked) {
+        let origin = if now == OpenRun::GoesOn && can_go_on(&report, reading.beginning.asked, options.asked) {
             report.continues = run;
             Origin::Continue
         } else {
@@ -79,7 +79,7 @@ pub fn plan<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<
     } else {
         backup::choose(&locked, options.backup.as_deref())?
     };
-    let outcome = preflight::look(session, &backup, &options, First::Run);
+    let outcome = preflight::look(session, &backup, &options, IdentityCheck::Needed);
     let mut report = outcome.map_err(|error| with_another(dir, &backup, error))?;
     if options.backup.is_none() {
         report.warnings.extend(store::survey(dir)?.passed_over());
@@ -88,7 +88,7 @@ pub fn plan<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<
     Ok(Proposal { session: locked, options, backup, origin: Origin::New, report })
 }
 
-/// Names another backup when this one is damaged.
+/// The failure of a damaged backup, with another one that could be taken instead.
 fn with_another(dir: &RecoveryDir, backup: &Backup, error: anyhow::Error) -> anyhow::Error {
     let other = store::survey(dir).ok().and_then(|survey| survey.backups.into_iter().find(|other| other.id != backup.id));
     match other {
@@ -99,19 +99,19 @@ fn with_another(dir: &RecoveryDir, backup: &Backup, error: anyhow::Error) -> any
     }
 }
 
-/// How a verb that begins a recovery goes on with one that is open.
+/// What a verb that begins a recovery does with one that is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum OpenRun {
     /// No file is restored yet: a new run takes its place, with the phases and choices of now.
-    Anew,
+    Replaced,
     /// It is restoring files: it goes on.
-    On,
-    /// It is beyond that.
-    Elsewhere,
+    GoesOn,
+    /// Its files are restored: `resume`, `restart` or `abandon` are for that.
+    InTheWay,
 }
 
-/// The steps of an open run go by its own plan and by what it was asked: with another deployment to boot first, or asked for something else,
-/// it is begun again. Who reboots is for each process to say.
+/// An open run keeps to its own plan and to what it was asked when it began. Where another deployment has to boot first by now, or something else
+/// is asked, it is begun again. (Whether the agent may reboot the node can differ from process to process.)
 fn can_go_on(now: &PlanReport, was: Asked, asked: Asked) -> bool {
     let boots_another = now.phases.first().is_some_and(|planned| planned.phase == Phase::Platform);
     let forced = asked.force && !was.force;
@@ -119,15 +119,15 @@ fn can_go_on(now: &PlanReport, was: Asked, asked: Asked) -> bool {
     (asked.step, asked.etcd) == (was.step, was.etcd) && !(boots_another || forced || waits)
 }
 
-fn way_of(open: &Open<Phase>, reading: &Reading, boot: &str) -> Way {
+fn what_with(open: &Open<Phase>, reading: &Reading, boot: &str) -> OpenRun {
     match open.planned().map(|p| p.phase) {
-        Some(Phase::Platform) => Way::Anew,
-        Some(Phase::RestoreFiles) if open.stage == Stage::Before => Way::Anew,
+        Some(Phase::Platform) => OpenRun::Replaced,
+        Some(Phase::RestoreFiles) if open.stage == Stage::Before => OpenRun::Replaced,
         Some(Phase::RestoreFiles) => {
             let rebooted = open.stage == Stage::Reboot && reading.rebooted_since(Phase::RestoreFiles, boot);
-            if rebooted { Way::Elsewhere } else { Way::On }
+            if rebooted { OpenRun::InTheWay } else { OpenRun::GoesOn }
         }
-        _ => Way::Elsewhere,
+        _ => OpenRun::InTheWay,
     }
 }
 
@@ -158,10 +158,15 @@ pub fn plan_restart<'a>(session: &Session<'a>, mut options: Options) -> Result<P
             .and_next(run("recovery restart --backup ID", "(`recovery list` shows the backups)"))
     })?;
     let backup = backup::choose(&locked, Some(wanted))?;
-    // The run before may have taken away what the identity is read from; it was checked for the backup of that run, and its likes.
+    // The run that is restarted may have taken away what the identity is read from. It has checked the node for its own backup, and with that for
+    // every backup of the same node.
     let checked = known_backup.and_then(|id| backup::choose(&locked, Some(&id)).ok());
-    let first = if checked.is_some_and(|one| one.manifest.identity == backup.manifest.identity) { First::Restart } else { First::Run };
-    let report = preflight::look(session, &backup, &options, first)?;
+    let check = if checked.is_some_and(|one| one.manifest.identity == backup.manifest.identity) {
+        IdentityCheck::Passed
+    } else {
+        IdentityCheck::Needed
+    };
+    let report = preflight::look(session, &backup, &options, check)?;
     let old = reading.map(|r| r.run.clone()).or(undo.and_then(|u| u.runs.last().cloned()));
     Ok(Proposal { session: locked, options, backup, origin: Origin::Restart { old }, report })
 }
@@ -177,19 +182,19 @@ impl Proposal<'_> {
         let (mut journal, undo) = match self.origin {
             Origin::Continue => {
                 let journal = Journal::open(&dir.journal(), &boot)?.context("the journal is gone")?;
-                let undo = undo_of(dir, journal.reading())?;
+                let undo = Undo::of_run(dir, journal.reading())?;
                 (journal, undo)
             }
             Origin::New => {
                 if let Some(over) = Reading::of(&dir.journal())? {
-                    let undo = undo_of(dir, &over)?;
-                    put_away(&self.session, &over, undo)?;
+                    let undo = Undo::of_run(dir, &over)?;
+                    clear_away(&self.session, &over, undo)?;
                 }
-                open(&self.session, &self.backup, &self.report, &self.options, &boot, None)?
+                begin_journal(&self.session, &self.backup, &self.report, &self.options, &boot, None)?
             }
             Origin::Restart { old } => {
-                history::file_away(dir, old.as_deref())?;
-                open(&self.session, &self.backup, &self.report, &self.options, &boot, old)?
+                history::keep_journal_so_far(dir, old.as_deref())?;
+                begin_journal(&self.session, &self.backup, &self.report, &self.options, &boot, old)?
             }
         };
         let asked = journal.reading().beginning.asked;
@@ -199,21 +204,21 @@ impl Proposal<'_> {
             reboot: self.options.asked.reboot || asked.reboot,
         };
         let result = carry_on(&self.session, &mut journal, undo, Some(self.backup), go);
-        // Second thoughts, before anything was done: nothing that the next boot would go on with may be left.
+        // Interrupted before the first step: nothing that the next boot would go on with may be left.
         let untouched = new && !journal.reading().acted() && !journal.reading().beginning.inherits;
         if untouched && result.as_ref().is_err_and(|error| kind(error) == FailureKind::Interrupted) {
             journal.append(&Event::Abandoned, Value::Null)?;
-            let undo = undo_of(dir, journal.reading())?;
-            put_away(&self.session, journal.reading(), undo)?;
+            let undo = Undo::of_run(dir, journal.reading())?;
+            clear_away(&self.session, journal.reading(), undo)?;
             return Err(error::interrupted("interrupted before anything was changed: no recovery is in progress"));
         }
         drop(journal);
-        rebooting(&self.session.unlock(), result?)
+        reboot_if_due(&self.session.unlock(), result?)
     }
 }
 
 /// Writes down that a run has begun: first what it must undo, then the journal.
-fn open(
+fn begin_journal(
     session: &Session<'_>,
     backup: &Backup,
     report: &PlanReport,
@@ -223,7 +228,7 @@ fn open(
 ) -> Result<(Journal, Undo)> {
     let Session { node, dir, .. } = *session;
     let id = Uuid::new_v4().to_string();
-    // What runs before it changed, and did not put back, is still to be put back.
+    // What earlier runs changed and did not put back is still to be put back.
     let left = Undo::load(dir)?;
     let left_over = || dir.journal().exists() || hold::is_placed(node) || left.as_ref().is_some_and(|undo| !undo.units.is_empty());
     let inherits = restarts.is_none() && left_over();

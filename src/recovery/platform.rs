@@ -10,13 +10,15 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use self::table::{Action, Target, judge};
+use self::table::{Action, PlatformReport, Target, judge};
 use super::run::{Doing, Step};
 use super::{restore_files, step};
+use crate::backup::store::{self, Found};
 use crate::error::{AndNext, misfit};
 use crate::node::crio::{self, Release};
 use crate::node::profile::Profile;
 use crate::node::{Node, hold, mounts};
+use crate::session::Session;
 use crate::tools::ostree::{self, Deployment};
 use crate::tools::{crictl, rpm_ostree, systemctl};
 
@@ -34,6 +36,19 @@ pub(super) const STEPS: &[Step] = &[
     Step::new(step::STOP_CONTAINERS, "stopping containers and removing pod sandboxes", stop_containers).volatile(),
     Step::new(step::NEXT_BOOT, "checking that the backup's deployment boots next", next_boot),
 ];
+
+/// The platform table for a backup; for the pinned deployment when there is no backup to ask.
+///
+/// # Errors
+/// When the backup that was asked for cannot be had, or ostree does not answer.
+pub fn platform_report(session: &Session<'_>, wanted: Option<&str>) -> Result<PlatformReport> {
+    let target = match store::find(session, wanted) {
+        Ok(Found::Backup(backup)) => Target::of(backup.manifest.deployment.as_ref()),
+        Err(error) if wanted.is_some() => return Err(error),
+        Ok(Found::Old(_)) | Err(_) => Target::Pinned,
+    };
+    table::report(session.node, target)
+}
 
 /// What the table asks for now.
 ///

@@ -18,10 +18,10 @@ fn ports(profile: &Profile) -> &'static [u16] {
     }
 }
 
-/// Checks that nobody listens on etcd's ports.
+/// Checks that no process listens on etcd's ports.
 ///
 /// # Errors
-/// When somebody does: the message names the ports.
+/// When a process does: the message names the ports.
 pub(super) fn check_free(node: &Node, profile: &Profile) -> Result<()> {
     let mut taken: Vec<u16> = Vec::new();
     for table in TABLES.into_iter().filter(|table| node.exists(table)) {
@@ -33,7 +33,7 @@ pub(super) fn check_free(node: &Node, profile: &Profile) -> Result<()> {
     let shown: Vec<String> = taken.iter().map(ToString::to_string).collect();
     anyhow::ensure!(
         taken.is_empty(),
-        "somebody still listens on port {} (`ss -ltnp` names them): an etcd that runs would be restored under its feet",
+        "a process still listens on port {} (`ss -ltnp` names it): if that is an etcd that runs, its data cannot be replaced",
         shown.join(", ")
     );
     Ok(())

@@ -17,9 +17,9 @@ use super::run::KUBELET_UNIT;
 use super::undo::Undo;
 use crate::archive::{Archive, Change, Counts, Extra, Selection};
 use crate::backup::manifest::{Image, Manifest};
-use crate::backup::parts;
+use crate::backup::parts::{self, Holds, Part};
 use crate::backup::take::install;
-use crate::backup::{self, Backup, ETC, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL};
+use crate::backup::{self, Backup, ETC, EXTRAS, USR_LOCAL};
 use crate::error::{AndNext, FailureKind, again, kind, misfit, no_space, run};
 use crate::node::dir::RecoveryDir;
 use crate::node::identity::Identity;
@@ -34,7 +34,7 @@ use crate::tools::{crictl, ostree, systemctl};
 const CLOCK_WAIT: Duration = Duration::from_secs(30);
 /// Kept free on every file system beyond what the restore is known to need, bytes.
 const SPARE: u64 = 64 << 20;
-/// What a recovery writes to its own directory besides the agent: journal, `undo.json`, report. Bytes.
+/// What a recovery writes into its own directory besides the agent: journal, `undo.json`, report. Bytes.
 const OWN: u64 = 1 << 20;
 
 /// What a recovery is asked to do.
@@ -45,14 +45,14 @@ pub struct Options {
     /// Choices that hold for the whole run.
     pub asked: Asked,
     /// Where it begins.
-    pub from: From,
+    pub from: FirstPhase,
     /// Compare every tree and list what would change.
     pub compare: bool,
 }
 
 /// Where a recovery begins.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum From {
+pub enum FirstPhase {
     /// With the deployment, when the table asks for something there.
     Platform,
     /// With the files: the deployment must be right already.
@@ -100,13 +100,13 @@ pub struct TreeChanges {
     pub counts: Counts,
 }
 
-/// How strictly the node is compared with the backup.
+/// Whether the node still has to show that it is the backup's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum First {
-    /// This is the first run: all is checked.
-    Run,
-    /// It was checked by the run that is restarted, which may have taken away what the identity is read from.
-    Restart,
+pub(super) enum IdentityCheck {
+    /// It has to.
+    Needed,
+    /// It has shown it to the run that is restarted, which may have taken away what the identity is read from.
+    Passed,
 }
 
 /// Looks at the backup and the node.
@@ -114,7 +114,7 @@ pub(super) enum First {
 /// # Errors
 /// Those of choosing and verifying the backup; [`FailureKind::Misfit`] when it is another node's or the target
 /// does not boot next (unless forced), or when etcd is to be restored by a script that is not there; [`FailureKind::NoSpace`].
-pub(super) fn look(session: &Session<'_>, backup: &Backup, options: &Options, first: First) -> Result<PlanReport> {
+pub(super) fn look(session: &Session<'_>, backup: &Backup, options: &Options, check: IdentityCheck) -> Result<PlanReport> {
     let Session { node, dir, progress, .. } = *session;
     let manifest = &backup.manifest;
     let profile = manifest.profile.profile();
@@ -123,13 +123,13 @@ pub(super) fn look(session: &Session<'_>, backup: &Backup, options: &Options, fi
     let begun = node.clock().since_boot();
     backup::verify(backup, false, progress).with_context(|| format!("checking backup {}", backup.id))?;
     let verified_seconds = node.clock().since_boot().saturating_sub(begun).as_secs_f64();
-    let mut warnings = identity(node, manifest, profile, force, first)?;
+    let mut warnings = identity(node, manifest, profile, force, check)?;
     warnings.extend(dates(node, manifest, progress)?);
-    let target = target(manifest);
+    let target = Target::of(manifest.deployment.as_ref());
     let platform = table::report(node, target.clone())?;
     let action = match (&platform.action, options.from) {
         (Action::Nothing, _) => Action::Nothing,
-        (Action::Drop { .. } | Action::RollBack { .. } | Action::Reboot { .. }, From::Platform) => platform.action.clone(),
+        (Action::Drop { .. } | Action::RollBack { .. } | Action::Reboot { .. }, FirstPhase::Platform) => platform.action.clone(),
         _ => {
             warnings.push(platform.refused(force, When::Before)?);
             Action::Nothing
@@ -162,18 +162,13 @@ pub(super) fn look(session: &Session<'_>, backup: &Backup, options: &Options, fi
     })
 }
 
-/// The deployment a backup belongs to.
-pub(super) fn target(manifest: &Manifest) -> Target {
-    manifest.deployment.clone().map_or(Target::Pinned, Target::Recorded)
-}
-
 /// Whether this is the backup's node. It works with the API down.
-fn identity(node: &Node, manifest: &Manifest, profile: &Profile, force: bool, first: First) -> Result<Vec<String>> {
+fn identity(node: &Node, manifest: &Manifest, profile: &Profile, force: bool, check: IdentityCheck) -> Result<Vec<String>> {
     let differences = match Identity::of(node, profile) {
         Ok(now) => manifest.identity.differences(&now),
         Err(error) => vec![format!("the node does not say who it is: {error:#}")],
     };
-    if differences.is_empty() || force || first == First::Restart {
+    if differences.is_empty() || force || check == IdentityCheck::Passed {
         return Ok(differences);
     }
     Err(misfit(format!("this node is not the one that backup {} was taken of: {}", manifest.id, differences.join("; ")))
@@ -209,7 +204,7 @@ fn date_warnings(now: Timestamp, manifest: &Manifest) -> Vec<String> {
     warnings
 }
 
-/// What the platform phase and the cluster's own restore run besides.
+/// The programs that the platform phase and the cluster's own restore run, beyond those that every recovery runs.
 fn needed_programs(action: &Action, asked: Asked) -> Vec<&'static str> {
     let rpm_ostree = matches!(action, Action::Drop { .. } | Action::RollBack { .. } | Action::Reboot { .. }).then_some("rpm-ostree");
     let bash = (asked.etcd == EtcdRestore::ClusterRestore).then_some("bash");
@@ -250,7 +245,7 @@ fn other_deployment(action: &Action, target: &Target, all: &[ostree::Deployment]
     boots.then(|| target.find(all).ok().map(ostree::root_of)).flatten()
 }
 
-/// Folders in which a managed file has to be restored and cannot be. What is as the backup has it is not written to.
+/// Read-only folders in which a managed file has to be restored. A file that is as the backup has it is not written to, and does not count.
 fn extras_read_only(node: &Node, backup: &Backup) -> Result<Vec<String>> {
     if !backup.file(EXTRAS).exists() {
         return Ok(Vec::new());
@@ -278,7 +273,7 @@ fn extra_folders(archive: &Archive) -> BTreeMap<PathBuf, Vec<&Path>> {
     folders
 }
 
-/// Whether the programs answer that the first steps need. A container runtime that is down, or that hangs, is a warning: it may be what is
+/// Whether systemd and the container runtime, which the first steps need, answer. A container runtime that is down, or that hangs, is a warning: it may be what is
 /// broken, and the reboot ends the containers that it cannot stop.
 fn programs(node: &Node) -> Result<Option<String>> {
     systemctl::show(node, KUBELET_UNIT)?;
@@ -292,7 +287,7 @@ fn programs(node: &Node) -> Result<Option<String>> {
 /// Whether the recovery directory is there again after the reboot: without it kubelet stays held, and nothing goes on.
 fn comes_back(node: &Node, dir: &RecoveryDir) -> Result<Option<String>> {
     let points = mounts::mounts()?.into_iter().map(|mount| node.shown(&mount.point)).filter(|point| dir.shown().starts_with(point));
-    // What is above /var/… is there, or nothing is.
+    // The root and /var are mounted at every boot, or the node does not come up.
     let below_var = |point: &PathBuf| point.starts_with("/var") && point != Path::new("/var");
     let Some(point) = points.max_by_key(|point| point.components().count()).filter(below_var) else { return Ok(None) };
     Ok((!systemctl::mounts_at_boot(node, &point)?).then(|| {
@@ -303,7 +298,8 @@ fn comes_back(node: &Node, dir: &RecoveryDir) -> Result<Option<String>> {
     }))
 }
 
-/// Whether what grows has room, and what the recovery writes down. (On a file system with trees, that is part of what is spared there.)
+/// Whether there is room for what the restore adds, and for what the recovery writes into its own directory. (Where the two share a file system, the
+/// second is within [`SPARE`].)
 fn space(node: &Node, dir: &RecoveryDir, backup: &Backup, profile: &Profile) -> Result<()> {
     own_space(dir)?;
     let mut needs: BTreeMap<u64, (u64, Vec<PathBuf>)> = BTreeMap::new();
@@ -332,14 +328,12 @@ fn growth(node: &Node, backup: &Backup, profile: &Profile) -> Result<Vec<(PathBu
     let manifest = &backup.manifest;
     let size = |file: &str| manifest.sizes.get(file).copied().unwrap_or(0);
     let mut growth = vec![(PathBuf::from(profile.etcd_data), manifest.etcd.bytes)];
-    for (shown, file) in [("/etc", ETC), ("/usr/local", USR_LOCAL), ("/var/lib/kubelet", KUBELET), (profile.kubernetes, STATIC_PODS)] {
-        if size(file) > 0 {
-            growth.push((shown.into(), size(file).saturating_sub(mounts::usage(&node.real_path(shown))?)));
-        }
+    for part in Part::ALL.into_iter().filter(|part| matches!(part.holds, Holds::Whole | Holds::Owned) && size(part.file) > 0) {
+        growth.push((part.tree.into(), size(part.file).saturating_sub(mounts::usage(&node.real_path(part.tree))?)));
     }
     if size(EXTRAS) > 0 {
         let archive = Archive::open(&backup.file(EXTRAS))?;
-        // Which file system gets how much of the little there is, is not told apart.
+        // Managed files elsewhere are small: each file system that takes some is asked for room for all of them.
         let mut folders = BTreeMap::new();
         for folder in extra_folders(&archive).into_keys() {
             folders.insert(device(node, &folder)?, folder);
@@ -376,7 +370,8 @@ fn has_cluster_restore(backup: &Backup, profile: &Profile) -> Result<()> {
         return Err(misfit("this cluster has no restore of its own: leave --etcd-restore away"));
     }
     let archive = Archive::open(&backup.file(USR_LOCAL)).with_context(|| format!("opening {USR_LOCAL} of backup {}", backup.id))?;
-    if archive.paths().any(|path| Path::new("/usr/local").join(path) == Path::new(CLUSTER_RESTORE)) {
+    let usr_local = Path::new(Part::tree_of(USR_LOCAL)?);
+    if archive.paths().any(|path| usr_local.join(path) == Path::new(CLUSTER_RESTORE)) {
         return Ok(());
     }
     Err(misfit(format!("backup {} holds no {CLUSTER_RESTORE}: leave --etcd-restore away", backup.id)))
@@ -409,7 +404,7 @@ fn missing_images(node: &Node, manifest: &Manifest, warnings: &mut Vec<String>) 
 }
 
 fn images_not_among(then: &[Image], now: &[crictl::Image]) -> Vec<Image> {
-    let is_there = |image: &Image| now.iter().any(|n| n.id == image.id || n.digests.contains(&image.name) || n.tags.contains(&image.name));
+    let is_there = |image: &Image| now.iter().any(|there| there.is(&image.id) || there.is(&image.name));
     then.iter().filter(|image| !is_there(image)).cloned().collect()
 }
 
@@ -423,4 +418,25 @@ fn compare(node: &Node, profile: &Profile, backup: &Backup, progress: &Progress)
         all.push(TreeChanges { tree: tree.to_owned(), changes, counts });
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_missing_only_when_no_name_of_it_is_there() {
+        let there = [crictl::Image {
+            id: "sha256:aa".to_owned(),
+            tags: vec!["registry/a:1".to_owned()],
+            digests: vec!["registry/a@sha256:dd".to_owned()],
+            size: 1,
+            pinned: false,
+        }];
+        let is_missing = |id: &str, name: &str| !images_not_among(&[Image { id: id.to_owned(), name: name.to_owned() }], &there).is_empty();
+        assert!(!is_missing("sha256:aa", "another"), "by its id");
+        assert!(!is_missing("aa", "another"), "by its id as CRI-O writes it");
+        assert!(!is_missing("bb", "registry/a:1") && !is_missing("bb", "registry/a@sha256:dd"), "pulled again under the same name");
+        assert!(is_missing("bb", "registry/b:1"));
+    }
 }

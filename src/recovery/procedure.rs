@@ -89,7 +89,7 @@ pub struct Beginning {
 /// Choices of whoever began the run that hold until it ends, across reboots.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Asked {
-    /// Go on where the platform table, identity or clock say no.
+    /// Go on with the booted deployment where the platform table refuses, and where the identity is not the backup's.
     pub force: bool,
     /// Reboot without asking when the files are restored.
     pub reboot: bool,

@@ -35,7 +35,7 @@ fn redeploy(here: &mut Doing<'_, '_>) -> Result<()> {
     }
     let client = waits::api(here)?;
     let reason = format!("recovery {}", here.id());
-    // Refusals pass too: webhooks are served by pods that start now.
+    // A refusal is waited out as well: it may come from a webhook whose pod is only starting.
     let last = std::cell::RefCell::new(String::new());
     let revision = here.wait_for(
         &format!("{} to accept a reason to redeploy", operator.resource),

@@ -4,11 +4,12 @@ use std::collections::HashSet;
 use std::fmt;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::procedure::{Event, Phase, Reading, State};
 use crate::engine::machine::Stage;
+use crate::error::{self, Next};
 
 /// How far a recovery came in one go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -39,8 +40,9 @@ pub struct RunReport {
     pub seconds: f64,
     /// Of those, how long it waited for others.
     pub waited: f64,
-    /// The command to go on with, unless it is finished.
-    pub next: Option<String>,
+    /// How to go on, unless it is over.
+    #[serde(serialize_with = "words_of")]
+    pub next: Option<Next>,
 }
 
 /// A run.
@@ -144,7 +146,7 @@ impl fmt::Display for Changed {
 }
 
 impl Serialize for Changed {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
@@ -163,7 +165,7 @@ impl RunStatus {
         Self {
             id: reading.run.clone(),
             backup: reading.subject.clone(),
-            state: reading.state.describe(),
+            state: reading.state.to_string(),
             phase: open.and_then(|o| o.planned()).map(|p| p.phase),
             step: open.and_then(|o| o.step()).map(|s| s.name.clone()),
             begun: reading.records[0].time,
@@ -201,19 +203,29 @@ fn phases(reading: &Reading) -> Vec<PhaseStatus> {
     planned.map(|p| PhaseStatus { phase: p.phase, steps: p.steps.iter().map(|s| step(p.phase, &s.name)).collect() }).collect()
 }
 
+/// The command that goes on with a run, as it has to be called.
+pub(super) fn resume_command(reading: &Reading) -> &'static str {
+    if reading.beginning.asked.step { "recovery resume --step" } else { "recovery resume" }
+}
+
+/// JSON has what to do next as people read it; for `serialize_with`.
+#[expect(clippy::ref_option, reason = "serde hands the field over so")]
+pub(super) fn words_of<S: Serializer>(next: &Option<Next>, to: S) -> Result<S::Ok, S::Error> {
+    next.as_ref().map(ToString::to_string).serialize(to)
+}
+
 impl RunReport {
     pub(super) fn of(reading: &Reading, outcome: Outcome) -> Self {
         let run = RunStatus::of(reading);
         let sum =
             |of: fn(&StepStatus) -> Option<f64>| run.phases.iter().flat_map(|p| &p.steps).filter_map(of).fold(0.0, std::ops::Add::add);
-        let by_step = run.by_step;
+        let by_itself = if run.by_step { "" } else { " (the unit does that by itself)" };
+        let go_on = resume_command(reading);
         let next = match outcome {
             Outcome::Finished | Outcome::Abandoned => None,
-            Outcome::RebootNeeded if by_step => Some("`systemctl reboot`, then `recovery resume --step`".to_owned()),
-            Outcome::RebootNeeded => Some("`systemctl reboot`, then `recovery resume` (the unit does that by itself)".to_owned()),
-            Outcome::Rebooting if by_step => Some("`recovery resume --step` after the reboot".to_owned()),
-            Outcome::Rebooting => Some("`recovery resume` after the reboot (the unit does that by itself)".to_owned()),
-            Outcome::PhaseDone | Outcome::LeftToAPerson => Some("`recovery resume --step`".to_owned()),
+            Outcome::RebootNeeded => Some(error::run("systemctl reboot", format!(", then `{go_on}`{by_itself}"))),
+            Outcome::Rebooting => Some(error::run(go_on, format!("after the reboot{by_itself}"))),
+            Outcome::PhaseDone | Outcome::LeftToAPerson => Some(error::run(go_on, "")),
         };
         Self { outcome, seconds: sum(|s| s.seconds), waited: sum(|s| s.waited), run, next }
     }

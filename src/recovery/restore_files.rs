@@ -13,7 +13,7 @@ use super::run::{Doing, KUBELET_UNIT, Step};
 use super::step;
 use crate::archive::{Archive, Extra, Selection};
 use crate::backup::asked_by::AskedBy;
-use crate::backup::parts::{always_excluded, extras_in, without_owned};
+use crate::backup::parts::{Part, always_excluded, extras_in, without_owned};
 use crate::backup::take::install;
 use crate::backup::{Backup, ETC, EXTRAS, USR_LOCAL};
 use crate::error::{FailureKind, kind};
@@ -46,7 +46,7 @@ fn next_boot(here: &mut Doing<'_, '_>) -> Result<()> {
     deployment(here)
 }
 
-/// Waits for rpm-ostree's transaction, if there is one. That there is none cannot be told is a warning.
+/// Waits for the end of rpm-ostree's transaction, if there is one. Where rpm-ostree does not say, that is a warning.
 pub(super) fn idle_rpm_ostree(here: &mut Doing<'_, '_>) -> Result<()> {
     if let Some(why) = rpm_ostree::idle(here.run.session.node, here.run.wait)? {
         here.warn(why);
@@ -86,7 +86,7 @@ pub(super) fn place_hold(here: &mut Doing<'_, '_>) -> Result<()> {
     // Whoever reboots from now on must not get past the hold.
     real_reboot(here)?;
     hold::install(&node.real_path("/etc"), here.run.session.dir)?;
-    // Once it is held, a boot tells nothing of what kubelet was.
+    // After a boot with the hold, systemd no longer shows whether kubelet ran before.
     here.run.undo.note_unit(&here.run.session, KUBELET_UNIT)?;
     here.run.undo.place_hold(&here.run.session)?;
     install_agent(here);
@@ -97,7 +97,7 @@ pub(super) fn place_hold(here: &mut Doing<'_, '_>) -> Result<()> {
 /// What the unit runs after the reboot: this very agent, because an older one may not read what this one writes.
 fn install_agent(here: &mut Doing<'_, '_>) {
     if let Err(error) = install::install(here.run.session.node, here.run.session.dir) {
-        here.warn(format!("nothing continues this by itself after the reboot, `recovery resume` does: {error:#}"));
+        here.warn(format!("after the reboot nothing goes on by itself, because the agent cannot be installed for the unit: call `recovery resume` then: {error:#}"));
     }
 }
 
@@ -112,7 +112,7 @@ fn stop_unit(here: &mut Doing<'_, '_>, unit: &str) -> Result<()> {
 }
 
 /// Waits while the runtime is still starting, which can take long at a boot: it can neither say which containers there are nor be stopped in
-/// order. One that does not come to an end is gone on with.
+/// order. When it does not come to an end, that is a warning.
 pub(super) fn settled_runtime(here: &mut Doing<'_, '_>, unit: &str) -> Result<()> {
     let look = |here: &mut Doing<'_, '_>| Ok((!systemctl::show(here.run.session.node, unit)?.is_starting()).then_some(()));
     let settled =
@@ -131,7 +131,7 @@ fn note_containers(here: &mut Doing<'_, '_>) -> Result<()> {
         Ok(containers) => containers.into_iter().map(|c| c.id).collect(),
         Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
         Err(error) => {
-            here.warn(format!("the container runtime does not answer, so containers are told apart by the reboot alone: {error:#}"));
+            here.warn(format!("the container runtime does not answer, so which containers are old cannot be noted, and after the reboot all count as new: {error:#}"));
             Vec::new()
         }
     };
@@ -165,9 +165,9 @@ fn stop_and_remove(here: &mut Doing<'_, '_>) -> Result<()> {
         if !sandbox.ready && asked_by.as_ref().is_some_and(|asked_by| asked_by.has_pod(&sandbox.labels)) {
             continue;
         }
-        // One that cannot be asked goes first, with those that need the network's pods most.
+        // A sandbox that cannot be asked goes with the first, as if it were on the pod network: those need the network's pods to be removed.
         let asked = if answers { crictl::is_host_network(node, &sandbox.id) } else { Ok(false) };
-        // One that is gone is no error: a runtime that has failed once to answer is asked no more, each time may be half a minute.
+        // A runtime that has failed to answer once is asked no more: each time may take half a minute. (A sandbox that is gone is no failure.)
         answers &= asked.is_ok();
         if asked.unwrap_or(false) { &mut on_host } else { &mut on_pods }.push(sandbox.id);
     }
@@ -202,7 +202,7 @@ pub(super) fn tolerate(here: &mut Doing<'_, '_>, result: Result<()>) -> Result<(
 
 fn stop_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
     let node = here.run.session.node;
-    // Stopped, it is seen no more.
+    // Which unit it is shows only while it runs.
     let unit = here.run.running_runtime()?;
     here.run.undo.note_runtime(here.run.session.dir, &unit)?;
     stop_unit(here, &unit)?;
@@ -237,7 +237,7 @@ fn remove_newer_files(here: &mut Doing<'_, '_>) -> Result<()> {
             durable::remove(&place)?;
             removed.push(path);
         } else {
-            here.warn(format!("{} is not a file any more and stays", path.display()));
+            here.warn(format!("{} was managed by the newer release and stays: it is no longer a file", path.display()));
         }
     }
     here.figure("removed", removed);
@@ -261,7 +261,7 @@ fn newer_files(here: &mut Doing<'_, '_>) -> Vec<PathBuf> {
     }
     let run = &*here.run;
     // What another archive holds is not this step's: that tree is made equal as a whole.
-    let trees = ["/usr/local", "/var/lib/kubelet"].map(|tree| run.session.node.real_path(tree));
+    let trees: Vec<PathBuf> = Part::whole().map(|part| run.session.node.real_path(part.tree)).collect();
     let own = run.session.dir.path();
     let elsewhere = |path: &Path| {
         let real = run.session.node.path(path);
@@ -271,12 +271,12 @@ fn newer_files(here: &mut Doing<'_, '_>) -> Vec<PathBuf> {
 }
 
 fn restore_usr_local(here: &mut Doing<'_, '_>) -> Result<()> {
-    here.restore(USR_LOCAL, "/usr/local", &Selection::all(), Extra::Delete)
+    here.restore(USR_LOCAL, &Selection::all(), Extra::Delete)
 }
 
 fn restore_etc(here: &mut Doing<'_, '_>) -> Result<()> {
     let selection = etc_selection(here.run.profile, &here.run.backup.manifest.etc_excludes)?;
-    here.restore(ETC, "/etc", &selection, Extra::Delete)
+    here.restore(ETC, &selection, Extra::Delete)
 }
 
 /// What the backup's archive of `/etc` holds, without what the backup says to leave alone and what no restore touches: the files of the
@@ -290,7 +290,7 @@ fn restore_extras(here: &mut Doing<'_, '_>) -> Result<()> {
         return Ok(());
     }
     let selection = extras_in(&open(&here.run.backup, EXTRAS)?);
-    here.restore(EXTRAS, "/", &selection, Extra::Keep)
+    here.restore(EXTRAS, &selection, Extra::Keep)
 }
 
 fn reload(here: &mut Doing<'_, '_>) -> Result<()> {
@@ -303,13 +303,13 @@ fn reload(here: &mut Doing<'_, '_>) -> Result<()> {
 /// What the phase would change, for `--dry-run`: each tree with its archive, and what of it is compared.
 pub(super) fn trees(profile: &Profile, backup: &Backup) -> Result<Vec<(&'static str, Archive, Selection, Extra)>> {
     let mut trees = vec![
-        ("/usr/local", open(backup, USR_LOCAL)?, Selection::all(), Extra::Delete),
-        ("/etc", open(backup, ETC)?, etc_selection(profile, &backup.manifest.etc_excludes)?, Extra::Delete),
+        (Part::tree_of(USR_LOCAL)?, open(backup, USR_LOCAL)?, Selection::all(), Extra::Delete),
+        (Part::tree_of(ETC)?, open(backup, ETC)?, etc_selection(profile, &backup.manifest.etc_excludes)?, Extra::Delete),
     ];
     if backup.file(EXTRAS).exists() {
         let extras = open(backup, EXTRAS)?;
         let selection = extras_in(&extras);
-        trees.push(("/", extras, selection, Extra::Keep));
+        trees.push((Part::tree_of(EXTRAS)?, extras, selection, Extra::Keep));
     }
     Ok(trees)
 }

@@ -60,7 +60,7 @@ pub(super) const STEPS: &[Step] = &[
     Step::new(step::CONTAINERS, "waiting for the control plane's containers", containers),
 ];
 
-/// Days may lie between the two phases.
+/// Days may have passed since the files were restored.
 fn check_backup(here: &mut Doing<'_, '_>) -> Result<()> {
     backup::verify(&here.run.backup, false, here.run.session.progress)
 }
@@ -77,7 +77,7 @@ fn stop_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
 /// The state files of kubelet's CPU and memory managers come from the same moment as its configuration in `/etc`, so their policies
 /// agree; on OpenShift, `kubelet-cleanup.service` deletes them anyway.
 fn restore_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
-    here.restore(KUBELET, "/var/lib/kubelet", &Selection::all(), Extra::Delete)
+    here.restore(KUBELET, &Selection::all(), Extra::Delete)
 }
 
 fn remove_ovn(here: &mut Doing<'_, '_>) -> Result<()> {
@@ -124,7 +124,7 @@ fn restore_resources(here: &mut Doing<'_, '_>) -> Result<()> {
     let manifests = here.below_kubernetes(profile.manifests)?;
     let resources = profile.owned.iter().map(Path::new).filter(|owned| **owned != manifests);
     let selection = Selection::all().only(resources);
-    here.restore(STATIC_PODS, profile.kubernetes, &selection, Extra::Delete)
+    here.restore(STATIC_PODS, &selection, Extra::Delete)
 }
 
 fn restore_etcd(here: &mut Doing<'_, '_>) -> Result<()> {
@@ -155,7 +155,7 @@ fn restore_etcd_natively(here: &mut Doing<'_, '_>) -> Result<()> {
 
 fn note_bump(here: &mut Doing<'_, '_>, data: &Path) -> Result<u64> {
     let old = etcd::revision_of(data).unwrap_or_else(|error| {
-        here.warn(format!("the revision of the etcd that is replaced cannot be read, so the usual distance is kept from it: {error:#}"));
+        here.warn(format!("the newest revision of the etcd data that is replaced cannot be read, so that the usual 1,000,000,000 is added to the backup's: {error:#}"));
         None
     });
     let bump = etcd::bump_for(here.run.backup.manifest.etcd.revision, old);
@@ -284,7 +284,7 @@ fn other_manifests(here: &mut Doing<'_, '_>) -> Result<()> {
         left_alone.push(manifests.join(here.run.profile.etcd().manifest));
     }
     let selection = Selection::all().only([&manifests]).except(left_alone)?;
-    here.restore(STATIC_PODS, here.run.profile.kubernetes, &selection, Extra::Delete)
+    here.restore(STATIC_PODS, &selection, Extra::Delete)
 }
 
 fn restart_ovn(here: &mut Doing<'_, '_>) -> Result<()> {

@@ -12,7 +12,8 @@ use super::platform::table::Target;
 use super::procedure::{Asked, Event, Journal, Phase};
 use super::undo::Undo;
 use crate::archive::{Archive, Extra, Selection};
-use crate::backup::Backup;
+use crate::backup::parts::Part;
+use crate::backup::{Backup, STATIC_PODS};
 use crate::engine::machine::Phase as _;
 use crate::error::damaged;
 use crate::node::Node;
@@ -86,7 +87,7 @@ impl Step {
 
 /// Which deployment a run restores.
 pub(super) fn target(journal: &Journal) -> Target {
-    journal.reading().beginning.target.clone().map_or(Target::Pinned, Target::Recorded)
+    Target::of(journal.reading().beginning.target.as_ref())
 }
 
 /// A step while it is being done.
@@ -200,9 +201,9 @@ impl<'a, 'n> Doing<'a, 'n> {
         result
     }
 
-    /// Makes a tree of the node equal to an archive of the backup, with labels that the running policy may not know.
-    pub(super) fn restore(&mut self, file: &str, tree: &str, selection: &Selection, extra: Extra) -> Result<()> {
-        let run = &mut *self.run;
+    /// Makes the tree of a part equal to its archive in the backup, with labels that the running policy may not know.
+    pub(super) fn restore(&mut self, file: &str, selection: &Selection, extra: Extra) -> Result<()> {
+        let (run, tree) = (&mut *self.run, Part::tree_of(file)?);
         let root = run.session.node.real_path(tree);
         let archive = Archive::open(&run.backup.file(file)).with_context(|| format!("opening {file} of backup {}", run.backup.id))?;
         let task = run.session.progress.task(&format!("restoring {tree}"), Some(archive.bytes()));
@@ -215,7 +216,7 @@ impl<'a, 'n> Doing<'a, 'n> {
     /// Restores one path of the static pods' archive, relative to the Kubernetes directory.
     pub(super) fn restore_static_pods(&mut self, path: &Path, extra: Extra) -> Result<()> {
         let selection = Selection::all().only([path]);
-        self.restore(crate::backup::STATIC_PODS, self.run.profile.kubernetes, &selection, extra)
+        self.restore(STATIC_PODS, &selection, extra)
     }
 
     /// The name of a directory of the profile below its Kubernetes directory.

@@ -5,9 +5,9 @@ use serde::Serialize;
 
 use super::history;
 use super::procedure::{Reading, Recovery, State};
-use super::report::RunStatus;
+use super::report::{RunStatus, resume_command, words_of};
 use crate::engine::{Procedure, driver};
-use crate::error::Next;
+use crate::error::{Next, by_hand, run, said};
 use crate::node::hold;
 use crate::session::Session;
 use crate::tools::ostree;
@@ -29,8 +29,9 @@ pub struct StatusReport {
     pub soft_reboot: bool,
     /// The run that ended last, while none is in progress.
     pub last: Option<RunStatus>,
-    /// The command to go on with; nothing while an agent is at work on the run.
-    pub next: Option<String>,
+    /// How to go on; nothing while an agent is at work on the run.
+    #[serde(serialize_with = "words_of")]
+    pub next: Option<Next>,
 }
 
 /// Where the recovery of this directory stands. Nothing is changed, and no lock is needed.
@@ -42,43 +43,46 @@ pub fn status(session: &Session<'_>) -> Result<StatusReport> {
     let hold = hold::is_placed(node);
     let (reading, unreadable) = match Reading::of(&dir.journal()) {
         Ok(reading) => (reading, None),
-        Err(error) => (None, Some(format!("{error:#}"))),
+        Err(error) => (None, Some(said(&error))),
     };
     let (at_work, old_script) = (dir.holder(), dir.old_stages());
-    let run = reading.as_ref().map(RunStatus::of);
     let elsewhere = if hold { hold::other_owner(node, dir) } else { None };
     let next = match (&reading, &unreadable) {
         (Some(_), _) if at_work.is_some() => None,
         (Some(reading), _) => Some(next(reading, node.clock().boot_id().ok().as_deref())),
-        (None, Some(_)) => Some("`recovery restart`, or `recovery abandon`".to_owned()),
+        (None, Some(_)) => Some(Recovery::past_the_journal()),
         (None, None) => match elsewhere {
-            Some(owner) => Some(format!("`recovery --dir {owner} status`: kubelet is held by a recovery there")),
-            None if dir.undo().exists() || (hold::is_left(node) && !hold) => Some("`recovery abandon` puts back what an ended recovery left behind".to_owned()),
-            None if old_script.is_some() => Some(
-                "`recovery recover` to bring the node back to a backup, in place of that recovery; `recovery abandon` when the node is well as it is"
-                    .to_owned(),
-            ),
+            Some(owner) => Some(run(format!("recovery --dir {owner} status"), "shows the recovery there, which holds kubelet")),
+            None if dir.undo().exists() || (hold::is_left(node) && !hold) => {
+                Some(run("recovery abandon", "puts back what an ended recovery left behind"))
+            }
+            None if old_script.is_some() => Some(in_place_of_the_old_script()),
             None => hold.then(|| {
-                let shown = dir.shown().display();
-                format!("`findmnt {shown}`: kubelet is held by a recovery that is not there; when that is mounted, `recovery resume`")
+                let why = "shows whether the recovery directory is mounted: the recovery that holds kubelet is not in it; with it there, `recovery resume`";
+                run(format!("findmnt {}", dir.shown().display()), why)
             }),
         },
     };
     let last = if dir.in_recovery() { None } else { history::last(dir) };
+    let run = reading.as_ref().map(RunStatus::of);
     Ok(StatusReport { run, unreadable, old_script, at_work, hold, soft_reboot: ostree::soft_reboot_is_prepared(node), last, next })
 }
 
-/// The command to go on with, in this boot.
-fn next(reading: &Reading, boot: Option<&str>) -> String {
+/// What to do about a recovery of upgrade-recovery.sh that is not over.
+pub(super) fn in_place_of_the_old_script() -> Next {
+    by_hand("`recovery recover` to bring the node back to a backup, in its place, or `recovery abandon` when the node is well as it is")
+}
+
+/// How to go on with an open run in this boot.
+fn next(reading: &Reading, boot: Option<&str>) -> Next {
     let awaited = if let State::Open(open) = &reading.state { open.awaits_reboot() } else { None };
     if awaited.is_some_and(|phase| boot.is_some_and(|boot| !reading.rebooted_since(phase, boot))) {
-        return "`systemctl reboot`".to_owned();
+        return run("systemctl reboot", "");
     }
     let failed = reading.last().failure();
     match failed.and_then(|failed| failed.next).or_else(|| driver::recorded_kind(reading).map(|kind| Recovery::way_on(reading, kind))) {
         // What stopped it says what to do, and going on is not it.
-        Some(next) if next != Next::Resume => next.to_string(),
-        _ if reading.beginning.asked.step => "`recovery resume --step`".to_owned(),
-        _ => "`recovery resume`".to_owned(),
+        Some(next) if next != Next::Resume => next,
+        _ => run(resume_command(reading), ""),
     }
 }

@@ -1,4 +1,6 @@
 //! The names of the steps, as journals and reports write them: a name that was ever written means the same for ever.
+//!
+//! What a step does is in its phase's file: `STEPS` there has the constant beside the function.
 
 /// Holding kubelet, whatever boots.
 pub const HOLD: &str = "hold";

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 
-use super::procedure::Asked;
+use super::procedure::{Asked, Reading};
 use crate::error::{FailureKind, damaged, kind};
 use crate::formats::{self, undo as format};
 use crate::node::dir::RecoveryDir;
@@ -32,8 +32,8 @@ pub struct Undo {
     /// The unit of the container runtime that ran when the run began, or that was stopped since: while it is stopped, or its files are half restored,
     /// nothing tells it.
     pub runtime: Option<String>,
-    /// The last line of the last run's journal when somebody was found to have let kubelet go in the middle of it: what was stopped before it
-    /// may have been started.
+    /// The number of the journal's last line when kubelet was found to be let go in the middle of the run: whatever was stopped up to that line may
+    /// have been started again.
     pub undone_at: Option<u64>,
 }
 
@@ -53,6 +53,19 @@ impl Undo {
         Self { runs: Vec::new(), backup: backup.to_owned(), asked, selinux: None, units: BTreeMap::new(), runtime: None, undone_at: None }
     }
 
+    /// What an open run must undo. Where the file is missing, the run was begun and has noted nothing; whether there is a hold, the node shows.
+    ///
+    /// # Errors
+    /// As [`Undo::load`].
+    pub fn of_run(dir: &RecoveryDir, reading: &Reading) -> Result<Self> {
+        if let Some(undo) = Self::load(dir)? {
+            return Ok(undo);
+        }
+        let mut undo = Self::of(&reading.subject, reading.beginning.asked);
+        undo.runs.push(reading.run.clone());
+        Ok(undo)
+    }
+
     /// Reads it; `None` when there is none.
     ///
     /// # Errors
@@ -61,8 +74,8 @@ impl Undo {
         let path = dir.undo();
         let refused = |why: String| {
             damaged(format!(
-                "{} cannot be read: {why}; it says which SELinux mode and units to put back, so have a look at it, see to them by hand, then move \
-                 it away and run the same command again",
+                "{} cannot be read: {why}; it says which SELinux mode and which units to put back: look at it and put them back by hand (`setenforce`, \
+                 `systemctl start`), then move it away and run the same command again",
                 path.display()
             ))
         };
@@ -181,7 +194,7 @@ impl Undo {
             }
             // Only what the recovery has replaced had it: the failed release, or its /etc.
             if !now.exists() {
-                said.push(format!("{unit} was running before the recovery, and there is no such unit any more"));
+                said.push(format!("{unit} was running before the recovery and cannot be started: there is no such unit any more"));
                 continue;
             }
             if units == Units::Start {
@@ -205,7 +218,7 @@ impl Undo {
         Ok(said)
     }
 
-    /// What becomes of the images, where CRI-O was stopped by the recovery, not in order, and stays stopped: nothing keeps them any more.
+    /// The warning that the next boot erases the images: CRI-O was not stopped in order, and stays stopped, and no hold keeps the images any more.
     fn erased_next(&self, node: &Node) -> Result<Option<String>> {
         let Some(mark) = crio::missing_mark(node) else { return Ok(None) };
         let is_runtime = |unit: &&String| self.runtime.as_ref().map_or_else(|| unit.starts_with("crio"), |runtime| runtime == *unit);

@@ -22,7 +22,7 @@ pub(super) const PAUSE: Duration = Duration::from_secs(1);
 pub(super) type Wanted = (&'static str, &'static str);
 
 /// The containers of the profile that must be new and running at the end: those of the static pods, and of the operators those that `ran` when the
-/// backup was taken. A backup that does not say it has had them all.
+/// backup was taken; all of them, when the backup does not say.
 pub(super) fn wanted(profile: &Profile, ran: Option<&[(String, String)]>) -> Vec<Wanted> {
     let pods = profile.static_pods.iter().map(|p| (p.container, p.namespace));
     let operators = profile.operator_containers.iter().map(|o| (o.container, o.namespace));
@@ -61,7 +61,7 @@ pub(super) fn explain(node: &Node, wanted: &[Wanted]) -> String {
     said.join("; ")
 }
 
-/// What the API server knows of obstacles, behind what is said already.
+/// Adds the obstacles that the API server knows of to what is said already.
 pub(super) fn with_obstacles(said: String, client: &Client) -> String {
     let obstacles = client.obstacles();
     if obstacles.is_empty() { said } else { format!("{said}; {}", obstacles.join("; ")) }

@@ -22,7 +22,7 @@ fn the_first_phase_restores_the_files_and_asks_for_the_reboot() {
     place.put("/etc/.updated", "now");
     let report = place.restore_files(Asked::default()).unwrap();
     assert_eq!(report.outcome, Outcome::RebootNeeded);
-    assert!(report.next.unwrap().contains("systemctl reboot"));
+    assert!(report.next.unwrap().to_string().contains("systemctl reboot"));
     assert_eq!(place.read("/etc/site/settings"), "before");
     assert_eq!(place.read("/etc/site/gone"), "before");
     assert_eq!(place.read("/usr/local/bin/tool"), "before");
@@ -36,7 +36,7 @@ fn the_first_phase_restores_the_files_and_asks_for_the_reboot() {
     assert!(!calls.contains(&"systemctl reboot".to_owned()), "the reboot is asked for, not done");
     let status = place.status();
     assert!(status.hold && status.run.unwrap().needs_reboot);
-    assert_eq!(status.next.unwrap(), "`systemctl reboot`");
+    assert_eq!(status.next.unwrap().to_string(), "`systemctl reboot`");
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn one_phase_at_a_time_waits_for_a_person() {
     place.reboot("boot-2");
     let report = place.resume(&ResumeOptions { unit: true, ..resumed() }).unwrap().unwrap();
     assert_eq!(report.outcome, Outcome::LeftToAPerson);
-    assert_eq!(place.status().next.unwrap(), "`recovery resume --step`");
+    assert_eq!(place.status().next.unwrap().to_string(), "`recovery resume --step`");
     assert!(place.resume(&resumed()).unwrap_err().to_string().contains("step etcd-data"));
 }
 
@@ -170,7 +170,7 @@ fn selinux_is_put_back_when_a_restore_fails() {
     // Damaged after it was checked.
     std::fs::write(backup.join("etc.tar.zst"), "no archive").unwrap();
     assert_eq!(exit_code(&plan.begin().unwrap_err()), 65);
-    assert!(place.status().next.unwrap().contains("`recovery restart --backup ID`"), "going on would fail the same way");
+    assert!(place.status().next.unwrap().to_string().contains("`recovery restart --backup ID`"), "going on would fail the same way");
     assert_eq!(place.read("/sys/fs/selinux/enforce"), "1");
     assert_eq!(place.read("/etc/site/settings"), "after");
 }
@@ -286,7 +286,7 @@ fn a_recovery_that_the_old_script_left_open_is_told_from_one_of_the_agents() {
     let status = place.status();
     assert!(status.run.is_none() && status.unreadable.is_none() && !place.dir.in_recovery(), "{status:?}");
     assert_eq!(status.old_script.unwrap(), ["started", "restore_files"]);
-    assert!(status.next.unwrap().starts_with("`recovery recover`"));
+    assert!(status.next.unwrap().to_string().starts_with("`recovery recover`"));
     let shown = place.agent(&["status"]);
     assert!(shown.out.starts_with("no recovery of this agent is in progress, but upgrade-recovery.sh"), "{}", shown.out);
 
@@ -397,7 +397,7 @@ fn a_recovery_directory_that_is_not_mounted_is_not_taken_for_a_recovery_that_is_
         assert_eq!(exit_code(&error), 78);
         assert!(error.to_string().contains("findmnt /var/recovery"), "{error}");
     }
-    let next = place.status().next.unwrap();
+    let next = place.status().next.unwrap().to_string();
     assert!(next.contains("findmnt /var/recovery") && place.at(HOLD).exists(), "{next}");
     // Mounted again, it goes on; and when it is lost, kubelet can be let go.
     moved.iter().for_each(|(aside, file)| std::fs::rename(aside, file).unwrap());
@@ -482,7 +482,7 @@ fn a_run_that_is_asked_for_something_else_is_begun_again() {
         assert_eq!(second(&place, then), (goes_on, !goes_on), "{first:?}, then {then:?}");
         let report = place.plan(Options { asked: then, ..Options::default() }).unwrap().begin().unwrap();
         assert_eq!(report.run.by_step, if goes_on { first.step } else { then.step });
-        let next = report.next.unwrap();
+        let next = report.next.unwrap().to_string();
         assert_eq!(next.contains("by itself"), !report.run.by_step, "{next}");
     }
 }

@@ -110,7 +110,7 @@ fn after_a_soft_reboot(path: &Path, fake: &mut Fake, mut boot: u32, mut soft: &s
     }
     let mut seen = Vec::new();
     for record in &Reading::of(path).unwrap().unwrap().records {
-        let event = record.event.describe();
+        let event = record.event.to_string();
         if !seen.contains(&event) {
             seen.push(event);
         }

@@ -1,7 +1,7 @@
 //! Every pair of state and event of a small plan, and what must be done next in every state.
 
 use super::super::trial::{Event, PHASES, Phase, Plan, State, phase};
-use super::{Arc, Next, Open, Stage, transition};
+use super::{Arc, Due, Open, Stage, transition};
 
 fn plan() -> Arc<Plan> {
     Arc::new(vec![
@@ -130,16 +130,16 @@ fn doing_what_is_next_leads_from_everywhere_to_the_end() {
     for (state, boots) in states().into_iter().flat_map(|s| [(s.clone(), false), (s, true)]) {
         let (mut state, mut events, mut lost) = (state, 0, boots);
         while let State::Open(at) = &state {
-            let event = match at.next(|_| lost, true) {
-                Next::Begin(phase) => Event::PhaseBegun(phase),
-                Next::Step(phase, step) if matches!(at.stage, Stage::Acting(i) if at.planned().unwrap().steps[i] == *step) => {
+            let event = match at.due(|_| lost, true) {
+                Due::Begin(phase) => Event::PhaseBegun(phase),
+                Due::Step(phase, step) if matches!(at.stage, Stage::Acting(i) if at.planned().unwrap().steps[i] == *step) => {
                     lost = false;
                     Event::StepDone(phase, step.name.clone())
                 }
-                Next::Step(phase, step) => Event::StepIntent(phase, step.name.clone()),
-                Next::Reboot(phase) => Event::RebootRequested(phase),
-                Next::End(phase) => Event::PhaseDone(phase),
-                Next::Finish => Event::Finished,
+                Due::Step(phase, step) => Event::StepIntent(phase, step.name.clone()),
+                Due::Reboot(phase) => Event::RebootRequested(phase),
+                Due::End(phase) => Event::PhaseDone(phase),
+                Due::Finish => Event::Finished,
             };
             state = transition(&state, &event).unwrap();
             events += 1;
@@ -151,13 +151,13 @@ fn doing_what_is_next_leads_from_everywhere_to_the_end() {
 #[test]
 fn a_reboot_makes_volatile_steps_come_again_and_nothing_else() {
     let State::Open(at) = open(0, 2, Stage::Failed(2)) else { unreachable!() };
-    assert!(matches!(at.next(|_| true, false), Next::Step(Phase::Second, s) if s.name == "stop"));
-    assert!(matches!(at.next(|_| false, false), Next::Step(Phase::Second, s) if s.name == "check"));
+    assert!(matches!(at.due(|_| true, false), Due::Step(Phase::Second, s) if s.name == "stop"));
+    assert!(matches!(at.due(|_| false, false), Due::Step(Phase::Second, s) if s.name == "check"));
 }
 
 #[test]
 fn a_phase_that_ends_with_a_reboot_does_not_end_without_one() {
     let State::Open(at) = open(0, 3, Stage::Reboot) else { unreachable!() };
-    assert_eq!(at.next(|_| false, false), Next::Reboot(Phase::Second));
-    assert_eq!(at.next(|_| false, true), Next::End(Phase::Second));
+    assert_eq!(at.due(|_| false, false), Due::Reboot(Phase::Second));
+    assert_eq!(at.due(|_| false, true), Due::End(Phase::Second));
 }

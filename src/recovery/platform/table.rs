@@ -73,6 +73,12 @@ pub struct PlatformReport {
 }
 
 impl Target {
+    /// That of a backup, by the deployment that it recorded, if it did.
+    #[must_use]
+    pub fn of(recorded: Option<&DeploymentId>) -> Self {
+        recorded.cloned().map_or(Self::Pinned, Self::Recorded)
+    }
+
     /// Finds it, or says why it is not there.
     pub(in crate::recovery) fn find<'a>(&self, all: &'a [Deployment]) -> Result<&'a Deployment, String> {
         let mut pinned = all.iter().filter(|d| d.pinned);
@@ -118,7 +124,7 @@ fn no_because_pinned(why: &str, other: &Deployment) -> No {
 }
 
 fn decide(all: &[Deployment], target: &Target) -> Result<Action, No> {
-    let place = |wanted: &Deployment| all.iter().position(|d| std::ptr::eq(d, wanted)).unwrap_or(all.len());
+    let place = |wanted: &Deployment| all.iter().position(|d| d.is(wanted)).unwrap_or(all.len());
     let booted = all.iter().find(|d| d.booted).ok_or("ostree sees no booted deployment here")?;
     let target = target.find(all)?;
     let (at, running) = (place(target), place(booted));
@@ -208,7 +214,7 @@ pub fn goes_past(all: &[Deployment]) -> Option<anyhow::Error> {
     Some(misfit(said).and_next(run(ostree::UNDO_SOFT_REBOOT, "takes it back, then `recovery resume`")))
 }
 
-/// When the table is looked at.
+/// When a recovery looks at the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
     /// No run is open.
