@@ -169,6 +169,16 @@ pub fn again(when: impl Into<String>) -> Next {
     Next::Again { when: when.into() }
 }
 
+/// Several of them as one: the only one stays what it is, more become words with `between` between them. `None` when there is none.
+#[must_use]
+pub fn together(mut all: Vec<Next>, between: &str) -> Option<Next> {
+    all.dedup();
+    if all.len() > 1 {
+        return Some(by_hand(all.iter().map(Next::to_string).collect::<Vec<_>>().join(between)));
+    }
+    all.pop()
+}
+
 /// A failure whose kind is part of the interface, with what to do about it where that is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -293,6 +303,14 @@ mod tests {
             format!("{other:#}").ends_with("bad sum; next: put the cause right and `recovery resume`, or `recovery abandon`"),
             "{other:#}"
         );
+    }
+
+    #[test]
+    fn of_several_things_to_do_the_only_one_stays_what_it_is() {
+        assert_eq!(together(Vec::new(), ", or "), None);
+        assert_eq!(together(vec![Next::Reboot, Next::Reboot], ", or "), Some(Next::Reboot));
+        let two = together(vec![run("systemctl unmask crio.service", ""), again("make room")], ", or ");
+        assert_eq!(two, Some(by_hand("`systemctl unmask crio.service`, or make room, then run this again")));
     }
 
     #[test]

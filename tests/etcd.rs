@@ -623,20 +623,30 @@ fn a_database_that_etcd_cannot_start_on_is_refused_before_the_old_one_goes() -> 
     let (data, file) = small(dir.path(), Version::V35, 3000)?;
     let good = std::fs::read(&file)?;
     let db = &good[..good.len() - 32];
-    let root = page_of_keys(db) * 4096;
-    assert_eq!(number::<2>(db, root + 8), 1, "the bucket `key` begins with a branch");
-    let child = |i: usize| number::<8>(db, root + 16 + i * 16 + 8);
-    let leaf = child(1) * 4096;
+    let is_branch = |page: usize| number::<2>(db, page * 4096 + 8) == 1;
+    let children = |page: usize| {
+        (0..number::<2>(db, page * 4096 + 10)).map(move |i| number::<8>(db, page * 4096 + 16 + i * 16 + 8)).collect::<Vec<_>>()
+    };
+    // The first branch whose children are leaves: etcd on a slow machine commits more often, and has more pages and levels.
+    let mut branch = page_of_keys(db);
+    assert!(is_branch(branch), "the bucket `key` begins with a branch");
+    while is_branch(children(branch)[0]) {
+        branch = children(branch)[0];
+    }
+    let (leaves, branch) = (children(branch), branch * 4096);
+    let leaf = leaves[1] * 4096;
     let key = |i: usize| leaf + 16 + i * 16 + number::<4>(db, leaf + 16 + i * 16 + 4);
     let set = |bytes: &mut Vec<u8>, at: usize, value: usize| bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
-    // A page whose neighbour is in use too.
-    let neighbour = (0..number::<2>(db, root + 10)).map(child).find(|id| (0..number::<2>(db, root + 10)).any(|i| child(i) == id + 1));
-    let neighbour = neighbour.context("no two leaves side by side")? * 4096;
+    // The two leaves that are nearest to each other in the file, whatever lies between them.
+    let mut in_file = leaves.clone();
+    in_file.sort_unstable();
+    let near = in_file.windows(2).min_by_key(|pair| pair[1] - pair[0]).context("a branch with one leaf")?;
+    let (nearest, distance) = (near[0] * 4096, u32::try_from(near[1] - near[0])?);
     let changes: [(&str, bool, Change<'_>); 8] = [
-        ("a page twice", true, &|db| set(db, root + 24, child(1))),
-        ("a page of another page's overflow", true, &|db| db[neighbour + 12] = 1),
-        ("a page out of range", true, &|db| set(db, root + 24, db.len() / 4096 + 7)),
-        ("a cycle", true, &|db| set(db, root + 24, root / 4096)),
+        ("a page twice", true, &|db| set(db, branch + 24, leaves[1])),
+        ("a page of another page's overflow", true, &|db| db[nearest + 12..nearest + 16].copy_from_slice(&distance.to_le_bytes())),
+        ("a page out of range", true, &|db| set(db, branch + 24, db.len() / 4096 + 7)),
+        ("a cycle", true, &|db| set(db, branch + 24, branch / 4096)),
         ("keys out of order", true, &|db| {
             let first = db[key(0)..key(0) + 17].to_vec();
             db.copy_within(key(1)..key(1) + 17, key(0));

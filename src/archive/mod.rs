@@ -42,7 +42,7 @@ use self::read::{Source, verify};
 use crate::error::{damaged, usage};
 use crate::node::durable;
 
-pub use self::pack::{BY_DESIGN, Packed, pack};
+pub use self::pack::{Packed, Skipped, pack};
 pub use self::restore::{Action, Change, Counts, Extra, sweep};
 pub use self::select::Selection;
 pub use self::work::Tick;

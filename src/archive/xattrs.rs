@@ -1,12 +1,13 @@
 //! The extended attributes that an archive keeps, by their names.
 
 use super::acl;
+use crate::node::selinux;
 
 /// Extended attributes: name and value, sorted by name. ACLs are among them, as the kernel's `system.posix_acl_*`.
 pub(super) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// The attribute that holds the security label.
-pub(super) const LABEL: &[u8] = b"security.selinux";
+/// The name of the attribute that holds the SELinux label, as it stands among others.
+pub(super) const LABEL: &[u8] = selinux::LABEL.as_bytes();
 
 /// The attribute in which a restore notes what a directory was like: see [`noted`](super::restore).
 pub(super) const NOTE: &[u8] = b"trusted.recovery.before";

@@ -81,7 +81,7 @@ fn describe_packed(packed: &Packed) -> String {
         packed.sha256
     );
     for (path, why) in &packed.skipped {
-        text += &format!("skipped {}: {}\n", paths::shown(path), words::line(why));
+        text += &format!("skipped {}: {why}\n", paths::shown(path));
     }
     text
 }

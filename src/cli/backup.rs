@@ -6,7 +6,6 @@ use anyhow::{Context as _, Result};
 
 use super::args::BackupArgs;
 use super::context::Context;
-use crate::archive::BY_DESIGN;
 use crate::backup::asked_by::AskedBy;
 use crate::backup::names::parse_labels;
 use crate::backup::take::trees::refuse_dir_inside;
@@ -55,12 +54,12 @@ fn describe(taken: &Taken) -> String {
         taken.seconds,
         paths::shown(&taken.path)
     );
-    let (by_design, others): (Vec<_>, Vec<_>) = taken.skipped.iter().partition(|(_, why)| BY_DESIGN.contains(&why.as_str()));
+    let (by_design, others): (Vec<_>, Vec<_>) = taken.skipped.iter().partition(|(_, why)| why.by_design());
     if !by_design.is_empty() {
         text += &format!("  left out by design: {} sockets and mount points (-v names them)\n", by_design.len());
     }
     for (path, why) in others {
-        text += &format!("  skipped {}: {}\n", line(path), line(why));
+        text += &format!("  skipped {}: {why}\n", line(path));
     }
     for warning in &taken.warnings {
         text += &format!("  warning: {}\n", line(warning));

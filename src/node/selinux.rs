@@ -72,6 +72,15 @@ pub fn set_label(path: &Path, label: &[u8]) -> Result<()> {
     lsetxattr(path, LABEL, label, XattrFlags::empty()).with_context(|| format!("labelling {} for SELinux", path.display()))
 }
 
+/// Gives what is at `path` the label of `like` or, when nothing is there, of what is nearest above it; without labels there is nothing to do.
+///
+/// # Errors
+/// Those of [`label`] and [`set_label`].
+pub fn label_like(like: &Path, path: &Path) -> Result<()> {
+    let Some(like) = like.ancestors().find(|place| place.symlink_metadata().is_ok()) else { return Ok(()) };
+    label(like)?.map_or(Ok(()), |label| set_label(path, &label))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -20,7 +20,7 @@ use crate::backup::manifest::{Image, Manifest};
 use crate::backup::parts::{self, Holds, Part};
 use crate::backup::take::install;
 use crate::backup::{self, Backup, ETC, EXTRAS, USR_LOCAL};
-use crate::error::{AndNext, FailureKind, again, kind, misfit, no_space, run};
+use crate::error::{AndNext, Failure, FailureKind, again, kind, misfit, no_space, run, together};
 use crate::node::dir::RecoveryDir;
 use crate::node::identity::Identity;
 use crate::node::profile::{Kind, Profile};
@@ -231,12 +231,17 @@ fn needs(node: &Node, dir: &RecoveryDir, backup: &Backup, deployment: Option<&Pa
     let found = look().context("looking whether everything is there that a recovery needs: nothing was changed")?;
     match found.runtime {
         Some(unit) if found.missing.is_empty() => Ok(unit),
-        _ => Err(lacking(&found.missing)),
+        _ => Err(lacking(found.missing)),
     }
 }
 
-fn lacking(missing: &[String]) -> anyhow::Error {
-    misfit(format!("this node lacks what a recovery needs, so nothing was changed: {}", missing.join("; ")))
+fn lacking(missing: Vec<Failure>) -> anyhow::Error {
+    let (what, next): (Vec<_>, Vec<_>) = missing.into_iter().map(|lack| (lack.message, lack.next)).unzip();
+    let error = misfit(format!("this node lacks what a recovery needs, so nothing was changed: {}", what.join("; ")));
+    match together(next.into_iter().flatten().collect(), ", and ") {
+        Some(next) => error.and_next(next),
+        None => error,
+    }
 }
 
 /// The root of the deployment that the plan boots, where that is not the booted one.
@@ -245,8 +250,8 @@ fn other_deployment(action: &Action, target: &Target, all: &[ostree::Deployment]
     boots.then(|| target.find(all).ok().map(ostree::root_of)).flatten()
 }
 
-/// Read-only folders in which a managed file has to be restored. A file that is as the backup has it is not written to, and does not count.
-fn extras_read_only(node: &Node, backup: &Backup) -> Result<Vec<String>> {
+/// Folders in which a managed file has to be restored and cannot be. A file that is as the backup has it is not written to, and does not count.
+fn extras_read_only(node: &Node, backup: &Backup) -> Result<Vec<Failure>> {
     if !backup.file(EXTRAS).exists() {
         return Ok(Vec::new());
     }

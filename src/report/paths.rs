@@ -43,7 +43,7 @@ pub fn one<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
 ///
 /// # Errors
 /// Those of the serializer.
-pub fn with_reasons<S: Serializer>(paths: &[(PathBuf, String)], to: S) -> Result<S::Ok, S::Error> {
+pub fn with_reasons<W: Serialize, S: Serializer>(paths: &[(PathBuf, W)], to: S) -> Result<S::Ok, S::Error> {
     paths.iter().map(|(path, why)| (text(path), why)).collect::<Vec<_>>().serialize(to)
 }
 

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use super::runtime::{self, Unfit};
 use super::{ostree, systemctl};
+use crate::error::{self, Failure, FailureKind, Next, by_hand, run};
 use crate::node::Node;
 use crate::node::profile::Profile;
 
@@ -35,8 +36,8 @@ pub struct Need<'a> {
 pub struct Found {
     /// The unit of the container runtime; `None` when there is none.
     pub runtime: Option<String>,
-    /// What is missing, and what to do about it: one sentence each.
-    pub missing: Vec<String>,
+    /// What is missing, and what to do about it: each of kind [`FailureKind::Misfit`].
+    pub missing: Vec<Failure>,
 }
 
 /// What a folder of unit files holds under the name of a unit.
@@ -75,13 +76,13 @@ impl UnitFile {
 /// When systemd does not answer, or there is no `systemctl`.
 pub fn look(node: &Node, profile: &Profile, need: &Need<'_>) -> Result<Found> {
     let always = ["systemctl", "crictl"].into_iter().chain(ostree::is_ostree(node).then_some("ostree"));
-    let mut missing: Vec<String> =
+    let mut missing: Vec<Failure> =
         always.chain(need.programs.iter().copied()).filter_map(|program| missing_program(node, program)).collect();
-    missing.extend(lasts(node, need, KUBELET_UNIT)?.map(|why| why.to_string()));
+    missing.extend(lasts(node, need, KUBELET_UNIT)?.map(Failure::from));
     let runtime = match runtime::unit(node, profile, need.recorded, &|unit| lasts(node, need, unit)) {
         Ok(unit) => Some(unit),
-        Err(error) if crate::error::kind(&error) == crate::error::FailureKind::Misfit => {
-            missing.push(format!("{error:#}"));
+        Err(error) if error::kind(&error) == FailureKind::Misfit => {
+            missing.push(lack(error::said(&error), error::next(&error).cloned()));
             None
         }
         Err(error) => return Err(error),
@@ -96,8 +97,14 @@ pub fn look(node: &Node, profile: &Profile, need: &Need<'_>) -> Result<Found> {
 
 /// That a program is missing, and what to do about it.
 #[must_use]
-pub fn missing_program(node: &Node, program: &str) -> Option<String> {
-    (!node.has_program(program)).then(|| format!("`{program}` is missing on this node; next: install it, or put it into the PATH"))
+pub fn missing_program(node: &Node, program: &str) -> Option<Failure> {
+    let next = || by_hand(format!("install `{program}`, or put it into the PATH"));
+    (!node.has_program(program)).then(|| lack(format!("`{program}` is missing on this node"), Some(next())))
+}
+
+/// Something that a recovery needs, and that this node does not have.
+fn lack(what: String, next: Option<Next>) -> Failure {
+    Failure { kind: FailureKind::Misfit, message: what, next }
 }
 
 /// What is wrong with a unit that has to be there when `/etc` is restored and the node has rebooted; `None` when it will be.
@@ -108,7 +115,7 @@ fn lasts(node: &Node, need: &Need<'_>, unit: &str) -> Result<Option<Unfit>> {
         UnitFile::Mask => {
             return Ok(Some(Unfit {
                 what: format!("the unit {unit} is masked in the backup's /etc"),
-                next: format!("a backup taken after `systemctl unmask {unit}`"),
+                next: by_hand(format!("a backup taken after `systemctl unmask {unit}`")),
                 absent: false,
             }));
         }
@@ -129,7 +136,7 @@ fn lasts(node: &Node, need: &Need<'_>, unit: &str) -> Result<Option<Unfit>> {
     Ok(Some(if in_etc == UnitFile::Unit {
         Unfit {
             what: format!("the unit file of {unit} is in /etc and not in the backup, whose /etc takes its place: it would be gone"),
-            next: format!("`systemctl status {unit}` shows it"),
+            next: run(format!("systemctl status {unit}"), "shows it"),
             absent: false,
         }
     } else {
@@ -148,7 +155,7 @@ fn in_deployment(node: &Node, deployment: &Path, unit: &str) -> Option<Unfit> {
         UnitFile::Mask => (format!("the unit {unit} is masked in the backup's deployment"), false),
         UnitFile::Nothing => (format!("there is no unit {unit} in the backup's deployment or its /etc"), true),
     };
-    Some(Unfit { what, next: format!("`ls -l {}` shows those that there are", folder.display()), absent })
+    Some(Unfit { what, next: run(format!("ls -l {}", folder.display()), "shows those that there are"), absent })
 }
 
 /// What is wrong with a unit as systemd has it now; `None` when it can be started.
@@ -159,10 +166,12 @@ pub fn unloadable(node: &Node, unit: &str) -> Result<Option<Unfit>> {
     Ok(match systemctl::show(node, unit)?.load.as_str() {
         "loaded" => None,
         "not-found" => Some(not_there(unit)),
-        "masked" => Some(Unfit { what: format!("the unit {unit} is masked"), next: format!("`systemctl unmask {unit}`"), absent: false }),
+        "masked" => {
+            Some(Unfit { what: format!("the unit {unit} is masked"), next: run(format!("systemctl unmask {unit}"), ""), absent: false })
+        }
         load => Some(Unfit {
             what: format!("systemd cannot load the unit {unit} ({load})"),
-            next: format!("`systemctl status {unit}` shows it"),
+            next: run(format!("systemctl status {unit}"), "shows it"),
             absent: false,
         }),
     })
@@ -171,7 +180,7 @@ pub fn unloadable(node: &Node, unit: &str) -> Result<Option<Unfit>> {
 fn not_there(unit: &str) -> Unfit {
     Unfit {
         what: format!("there is no unit {unit} on this node"),
-        next: "`systemctl list-unit-files` shows those that there are".to_owned(),
+        next: run("systemctl list-unit-files", "shows those that there are"),
         absent: true,
     }
 }
@@ -184,19 +193,25 @@ fn nearest(node: &Node, shown: &Path) -> PathBuf {
 }
 
 /// That something else is where a directory is written to; one that is not there is made.
-fn no_directory(node: &Node, shown: &Path) -> Option<String> {
+fn no_directory(node: &Node, shown: &Path) -> Option<Failure> {
     let nearest = nearest(node, shown);
-    (!nearest.is_dir()).then(|| format!("{} is no directory; next: move it away (`ls -ld {0}` shows it)", node.shown(&nearest).display()))
+    (!nearest.is_dir()).then(|| {
+        let at = node.shown(&nearest);
+        let next = by_hand(format!("move {} away (`ls -ld {0}` shows it)", at.display()));
+        lack(format!("{} is no directory", at.display()), Some(next))
+    })
 }
 
 /// That a directory cannot be written to.
 ///
 /// # Errors
 /// When its file system cannot be looked at.
-pub fn read_only(node: &Node, shown: &Path) -> Result<Option<String>> {
+pub fn read_only(node: &Node, shown: &Path) -> Result<Option<Failure>> {
     let nearest = nearest(node, shown);
     let at = node.shown(&nearest);
     let flags = rustix::fs::statvfs(&nearest).with_context(|| format!("looking at the file system of {}", at.display()))?.f_flag;
-    Ok((flags.contains(rustix::fs::StatVfsMountFlags::RDONLY))
-        .then(|| format!("{} is on a file system that is mounted read-only; next: `findmnt --target {0}` shows it", at.display())))
+    Ok(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY).then(|| {
+        let next = run(format!("findmnt --target {}", at.display()), "shows it");
+        lack(format!("{} is on a file system that is mounted read-only", at.display()), Some(next))
+    }))
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::Deserialize;
 
-use crate::error::misfit;
+use crate::error::{AndNext, Failure, FailureKind, Next, again, misfit, together};
 use crate::node::profile::Profile;
 use crate::node::{Node, yaml};
 use crate::tools::systemctl;
@@ -114,14 +114,15 @@ pub struct Unfit {
     /// What is wrong, naming the unit.
     pub what: String,
     /// What to do about it.
-    pub next: String,
+    pub next: Next,
     /// There is no such unit: where several names are tried, that is no news.
     pub absent: bool,
 }
 
-impl std::fmt::Display for Unfit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}; next: {}", self.what, self.next)
+/// A node whose unit is unfit does not fit the backup.
+impl From<Unfit> for Failure {
+    fn from(Unfit { what, next, .. }: Unfit) -> Self {
+        Self { kind: FailureKind::Misfit, message: what, next: Some(next) }
     }
 }
 
@@ -167,11 +168,10 @@ pub fn unit(node: &Node, profile: &Profile, recorded: Option<&str>, unfit: &dyn 
     }
     let of = socket(node).map_or_else(String::new, |socket| format!(" of {}, which kubelet is told to use,", socket.display()));
     let what: Vec<&str> = wrong.iter().map(|why| why.what.as_str()).collect();
-    let mut next: Vec<&str> = wrong.iter().filter(|why| !why.absent).map(|why| why.next.as_str()).collect();
-    if next.is_empty() {
-        next.push("start the container runtime (`systemctl list-units --type=service` shows it), then run this again");
-    }
-    Err(misfit(format!("the container runtime{of} has no unit that can be started: {}; next: {}", what.join("; "), next.join(", or "))))
+    let next: Vec<Next> = wrong.iter().filter(|why| !why.absent).map(|why| why.next.clone()).collect();
+    let next =
+        together(next, ", or ").unwrap_or_else(|| again("start the container runtime (`systemctl list-units --type=service` shows it)"));
+    Err(misfit(format!("the container runtime{of} has no unit that can be started: {}", what.join("; "))).and_next(next))
 }
 
 fn socket(node: &Node) -> Option<PathBuf> {
@@ -235,7 +235,7 @@ fn units_that_run(node: &Node, program: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::exit_code;
+    use crate::error::{by_hand, exit_code};
     use crate::node::profile::{KUBEADM, OPENSHIFT};
     use std::os::unix::fs::symlink;
 
@@ -251,7 +251,7 @@ mod tests {
     }
 
     fn unfit(unit: &str, what: &str, absent: bool) -> Unfit {
-        Unfit { what: format!("{unit} is {what}"), next: format!("see to {unit}"), absent }
+        Unfit { what: format!("{unit} is {what}"), next: by_hand(format!("see to {unit}")), absent }
     }
 
     const CONFIG: &str = "/var/lib/kubelet/config.yaml";

@@ -1,14 +1,15 @@
 //! Packing a tree: one thread walks, reads and hashes; others compress; another writes, and another reads back what is on the disk.
 //!
-//! Reading order: [`walk`] (the tree, one item after the other), [`holes`] (where a file has data), [`header`] (an entry as tar), [`reuse`]
-//! (what is taken over from an older archive), [`packer`] (from items to frames), [`sink`] (from frames to the file), [`check`] (back from
-//! the disk); here, the archive as a whole.
+//! Reading order: [`walk`] (the tree, one item after the other), [`skipped`] (why it leaves something out), [`holes`] (where a file has data),
+//! [`header`] (an entry as tar), [`reuse`] (what is taken over from an older archive), [`packer`] (from items to frames), [`sink`] (from
+//! frames to the file), [`check`] (back from the disk); here, the archive as a whole.
 
 mod check;
 mod holes;
 mod packer;
 mod reuse;
 mod sink;
+mod skipped;
 mod walk;
 
 pub(super) mod header;
@@ -37,7 +38,7 @@ use crate::error::usage;
 use crate::node::durable;
 use crate::report::paths;
 
-pub use self::walk::BY_DESIGN;
+pub use self::skipped::Skipped;
 
 /// What `pack` made.
 #[derive(Debug, Clone, Serialize)]
@@ -55,7 +56,7 @@ pub struct Packed {
     /// Sockets, mount points, the archive itself, what vanished while it was being read, and files that never rested, which were packed as
     /// they were read last: path and why. Nothing else is ever left out.
     #[serde(serialize_with = "paths::with_reasons")]
-    pub skipped: Vec<(PathBuf, String)>,
+    pub skipped: Vec<(PathBuf, Skipped)>,
 }
 
 /// Packs a tree into `file` (0600). `previous` is an older archive of the same tree to take unchanged parts from; it may be `file` itself.

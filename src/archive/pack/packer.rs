@@ -12,7 +12,8 @@ use super::header;
 use super::holes::segments;
 use super::reuse::{Group, Previous};
 use super::sink::{Buffer, FRAME_SIZE, Sink};
-use super::walk::{Item, TRIES, VANISHED, Walk, cannot_hold};
+use super::skipped::Skipped;
+use super::walk::{Item, TRIES, Walk, cannot_hold};
 use crate::archive::content::{Content, Sum};
 use crate::archive::entry::Kind;
 use crate::archive::found::Found;
@@ -38,7 +39,7 @@ pub(super) struct Packer<'a, 'scope> {
     /// The frame that is being filled.
     frame: Buffer,
     first: bool,
-    pub(super) skipped: Vec<(PathBuf, String)>,
+    pub(super) skipped: Vec<(PathBuf, Skipped)>,
     pub(super) entries: u64,
     pub(super) bytes: u64,
     pub(super) reused: u64,
@@ -88,7 +89,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
     fn add(&mut self, mut item: Item) -> Result<()> {
         if !self.walk.is_linked(&item) {
             let Some(again) = self.walk.again(&item)? else {
-                self.walk.leave_out(&item, VANISHED);
+                self.walk.leave_out(&item, Skipped::Vanished);
                 return Ok(());
             };
             item = again;
@@ -108,7 +109,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
         for attempt in 1..=TRIES {
             if item.file.is_none() {
                 let Some(again) = self.walk.again(&item)? else {
-                    self.walk.leave_out(&item, VANISHED);
+                    self.walk.leave_out(&item, Skipped::Vanished);
                     return Ok(());
                 };
                 item = again;
@@ -132,7 +133,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
             match self.content(&file, &item, segments.as_ref(), large)? {
                 Reading::Steady(sum) => return self.end_file(item, sum, (place, offset), large),
                 Reading::Changed(sum) if attempt == TRIES => {
-                    self.walk.skip(&item.entry.path, "is written to all the time: it was packed as it was read last");
+                    self.walk.skip(&item.entry.path, Skipped::Restless);
                     return self.end_file(item, sum, (place, offset), large);
                 }
                 Reading::Changed(_) | Reading::Short => {}

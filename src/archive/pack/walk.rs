@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow};
 use rustix::io::Errno;
 
+use super::skipped::Skipped;
 use crate::archive::entry::{Attributes, Entry, Kind, LARGEST_ENTRY, LARGEST_TABLE};
 use crate::archive::found::{Found, Identity};
 use crate::archive::index::Record;
@@ -23,13 +24,6 @@ pub(super) const TRIES: u32 = 5;
 
 /// So many paths that are left out are named; of the others, only how many there are.
 const MOST_SKIPPED: usize = 1000;
-/// Why something is not packed that was there.
-pub(super) const VANISHED: &str = "vanished while the tree was being read";
-
-/// Why something is left out of every archive, on every node: a socket is nothing without its program, and what is mounted is another tree.
-pub const BY_DESIGN: [&str; 2] = [SOCKET, MOUNT_POINT];
-pub(super) const SOCKET: &str = "is a socket";
-pub(super) const MOUNT_POINT: &str = "is a mount point: its content is not the tree's";
 
 /// One path, as it was when it was looked at.
 #[derive(Debug)]
@@ -61,7 +55,7 @@ pub(super) struct Walk<'a> {
     /// What the entries so far take in the memory of who opens the archive.
     weight: u64,
     /// What was left out: path and why; and how much more.
-    skipped: Vec<(PathBuf, String)>,
+    skipped: Vec<(PathBuf, Skipped)>,
     more_skipped: u64,
 }
 
@@ -126,7 +120,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Notes that an item is not packed: of its other names, if it has any, the next one becomes the first.
-    pub(super) fn leave_out(&mut self, item: &Item, why: &str) {
+    pub(super) fn leave_out(&mut self, item: &Item, why: Skipped) {
         self.forget(item);
         self.skip(&item.entry.path, why);
     }
@@ -145,27 +139,27 @@ impl<'a> Walk<'a> {
     }
 
     /// What was left out, path and why, at the end of the walk.
-    pub(super) fn skipped(&mut self) -> Vec<(PathBuf, String)> {
+    pub(super) fn skipped(&mut self) -> Vec<(PathBuf, Skipped)> {
         let mut skipped = std::mem::take(&mut self.skipped);
         if self.more_skipped > 0 {
-            skipped.push((PathBuf::new(), format!("{} more were left out", self.more_skipped)));
+            skipped.push((PathBuf::new(), Skipped::More(self.more_skipped)));
         }
         skipped
     }
 
     /// Notes something that is left out.
-    pub(super) fn skip(&mut self, path: &[u8], why: &str) {
+    pub(super) fn skip(&mut self, path: &[u8], why: Skipped) {
         if self.skipped.len() == MOST_SKIPPED {
             self.more_skipped += 1;
             return;
         }
         let path = PathBuf::from(std::ffi::OsStr::from_bytes(path));
-        if BY_DESIGN.contains(&why) {
+        if why.by_design() {
             tracing::debug!("{}: {why}", path.display());
         } else {
             tracing::warn!("{}: {why}", path.display());
         }
-        self.skipped.push((path, why.to_owned()));
+        self.skipped.push((path, why));
     }
 
     /// The item of `path`, whose parent is the directory we are in; `None` when there is none to be packed.
@@ -198,16 +192,16 @@ impl<'a> Walk<'a> {
         }
         let Looked::There(found, inode) = looked else {
             if standing == Standing::Inside && self.selection.standing(split(&path).map_or(b"", |s| s.0)) == Standing::Inside {
-                self.skip(&path, VANISHED);
+                self.skip(&path, Skipped::Vanished);
             }
             return Ok(None);
         };
         let Some(kind) = found.kind else {
-            self.skip(&path, SOCKET);
+            self.skip(&path, Skipped::Socket);
             return Ok(None);
         };
         if self.output.iter().flatten().any(|output| (found.file_system, found.inode) == (output.file_system, output.inode)) {
-            self.skip(&path, "is the archive itself");
+            self.skip(&path, Skipped::Archive);
             return Ok(None);
         }
         let mount = standing == Standing::Inside && self.above.last().is_some_and(|level| self.tree.is_mount(&path, &found, &level.found));
@@ -218,7 +212,7 @@ impl<'a> Walk<'a> {
         item.existence = mount || standing == Standing::Parent;
         self.check_fits(&item)?;
         if mount {
-            self.skip(&item.entry.path.clone(), MOUNT_POINT);
+            self.skip(&item.entry.path.clone(), Skipped::MountPoint);
             item.entry.size = 0;
             item.file = None;
         } else if kind == Kind::Directory {
@@ -242,7 +236,7 @@ impl<'a> Walk<'a> {
         };
         let (mut found, kind, directory) = match look() {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
-                self.skip(&path, VANISHED);
+                self.skip(&path, Skipped::Vanished);
                 return Ok(None);
             }
             looked => looked.with_context(|| format!("reading {}", self.tree.shown(&path)))?,
@@ -255,7 +249,7 @@ impl<'a> Walk<'a> {
             item.entry.attributes.mode &= 0o666;
         }
         self.check_fits(&item)?;
-        self.skip(&item.entry.path, MOUNT_POINT);
+        self.skip(&item.entry.path, Skipped::MountPoint);
         Ok(Some(item))
     }
 

@@ -20,6 +20,7 @@ use crate::archive::read::table::{Id, Table};
 use crate::archive::select::{Selection, Standing};
 use crate::archive::tree::{Tree, names};
 use crate::archive::work::{self, Pile, Tick};
+use crate::archive::xattrs::LABEL;
 use crate::error::{misfit, usage};
 use crate::node::clock::interrupted;
 
@@ -332,7 +333,7 @@ impl Scan<'_> {
             differ(TARGET, rustix::fs::readlinkat(inode.file(), "", Vec::new())?.as_bytes() != table.target(leader));
         }
         let mut xattrs = inode.xattrs()?;
-        xattrs.retain(|(name, _)| *labelled || name != b"security.selinux");
+        xattrs.retain(|(name, _)| *labelled || name != LABEL);
         differ(XATTRS, xattrs != attributes.xattrs);
         if row.kind == Kind::File && !self.with.is_follower(id) {
             differ(CONTENT, found.size != row.size || (row.size > 0 && !same_content(&inode, &found, &row.sum.hash, buffer)?));

@@ -6,7 +6,6 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rustix::fs::{XattrFlags, lgetxattr, lsetxattr};
 
 use super::layout::{Legacy, Parts, revisions};
 use super::{check, excludes, members};
@@ -26,6 +25,7 @@ use crate::node::certificates::certificates_expire;
 use crate::node::identity::Identity;
 use crate::node::machine_config::MachineConfig;
 use crate::node::profile::{Kind, OPENSHIFT};
+use crate::node::selinux::label_like;
 use crate::node::{Node, clock::interrupted, durable, mounts};
 use crate::session::{Locked, Session};
 
@@ -241,19 +241,4 @@ fn label_tree(like: &Path, tree: &Path) -> Result<()> {
         label_like(like, entry.context("walking through the static pods")?.path())?;
     }
     Ok(())
-}
-
-/// Gives `path` the `SELinux` label of `like` or, when that is not there, of what is nearest above it; without labels there is nothing to
-/// do.
-fn label_like(like: &Path, path: &Path) -> Result<()> {
-    const SELINUX: &str = "security.selinux";
-    let Some(like) = like.ancestors().find(|place| place.symlink_metadata().is_ok()) else { return Ok(()) };
-    let mut label = [0; 256];
-    match lgetxattr(like, SELINUX, &mut label) {
-        Ok(length) => {
-            lsetxattr(path, SELINUX, &label[..length], XattrFlags::empty()).with_context(|| format!("labelling {}", path.display()))
-        }
-        Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("reading the label of {}", like.display())),
-    }
 }

@@ -72,7 +72,7 @@ fn place(path: &Path, mut content: impl Read + Seek, labelled: bool) -> Result<(
 fn dress(file: &File, labelled: bool) -> Result<()> {
     fchmod(file, Mode::from_raw_mode(0o755))?;
     if labelled {
-        fsetxattr(file, "security.selinux", BIN_LABEL, XattrFlags::empty()).context("labelling it so that systemd may run it")?;
+        fsetxattr(file, selinux::LABEL, BIN_LABEL, XattrFlags::empty()).context("labelling it so that systemd may run it")?;
     }
     Ok(file.sync_all()?)
 }
@@ -174,10 +174,10 @@ mod tests {
         // Put there by hand, or copied without its looks.
         let front = dir.path().join(FRONT);
         std::fs::set_permissions(&front, std::fs::Permissions::from_mode(0o600))?;
-        rustix::fs::setxattr(&front, "security.selinux", b"system_u:object_r:var_t:s0\0", XattrFlags::empty())?;
+        rustix::fs::setxattr(&front, selinux::LABEL, b"system_u:object_r:var_t:s0\0", XattrFlags::empty())?;
         place(&front, Cursor::new(FRONT_TEXT), true)?;
         let mut label = [0; 100];
-        let length = rustix::fs::getxattr(&front, "security.selinux", &mut label)?;
+        let length = rustix::fs::getxattr(&front, selinux::LABEL, &mut label)?;
         assert_eq!((front.metadata()?.permissions().mode() & 0o7777, &label[..length]), (0o755, BIN_LABEL));
         assert_eq!(std::fs::read_to_string(dir.path().join(FRONT))?, FRONT_TEXT);
         Ok(())

@@ -13,7 +13,7 @@ use super::preflight::{self, Facts};
 use super::publish::{finish_interrupted, publish};
 use super::trees::{self, Tree};
 use super::{install, pins};
-use crate::archive;
+use crate::archive::{self, Skipped};
 use crate::backup::asked_by::AskedBy;
 use crate::backup::manifest::{Etcd, Manifest};
 use crate::backup::names;
@@ -57,7 +57,7 @@ pub struct Taken {
     /// How long it took.
     pub seconds: f64,
     /// Sockets, and files that vanished meanwhile: path and why.
-    pub skipped: Vec<(String, String)>,
+    pub skipped: Vec<(String, Skipped)>,
     /// Standby deployments that were removed.
     pub undeployed: Vec<String>,
     /// Older backups that were removed.
@@ -171,7 +171,7 @@ struct Run<'a> {
     survey: &'a Survey,
     facts: &'a Facts,
     reused: u64,
-    skipped: Vec<(String, String)>,
+    skipped: Vec<(String, Skipped)>,
 }
 
 impl Run<'_> {
