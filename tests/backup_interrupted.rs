@@ -36,7 +36,11 @@ fn an_interruption_throws_no_finished_archive_away() -> Result<()> {
     partial.journal.append(&Event::PhaseBegun(Phase::Take), Value::Null)?;
     for step in [INSTALL, HOLD_FILES, ETC] {
         partial.journal.append(&Event::StepIntent(Phase::Take, step.to_owned()), Value::Null)?;
-        let done = if step == ETC { figures(BTreeMap::from([(ETC.to_owned(), Finished { bytes: 8, stored: 8, sha256: sha256.clone() })]))? } else { Value::Null };
+        let done = if step == ETC {
+            figures(BTreeMap::from([(ETC.to_owned(), Finished { bytes: 8, stored: 8, sha256: sha256.clone() })]))?
+        } else {
+            Value::Null
+        };
         partial.journal.append(&Event::StepDone(Phase::Take, step.to_owned()), done)?;
     }
     assert_eq!(archives(open()?.journal.reading())?.len(), 1);
