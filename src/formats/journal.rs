@@ -92,7 +92,7 @@ pub struct Begun {
     pub agent: Option<String>,
     /// Everything the run will do, in order.
     pub plan: Vec<Phase>,
-    /// What it was asked to do: [`Recovery`] of a recovery.
+    /// What it was asked to do: [`Recovery`] of a recovery, [`BeginningV2`](super::partial::BeginningV2) of a backup.
     pub beginning: Value,
 }
 

@@ -8,7 +8,8 @@
 //! * A file of a newer version is sound and not supported: the message names the version of the agent that wrote it, where the file says so.
 //! * Any change of a layout, an optional field too, is a new version: the structs of the old one stay, with a `From` into the new.
 //!
-//! The [`index`] of an archive differs in one of them: an archive can be read without it, so that one of a newer version is passed over.
+//! Two differ. An archive can be read without its [`index`], so that one of a newer version is passed over. What an unfinished backup notes ([`partial`])
+//! is read by the agent alone that began it.
 //!
 //! Every version of every format has a sample in `tests/fixtures/formats/` (`NAME.VERSION.json`), with every field in it, and its schema
 //! (`NAME.VERSION.schema.json`): a test reads each, writes it again, and compares both to the byte, so that no layout changes by accident.

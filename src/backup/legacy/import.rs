@@ -98,7 +98,7 @@ impl Import<'_> {
         durable::remove_tree(&staging)?;
         check(&partial, &self.finished, OPENSHIFT.kind.profile(), self.progress)?;
         seal(&partial, &self.finished, &self.manifest(etcd, fingerprint)?)?;
-        Backup::open(&publish(self.dir, &partial, &id)?, &id)
+        publish(self.dir, &partial, &id)
     }
 
     fn pack(&mut self, name: &str, tree: &Path, selection: &Selection) -> Result<()> {

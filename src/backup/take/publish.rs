@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -15,7 +15,7 @@ use super::procedure::Reading;
 use crate::backup::layout::{MANIFEST, PARTIAL};
 use crate::backup::manifest::Manifest;
 use crate::backup::parts::ETCD;
-use crate::backup::published::complete;
+use crate::backup::published::{Backup, complete};
 use crate::backup::sums::{Cached, Sum, hash, write_sums};
 use crate::backup::survey::survey;
 use crate::backup::verify::check_part;
@@ -67,17 +67,17 @@ pub fn seal(partial: &Path, files: &BTreeMap<String, Finished>, manifest: &Manif
     durable::sync_dir(partial)
 }
 
-/// Makes what is sealed in `partial` the backup `id`; its directory. Until the rename in here, nothing has changed for anybody who looks for a
+/// Makes what is sealed in `partial` the backup `id`. Until the rename in here, nothing has changed for anybody who looks for a
 /// backup.
 ///
 /// # Errors
 /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when not all is there; when it cannot be renamed.
-pub fn publish(dir: &RecoveryDir, partial: &Path, id: &str) -> Result<PathBuf> {
+pub fn publish(dir: &RecoveryDir, partial: &Path, id: &str) -> Result<Backup> {
     durable::remove(&partial.join(JOURNAL))?;
-    complete(partial).context("checking the backup before it is published")?;
+    let manifest = complete(partial).context("checking the backup before it is published")?;
     let path = dir.backups().join(id);
     durable::rename(partial, &path).context("publishing the backup")?;
-    Ok(path)
+    Ok(Backup { id: id.to_owned(), path, manifest })
 }
 
 /// Publishes backups that a crash stopped right before the last rename. Not during a recovery, which has chosen its backup. The caller

@@ -245,8 +245,7 @@ impl Run<'_> {
             let error = with_next(partial.journal.reading(), &error);
             return Err(if kind(&error) == FailureKind::NoSpace { error.and_next(self.dir.make_room()) } else { error });
         }
-        let path = publish(self.dir, &partial.path, &partial.id)?;
-        Backup::open(&path, &partial.id)
+        publish(self.dir, &partial.path, &partial.id)
     }
 
     fn archive(&mut self, tree: &Tree, partial: &Path) -> Result<(String, Finished)> {
