@@ -113,20 +113,13 @@ fn dispatch(cli: &Cli, progress: &Progress) -> Result<ExitCode> {
 
 /// A full disk, with what to do about it. During a recovery `delete` and `prune` refuse: what makes room then, and only then, is a person.
 fn with_way_out(dir: &RecoveryDir, error: anyhow::Error) -> anyhow::Error {
-    let shown = dir.shown();
-    let how = if dir.in_recovery() {
-        format!("if the full disk is that of {}: {}; then run this again", shown.display(), dir.room_by_hand())
-    } else if error::is_measured(&error) {
-        // Who measured has said what to do; a write that failed, or a directory that could not be made, has not.
-        return error;
-    } else {
-        format!(
-            "make room on that disk (`df -h` and `df -i` show which is full); if it is that of {}, `recovery list` shows the backups, `recovery delete ID` \
-             and `recovery prune --keep 1` make room; then run this again",
-            shown.display()
-        )
-    };
-    error.and_next(Next::MakeRoom { dir: shown.to_owned(), how })
+    if dir.in_recovery() {
+        let shown = dir.shown();
+        let how = format!("if the full disk is that of {}: {}; then run this again", shown.display(), dir.room_by_hand());
+        return error.and_next(Next::MakeRoom { dir: shown.to_owned(), how });
+    }
+    // Who measured has said what to do; a write that failed, or a directory that could not be made, has not.
+    if error::is_measured(&error) { error } else { error.and_next(dir.make_room()) }
 }
 
 fn perform(context: &Context, verb: Verb) -> Result<ExitCode> {

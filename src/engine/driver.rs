@@ -11,7 +11,7 @@ use super::machine::{Due, Event, Phase, PlannedStep, Stage, State};
 use crate::error::{self, Failure, FailureKind};
 use crate::formats::journal::FailedV1;
 
-/// `MESSAGE_ID` of the journald entry that a run writes when it begins or ends a phase (`systemd.journal-fields(7)`).
+/// `MESSAGE_ID` of the journald entry that a recovery writes when it begins or ends a phase (`systemd.journal-fields(7)`).
 pub const MESSAGE_PHASE: &str = "a4c4c7eb11d94d0385259294778c1f2f";
 /// `MESSAGE_ID` of the entry of a failed step.
 pub const MESSAGE_FAILED: &str = "f1c594d3ffff49419f5bfc4c56dcce99";
@@ -126,14 +126,7 @@ fn one_step<W: Work>(journal: &mut Journal<W::Of>, work: &mut W, phase: PhaseOf<
             let failure = of_step(journal.reading(), phase, step, &error);
             // An interruption is no failure: the step is open and is taken up again.
             if error::kind(&error) != FailureKind::Interrupted {
-                let run = journal.reading().run.as_str();
-                tracing::error!(
-                    recovery_run = run,
-                    recovery_phase = phase.name(),
-                    recovery_step = step,
-                    message_id = MESSAGE_FAILED,
-                    "{failure}"
-                );
+                tell_failure(journal.reading(), phase, step, &failure);
                 if let Err(unwritten) = write_failure(journal, work, phase, step, &error) {
                     tracing::warn!("the failure could not be written to the journal: {unwritten:#}");
                 }
@@ -184,7 +177,7 @@ pub fn recorded_failure<T: Procedure>(reading: &Reading<T>) -> Option<anyhow::Er
 /// A step's failure, with the step's name and the way on.
 fn of_step<T: Procedure>(reading: &Reading<T>, phase: T::Phase, step: &str, cause: &anyhow::Error) -> anyhow::Error {
     let how = if error::kind(cause) == FailureKind::Interrupted { "was interrupted" } else { "failed" };
-    stopped(reading, cause, &format!("phase {phase}, step {step} {how}: {}", error::said(cause)))
+    stopped(reading, cause, &format!("{} {how}: {}", T::step_named(phase, step), error::said(cause)))
 }
 
 /// An error that stopped a run, with the way on.
@@ -198,12 +191,21 @@ fn stopped<T: Procedure>(reading: &Reading<T>, cause: &anyhow::Error, message: &
     let kind = error::kind(cause);
     let next = error::next(cause).cloned().unwrap_or_else(|| T::way_on(reading, kind));
     let open =
-        if kind == FailureKind::Interrupted && error::next(cause).is_none() { format!("; the {} is open", T::NAME) } else { String::new() };
+        if kind == FailureKind::Interrupted && error::next(cause).is_none() { format!("; {}", T::INTERRUPTED) } else { String::new() };
     Failure { kind, message: format!("{message}{open}"), next: Some(next) }.into()
 }
 
 fn tell_phase<T: Procedure>(reading: &Reading<T>, phase: T::Phase, what: &str) {
-    tracing::info!(recovery_run = reading.run, recovery_phase = phase.name(), message_id = MESSAGE_PHASE, "phase {phase} {what}");
+    if T::IN_JOURNALD {
+        tracing::info!(recovery_run = reading.run, recovery_phase = phase.name(), message_id = MESSAGE_PHASE, "phase {phase} {what}");
+    }
+}
+
+fn tell_failure<T: Procedure>(reading: &Reading<T>, phase: T::Phase, step: &str, failure: &anyhow::Error) {
+    if T::IN_JOURNALD {
+        let (run, phase) = (reading.run.as_str(), phase.name());
+        tracing::error!(recovery_run = run, recovery_phase = phase, recovery_step = step, message_id = MESSAGE_FAILED, "{failure}");
+    }
 }
 
 #[cfg(test)]

@@ -30,6 +30,10 @@ pub trait Procedure: Debug + Sized + 'static {
     const NAME: &'static str;
     /// The largest journal that is read, bytes. No run writes one of this size.
     const MOST: u64 = 8 << 20;
+    /// True when journald is told of its phases and failed steps, by fields and message ids that are those of a recovery.
+    const IN_JOURNALD: bool = false;
+    /// What is left of a run that was interrupted, as messages say it.
+    const INTERRUPTED: &'static str;
     /// Its phases.
     type Phase: Phase;
     /// What a run was asked to do; the same for as long as it is open.
@@ -59,6 +63,12 @@ pub trait Procedure: Debug + Sized + 'static {
 
     /// What to do about a failure of this kind that stopped a run, where its cause does not say.
     fn way_on(reading: &Reading<Self>, kind: FailureKind) -> Next;
+
+    /// What messages call a step.
+    #[must_use]
+    fn step_named(phase: Self::Phase, step: &str) -> String {
+        format!("phase {phase}, step {step}")
+    }
 }
 
 /// A line of the journal.

@@ -49,6 +49,7 @@ impl std::fmt::Display for Phase {
 
 impl Procedure for Trial {
     const NAME: &'static str = "trial";
+    const INTERRUPTED: &'static str = "the trial is open";
     type Phase = Phase;
     type Beginning = String;
 

@@ -92,7 +92,7 @@ pub struct BegunV2 {
     pub agent: Option<String>,
     /// Everything the run will do, in order.
     pub plan: Vec<PhaseV1>,
-    /// What it was asked to do: [`RecoveryV2`] of a recovery.
+    /// What it was asked to do: [`RecoveryV2`] of a recovery, [`BeginningV2`](super::partial::BeginningV2) of a backup.
     pub beginning: Value,
 }
 

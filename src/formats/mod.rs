@@ -9,7 +9,8 @@
 //! * What belongs to a version ends with it (`V1`, `LineV2`): with the first that has it, when later ones have it too.
 //! * Any change of a layout, an optional field too, is a new version: the structs of the old one stay, with a `From` into the new.
 //!
-//! The [`index`] of an archive differs in one of them: an archive can be read without it, so that one of a newer version is passed over.
+//! Two differ. An archive can be read without its [`index`], so that one of a newer version is passed over. What an unfinished backup notes ([`partial`])
+//! is read by the agent alone that began it.
 //!
 //! Every version of every format has a sample in `tests/fixtures/formats/` (`NAME.VERSION.json`), with every field in it, and its schema
 //! (`NAME.VERSION.schema.json`): a test reads each, writes it again, and compares both to the byte, so that no layout changes by accident.

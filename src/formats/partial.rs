@@ -1,53 +1,45 @@
-//! `state.json` of a backup that is being taken: what of it is finished, and what must be the same for it to be gone on with.
+//! What the [journal](super::journal) of an unfinished backup, `journal` in its directory, says besides what every journal says: what was begun
+//! ([`BeginningV2`]), and which files a step has finished ([`DoneV2`], the detail of its end).
+//!
+//! This is version 2, and goes with version 2 of the journal. Version 1 was a file of its own, `state.json`. No agent reads what another one has begun:
+//! that is discarded, and the backup begun again.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::Format;
 use super::deployment::DeploymentV1;
 
-/// The format.
-pub const FORMAT: Format = Format { name: "state.json", version: 1 };
-
-/// Version 1.
+/// What a backup was begun with. Boot, agent and plan are in the journal's first line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-pub struct V1 {
-    /// 1.
-    pub version: u32,
+pub struct BeginningV2 {
     /// When it was begun, by the node's clock.
     pub taken: Timestamp,
     /// When it was begun, in seconds since boot.
     pub begun: u64,
-    /// What must be the same.
-    pub conditions: ConditionsV1,
-    /// The files that are finished, by name.
-    pub finished: BTreeMap<String, FinishedV1>,
+    /// The booted deployment, where there is one.
+    pub deployment: Option<DeploymentV1>,
+    /// SHA-256 (hex) of `currentconfig`, where there is one.
+    pub current_config: Option<String>,
 }
 
-/// What must be the same for it to be gone on with.
+/// What a step has finished.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-pub struct ConditionsV1 {
-    /// The booted deployment, where there is one.
-    pub deployment: Option<DeploymentV1>,
-    /// Which boot.
-    pub boot_id: String,
-    /// SHA-256 (hex) of `currentconfig`, where there is one.
-    pub current_config: Option<String>,
-    /// Version of the agent that began it.
-    pub agent: String,
+pub struct DoneV2 {
+    /// The files that are finished and on disk, by name.
+    pub files: BTreeMap<String, FinishedV2>,
 }
 
 /// A file that is finished and on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
-pub struct FinishedV1 {
+pub struct FinishedV2 {
     /// Bytes of content, before compression.
     pub bytes: u64,
     /// Bytes of the file.
@@ -62,7 +54,8 @@ mod tests {
     use crate::formats::samples;
 
     #[test]
-    fn version_1_stays_as_it_is() {
-        samples::check::<V1>("partial", 1);
+    fn version_2_stays_as_it_is() {
+        samples::check::<BeginningV2>("partial", 2);
+        samples::check::<DoneV2>("partial-done", 2);
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 
 use super::{Node, durable};
-use crate::error::{AndNext, by_hand, locked, misfit, no_space, not_permitted};
+use crate::error::{AndNext, Next, by_hand, locked, misfit, no_space, not_permitted};
 
 /// Where it is unless `--dir` says otherwise.
 pub const DEFAULT: &str = "/var/recovery";
@@ -219,6 +219,17 @@ impl RecoveryDir {
              the newest complete one, nor the one that is being restored)",
             self.shown.display()
         )
+    }
+
+    /// What to do about a disk that has become full, perhaps this directory's, where the agent can delete backups.
+    #[must_use]
+    pub fn make_room(&self) -> Next {
+        let how = format!(
+            "make room on that disk (`df -h` and `df -i` show which is full); if it is that of {}, `recovery list` shows the backups, `recovery delete ID` \
+             and `recovery prune --keep 1` make room; then run this again",
+            self.shown.display()
+        );
+        Next::MakeRoom { dir: self.shown.clone(), how }
     }
 }
 

@@ -124,6 +124,8 @@ pub struct Recovery;
 
 impl Procedure for Recovery {
     const NAME: &'static str = "recovery";
+    const IN_JOURNALD: bool = true;
+    const INTERRUPTED: &'static str = "the recovery is open";
     type Phase = Phase;
     type Beginning = Beginning;
 

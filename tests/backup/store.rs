@@ -187,15 +187,18 @@ fn a_crash_before_the_last_rename_costs_no_backup() {
     assert_eq!(choose(&place, None), Ok("new".to_owned()));
 
     cut_short(&place, "newest", 3);
-    for (id, what_is_missing) in
-        [("writing", "echo {} > state.json"), ("half", "rm etc.tar.zst"), ("other", "sed -i s/other/x/ manifest.json")]
-    {
+    for (id, what_is_missing) in [
+        ("begun", "echo {} > journal"),
+        ("earlier", "echo {} > state.json"),
+        ("half", "rm etc.tar.zst"),
+        ("other", "sed -i s/other/x/ manifest.json"),
+    ] {
         cut_short(&place, id, 4);
         sh(&place.dir.backups().join(format!("{id}.partial")), what_is_missing);
     }
     let done = prune(&locked(&place.node, &place.dir), 2, None).unwrap();
     assert_eq!(done.kept, ["newest", "new"]);
-    assert_eq!(done.removed, ["half.partial", "other.partial", "writing.partial", "old"]);
+    assert_eq!(done.removed, ["begun.partial", "earlier.partial", "half.partial", "other.partial", "old"]);
 }
 
 #[test]

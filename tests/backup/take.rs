@@ -215,6 +215,60 @@ fn a_job_that_comes_back_ends_quietly_and_nobody_else_is_served_during_a_recover
     assert_eq!(take(&sno, &by(AskedBy::User(0))).unwrap().outcome, Outcome::Taken);
 }
 
+/// What a backup holds, but for etcd's snapshot, and what its manifest says, but for what is its own.
+fn content(backup: &Path) -> (String, serde_json::Value) {
+    let mut manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(backup.join("manifest.json")).unwrap()).unwrap();
+    for own in ["id", "sequence", "taken"] {
+        assert!(manifest.as_object_mut().unwrap().remove(own).is_some(), "{own}");
+    }
+    (sh(backup, "sha256sum -c --quiet --strict SHA256SUMS; ls -A; for tar in *.tar.zst; do zstd -qdc $tar | sha256sum; done"), manifest)
+}
+
+#[test]
+fn a_backup_that_is_killed_at_any_line_of_its_journal_is_taken_as_one_that_is_not() {
+    let sno = Sno::new();
+    let agent = |under: &[&str]| {
+        let at = [env!("CARGO_BIN_EXE_recovery"), "--root", sno.root().to_str().unwrap()].map(str::to_owned);
+        let tools = sno.root().join("tools").to_str().unwrap().to_owned();
+        let words = under.iter().map(|word| (*word).to_owned()).chain(at).chain(["--tools".to_owned(), tools, "backup".to_owned()]);
+        let words: Vec<String> = words.chain(["--force".to_owned()]).collect();
+        std::process::Command::new(&words[0]).args(&words[1..]).output().expect("strace is needed")
+    };
+    let backups = sno.place.dir.backups();
+    let backed_up = || {
+        let output = agent(&[]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let paths: Vec<_> = std::fs::read_dir(&backups).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let contents: Vec<_> = paths.iter().map(|path| content(path)).collect();
+        sh(&backups, "rm -r -- *");
+        (contents, String::from_utf8(output.stderr).unwrap())
+    };
+    let untroubled = backed_up().0.remove(0);
+    let (mut killed, mut continued) = (0, 0);
+    // Each line but the first is synced with fdatasync(2), and nothing else is: killed there, it is written, or is lost as in a power cut.
+    for (number, lost) in (1..).flat_map(|number| [(number, false), (number, true)]) {
+        let inject = format!("inject=fdatasync:signal=KILL:when={number}");
+        let output = agent(&["strace", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", &inject]);
+        if output.status.success() {
+            break;
+        }
+        assert_eq!(output.status.code(), None, "{}", String::from_utf8_lossy(&output.stderr));
+        let journal = sh(&backups, "echo $PWD/*.partial/journal");
+        let journal = Path::new(journal.trim());
+        let lines = std::fs::read_to_string(journal).unwrap();
+        assert_eq!(lines.lines().count(), number + 1);
+        if lost {
+            std::fs::write(journal, lines.split_inclusive('\n').take(number).collect::<String>()).unwrap();
+        }
+        let (contents, said) = backed_up();
+        assert!(!contents.is_empty() && contents.iter().all(|content| *content == untroubled), "line {number}, lost: {lost}: {contents:?}");
+        killed += 1;
+        continued += usize::from(said.contains("/usr/local is finished already"));
+    }
+    // 21 lines, of which 10 stand between the end of that step and the end of the last one.
+    assert_eq!((killed, continued), (2 * 21, 2 * 10));
+}
+
 #[test]
 fn a_roll_out_in_between_is_noticed_and_the_next_attempt_goes_on() {
     let sno = Sno::new();
@@ -237,7 +291,9 @@ fn a_roll_out_in_between_is_noticed_and_the_next_attempt_goes_on() {
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         let error = taken.unwrap().unwrap_err();
         assert_eq!(exit_code(&error), 75, "{error:#}");
-        assert!(format!("{error:#}").contains("rolled out"), "{error:#}");
+        let said = format!("{error:#}");
+        assert!(said.starts_with("step etcd-and-static-pods failed: static pods are being rolled out"), "{said}");
+        assert!(said.ends_with("; next: run `recovery backup` again then"), "{said}");
     });
     sno.roll_out("kube-scheduler", 5, &port);
     let listed = sno.place.listed();

@@ -17,8 +17,10 @@ use crate::backup::parts::{self, ETC, ETCD, EXTRAS, KUBELET, STATIC_PODS, USR_LO
 use crate::backup::published::Backup;
 use crate::backup::sums::{Cached, hash, is_same};
 use crate::backup::survey::survey;
-use crate::backup::take::partial::{Conditions, Finished, Partial};
-use crate::backup::take::{publish::publish, trees};
+use crate::backup::take::partial::{Finished, Partial, room_for};
+use crate::backup::take::procedure::{self, Conditions};
+use crate::backup::take::publish::{check, publish, seal};
+use crate::backup::take::trees;
 use crate::error::{damaged, no_space};
 use crate::etcd;
 use crate::node::certificates::certificates_expire;
@@ -63,9 +65,9 @@ pub fn import(session: &Locked<'_>, old: &Legacy) -> Result<Backup> {
     dir.prepare()?;
     let taken = old.taken().unwrap_or_else(|| node.clock().now());
     let conditions = Conditions::of(node, None)?;
-    let mut partial = Partial::begin(node, dir, &conditions, taken, Some(LEGACY_ID))?;
+    let partial = Partial::begin(node, dir, &procedure::import(), taken, &conditions, Some(LEGACY_ID))?;
     let parts = old.parts()?;
-    let made = Import { session: **session, parts: &parts }.make(&mut partial, fingerprint);
+    let made = Import { session: **session, parts: &parts, partial: &partial, finished: BTreeMap::new() }.make(fingerprint);
     made.or_else(|error| {
         partial.discard(dir)?;
         Err(error.context("importing the backup of upgrade-recovery.sh"))
@@ -75,35 +77,41 @@ pub fn import(session: &Locked<'_>, old: &Legacy) -> Result<Backup> {
 struct Import<'a> {
     session: Session<'a>,
     parts: &'a Parts<'a>,
+    partial: &'a Partial,
+    finished: BTreeMap<String, Finished>,
 }
 
 impl Import<'_> {
-    fn make(&self, partial: &mut Partial, fingerprint: String) -> Result<Backup> {
-        let staging = partial.path.join(STAGING);
+    fn make(mut self, fingerprint: String) -> Result<Backup> {
+        let (id, partial) = (self.partial.id.clone(), self.partial.path.clone());
+        let staging = partial.join(STAGING);
         durable::create_dir(&staging, 0o700)?;
-        self.pack(partial, ETC, &self.parts.etc, &parts::without_owned(&OPENSHIFT)?)?;
-        self.pack(partial, USR_LOCAL, self.parts.local, &Selection::all())?;
-        self.pack(partial, KUBELET, &self.parts.kubelet, &Selection::all())?;
+        self.pack(ETC, &self.parts.etc, &parts::without_owned(&OPENSHIFT)?)?;
+        self.pack(USR_LOCAL, self.parts.local, &Selection::all())?;
+        self.pack(KUBELET, &self.parts.kubelet, &Selection::all())?;
         if let Some(extras) = &self.parts.extras {
-            self.extras(partial, extras, &staging.join("extras"))?;
+            self.extras(extras, &staging.join("extras"))?;
         }
-        self.static_pods(partial, &staging)?;
-        let etcd = self.etcd(partial)?;
+        self.static_pods(&staging)?;
+        let etcd = self.etcd()?;
         durable::remove_tree(&staging)?;
-        publish(self.session.dir, partial, self.manifest(partial, etcd, fingerprint)?, self.session.progress)
+        check(&partial, &self.finished, OPENSHIFT.kind.profile(), self.session.progress)?;
+        seal(&partial, &self.finished, &self.manifest(etcd, fingerprint)?)?;
+        publish(self.session.dir, &partial, &id)
     }
 
-    fn pack(&self, partial: &mut Partial, name: &str, tree: &Path, selection: &Selection) -> Result<()> {
+    fn pack(&mut self, name: &str, tree: &Path, selection: &Selection) -> Result<()> {
         interrupted()?;
-        let file = partial.room_for(name)?;
+        let file = room_for(&self.partial.path, name)?;
         let task = self.session.progress.task(&format!("importing {name}"), None);
         let packed = archive::pack(tree, &file, selection, None, &|bytes| task.add(bytes)).with_context(|| format!("packing {name}"))?;
-        partial.finish(name, Finished { bytes: packed.bytes, stored: packed.stored, sha256: packed.sha256 })
+        self.finished.insert(name.to_owned(), Finished { bytes: packed.bytes, stored: packed.stored, sha256: packed.sha256 });
+        Ok(())
     }
 
     /// The old script's tar keeps no labels: each file gets that of what is at its place now. It names files as the machine configuration
     /// does, also through links (`/opt` is one on an ostree host); a backup names them by where they are, because its restore follows none.
-    fn extras(&self, partial: &mut Partial, tar: &Path, staging: &Path) -> Result<()> {
+    fn extras(&mut self, tar: &Path, staging: &Path) -> Result<()> {
         let (unpacked, placed) = (staging.join("unpacked"), staging.join("placed"));
         durable::create_dir(staging, 0o700)?;
         durable::create_dir(&placed, 0o700)?;
@@ -125,12 +133,12 @@ impl Import<'_> {
         if names.is_empty() {
             return Ok(());
         }
-        self.pack(partial, EXTRAS, &placed, &Selection::all().only(&names))
+        self.pack(EXTRAS, &placed, &Selection::all().only(&names))
     }
 
     /// The whole of `manifests` and `static-pod-resources` from the copy of `/etc`; over it the revisions that were saved with the
     /// snapshot, and their manifests.
-    fn static_pods(&self, partial: &mut Partial, staging: &Path) -> Result<()> {
+    fn static_pods(&mut self, staging: &Path) -> Result<()> {
         let (kubernetes, resources) = (staging.join("kubernetes"), staging.join("resources"));
         let (source, selection) = (self.parts.etc.join("kubernetes"), parts::owned(&OPENSHIFT)?);
         let copy = staging.join("kubernetes.tar.zst");
@@ -149,13 +157,13 @@ impl Import<'_> {
                 label_like(&kubernetes.join("manifests"), &to)?;
             }
         }
-        self.pack(partial, STATIC_PODS, &kubernetes, &selection)
+        self.pack(STATIC_PODS, &kubernetes, &selection)
     }
 
-    fn etcd(&self, partial: &mut Partial) -> Result<Etcd> {
+    fn etcd(&mut self) -> Result<Etcd> {
         let from = self.parts.snapshot;
         let status = etcd::status(from, &|_| {}).context("looking into the etcd snapshot")?;
-        let file = partial.room_for(ETCD)?;
+        let file = room_for(&self.partial.path, ETCD)?;
         let compress = || -> Result<u64> {
             let out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file)?;
             let mut encoder = zstd::Encoder::new(out, 1)?;
@@ -167,11 +175,11 @@ impl Import<'_> {
         };
         let bytes = compress().context("compressing the etcd snapshot")?;
         let sum = hash(&file, Cached::Take, &|_| {})?;
-        partial.finish(ETCD, Finished { bytes, stored: sum.bytes, sha256: sum.sha256 })?;
+        self.finished.insert(ETCD.to_owned(), Finished { bytes, stored: sum.bytes, sha256: sum.sha256 });
         Ok(Etcd { version: None, revision: status.revision, keys: None, bytes })
     }
 
-    fn manifest(&self, partial: &Partial, etcd: Etcd, fingerprint: String) -> Result<Manifest> {
+    fn manifest(&self, etcd: Etcd, fingerprint: String) -> Result<Manifest> {
         // The copy of /etc stands where a node's would.
         let copy = Node::at(self.session.dir.path(), None);
         let expire = certificates_expire(&copy, &OPENSHIFT).unwrap_or_else(|error| {
@@ -180,11 +188,11 @@ impl Import<'_> {
         });
         Ok(Manifest {
             sequence: 0,
-            id: partial.id.clone(),
+            id: self.partial.id.clone(),
             name: None,
             labels: BTreeMap::from([(FINGERPRINT.to_owned(), fingerprint)]),
             asked_by: AskedBy::OldScript,
-            taken: partial.taken(),
+            taken: self.partial.taken(),
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             profile: Kind::OpenShift,
             identity: Identity::of(&copy, &OPENSHIFT)?,
@@ -199,7 +207,7 @@ impl Import<'_> {
             managed_files: MachineConfig::current(&copy)?.map(|config| config.outside_etc()).unwrap_or_default(),
             runtime_unit: None,
             operator_containers: None,
-            sizes: partial.finished().iter().map(|(name, finished)| (name.clone(), finished.bytes)).collect(),
+            sizes: self.finished.iter().map(|(name, one)| (name.clone(), one.bytes)).collect(),
         })
     }
 }

@@ -1,7 +1,8 @@
 //! Taking a backup.
 //!
 //! Reading order: [`steps`] (all of them, in order); [`options`] (what is asked for); [`preflight`] (what is looked at before anything is
-//! changed); [`trees`] with [`tmpfiles`] (what is archived); [`partial`] (one that is not finished, and can be gone on with); [`install`]
+//! changed); [`trees`] with [`tmpfiles`] (what is archived); [`procedure`] and [`partial`] (what the engine
+//! carries out, and one that is not finished and can be gone on with); [`install`]
 //! (the agent beside it); [`pins`] (its deployment stays); [`publish`] (from then on it is a backup).
 
 pub mod install;
@@ -9,6 +10,7 @@ pub mod options;
 pub mod partial;
 pub mod pins;
 pub mod preflight;
+pub mod procedure;
 pub mod publish;
 pub mod steps;
 pub mod tmpfiles;

@@ -1,43 +1,27 @@
-//! A backup that is being taken: a directory `<id>.partial` with a journal of its own ([`formats::partial`](crate::formats::partial)), so
-//! that the next `backup` can go on with it.
+//! A backup that is being taken: a directory `<id>.partial` with the journal of its [steps](super::procedure), so that the next `backup` can go
+//! on with it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use data_encoding::HEXLOWER;
 use jiff::Timestamp;
-use sha2::{Digest, Sha256};
+use serde_json::Value;
 
+use super::procedure::{Beginning, Conditions, Event, Journal, MANIFEST, Phase, Plan, Reading};
 use crate::backup::layout::PARTIAL;
-use crate::backup::manifest::DeploymentId;
 use crate::backup::names;
-use crate::backup::parts::{ETCD, STATIC_PODS};
 use crate::backup::sums::{Cached, hash};
 use crate::backup::survey::{Survey, remove};
+use crate::engine::journal::New;
 use crate::error::{FailureKind, kind};
-use crate::formats::partial::{ConditionsV1, FORMAT, FinishedV1, V1};
-use crate::formats::to_json;
-use crate::node::profile::CURRENT_CONFIG;
+use crate::formats::partial::{DoneV2, FinishedV2};
 use crate::node::{Node, dir::RecoveryDir, durable};
 
 /// Its journal; not there any more once it is published.
-pub const STATE: &str = FORMAT.name;
+pub const JOURNAL: &str = "journal";
 /// After so many seconds an unfinished backup is not gone on with: what of it is finished is too old to go with the rest.
 const GOES_STALE: u64 = 3600;
-
-/// What must be the same for a backup to be continued.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Conditions {
-    /// Booted deployment.
-    pub deployment: Option<DeploymentId>,
-    /// Boot.
-    pub boot_id: String,
-    /// SHA-256 of `currentconfig`, where there is one.
-    pub current_config: Option<String>,
-    /// Version of the agent.
-    pub agent: String,
-}
 
 /// A file of the backup that is finished and on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,15 +34,6 @@ pub struct Finished {
     pub sha256: String,
 }
 
-#[derive(Debug, Clone)]
-struct Noted {
-    taken: Timestamp,
-    /// Seconds since boot: with the boot id the same, time that no clock set wrong can change.
-    begun: u64,
-    conditions: Conditions,
-    finished: BTreeMap<String, Finished>,
-}
-
 /// A backup that is being taken.
 #[derive(Debug)]
 pub struct Partial {
@@ -66,23 +41,13 @@ pub struct Partial {
     pub id: String,
     /// Its directory.
     pub path: PathBuf,
-    state: Noted,
-}
-
-impl Conditions {
-    /// As the node is now.
-    ///
-    /// # Errors
-    /// When the boot id or `currentconfig` cannot be read.
-    pub fn of(node: &Node, deployment: Option<DeploymentId>) -> Result<Self> {
-        let config = if node.exists(CURRENT_CONFIG) { Some(HEXLOWER.encode(&Sha256::digest(node.read(CURRENT_CONFIG)?))) } else { None };
-        Ok(Self { deployment, boot_id: node.clock().boot_id()?, current_config: config, agent: env!("CARGO_PKG_VERSION").to_owned() })
-    }
+    /// Its journal.
+    pub journal: Journal,
 }
 
 impl Partial {
-    /// Goes on with the newest unfinished backup when `conditions` are the same and it is not an hour old, else begins a new one. All other
-    /// unfinished ones are discarded.
+    /// Goes on with the newest unfinished backup when boot, agent, plan and `conditions` are the same, it is not an hour old, and its archives are as
+    /// they were written; else begins a new one. All other unfinished ones are discarded.
     ///
     /// # Errors
     /// When one cannot be discarded, or the new directory cannot be made; when interrupted, and then what is finished stays.
@@ -90,18 +55,26 @@ impl Partial {
         node: &Node,
         dir: &RecoveryDir,
         survey: &Survey,
+        plan: &Plan,
         conditions: &Conditions,
         release: Option<&str>,
     ) -> Result<Self> {
-        let continued = newest(node, dir, survey, conditions);
-        for id in survey.partial.iter().filter(|id| continued.as_ref().is_none_or(|c| c.path.file_name() != Some(id.as_ref()))) {
+        let continued = match newest(node, dir, survey, plan, conditions)? {
+            Some((id, reading)) if is_whole(&dir.backups().join(&id), &reading)? => Some(id),
+            _ => None,
+        };
+        for id in survey.partial.iter().filter(|id| Some(*id) != continued.as_ref()) {
             remove(dir, id)?;
         }
         for id in &survey.deleting {
             durable::remove_tree(&dir.backups().join(id))?;
         }
-        let Some(mut partial) = continued else { return Self::begin(node, dir, conditions, node.clock().now(), release) };
-        partial.keep_what_is_whole()?;
+        let Some(name) = continued else { return Self::begin(node, dir, plan, node.clock().now(), conditions, release) };
+        let path = dir.backups().join(&name);
+        let journal =
+            Journal::open(&path.join(JOURNAL), &node.clock().boot_id()?)?.context("the journal of the unfinished backup is gone")?;
+        let partial = Self { id: journal.reading().subject.clone(), path, journal };
+        partial.keep_archives_alone()?;
         Ok(partial)
     }
 
@@ -109,50 +82,29 @@ impl Partial {
     ///
     /// # Errors
     /// When its directory cannot be made.
-    pub fn begin(node: &Node, dir: &RecoveryDir, conditions: &Conditions, taken: Timestamp, release: Option<&str>) -> Result<Self> {
+    pub fn begin(
+        node: &Node,
+        dir: &RecoveryDir,
+        plan: &Plan,
+        taken: Timestamp,
+        conditions: &Conditions,
+        release: Option<&str>,
+    ) -> Result<Self> {
         let wanted = names::id(taken, release);
         let free = |id: &String| !dir.backups().join(id).exists() && !dir.backups().join(format!("{id}{PARTIAL}")).exists();
         let id = std::iter::once(wanted.clone()).chain((2..100).map(|n| format!("{wanted}-{n}"))).find(free).unwrap_or(wanted);
         let path = dir.backups().join(format!("{id}{PARTIAL}"));
         durable::create_dir(&path, 0o700)?;
-        let state = Noted { taken, begun: node.clock().since_boot().as_secs(), conditions: conditions.clone(), finished: BTreeMap::new() };
-        let partial = Self { id, path, state };
-        partial.save()?;
-        Ok(partial)
+        let beginning = Beginning { taken, begun: node.clock().since_boot().as_secs(), conditions: conditions.clone() };
+        let new = New { run: &id, subject: &id, boot: &node.clock().boot_id()? };
+        let journal = Journal::begin(&path.join(JOURNAL), new, plan, &beginning)?;
+        Ok(Self { id, path, journal })
     }
 
     /// When it was begun.
     #[must_use]
     pub fn taken(&self) -> Timestamp {
-        self.state.taken
-    }
-
-    /// The finished files.
-    #[must_use]
-    pub fn finished(&self) -> &BTreeMap<String, Finished> {
-        &self.state.finished
-    }
-
-    /// The path at which the file `name` is to be written. What an earlier attempt left there is removed.
-    ///
-    /// # Errors
-    /// When that cannot be removed, or the journal cannot be written.
-    pub fn room_for(&mut self, name: &str) -> Result<PathBuf> {
-        if self.state.finished.remove(name).is_some() {
-            self.save()?;
-        }
-        let path = self.path.join(name);
-        durable::remove(&path)?;
-        Ok(path)
-    }
-
-    /// Notes, durably, that the file `name` is finished: it was synced before.
-    ///
-    /// # Errors
-    /// When the journal cannot be written.
-    pub fn finish(&mut self, name: &str, finished: Finished) -> Result<()> {
-        self.state.finished.insert(name.to_owned(), finished);
-        self.save()
+        self.journal.reading().beginning.taken
     }
 
     /// Deletes it: on a full disk, an unfinished backup would keep the disk full.
@@ -163,48 +115,85 @@ impl Partial {
         remove(dir, &format!("{}{PARTIAL}", self.id))
     }
 
-    /// Keeps the finished files that are still as they were written. etcd's and the static pods' are never kept: those are taken together,
-    /// last.
-    fn keep_what_is_whole(&mut self) -> Result<()> {
-        let path = self.path.clone();
-        let mut whole = BTreeMap::new();
-        for (name, finished) in self.state.finished.iter().filter(|(name, _)| *name != ETCD && *name != STATIC_PODS) {
-            match hash(&path.join(name), Cached::Take, &|_| {}) {
-                Ok(sum) if sum.bytes == finished.stored && sum.sha256 == finished.sha256 => {
-                    whole.insert(name.clone(), finished.clone());
-                }
-                // An interruption says nothing about the file.
-                Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
-                _ => {}
-            }
-        }
-        self.state.finished = whole;
-        self.save()?;
-        for entry in std::fs::read_dir(&path).with_context(|| format!("listing {}", path.display()))? {
-            let entry = entry.with_context(|| format!("listing {}", path.display()))?;
+    /// Removes all but the finished archives: etcd's and the static pods' are taken again, together.
+    fn keep_archives_alone(&self) -> Result<()> {
+        let archives = archives(self.journal.reading())?;
+        for entry in std::fs::read_dir(&self.path).with_context(|| format!("listing {}", self.path.display()))? {
+            let entry = entry.with_context(|| format!("listing {}", self.path.display()))?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name != STATE && !self.state.finished.contains_key(&name) {
+            if name != JOURNAL && !archives.contains_key(&name) {
                 durable::remove_tree(&entry.path())?;
             }
         }
         Ok(())
     }
-
-    fn save(&self) -> Result<()> {
-        let json = to_json(&V1::from(self.state.clone())).context("putting the backup's state into JSON")?;
-        durable::write(&self.path.join(STATE), &json, 0o600)
-    }
 }
 
-fn newest(node: &Node, dir: &RecoveryDir, survey: &Survey, conditions: &Conditions) -> Option<Partial> {
-    let now = node.clock().since_boot().as_secs();
-    let fits = |state: &Noted| state.conditions == *conditions && !is_stale(state.begun, now);
-    let read = |id: &String| {
-        let path = dir.backups().join(id);
-        let state = read_noted(&path)?;
-        Some(Partial { id: id.strip_suffix(PARTIAL)?.to_owned(), path, state })
+/// The path at which a file is to be written. What an earlier attempt left there is removed.
+///
+/// # Errors
+/// When that cannot be removed.
+pub fn room_for(partial: &Path, name: &str) -> Result<PathBuf> {
+    let path = partial.join(name);
+    durable::remove(&path)?;
+    Ok(path)
+}
+
+/// The figures of a step that has finished these files, for the journal.
+///
+/// # Errors
+/// When they cannot be serialized.
+pub fn figures(files: BTreeMap<String, Finished>) -> Result<Value> {
+    let files = files.into_iter().map(|(name, one)| (name, one.into())).collect();
+    serde_json::to_value(DoneV2 { files }).context("serializing what is finished")
+}
+
+/// The files of all steps that are done.
+///
+/// # Errors
+/// When the journal has a step's figures in another form.
+pub fn finished(reading: &Reading) -> Result<BTreeMap<String, Finished>> {
+    let mut files = BTreeMap::new();
+    for record in reading.records.iter().filter(|record| matches!(record.event, Event::StepDone(..)) && !record.detail.is_null()) {
+        let done: DoneV2 = serde_json::from_value(record.detail.clone()).context("reading what the journal says is finished")?;
+        files.extend(done.files.into_iter().map(|(name, one)| (name, Finished::from(one))));
+    }
+    Ok(files)
+}
+
+/// Those of them that the next process goes on with: the archives whose steps are called as they are.
+///
+/// # Errors
+/// As [`finished`].
+pub fn archives(reading: &Reading) -> Result<BTreeMap<String, Finished>> {
+    let mut files = finished(reading)?;
+    files.retain(|name, _| reading.last_of(&Event::StepDone(Phase::Take, name.clone())).is_some());
+    Ok(files)
+}
+
+/// True when all that is left is to give it its name.
+#[must_use]
+pub fn is_done(reading: &Reading) -> bool {
+    reading.last_of(&Event::StepDone(Phase::Take, MANIFEST.to_owned())).is_some()
+}
+
+/// The newest that fits, by the name of its directory.
+fn newest(node: &Node, dir: &RecoveryDir, survey: &Survey, plan: &Plan, conditions: &Conditions) -> Result<Option<(String, Reading)>> {
+    let (boot, now) = (node.clock().boot_id()?, node.clock().since_boot().as_secs());
+    let fits = |id: &str, reading: &Reading| {
+        format!("{}{PARTIAL}", reading.subject) == id
+            && reading.torn() == 0
+            && !is_done(reading)
+            && reading.records[0].boot == boot
+            && reading.agent.as_deref() == Some(env!("CARGO_PKG_VERSION"))
+            && *reading.plan == *plan
+            && reading.beginning.conditions == *conditions
+            && !is_stale(reading.beginning.begun, now)
     };
-    survey.partial.iter().filter_map(read).filter(|p| fits(&p.state)).max_by_key(|p| p.state.begun)
+    // One whose journal cannot be read is not gone on with.
+    let read = |id: &String| Some((id.clone(), Reading::of(&dir.backups().join(id).join(JOURNAL)).ok()??));
+    let fitting = survey.partial.iter().filter_map(read).filter(|(id, reading)| fits(id, reading));
+    Ok(fitting.max_by_key(|(_, reading)| reading.beginning.begun))
 }
 
 /// Both in seconds since the same boot.
@@ -212,44 +201,27 @@ fn is_stale(begun: u64, now: u64) -> bool {
     now < begun || now - begun >= GOES_STALE
 }
 
-/// What the journal in `path` notes; nothing when it cannot be read, and then the backup is not gone on with.
-fn read_noted(path: &Path) -> Option<Noted> {
-    let json = durable::read(&path.join(STATE), durable::SMALL).ok()?;
-    FORMAT.read(&json, |_, json| serde_json::from_slice::<V1>(json)).ok().map(Noted::from)
-}
-
-impl From<V1> for Noted {
-    fn from(V1 { version: _, taken, begun, conditions, finished }: V1) -> Self {
-        Self { taken, begun, conditions: conditions.into(), finished: finished.into_iter().map(|(name, one)| (name, one.into())).collect() }
+/// True when the archives in `path` are as the journal says that they were written.
+fn is_whole(path: &Path, reading: &Reading) -> Result<bool> {
+    let Ok(archives) = archives(reading) else { return Ok(false) };
+    for (name, finished) in &archives {
+        match hash(&path.join(name), Cached::Take, &|_| {}) {
+            Ok(sum) if sum.bytes == finished.stored && sum.sha256 == finished.sha256 => {}
+            // An interruption says nothing about the file.
+            Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
+            _ => return Ok(false),
+        }
     }
+    Ok(true)
 }
 
-impl From<Noted> for V1 {
-    fn from(Noted { taken, begun, conditions, finished }: Noted) -> Self {
-        let finished = finished.into_iter().map(|(name, one)| (name, one.into())).collect();
-        Self { version: FORMAT.version, taken, begun, conditions: conditions.into(), finished }
-    }
-}
-
-impl From<ConditionsV1> for Conditions {
-    fn from(ConditionsV1 { deployment, boot_id, current_config, agent }: ConditionsV1) -> Self {
-        Self { deployment: deployment.map(Into::into), boot_id, current_config, agent }
-    }
-}
-
-impl From<Conditions> for ConditionsV1 {
-    fn from(Conditions { deployment, boot_id, current_config, agent }: Conditions) -> Self {
-        Self { deployment: deployment.map(Into::into), boot_id, current_config, agent }
-    }
-}
-
-impl From<FinishedV1> for Finished {
-    fn from(FinishedV1 { bytes, stored, sha256 }: FinishedV1) -> Self {
+impl From<FinishedV2> for Finished {
+    fn from(FinishedV2 { bytes, stored, sha256 }: FinishedV2) -> Self {
         Self { bytes, stored, sha256 }
     }
 }
 
-impl From<Finished> for FinishedV1 {
+impl From<Finished> for FinishedV2 {
     fn from(Finished { bytes, stored, sha256 }: Finished) -> Self {
         Self { bytes, stored, sha256 }
     }
@@ -258,11 +230,15 @@ impl From<Finished> for FinishedV1 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backup::parts::{ETC, ETCD, KUBELET, STATIC_PODS};
+    use crate::backup::survey::survey;
+    use crate::backup::take::procedure::{ETCD_AND_STATIC_PODS, HOLD_FILES, INSTALL, plan};
 
     struct Place {
         _root: tempfile::TempDir,
         node: Node,
         dir: RecoveryDir,
+        plan: Plan,
         conditions: Conditions,
     }
 
@@ -270,73 +246,135 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let node = Node::at(root.path(), None);
         std::fs::create_dir_all(root.path().join("proc/sys/kernel/random")).unwrap();
-        std::fs::write(root.path().join("proc/sys/kernel/random/boot_id"), "b-1\n").unwrap();
         let dir = RecoveryDir::new(&node, Path::new("/var/recovery"));
         // Not by `prepare`, which wants it to be root's: the tests of a room need no root.
         std::fs::create_dir_all(dir.backups()).unwrap();
         let conditions = Conditions::of(&node, None).unwrap();
-        Place { _root: root, node, dir, conditions }
+        let place = Place { _root: root, node, dir, plan: plan(false, &[ETC, KUBELET]), conditions };
+        place.boot("b-1");
+        place
     }
 
     impl Place {
-        fn open(&self, conditions: &Conditions) -> Partial {
-            let survey = crate::backup::survey::survey(&self.dir).unwrap();
-            Partial::continue_or_begin(&self.node, &self.dir, &survey, conditions, Some("4.16.8")).unwrap()
+        fn boot(&self, id: &str) {
+            std::fs::write(self.node.real_path("/proc/sys/kernel/random/boot_id"), id).unwrap();
         }
 
+        fn open(&self) -> Partial {
+            let survey = survey(&self.dir).unwrap();
+            Partial::continue_or_begin(&self.node, &self.dir, &survey, &self.plan, &self.conditions, Some("4.16.8")).unwrap()
+        }
+
+        /// One that was stopped before its check.
         fn with_files(&self) -> Partial {
-            let mut partial = self.open(&self.conditions);
-            for name in ["etc.tar.zst", "kubelet.tar.zst", ETCD, STATIC_PODS] {
-                let path = partial.room_for(name).unwrap();
-                std::fs::write(&path, name).unwrap();
-                let sum = hash(&path, Cached::Take, &|_| {}).unwrap();
-                partial.finish(name, Finished { bytes: 7, stored: sum.bytes, sha256: sum.sha256 }).unwrap();
+            let mut partial = self.open();
+            partial.journal.append(&Event::PhaseBegun(Phase::Take), Value::Null).unwrap();
+            let steps: [(&str, &[&str]); 5] =
+                [(INSTALL, &[]), (HOLD_FILES, &[]), (ETC, &[ETC]), (KUBELET, &[KUBELET]), (ETCD_AND_STATIC_PODS, &[ETCD, STATIC_PODS])];
+            for (step, files) in steps {
+                partial.journal.append(&Event::StepIntent(Phase::Take, step.to_owned()), Value::Null).unwrap();
+                let written = |name: &&str| {
+                    let path = room_for(&partial.path, name).unwrap();
+                    std::fs::write(&path, name).unwrap();
+                    let sum = hash(&path, Cached::Take, &|_| {}).unwrap();
+                    ((*name).to_owned(), Finished { bytes: 7, stored: sum.bytes, sha256: sum.sha256 })
+                };
+                let figures = figures(files.iter().map(written).collect()).unwrap();
+                partial.journal.append(&Event::StepDone(Phase::Take, step.to_owned()), figures).unwrap();
             }
+            assert_eq!(finished(partial.journal.reading()).unwrap().len(), 4);
             partial
+        }
+
+        /// True when the next one begins again, and nothing is left of any other.
+        fn begins_again(&self) -> bool {
+            let next = self.open();
+            let survey = survey(&self.dir).unwrap();
+            assert_eq!((survey.partial.len(), survey.deleting.len()), (1, 0));
+            let begun = next.journal.reading().records.len() == 1;
+            assert_eq!(std::fs::read_dir(&next.path).unwrap().count(), if begun { 1 } else { 3 });
+            begun
         }
     }
 
     #[test]
-    fn it_is_continued_with_the_archives_that_are_whole() {
+    fn it_is_continued_with_its_archives_alone() {
         let place = place();
         let first = place.with_files();
         std::fs::write(first.path.join("usr-local.tar.zst"), "half").unwrap();
-        std::fs::write(first.path.join("kubelet.tar.zst"), "kubelet.tar.zsx").unwrap();
-        let second = place.open(&place.conditions);
+        let second = place.open();
         assert_eq!((&second.id, second.taken()), (&first.id, first.taken()));
-        assert_eq!(second.finished().keys().collect::<Vec<_>>(), ["etc.tar.zst"]);
-        let left: Vec<_> = std::fs::read_dir(&second.path).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(left.len(), 2, "{left:?}");
+        assert!(archives(second.journal.reading()).unwrap().keys().eq([ETC, KUBELET]));
+        assert!(!place.begins_again());
+    }
+
+    #[test]
+    fn an_archive_that_is_not_as_it_was_written_discards_it() {
+        for damage in ["kubelet.tar.zsx", "short"] {
+            let place = place();
+            let first = place.with_files();
+            std::fs::write(first.path.join(KUBELET), damage).unwrap();
+            assert!(place.begins_again());
+        }
     }
 
     #[test]
     fn other_conditions_discard_it() {
-        let place = place();
-        let first = place.with_files();
-        for change in [
-            |c: &mut Conditions| c.boot_id.push('x'),
-            |c: &mut Conditions| c.current_config = Some("x".to_owned()),
-            |c: &mut Conditions| c.agent.push('x'),
-        ] {
-            let mut conditions = place.conditions.clone();
-            change(&mut conditions);
-            assert!(place.open(&conditions).finished().is_empty());
-            let survey = crate::backup::survey::survey(&place.dir).unwrap();
-            assert_eq!((survey.partial.len(), survey.deleting.len()), (1, 0));
+        let changes: [fn(&mut Place); 3] = [
+            |place| place.boot("b-2"),
+            |place| place.conditions.current_config = Some("x".to_owned()),
+            |place| place.plan = plan(true, &[ETC, KUBELET]),
+        ];
+        for change in changes {
+            let mut place = place();
+            place.with_files();
+            assert!(!place.begins_again());
+            change(&mut place);
+            assert!(place.begins_again());
         }
-        assert!(!first.path.join("etc.tar.zst").exists());
+    }
+
+    /// Gives the journal of the unfinished backup other lines.
+    fn rewritten(path: &Path, change: impl Fn(usize, &str) -> String) {
+        let journal = path.join(JOURNAL);
+        let text = std::fs::read_to_string(&journal).unwrap();
+        std::fs::write(&journal, text.lines().enumerate().map(|(i, line)| change(i, line)).collect::<String>()).unwrap();
+    }
+
+    /// A line with its checksum made anew.
+    fn sealed(line: &str) -> String {
+        let content = format!("{}}}", line.rsplit_once(",\"sum\"").unwrap().0);
+        format!("{},\"sum\":\"{:08x}\"}}\n", content.strip_suffix('}').unwrap(), crc32c::crc32c(content.as_bytes()))
     }
 
     #[test]
-    fn one_without_a_journal_or_of_another_time_is_discarded() {
+    fn one_whose_journal_is_damaged_or_of_another_agent_or_time_is_discarded() {
+        let changes: [fn(usize, &str) -> String; 6] = [
+            |i, line| if i == 4 { format!("{}\n", &line[..9]) } else { format!("{line}\n") },
+            |i, line| if i == 10 { line[..9].to_owned() } else { format!("{line}\n") },
+            |_, line| sealed(&line.replace("\"files\"", "\"file\"")),
+            |_, line| sealed(&line.replace(&format!("\"agent\":\"{}\"", env!("CARGO_PKG_VERSION")), "\"agent\":\"0.0.9\"")),
+            |_, line| sealed(&line.replace("\"begun\":", "\"begun\":9")),
+            |_, line| sealed(&line.replace("\"procedure\":\"backup\"", "\"procedure\":\"recovery\"")),
+        ];
+        for (number, change) in changes.into_iter().enumerate() {
+            let place = place();
+            let first = place.with_files();
+            rewritten(&first.path, |_, line| sealed(line));
+            assert!(!place.begins_again());
+            rewritten(&first.path, change);
+            assert!(place.begins_again(), "change {number}");
+        }
+    }
+
+    #[test]
+    fn one_of_an_agent_that_kept_state_json_is_discarded() {
         let place = place();
-        let first = place.with_files();
-        std::fs::write(first.path.join(STATE), "{").unwrap();
-        assert!(place.open(&place.conditions).finished().is_empty());
-        let mut second = place.with_files();
-        second.state.begun += 1000;
-        second.save().unwrap();
-        assert!(place.open(&place.conditions).finished().is_empty());
+        let path = place.with_files().path;
+        std::fs::remove_file(path.join(JOURNAL)).unwrap();
+        std::fs::write(path.join("state.json"), crate::formats::samples::read("partial.1.json")).unwrap();
+        assert!(place.begins_again());
+        assert!(!path.join("state.json").exists());
     }
 
     #[test]
@@ -349,11 +387,8 @@ mod tests {
     fn two_in_one_second_have_two_ids() {
         let place = place();
         let first = place.with_files();
-        let mut other = place.conditions.clone();
         std::fs::rename(&first.path, place.dir.backups().join(&first.id)).unwrap();
-        other.boot_id.push('x');
-        let second = place.open(&other);
-        assert_ne!(first.id, second.id);
+        assert_ne!(first.id, place.open().id);
     }
 
     #[test]

@@ -9,7 +9,6 @@ use jiff::Timestamp;
 
 use super::install;
 use super::options::TakeOptions;
-use super::partial::Partial;
 use super::trees::Trees;
 use crate::backup::manifest::{DeploymentId, Image};
 use crate::backup::survey::Survey;
@@ -300,13 +299,12 @@ fn named(image: &crictl::Image) -> Image {
     Image { id: image.id.clone(), name: name.clone() }
 }
 
-/// Checks that what is still to be written fits into the recovery directory, with room for a recovery.
+/// Checks that what is still to be written, besides the bytes that are `done`, fits into the recovery directory, with room for a recovery.
 ///
 /// # Errors
 /// [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace), with the numbers and what to do.
-pub fn space(dir: &RecoveryDir, facts: &Facts, survey: &Survey, partial: &Partial) -> Result<()> {
+pub fn space(dir: &RecoveryDir, facts: &Facts, survey: &Survey, done: u64) -> Result<()> {
     let files = facts.trees.usage()? + u64::try_from(facts.health.db_size).unwrap_or(0);
-    let done: u64 = partial.finished().values().map(|f| f.stored).sum();
     let backup = (files.saturating_mul(ratio(survey)) / 1000 + install::room(dir)?).saturating_sub(done);
     let needed = backup + RESERVE;
     let (free, size) = mounts::space(dir.path())?;

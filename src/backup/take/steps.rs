@@ -1,27 +1,32 @@
 //! Taking a backup: the steps, in order.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::options::TakeOptions;
-use super::partial::{Conditions, Finished, Partial};
+use super::partial::{Finished, Partial, archives, figures, finished, room_for};
 use super::preflight::{self, Facts};
-use super::publish::{finish_interrupted, publish};
+use super::procedure::{CHECK, Conditions, ETCD_AND_STATIC_PODS, Event, HOLD_FILES, INSTALL, Journal, MANIFEST, PIN, Phase, Taking, plan};
+use super::publish::{check, finish_interrupted, publish, seal};
 use super::trees::{self, Tree};
 use super::{install, pins};
 use crate::archive::{self, Skipped};
 use crate::backup::asked_by::AskedBy;
+use crate::backup::layout::PARTIAL;
 use crate::backup::manifest::{Etcd, Manifest};
 use crate::backup::names;
 use crate::backup::parts::ETCD;
 use crate::backup::published::Backup;
 use crate::backup::store::{after::link_latest, prune::check_keep, prune::prune};
 use crate::backup::survey::{Survey, survey};
-use crate::error::{FailureKind, busy, kind};
+use crate::engine::driver::{Until, Work, drive, with_next};
+use crate::error::{AndNext, FailureKind, busy, kind};
 use crate::etcd;
 use crate::node::{Node, clock::interrupted, dir::RecoveryDir, hold};
 use crate::report::{Progress, paths};
@@ -91,10 +96,9 @@ pub fn take(session: &Locked<'_>, options: &TakeOptions) -> Result<Taken> {
     facts.warnings.extend(old.map(|old| {
         format!("{old}: this backup has the node as it is now; standby deployments and older backups stay until `recovery abandon` or `recovery recover`")
     }));
-    let conditions = Conditions::of(node, facts.booted.as_ref().map(|(_, id)| id.clone()))?;
-    let release = facts.cluster.as_ref().map(|cluster| cluster.version.as_str());
-    let mut partial = Partial::continue_or_begin(node, dir, &survey, &conditions, release)?;
-    let mut run = Run { node, dir, options, progress, survey: &survey, facts: &facts, reused: 0, skipped: Vec::new() };
+    let mut partial = partial(node, dir, &survey, &facts)?;
+    let mut run =
+        Run { node, dir, options, progress, survey: &survey, facts: &facts, etcd: None, undone_at: 0, reused: 0, skipped: Vec::new() };
     let backup = match run.make(&mut partial) {
         Ok(backup) => backup,
         Err(error) => return Err(give_up(error, partial, dir)),
@@ -104,6 +108,15 @@ pub fn take(session: &Locked<'_>, options: &TakeOptions) -> Result<Taken> {
     make_room(session, options, &backup, &mut taken);
     taken.seconds = began.elapsed().as_secs_f64();
     Ok(taken)
+}
+
+/// The unfinished backup that is gone on with, or a new one.
+fn partial(node: &Node, dir: &RecoveryDir, survey: &Survey, facts: &Facts) -> Result<Partial> {
+    let archives: Vec<&str> = facts.trees.first.iter().map(|tree| tree.file).collect();
+    let plan = plan(facts.booted.is_some(), &archives);
+    let conditions = Conditions::of(node, facts.booted.as_ref().map(|(_, id)| id.clone()))?;
+    let release = facts.cluster.as_ref().map(|cluster| cluster.version.as_str());
+    Partial::continue_or_begin(node, dir, survey, &plan, &conditions, release)
 }
 
 fn check_options(options: &TakeOptions) -> Result<()> {
@@ -170,35 +183,75 @@ struct Run<'a> {
     progress: &'a Progress,
     survey: &'a Survey,
     facts: &'a Facts,
+    /// What was saved of etcd.
+    etcd: Option<Etcd>,
+    /// How many lines the journal had when this process opened it.
+    undone_at: u64,
     reused: u64,
     skipped: Vec<(String, Skipped)>,
 }
 
-impl Run<'_> {
-    /// The steps that make the backup.
-    fn make(&mut self, partial: &mut Partial) -> Result<Backup> {
-        preflight::space(self.dir, self.facts, self.survey, partial)?;
-        install::install(self.node, self.dir)?;
-        if let Some((booted, _)) = &self.facts.booted {
-            pins::pin(self.node, self.dir, booted)?;
+impl Work for Run<'_> {
+    type Of = Taking;
+
+    fn perform(&mut self, journal: &mut Journal, _: Phase, step: &str) -> Result<Value> {
+        let (node, dir, facts) = (self.node, self.dir, self.facts);
+        let partial = dir.backups().join(format!("{}{PARTIAL}", journal.reading().subject));
+        match step {
+            INSTALL => install::install(node, dir)?,
+            PIN => facts.booted.as_ref().map_or(Ok(()), |(booted, _)| pins::pin(node, dir, booted))?,
+            // Before /etc is archived: every deployment that is restored from here has the files.
+            HOLD_FILES => {
+                hold::install(&node.real_path("/etc"), dir).context("putting the kubelet hold and the resume unit into /etc")?;
+            }
+            ETCD_AND_STATIC_PODS => return figures(self.etcd_and_static_pods(&partial)?),
+            CHECK => check(&partial, &finished(journal.reading())?, facts.profile, self.progress)?,
+            MANIFEST => {
+                let files = finished(journal.reading())?;
+                seal(&partial, &files, &self.manifest(journal, &files)?)?;
+            }
+            archive => {
+                let tree = facts.trees.first.iter().find(|tree| tree.file == archive);
+                let tree = tree.ok_or_else(|| journal.reading().unknown(&format!("step {step}")))?;
+                return figures(BTreeMap::from([self.archive(tree, &partial)?]));
+            }
         }
-        // Before /etc is archived: every deployment that is restored from here has the files.
-        hold::install(&self.node.real_path("/etc"), self.dir).context("putting the kubelet hold and the resume unit into /etc")?;
-        for tree in &self.facts.trees.first {
-            self.archive(tree, partial)?;
-        }
-        let etcd = self.etcd_and_static_pods(partial)?;
-        interrupted()?;
-        publish(self.dir, partial, self.manifest(partial, etcd)?, self.progress)
+        Ok(Value::Null)
     }
 
-    fn archive(&mut self, tree: &Tree, partial: &mut Partial) -> Result<()> {
-        interrupted()?;
-        if partial.finished().contains_key(tree.file) {
+    fn before(&mut self, _: &Journal, _: &Event) -> Result<()> {
+        interrupted()
+    }
+
+    fn needs_reboot(&self, _: &Journal, _: Phase) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Whatever another process has done, but the archives, is done again.
+    fn undone_at(&self) -> u64 {
+        self.undone_at
+    }
+}
+
+impl Run<'_> {
+    /// All that makes the backup.
+    fn make(&mut self, partial: &mut Partial) -> Result<Backup> {
+        let kept = archives(partial.journal.reading())?;
+        preflight::space(self.dir, self.facts, self.survey, kept.values().map(|file| file.stored).sum())?;
+        for tree in self.facts.trees.first.iter().filter(|tree| kept.contains_key(tree.file)) {
             self.progress.say(&format!("{} is finished already", tree.shown));
-            return Ok(());
         }
-        let file = partial.room_for(tree.file)?;
+        self.undone_at = partial.journal.reading().last().sequence;
+        if let Err(error) = drive(&mut partial.journal, self, Until::End) {
+            let error = with_next(partial.journal.reading(), &error);
+            return Err(if kind(&error) == FailureKind::NoSpace { error.and_next(self.dir.make_room()) } else { error });
+        }
+        publish(self.dir, &partial.path, &partial.id)
+    }
+
+    fn archive(&mut self, tree: &Tree, partial: &Path) -> Result<(String, Finished)> {
+        interrupted()?;
+        let file = room_for(partial, tree.file)?;
         let previous = self.survey.backups.iter().map(|b| b.file(tree.file)).find(|file| file.is_file());
         let task = self.progress.task(&format!("archiving {}", tree.shown), None);
         let packed = archive::pack(&tree.root, &file, &tree.selection, previous.as_deref(), &|bytes| task.add(bytes))
@@ -206,35 +259,32 @@ impl Run<'_> {
         self.reused += packed.reused;
         let shown = |path: PathBuf| paths::text(&Path::new(tree.shown).join(path));
         self.skipped.extend(packed.skipped.into_iter().map(|(path, why)| (shown(path), why)));
-        partial.finish(tree.file, Finished { bytes: packed.bytes, stored: packed.stored, sha256: packed.sha256 })
+        Ok((tree.file.to_owned(), Finished { bytes: packed.bytes, stored: packed.stored, sha256: packed.sha256 }))
     }
 
     /// etcd's data and what is on disk of the static pods must be of one moment (the keys of encrypted secrets are among the latter): when
     /// a manifest changes in between, both are taken again.
-    fn etcd_and_static_pods(&mut self, partial: &mut Partial) -> Result<Etcd> {
+    fn etcd_and_static_pods(&mut self, partial: &Path) -> Result<BTreeMap<String, Finished>> {
         for _ in 0..ATTEMPTS {
             let before = self.manifests_in_use()?;
             let etcd = self.save_etcd(partial)?;
-            let tree = self.facts.trees.static_pods.clone();
-            // An archive from the attempt before is of another moment than this snapshot.
-            partial.room_for(tree.file)?;
-            self.archive(&tree, partial)?;
+            let static_pods = self.archive(&self.facts.trees.static_pods, partial)?;
             if self.manifests_in_use()? == before {
-                return Ok(etcd);
+                return Ok(BTreeMap::from([etcd, static_pods]));
             }
             self.progress.say("a static pod was rolled out meanwhile: etcd and static pods are taken again");
         }
         Err(busy("static pods are being rolled out again and again: wait until the operators are at rest (`oc get clusteroperators`)"))
     }
 
-    fn save_etcd(&self, partial: &mut Partial) -> Result<Etcd> {
-        let file = partial.room_for(ETCD)?;
+    fn save_etcd(&mut self, partial: &Path) -> Result<(String, Finished)> {
+        let file = room_for(partial, ETCD)?;
         // What is counted here is in the snapshot, which is begun a moment later.
         let health = etcd::health(&self.facts.endpoint, self.options.wait).context("asking etcd how it is")?;
         let task = self.progress.task("saving etcd", u64::try_from(health.db_size).ok());
         let saved = etcd::save(&self.facts.endpoint, &file, self.options.wait, &|bytes| task.add(bytes)).context("saving etcd")?;
-        partial.finish(ETCD, Finished { bytes: saved.bytes, stored: saved.stored, sha256: saved.sha256 })?;
-        Ok(Etcd { version: Some(health.version), revision: health.revision, keys: Some(health.keys), bytes: saved.bytes })
+        self.etcd = Some(Etcd { version: Some(health.version), revision: health.revision, keys: Some(health.keys), bytes: saved.bytes });
+        Ok((ETCD.to_owned(), Finished { bytes: saved.bytes, stored: saved.stored, sha256: saved.sha256 }))
     }
 
     /// What identifies the revision of each static pod: its manifest, which names it. (Times of files say nothing.)
@@ -248,21 +298,21 @@ impl Run<'_> {
         self.facts.profile.static_pods.iter().map(|pod| digest(self.facts.profile.manifest(pod))).collect()
     }
 
-    fn manifest(&self, partial: &Partial, etcd: Etcd) -> Result<Manifest> {
+    fn manifest(&self, journal: &Journal, files: &BTreeMap<String, Finished>) -> Result<Manifest> {
         Ok(Manifest {
             sequence: self.survey.next_sequence(),
-            id: partial.id.clone(),
+            id: journal.reading().subject.clone(),
             name: self.options.name.clone(),
             labels: self.options.labels.clone(),
             asked_by: self.options.asked_by.clone(),
-            taken: partial.taken(),
+            taken: journal.reading().beginning.taken,
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             profile: self.facts.profile.kind,
             identity: self.facts.identity.clone(),
-            boot_id: self.node.clock().boot_id()?,
+            boot_id: journal.boot().to_owned(),
             cluster: self.facts.cluster.clone(),
             deployment: self.facts.booted.as_ref().map(|(_, id)| id.clone()),
-            etcd,
+            etcd: self.etcd.clone().context("etcd was not saved before")?,
             operators: self.facts.operators.clone(),
             images: self.facts.images.clone(),
             certificates_expire: self.facts.certificates_expire.as_ref().map(|(when, _)| *when),
@@ -270,7 +320,7 @@ impl Run<'_> {
             managed_files: self.facts.trees.managed_files.clone(),
             runtime_unit: self.facts.runtime_unit.clone(),
             operator_containers: self.facts.operator_containers.clone(),
-            sizes: partial.finished().iter().map(|(name, finished)| (name.clone(), finished.bytes)).collect(),
+            sizes: files.iter().map(|(name, one)| (name.clone(), one.bytes)).collect(),
         })
     }
 }
