@@ -53,7 +53,7 @@ impl Undo {
         Self { runs: Vec::new(), backup: backup.to_owned(), asked, selinux: None, units: BTreeMap::new(), runtime: None, undone_at: None }
     }
 
-    /// What an open run must undo. Where the file is missing, the run was begun and has noted nothing; whether there is a hold, the node shows.
+    /// What an open run must undo. Where the file is missing, all that can be known of is a hold, and the node shows that.
     ///
     /// # Errors
     /// As [`Undo::load`].

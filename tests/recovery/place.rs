@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use testing::session::session;
+use testing::session::{opened, session};
 
 use recovery::archive::{Selection, pack};
 use recovery::backup::manifest::{Image, Manifest};
@@ -198,7 +198,7 @@ impl Place {
     }
 
     pub(crate) fn plan(&self, options: Options) -> anyhow::Result<Proposal<'_>> {
-        recovery::recovery::plan(&session(&self.node, &self.dir), options)
+        recovery::recovery::plan(&opened(&self.node, &self.dir)?, options)
     }
 
     pub(crate) fn restore_files(&self, asked: Asked) -> anyhow::Result<RunReport> {
@@ -207,15 +207,15 @@ impl Place {
 
     pub(crate) fn restart(&self, backup: Option<&str>) -> anyhow::Result<RunReport> {
         let options = Options { backup: backup.map(str::to_owned), ..Options::default() };
-        recovery::recovery::plan_restart(&session(&self.node, &self.dir), options)?.begin()
+        recovery::recovery::plan_restart(&opened(&self.node, &self.dir)?, options)?.begin()
     }
 
     pub(crate) fn resume(&self, options: &ResumeOptions) -> anyhow::Result<Option<RunReport>> {
-        recovery::recovery::resume(&session(&self.node, &self.dir), options)
+        recovery::recovery::resume(&opened(&self.node, &self.dir)?, options)
     }
 
     pub(crate) fn abandon(&self) -> anyhow::Result<Option<recovery::recovery::AbandonReport>> {
-        recovery::recovery::abandon(&session(&self.node, &self.dir), false)
+        recovery::recovery::abandon(&opened(&self.node, &self.dir)?, false)
     }
 
     pub(crate) fn status(&self) -> recovery::recovery::StatusReport {

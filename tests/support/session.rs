@@ -11,8 +11,13 @@ use recovery::session::{Locked, Session};
 /// When others can write to the recovery directory.
 #[must_use]
 pub fn session<'a>(node: &'a Node, dir: &'a RecoveryDir) -> Session<'a> {
+    opened(node, dir).unwrap()
+}
+
+/// The same, or why not.
+pub fn opened<'a>(node: &'a Node, dir: &'a RecoveryDir) -> anyhow::Result<Session<'a>> {
     // For as long as the test runs.
-    Session::open(node, dir, Box::leak(Box::new(Progress::hidden()))).unwrap()
+    Session::open(node, dir, Box::leak(Box::new(Progress::hidden())))
 }
 
 /// The same with the lock.

@@ -136,7 +136,7 @@ fn gaps_repetitions_and_foreign_lines_are_refused() {
     assert!(refusal(&path, &with(3, &lines[3].repeat(2))).contains("line 5: it has number 4, not 5"));
     assert!(refusal(&path, &with(3, "\n")).contains("line 4"));
     assert!(refusal(&path, &with(3, &altered(&lines[3], |r| r.run = "other".to_owned()))).contains("belongs to run other"));
-    assert!(refusal(&path, &with(3, &altered(&lines[3], |r| r.subject = "other".to_owned()))).contains("speaks of other"));
+    assert!(refusal(&path, &with(3, &altered(&lines[3], |r| r.subject = "other".to_owned()))).contains("about other"));
     assert!(refusal(&path, &with(3, &altered(&lines[3], |r| r.event = format::EventV1::StepDone))).contains("cannot follow"));
     assert!(refusal(&path, &with(3, &altered(&lines[3], |r| r.step = None))).contains("names no step"));
     // A last line that is whole is not torn, whatever it says.
