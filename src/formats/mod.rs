@@ -8,6 +8,8 @@
 //! * A file of a newer version is sound and not supported: the message names the version of the agent that wrote it, where the file says so.
 //! * Any change of a layout, an optional field too, is a new version: the structs of the old one stay, with a `From` into the new.
 //!
+//! Version 1 of the marker in a [`member`] directory does not say its version; a later one has to.
+//!
 //! The [`index`] of an archive differs in one of them: an archive can be read without it, so that one of a newer version is passed over.
 //!
 //! Every version of every format has a sample in `tests/fixtures/formats/` (`NAME.VERSION.json`), with every field in it, and its schema
@@ -18,6 +20,7 @@ pub mod history;
 pub mod index;
 pub mod journal;
 pub mod manifest;
+pub mod member;
 pub mod partial;
 pub mod pins;
 pub mod undo;
