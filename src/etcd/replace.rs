@@ -20,22 +20,28 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::FlockOperation;
-use serde::{Deserialize, Serialize};
 
 use super::data_dir::{self, MEMBER, NEW, beginning_with, exists};
 use super::restore::build;
 use super::{Options, Restored, Tick, wal};
-use crate::error::usage;
+use crate::error::{FailureKind, kind, usage};
+use crate::formats;
+use crate::formats::member::{self, FORMAT, RestoredV1, V1};
 use crate::node::{durable, selinux};
 
-/// In the new member directory.
-const MARKER: &str = "recovery-run";
+/// The marker's name in the new member directory.
+const MARKER: &str = FORMAT.name;
 
-/// The content of the marker.
-#[derive(Serialize, Deserialize)]
-struct Marker {
-    run: String,
-    restored: Restored,
+impl From<Restored> for RestoredV1 {
+    fn from(Restored { member_id, cluster_id, name, revision }: Restored) -> Self {
+        Self { member_id, cluster_id, name, revision }
+    }
+}
+
+impl From<RestoredV1> for Restored {
+    fn from(RestoredV1 { member_id, cluster_id, name, revision }: RestoredV1) -> Self {
+        Self { member_id, cluster_id, name, revision }
+    }
 }
 
 /// The directories of one run.
@@ -58,10 +64,17 @@ impl Place {
         Ok(Self { data_dir: data_dir.to_owned(), run: run.to_owned(), member, new, before })
     }
 
-    /// The marker of this run in a member directory.
-    fn marker(&self, member: &Path) -> Option<Marker> {
-        let text = std::fs::read(member.join(MARKER)).ok()?;
-        serde_json::from_slice(&text).ok().filter(|marker: &Marker| marker.run == self.run)
+    /// What the marker of this run in a member directory says was restored; `None` without one that can be read.
+    ///
+    /// # Errors
+    /// When it is of a newer version: the member may be whole, and is not to be built again.
+    fn marker(&self, member: &Path) -> Result<Option<Restored>> {
+        let Ok(json) = std::fs::read(member.join(MARKER)) else { return Ok(None) };
+        match member::read(&json) {
+            Ok(marker) => Ok((marker.run == self.run).then(|| marker.restored.into())),
+            Err(error) if kind(&error) == FailureKind::Unsupported => Err(error.context(format!("looking at {}", member.display()))),
+            Err(_) => Ok(None),
+        }
     }
 
     /// Everything in the data directory whose name begins with that of `path`.
@@ -98,41 +111,41 @@ impl Place {
 pub(super) fn replace(file: &Path, data_dir: &Path, run: &str, options: &Options, tick: Tick<'_>) -> Result<Restored> {
     options.check()?;
     let place = Place::new(data_dir, run)?;
-    if let Some(marker) = place.marker(&place.member) {
-        return Ok(marker.restored);
+    if let Some(restored) = place.marker(&place.member)? {
+        return Ok(restored);
     }
     place.check_stopped()?;
     if !exists(data_dir) {
         durable::create_dir(data_dir, 0o700)?;
     }
-    let marker = match place.marker(&place.new) {
-        Some(marker) => marker,
+    let restored = match place.marker(&place.new)? {
+        Some(restored) => restored,
         None => make(&place, file, options, tick).with_context(|| format!("restoring {} into {}", file.display(), data_dir.display()))?,
     };
     place.swap()?;
-    Ok(marker.restored)
+    Ok(restored)
 }
 
 /// Builds the new directory, up to its marker. Leaves nothing behind when it fails.
-fn make(place: &Place, file: &Path, options: &Options, tick: Tick<'_>) -> Result<Marker> {
+fn make(place: &Place, file: &Path, options: &Options, tick: Tick<'_>) -> Result<Restored> {
     // What any run has left half-built can be built again; its space is needed now.
     for left in beginning_with(&place.data_dir, NEW.as_bytes())? {
         durable::remove_tree(&left)?;
     }
     let look = Look::of(if exists(&place.member) { &place.member } else { &place.data_dir })?;
-    let build = || -> Result<Marker> {
+    let build = || -> Result<Restored> {
         let (restored, _) = build(file, &place.new, options, tick)?;
-        let marker = Marker { run: place.run.clone(), restored };
+        let marker = V1 { run: place.run.clone(), restored: restored.clone().into() };
         super::set_mode(&place.new, look.mode)?;
         for part in ["snap/db", "snap", &format!("wal/{}", wal::NAME), "wal", ""] {
             look.give(&place.new.join(part))?;
         }
         // Under its own name only with its content and its looks: it stands for everything else.
         let part = place.new.join(format!("{MARKER}.part"));
-        super::new_file(&part)?.write_all(&serde_json::to_vec(&marker)?)?;
+        super::new_file(&part)?.write_all(&formats::to_json(&marker)?)?;
         look.give(&part)?;
         durable::rename(&part, &place.new.join(MARKER))?;
-        Ok(marker)
+        Ok(restored)
     };
     let made = build();
     if made.is_err() {
@@ -143,7 +156,7 @@ fn make(place: &Place, file: &Path, options: &Options, tick: Tick<'_>) -> Result
 
 /// True when the new member of this run is in place; see [`super::is_replaced`].
 pub(super) fn is_replaced(data_dir: &Path, run: &str) -> bool {
-    Place::new(data_dir, run).is_ok_and(|place| place.marker(&place.member).is_some())
+    Place::new(data_dir, run).and_then(|place| place.marker(&place.member)).is_ok_and(|restored| restored.is_some())
 }
 
 /// Removes what was put aside; see [`super::drop_kept`].
@@ -154,7 +167,7 @@ pub(super) fn drop_kept(data_dir: &Path, run: &str, earlier: &[String]) -> Resul
     }
     let mut kept = place.like(&place.before)?;
     ensure!(
-        kept.is_empty() || place.marker(&place.member).is_some(),
+        kept.is_empty() || place.marker(&place.member)?.is_some(),
         "{} does not hold the member that run {run} restored: {} stays, as it may be the only copy",
         data_dir.display(),
         place.before.display()

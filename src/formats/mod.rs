@@ -11,6 +11,9 @@
 //!
 //! Two differ. An archive can be read without its [`index`], so that one of a newer version is passed over. What an unfinished backup notes ([`partial`])
 //! is read by the agent alone that began it.
+//! Version 1 of the marker in a [`member`] directory does not say its version; a later one has to.
+//!
+//! The [`index`] of an archive differs in one of them: an archive can be read without it, so that one of a newer version is passed over.
 //!
 //! Every version of every format has a sample in `tests/fixtures/formats/` (`NAME.VERSION.json`), with every field in it, and its schema
 //! (`NAME.VERSION.schema.json`): a test reads each, writes it again, and compares both to the byte, so that no layout changes by accident.
@@ -20,6 +23,7 @@ pub mod history;
 pub mod index;
 pub mod journal;
 pub mod manifest;
+pub mod member;
 pub mod partial;
 pub mod pins;
 pub mod undo;
