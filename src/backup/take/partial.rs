@@ -161,7 +161,7 @@ pub fn finished(reading: &Reading) -> Result<BTreeMap<String, Finished>> {
     Ok(files)
 }
 
-/// Those of them that the next process goes on with: the archives whose steps are called as they are.
+/// Those of them that the next process goes on with: the archives that are steps of their own.
 ///
 /// # Errors
 /// As [`finished`].

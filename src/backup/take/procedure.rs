@@ -29,7 +29,7 @@ pub const INSTALL: &str = "install";
 pub const PIN: &str = "pin";
 /// Putting the kubelet hold and the resume unit into `/etc`.
 pub const HOLD_FILES: &str = "hold-files";
-/// Saving etcd and archiving the static pods, of one moment. The steps before it are called as the archives that they make.
+/// Saving etcd and archiving the static pods, of one moment. Each step between this and the one before has the name of the archive that it makes.
 pub const ETCD_AND_STATIC_PODS: &str = "etcd-and-static-pods";
 /// Checking what was written.
 pub const CHECK: &str = "check";
