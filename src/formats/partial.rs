@@ -1,8 +1,8 @@
-//! What the [journal](super::journal) of an unfinished backup, `journal` in its directory, says besides what every journal says: what was begun
-//! ([`BeginningV2`]), and which files a step has finished ([`DoneV2`], the detail of its end).
+//! What the [journal](super::journal) of an unfinished backup, `journal` in its directory, says besides what every journal says: what was
+//! begun ([`BeginningV2`]), and which files a step has finished ([`DoneV2`], the detail of its end).
 //!
-//! This is version 2, and goes with version 2 of the journal. Version 1 was a file of its own, `state.json`. No agent reads what another one has begun:
-//! that is discarded, and the backup begun again.
+//! This is version 2, and goes with version 2 of the journal. Version 1 was a file of its own, `state.json`. No agent reads what another
+//! one has begun: that is discarded, and the backup begun again.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! A backup that is being taken: a directory `<id>.partial` with the journal of its [steps](super::procedure), so that the next `backup` can go
-//! on with it.
+//! A backup that is being taken: a directory `<id>.partial` with the journal of its [steps](super::procedure), so that the next `backup`
+//! can go on with it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -46,8 +46,8 @@ pub struct Partial {
 }
 
 impl Partial {
-    /// Goes on with the newest unfinished backup when boot, agent, plan and `conditions` are the same, it is not an hour old, and its archives are as
-    /// they were written; else begins a new one. All other unfinished ones are discarded.
+    /// Goes on with the newest unfinished backup when boot, agent, plan and `conditions` are the same, it is not an hour old, and its
+    /// archives are as they were written; else begins a new one. All other unfinished ones are discarded.
     ///
     /// # Errors
     /// When one cannot be discarded, or the new directory cannot be made; when interrupted, and then what is finished stays.
@@ -161,7 +161,7 @@ pub fn finished(reading: &Reading) -> Result<BTreeMap<String, Finished>> {
     Ok(files)
 }
 
-/// Those of them that the next process goes on with: the archives whose steps are called as they are.
+/// Those of them that the next process goes on with: the archives that are steps of their own.
 ///
 /// # Errors
 /// As [`finished`].

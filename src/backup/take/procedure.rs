@@ -1,4 +1,5 @@
-//! A backup as the [engine](crate::engine) carries it out: its steps, and what must be the same for one that was cut short to be gone on with.
+//! A backup as the [engine](crate::engine) carries it out: its steps, and what must be the same for one that was cut short to be gone on
+//! with.
 
 use anyhow::Result;
 use data_encoding::HEXLOWER;
@@ -29,7 +30,8 @@ pub const INSTALL: &str = "install";
 pub const PIN: &str = "pin";
 /// Putting the kubelet hold and the resume unit into `/etc`.
 pub const HOLD_FILES: &str = "hold-files";
-/// Saving etcd and archiving the static pods, of one moment. The steps before it are called as the archives that they make.
+/// Saving etcd and archiving the static pods, of one moment. Each step between this and the one before has the name of the archive that it
+/// makes.
 pub const ETCD_AND_STATIC_PODS: &str = "etcd-and-static-pods";
 /// Checking what was written.
 pub const CHECK: &str = "check";
@@ -61,8 +63,8 @@ impl std::fmt::Display for Phase {
     }
 }
 
-/// The plan of a backup with these archives before the static pods'. They alone outlive the process that made them: whatever else was done is
-/// done again by the next one, because etcd and the static pods go on changing, and somebody may have taken a pin or a file away.
+/// The plan of a backup with these archives before the static pods'. They alone outlive the process that made them: whatever else was done
+/// is done again by the next one, because etcd and the static pods go on changing, and somebody may have taken a pin or a file away.
 #[must_use]
 pub fn plan(pins: bool, archives: &[&str]) -> Plan {
     let step = |volatile: bool| move |name: &&str| PlannedStep { name: (*name).to_owned(), volatile };

@@ -1,8 +1,8 @@
 //! From finished files to a published backup: check what was written, manifest and sums, sync; then remove the journal, rename, sync.
 //!
 //! The journal goes only when everything else is on disk: a partial without one, whose files are those that its sums list, lacks nothing
-//! but its name, and neither does one whose journal says that manifest and sums are written. [`finish_interrupted`] gives it that when a crash
-//! got in between.
+//! but its name, and neither does one whose journal says that manifest and sums are written. [`finish_interrupted`] gives it that when a
+//! crash got in between.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -25,8 +25,9 @@ use crate::node::profile::Profile;
 use crate::node::{dir::RecoveryDir, durable};
 use crate::report::Progress;
 
-/// Checks the finished files in `partial`: archives were read back from the disk when they were packed, or hashed when this backup was continued,
-/// so that their length (and their index, when they are opened) says that they are still those; the snapshot is read here, from the disk.
+/// Checks the finished files in `partial`: archives were read back from the disk when they were packed, or hashed when this backup was
+/// continued, so that their length (and their index, when they are opened) says that they are still those; the snapshot is read here, from
+/// the disk.
 ///
 /// # Errors
 /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when a file is not what was written.
