@@ -9,11 +9,9 @@
 //! * What belongs to a version ends with it (`V1`, `LineV2`): with the first that has it, when later ones have it too.
 //! * Any change of a layout, an optional field too, is a new version: the structs of the old one stay, with a `From` into the new.
 //!
-//! Two differ. An archive can be read without its [`index`], so that one of a newer version is passed over. What an unfinished backup notes ([`partial`])
-//! is read by the agent alone that began it.
-//! Version 1 of the marker in a [`member`] directory does not say its version; a later one has to.
-//!
-//! The [`index`] of an archive differs in one of them: an archive can be read without it, so that one of a newer version is passed over.
+//! Three differ. An archive can be read without its [`index`], so that one of a newer version is passed over. What an unfinished backup notes
+//! ([`partial`]) is read by the agent alone that began it. Version 1 of the marker in a [`member`] directory of etcd does not say its version; a later one
+//! has to.
 //!
 //! Every version of every format has a sample in `tests/fixtures/formats/` (`NAME.VERSION.json`), with every field in it, and its schema
 //! (`NAME.VERSION.schema.json`): a test reads each, writes it again, and compares both to the byte, so that no layout changes by accident.
