@@ -153,7 +153,7 @@ pub fn running(node: &Node, profile: &Profile, recorded: &[&str]) -> Result<Opti
 /// socket's program; the first with which nothing is wrong, as `unfit` says.
 ///
 /// # Errors
-/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is none, with what is wrong with each; those of `unfit`.
+/// [`FailureKind::Misfit`] when there is none, with what is wrong with each; those of `unfit`.
 pub fn unit(node: &Node, profile: &Profile, recorded: Option<&str>, unfit: &dyn Fn(&str) -> Result<Option<Unfit>>) -> Result<String> {
     let mut tried: BTreeSet<String> = BTreeSet::new();
     let mut wrong = Vec::new();

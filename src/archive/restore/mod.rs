@@ -1,6 +1,6 @@
 //! Making a tree equal to an archive.
 //!
-//! Reading order: [`compare`] (in what a tree differs), [`plan`] (what is done about it), [`needed`] (what that needs of the archive's
+//! Reading order: [`mod@compare`] (in what a tree differs), [`plan`] (what is done about it), [`needed`] (what that needs of the archive's
 //! data); [`noted`] (what directories were like before), [`stage`] (where new files are made), [`make`], [`remove`], [`trial`] (what the
 //! file system takes); [`restorer`] (the steps, in their order); here, all of it.
 
