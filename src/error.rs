@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 
 /// What kind a failure is of. Each has its documented exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum FailureKind {
     /// None of the others: an operation that failed.
@@ -55,6 +54,21 @@ pub const EXIT_CODES: [(u8, &str); 10] = [
 ];
 
 impl FailureKind {
+    /// All of them; of those with the same exit code, the one that it means where nothing else is known comes first.
+    pub const ALL: [Self; 11] = [
+        Self::Failed,
+        Self::Usage,
+        Self::Unsupported,
+        Self::Damaged,
+        Self::Unanswered,
+        Self::NoSpace,
+        Self::Interrupted,
+        Self::Locked,
+        Self::Busy,
+        Self::NotPermitted,
+        Self::Misfit,
+    ];
+
     /// The documented exit code of this kind of failure.
     #[must_use]
     pub fn code(self) -> u8 {
@@ -74,23 +88,12 @@ impl FailureKind {
     /// The kind that a journal of version 1 meant, which has exit codes only. (An interruption is not in it.)
     #[must_use]
     pub fn of_code(code: u8) -> Self {
-        const ALL: [FailureKind; 8] = [
-            FailureKind::Usage,
-            FailureKind::Unsupported,
-            FailureKind::Damaged,
-            FailureKind::Unanswered,
-            FailureKind::NoSpace,
-            FailureKind::Interrupted,
-            FailureKind::NotPermitted,
-            FailureKind::Misfit,
-        ];
-        ALL.into_iter().find(|kind| kind.code() == code).unwrap_or(Self::Failed)
+        Self::ALL.into_iter().find(|kind| kind.code() == code).unwrap_or(Self::Failed)
     }
 }
 
 /// What to do about a failure. Shown after "next: ".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum Next {
     /// The same command again, once something else has happened.
@@ -328,20 +331,7 @@ mod tests {
 
     #[test]
     fn every_code_of_a_kind_is_documented_and_leads_back_to_one_of_the_same_code() {
-        let all = [
-            FailureKind::Failed,
-            FailureKind::Usage,
-            FailureKind::Unsupported,
-            FailureKind::Damaged,
-            FailureKind::Unanswered,
-            FailureKind::NoSpace,
-            FailureKind::Interrupted,
-            FailureKind::Locked,
-            FailureKind::Busy,
-            FailureKind::NotPermitted,
-            FailureKind::Misfit,
-        ];
-        for kind in all {
+        for kind in FailureKind::ALL {
             assert!(EXIT_CODES.iter().any(|(code, _)| *code == kind.code()), "{kind:?}");
             assert_eq!(FailureKind::of_code(kind.code()).code(), kind.code());
         }

@@ -1,4 +1,4 @@
-//! `recovery`: backup and recovery of a single-node OpenShift machine on an ostree operating system.
+//! `recovery`: backup and recovery of a machine that is a cluster by itself: single-node OpenShift on an ostree operating system, or kubeadm's.
 //!
 //! One way leads through it, and nothing points back: command line → what is asked ([`backup`], [`recovery`], carried out by the [`engine`]) → how it
 //! is done ([`archive`], [`etcd`], [`kube`], [`tools`]) → the [`node`].

@@ -1,4 +1,5 @@
-//! The command line: one file per command, each of which parses its arguments, calls, prints, and leaves the exit code to [`run`].
+//! The command line: a file for each command (`list` has those that remove, too), which parses its arguments, calls and prints. The exit code of a
+//! failure is made by [`run`].
 //!
 //! Reading order: [`args`] (what can be said), this page (from there to the command), [`context`] (what every command has: the node, the
 //! recovery directory, consent, output), [`enter`] (from a container to its host), then the commands.

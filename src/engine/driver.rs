@@ -137,13 +137,7 @@ fn one_step<W: Work>(journal: &mut Journal<W::Of>, work: &mut W, phase: PhaseOf<
 }
 
 fn write_failure<W: Work>(journal: &mut Journal<W::Of>, work: &mut W, phase: PhaseOf<W>, step: &str, error: &anyhow::Error) -> Result<()> {
-    let failed = FailedV1 {
-        cause: error::said(error),
-        kind: Some(error::kind(error)),
-        next: error::next(error).cloned(),
-        exit: error::exit_code(error),
-    };
-    let detail = serde_json::to_value(failed).context("serializing the failure")?;
+    let detail = FailedV1::of(error).and_then(serde_json::to_value).context("serializing the failure")?;
     write(journal, work, &Event::StepFailed(phase, step.to_owned()), detail)
 }
 
@@ -161,17 +155,15 @@ fn is_lost<T: Procedure>(journal: &Journal<T>, undone_at: u64, phase: T::Phase, 
 /// The kind of the failure that a journal ends with. (Those of earlier agents hold its exit code alone.)
 #[must_use]
 pub fn recorded_kind<T: Procedure>(reading: &Reading<T>) -> Option<FailureKind> {
-    reading.last().failure().map(|failed| failed.kind.unwrap_or_else(|| FailureKind::of_code(failed.exit)))
+    reading.last().failure().map(|failure| failure.kind)
 }
 
 /// The failure that a journal ends with, as the agent that met it reported it.
 #[must_use]
 pub fn recorded_failure<T: Procedure>(reading: &Reading<T>) -> Option<anyhow::Error> {
     let last = reading.last();
-    let (failed, phase) = (last.failure()?, last.event.phase()?);
-    let kind = failed.kind.unwrap_or_else(|| FailureKind::of_code(failed.exit));
-    let cause = Failure { kind, message: failed.cause, next: failed.next }.into();
-    Some(of_step(reading, phase, last.event.step()?, &cause))
+    let (cause, phase) = (last.failure()?, last.event.phase()?);
+    Some(of_step(reading, phase, last.event.step()?, &cause.into()))
 }
 
 /// A step's failure, with the step's name and the way on.

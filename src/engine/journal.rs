@@ -89,17 +89,32 @@ pub struct Record<P> {
 impl<P: Phase> Record<P> {
     /// The failure that it records, if it does.
     #[must_use]
-    pub fn failure(&self) -> Option<FailedV1> {
+    pub fn failure(&self) -> Option<Failure> {
         if !matches!(self.event, Event::StepFailed(..)) {
             return None;
         }
-        let read = serde_json::from_value(self.detail.clone());
-        Some(read.unwrap_or_else(|_| FailedV1 {
-            cause: "no cause was recorded".to_owned(),
-            kind: None,
-            next: None,
-            exit: FailureKind::Failed.code(),
-        }))
+        let none = || Failure { kind: FailureKind::Failed, message: "no cause was recorded".to_owned(), next: None };
+        Some(serde_json::from_value::<FailedV1>(self.detail.clone()).map_or_else(|_| none(), Failure::from))
+    }
+}
+
+impl From<FailedV1> for Failure {
+    fn from(FailedV1 { cause: message, kind, next, exit }: FailedV1) -> Self {
+        let kind = kind.and_then(|kind| serde_json::from_value(kind.into()).ok());
+        let next = next.and_then(|next| serde_json::from_value(next).ok());
+        Self { kind: kind.unwrap_or_else(|| FailureKind::of_code(exit)), message, next }
+    }
+}
+
+impl FailedV1 {
+    /// A failure, for the journal.
+    ///
+    /// # Errors
+    /// When it cannot be serialized.
+    pub fn of(error: &anyhow::Error) -> serde_json::Result<Self> {
+        let kind = serde_json::to_value(crate::error::kind(error))?.as_str().map(str::to_owned);
+        let next = crate::error::next(error).map(serde_json::to_value).transpose()?;
+        Ok(Self { cause: crate::error::said(error), kind, next, exit: crate::error::exit_code(error) })
     }
 }
 

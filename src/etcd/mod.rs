@@ -1,8 +1,8 @@
 //! etcd: saving a snapshot over gRPC, checking it, and rebuilding a single-member data directory from it without `etcdutl`.
 //!
 //! Reading order: this page, which is all that other rooms use; `client` and `save` (the node's etcd); `snapshot` and `pipe` (the file, as a
-//! stream); `bolt`, `check` and `status` (the database in it, whether etcd can start on it, and what is in it); `edit`, `wal`, `ids` and `restore` (a new member from it);
-//! `replace` (the same in place, safe against crashes).
+//! stream); `bolt`, `revision`, `check` and `status` (the database in it, whether etcd can start on it, and what is in it); `edit`, `wal`, `ids`
+//! and `restore` (a new member from it); `data_dir` and `replace` (the same in place, safe against crashes).
 //!
 //! Everything is streamed: no snapshot, whatever its size, is held in memory.
 

@@ -14,7 +14,6 @@ use serde_json::Value;
 use super::Format;
 use super::deployment::DeploymentV1;
 use super::manifest::ProfileV1;
-use crate::error::{FailureKind, Next};
 
 /// This format.
 pub const FORMAT: Format = Format { name: "the journal", version: 2 };
@@ -125,15 +124,17 @@ pub struct StepV1 {
 /// The detail of a failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct FailedV1 {
     /// Why, in words.
     pub cause: String,
-    /// Its kind; nothing in journals of earlier agents.
+    /// The name of its kind; nothing in journals of earlier agents. What a kind means is in [`error`](crate::error); of one that is not known, the exit
+    /// code says enough.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kind: Option<FailureKind>,
-    /// What can be done about it, when the cause says so.
+    pub kind: Option<String>,
+    /// What can be done about it, when the cause says so, as `--json` has it. What is not known is passed over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next: Option<Next>,
+    pub next: Option<Value>,
     /// The exit code that it led to.
     pub exit: u8,
 }

@@ -1,7 +1,7 @@
 //! What is written to disk and read again later, perhaps by another version of the agent: one module for each format.
 //!
-//! A format has structs of its own, which nothing else uses: the rooms convert them from and into what they work with (`From`), so that a working
-//! type can change and the file does not. Each file says its version. The rules:
+//! A format has structs of its own, which only reading and writing use: the rooms convert them from and into what they work with (`From`), so that
+//! a working type can change and the file does not. Each file says its version. The rules:
 //!
 //! * An agent writes the newest version that it knows, and reads every version there ever was.
 //! * A field that a version does not have is refused as damage, never passed over: nobody knows what it was meant to change.
@@ -9,12 +9,12 @@
 //! * What belongs to a version ends with it (`V1`, `LineV2`): with the first that has it, when later ones have it too.
 //! * Any change of a layout, an optional field too, is a new version: the structs of the old one stay, with a `From` into the new.
 //!
-//! Three differ. An archive can be read without its [`index`], so that one of a newer version is passed over. What an unfinished backup notes
-//! ([`partial`]) is read by the agent alone that began it. Version 1 of the marker in a [`member`] directory of etcd does not say its version; a later one
-//! has to.
+//! Four differ. An archive can be read without its [`index`], so that one of another version than the newest is passed over. What an unfinished
+//! backup notes ([`partial`]) is read by the agent alone that began it. Version 1 of the marker in a [`member`] directory of etcd and of the reports
+//! in [`history`] do not say their version; later ones do. (Some fields of version 1 of [`manifest`] and [`undo`] came before there was this rule.)
 //!
-//! Every version of every format has a sample in `tests/fixtures/formats/` (`NAME.VERSION.json`), with every field in it, and its schema
-//! (`NAME.VERSION.schema.json`): a test reads each, writes it again, and compares both to the byte, so that no layout changes by accident.
+//! Every version that is read has a sample in `tests/fixtures/formats/` (`NAME.VERSION.json`; `.jsonl`, `.bin`), with every field in it, and its
+//! schema (`NAME.VERSION.schema.json`): a test reads each, writes it again, and compares both to the byte, so that no layout changes by accident.
 
 pub mod deployment;
 pub mod history;

@@ -2,9 +2,9 @@
 //!
 //! Reading order: this page, [`run`] (external programs), [`clock`] (time, boot id, deadlines, interruption), [`durable`] (files that
 //! survive a power cut), [`dir`] (the recovery directory and its lock), [`profile`] (what kind of control plane), [`identity`]
-//! (which node this is), [`static_pod`] and [`certificates`] (what its manifests and certificates say), [`yaml`] (as kubelet reads it), [`machine_config`] (which files are
-//! managed), [`hold`] (what keeps kubelet from starting before everything is restored), [`mounts`] and [`selinux`], [`host`] (the way to it from a
-//! container).
+//! (which node this is), [`static_pod`] and [`certificates`] (what its manifests and certificates say), [`yaml`] (as kubelet reads it),
+//! [`machine_config`] (which files are managed), [`hold`] (what keeps kubelet from starting before everything is restored), [`crio`] (what it erases at
+//! a start), [`mounts`] and [`selinux`], [`host`] (the way to it from a container).
 
 pub mod certificates;
 pub mod clock;

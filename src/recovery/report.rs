@@ -170,7 +170,7 @@ impl RunStatus {
             step: open.and_then(|o| o.step()).map(|s| s.name.clone()),
             begun: reading.records[0].time,
             since: last.time,
-            failure: last.failure().map(|failed| failed.cause),
+            failure: last.failure().map(|failure| failure.message),
             needs_reboot: open.is_some_and(|o| o.stage == Stage::Reboot),
             by_step: reading.beginning.asked.step,
             phases: phases(reading),

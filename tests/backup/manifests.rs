@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use recovery::backup::manifest::Manifest;
 use recovery::error::exit_code;
+use recovery::formats::manifest::FORMAT;
 
 use testing::manifest::plain;
 
@@ -21,11 +22,12 @@ fn it_reads_what_it_wrote() -> Result<()> {
 fn another_version_an_unknown_field_and_garbage_are_refused() -> Result<()> {
     let good = serde_json::to_value(plain("a", 1))?;
     let mut newer = good.clone();
-    newer["version"] = 2.into();
+    let version = FORMAT.version + 1;
+    newer["version"] = version.into();
     newer["news"] = true.into();
     let error = Manifest::parse(&serde_json::to_vec(&newer)?).unwrap_err();
     assert_eq!(exit_code(&error), 64);
-    assert!(error.to_string().contains("version 2, written by recovery 0.1.0"), "{error}");
+    assert!(error.to_string().contains(&format!("version {version}, written by recovery 0.1.0")), "{error}");
     let mut unknown = good;
     unknown["news"] = true.into();
     let error = Manifest::parse(&serde_json::to_vec(&unknown)?).unwrap_err();

@@ -188,7 +188,7 @@ fn a_failure_is_in_the_journal_and_the_step_is_tried_again() {
     let text = format!("{error:#}");
     assert_eq!(text, "phase second, step restore failed: it hangs; next: put the cause right and `recovery resume`, or `recovery abandon`");
     let last = journal.reading().last().clone();
-    assert_eq!(last.failure().unwrap().cause, "it hangs");
+    assert_eq!(last.failure().unwrap().message, "it hangs");
     drop(journal);
     assert!(to_the_end(&path, &mut fake, 0).contains(&"the end of the run".to_owned()));
 }
