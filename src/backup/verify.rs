@@ -12,7 +12,7 @@ use super::parts::{Holds, Part};
 use super::published::{Backup, complete};
 use super::sums::{Sum, hash_all, read_sums};
 use crate::archive::Archive;
-use crate::error::{Failure, FailureKind, busy, damaged, kind};
+use crate::error::{Failure, FailureKind, busy, damaged, kind, said};
 use crate::etcd;
 use crate::node::{clock::interrupted, profile::Profile};
 use crate::report::Progress;
@@ -45,7 +45,7 @@ impl VerifyReport {
             _ => FailureKind::Damaged,
         });
         let kind = kinds.next().map(|first| if kinds.all(|kind| kind == first) { first } else { FailureKind::Damaged });
-        let problems = wrong.iter().map(|error| format!("{error:#}")).collect();
+        let problems = wrong.iter().map(said).collect();
         let bytes = files.values().map(|sum| sum.bytes).sum();
         Self { id: id.to_owned(), deep, good: wrong.is_empty(), bytes, files, problems, kind }
     }

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::machine::{Event, Phase, Plan, PlannedPhase, PlannedStep, State, transition};
-use crate::error::{AndNext, Failure, FailureKind, Next, damaged, kind, unsupported};
+use crate::error::{AndNext, Failure, FailureKind, Next, by_hand, damaged, kind, unsupported};
 use crate::formats::journal::{self as format, FORMAT, FailedV1, LineV2};
 use crate::node::durable;
 
@@ -100,6 +100,8 @@ impl<P: Phase> Record<P> {
 
 impl From<FailedV1> for Failure {
     fn from(FailedV1 { cause: message, kind, next, exit }: FailedV1) -> Self {
+        // Agents that wrote no kind had the way on in the same sentence.
+        let message = if kind.is_some() { message } else { message.split("; next: ").next().unwrap_or_default().to_owned() };
         let kind = kind.and_then(|kind| serde_json::from_value(kind.into()).ok());
         let next = next.and_then(|next| serde_json::from_value(next).ok());
         Self { kind: kind.unwrap_or_else(|| FailureKind::of_code(exit)), message, next }
@@ -168,7 +170,9 @@ impl<T: Procedure> Reading<T> {
         }
         Self::replay(&bytes).map(Some).map_err(|(line, why)| {
             if kind(&why) == FailureKind::Unsupported {
-                return why.context(format!("line {line} of the journal {}", path.display())).and_next(T::past_the_journal());
+                return why
+                    .context(format!("line {line} of the journal {}", path.display()))
+                    .and_next(by_hand("go on with the agent that wrote it; `recovery --version` says which one this is"));
             }
             refused(format!("line {line}: {why:#}"))
         })

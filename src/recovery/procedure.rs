@@ -152,6 +152,10 @@ impl Procedure for Recovery {
                 by_hand("`recovery verify`, then `recovery restart --backup ID` with a backup that is whole, or `recovery abandon`")
             }
             FailureKind::NoSpace => by_hand("make room, then `recovery resume`"),
+            FailureKind::Busy | FailureKind::Locked => {
+                let by_itself = if reading.beginning.asked.step { "" } else { " (the unit tries it again by itself)" };
+                by_hand(format!("`recovery resume` when that has changed{by_itself}, or `recovery abandon`"))
+            }
             FailureKind::Interrupted => {
                 let by_itself =
                     if reading.beginning.asked.step { "" } else { " (the unit does by itself, at the next boot at the latest)" };

@@ -81,7 +81,11 @@ fn next(reading: &Reading, boot: Option<&str>) -> Next {
     }
     let failed = reading.last().failure();
     match failed.and_then(|failed| failed.next).or_else(|| driver::recorded_kind(reading).map(|kind| Recovery::way_on(reading, kind))) {
-        // What stopped it says what to do, and going on is not it.
+        // What stopped it says what to do first.
+        Some(Next::Again { when }) => by_hand(format!("{when}, then `{}`", resume_command(reading))),
+        Some(Next::Run { command, why }) if !command.starts_with("recovery ") => {
+            by_hand(format!("{}, then `{}`", run(command, why), resume_command(reading)))
+        }
         Some(next) if next != Next::Resume => next,
         _ => run(resume_command(reading), ""),
     }

@@ -131,7 +131,9 @@ impl Previous {
     fn goes_on_with(&self, item: &Item) -> bool {
         self.group.get(self.held.len()).is_some_and(|record| {
             item.entry == record.entry
-                && item.existence == record.existence
+                // The mark that only its existence is meant is not in the headers that older agents wrote.
+                && !item.existence
+                && !record.existence
                 && item.found.inode == record.inode
                 && item.found.ctime == record.ctime
                 && record.ctime < self.safe_before

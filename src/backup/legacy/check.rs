@@ -11,7 +11,7 @@ use super::members::{self, MOST_FILE, MOST_LEVELS, Members};
 use crate::archive::Tick;
 use crate::backup::layout::LEGACY_ID;
 use crate::backup::verify::VerifyReport;
-use crate::error::{FailureKind, damaged, kind, unsupported};
+use crate::error::{FailureKind, damaged, kind, said, unsupported};
 use crate::etcd;
 use crate::node::identity::Identity;
 use crate::node::machine_config::MachineConfig;
@@ -50,7 +50,7 @@ pub fn verify(old: &Legacy, progress: &Progress) -> Result<VerifyReport> {
 /// [`FailureKind::Interrupted`] when interrupted.
 pub fn problem(old: &Legacy) -> Result<Option<String>> {
     let problems = problems(old, Depth::Files, &|_| {})?;
-    let problems: Vec<String> = problems.iter().map(|problem| format!("{problem:#}")).collect();
+    let problems: Vec<String> = problems.iter().map(said).collect();
     Ok(Some(problems.join("; ")).filter(|text| !text.is_empty()))
 }
 

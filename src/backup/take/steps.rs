@@ -97,8 +97,19 @@ pub fn take(session: &Locked<'_>, options: &TakeOptions) -> Result<Taken> {
         format!("{old}: this backup has the node as it is now; standby deployments and older backups stay until `recovery abandon` or `recovery recover`")
     }));
     let mut partial = partial(node, dir, &survey, &facts)?;
-    let mut run =
-        Run { node, dir, options, progress, survey: &survey, facts: &facts, etcd: None, undone_at: 0, reused: 0, skipped: Vec::new() };
+    let mut run = Run {
+        node,
+        dir,
+        options,
+        progress,
+        survey: &survey,
+        facts: &facts,
+        etcd: None,
+        undone_at: 0,
+        sealed: false,
+        reused: 0,
+        skipped: Vec::new(),
+    };
     let backup = match run.make(&mut partial) {
         Ok(backup) => backup,
         Err(error) => return Err(give_up(error, partial, dir)),
@@ -187,6 +198,8 @@ struct Run<'a> {
     etcd: Option<Etcd>,
     /// How many lines the journal had when this process opened it.
     undone_at: u64,
+    /// Manifest and sums are on disk.
+    sealed: bool,
     reused: u64,
     skipped: Vec<(String, Skipped)>,
 }
@@ -209,6 +222,7 @@ impl Work for Run<'_> {
             MANIFEST => {
                 let files = finished(journal.reading())?;
                 seal(&partial, &files, &self.manifest(journal, &files)?)?;
+                self.sealed = true;
             }
             archive => {
                 let tree = facts.trees.first.iter().find(|tree| tree.file == archive);
@@ -219,8 +233,9 @@ impl Work for Run<'_> {
         Ok(Value::Null)
     }
 
-    fn before(&mut self, _: &Journal, _: &Event) -> Result<()> {
-        interrupted()
+    /// What is done is written down, whatever asks this process to end.
+    fn before(&mut self, _: &Journal, event: &Event) -> Result<()> {
+        if matches!(event, Event::StepDone(..) | Event::PhaseDone(_) | Event::Finished) { Ok(()) } else { interrupted() }
     }
 
     fn needs_reboot(&self, _: &Journal, _: Phase) -> Result<bool> {
@@ -242,7 +257,10 @@ impl Run<'_> {
             self.progress.say(&format!("{} is finished already", tree.shown));
         }
         self.undone_at = partial.journal.reading().last().sequence;
-        if let Err(error) = drive(&mut partial.journal, self, Until::End) {
+        // Once it is sealed, nothing is missing but the name: not even room for the journal's last lines.
+        if let Err(error) = drive(&mut partial.journal, self, Until::End)
+            && !self.sealed
+        {
             let error = with_next(partial.journal.reading(), &error);
             return Err(if kind(&error) == FailureKind::NoSpace { error.and_next(self.dir.make_room()) } else { error });
         }

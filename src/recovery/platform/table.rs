@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::backup::manifest::DeploymentId;
 use crate::error::{AndNext, Next, by_hand, misfit, run};
 use crate::node::Node;
+use crate::recovery::report::words_of;
 use crate::tools::ostree::{self, Deployment};
 
 /// Which deployment a backup belongs to.
@@ -49,7 +50,7 @@ pub enum Action {
         /// Why.
         why: String,
         /// What a person can do about it, when it is one thing.
-        #[serde(skip_serializing_if = "Option::is_none")]
+        #[serde(skip_serializing_if = "Option::is_none", serialize_with = "words_of")]
         way: Option<Next>,
     },
 }
@@ -119,7 +120,7 @@ impl<T: Into<String>> From<T> for No {
 /// rpm-ostree drops nothing that is pinned.
 fn no_because_pinned(why: &str, other: &Deployment) -> No {
     let command = format!("ostree admin pin --unpin {}", other.index);
-    let way = run(command, "lets it be dropped, also if a later backup belongs to it; then run this again");
+    let way = run(command, "lets it be dropped, also if a later backup belongs to it");
     No { why: format!("{why}: {}", short(other)), way: Some(way) }
 }
 
@@ -134,7 +135,7 @@ fn decide(all: &[Deployment], target: &Target) -> Result<Action, No> {
     // What stands before the first of the two boots next, and has to go.
     let ahead: Vec<Deployment> = all[..at.min(running)].to_vec();
     if let Some(other) = ahead.iter().find(|d| d.stateroot != booted.stateroot) {
-        let way = run(format!("ostree admin undeploy {}", other.index), "removes it; then run this again");
+        let way = run(format!("ostree admin undeploy {}", other.index), "removes it");
         return Err(No { why: format!("{} of another stateroot boots next", short(other)), way: Some(way) });
     }
     if let Some(other) = ahead.iter().find(|d| d.pinned) {
