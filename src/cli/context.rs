@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::args::Global;
-use crate::error::{misfit, not_permitted, usage};
+use crate::error::{Next, misfit, not_permitted, usage};
 use crate::node::Node;
 use crate::node::clock::interrupted;
 use crate::node::dir::{DEFAULT, RecoveryDir};
@@ -152,6 +152,21 @@ pub(super) fn as_called(text: &str, dir: &Path) -> String {
         .replace('\0', &format!("{program} "))
 }
 
+/// What to do next, with its commands as they have to be typed here.
+pub(super) fn next_as_called(next: &Next, dir: &Path) -> Next {
+    match next.clone() {
+        Next::Run { command, why } => {
+            let typed = as_called(&format!("`{command}`"), dir);
+            Next::Run { command: typed.trim_matches('`').to_owned(), why: as_called(&why, dir) }
+        }
+        Next::Again { when } => Next::Again { when: as_called(&when, dir) },
+        Next::MakeRoom { dir: full, how } => Next::MakeRoom { dir: full, how: as_called(&how, dir) },
+        Next::ByHand { what } => Next::ByHand { what: as_called(&what, dir) },
+        // No words: a program knows what they ask for.
+        next @ (Next::Resume | Next::Restart { .. } | Next::Abandon | Next::Verify { .. } | Next::Reboot) => next,
+    }
+}
+
 /// Prints one JSON document on standard output.
 pub(super) fn print_json(value: &serde_json::Value) -> Result<()> {
     reported(to_stdout(&json(value)))
@@ -179,4 +194,19 @@ pub(super) fn to_stdout(text: &str) -> std::io::Result<()> {
     out.write_all(text.as_bytes())?;
     out.write_all(end.as_bytes())?;
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::run;
+
+    #[test]
+    fn a_command_in_json_can_be_typed_as_it_is() {
+        let Next::Run { command, why } = next_as_called(&run("recovery verify b1", "checks it"), Path::new("/x")) else { unreachable!() };
+        assert!(command.starts_with('/') && command.ends_with(" --dir /x verify b1"), "{command}");
+        assert_eq!(why, "checks it");
+        let other = run("systemctl reboot", "");
+        assert_eq!(next_as_called(&other, Path::new("/x")), other);
+    }
 }

@@ -45,7 +45,13 @@ pub fn run() -> ExitCode {
             show_parser(&error);
             // Whoever asks for JSON gets JSON, for a command line that makes no sense too.
             if error.use_stderr() && std::env::args_os().take_while(|arg| arg != "--").any(|arg| arg == "--json") {
-                context::print_json(&serde_json::json!({ "error": said(&error), "exit": error.exit_code() })).ok();
+                context::print_json(&serde_json::json!({
+                    "error": said(&error),
+                    "kind": FailureKind::Usage,
+                    "next": null,
+                    "exit": error.exit_code(),
+                }))
+                .ok();
             }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
@@ -73,7 +79,7 @@ pub fn run() -> ExitCode {
                 context::print_json(&serde_json::json!({
                     "error": error::said(&error),
                     "kind": kind(&error),
-                    "next": error::next(&error),
+                    "next": error::next(&error).map(|next| context::next_as_called(next, &cli.global.dir)),
                     "exit": error::exit_code(&error),
                 }))
                 .ok();
