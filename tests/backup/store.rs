@@ -54,7 +54,7 @@ fn damage_is_seen_named_and_passed_over() {
     let damages: [(&str, &str, &str); 12] = [
         ("missing", "rm etc.tar.zst", "etc.tar.zst is missing"),
         ("added", "echo x > more", "more was added"),
-        ("unknown", "sed -i 's/\"version\": [0-9]*/&, \"news\": 1/' manifest.json", "news"),
+        ("unknown", "sed -i 's/\"version\": [0-9][0-9]*/&, \"news\": 1/' manifest.json", "news"),
         ("garbage", "echo garbage > manifest.json", "not valid"),
         ("renamed", "sed -i 's/\"id\": \"renamed\"/\"id\": \"other\"/' manifest.json", "says that it is other"),
         ("nosums", "rm SHA256SUMS", "SHA256SUMS"),
@@ -305,7 +305,7 @@ fn a_backup_that_is_pruned_while_it_is_looked_at_is_not_called_damaged() {
 
 /// A backup as a newer agent may take it, with fields and files that nobody here has heard of.
 fn newer(place: &Place, id: &str) {
-    let news = "sed -i 's/\"version\": [0-9]*,/\"version\": 99, \"news\": 1,/; s/\"agent\": .*/\"agent\": \"9.1.0\",/' manifest.json &&
+    let news = "sed -i 's/\"version\": [0-9][0-9]*,/\"version\": 99, \"news\": 1,/; s/\"agent\": .*/\"agent\": \"9.1.0\",/' manifest.json &&
         mv etc.tar.zst etc.new && rm SHA256SUMS && sha256sum -- * > ../sums && mv ../sums SHA256SUMS";
     sh(&place.published(id, 9), news);
 }

@@ -125,7 +125,7 @@ fn damaged_archives_and_manifests() {
         ("truncate -s -1 etc.tar.zst", "etc.tar.zst", 65),
         ("printf x | dd of=kubelet.tar.zst bs=1 seek=70 conv=notrunc status=none", "kubelet.tar.zst", 65),
         ("rm static-pods.tar.zst", "static-pods.tar.zst", 65),
-        ("sed -i 's/\"version\": *[0-9]*/\"version\": 99/' manifest.json", "99", 64),
+        ("sed -i 's/\"version\": *[0-9][0-9]*/\"version\": 99/' manifest.json", "99", 64),
         ("echo '{' > manifest.json", "manifest.json", 65),
         ("rm SHA256SUMS", "SHA256SUMS", 65),
     ] {
@@ -145,7 +145,7 @@ fn damaged_archives_and_manifests() {
         std::fs::copy(whole.join(part), backup.join(part)).unwrap();
     }
     Place::publish(&backup, &place.manifest("b1", 1));
-    sh(&backup, "sed -i 's/\"version\": [0-9]*,/\"version\": 99,/' manifest.json && sha256sum -- *.zst manifest.json > SHA256SUMS");
+    sh(&backup, "sed -i 's/\"version\": [0-9][0-9]*,/\"version\": 99,/' manifest.json && sha256sum -- *.zst manifest.json > SHA256SUMS");
     begin(&place, 64, &["version 99", "written by recovery", "use that agent"]);
     let mut manifest = place.manifest("b1", 1);
     manifest.identity.machine_id = "4567".to_owned();
