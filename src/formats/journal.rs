@@ -266,7 +266,7 @@ impl LineV2 {
     /// Reads a line of any version, without its newline. `agent` is the one that began the journal, when that is known.
     ///
     /// # Errors
-    /// [`FailureKind::Unsupported`] when it is of a newer version; any other error, which is no [`Failure`](crate::error::Failure), when it is no line
+    /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is of a newer version; any other error, which is no [`Failure`](crate::error::Failure), when it is no line
     /// of a journal.
     pub fn of(line: &[u8], agent: Option<&str>) -> Result<Self> {
         let line = std::str::from_utf8(line).context("it is not text")?;

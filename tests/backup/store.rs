@@ -305,7 +305,8 @@ fn a_backup_that_is_pruned_while_it_is_looked_at_is_not_called_damaged() {
 
 /// A backup as a newer agent may take it, with fields and files that nobody here has heard of.
 fn newer(place: &Place, id: &str) {
-    let news = "sed -i 's/\"version\": [0-9][0-9]*,/\"version\": 99, \"news\": 1,/; s/\"agent\": .*/\"agent\": \"9.1.0\",/' manifest.json &&
+    let news =
+        "sed -i 's/\"version\": [0-9][0-9]*,/\"version\": 99, \"news\": 1,/; s/\"agent\": .*/\"agent\": \"9.1.0\",/' manifest.json &&
         mv etc.tar.zst etc.new && rm SHA256SUMS && sha256sum -- * > ../sums && mv ../sums SHA256SUMS";
     sh(&place.published(id, 9), news);
 }
