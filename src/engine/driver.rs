@@ -152,12 +152,6 @@ fn is_lost<T: Procedure>(journal: &Journal<T>, undone_at: u64, phase: T::Phase, 
     done.is_none_or(|done| done.boot != journal.boot() || done.sequence <= undone_at)
 }
 
-/// The kind of the failure that a journal ends with. (Those of earlier agents hold its exit code alone.)
-#[must_use]
-pub fn recorded_kind<T: Procedure>(reading: &Reading<T>) -> Option<FailureKind> {
-    reading.last().failure().map(|failure| failure.kind)
-}
-
 /// The failure that a journal ends with, as the agent that met it reported it.
 #[must_use]
 pub fn recorded_failure<T: Procedure>(reading: &Reading<T>) -> Option<anyhow::Error> {

@@ -122,16 +122,16 @@ pub(super) struct Go {
 pub(super) fn carry_on(session: &Locked<'_>, journal: &mut Journal, mut undo: Undo, backup: Option<Backup>, go: Go) -> Result<RunReport> {
     // An SSH connection that drops must not leave the node held, between two releases.
     ignore_hangup()?;
+    // A step that was cut short may have left SELinux permissive.
+    undo.restore_selinux(session)?;
+    if !matches!(journal.reading().state, State::Open(_)) {
+        return clear_away(session, journal.reading(), undo).map(|outcome| RunReport::of(journal.reading(), outcome));
+    }
     // The agent that lies here goes on after the reboot: it has to know the lines that are written from now on.
     if journal.reading().agent.as_deref() != Some(env!("CARGO_PKG_VERSION"))
         && let Err(error) = install::install(session.node, session.dir)
     {
         tracing::warn!("another agent began this recovery, and this one could not be put in its place: {error:#}");
-    }
-    // A step that was cut short may have left SELinux permissive.
-    undo.restore_selinux(session)?;
-    if !matches!(journal.reading().state, State::Open(_)) {
-        return clear_away(session, journal.reading(), undo).map(|outcome| RunReport::of(journal.reading(), outcome));
     }
     let go_on = || {
         hold_again(session, journal.reading(), &mut undo)?;

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::history;
 use super::procedure::{Reading, Recovery, State};
 use super::report::{RunStatus, resume_command, words_of};
-use crate::engine::{Procedure, driver};
+use crate::engine::Procedure;
 use crate::error::{Next, by_hand, run, said};
 use crate::node::hold;
 use crate::session::Session;
@@ -79,8 +79,7 @@ fn next(reading: &Reading, boot: Option<&str>) -> Next {
     if awaited.is_some_and(|phase| boot.is_some_and(|boot| !reading.rebooted_since(phase, boot))) {
         return run("systemctl reboot", "");
     }
-    let failed = reading.last().failure();
-    match failed.and_then(|failed| failed.next).or_else(|| driver::recorded_kind(reading).map(|kind| Recovery::way_on(reading, kind))) {
+    match reading.last().failure().map(|failure| failure.next.unwrap_or_else(|| Recovery::way_on(reading, failure.kind))) {
         // What stopped it says what to do first.
         Some(Next::Again { when }) => by_hand(format!("{when}, then `{}`", resume_command(reading))),
         Some(Next::Run { command, why }) if !command.starts_with("recovery ") => {
