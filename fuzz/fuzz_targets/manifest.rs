@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use recovery::backup::manifest::Manifest;
-use recovery::formats::manifest::V1;
+use recovery::formats::manifest::V2;
 use recovery::formats::to_json;
 use recovery_fuzz::{refused, stays_inside};
 
@@ -14,6 +14,6 @@ fuzz_target!(|json: &[u8]| {
     };
     manifest.etc_excludes.iter().for_each(|pattern| stays_inside(pattern));
     // What an agent reads, it can write, and reads again as the same.
-    let written = to_json(&V1::from(manifest.clone())).expect("JSON");
+    let written = to_json(&V2::from(manifest.clone())).expect("JSON");
     assert_eq!(Manifest::parse(&written).expect("what was written"), manifest);
 });

@@ -11,7 +11,7 @@ use super::layout::{MANIFEST, read_small};
 use crate::archive::Selection;
 use crate::error::damaged;
 use crate::formats::deployment::DeploymentV1;
-use crate::formats::manifest::{ClusterV1, EtcdV1, FORMAT, IdentityV1, ImageV1, OperatorV1, ProfileV1, V1};
+use crate::formats::manifest::{ClusterV1, EtcdV1, FORMAT, IdentityV1, ImageV1, OperatorV1, ProfileV1, V1, V2, WorkloadKindV2, WorkloadV2};
 use crate::formats::to_json;
 use crate::kube;
 use crate::node::{durable, identity::Identity, profile::Kind};
@@ -22,7 +22,7 @@ const MOST_MANIFEST: u64 = 2 << 20;
 
 /// The manifest. Reports show it as its file has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(into = "V1")]
+#[serde(into = "V2")]
 pub struct Manifest {
     /// Order of the backups of this recovery directory.
     pub sequence: u64,
@@ -65,6 +65,10 @@ pub struct Manifest {
     /// The containers of the profile's operators that ran, name and namespace: those that a recovery waits for. `None` when the runtime did
     /// not say, and in older backups.
     pub operator_containers: Option<Vec<(String, String)>>,
+    /// What somebody was told when it was taken, one sentence each; none in older backups.
+    pub warnings: Vec<String>,
+    /// The Deployments, StatefulSets and DaemonSets that were available; `None` when the API did not say, and in older backups.
+    pub workloads: Option<Vec<kube::Workload>>,
     /// Bytes of content per file of the backup, before compression.
     pub sizes: BTreeMap<String, u64>,
 }
@@ -84,7 +88,10 @@ impl Manifest {
     /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is of a newer version;
     /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is not exactly a manifest, or says what no restore can do.
     pub fn parse(json: &[u8]) -> Result<Self> {
-        let manifest = Self::from(FORMAT.read(json, |_, json| serde_json::from_slice::<V1>(json))?);
+        let manifest = Self::from(FORMAT.read(json, |version, json| match version {
+            1 => serde_json::from_slice::<V1>(json).map(V2::from),
+            _ => serde_json::from_slice::<V2>(json),
+        })?);
         // Before anything is changed, not in the middle of a restore.
         let excludes = Selection::all().except(&manifest.etc_excludes);
         excludes.map_err(|error| damaged(format!("{MANIFEST} is not valid: etc_excludes: {error}")))?;
@@ -193,8 +200,8 @@ pub struct Image {
     pub name: String,
 }
 
-impl From<V1> for Manifest {
-    fn from(v: V1) -> Self {
+impl From<V2> for Manifest {
+    fn from(v: V2) -> Self {
         Self {
             sequence: v.sequence,
             id: v.id,
@@ -216,15 +223,17 @@ impl From<V1> for Manifest {
             managed_files: v.managed_files,
             runtime_unit: v.runtime_unit,
             operator_containers: v.operator_containers,
+            warnings: v.warnings,
+            workloads: v.workloads.map(|all| all.into_iter().map(Into::into).collect()),
             sizes: v.sizes,
         }
     }
 }
 
-impl From<Manifest> for V1 {
+impl From<Manifest> for V2 {
     fn from(v: Manifest) -> Self {
         Self {
-            version: 1,
+            version: FORMAT.version,
             sequence: v.sequence,
             id: v.id,
             name: v.name,
@@ -245,8 +254,32 @@ impl From<Manifest> for V1 {
             managed_files: v.managed_files,
             runtime_unit: v.runtime_unit,
             operator_containers: v.operator_containers,
+            warnings: v.warnings,
+            workloads: v.workloads.map(|all| all.into_iter().map(Into::into).collect()),
             sizes: v.sizes,
         }
+    }
+}
+
+impl From<WorkloadV2> for kube::Workload {
+    fn from(WorkloadV2 { kind, namespace, name }: WorkloadV2) -> Self {
+        let kind = match kind {
+            WorkloadKindV2::Deployment => kube::WorkloadKind::Deployment,
+            WorkloadKindV2::StatefulSet => kube::WorkloadKind::StatefulSet,
+            WorkloadKindV2::DaemonSet => kube::WorkloadKind::DaemonSet,
+        };
+        Self { kind, namespace, name }
+    }
+}
+
+impl From<kube::Workload> for WorkloadV2 {
+    fn from(kube::Workload { kind, namespace, name }: kube::Workload) -> Self {
+        let kind = match kind {
+            kube::WorkloadKind::Deployment => WorkloadKindV2::Deployment,
+            kube::WorkloadKind::StatefulSet => WorkloadKindV2::StatefulSet,
+            kube::WorkloadKind::DaemonSet => WorkloadKindV2::DaemonSet,
+        };
+        Self { kind, namespace, name }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Reading order: what all share: [`layout`] and [`parts`] (its files), [`names`] (what one may be called), [`asked_by`] (who wants it),
 //! [`manifest`] (what it says of itself), [`sums`], [`published`] (all of it is there), [`survey`] (all that lie in the recovery
 //! directory), [`mod@verify`] (whether a recovery takes one); then the rooms: [`mod@take`], [`legacy`] (the old script's layout), [`store`]
-//! (list, choose, delete, prune).
+//! (list, choose, delete, prune), with [`selector`] (those that have certain labels).
 //!
 //! Whoever calls something here that changes the recovery directory holds its [lock](crate::node::dir::RecoveryDir::lock).
 
@@ -14,6 +14,7 @@ pub mod manifest;
 pub mod names;
 pub mod parts;
 pub mod published;
+pub mod selector;
 pub mod store;
 pub mod sums;
 pub mod survey;

@@ -56,19 +56,33 @@ pub fn parse_labels<S: AsRef<str>>(given: &[S]) -> Result<BTreeMap<String, Strin
 /// # Errors
 /// [`FailureKind::Usage`](crate::error::FailureKind::Usage), with what is wrong.
 pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<()> {
-    for (key, value) in labels {
-        let (prefix, name) = key.split_once('/').map_or((None, key.as_str()), |(prefix, name)| (Some(prefix), name));
-        let prefix_fits = prefix.is_none_or(|p| {
-            p.len() <= 253 && p.split('.').all(|part| is_label(part) && part.chars().all(|c| !c.is_ascii_uppercase() && c != '_'))
-        });
-        if !prefix_fits || !is_label(name) {
-            return Err(usage(format!("`{key}` cannot be the key of a label: [PREFIX/]NAME of letters, digits and . _ -")));
-        }
-        if !value.is_empty() && !is_label(value) {
-            return Err(usage(format!("`{value}` cannot be the value of the label `{key}`: up to 63 letters, digits and . _ -")));
-        }
+    labels.iter().try_for_each(|(key, value)| check_key(key).and_then(|()| check_value(key, value)))
+}
+
+/// Checks the key of a label: `[PREFIX/]NAME`, the prefix a DNS name.
+///
+/// # Errors
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage).
+pub fn check_key(key: &str) -> Result<()> {
+    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    let prefix_fits = prefix.is_none_or(|p| {
+        p.len() <= 253 && p.split('.').all(|part| is_label(part) && part.chars().all(|c| !c.is_ascii_uppercase() && c != '_'))
+    });
+    if prefix_fits && is_label(name) {
+        return Ok(());
     }
-    Ok(())
+    Err(usage(format!("`{key}` cannot be the key of a label: [PREFIX/]NAME of letters, digits and . _ -")))
+}
+
+/// Checks a value of the label `key`; it may be empty.
+///
+/// # Errors
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage).
+pub fn check_value(key: &str, value: &str) -> Result<()> {
+    if value.is_empty() || is_label(value) {
+        return Ok(());
+    }
+    Err(usage(format!("`{value}` cannot be the value of the label `{key}`: up to 63 letters, digits and . _ -")))
 }
 
 /// An id for a backup begun at `taken` of a node at `release`: sorts by time, tells people what it is.

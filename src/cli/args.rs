@@ -99,7 +99,7 @@ pub enum Verb {
     /// Show the recovery in progress, or what there is to recover from
     Status(StatusArgs),
     /// List the backups
-    List,
+    List(ListArgs),
     /// Show a backup's manifest
     Show(ChosenArgs),
     /// Check backups as a recovery would: every file against its sum, all content, and all of the etcd snapshot, which is unpacked into $TMPDIR
@@ -223,6 +223,28 @@ pub struct StatusArgs {
     /// Keep showing it
     #[arg(long)]
     pub watch: bool,
+}
+
+/// `list`
+#[derive(Debug, Clone, Default, Args)]
+pub struct ListArgs {
+    /// Only those with such labels: KEY=VALUE, KEY!=VALUE, KEY in (A,B), KEY notin (A,B), KEY, !KEY, with commas between
+    #[arg(short = 'l', long, value_name = "SELECTOR")]
+    pub selector: Option<String>,
+    /// More columns, only the ids, or JSON as with --json
+    #[arg(short, long, value_name = "HOW", value_enum)]
+    pub output: Option<ListOutput>,
+}
+
+/// How `list` shows the backups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ListOutput {
+    /// With release, size and id.
+    Wide,
+    /// The ids alone.
+    Name,
+    /// All there is.
+    Json,
 }
 
 /// A backup

@@ -139,7 +139,7 @@ fn perform(context: &Context, verb: Verb) -> Result<ExitCode> {
         Verb::Abandon(args) => abandon::run(context, &args),
         Verb::Platform(args) => platform::run(context, &args),
         Verb::Status(args) => status::run(context, &args),
-        Verb::List => list::run(context),
+        Verb::List(args) => list::run(context, &args),
         Verb::Show(args) => show::run(context, &args),
         Verb::Verify(args) => verify::run(context, &args),
         Verb::Delete(args) => list::delete(context, &args),

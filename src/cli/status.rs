@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use jiff::{Timestamp, Unit};
+use kube::core::Selector;
 use serde::Serialize;
 
 use super::args::StatusArgs;
@@ -39,7 +40,8 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<ExitCode> {
     let mut first = true;
     loop {
         let session = context.session()?;
-        let report = Status { recovery: status(&session)?, backups: store::list(&session)? };
+        let report = Status { recovery: status(&session)?, backups: store::list(&session, &Selector::default())? };
+        let describe = |report: &Status| describe(report, context.node.clock().now());
         if !args.watch {
             context.print(&report, describe)?;
             return Ok(ExitCode::SUCCESS);
@@ -80,7 +82,7 @@ fn screen(text: &str, rows: usize) -> String {
     format!("\x1b[?7l\x1b[H{}\x1b[K\x1b[J\x1b[?7h\n", shown.join("\x1b[K\n"))
 }
 
-fn describe(report: &Status) -> String {
+fn describe(report: &Status, now: Timestamp) -> String {
     let mut text = String::new();
     let recovery = &report.recovery;
     match (&recovery.run, &recovery.unreadable) {
@@ -115,9 +117,9 @@ fn describe(report: &Status) -> String {
             &format!("last: recovery {} from backup {}, {} at {:.0}\n", line(&last.id), line(&last.backup), line(&last.state), last.since);
     }
     if recovery.run.is_none() {
-        text += &list::describe(&report.backups);
+        text += &list::describe(&report.backups, false, now);
     }
-    let usable = report.backups.iter().any(|backup| matches!(backup.state, State::Complete | State::Legacy));
+    let usable = report.backups.iter().any(|backup| matches!(backup.state, State::Complete | State::Expired | State::Legacy));
     if let Some(next) = &recovery.next {
         text += &format!("next: {}\n", line(&next.to_string()));
     } else if usable && recovery.at_work.is_none() {

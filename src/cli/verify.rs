@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use kube::core::Selector;
 
 use super::args::VerifyArgs;
 use super::context::Context;
@@ -14,7 +15,7 @@ use crate::report::{mib, words::line};
 pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
     let session = context.session()?;
     let check = |wanted| store::check(&session, wanted, true);
-    let listed: Vec<_> = store::list(&session)?.into_iter().filter(|one| one.state != State::Partial).collect();
+    let listed: Vec<_> = store::list(&session, &Selector::default())?.into_iter().filter(|one| one.state != State::Partial).collect();
     let reports = match &args.backup {
         None if !listed.is_empty() => listed.iter().filter_map(|one| there(context, one, check(Some(&one.id)))).collect::<Result<_>>()?,
         wanted => vec![check(wanted.as_deref())?],

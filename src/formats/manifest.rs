@@ -13,7 +13,7 @@ use super::Format;
 use super::deployment::DeploymentV1;
 
 /// The format.
-pub const FORMAT: Format = Format { name: "manifest.json", version: 1 };
+pub const FORMAT: Format = Format { name: "manifest.json", version: 2 };
 
 /// Version 1. The optional fields without `null` came later to it: a manifest without them is as whole as one with them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +64,61 @@ pub struct V1 {
     /// Name and namespace of the operators' containers that ran.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operator_containers: Option<Vec<(String, String)>>,
+    /// Bytes of content of each file of the backup, before compression.
+    pub sizes: BTreeMap<String, u64>,
+}
+
+/// Version 2: what was wrong when it was taken, and what was up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct V2 {
+    /// 2.
+    pub version: u32,
+    /// Order of the backups of one recovery directory; 0 for imported ones.
+    pub sequence: u64,
+    /// The backup's id, which is also the name of its directory.
+    pub id: String,
+    /// Given name.
+    pub name: Option<String>,
+    /// Given labels.
+    pub labels: BTreeMap<String, String>,
+    /// Who asked: `job/UID`, `pod/UID`, `user/NUMBER`, `upgrade-recovery.sh`.
+    pub asked_by: String,
+    /// When it was begun, by the node's clock.
+    pub taken: Timestamp,
+    /// Version of the agent that took it.
+    pub agent: String,
+    /// The kind of control plane.
+    pub profile: ProfileV1,
+    /// Which node.
+    pub identity: IdentityV1,
+    /// Which boot; empty for imported ones.
+    pub boot_id: String,
+    /// Which cluster and release, where that is known.
+    pub cluster: Option<ClusterV1>,
+    /// The deployment it belongs to, where there is one.
+    pub deployment: Option<DeploymentV1>,
+    /// The etcd snapshot.
+    pub etcd: EtcdV1,
+    /// The cluster operators' state then.
+    pub operators: Vec<OperatorV1>,
+    /// Images that were in use, or pinned.
+    pub images: Vec<ImageV1>,
+    /// When the first of the certificates inside expires.
+    pub certificates_expire: Option<Timestamp>,
+    /// Patterns of glob(7) below `/etc` that a restore of `/etc` leaves alone.
+    pub etc_excludes: Vec<PathBuf>,
+    /// Absolute paths of the managed files outside `/etc`.
+    pub managed_files: Vec<PathBuf>,
+    /// The unit of the container runtime.
+    pub runtime_unit: Option<String>,
+    /// Name and namespace of the operators' containers that ran.
+    pub operator_containers: Option<Vec<(String, String)>>,
+    /// What somebody was told when it was taken, one sentence each.
+    pub warnings: Vec<String>,
+    /// What was available; null when the API did not say.
+    pub workloads: Option<Vec<WorkloadV2>>,
     /// Bytes of content of each file of the backup, before compression.
     pub sizes: BTreeMap<String, u64>,
 }
@@ -150,6 +205,62 @@ pub struct ImageV1 {
     pub name: String,
 }
 
+/// A Deployment, StatefulSet or DaemonSet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct WorkloadV2 {
+    /// Its kind.
+    pub kind: WorkloadKindV2,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// The kind of a workload, as Kubernetes has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum WorkloadKindV2 {
+    /// `apps/v1` Deployment.
+    Deployment,
+    /// `apps/v1` StatefulSet.
+    StatefulSet,
+    /// `apps/v1` DaemonSet.
+    DaemonSet,
+}
+
+impl From<V1> for V2 {
+    fn from(v: V1) -> Self {
+        Self {
+            version: 2,
+            sequence: v.sequence,
+            id: v.id,
+            name: v.name,
+            labels: v.labels,
+            asked_by: v.asked_by,
+            taken: v.taken,
+            agent: v.agent,
+            profile: v.profile,
+            identity: v.identity,
+            boot_id: v.boot_id,
+            cluster: v.cluster,
+            deployment: v.deployment,
+            etcd: v.etcd,
+            operators: v.operators,
+            images: v.images,
+            certificates_expire: v.certificates_expire,
+            etc_excludes: v.etc_excludes,
+            managed_files: v.managed_files,
+            runtime_unit: v.runtime_unit,
+            operator_containers: v.operator_containers,
+            warnings: Vec::new(),
+            workloads: None,
+            sizes: v.sizes,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,5 +277,11 @@ mod tests {
         let read: V1 = serde_json::from_value(early.clone()).unwrap();
         let written: serde_json::Value = serde_json::from_slice(&to_json(&read).unwrap()).unwrap();
         assert_eq!(written, early);
+        assert_eq!((V2::from(read).version, FORMAT.version), (2, 2));
+    }
+
+    #[test]
+    fn version_2_stays_as_it_is() {
+        samples::check::<V2>("manifest", 2);
     }
 }

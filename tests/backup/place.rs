@@ -59,7 +59,7 @@ impl Place {
 
     /// Ids that `list` shows, with their states.
     pub(crate) fn listed(&self) -> Vec<(String, String)> {
-        let lines = recovery::backup::store::list(&session(&self.node, &self.dir)).unwrap();
+        let lines = recovery::backup::store::list(&session(&self.node, &self.dir), &kube::core::Selector::default()).unwrap();
         let state = |line: &recovery::backup::store::Listed| serde_json::to_value(line.state).unwrap().as_str().unwrap().to_owned();
         lines.iter().map(|line| (line.id.clone(), state(line))).collect()
     }

@@ -77,7 +77,7 @@ fn damage_is_seen_named_and_passed_over() {
         assert!(message.contains(says), "{message}");
         assert!(message.len() < 500, "{message}");
     }
-    let listed = store::list(&session(&place.node, &place.dir)).unwrap();
+    let listed = store::list(&session(&place.node, &place.dir), &kube::core::Selector::default()).unwrap();
     assert_eq!(listed.iter().filter(|line| line.reason.is_some()).count(), damages.len());
     let only_damaged = Place::new();
     sh(&only_damaged.published("bad", 1), "rm etc.tar.zst");
@@ -292,7 +292,7 @@ fn a_backup_that_is_pruned_while_it_is_looked_at_is_not_called_damaged() {
             pruned.store(true, std::sync::atomic::Ordering::Relaxed);
         });
         while !pruned.load(std::sync::atomic::Ordering::Relaxed) {
-            let listed = store::list(&session(&place.node, &place.dir)).unwrap();
+            let listed = store::list(&session(&place.node, &place.dir), &kube::core::Selector::default()).unwrap();
             let damaged: Vec<_> = listed.iter().filter(|one| one.reason.is_some()).collect();
             assert!(damaged.is_empty(), "{damaged:?}");
         }

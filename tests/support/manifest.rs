@@ -33,6 +33,8 @@ pub fn plain(id: &str, sequence: u64) -> Manifest {
         managed_files: Vec::new(),
         runtime_unit: None,
         operator_containers: None,
+        warnings: Vec::new(),
+        workloads: None,
         sizes: BTreeMap::new(),
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
+use kube::core::{Selector, SelectorExt};
 use serde::Serialize;
 
 use super::choose::no_such;
@@ -13,15 +14,21 @@ use crate::backup::layout::LEGACY_ID;
 use crate::backup::legacy;
 use crate::backup::manifest::{DeploymentId, Manifest};
 use crate::backup::survey::survey;
+use crate::node::identity::Identity;
 use crate::node::mounts;
+use crate::node::profile::Profile;
 use crate::session::Session;
 
 /// Whether a backup can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum State {
     /// Published; all its files are there.
     Complete,
+    /// The same, but the first of its certificates has expired.
+    Expired,
+    /// The same, but of another node or cluster.
+    OtherNode,
     /// Being taken, or interrupted.
     Partial,
     /// Published, but damaged: it cannot be used.
@@ -39,7 +46,7 @@ pub struct Listed {
     pub id: String,
     /// Whether it can be used.
     pub state: State,
-    /// Why not, when it is damaged or not supported.
+    /// Why not, when it is not complete.
     pub reason: Option<String>,
     /// Given name.
     pub name: Option<String>,
@@ -49,6 +56,10 @@ pub struct Listed {
     pub sequence: Option<u64>,
     /// When it was begun.
     pub taken: Option<Timestamp>,
+    /// When the first of its certificates expires.
+    pub certificates_expire: Option<Timestamp>,
+    /// What somebody was told when it was taken, one sentence each.
+    pub warnings: Vec<String>,
     /// Release of the cluster.
     pub release: Option<String>,
     /// Deployment it belongs to.
@@ -74,13 +85,16 @@ pub struct Shown {
     pub files: BTreeMap<String, u64>,
 }
 
-/// Every backup: usable ones newest first, then what the old script left, those of a newer agent, damaged ones and unfinished ones.
+/// Every backup that `selector` selects by its labels: usable ones newest first, then what the old script left, those of a newer agent, damaged ones and unfinished ones.
 ///
 /// # Errors
 /// As [`survey`].
-pub fn list(session: &Session<'_>) -> Result<Vec<Listed>> {
-    let dir = session.dir;
+pub fn list(session: &Session<'_>, selector: &Selector) -> Result<Vec<Listed>> {
+    let Session { node, dir, .. } = *session;
     let survey = survey(dir)?;
+    // Where the node cannot say who it is, none is another's.
+    let identity = Profile::of(node).and_then(|profile| Identity::of(node, profile)).ok();
+    let now = node.clock().now();
     let bare = |id: &str, state, reason| Listed {
         id: id.to_owned(),
         state,
@@ -89,6 +103,8 @@ pub fn list(session: &Session<'_>) -> Result<Vec<Listed>> {
         labels: BTreeMap::new(),
         sequence: None,
         taken: None,
+        certificates_expire: None,
+        warnings: Vec::new(),
         release: None,
         deployment: None,
         asked_by: None,
@@ -96,16 +112,19 @@ pub fn list(session: &Session<'_>) -> Result<Vec<Listed>> {
     };
     let mut lines: Vec<Listed> = Vec::new();
     for backup in survey.backups {
-        let Manifest { name, labels, sequence, taken, cluster, deployment, asked_by, .. } = backup.manifest;
+        let (state, reason) = judge(&backup.manifest, identity.as_ref(), now);
+        let Manifest { name, labels, sequence, taken, certificates_expire, warnings, cluster, deployment, asked_by, .. } = backup.manifest;
         lines.push(Listed {
             name,
             labels,
             sequence: Some(sequence),
             taken: Some(taken),
+            certificates_expire,
+            warnings,
             release: cluster.map(|c| c.version),
             deployment,
             asked_by: Some(asked_by),
-            ..bare(&backup.id, State::Complete, None)
+            ..bare(&backup.id, state, reason)
         });
     }
     if let Some(old) = legacy::find(dir) {
@@ -116,7 +135,20 @@ pub fn list(session: &Session<'_>) -> Result<Vec<Listed>> {
     lines.extend(survey.unsupported.iter().map(|(id, error)| bare(id, State::Unsupported, Some(format!("{error:#}")))));
     lines.extend(survey.damaged.iter().map(|(id, error)| bare(id, State::Damaged, Some(format!("{error:#}")))));
     lines.extend(survey.partial.iter().map(|id| bare(id, State::Partial, None)));
+    lines.retain(|line| selector.matches(&line.labels));
     Ok(lines)
+}
+
+/// Whether a published backup is for this node, now.
+fn judge(manifest: &Manifest, identity: Option<&Identity>, now: Timestamp) -> (State, Option<String>) {
+    let differences = identity.map(|identity| manifest.identity.differences(identity)).unwrap_or_default();
+    if !differences.is_empty() {
+        return (State::OtherNode, Some(differences.join("; ")));
+    }
+    match manifest.certificates_expire.filter(|when| *when < now) {
+        Some(when) => (State::Expired, Some(format!("the first of its certificates expired at {when}"))),
+        None => (State::Complete, None),
+    }
 }
 
 /// The manifest and files of one backup.

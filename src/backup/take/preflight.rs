@@ -46,6 +46,8 @@ pub struct Facts {
     pub cluster: Option<kube::Cluster>,
     /// The operators' state.
     pub operators: Vec<kube::OperatorState>,
+    /// The Deployments, StatefulSets and DaemonSets that are available.
+    pub workloads: Option<Vec<kube::Workload>>,
     /// How etcd is reached.
     pub endpoint: Endpoint,
     /// How etcd is.
@@ -87,7 +89,7 @@ pub fn look(node: &Node, dir: &RecoveryDir, options: &TakeOptions, survey: &Surv
     clock(node, survey, &mut warnings);
     let endpoint = Endpoint::of(node, profile)?;
     let health = single_member(&endpoint)?;
-    let (cluster, operators) = cluster(node, profile, options.force, &mut warnings)?;
+    let (cluster, operators, workloads) = cluster(node, profile, options.force, &mut warnings)?;
     let runtime_unit = needs(node, profile, &mut warnings);
     let containers = crictl::containers(node);
     let operator_containers = containers.as_ref().ok().and_then(|containers| {
@@ -111,6 +113,7 @@ pub fn look(node: &Node, dir: &RecoveryDir, options: &TakeOptions, survey: &Surv
         identity,
         cluster,
         operators,
+        workloads,
         endpoint,
         health,
         booted,
@@ -189,21 +192,21 @@ fn cluster(
     profile: &'static Profile,
     force: bool,
     warnings: &mut Vec<String>,
-) -> Result<(Option<kube::Cluster>, Vec<kube::OperatorState>)> {
+) -> Result<(Option<kube::Cluster>, Vec<kube::OperatorState>, Option<Vec<kube::Workload>>)> {
     let ask = || -> Result<_> {
         let client = kube::Client::of(node, profile)?;
-        Ok((client.cluster()?, client.operators()?, client.rolling_out(profile.redeployed)?))
+        Ok((client.cluster()?, client.operators()?, client.rolling_out(profile.redeployed)?, client.available_workloads()?))
     };
-    let (cluster, operators, rolling) = match ask() {
+    let (cluster, operators, rolling, workloads) = match ask() {
         Ok(answers) => answers,
         Err(error) if force => {
             warnings.push(format!("the API server did not say which release this is and whether it is at rest: {error:#}"));
-            return Ok((None, Vec::new()));
+            return Ok((None, Vec::new(), None));
         }
         Err(error) => return Err(error.context("asking the API server whether the cluster is at rest")),
     };
     warnings.extend(at_rest(&cluster, &operators, &rolling, force)?);
-    Ok((Some(cluster), operators))
+    Ok((Some(cluster), operators, Some(workloads)))
 }
 
 /// Refuses a cluster where something is being rolled out, unless forced; what is worth a warning.
