@@ -25,6 +25,7 @@ pub mod engine;
 pub mod error;
 pub mod etcd;
 pub mod formats;
+pub mod gate;
 pub mod kube;
 pub mod node;
 pub mod recovery;

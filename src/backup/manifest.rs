@@ -11,7 +11,9 @@ use super::layout::{MANIFEST, read_small};
 use crate::archive::Selection;
 use crate::error::damaged;
 use crate::formats::deployment::DeploymentV1;
-use crate::formats::manifest::{ClusterV1, EtcdV1, FORMAT, IdentityV1, ImageV1, OperatorV1, ProfileV1, V1, V2, WorkloadKindV2, WorkloadV2};
+use crate::formats::manifest::{
+    ClusterV1, EtcdV1, FORMAT, IdentityV1, ImageV1, ManagementV2, OperatorV1, ProfileV1, V1, V2, WorkloadKindV2, WorkloadV2,
+};
 use crate::formats::to_json;
 use crate::kube;
 use crate::node::{durable, identity::Identity, profile::Kind};
@@ -65,6 +67,8 @@ pub struct Manifest {
     /// The containers of the profile's operators that ran, name and namespace: those that a recovery waits for. `None` when the runtime did
     /// not say, and in older backups.
     pub operator_containers: Option<Vec<(String, String)>>,
+    /// k0rdent's Management; `None` where there was none, when the API did not say, and in older backups.
+    pub management: Option<kube::Management>,
     /// What somebody was told when it was taken, one sentence each; none in older backups.
     pub warnings: Vec<String>,
     /// The Deployments, StatefulSets and DaemonSets that were available; `None` when the API did not say, and in older backups.
@@ -223,6 +227,7 @@ impl From<V2> for Manifest {
             managed_files: v.managed_files,
             runtime_unit: v.runtime_unit,
             operator_containers: v.operator_containers,
+            management: v.management.map(Into::into),
             warnings: v.warnings,
             workloads: v.workloads.map(|all| all.into_iter().map(Into::into).collect()),
             sizes: v.sizes,
@@ -254,10 +259,23 @@ impl From<Manifest> for V2 {
             managed_files: v.managed_files,
             runtime_unit: v.runtime_unit,
             operator_containers: v.operator_containers,
+            management: v.management.map(Into::into),
             warnings: v.warnings,
             workloads: v.workloads.map(|all| all.into_iter().map(Into::into).collect()),
             sizes: v.sizes,
         }
+    }
+}
+
+impl From<ManagementV2> for kube::Management {
+    fn from(ManagementV2 { release, ready }: ManagementV2) -> Self {
+        Self { release, ready }
+    }
+}
+
+impl From<kube::Management> for ManagementV2 {
+    fn from(kube::Management { release, ready }: kube::Management) -> Self {
+        Self { release, ready }
     }
 }
 

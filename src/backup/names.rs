@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use data_encoding::HEXLOWER;
 use jiff::{Timestamp, tz::TimeZone};
+use sha2::{Digest, Sha256};
 
 use super::layout::{DELETING, LEGACY_ID, PARTIAL};
 use crate::error::usage;
@@ -85,6 +87,19 @@ pub fn check_value(key: &str, value: &str) -> Result<()> {
     Err(usage(format!("`{value}` cannot be the value of the label `{key}`: up to 63 letters, digits and . _ -")))
 }
 
+/// `text` as the value of a label: as it is where it can be one; else cut to what fits, what no label may hold as `-`, and the first 8 hex digits of
+/// the SHA-256 of the whole behind it, so that different texts stay different. For one that is only too long, k0rdent's kcm does the same (from 1.11).
+#[must_use]
+pub fn label_value(text: &str) -> String {
+    if text.is_empty() || is_label(text) {
+        return text.to_owned();
+    }
+    let plain: String =
+        text.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' }).take(54).collect();
+    let hash = HEXLOWER.encode(&Sha256::digest(text)[..4]);
+    format!("{}-{hash}", plain.trim_matches(['-', '.', '_'])).trim_start_matches('-').to_owned()
+}
+
 /// An id for a backup begun at `taken` of a node at `release`: sorts by time, tells people what it is.
 #[must_use]
 pub fn id(taken: Timestamp, release: Option<&str>) -> String {
@@ -145,6 +160,17 @@ mod tests {
         }
         assert!(parse_labels(&["a=1", "a=2"]).is_err());
         Ok(())
+    }
+
+    #[test]
+    fn every_text_has_a_value_of_a_label() {
+        assert_eq!(label_value("kcm-0-2-0"), "kcm-0-2-0");
+        // The hashes by sha256sum.
+        assert_eq!(label_value("v1.30.4+rke2r1"), "v1.30.4-rke2r1-1e4c9044");
+        assert_eq!(label_value(&format!("{}.-{}", "a".repeat(53), "x".repeat(9))), format!("{}-95f63ace", "a".repeat(53)));
+        for odd in ["", "+", "ä", "-a", "a-", &"x".repeat(63), &"x".repeat(64), &"-".repeat(99)] {
+            assert!(check_value("k", &label_value(odd)).is_ok(), "{odd}: {}", label_value(odd));
+        }
     }
 
     #[test]

@@ -46,8 +46,8 @@ pub struct Global {
     /// Do it without asking
     #[arg(short, long, global = true)]
     pub yes: bool,
-    /// Deadline of each wait [default: 1200]
-    #[arg(long, global = true, value_name = "SECONDS")]
+    /// Deadline of each wait; `gate` waits only with it [default: 1200]
+    #[arg(long, global = true, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1200")]
     pub wait: Option<u64>,
     /// The node's files are below DIR (a mounted disk); its programs are never the live host's
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -98,6 +98,10 @@ pub enum Verb {
     Platform(PlatformArgs),
     /// Show the recovery in progress, or what there is to recover from
     Status(StatusArgs),
+    /// Before an upgrade: exit with 0 only when there is a good backup of where the cluster is
+    Gate(GateArgs),
+    /// Upgrade the cluster, after a good backup, and watch it
+    Upgrade(UpgradeArgs),
     /// List the backups
     List(ListArgs),
     /// Show a backup's manifest
@@ -223,6 +227,49 @@ pub struct StatusArgs {
     /// Keep showing it
     #[arg(long)]
     pub watch: bool,
+}
+
+/// `gate`
+#[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct GateArgs {
+    /// The gate in the API server.
+    #[command(subcommand)]
+    pub verb: Option<GateVerb>,
+    /// Name the backup after this schedule
+    #[arg(long = "for", value_name = "SCHEDULE")]
+    pub schedule: Option<String>,
+    /// Take a backup when there is no good one
+    #[arg(long)]
+    pub take: bool,
+    /// How old a good backup may be
+    #[arg(long, value_name = "TIME", default_value = "1h")]
+    pub max_age: jiff::SignedDuration,
+}
+
+/// The verbs of `gate`.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum GateVerb {
+    /// Put a policy into the API server that refuses an upgrade without a good backup
+    Install,
+    /// Show whether an upgrade may begin, and why not
+    Status,
+    /// Take the policy away
+    Remove,
+}
+
+/// `upgrade`
+#[derive(Debug, Clone, Args)]
+pub struct UpgradeArgs {
+    /// The release: OpenShift's version, or the name of k0rdent's Release
+    #[arg(long, value_name = "RELEASE")]
+    pub to: String,
+    /// Name the backup after this schedule
+    #[arg(long = "for", value_name = "SCHEDULE")]
+    pub schedule: Option<String>,
+    /// How old a good backup may be
+    #[arg(long, value_name = "TIME", default_value = "1h")]
+    pub max_age: jiff::SignedDuration,
 }
 
 /// `list`

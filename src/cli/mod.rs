@@ -12,6 +12,7 @@ mod context;
 mod enter;
 mod etcd;
 mod export;
+mod gate;
 mod generate;
 mod list;
 mod platform;
@@ -139,6 +140,8 @@ fn perform(context: &Context, verb: Verb) -> Result<ExitCode> {
         Verb::Abandon(args) => abandon::run(context, &args),
         Verb::Platform(args) => platform::run(context, &args),
         Verb::Status(args) => status::run(context, &args),
+        Verb::Gate(args) => gate::run(context, &args),
+        Verb::Upgrade(args) => gate::upgrade(context, &args),
         Verb::List(args) => list::run(context, &args),
         Verb::Show(args) => show::run(context, &args),
         Verb::Verify(args) => verify::run(context, &args),

@@ -115,6 +115,8 @@ pub struct V2 {
     pub runtime_unit: Option<String>,
     /// Name and namespace of the operators' containers that ran.
     pub operator_containers: Option<Vec<(String, String)>>,
+    /// k0rdent's Management, where there was one.
+    pub management: Option<ManagementV2>,
     /// What somebody was told when it was taken, one sentence each.
     pub warnings: Vec<String>,
     /// What was available; null when the API did not say.
@@ -205,6 +207,17 @@ pub struct ImageV1 {
     pub name: String,
 }
 
+/// k0rdent's Management.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ManagementV2 {
+    /// The release that it was at, where it said so.
+    pub release: Option<String>,
+    /// It was at the release that was asked for, and every component was ready.
+    pub ready: bool,
+}
+
 /// A Deployment, StatefulSet or DaemonSet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -254,6 +267,7 @@ impl From<V1> for V2 {
             managed_files: v.managed_files,
             runtime_unit: v.runtime_unit,
             operator_containers: v.operator_containers,
+            management: None,
             warnings: Vec::new(),
             workloads: None,
             sizes: v.sizes,

@@ -148,6 +148,12 @@ impl Client {
         self.call(Method::PATCH, path, "application/merge-patch+json", change.to_string().into_bytes()).map(drop)
     }
 
+    /// Makes the object at `path` have what `object` has, whether it is there or not (server-side apply, as the manager `recovery`).
+    pub(super) fn apply(&self, path: &str, object: &Value) -> Result<()> {
+        let path = format!("{path}?fieldManager=recovery&force=true");
+        self.call(Method::PATCH, &path, "application/apply-patch+yaml", object.to_string().into_bytes()).map(drop)
+    }
+
     /// Puts `object` at `path`.
     pub(super) fn put(&self, path: &str, object: &Value) -> Result<()> {
         self.call(Method::PUT, path, "application/json", object.to_string().into_bytes()).map(drop)

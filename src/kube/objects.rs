@@ -33,6 +33,7 @@ pub(super) struct Metadata {
     pub(super) name: String,
     pub(super) namespace: String,
     pub(super) uid: String,
+    pub(super) generation: i64,
     pub(super) resource_version: String,
     pub(super) creation_timestamp: Option<jiff::Timestamp>,
     #[serde(deserialize_with = "or_default")]

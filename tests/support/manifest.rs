@@ -33,6 +33,7 @@ pub fn plain(id: &str, sequence: u64) -> Manifest {
         managed_files: Vec::new(),
         runtime_unit: None,
         operator_containers: None,
+        management: None,
         warnings: Vec::new(),
         workloads: None,
         sizes: BTreeMap::new(),

@@ -207,6 +207,7 @@ impl Import<'_> {
             managed_files: MachineConfig::current(&copy)?.map(|config| config.outside_etc()).unwrap_or_default(),
             runtime_unit: None,
             operator_containers: None,
+            management: None,
             warnings: Vec::new(),
             workloads: None,
             sizes: self.finished.iter().map(|(name, one)| (name.clone(), one.bytes)).collect(),

@@ -48,6 +48,8 @@ pub struct Facts {
     pub operators: Vec<kube::OperatorState>,
     /// The Deployments, StatefulSets and DaemonSets that are available.
     pub workloads: Option<Vec<kube::Workload>>,
+    /// k0rdent's Management, where there is one.
+    pub management: Option<kube::Management>,
     /// How etcd is reached.
     pub endpoint: Endpoint,
     /// How etcd is.
@@ -89,7 +91,7 @@ pub fn look(node: &Node, dir: &RecoveryDir, options: &TakeOptions, survey: &Surv
     clock(node, survey, &mut warnings);
     let endpoint = Endpoint::of(node, profile)?;
     let health = single_member(&endpoint)?;
-    let (cluster, operators, workloads) = cluster(node, profile, options.force, &mut warnings)?;
+    let Answers { cluster, operators, workloads, management } = cluster(node, profile, options.force, &mut warnings)?;
     let runtime_unit = needs(node, profile, &mut warnings);
     let containers = crictl::containers(node);
     let operator_containers = containers.as_ref().ok().and_then(|containers| {
@@ -114,6 +116,7 @@ pub fn look(node: &Node, dir: &RecoveryDir, options: &TakeOptions, survey: &Surv
         cluster,
         operators,
         workloads,
+        management,
         endpoint,
         health,
         booted,
@@ -187,26 +190,33 @@ fn single_member(endpoint: &Endpoint) -> Result<Health> {
 }
 
 /// Which cluster this is, and that nothing is being rolled out: a backup from the middle of a roll-out restores a state that never was.
-fn cluster(
-    node: &Node,
-    profile: &'static Profile,
-    force: bool,
-    warnings: &mut Vec<String>,
-) -> Result<(Option<kube::Cluster>, Vec<kube::OperatorState>, Option<Vec<kube::Workload>>)> {
+fn cluster(node: &Node, profile: &'static Profile, force: bool, warnings: &mut Vec<String>) -> Result<Answers> {
     let ask = || -> Result<_> {
         let client = kube::Client::of(node, profile)?;
-        Ok((client.cluster()?, client.operators()?, client.rolling_out(profile.redeployed)?, client.available_workloads()?))
+        let rolling = client.rolling_out(profile.redeployed)?;
+        let (operators, workloads, management) = (client.operators()?, Some(client.available_workloads()?), client.management()?);
+        Ok((client.cluster()?, rolling, Answers { cluster: None, operators, workloads, management }))
     };
-    let (cluster, operators, rolling, workloads) = match ask() {
-        Ok(answers) => answers,
+    match ask() {
+        Ok((cluster, rolling, answers)) => {
+            warnings.extend(at_rest(&cluster, &answers.operators, &rolling, force)?);
+            Ok(Answers { cluster: Some(cluster), ..answers })
+        }
         Err(error) if force => {
             warnings.push(format!("the API server did not say which release this is and whether it is at rest: {error:#}"));
-            return Ok((None, Vec::new(), None));
+            Ok(Answers::default())
         }
-        Err(error) => return Err(error.context("asking the API server whether the cluster is at rest")),
-    };
-    warnings.extend(at_rest(&cluster, &operators, &rolling, force)?);
-    Ok((Some(cluster), operators, Some(workloads)))
+        Err(error) => Err(error.context("asking the API server whether the cluster is at rest")),
+    }
+}
+
+/// What the API server said.
+#[derive(Debug, Default)]
+struct Answers {
+    cluster: Option<kube::Cluster>,
+    operators: Vec<kube::OperatorState>,
+    workloads: Option<Vec<kube::Workload>>,
+    management: Option<kube::Management>,
 }
 
 /// Refuses a cluster where something is being rolled out, unless forced; what is worth a warning.

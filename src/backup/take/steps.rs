@@ -338,6 +338,7 @@ impl Run<'_> {
             managed_files: self.facts.trees.managed_files.clone(),
             runtime_unit: self.facts.runtime_unit.clone(),
             operator_containers: self.facts.operator_containers.clone(),
+            management: self.facts.management.clone(),
             warnings: self.facts.warnings.clone(),
             workloads: self.facts.workloads.clone(),
             sizes: files.iter().map(|(name, one)| (name.clone(), one.bytes)).collect(),

@@ -1,0 +1,89 @@
+//! Where the cluster is: what a backup before an upgrade has to bring back.
+
+use anyhow::Result;
+
+use crate::backup::manifest::DeploymentId;
+use crate::error::{busy, misfit};
+use crate::kube::{self, Upgraded};
+use crate::node::Node;
+use crate::node::identity::Identity;
+use crate::node::profile::Profile;
+use crate::tools::ostree::{self, Deployment};
+
+/// Where the cluster is.
+#[derive(Debug)]
+pub struct Here {
+    /// Which node.
+    pub identity: Identity,
+    /// Which cluster, and the release of its control plane.
+    pub cluster: kube::Cluster,
+    /// k0rdent's Management, where there is one.
+    pub management: Option<kube::Management>,
+    /// The booted deployment; `None` where the node is no ostree host.
+    pub booted: Option<Deployment>,
+    profile: &'static Profile,
+}
+
+impl Here {
+    /// Asks the node and its API server.
+    ///
+    /// # Errors
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer;
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when this is no single-node control plane; when ostree fails.
+    pub fn of(node: &Node) -> Result<(Self, kube::Client)> {
+        let profile = Profile::of(node)?;
+        let identity = Identity::of(node, profile)?;
+        let client = kube::Client::of(node, profile)?;
+        let (cluster, management) = (client.cluster()?, client.management()?);
+        let booted = if ostree::is_ostree(node) { ostree::deployments(node)?.into_iter().find(|d| d.booted) } else { None };
+        Ok((Self { identity, cluster, management, booted, profile }, client))
+    }
+
+    /// The object by which this cluster is upgraded; `None` where that is done by hand (kubeadm).
+    #[must_use]
+    pub fn upgraded(&self) -> Option<Upgraded> {
+        if self.profile.is_openshift() {
+            return Some(Upgraded::ClusterVersion);
+        }
+        self.management.as_ref().map(|_| Upgraded::Management)
+    }
+
+    /// The release that an upgrade begins at: of k0rdent where it is upgraded through its Management, else of the control plane.
+    ///
+    /// # Errors
+    /// [`FailureKind::Busy`](crate::error::FailureKind::Busy) when the cluster is between two releases.
+    pub fn release(&self) -> Result<&str> {
+        if self.cluster.progressing {
+            return Err(busy(format!(
+                "the cluster is being upgraded, or its ClusterVersion is progressing: it was at {}",
+                self.cluster.version
+            )));
+        }
+        let Some(management) = self.management.as_ref().filter(|_| self.upgraded() == Some(Upgraded::Management)) else {
+            return Ok(&self.cluster.version);
+        };
+        match &management.release {
+            Some(release) if management.ready => Ok(release),
+            Some(release) => {
+                Err(busy(format!("k0rdent's Management is not ready at the release {release}: `kubectl describe management` says why")))
+            }
+            None => Err(busy("k0rdent's Management does not say yet which release it is at: `kubectl describe management` says why")),
+        }
+    }
+
+    /// As [`Here::upgraded`], for whoever needs one.
+    ///
+    /// # Errors
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) where there is none.
+    pub fn upgraded_object(&self) -> Result<Upgraded> {
+        self.upgraded().ok_or_else(|| {
+            misfit("this cluster has neither a ClusterVersion nor k0rdent's Management: nothing in its API is changed by an upgrade")
+        })
+    }
+
+    /// True when `deployment` is the booted one.
+    #[must_use]
+    pub fn is_booted(&self, deployment: &DeploymentId) -> bool {
+        self.booted.as_ref().is_some_and(|booted| deployment.is(booted))
+    }
+}

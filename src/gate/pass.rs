@@ -1,0 +1,133 @@
+//! Passing the gate: there is a good backup, or one is taken, or waited for.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use serde::Serialize;
+
+use super::door;
+use super::good::{Good, look};
+use super::here::Here;
+use crate::backup::asked_by::AskedBy;
+use crate::backup::names::label_value;
+use crate::backup::take::{self, TakeOptions};
+use crate::error::{AndNext, FailureKind, kind, run, unanswered};
+use crate::kube;
+use crate::session::Session;
+
+/// The label of a backup that was taken before an upgrade: the release before it. As k0rdent's kcm has it, there on the ManagementBackup.
+pub const RELEASE_BACKUP: &str = "k0rdent.mirantis.com/release-backup";
+/// The label that names the schedule.
+const SCHEDULE: &str = "k0rdent.mirantis.com/management-backup";
+/// Between two looks while it waits.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// What is asked of the gate.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// The schedule whose name the backup gets.
+    pub schedule: Option<String>,
+    /// Take a backup when there is no good one.
+    pub take: bool,
+    /// Wait so long until there is one, or until one can be taken.
+    pub wait: Option<Duration>,
+    /// How old a good backup may be.
+    pub max_age: Duration,
+    /// The deadline of each wait of a backup.
+    pub patience: Duration,
+    /// Who asks.
+    pub asked_by: AskedBy,
+}
+
+/// The gate is open.
+#[derive(Debug, Clone, Serialize)]
+pub struct Passed {
+    /// Where the cluster is.
+    pub release: String,
+    /// The good backup.
+    #[serde(flatten)]
+    pub good: Good,
+    /// It was taken now.
+    pub taken_now: bool,
+    /// How long it was waited for, seconds.
+    pub waited: f64,
+    /// What the backup that was taken now warned of.
+    pub warnings: Vec<String>,
+}
+
+/// Finds a good backup, or takes or waits for one as it is asked.
+///
+/// # Errors
+/// [`FailureKind::Failed`] when there is none; [`FailureKind::Unanswered`] when there was none until the end of the wait;
+/// [`FailureKind::Busy`] when the cluster is between two releases; as [`take`](mod@take) when one is taken.
+pub fn pass(session: Session<'_>, asked: &Asked) -> Result<(Passed, Here, kube::Client)> {
+    let clock = session.node.clock();
+    let (since, began) = (clock.now(), clock.since_boot());
+    let deadline = asked.wait.map(|wait| clock.deadline(wait));
+    let mut said = String::new();
+    loop {
+        let closed = match attempt(session, asked) {
+            Ok(Found::Open(passed, here, client)) => {
+                let waited = clock.since_boot().saturating_sub(began).as_secs_f64();
+                return Ok((Passed { waited, ..passed }, here, client));
+            }
+            Ok(Found::Closed { release, why }) => {
+                let next = run("recovery gate --take", "takes a backup, and exits with 0 when it is good");
+                anyhow!("no upgrade may begin from {release}: {why}").and_next(next)
+            }
+            Err(error) if matches!(kind(&error), FailureKind::Busy | FailureKind::Locked | FailureKind::Unanswered) => error,
+            Err(error) => return Err(error),
+        };
+        let Some(deadline) = deadline else { return Err(closed) };
+        let why = format!("{closed:#}");
+        if deadline.passed() {
+            return Err(unanswered(format!("waited since {since:.0} for a good backup: {why}")));
+        }
+        if why != said {
+            session.progress.say(&format!("waiting since {since:.0} for a good backup: {why}"));
+            said = why;
+        }
+        clock.sleep(PAUSE)?;
+    }
+}
+
+/// What one attempt found.
+enum Found {
+    Open(Passed, Here, kube::Client),
+    Closed { release: String, why: String },
+}
+
+fn attempt(session: Session<'_>, asked: &Asked) -> Result<Found> {
+    let (here, client) = Here::of(session.node).context("looking where the cluster is")?;
+    let release = here.release()?.to_owned();
+    let mut found = look(&session, &here, asked.max_age, None)?;
+    let (mut taken_now, mut warnings) = (false, Vec::new());
+    if found.good.is_none() && asked.take {
+        session.progress.say(&format!("{}: taking one", found.why()));
+        let locked = session.lock("gate")?;
+        let taken = take::take(&locked, &options(asked, &release)).context("taking the backup before the upgrade")?;
+        drop(locked);
+        (taken_now, warnings) = (true, taken.warnings);
+        // All of it was read back from the disk before it was published.
+        found = look(&session, &here, asked.max_age, Some(&taken.manifest.id))?;
+    }
+    door::keep(&session, &client, &release, &found)?;
+    let Some(good) = found.good else { return Ok(Found::Closed { why: found.why(), release }) };
+    Ok(Found::Open(Passed { release, good, taken_now, waited: 0.0, warnings }, here, client))
+}
+
+/// The backup before an upgrade from `release`, as kcm names and labels it.
+fn options(asked: &Asked, release: &str) -> TakeOptions {
+    let name = format!("{}-{release}", asked.schedule.as_deref().unwrap_or("before-upgrade"));
+    let mut labels = BTreeMap::from([(RELEASE_BACKUP.to_owned(), label_value(release))]);
+    labels.extend(asked.schedule.as_ref().map(|schedule| (SCHEDULE.to_owned(), label_value(schedule))));
+    TakeOptions {
+        name: Some(name),
+        labels,
+        force: false,
+        keep: take::KEEP as usize,
+        wait: asked.patience,
+        asked_by: asked.asked_by.clone(),
+    }
+}

@@ -1,0 +1,88 @@
+//! An upgrade in one command: a good backup, then the change, then watching it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::pass::{Asked, Passed, pass};
+use crate::error::{AndNext, Next, run, unanswered, unsupported};
+use crate::kube::{Client, Upgrade, Upgraded};
+use crate::node::profile::Profile;
+use crate::session::Session;
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_secs(5);
+/// For how long it has to be done: operators that have settled may move once more.
+const HOLD: Duration = Duration::from_secs(10);
+
+/// What was done.
+#[derive(Debug, Clone, Serialize)]
+pub struct Arrived {
+    /// The backup to go back to.
+    #[serde(flatten)]
+    pub passed: Passed,
+    /// The release that it is at now.
+    pub to: String,
+    /// How long it took, seconds.
+    pub seconds: f64,
+}
+
+/// Brings the cluster to the release `to`: with a good backup first. `patience` is for the upgrade alone.
+///
+/// # Errors
+/// As [`pass`]; [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) where the API has nothing to change;
+/// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when it has not arrived by the deadline. What leads back is its `next`.
+pub fn upgrade(session: Session<'_>, asked: &Asked, to: &str, patience: Duration) -> Result<Arrived> {
+    let clock = session.node.clock();
+    let began = clock.since_boot();
+    let (passed, here, client) = pass(session, asked)?;
+    let Some(upgraded) = here.upgraded() else {
+        return Err(unsupported("this cluster is upgraded by hand: there is no object in its API to change")
+            .and_next(run("recovery gate --take && kubeadm upgrade apply VERSION", "upgrades it with a good backup behind it")));
+    };
+    if passed.release != to {
+        session.progress.say(&format!("asking for {to}; `recovery recover --backup {}` leads back", passed.good.id));
+        client.ask_for_release(upgraded, to, false)?;
+        watch(session, upgraded, to, patience).map_err(|error| error.and_next(way_back(&passed.good.id)))?;
+    }
+    Ok(Arrived { passed, to: to.to_owned(), seconds: clock.since_boot().saturating_sub(began).as_secs_f64() })
+}
+
+fn way_back(id: &str) -> Next {
+    run(format!("recovery recover --backup {id}"), "brings the release before back; `recovery status` shows how far it is")
+}
+
+fn watch(session: Session<'_>, upgraded: Upgraded, to: &str, patience: Duration) -> Result<()> {
+    let clock = session.node.clock();
+    let (deadline, mut said, mut done_since) = (clock.deadline(patience), String::new(), None);
+    let profile = Profile::of(session.node)?;
+    loop {
+        // The API server is replaced under way, its certificates too.
+        let look = Client::of(session.node, profile).and_then(|client| client.upgrade(upgraded, to));
+        let now = clock.since_boot();
+        let says = match look {
+            Ok(Upgrade::Done) if done_since.is_some_and(|since| now.saturating_sub(since) >= HOLD) => return Ok(()),
+            Ok(Upgrade::Done) => {
+                done_since.get_or_insert(now);
+                format!("{upgraded} is at {to}")
+            }
+            Ok(Upgrade::Going(says)) => {
+                done_since = None;
+                says
+            }
+            Err(error) => {
+                done_since = None;
+                format!("{error:#}")
+            }
+        };
+        if deadline.passed() {
+            return Err(unanswered(format!("the upgrade to {to} has not arrived: {says}"))).context("watching the upgrade");
+        }
+        if says != said {
+            session.progress.say(&says);
+            said = says;
+        }
+        clock.sleep(PAUSE)?;
+    }
+}
