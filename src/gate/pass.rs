@@ -99,7 +99,7 @@ enum Found {
 }
 
 fn attempt(session: Session<'_>, asked: &Asked) -> Result<Found> {
-    let (here, client) = Here::of(session.node).context("looking where the cluster is")?;
+    let (mut here, client) = Here::of(session.node).context("looking where the cluster is")?;
     let release = here.release()?.to_owned();
     let mut found = look(&session, &here, asked.max_age, None)?;
     let (mut taken_now, mut warnings) = (false, Vec::new());
@@ -109,7 +109,8 @@ fn attempt(session: Session<'_>, asked: &Asked) -> Result<Found> {
         let taken = take::take(&locked, &options(asked, &release)).context("taking the backup before the upgrade")?;
         drop(locked);
         (taken_now, warnings) = (true, taken.warnings);
-        // All of it was read back from the disk before it was published.
+        // The deployment is pinned now, and all of the backup was read back from the disk before it was published.
+        here = Here::of(session.node).context("looking where the cluster is")?.0;
         found = look(&session, &here, asked.max_age, Some(&taken.manifest.id))?;
     }
     door::keep(&session, &client, &release, &found)?;

@@ -6,6 +6,7 @@ mod before_a_backup;
 mod by_hand;
 mod cluster_restore;
 mod full_disk;
+mod gate;
 mod hostile;
 mod images;
 mod in_the_way;
