@@ -1,6 +1,7 @@
 //! On a real node: see `tests/node/lib.rs`, and `tests/README.md` for what in it is real.
 
 mod deployments;
+mod gate;
 mod hands;
 mod image;
 mod job;

@@ -1,0 +1,143 @@
+//! The gate in a real API server: an upgrade is refused until there is a good backup, and again when that is too old.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::hands::{AGENT, agent, fails, ok, up};
+use real_node::{Done, Limit, Node};
+
+const CALL: Limit = Limit::of(60);
+const TO: &str = "4.99.0";
+
+/// Asks for a release as people and GitOps do; nothing comes of it with `dry`.
+fn ask(node: &Node, object: &[&str], change: &Value, dry: bool) -> Result<Done> {
+    let change = change.to_string();
+    let dry = if dry { "--dry-run=server" } else { "--dry-run=none" };
+    node.exec(&[&["kubectl", "patch"], object, &["--type=merge", dry, "-p", &change]].concat(), CALL)
+}
+
+fn refused(done: &Done, says: &[&str]) -> Result<()> {
+    ensure!(done.code() != 0, "it was taken: {}", done.stdout);
+    for words in says {
+        ensure!(done.stderr.contains(words), "it does not say `{words}`: {}", done.stderr);
+    }
+    Ok(())
+}
+
+const VERSION: [&str; 2] = ["clusterversion", "version"];
+
+fn upgrade() -> Value {
+    json!({"spec": {"desiredUpdate": {"version": TO}}})
+}
+
+#[test]
+fn an_upgrade_waits_for_a_good_backup() -> Result<()> {
+    let (_dir, node) = up("")?;
+    let began = Instant::now();
+    ok(&node, &["backup"])?;
+    let plain = began.elapsed();
+    let id = json_of(&node, &["list"])?[0]["id"].as_str().context("no backup")?.to_owned();
+    ok(&node, &["delete", "--force", "--yes", &id])?;
+
+    ensure!(ask(&node, &VERSION, &upgrade(), true)?.code() == 0, "it is refused before there is a gate");
+    ok(&node, &["gate", "install"])?;
+    let says = [AGENT, "gate --take", "there is no backup", TO];
+    refused(&ask(&node, &VERSION, &upgrade(), false)?, &says)?;
+    // Nothing else is in its way: other fields, and what only says how it is.
+    ask(&node, &VERSION, &json!({"metadata": {"labels": {"site": "7"}}, "spec": {"channel": "stable-4.99"}}), false)?.checked()?;
+    let status = ["clusterversion", "version", "--subresource=status"];
+    ask(&node, &status, &json!({"status": {"observedGeneration": 3}}), false)?.checked()?;
+
+    let began = Instant::now();
+    let passed = json_of(&node, &["gate", "--take", "--max-age", "45s"])?;
+    let (until, took) = (Instant::now() + Duration::from_secs(46), began.elapsed());
+    ensure!(passed["taken_now"] == true, "{passed}");
+    eprintln!("a backup: {plain:?}; until the gate is open: {took:?}");
+    // The API server takes a moment to see the ConfigMap; then everybody passes, at the same time too.
+    Limit::of(10).wait(
+        "the gate to open",
+        || Ok((ask(&node, &VERSION, &upgrade(), true)?.code() == 0).then_some(())),
+        || ok(&node, &["gate", "status"]).unwrap_or_default(),
+    )?;
+    let all = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..20).map(|_| scope.spawn(|| ask(&node, &VERSION, &upgrade(), true))).collect();
+        writers.into_iter().map(|writer| writer.join().expect("a writer")).collect::<Result<Vec<Done>>>()
+    })?;
+    ensure!(all.iter().all(|done| done.code() == 0), "{all:?}");
+    let told = ok(&node, &["gate", "status"])?;
+    ensure!(told.contains("open, the ClusterVersion may be changed"), "{told}");
+    // Nobody has to close it.
+    std::thread::sleep(until.saturating_duration_since(Instant::now()));
+    refused(&ask(&node, &VERSION, &upgrade(), true)?, &["the last one was good until"])?;
+    fails(&node, &["gate", "--max-age", "45s"], 1, &["longer ago than 45s"])?;
+    refused(&ask(&node, &VERSION, &upgrade(), true)?, &["longer ago than 45s"])?;
+
+    // With a reason, and for that release alone.
+    let annotated = |text: &str| {
+        let mut change = upgrade();
+        change["metadata"] = json!({"annotations": {"recovery/skip-gate": text}});
+        ask(&node, &VERSION, &change, true)
+    };
+    annotated(&format!("{TO}: the site is new"))?.checked()?;
+    refused(&annotated("4.98.0: the site is new")?, &[])?;
+    refused(&annotated("")?, &[])?;
+
+    // Without the ConfigMap nobody passes; the next look at the gate writes it again.
+    node.kubectl(&["-n", "kube-system", "delete", "configmap", "recovery-upgrade-gate"])?;
+    Limit::of(10).wait(
+        "the parameter to be missed",
+        || Ok(ask(&node, &VERSION, &upgrade(), true)?.stderr.contains("no params found").then_some(())),
+        String::new,
+    )?;
+    ok(&node, &["gate"])?;
+    Limit::of(10).wait(
+        "the gate to open again",
+        || Ok((ask(&node, &VERSION, &upgrade(), true)?.code() == 0).then_some(())),
+        String::new,
+    )?;
+
+    // All of it in one command; the harness is the cluster-version-operator.
+    let begun = [
+        "sh",
+        "-c",
+        &format!(
+            "setsid {AGENT} upgrade --yes --json --wait 120 --to {TO} > /tmp/upgrade.out 2> /tmp/upgrade.err; echo $? > /tmp/upgrade.code"
+        ),
+    ]
+    .map(str::to_owned);
+    std::thread::scope(|scope| -> Result<()> {
+        let words: Vec<&str> = begun.iter().map(String::as_str).collect();
+        let node = &node;
+        let upgrading = scope.spawn(move || node.exec(&words, Limit::of(180)));
+        Limit::of(60).wait(
+            "the upgrade to be asked for",
+            || Ok((node.get(&VERSION)?["spec"]["desiredUpdate"]["version"] == TO).then_some(())),
+            || node.read("/tmp/upgrade.err").unwrap_or_default(),
+        )?;
+        let now = "2026-01-01T00:00:00Z";
+        let version = node.get(&VERSION)?;
+        let mut history = version["status"]["history"].as_array().cloned().unwrap_or_default();
+        history.insert(
+            0,
+            json!({"state": "Completed", "version": TO, "image": "quay.io/x", "startedTime": now, "completionTime": now, "verified": true}),
+        );
+        let arrived = json!({"status": {"observedGeneration": version["metadata"]["generation"], "history": history}});
+        ask(node, &status, &arrived, false)?.checked()?;
+        upgrading.join().expect("the upgrade")?.checked().map(drop)
+    })?;
+    ensure!(node.read("/tmp/upgrade.code")?.trim() == "0", "{}", node.read("/tmp/upgrade.err")?);
+    // From there on, the backup is of the release before.
+    fails(&node, &["gate"], 1, &["it is of the release"])?;
+    fails(&node, &["upgrade", "--yes", "--to", "4.99.1", "--wait", "15"], 69, &["has not arrived", "recover --backup"])?;
+
+    ok(&node, &["gate", "remove", "--yes"])?;
+    ask(&node, &VERSION, &json!({"spec": {"desiredUpdate": {"version": "4.99.2"}}}), true)?.checked()?;
+    Ok(())
+}
+
+fn json_of(node: &Node, args: &[&str]) -> Result<Value> {
+    let done = agent(node, &[args, &["--json"]].concat())?.checked()?;
+    serde_json::from_str(&done.stdout).with_context(|| done.stdout.clone())
+}
