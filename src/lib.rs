@@ -32,3 +32,4 @@ pub mod recovery;
 pub mod report;
 pub mod session;
 pub mod tools;
+pub mod up;

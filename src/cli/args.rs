@@ -102,6 +102,8 @@ pub enum Verb {
     Gate(GateArgs),
     /// Upgrade the cluster, after a good backup, and watch it
     Upgrade(UpgradeArgs),
+    /// Wait until everything on this node is up, or say what is not
+    Up(UpArgs),
     /// List the backups
     List(ListArgs),
     /// Show a backup's manifest
@@ -270,6 +272,17 @@ pub struct UpgradeArgs {
     /// How old a good backup may be
     #[arg(long, value_name = "TIME", default_value = "1h")]
     pub max_age: jiff::SignedDuration,
+}
+
+/// `up`
+#[derive(Debug, Clone, Args)]
+pub struct UpArgs {
+    /// Compare with how it was when this backup was taken, by id or name; without it, everything has to be well
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<String>,
+    /// For how long everything has to stay up, seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = crate::up::HOLD.as_secs())]
+    pub hold: u64,
 }
 
 /// `list`

@@ -93,7 +93,7 @@ fn describe_door(door: &Door) -> String {
     }
     match (&door.found, &door.why) {
         (Some(Look { good: Some(good), .. }), _) => {
-            text += &format!("on the node: the backup {} is good until {:.0}\n", line(&good.id), good.until)
+            text += &format!("on the node: the backup {} is good until {:.0}\n", line(&good.id), good.until);
         }
         (Some(look), _) => text += &format!("on the node: {}\n", line(&look.why())),
         (None, why) => text += &format!("on the node: {}\n", line(why.as_deref().unwrap_or("nothing is known"))),

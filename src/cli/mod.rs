@@ -22,6 +22,7 @@ mod restore_files;
 mod resume;
 mod show;
 mod status;
+mod up;
 mod verify;
 
 use std::process::ExitCode;
@@ -142,6 +143,7 @@ fn perform(context: &Context, verb: Verb) -> Result<ExitCode> {
         Verb::Status(args) => status::run(context, &args),
         Verb::Gate(args) => gate::run(context, &args),
         Verb::Upgrade(args) => gate::upgrade(context, &args),
+        Verb::Up(args) => up::run(context, &args),
         Verb::List(args) => list::run(context, &args),
         Verb::Show(args) => show::run(context, &args),
         Verb::Verify(args) => verify::run(context, &args),

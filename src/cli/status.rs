@@ -67,7 +67,7 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<ExitCode> {
 }
 
 /// How many lines the terminal has, when standard output is one.
-fn rows_to_rewrite() -> Option<usize> {
+pub(super) fn rows_to_rewrite() -> Option<usize> {
     let stdout = std::io::stdout();
     let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(&stdout).ok())?;
     Some(size.map(|size| usize::from(size.ws_row)).filter(|rows| *rows > 1).unwrap_or(usize::MAX))
@@ -75,7 +75,7 @@ fn rows_to_rewrite() -> Option<usize> {
 
 /// The text over what the screen showed, line by line: one that is never cleared as a whole does not flicker. What does not fit is cut off
 /// at the top, because the step that is at work and what to do next are further down.
-fn screen(text: &str, rows: usize) -> String {
+pub(super) fn screen(text: &str, rows: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let shown = &lines[lines.len().saturating_sub(rows - 1)..];
     // Without line wrap (mode 7) a line of text is a line of the screen.

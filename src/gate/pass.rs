@@ -68,7 +68,8 @@ pub fn pass(session: Session<'_>, asked: &Asked) -> Result<(Passed, Here, kube::
     let mut said = String::new();
     loop {
         let closed = match attempt(session, asked) {
-            Ok(Found::Open(passed, here, client)) => {
+            Ok(Found::Open(open)) => {
+                let (passed, here, client) = *open;
                 let waited = clock.since_boot().saturating_sub(began).as_secs_f64();
                 return Ok((Passed { waited, ..passed }, here, client));
             }
@@ -94,7 +95,7 @@ pub fn pass(session: Session<'_>, asked: &Asked) -> Result<(Passed, Here, kube::
 
 /// What one attempt found.
 enum Found {
-    Open(Passed, Here, kube::Client),
+    Open(Box<(Passed, Here, kube::Client)>),
     Closed { release: String, why: String },
 }
 
@@ -115,7 +116,7 @@ fn attempt(session: Session<'_>, asked: &Asked) -> Result<Found> {
     }
     door::keep(&session, &client, &release, &found)?;
     let Some(good) = found.good else { return Ok(Found::Closed { why: found.why(), release }) };
-    Ok(Found::Open(Passed { release, good, taken_now, waited: 0.0, warnings }, here, client))
+    Ok(Found::Open(Box::new((Passed { release, good, taken_now, waited: 0.0, warnings }, here, client))))
 }
 
 /// The backup before an upgrade from `release`, as kcm names and labels it.

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use http::{Method, Request, header};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -25,6 +26,8 @@ use crate::node::profile::Profile;
 const LIMIT: Duration = Duration::from_secs(10);
 /// Between two looks of a wait.
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
+/// How many items are asked for at a time.
+const PAGE: u32 = 50;
 /// How often a busy server is asked, as often as its own clients do (client-go `rest/with_retry.go`).
 const TRIES_WHEN_BUSY: u32 = 10;
 /// For how long a revision has to stay before it counts. Conditions and revisions of the operators were seen to disagree for up to 13 s,
@@ -140,6 +143,43 @@ impl Client {
             // Custom resources are unknown, too, until the server has read their definitions, which its readiness waits for.
             Err(error) if is_missing(&error) => self.ready().map(|()| Vec::new()),
             list => Ok(list?.items),
+        }
+    }
+
+    /// Each item of the list at `path`, some at a time: however many there are, and however large.
+    pub(super) fn each<T: DeserializeOwned>(&self, path: &str, mut take: impl FnMut(T)) -> Result<()> {
+        let mut from = String::new();
+        loop {
+            let list = match self.get::<List<T>>(&format!("{path}?limit={PAGE}{from}")) {
+                Err(error) if is_missing(&error) => return self.ready(),
+                list => list?,
+            };
+            list.items.into_iter().for_each(&mut take);
+            if list.metadata.rest.is_empty() {
+                return Ok(());
+            }
+            from = format!("&continue={}", percent_encoding::utf8_percent_encode(&list.metadata.rest, percent_encoding::NON_ALPHANUMERIC));
+        }
+    }
+
+    /// Where the objects of a resource are, in the version of its group that the API server prefers; `None` where it has no such group.
+    pub(super) fn resource(&self, group: &str, resource: &str) -> Result<Option<String>> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Group {
+            preferred_version: Version,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Version {
+            group_version: String,
+        }
+        match self.get::<Group>(&format!("/apis/{group}")) {
+            Err(error) if is_missing(&error) => Ok(None),
+            found => Ok(Some(format!(
+                "/apis/{}/{resource}",
+                found.with_context(|| format!("asking for the versions of {group}"))?.preferred_version.group_version
+            ))),
         }
     }
 

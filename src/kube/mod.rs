@@ -2,12 +2,13 @@
 //!
 //! Reading order: `kubeconfig` (how the node's own API server is reached, without looking up a name), `client` (one request, with
 //! a limit; the API going away is normal), `objects` (the few fields that are read, tolerant of everything else), then what is asked:
-//! `facts`, `redeploy`, `requests` (certificates), `workloads`, `release` (the one that is asked for) and `policy` (the gate before it), `jobs` (the backup's own), `obstacles` (why nothing moves).
+//! `facts`, `redeploy`, `requests` (certificates), `workloads` and `health` (whether what runs is up), `release` (the one that is asked for) and `policy` (the gate before it), `jobs` (the backup's own), `obstacles` (why nothing moves).
 //!
 //! What a parser decides is pure and apart from what is fetched; captures of real clusters are the tests.
 
 mod client;
 mod facts;
+mod health;
 mod jobs;
 mod kubeconfig;
 mod objects;
@@ -20,6 +21,7 @@ mod workloads;
 
 pub use client::{Client, Refused};
 pub use facts::{Cluster, OperatorState};
+pub use health::Health;
 pub use policy::{Permission, SKIP, is_gate};
 pub use release::{Management, Upgrade, Upgraded};
 pub use workloads::{Workload, WorkloadKind};

@@ -11,8 +11,18 @@ pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Defaul
 /// A list.
 #[derive(Debug, Deserialize)]
 pub(super) struct List<T> {
+    #[serde(default)]
+    pub(super) metadata: ListMetadata,
     #[serde(default = "Vec::new", deserialize_with = "or_default", bound(deserialize = "T: Deserialize<'de>"))]
     pub(super) items: Vec<T>,
+}
+
+/// Of a list.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct ListMetadata {
+    /// Where the rest of it begins; empty at its end.
+    #[serde(rename = "continue", default, deserialize_with = "or_default")]
+    pub(super) rest: String,
 }
 
 /// An object with the parts that the reader is interested in.

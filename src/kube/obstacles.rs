@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use super::client::{Client, is_missing};
+use super::health::Health;
 use super::objects::{Conditions, Metadata, Object, Unread, is_true, or_default};
 
 /// The most sentences of one kind: a message is for reading.
@@ -124,19 +125,43 @@ impl Client {
     /// Webhooks with `failurePolicy: Fail` (the default) whose service has no endpoint: every write they match is refused.
     fn closed_webhooks(&self) -> Result<Vec<String>> {
         let mut sentences = Vec::new();
-        for kind in ["validatingwebhookconfigurations", "mutatingwebhookconfigurations"] {
-            let configurations: Vec<WebhookConfiguration> = self.list(&format!("/apis/admissionregistration.k8s.io/v1/{kind}"))?;
-            for (configuration, webhook) in configurations.iter().flat_map(|c| c.webhooks.iter().map(move |w| (c, w))) {
-                let Some(service) = webhook.client_config.service.as_ref().filter(|_| fails_closed(webhook)) else { continue };
-                if !self.is_served(service)? {
-                    sentences.push(format!(
-                        "the webhook {} fails closed and its service {}/{} has no endpoint (kubectl delete {kind} {})",
-                        webhook.name, service.namespace, service.name, configuration.metadata.name
-                    ));
-                }
+        for (configuration, webhook, service) in self.fail_closed()? {
+            if !self.is_served(&service)? {
+                sentences.push(format!(
+                    "the webhook {webhook} fails closed and its service {}/{} has no endpoint (kubectl delete {configuration})",
+                    service.namespace, service.name
+                ));
             }
         }
         Ok(sentences)
+    }
+
+    /// Those webhooks that fail closed and are a service of the cluster: kind and name of the configuration, name of the webhook, service.
+    fn fail_closed(&self) -> Result<Vec<(String, String, Service)>> {
+        let mut found = Vec::new();
+        for kind in ["validatingwebhookconfigurations", "mutatingwebhookconfigurations"] {
+            let configurations: Vec<WebhookConfiguration> = self.list(&format!("/apis/admissionregistration.k8s.io/v1/{kind}"))?;
+            for (configuration, webhook) in configurations.iter().flat_map(|c| c.webhooks.iter().map(move |w| (c, w))) {
+                if let Some(service) = webhook.client_config.service.as_ref().filter(|_| fails_closed(webhook)) {
+                    found.push((format!("{kind} {}", configuration.metadata.name), webhook.name.clone(), service.clone()));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether somebody answers for each webhook that fails closed.
+    ///
+    /// # Errors
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer.
+    pub fn webhooks(&self) -> Result<Vec<Health>> {
+        let mut found = Vec::new();
+        for (_, webhook, service) in self.fail_closed()? {
+            let trouble =
+                (!self.is_served(&service)?).then(|| format!("its service {}/{} has no endpoint", service.namespace, service.name));
+            found.push(Health { name: webhook, trouble });
+        }
+        Ok(found)
     }
 
     fn is_served(&self, service: &Service) -> Result<bool> {

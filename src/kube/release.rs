@@ -4,11 +4,10 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::client::{Client, is_missing};
+use super::client::Client;
 use super::objects::{Condition, Object, condition, is_true, or_default};
 
 const CLUSTER_VERSION: &str = "/apis/config.openshift.io/v1/clusterversions/version";
-const K0RDENT: &str = "/apis/k0rdent.mirantis.com";
 
 /// k0rdent's Management object, of which a cluster has one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -93,19 +92,6 @@ struct Update {
     version: String,
 }
 
-/// The versions of an API group.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Group {
-    preferred_version: Preferred,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Preferred {
-    group_version: String,
-}
-
 impl Client {
     /// k0rdent's Management; `None` where there is none.
     ///
@@ -117,11 +103,7 @@ impl Client {
 
     /// Its path, in the version that the API server prefers, and what is there.
     fn management_object(&self) -> Result<Option<(String, ManagementObject)>> {
-        let group: Group = match self.get(K0RDENT) {
-            Err(error) if is_missing(&error) => return Ok(None),
-            group => group.context("asking which versions of k0rdent's API there are")?,
-        };
-        let path = format!("/apis/{}/managements", group.preferred_version.group_version);
+        let Some(path) = self.resource("k0rdent.mirantis.com", "managements")? else { return Ok(None) };
         let all: Vec<ManagementObject> = self.list(&path).context("asking for k0rdent's Management")?;
         Ok(all.into_iter().next().map(|object| (format!("{path}/{}", object.metadata.name), object)))
     }

@@ -1,5 +1,7 @@
 //! Deployments, StatefulSets and DaemonSets: which are available.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
@@ -90,20 +92,27 @@ fn pods(kind: WorkloadKind, found: &Found) -> (i64, i64) {
 }
 
 impl Client {
+    /// Every workload that should have pods: how many, and how many of these are available.
+    pub(super) fn workloads(&self) -> Result<BTreeMap<Workload, (i64, i64)>> {
+        let mut all = BTreeMap::new();
+        for kind in WorkloadKind::ALL {
+            self.each(&format!("/apis/apps/v1/{}", kind.resource()), |found: Found| {
+                let (wanted, up) = pods(kind, &found);
+                if wanted > 0 {
+                    all.insert(Workload { kind, namespace: found.metadata.namespace, name: found.metadata.name }, (wanted, up));
+                }
+            })
+            .with_context(|| format!("asking for every {kind}"))?;
+        }
+        Ok(all)
+    }
+
     /// The workloads that have all the pods they should have, and should have any; by kind, namespace and name.
     ///
     /// # Errors
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer.
     pub fn available_workloads(&self) -> Result<Vec<Workload>> {
-        let mut available = Vec::new();
-        for kind in WorkloadKind::ALL {
-            let all: Vec<Found> =
-                self.list(&format!("/apis/apps/v1/{}", kind.resource())).with_context(|| format!("asking for every {kind}"))?;
-            let up = all.into_iter().filter(|found| matches!(pods(kind, found), (wanted, up) if wanted > 0 && up >= wanted));
-            available.extend(up.map(|found| Workload { kind, namespace: found.metadata.namespace, name: found.metadata.name }));
-        }
-        available.sort();
-        Ok(available)
+        Ok(self.workloads()?.into_iter().filter(|(_, (wanted, up))| up >= wanted).map(|(workload, _)| workload).collect())
     }
 }
 

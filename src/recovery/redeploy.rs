@@ -10,6 +10,7 @@ use super::run::{Doing, Step};
 use super::step;
 use super::waits::{self, PAUSE};
 use crate::node::profile::Profile;
+use crate::up::containers;
 
 pub(super) const STEPS: &[Step] = &[
     Step::new(step::ETCDS, "redeploying etcd", redeploy).only(|p| has(p, step::ETCDS)),
@@ -26,7 +27,7 @@ fn redeploy(here: &mut Doing<'_, '_>) -> Result<()> {
     let profile = here.run.profile;
     let operator = profile.redeployed.iter().find(|r| r.resource == here.step()).context("the profile has no such operator")?;
     let ran = here.run.backup.manifest.operator_containers.as_deref();
-    if !waits::wanted(profile, ran).iter().any(|(container, _)| *container == operator.container) {
+    if !containers::wanted(profile, ran).iter().any(|(container, _)| *container == operator.container) {
         here.warn(format!(
             "{} is not redeployed: its operator, {}, did not run when the backup was taken",
             operator.resource, operator.container

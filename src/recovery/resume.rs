@@ -23,6 +23,7 @@ use crate::node::machine_config::MachineConfig;
 use crate::node::profile::Profile;
 use crate::node::{durable, hold};
 use crate::tools::{crictl, systemctl};
+use crate::up::containers;
 
 /// Where OVN-Kubernetes keeps a node's databases: from 4.14 on, and before. They are rebuilt from the cluster, whose older state they contradict.
 const OVN: [&str; 2] = ["/var/lib/ovn-ic/etc", "/var/lib/ovn/etc"];
@@ -249,7 +250,7 @@ fn etcd_answers(here: &mut Doing<'_, '_>) -> Result<()> {
             let health = etcd::health(&endpoint, ONE_LOOK);
             Ok(health.map_err(|error| *last.borrow_mut() = format!("{error:#}")).ok())
         },
-        |node| format!("{}; {}", last.borrow(), waits::explain(node, &[(pod.container, pod.namespace)])),
+        |node| format!("{}; {}", last.borrow(), containers::explain(node, &[(pod.container, pod.namespace)])),
     )?;
     here.figure("etcd", health);
     Ok(())
@@ -306,7 +307,7 @@ fn restart_ovn(here: &mut Doing<'_, '_>) -> Result<()> {
 
 /// The end of the phase: everything that ran when the backup was taken runs in a container that is not one of the old ones.
 fn containers(here: &mut Doing<'_, '_>) -> Result<()> {
-    let wanted = waits::wanted(here.run.profile, here.run.backup.manifest.operator_containers.as_deref());
+    let wanted = containers::wanted(here.run.profile, here.run.backup.manifest.operator_containers.as_deref());
     let old: Vec<String> =
         here.noted_by(Phase::RestoreFiles, step::OLD_CONTAINERS)?.context("the journal does not say which containers are old")?;
     let client = Client::of(here.run.session.node, here.run.profile)?;
@@ -318,10 +319,10 @@ fn containers(here: &mut Doing<'_, '_>) -> Result<()> {
             waits::approve(here, &client);
             // A runtime that does not answer this time may do so the next.
             if let Ok(containers) = crictl::containers(here.run.session.node) {
-                *left.borrow_mut() = waits::missing(&wanted, &containers, &old);
+                *left.borrow_mut() = containers::missing(&wanted, &containers, &old);
             }
             Ok(left.borrow().is_empty().then_some(()))
         },
-        |node| waits::with_obstacles(waits::explain(node, &left.borrow()), &client),
+        |node| waits::with_obstacles(containers::explain(node, &left.borrow()), &client),
     )
 }

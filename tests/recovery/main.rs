@@ -22,4 +22,5 @@ mod signals;
 mod soft_reboot;
 mod through;
 mod unit;
+mod up;
 mod walk;

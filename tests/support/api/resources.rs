@@ -32,6 +32,7 @@ pub(crate) static RESOURCES: &[Resource] = &[
     core("pods", "Pod", true, "pods"),
     core("configmaps", "ConfigMap", true, "configmaps"),
     core("endpoints", "Endpoints", true, "services/endpoints"),
+    Resource { group: "apps", version: "v1", plural: "deployments", kind: "Deployment", namespaced: true, directory: "deployments" },
     cluster("certificates.k8s.io", "certificatesigningrequests", "CertificateSigningRequest", "certificatesigningrequests"),
     cluster(
         "admissionregistration.k8s.io",
