@@ -1,6 +1,6 @@
 //! `recovery`: backup and recovery of a machine that is a cluster by itself: single-node OpenShift on an ostree operating system, or kubeadm's.
 //!
-//! One way leads through it, and nothing points back: command line → what is asked ([`backup`], [`recovery`], carried out by the [`engine`]) → how it
+//! One way leads through it, and nothing points back: command line → what is asked ([`backup`], [`gate`], [`recovery`], carried out by the [`engine`]) → how it
 //! is done ([`archive`], [`etcd`], [`kube`], [`tools`]) → the [`node`].
 //!
 //! Read in this order:
@@ -10,8 +10,9 @@
 //! 3. [`backup`]: what a backup is on disk, and how one is taken, checked, listed, pruned, exported, and imported from the old script.
 //! 4. [`engine`]: the pure transition function, the journal, the driver. [`recovery`]: what it carries out, one file per phase with its steps in order.
 //! 5. [`archive`], [`etcd`], [`kube`], [`tools`]: the four ways in which things are done.
-//! 6. [`formats`]: what is written to disk and read again by another version.
-//! 7. [`session`]: what a command works on, and the proof that it may. [`report`]: progress and log. [`compression`]: what a file is packed with. [`cli`]: one file per command.
+//! 6. [`gate`]: no upgrade without a good backup. [`up`]: whether everything is up again.
+//! 7. [`formats`]: what is written to disk and read again by another version.
+//! 8. [`session`]: what a command works on, and the proof that it may. [`report`]: progress and log. [`compression`]: what a file is packed with. [`cli`]: one file per command.
 //!
 //! `ARCHITECTURE.md` says why it is so, `CONTRIBUTING.md` where to put what.
 
