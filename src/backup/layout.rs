@@ -10,6 +10,8 @@ use crate::error::damaged;
 pub const MANIFEST: &str = "manifest.json";
 /// Sums of every other file.
 pub const SUMS: &str = "SHA256SUMS";
+/// What was done when it was taken, in lines for people.
+pub const LOG: &str = "log";
 /// The end of the name of a backup that is being taken.
 pub const PARTIAL: &str = ".partial";
 /// The end of the name of a backup that is being deleted.

@@ -108,6 +108,8 @@ pub enum Verb {
     List(ListArgs),
     /// Show a backup's manifest
     Show(ChosenArgs),
+    /// Show what was done when a backup was taken
+    Logs(ChosenArgs),
     /// Check backups as a recovery would: every file against its sum, all content, and all of the etcd snapshot, which is unpacked into $TMPDIR
     Verify(VerifyArgs),
     /// Delete a backup

@@ -146,6 +146,7 @@ fn perform(context: &Context, verb: Verb) -> Result<ExitCode> {
         Verb::Up(args) => up::run(context, &args),
         Verb::List(args) => list::run(context, &args),
         Verb::Show(args) => show::run(context, &args),
+        Verb::Logs(args) => show::logs(context, &args),
         Verb::Verify(args) => verify::run(context, &args),
         Verb::Delete(args) => list::delete(context, &args),
         Verb::Prune(args) => list::prune(context, &args),

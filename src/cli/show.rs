@@ -15,6 +15,12 @@ pub(super) fn run(context: &Context, args: &ChosenArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+pub(super) fn logs(context: &Context, args: &ChosenArgs) -> Result<ExitCode> {
+    let log = store::logs(&context.session()?, &args.backup)?;
+    context.print(&log, Clone::clone)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn describe(shown: &Shown) -> String {
     let Some(m) = &shown.manifest else { return describe_old(shown) };
     let none = || "-".to_owned();

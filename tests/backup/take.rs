@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
-use testing::session::locked;
+use testing::session::{locked, session};
 
 use anyhow::Result;
 use recovery::backup::asked_by::AskedBy;
@@ -44,9 +44,15 @@ fn a_backup_is_whole_and_needs_no_agent_to_be_read() {
     assert!(taken.warnings.iter().any(|w| w.contains("API server")), "{:?}", taken.warnings);
 
     let path = sno.place.dir.backups().join(&manifest.id);
-    sh(&path, "sha256sum -c --quiet --strict SHA256SUMS && test $(ls -A | wc -l) = 8");
+    sh(&path, "sha256sum -c --quiet --strict SHA256SUMS && test $(ls -A | wc -l) = 9");
     assert_eq!(sh(&path, "stat -c %a . *|sort -u"), "600\n700\n");
     assert_eq!(std::fs::read_link(sno.place.dir.latest()).unwrap(), Path::new("backups").join(&manifest.id));
+
+    let log = backup::store::logs(&session(&sno.place.node, &sno.place.dir), "before-4.17").unwrap();
+    for words in ["begins, by recovery", "etc.tar.zst: done", "etcd-and-static-pods: done", "warning: the API server did not say"] {
+        assert!(log.contains(words), "it does not say `{words}`: {log}");
+    }
+    assert_eq!(log, sh(&path, "cat log"));
 
     let out = tempfile::tempdir().unwrap();
     let unpack = |name: &str| {

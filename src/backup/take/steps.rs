@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use data_encoding::HEXLOWER;
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -15,10 +16,10 @@ use super::preflight::{self, Facts};
 use super::procedure::{CHECK, Conditions, ETCD_AND_STATIC_PODS, Event, HOLD_FILES, INSTALL, Journal, MANIFEST, PIN, Phase, Taking, plan};
 use super::publish::{check, finish_interrupted, publish, seal};
 use super::trees::{self, Tree};
-use super::{install, pins};
+use super::{install, log, pins};
 use crate::archive::{self, Skipped};
 use crate::backup::asked_by::AskedBy;
-use crate::backup::layout::PARTIAL;
+use crate::backup::layout::{LOG, PARTIAL};
 use crate::backup::manifest::{Etcd, Manifest};
 use crate::backup::names;
 use crate::backup::parts::ETCD;
@@ -220,7 +221,8 @@ impl Work for Run<'_> {
             ETCD_AND_STATIC_PODS => return figures(self.etcd_and_static_pods(&partial)?),
             CHECK => check(&partial, &finished(journal.reading())?, facts.profile, self.progress)?,
             MANIFEST => {
-                let files = finished(journal.reading())?;
+                let mut files = finished(journal.reading())?;
+                files.insert(LOG.to_owned(), self.log(journal, &partial)?);
                 seal(&partial, &files, &self.manifest(journal, &files)?)?;
                 self.sealed = true;
             }
@@ -314,6 +316,13 @@ impl Run<'_> {
             self.node.read(&path).map(|bytes| Some(Sha256::digest(bytes).to_vec()))
         };
         self.facts.profile.static_pods.iter().map(|pod| digest(self.facts.profile.manifest(pod))).collect()
+    }
+
+    /// The log, which is a file of the backup as the others.
+    fn log(&self, journal: &Journal, partial: &Path) -> Result<Finished> {
+        let log = log::write(partial, journal.reading(), &self.facts.warnings, &self.skipped)?;
+        let bytes = log.len() as u64;
+        Ok(Finished { bytes, stored: bytes, sha256: HEXLOWER.encode(&Sha256::digest(&log)) })
     }
 
     fn manifest(&self, journal: &Journal, files: &BTreeMap<String, Finished>) -> Result<Manifest> {
