@@ -87,8 +87,8 @@ pub(super) fn place_hold(here: &mut Doing<'_, '_>) -> Result<()> {
     real_reboot(here)?;
     hold::install(&node.real_path("/etc"), here.run.session.dir)?;
     // After a boot with the hold, systemd no longer shows whether kubelet ran before.
-    here.run.undo.note_unit(&here.run.session, KUBELET_UNIT)?;
-    here.run.undo.place_hold(&here.run.session)?;
+    here.run.undo.note_unit(here.run.session, KUBELET_UNIT)?;
+    here.run.undo.place_hold(here.run.session)?;
     install_agent(here);
     // systemd must know of the condition before anyone starts kubelet in this boot.
     systemctl::daemon_reload(node)
@@ -107,7 +107,7 @@ pub(super) fn stop_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
 
 fn stop_unit(here: &mut Doing<'_, '_>, unit: &str) -> Result<()> {
     let run = &mut *here.run;
-    run.undo.note_unit(&run.session, unit)?;
+    run.undo.note_unit(run.session, unit)?;
     systemctl::stop(run.session.node, unit)
 }
 
@@ -204,7 +204,7 @@ fn stop_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
     let node = here.run.session.node;
     // Which unit it is shows only while it runs.
     let unit = here.run.running_runtime()?;
-    here.run.undo.note_runtime(here.run.session.dir, &unit)?;
+    here.run.undo.note_runtime(here.run.session, &unit)?;
     stop_unit(here, &unit)?;
     if let Some(mark) = crio::missing_mark(node)
         && systemctl::show(node, crio::WIPE_UNIT)?.exists()

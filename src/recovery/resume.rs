@@ -69,7 +69,7 @@ fn check_backup(here: &mut Doing<'_, '_>) -> Result<()> {
 fn stop_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
     let node = here.run.session.node;
     if !hold::is_placed(node) {
-        here.run.undo.place_hold(&here.run.session)?;
+        here.run.undo.place_hold(here.run.session)?;
     }
     systemctl::stop(node, KUBELET_UNIT)
 }

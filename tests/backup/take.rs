@@ -8,6 +8,7 @@ use testing::session::locked;
 
 use anyhow::Result;
 use recovery::backup::asked_by::AskedBy;
+use recovery::backup::store;
 use recovery::backup::take::{Outcome, TakeOptions, Taken};
 use recovery::backup::{self};
 use recovery::error::exit_code;
@@ -136,7 +137,7 @@ fn the_next_backup_takes_over_what_is_unchanged_and_old_ones_go() {
     assert!(second.reused > 10_000_000, "{}", second.reused);
     assert_eq!(second.pruned, [settled.manifest.id, first.manifest.id]);
     assert_eq!(sh(&sno.place.dir.backups(), "ls"), format!("{}\n", second.manifest.id));
-    let chosen = backup::choose(&locked(&sno.place.node, &sno.place.dir), None).unwrap();
+    let chosen = store::survey(&sno.place.dir).unwrap().backups[0].clone();
     backup::verify(&chosen, true, &Progress::hidden()).unwrap();
 }
 
@@ -155,7 +156,7 @@ fn damage_inside_an_archive_is_found_by_a_deep_check() {
     let sno = Sno::new();
     let taken = take(&sno, &options()).unwrap();
     let path = sno.place.dir.backups().join(&taken.manifest.id);
-    let chosen = backup::choose(&locked(&sno.place.node, &sno.place.dir), None).unwrap();
+    let chosen = store::survey(&sno.place.dir).unwrap().backups[0].clone();
     for name in ["etc.tar.zst", "etcd-snapshot.db.zst"] {
         let file = path.join(name);
         let good = std::fs::read(&file).unwrap();

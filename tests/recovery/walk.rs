@@ -515,7 +515,7 @@ fn a_new_recovery_puts_back_what_one_that_was_given_up_half_way_did_not() {
     place.restore_files(Asked::default()).unwrap_err();
     let mut undo = recovery::recovery::undo::Undo::load(&place.dir).unwrap().unwrap();
     undo.selinux = Some(recovery::node::selinux::Mode::Enforcing);
-    undo.save(&place.dir).unwrap();
+    undo.save(&testing::session::locked(&place.node, &place.dir)).unwrap();
     let mut journal = recovery::recovery::procedure::Journal::open(&place.dir.journal(), "boot-1").unwrap().unwrap();
     journal.append(&recovery::recovery::procedure::Event::Abandoned, serde_json::Value::Null).unwrap();
     drop(journal);

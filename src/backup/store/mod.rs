@@ -16,3 +16,4 @@ pub use list::{Listed, Shown, State, list, show};
 pub use prune::prune;
 
 pub use super::survey::{Survey, is_deleted, survey};
+pub use super::take::publish::finish_interrupted;

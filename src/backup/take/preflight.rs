@@ -73,11 +73,10 @@ pub struct Facts {
 /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when this is no single-node control plane,
 /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when etcd or the API do not answer,
 /// [`FailureKind::Busy`](crate::error::FailureKind::Busy) when something is being rolled out.
-pub fn look(node: &Node, dir: &RecoveryDir, options: &TakeOptions, survey: &Survey, progress: &Progress) -> Result<Facts> {
+pub fn look(node: &Node, options: &TakeOptions, survey: &Survey, progress: &Progress) -> Result<Facts> {
     if !rustix::process::geteuid().is_root() {
         return Err(not_permitted("a backup is taken by root: nobody else can read all of it"));
     }
-    dir.check()?;
     progress.say("looking at the node");
     let mut warnings = Vec::new();
     let profile = Profile::of(node)?;
