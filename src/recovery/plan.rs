@@ -59,7 +59,7 @@ pub fn plan<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<
         let same = wanted.is_none_or(|wanted| wanted.id == reading.subject);
         if now == OpenRun::InTheWay || !same {
             return Err(busy(format!("a recovery from backup {} is in progress ({})", reading.subject, reading.state))
-                .and_next(by_hand("`recovery resume` to go on, `recovery restart` to begin again, `recovery abandon` to end it")));
+                .and_next(run("recovery resume", "to go on, `recovery restart` to begin again, `recovery abandon` to end it")));
         }
         options.asked.force |= reading.beginning.asked.force;
         let backup = backup::choose(&locked, &survey, Some(&reading.subject))?;

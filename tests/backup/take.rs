@@ -294,7 +294,7 @@ fn a_roll_out_in_between_is_noticed_and_the_next_attempt_goes_on() {
         assert_eq!(exit_code(&error), 75, "{error:#}");
         let said = format!("{error:#}");
         assert!(said.starts_with("step etcd-and-static-pods failed: static pods are being rolled out"), "{said}");
-        assert!(said.ends_with("; next: run `recovery backup` again then"), "{said}");
+        assert!(said.ends_with("; next: `recovery backup` again then"), "{said}");
     });
     sno.roll_out("kube-scheduler", 5, &port);
     let listed = sno.place.listed();

@@ -21,7 +21,7 @@ use crate::backup::take::partial::{Finished, Partial, room_for};
 use crate::backup::take::procedure::{self, Conditions};
 use crate::backup::take::publish::{check, publish, seal};
 use crate::backup::take::trees;
-use crate::error::{damaged, no_space};
+use crate::error::{AndNext, damaged, no_space};
 use crate::etcd;
 use crate::node::certificates::certificates_expire;
 use crate::node::identity::Identity;
@@ -58,7 +58,8 @@ pub fn import(session: &Locked<'_>, survey: &Survey, old: &Legacy) -> Result<Bac
         let shown = dir.shown().display();
         return Err(no_space(format!(
             "importing the backup of upgrade-recovery.sh takes up to {needed} bytes and {shown} has {free} free"
-        )));
+        ))
+        .and_next(dir.make_room_here()));
     }
     // The old script knew of no `backups/`.
     durable::create_dir(&dir.backups(), 0o700)?;

@@ -12,7 +12,7 @@ use super::options::TakeOptions;
 use super::trees::Trees;
 use crate::backup::manifest::{DeploymentId, Image};
 use crate::backup::survey::Survey;
-use crate::error::{busy, misfit, no_space, not_permitted};
+use crate::error::{AndNext, busy, misfit, no_space, not_permitted};
 use crate::etcd::{self, Endpoint, Health};
 use crate::kube;
 use crate::node::certificates::certificates_expire;
@@ -312,15 +312,15 @@ pub fn space(dir: &RecoveryDir, facts: &Facts, survey: &Survey, done: u64) -> Re
     }
     let shown = dir.shown().display();
     Err(no_space(format!(
-        "the backup takes about {} ({} before compression), {} stay free for a recovery, and {shown} has {} free of {}: {} are missing; free \
-         them, or delete old backups (`recovery list`, `recovery prune --keep 1`)",
+        "the backup takes about {} ({} before compression), {} stay free for a recovery, and {shown} has {} free of {}: {} are missing",
         HumanBytes(backup),
         HumanBytes(files),
         HumanBytes(RESERVE),
         HumanBytes(free),
         HumanBytes(size),
         HumanBytes(needed - free)
-    )))
+    ))
+    .and_next(dir.make_room_here()))
 }
 
 /// Thousandths that a byte takes on disk: as in the newest backup, with something on top.
