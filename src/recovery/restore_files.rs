@@ -17,6 +17,7 @@ use crate::backup::parts::{Part, always_excluded, extras_in, without_owned};
 use crate::backup::take::install;
 use crate::backup::{Backup, ETC, EXTRAS, USR_LOCAL};
 use crate::error::{FailureKind, kind};
+use crate::formats::notes::OldContainersV1;
 use crate::node::machine_config::MachineConfig;
 use crate::node::profile::Profile;
 use crate::node::{crio, durable, hold};
@@ -122,7 +123,7 @@ pub(super) fn settled_runtime(here: &mut Doing<'_, '_>, unit: &str) -> Result<()
 
 /// The ids of all containers, once, before they are gone: at the end, only containers with other ids count as restarted.
 fn note_containers(here: &mut Doing<'_, '_>) -> Result<()> {
-    if here.noted::<Vec<String>>()?.is_some() {
+    if here.noted::<OldContainersV1>()?.is_some() {
         return Ok(());
     }
     let runtime = here.run.running_runtime()?;
@@ -135,7 +136,7 @@ fn note_containers(here: &mut Doing<'_, '_>) -> Result<()> {
             Vec::new()
         }
     };
-    here.note(&ids)
+    here.note(&OldContainersV1(ids))
 }
 
 /// Containers first, then sandboxes, those on the pod network before those on the host's: removing a sandbox asks the network's own
