@@ -8,7 +8,7 @@ use recovery::backup::{self, Backup};
 use recovery::error::exit_code;
 use recovery::report::Progress;
 
-use crate::place::{PARTS, Place, manifest, sh};
+use crate::place::{PARTS, Place, Sno, manifest, sh};
 
 fn choose(place: &Place, wanted: Option<&str>) -> Result<String, (u8, String)> {
     let session = locked(&place.node, &place.dir);
@@ -436,21 +436,26 @@ fn a_command_reads_each_manifest_once() {
         place.published(id, sequence);
     }
     std::fs::create_dir(place.dir.backups().join("p.partial")).unwrap();
-    let log = place.root.path().join("opened");
     // How often the agent opened the manifest of "one", which it neither deletes nor restores nor checks here.
-    let opened = |words: &str, code: i32| {
+    let opened_on = |place: &Place, words: &str, code: i32| {
+        let (root, log) = (place.root.path(), place.root.path().join("opened"));
         let mut agent = std::process::Command::new("strace");
-        agent.args(["-f", "-qq", "-e", "trace=open,openat,openat2", "-o"]).arg(&log);
-        agent.arg(env!("CARGO_BIN_EXE_recovery")).arg("--root").arg(place.root.path()).args(words.split(' '));
+        agent.args(["-f", "-qq", "-e", "trace=open,openat,openat2", "-o"]).arg(&log).arg(env!("CARGO_BIN_EXE_recovery"));
+        agent.arg("--root").arg(root).arg("--tools").arg(root.join("tools")).args(words.split(' '));
         let output = agent.output().expect("strace is needed");
         assert_eq!(output.status.code(), Some(code), "{words}: {}", String::from_utf8_lossy(&output.stderr));
         let calls = std::fs::read_to_string(&log).unwrap();
         calls.lines().filter(|call| call.contains("/one/manifest.json\"")).count()
     };
+    let opened = |words: &str, code: i32| opened_on(&place, words, code);
     assert_eq!(opened("list", 0), 1);
     assert_eq!(opened("restore-files --dry-run", 78), 1);
     assert_eq!(opened("recover --yes", 78), 1);
     assert_eq!(opened("--yes delete --force three", 0), 1);
     assert_eq!(opened("--yes prune --keep 3", 0), 1);
     assert_eq!(place.listed(), pairs(&[("two", "complete"), ("one", "complete")]));
+    let sno = Sno::new();
+    sno.place.published("one", 1);
+    assert_eq!(opened_on(&sno.place, "backup --force", 0), 1);
+    assert_eq!(sno.place.listed().len(), 2);
 }
