@@ -115,7 +115,8 @@ fn a_backup_that_is_lost_before_the_second_phase_names_the_way_out() {
     std::fs::remove_file(place.dir.backups().join("b1/SHA256SUMS")).unwrap();
     let error = place.resume(&resumed()).unwrap_err();
     assert_eq!(exit_code(&error), 65);
-    assert!(error.to_string().contains("b1") && error.to_string().contains("next: `recovery verify`, then `recovery restart"), "{error}");
+    assert!(error.to_string().contains("b1") && error.to_string().contains("next: `recovery verify` says which"), "{error}");
+    assert!(error.to_string().contains("`recovery restart --backup ID` with that one"), "{error}");
 }
 
 #[test]
