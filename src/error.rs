@@ -111,23 +111,15 @@ pub enum Next {
         /// From this backup, where the one that is being restored will not do.
         backup: Option<String>,
     },
-    /// End the recovery where it is.
-    #[error("`recovery abandon` ends it")]
-    Abandon,
-    /// Have a backup checked, and take another one if it is damaged.
-    #[error("`recovery verify {backup}` says what is wrong with it")]
-    Verify {
-        /// Its id.
-        backup: String,
-    },
     /// Reboot, then go on.
     #[error("`systemctl reboot`, then `recovery resume`")]
     Reboot,
     /// Make room on a file system.
     #[error("{how}")]
     MakeRoom {
-        /// A directory on it.
-        dir: PathBuf,
+        /// A directory on it, where it is known which one is full.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        dir: Option<PathBuf>,
         /// What can go, in words.
         how: String,
     },
@@ -295,12 +287,15 @@ mod tests {
 
     #[test]
     fn the_kind_and_the_way_out_are_found_under_context() {
-        let root = damaged("bad sum").and_next(Next::Verify { backup: "b1".to_owned() });
+        let root = damaged("bad sum").and_next(Next::Restart { backup: Some("b1".to_owned()) });
         let error = Err::<(), _>(root).context("verifying").context("recovering").unwrap_err();
         assert_eq!((kind(&error), exit_code(&error)), (FailureKind::Damaged, 65));
         assert_eq!(said(&error), "recovering: verifying: bad sum");
-        assert_eq!(format!("{error:#}"), "recovering: verifying: bad sum; next: `recovery verify b1` says what is wrong with it");
-        assert_eq!(next(&error), Some(&Next::Verify { backup: "b1".to_owned() }));
+        assert!(
+            format!("{error:#}").starts_with("recovering: verifying: bad sum; next: `recovery restart --backup b1` begins again"),
+            "{error:#}"
+        );
+        assert_eq!(next(&error), Some(&Next::Restart { backup: Some("b1".to_owned()) }));
         let other = error.and_next(Next::Resume);
         assert!(
             format!("{other:#}").ends_with("bad sum; next: put the cause right and `recovery resume`, or `recovery abandon`"),

@@ -27,7 +27,7 @@ fn an_interruption_throws_no_finished_archive_away() -> Result<()> {
     let dir = RecoveryDir::new(&node, Path::new("/var/recovery"));
     dir.prepare()?;
     let (plan, conditions) = (plan(false, &[ETC]), Conditions::of(&node, None)?);
-    let open = || Partial::continue_or_begin(&node, &dir, &survey(&dir)?, &plan, &conditions, None);
+    let open = || Partial::continue_or_begin(&node, &dir, &mut survey(&dir)?, &plan, &conditions, None);
 
     let mut partial = open()?;
     let archive = room_for(&partial.path, ETC)?;

@@ -478,7 +478,7 @@ fn a_call_that_was_stopped_at_its_end_is_ended_by_the_next_one() -> Result<()> {
                 files.push((format!("{part}/{name}"), meta.len(), meta.mtime(), meta.mtime_nsec()));
             }
         }
-        let made = serde_json::json!({"snapshot": sum, "options": options, "restored": restored, "files": files});
+        let made = serde_json::json!({"snapshot": sum, "options": recovery::formats::made::OptionsV1::from(options.clone()), "restored": restored, "files": files});
         Ok(std::fs::write(data.join("member/recovery-restore"), made.to_string())?)
     };
     stopped()?;

@@ -2,6 +2,8 @@
 //!
 //! Order is the manifests' sequence. Imported backups have the sequence 0: whatever the agent took itself is newer. The link `latest` is
 //! for people and is never read.
+//!
+//! A command looks once. Who has the lock is the only one that changes anything in there, and notes what it changes in its [`Survey`].
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
@@ -9,7 +11,7 @@ use jiff::Timestamp;
 use super::layout::{DELETING, LEGACY_ID, PARTIAL, is_gone};
 use super::manifest::Manifest;
 use super::published::Backup;
-use crate::error::{FailureKind, kind};
+use crate::error::{FailureKind, kind, said};
 use crate::node::{dir::RecoveryDir, durable};
 
 /// What lies in `backups/`.
@@ -68,7 +70,7 @@ pub fn survey(dir: &RecoveryDir) -> Result<Survey> {
             }
         }
     }
-    survey.backups.sort_by(|a, b| order(b).cmp(&order(a)));
+    survey.sort();
     survey.damaged.sort_by(|a, b| b.0.cmp(&a.0));
     survey.unsupported.sort_by(|a, b| b.0.cmp(&a.0));
     survey.partial.sort();
@@ -93,12 +95,13 @@ impl Survey {
         by_id.or_else(|| self.backups.iter().find(|b| b.manifest.name.as_deref() == Some(wanted)))
     }
 
-    /// What is passed over when no backup is named, one sentence each.
+    /// What is passed over when no backup is named, and why, one sentence each.
     #[must_use]
     pub fn passed_over(&self) -> Vec<String> {
-        let sentence = |(id, _): &(String, _), how: &str| {
+        let sentence = |(id, error): &(String, anyhow::Error), how: &str| {
             format!(
-                "the backup {id} is {how} and passed over: `recovery verify {id}` says why; it may be newer than the one that is taken instead"
+                "the backup {id} is {how} and passed over, although it may be newer than the one that is taken instead: {}",
+                said(error)
             )
         };
         let unsupported = self.unsupported.iter().map(|one| sentence(one, "not supported"));
@@ -109,6 +112,28 @@ impl Survey {
     #[must_use]
     pub fn next_sequence(&self) -> u64 {
         self.last_sequence.saturating_add(1)
+    }
+
+    /// Notes a backup that has been published since.
+    pub(crate) fn add(&mut self, backup: Backup) {
+        self.partial.retain(|name| name.strip_suffix(PARTIAL) != Some(backup.id.as_str()));
+        self.last_sequence = self.last_sequence.max(backup.manifest.sequence);
+        self.backups.push(backup);
+        self.sort();
+    }
+
+    /// Deletes the backup `id`, finished or not, here and on disk.
+    pub(crate) fn remove(&mut self, dir: &RecoveryDir, id: &str) -> Result<()> {
+        remove(dir, id)?;
+        self.backups.retain(|backup| backup.id != id);
+        self.partial.retain(|partial| partial != id);
+        self.damaged.retain(|(damaged, _)| damaged != id);
+        self.unsupported.retain(|(unsupported, _)| unsupported != id);
+        Ok(())
+    }
+
+    fn sort(&mut self) {
+        self.backups.sort_by(|a, b| order(b).cmp(&order(a)));
     }
 }
 

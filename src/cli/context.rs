@@ -163,7 +163,7 @@ pub(super) fn next_as_called(next: &Next, dir: &Path) -> Next {
         Next::MakeRoom { dir: full, how } => Next::MakeRoom { dir: full, how: as_called(&how, dir) },
         Next::ByHand { what } => Next::ByHand { what: as_called(&what, dir) },
         // No words: a program knows what they ask for.
-        next @ (Next::Resume | Next::Restart { .. } | Next::Abandon | Next::Verify { .. } | Next::Reboot) => next,
+        next @ (Next::Resume | Next::Restart { .. } | Next::Reboot) => next,
     }
 }
 

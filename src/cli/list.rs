@@ -38,7 +38,7 @@ pub(super) fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode> {
 pub(super) fn prune(context: &Context, args: &PruneArgs) -> Result<ExitCode> {
     let session = context.session()?.lock("prune")?;
     context.confirm(&[format!("All but the newest {} good backups will be deleted.", args.keep)])?;
-    let removed = store::prune(&session, args.keep as usize, None)?;
+    let removed = store::prune(&session, store::finish_interrupted(&session)?, args.keep as usize, None)?;
     context.print(&removed, describe_removed)?;
     Ok(ExitCode::SUCCESS)
 }

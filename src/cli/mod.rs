@@ -30,7 +30,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 
-use crate::error::{self, AndNext, FailureKind, Next, kind, to_exit};
+use crate::error::{self, AndNext, FailureKind, Next, by_hand, kind, to_exit};
 use crate::node::clock::catch_signals;
 use crate::node::dir::RecoveryDir;
 use crate::report::{Progress, log, termination::TerminationLog, to_stderr, words};
@@ -117,7 +117,11 @@ fn dispatch(cli: &Cli, progress: &Progress) -> Result<ExitCode> {
     if verb.needs_root() {
         context.require_root()?;
     }
-    perform(&context, verb).map_err(|error| if kind(&error) == FailureKind::NoSpace { with_way_out(&context.dir, error) } else { error })
+    perform(&context, verb).map_err(|error| match kind(&error) {
+        FailureKind::NoSpace => with_way_out(&context.dir, error),
+        FailureKind::Interrupted if error::next(&error).is_none() => error.and_next(by_hand("run the same command again: nothing is lost")),
+        _ => error,
+    })
 }
 
 /// A full disk, with what to do about it. During a recovery `delete` and `prune` refuse: what makes room then, and only then, is a person.
@@ -125,7 +129,11 @@ fn with_way_out(dir: &RecoveryDir, error: anyhow::Error) -> anyhow::Error {
     if dir.in_recovery() {
         let shown = dir.shown();
         let how = format!("if the full disk is that of {}: {}; then run this again", shown.display(), dir.room_by_hand());
-        return error.and_next(Next::MakeRoom { dir: shown.to_owned(), how });
+        let full = match error::next(&error) {
+            Some(Next::MakeRoom { dir, .. }) => dir.clone(),
+            _ => None,
+        };
+        return error.and_next(Next::MakeRoom { dir: full, how });
     }
     // Who measured has said what to do; a write that failed, or a directory that could not be made, has not.
     if error::is_measured(&error) { error } else { error.and_next(dir.make_room()) }

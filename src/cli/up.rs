@@ -10,6 +10,7 @@ use super::args::UpArgs;
 use super::context::{Context, to_stdout};
 use super::status;
 use crate::backup::store::choose_unchanged;
+use crate::backup::survey::survey;
 use crate::error::FailureKind;
 use crate::report::words::line;
 use crate::up::{Before, Checked, Up, wait};
@@ -18,7 +19,8 @@ use crate::up::{Before, Checked, Up, wait};
 const MOST: usize = 10;
 
 pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
-    let backup = args.backup.as_deref().map(|id| choose_unchanged(&context.session()?, Some(id))).transpose()?;
+    let chosen = |id| context.session().and_then(|session| choose_unchanged(&session, &survey(session.dir)?, Some(id)));
+    let backup = args.backup.as_deref().map(chosen).transpose()?;
     let before = Before { manifest: backup.as_ref().map(|backup| &backup.manifest), since: None };
     let rows = status::rows_to_rewrite().filter(|_| !context.json && std::io::stdout().is_terminal());
     let mut said = String::new();

@@ -136,7 +136,7 @@ pub struct Member {
 
 /// How a data directory is rebuilt. Token, bump and checks default to those of `etcdutl snapshot restore`; name and peer URLs to those
 /// of the snapshot's own member (etcdutl's defaults for them are [`DEFAULT_NAME`] and [`DEFAULT_PEER_URL`]).
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
     /// Member name; the snapshot's own single member's unless given.
     pub name: Option<String>,
@@ -153,7 +153,7 @@ pub struct Options {
 }
 
 /// What a restore made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Restored {
     /// Member id.
     pub member_id: u64,

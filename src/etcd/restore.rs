@@ -5,12 +5,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use data_encoding::HEXLOWER;
-use serde::{Deserialize, Serialize};
 
 use super::bolt::Bolt;
 use super::edit::{Edit, Items, inline};
 use super::{DEFAULT_TOKEN, Member, Options, Restored, Tick, check, ids, revision, snapshot, status, wal};
 use crate::error::{misfit, usage};
+use crate::formats::made::{LeftV1, OptionsV1, V1};
 use crate::node::durable;
 
 /// The member directory until it is whole.
@@ -19,22 +19,14 @@ const NEW: &str = "member.new";
 /// that a restore was stopped at its very end.
 const MADE: &str = "recovery-restore";
 
-/// What a restore was asked for, and what it made.
-#[derive(Serialize, Deserialize)]
-struct Made {
-    /// SHA-256 of the database in the snapshot, hex.
-    snapshot: String,
-    options: Options,
-    restored: Restored,
-    /// The files that it made, as they were left: an etcd that has run since has changed them.
-    files: Vec<Left>,
+impl From<Options> for OptionsV1 {
+    fn from(Options { name, peer_urls, token, bump_revision, mark_compacted, skip_hash_check }: Options) -> Self {
+        Self { name, peer_urls, token, bump_revision, mark_compacted, skip_hash_check }
+    }
 }
 
-/// A file below the member directory: name, bytes, time of the last change (seconds, nanoseconds).
-type Left = (String, u64, i64, i64);
-
 /// The files of a member directory as they are.
-fn left(member: &Path) -> Result<Vec<Left>> {
+fn left(member: &Path) -> Result<Vec<LeftV1>> {
     let mut files = Vec::new();
     for dir in ["snap", "wal"] {
         for entry in std::fs::read_dir(member.join(dir)).with_context(|| format!("listing {dir} of {}", member.display()))? {
@@ -83,10 +75,10 @@ pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tic
     let make = || -> Result<Restored> {
         missing.iter().rev().try_for_each(|dir| durable::create_dir(dir, 0o700))?;
         let (restored, snapshot) = build(file, &new, options, tick)?;
-        let made = Made { snapshot, options: options.clone(), restored, files: left(&new)? };
+        let made = V1 { snapshot, options: options.clone().into(), restored: restored.clone().into(), files: left(&new)? };
         durable::write(&new.join(MADE), &serde_json::to_vec(&made)?, 0o600)?;
         durable::rename(&new, &member)?;
-        Ok(made.restored)
+        Ok(restored)
     };
     let result = make();
     match &result {
@@ -123,7 +115,8 @@ fn not_empty(data_dir: &Path) -> anyhow::Error {
 fn finished(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> Result<Option<Restored>> {
     let member = data_dir.join("member");
     let read = std::fs::read(member.join(MADE)).ok();
-    let Some(made) = read.and_then(|json| serde_json::from_slice::<Made>(&json).ok()).filter(|made| made.options == *options) else {
+    let Some(made) = read.and_then(|json| serde_json::from_slice::<V1>(&json).ok()).filter(|made| made.options == options.clone().into())
+    else {
         return Ok(None);
     };
     if left(&member)? != made.files {
@@ -136,7 +129,7 @@ fn finished(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> 
     durable::sync_dir(data_dir)?;
     forget(&member);
     tracing::info!("{} is what an earlier restore of {} has made, stopped at its end", data_dir.display(), file.display());
-    Ok(Some(made.restored))
+    Ok(Some(made.restored.into()))
 }
 
 /// Takes the mark of an unfinished restore away, the last thing that is done. One that stays, or comes back with a power cut, harms nothing: etcd

@@ -9,9 +9,10 @@
 //! * What belongs to a version ends with it (`V1`, `LineV2`): with the first that has it, when later ones have it too.
 //! * Any change of a layout, an optional field too, is a new version: the structs of the old one stay, with a `From` into the new.
 //!
-//! Four differ. An archive can be read without its [`index`], so that one of another version than the newest is passed over. What an unfinished
-//! backup notes ([`partial`]) is read by the agent alone that began it. Version 1 of the marker in a [`member`] directory of etcd and of the reports
-//! in [`history`] do not say their version; later ones do. (Some fields of version 1 of [`manifest`] and [`undo`] came before there was this rule.)
+//! Some differ. An archive can be read without its [`index`], so that one of another version than the newest is passed over; what a restore that was
+//! killed left in its [`stage`] or for an etcd it [`made`] is, too. What an unfinished backup notes ([`partial`]) is read by the agent alone that
+//! began it: the sample of its version 1 is there to be discarded. The [`notes`] of steps go with the journal. Version 1 of the marker in a
+//! [`member`] directory of etcd and of the reports in [`history`] do not say their version; later ones do. (Some fields of version 1 of [`manifest`] and [`undo`] came before there was this rule.)
 //!
 //! Every version that is read has a sample in `tests/fixtures/formats/` (`NAME.VERSION.json`; `.jsonl`, `.bin`), with every field in it, and its
 //! schema (`NAME.VERSION.schema.json`): a test reads each, writes it again, and compares both to the byte, so that no layout changes by accident.
@@ -20,10 +21,13 @@ pub mod deployment;
 pub mod history;
 pub mod index;
 pub mod journal;
+pub mod made;
 pub mod manifest;
 pub mod member;
+pub mod notes;
 pub mod partial;
 pub mod pins;
+pub mod stage;
 pub mod undo;
 
 use anyhow::Result;

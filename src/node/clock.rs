@@ -48,7 +48,7 @@ pub fn ignore_hangup() -> Result<()> {
 /// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) after a signal.
 pub fn interrupted() -> Result<()> {
     if INTERRUPTED.load(Ordering::Relaxed) {
-        return Err(error::interrupted("interrupted by a signal; nothing is lost: run the same command again to continue"));
+        return Err(error::interrupted("interrupted by a signal"));
     }
     Ok(())
 }

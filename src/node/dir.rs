@@ -229,7 +229,18 @@ impl RecoveryDir {
              and `recovery prune --keep 1` make room; then run this again",
             self.shown.display()
         );
-        Next::MakeRoom { dir: self.shown.clone(), how }
+        Next::MakeRoom { dir: None, how }
+    }
+
+    /// What to do about this directory's disk, which was found to be too full.
+    #[must_use]
+    pub fn make_room_here(&self) -> Next {
+        let how = if self.in_recovery() {
+            self.room_by_hand()
+        } else {
+            "make room there: `recovery list` shows the backups, `recovery delete ID` and `recovery prune --keep 1` delete some".to_owned()
+        };
+        Next::MakeRoom { dir: Some(self.shown.clone()), how: format!("{how}; then run this again") }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::backup::parts::{Holds, Part};
 use crate::etcd;
 use crate::node::profile::Profile;
 use crate::node::{Node, durable, hold};
-use crate::session::Session;
+use crate::session::{Locked, Session};
 use crate::tools::ostree;
 
 /// Ends the run: puts back what `undo.json` holds, lifts the hold, moves the journal to `history/`. The files stay as they are; the report
@@ -34,7 +34,7 @@ pub fn abandon(session: &Session<'_>, force: bool) -> Result<Option<AbandonRepor
         return Ok(None);
     }
     if force { hold::check_owner(node, dir) } else { hold::check_run(node, dir) }?;
-    let set_aside = history::set_aside_old(dir)?;
+    let set_aside = history::set_aside_old(&locked)?;
     if let (Some(said), true) = (&set_aside, nothing()) {
         let state = "the node's files are as upgrade-recovery.sh left them; it disables kubelet while it restores: `systemctl is-enabled kubelet.service`. \
                      `recovery recover` makes the node whole";
@@ -57,8 +57,8 @@ pub fn abandon(session: &Session<'_>, force: bool) -> Result<Option<AbandonRepor
 ///
 /// # Errors
 /// When something cannot be put back, removed or written.
-pub(super) fn end_abandoned(session: &Session<'_>, reading: Option<&Reading>, undo: Option<Undo>, units: Units) -> Result<AbandonReport> {
-    let Session { node, dir, .. } = *session;
+pub(super) fn end_abandoned(session: &Locked<'_>, reading: Option<&Reading>, undo: Option<Undo>, units: Units) -> Result<AbandonReport> {
+    let Session { node, dir, .. } = **session;
     let changed = reading.map(changed).unwrap_or_default();
     let untouched = match (reading, &undo) {
         (Some(reading), _) => changed.is_empty() && reading.beginning.restarts.is_none() && !reading.beginning.inherits,
@@ -89,7 +89,7 @@ pub(super) fn end_abandoned(session: &Session<'_>, reading: Option<&Reading>, un
     let old = reading.map(|r| r.run.clone()).or(runs.last().cloned());
     let state = state_of(reading, untouched, &changed);
     let report = AbandonReport { run: reading.map(RunStatus::of), put_back, changed, state };
-    history::keep(dir, old.as_deref(), &report.clone().into())?;
+    history::keep(session, old.as_deref(), &report.clone().into())?;
     Ok(report)
 }
 

@@ -11,7 +11,7 @@ use super::run::{KUBELET_UNIT, Run};
 use super::undo::{Undo, Units};
 use super::{abandon, follow, history, status, step};
 use crate::backup::take::install;
-use crate::backup::{self, Backup};
+use crate::backup::{self, Backup, store};
 use crate::engine::driver::{self, Halt, Until, drive};
 use crate::engine::machine::Stage;
 use crate::error::{AndNext, FailureKind, Next, busy, kind, run, unanswered, unsupported};
@@ -137,10 +137,10 @@ pub(super) fn carry_on(session: &Locked<'_>, journal: &mut Journal, mut undo: Un
         hold_again(session, journal.reading(), &mut undo)?;
         let backup = match backup {
             Some(backup) => backup,
-            None => backup::choose(session, Some(&journal.reading().subject))?,
+            None => backup::choose(session, &store::survey(session.dir)?, Some(&journal.reading().subject))?,
         };
         let profile = journal.reading().beginning.profile.profile();
-        drive(journal, &mut Run { session: **session, wait: go.wait, profile, backup, undo }, go.until)
+        drive(journal, &mut Run { session, wait: go.wait, profile, backup, undo }, go.until)
     };
     let halt = go_on().map_err(|error| driver::with_next(journal.reading(), &error))?;
     let outcome = match halt {
@@ -151,7 +151,7 @@ pub(super) fn carry_on(session: &Locked<'_>, journal: &mut Journal, mut undo: Un
     };
     let report = RunReport::of(journal.reading(), outcome);
     if outcome == Outcome::Finished {
-        history::keep_finished(session.dir, journal.reading())?;
+        history::keep_finished(session, journal.reading())?;
     }
     Ok(report)
 }
@@ -168,16 +168,16 @@ pub(super) fn reboot_if_due(session: &Session<'_>, report: RunReport) -> Result<
 }
 
 /// Clears away a run that is over although its journal is still in place: the agent that finished or abandoned it was cut short.
-pub(super) fn clear_away(session: &Session<'_>, reading: &Reading, undo: Undo) -> Result<Outcome> {
+pub(super) fn clear_away(session: &Locked<'_>, reading: &Reading, undo: Undo) -> Result<Outcome> {
     if reading.state == State::Abandoned {
         return abandon::end_abandoned(session, Some(reading), Some(undo), Units::Leave).map(|_| Outcome::Abandoned);
     }
-    history::keep_finished(session.dir, reading).map(|()| Outcome::Finished)
+    history::keep_finished(session, reading).map(|()| Outcome::Finished)
 }
 
 /// Places the hold again and stops kubelet, when somebody took the hold away or started kubelet between the steps that place and lift the hold. What
 /// the recovery had stopped may have been started with it: that is noted first, so that those steps are done again.
-fn hold_again(session: &Session<'_>, reading: &Reading, undo: &mut Undo) -> Result<()> {
+fn hold_again(session: &Locked<'_>, reading: &Reading, undo: &mut Undo) -> Result<()> {
     let node = session.node;
     if !reading.attempted(step::HOLD) || reading.attempted(step::LIFT_HOLD) {
         return Ok(());

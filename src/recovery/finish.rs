@@ -51,7 +51,7 @@ fn drop_old_etcd(here: &mut Doing<'_, '_>) -> Result<()> {
 
 fn put_back(here: &mut Doing<'_, '_>) -> Result<()> {
     let run = &mut *here.run;
-    let said = run.undo.put_back(&run.session, Units::Start)?;
+    let said = run.undo.put_back(run.session, Units::Start)?;
     here.figure("put-back", said);
     Ok(())
 }

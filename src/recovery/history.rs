@@ -11,6 +11,7 @@ use crate::engine::machine::Phase as _;
 use crate::formats::{self, history as format};
 use crate::node::dir::RecoveryDir;
 use crate::node::durable;
+use crate::session::Locked;
 
 /// The journal, if it can be read. `restart` and `abandon` go past one that cannot: it is a warning.
 pub(super) fn readable(dir: &RecoveryDir) -> Option<Reading> {
@@ -21,8 +22,8 @@ pub(super) fn readable(dir: &RecoveryDir) -> Option<Reading> {
 }
 
 /// Puts a run that is finished away: its report, then its journal, go to `history/`. Done again after a crash, it ends the same.
-pub(super) fn keep_finished(dir: &RecoveryDir, reading: &Reading) -> Result<()> {
-    keep(dir, Some(&reading.run), &RunReport::of(reading, Outcome::Finished).into())
+pub(super) fn keep_finished(session: &Locked<'_>, reading: &Reading) -> Result<()> {
+    keep(session, Some(&reading.run), &RunReport::of(reading, Outcome::Finished).into())
 }
 
 /// The run that ended last, when its report can be read: for people, so that nothing is made of one that cannot.
@@ -61,7 +62,8 @@ fn write_report(dir: &RecoveryDir, name: &str, report: &format::V2) -> Result<()
 }
 
 /// Gives the journal so far a second name in `history/`: the new one replaces the first in one step, so there is never none.
-pub(super) fn keep_journal_so_far(dir: &RecoveryDir, run: Option<&str>) -> Result<()> {
+pub(super) fn keep_journal_so_far(session: &Locked<'_>, run: Option<&str>) -> Result<()> {
+    let dir = session.dir;
     let path = dir.history().join(format!("{}.progress", name_of(dir, run)?));
     if !dir.in_recovery() {
         return Ok(());
@@ -72,7 +74,8 @@ pub(super) fn keep_journal_so_far(dir: &RecoveryDir, run: Option<&str>) -> Resul
 }
 
 /// Moves the notes of a recovery that upgrade-recovery.sh did not end to `history/`, and says so.
-pub(super) fn set_aside_old(dir: &RecoveryDir) -> Result<Option<String>> {
+pub(super) fn set_aside_old(session: &Locked<'_>) -> Result<Option<String>> {
+    let dir = session.dir;
     let Some(old) = dir.old_recovery() else { return Ok(None) };
     durable::create_dir(&dir.history(), 0o700)?;
     let name = format!("upgrade-recovery-{}.progress", jiff::Timestamp::now().as_second());
@@ -89,10 +92,11 @@ fn name_of(dir: &RecoveryDir, run: Option<&str>) -> Result<String> {
 
 /// Nothing is left to undo; report and journal of a run go to `history/`. The journal goes last: until then, every verb sees a run that is
 /// over and puts it away.
-pub(super) fn keep(dir: &RecoveryDir, run: Option<&str>, report: &format::V2) -> Result<()> {
+pub(super) fn keep(session: &Locked<'_>, run: Option<&str>, report: &format::V2) -> Result<()> {
+    let dir = session.dir;
     let name = name_of(dir, run)?;
     write_report(dir, &name, report)?;
-    Undo::forget(dir)?;
+    Undo::forget(session)?;
     if dir.in_recovery() {
         durable::rename(&dir.journal(), &dir.history().join(format!("{name}.progress")))?;
         // A restart that was cut short has linked it there before, and a rename between two names of one file does nothing.

@@ -12,13 +12,12 @@ use super::preflight::{self, FirstPhase, IdentityCheck, Options, PlanReport};
 use super::procedure::{Asked, Beginning, Event, Journal, Phase, Reading, State, this_boot};
 use super::report::RunReport;
 use super::undo::Undo;
-use crate::backup::store;
+use crate::backup::store::{self, Survey};
 use crate::backup::{self, Backup};
 use crate::engine::driver::Until;
 use crate::engine::journal::New;
 use crate::engine::machine::{Open, Stage};
 use crate::error::{self, AndNext, FailureKind, busy, by_hand, kind, run, usage};
-use crate::node::dir::RecoveryDir;
 use crate::node::hold;
 use crate::session::{Locked, Session};
 use crate::tools::runtime;
@@ -47,7 +46,7 @@ enum Origin {
 /// [`FailureKind::Locked`] when another agent has the lock, [`FailureKind::Busy`] when a run is open beyond its first phase; those of
 /// the [`preflight`].
 pub fn plan<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<'a>> {
-    let Session { node, dir, .. } = *session;
+    let Session { node, dir, progress, .. } = *session;
     let verb = if options.from == FirstPhase::Platform { "recover" } else { "restore-files" };
     let locked = session.lock(verb)?;
     let boot = this_boot(node)?;
@@ -55,14 +54,15 @@ pub fn plan<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<
         && let State::Open(open) = &reading.state
     {
         let now = what_with(open, &reading, &boot);
-        let wanted = options.backup.as_deref().map(|wanted| backup::choose(&locked, Some(wanted))).transpose()?;
+        let survey = store::finish_interrupted(&locked)?;
+        let wanted = options.backup.as_deref().map(|wanted| backup::choose(&locked, &survey, Some(wanted))).transpose()?;
         let same = wanted.is_none_or(|wanted| wanted.id == reading.subject);
         if now == OpenRun::InTheWay || !same {
             return Err(busy(format!("a recovery from backup {} is in progress ({})", reading.subject, reading.state))
-                .and_next(by_hand("`recovery resume` to go on, `recovery restart` to begin again, `recovery abandon` to end it")));
+                .and_next(run("recovery resume", "to go on, `recovery restart` to begin again, `recovery abandon` to end it")));
         }
         options.asked.force |= reading.beginning.asked.force;
-        let backup = backup::choose(&locked, Some(&reading.subject))?;
+        let backup = backup::choose(&locked, &survey, Some(&reading.subject))?;
         let mut report = preflight::look(session, &backup, &options, IdentityCheck::Passed)?;
         let run = Some(reading.run.clone());
         let origin = if now == OpenRun::GoesOn && can_go_on(&report, reading.beginning.asked, options.asked) {
@@ -74,24 +74,29 @@ pub fn plan<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<
         };
         return Ok(Proposal { session: locked, options, backup, origin, report });
     }
-    let backup = if options.compare {
-        store::choose_unchanged(session, options.backup.as_deref())?
+    let (survey, backup) = if options.compare {
+        let survey = store::survey(dir)?;
+        let backup = store::choose_unchanged(session, &survey, options.backup.as_deref())?;
+        (survey, backup)
     } else {
-        backup::choose(&locked, options.backup.as_deref())?
+        let survey = store::finish_interrupted(&locked)?;
+        let backup = backup::choose(&locked, &survey, options.backup.as_deref())?;
+        (survey, backup)
     };
-    let outcome = preflight::look(session, &backup, &options, IdentityCheck::Needed);
-    let mut report = outcome.map_err(|error| with_another(dir, &backup, error))?;
-    if options.backup.is_none() {
-        report.warnings.extend(store::survey(dir)?.passed_over());
-    }
+    let passed_over = if options.backup.is_none() { survey.passed_over() } else { Vec::new() };
+    let mut report = preflight::look(session, &backup, &options, IdentityCheck::Needed).map_err(|error| {
+        // With no report, nothing else says it.
+        passed_over.iter().for_each(|sentence| progress.say(sentence));
+        with_another(&survey, &backup, error)
+    })?;
+    report.warnings.extend(passed_over);
     report.warnings.extend(dir.old_recovery().map(|old| format!("{old}; this one takes its place")));
     Ok(Proposal { session: locked, options, backup, origin: Origin::New, report })
 }
 
 /// The failure of a damaged backup, with another one that could be taken instead.
-fn with_another(dir: &RecoveryDir, backup: &Backup, error: anyhow::Error) -> anyhow::Error {
-    let other = store::survey(dir).ok().and_then(|survey| survey.backups.into_iter().find(|other| other.id != backup.id));
-    match other {
+fn with_another(survey: &Survey, backup: &Backup, error: anyhow::Error) -> anyhow::Error {
+    match survey.backups.iter().find(|other| other.id != backup.id) {
         Some(other) if kind(&error) == FailureKind::Damaged => error
             .context("the backup cannot be restored")
             .and_next(by_hand(format!("--backup {0} takes another (`recovery verify {0}`)", other.id))),
@@ -157,10 +162,11 @@ pub fn plan_restart<'a>(session: &Session<'a>, mut options: Options) -> Result<P
         usage("neither the journal nor undo.json says which backup was being restored")
             .and_next(run("recovery restart --backup ID", "(`recovery list` shows the backups)"))
     })?;
-    let backup = backup::choose(&locked, Some(wanted))?;
+    let survey = store::finish_interrupted(&locked)?;
+    let backup = backup::choose(&locked, &survey, Some(wanted))?;
     // The run that is restarted may have taken away what the identity is read from. It has checked the node for its own backup, and with that for
     // every backup of the same node.
-    let checked = known_backup.and_then(|id| backup::choose(&locked, Some(&id)).ok());
+    let checked = known_backup.and_then(|id| backup::choose(&locked, &survey, Some(&id)).ok());
     let check = if checked.is_some_and(|one| one.manifest.identity == backup.manifest.identity) {
         IdentityCheck::Passed
     } else {
@@ -193,7 +199,7 @@ impl Proposal<'_> {
                 begin_journal(&self.session, &self.backup, &self.report, &self.options, &boot, None)?
             }
             Origin::Restart { old } => {
-                history::keep_journal_so_far(dir, old.as_deref())?;
+                history::keep_journal_so_far(&self.session, old.as_deref())?;
                 begin_journal(&self.session, &self.backup, &self.report, &self.options, &boot, old)?
             }
         };
@@ -219,14 +225,14 @@ impl Proposal<'_> {
 
 /// Writes down that a run has begun: first what it must undo, then the journal.
 fn begin_journal(
-    session: &Session<'_>,
+    session: &Locked<'_>,
     backup: &Backup,
     report: &PlanReport,
     options: &Options,
     boot: &str,
     restarts: Option<String>,
 ) -> Result<(Journal, Undo)> {
-    let Session { node, dir, .. } = *session;
+    let Session { node, dir, .. } = **session;
     let id = Uuid::new_v4().to_string();
     // What earlier runs changed and did not put back is still to be put back.
     let left = Undo::load(dir)?;
@@ -239,7 +245,7 @@ fn begin_journal(
     let known: Vec<&str> = backup.manifest.runtime_unit.as_deref().into_iter().chain(undo.runtime.as_deref()).collect();
     let running = runtime::running(node, backup.manifest.profile.profile(), &known)?;
     undo.runtime = running.or(undo.runtime).or_else(|| Some(report.runtime_unit.clone()));
-    undo.save(dir)?;
+    undo.save(session)?;
     let beginning = Beginning {
         profile: backup.manifest.profile,
         target: backup.manifest.deployment.clone(),

@@ -42,7 +42,13 @@ pub(super) const STEPS: &[Step] = &[
 /// # Errors
 /// When the backup that was asked for cannot be had, or ostree does not answer.
 pub fn platform_report(session: &Session<'_>, wanted: Option<&str>) -> Result<PlatformReport> {
-    let target = match store::find(session, wanted) {
+    let found = store::survey(session.dir).and_then(|survey| {
+        if wanted.is_none() {
+            survey.passed_over().iter().for_each(|sentence| session.progress.say(sentence));
+        }
+        store::find(session, &survey, wanted)
+    });
+    let target = match found {
         Ok(Found::Backup(backup)) => Target::of(backup.manifest.deployment.as_ref()),
         Err(error) if wanted.is_some() => return Err(error),
         Ok(Found::Old(_)) | Err(_) => Target::Pinned,

@@ -20,7 +20,7 @@ use crate::backup::manifest::{Image, Manifest};
 use crate::backup::parts::{self, Holds, Part};
 use crate::backup::take::install;
 use crate::backup::{self, Backup, ETC, EXTRAS, USR_LOCAL};
-use crate::error::{AndNext, Failure, FailureKind, again, kind, misfit, no_space, run, together};
+use crate::error::{AndNext, Failure, FailureKind, Next, kind, misfit, no_space, run, together};
 use crate::node::dir::RecoveryDir;
 use crate::node::identity::Identity;
 use crate::node::profile::{Kind, Profile};
@@ -316,12 +316,13 @@ fn space(node: &Node, dir: &RecoveryDir, backup: &Backup, profile: &Profile) -> 
     for (bytes, trees) in needs.into_values() {
         let (free, _) = mounts::space(existing(&node.real_path(&trees[0])))?;
         if bytes.saturating_add(SPARE) > free {
+            let at = trees[0].clone();
             let trees: Vec<_> = trees.iter().map(|tree| tree.display().to_string()).collect();
             return Err(no_space(format!(
                 "the file system of {} has {free} bytes free; the restore needs {bytes}, and {SPARE} to spare",
                 trees.join(", ")
             ))
-            .and_next(again("make room")));
+            .and_next(Next::MakeRoom { dir: Some(at), how: "make room, then run this again".to_owned() }));
         }
     }
     Ok(())
@@ -361,12 +362,7 @@ fn own_space(dir: &RecoveryDir) -> Result<()> {
         return Ok(());
     }
     let error = no_space(format!("{} has {free} bytes free; the recovery writes up to {needed} there", dir.shown().display()));
-    // During a recovery nothing is deleted but by hand: who reports this says how.
-    Err(if dir.in_recovery() {
-        error
-    } else {
-        error.and_next(again("`recovery list` shows the backups, `recovery delete ID` deletes one"))
-    })
+    Err(error.and_next(dir.make_room_here()))
 }
 
 /// Whether the cluster's own restore can be run when it is its turn: that is after the reboot, when all else is restored.

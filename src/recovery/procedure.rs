@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::backup::manifest::DeploymentId;
 use crate::engine::{Procedure, journal, machine};
-use crate::error::{FailureKind, Next, by_hand};
+use crate::error::{FailureKind, Next, run};
 use crate::formats::journal as format;
 use crate::node::dir::old_stages;
 use crate::node::{Node, profile};
@@ -149,17 +149,17 @@ impl Procedure for Recovery {
     fn way_on(reading: &Reading, kind: FailureKind) -> Next {
         match kind {
             FailureKind::Damaged => {
-                by_hand("`recovery verify`, then `recovery restart --backup ID` with a backup that is whole, or `recovery abandon`")
+                run("recovery verify", "says which backup is whole; `recovery restart --backup ID` with that one, or `recovery abandon`")
             }
-            FailureKind::NoSpace => by_hand("make room, then `recovery resume`"),
+            FailureKind::NoSpace => run("recovery resume", ", once there is room"),
             FailureKind::Busy | FailureKind::Locked => {
                 let by_itself = if reading.beginning.asked.step { "" } else { " (the unit tries it again by itself)" };
-                by_hand(format!("`recovery resume` when that has changed{by_itself}, or `recovery abandon`"))
+                run("recovery resume", format!("when that has changed{by_itself}, or `recovery abandon`"))
             }
             FailureKind::Interrupted => {
                 let by_itself =
                     if reading.beginning.asked.step { "" } else { " (the unit does by itself, at the next boot at the latest)" };
-                by_hand(format!("`recovery resume` to go on{by_itself}, or `recovery abandon`"))
+                run("recovery resume", format!("to go on{by_itself}, or `recovery abandon`"))
             }
             _ => Next::Resume,
         }

@@ -17,6 +17,7 @@ use crate::backup::parts::{Part, always_excluded, extras_in, without_owned};
 use crate::backup::take::install;
 use crate::backup::{Backup, ETC, EXTRAS, USR_LOCAL};
 use crate::error::{FailureKind, kind};
+use crate::formats::notes::OldContainersV1;
 use crate::node::machine_config::MachineConfig;
 use crate::node::profile::Profile;
 use crate::node::{crio, durable, hold};
@@ -87,8 +88,8 @@ pub(super) fn place_hold(here: &mut Doing<'_, '_>) -> Result<()> {
     real_reboot(here)?;
     hold::install(&node.real_path("/etc"), here.run.session.dir)?;
     // After a boot with the hold, systemd no longer shows whether kubelet ran before.
-    here.run.undo.note_unit(&here.run.session, KUBELET_UNIT)?;
-    here.run.undo.place_hold(&here.run.session)?;
+    here.run.undo.note_unit(here.run.session, KUBELET_UNIT)?;
+    here.run.undo.place_hold(here.run.session)?;
     install_agent(here);
     // systemd must know of the condition before anyone starts kubelet in this boot.
     systemctl::daemon_reload(node)
@@ -107,7 +108,7 @@ pub(super) fn stop_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
 
 fn stop_unit(here: &mut Doing<'_, '_>, unit: &str) -> Result<()> {
     let run = &mut *here.run;
-    run.undo.note_unit(&run.session, unit)?;
+    run.undo.note_unit(run.session, unit)?;
     systemctl::stop(run.session.node, unit)
 }
 
@@ -122,7 +123,7 @@ pub(super) fn settled_runtime(here: &mut Doing<'_, '_>, unit: &str) -> Result<()
 
 /// The ids of all containers, once, before they are gone: at the end, only containers with other ids count as restarted.
 fn note_containers(here: &mut Doing<'_, '_>) -> Result<()> {
-    if here.noted::<Vec<String>>()?.is_some() {
+    if here.noted::<OldContainersV1>()?.is_some() {
         return Ok(());
     }
     let runtime = here.run.running_runtime()?;
@@ -135,7 +136,7 @@ fn note_containers(here: &mut Doing<'_, '_>) -> Result<()> {
             Vec::new()
         }
     };
-    here.note(&ids)
+    here.note(&OldContainersV1(ids))
 }
 
 /// Containers first, then sandboxes, those on the pod network before those on the host's: removing a sandbox asks the network's own
@@ -204,7 +205,7 @@ fn stop_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
     let node = here.run.session.node;
     // Which unit it is shows only while it runs.
     let unit = here.run.running_runtime()?;
-    here.run.undo.note_runtime(here.run.session.dir, &unit)?;
+    here.run.undo.note_runtime(here.run.session, &unit)?;
     stop_unit(here, &unit)?;
     if let Some(mark) = crio::missing_mark(node)
         && systemctl::show(node, crio::WIPE_UNIT)?.exists()

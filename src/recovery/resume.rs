@@ -18,6 +18,7 @@ use crate::backup::parts::STARTUP_MONITOR;
 use crate::backup::{self, ETCD, KUBELET, STATIC_PODS};
 use crate::error::{FailureKind, kind};
 use crate::etcd::{self, Endpoint};
+use crate::formats::notes::{EtcdDataV1, OldContainersV1, StartKubeletV1};
 use crate::kube::Client;
 use crate::node::machine_config::MachineConfig;
 use crate::node::profile::Profile;
@@ -70,7 +71,7 @@ fn check_backup(here: &mut Doing<'_, '_>) -> Result<()> {
 fn stop_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
     let node = here.run.session.node;
     if !hold::is_placed(node) {
-        here.run.undo.place_hold(&here.run.session)?;
+        here.run.undo.place_hold(here.run.session)?;
     }
     systemctl::stop(node, KUBELET_UNIT)
 }
@@ -144,7 +145,7 @@ fn restore_etcd_natively(here: &mut Doing<'_, '_>) -> Result<()> {
         return Ok(());
     }
     super::ports::check_free(here.run.session.node, here.run.profile)?;
-    let bump_revision = if let Some(noted) = here.noted::<u64>()? { noted } else { note_bump(here, &data)? };
+    let bump_revision = if let Some(EtcdDataV1(noted)) = here.noted()? { noted } else { note_bump(here, &data)? };
     let options = etcd::Options { bump_revision, mark_compacted: true, ..etcd::Options::default() };
     let snapshot = here.run.backup.file(ETCD);
     let task = here.run.session.progress.task("restoring etcd", Some(here.run.backup.manifest.etcd.bytes));
@@ -160,7 +161,7 @@ fn note_bump(here: &mut Doing<'_, '_>, data: &Path) -> Result<u64> {
         None
     });
     let bump = etcd::bump_for(here.run.backup.manifest.etcd.revision, old);
-    here.note(&bump)?;
+    here.note(&EtcdDataV1(bump))?;
     Ok(bump)
 }
 
@@ -236,7 +237,7 @@ fn start_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
     // A unit that systemd knows no process of was started here, if anywhere.
     let ago = started.map_or_else(|| clock.since_boot().saturating_sub(begun), |started| clock.since_monotonic(started));
     let since_boot = clock.since_boot().saturating_sub(ago).as_secs_f64();
-    here.note(&waits::KubeletStart { boot: clock.boot_id()?, wall: clock.now() - ago, since_boot })
+    here.note(&StartKubeletV1 { boot: clock.boot_id()?, wall: clock.now() - ago, since_boot })
 }
 
 fn etcd_answers(here: &mut Doing<'_, '_>) -> Result<()> {
@@ -308,7 +309,7 @@ fn restart_ovn(here: &mut Doing<'_, '_>) -> Result<()> {
 /// The end of the phase: everything that ran when the backup was taken runs in a container that is not one of the old ones.
 fn containers(here: &mut Doing<'_, '_>) -> Result<()> {
     let wanted = containers::wanted(here.run.profile, here.run.backup.manifest.operator_containers.as_deref());
-    let old: Vec<String> =
+    let OldContainersV1(old) =
         here.noted_by(Phase::RestoreFiles, step::OLD_CONTAINERS)?.context("the journal does not say which containers are old")?;
     let client = Client::of(here.run.session.node, here.run.profile)?;
     let left = std::cell::RefCell::new(wanted.clone());

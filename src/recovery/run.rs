@@ -19,7 +19,7 @@ use crate::error::damaged;
 use crate::node::Node;
 use crate::node::profile::Profile;
 use crate::report::{Task, unit};
-use crate::session::Session;
+use crate::session::Locked;
 use crate::tools::{needs, runtime};
 
 pub(super) use crate::tools::needs::KUBELET_UNIT;
@@ -27,7 +27,7 @@ pub(super) use crate::tools::needs::KUBELET_UNIT;
 /// A run, in the hands of the process that carries it on.
 #[derive(Debug)]
 pub(super) struct Run<'a> {
-    pub session: Session<'a>,
+    pub session: &'a Locked<'a>,
     /// The deadline of each wait.
     pub wait: Duration,
     pub profile: &'static Profile,
@@ -208,7 +208,7 @@ impl<'a, 'n> Doing<'a, 'n> {
         let archive = Archive::open(&run.backup.file(file)).with_context(|| format!("opening {file} of backup {}", run.backup.id))?;
         let task = run.session.progress.task(&format!("restoring {tree}"), Some(archive.bytes()));
         let restore = || archive.restore(&root, selection, extra, &|bytes| task.add(bytes));
-        let counts = run.undo.permissive(&run.session, restore).with_context(|| format!("restoring {tree} from {file}"))?;
+        let counts = run.undo.permissive(run.session, restore).with_context(|| format!("restoring {tree} from {file}"))?;
         self.figure("counts", counts);
         Ok(())
     }

@@ -70,7 +70,7 @@ pub fn status(session: &Session<'_>) -> Result<StatusReport> {
 
 /// What to do about a recovery of upgrade-recovery.sh that is not over.
 pub(super) fn in_place_of_the_old_script() -> Next {
-    by_hand("`recovery recover` to bring the node back to a backup, in its place, or `recovery abandon` when the node is well as it is")
+    run("recovery recover", "to bring the node back to a backup, in its place, or `recovery abandon` when the node is well as it is")
 }
 
 /// How to go on with an open run in this boot.

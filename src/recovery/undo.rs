@@ -13,7 +13,7 @@ use crate::formats::{self, undo as format};
 use crate::node::dir::RecoveryDir;
 use crate::node::selinux::{self, Mode};
 use crate::node::{Node, crio, durable, hold};
-use crate::session::Session;
+use crate::session::{Locked, Session};
 use crate::tools::systemctl;
 
 /// What must be put back.
@@ -91,43 +91,43 @@ impl Undo {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn save(&self, dir: &RecoveryDir) -> Result<()> {
+    pub fn save(&self, session: &Locked<'_>) -> Result<()> {
         let bytes = formats::to_json(&format::V1::from(self.clone())).context("serializing what the recovery must undo")?;
-        durable::write(&dir.undo(), &bytes, 0o600)
+        durable::write(&session.dir.undo(), &bytes, 0o600)
     }
 
     /// Notes whether a unit runs, or would by itself, the first time it is asked about: before it is held or stopped.
     ///
     /// # Errors
     /// When systemd does not say, or the note cannot be written.
-    pub fn note_unit(&mut self, session: &Session<'_>, unit: &str) -> Result<()> {
+    pub fn note_unit(&mut self, session: &Locked<'_>, unit: &str) -> Result<()> {
         if self.units.contains_key(unit) {
             return Ok(());
         }
         let wanted = systemctl::show(session.node, unit)?.is_wanted();
         self.units.insert(unit.to_owned(), wanted);
-        self.save(session.dir)
+        self.save(session)
     }
 
     /// Notes which unit is the container runtime's in this boot, before it is stopped.
     ///
     /// # Errors
     /// When the note cannot be written.
-    pub fn note_runtime(&mut self, dir: &RecoveryDir, unit: &str) -> Result<()> {
+    pub fn note_runtime(&mut self, session: &Locked<'_>, unit: &str) -> Result<()> {
         if self.runtime.as_deref() == Some(unit) {
             return Ok(());
         }
         self.runtime = Some(unit.to_owned());
-        self.save(dir)
+        self.save(session)
     }
 
     /// Places the hold, and keeps CRI-O's images for as long as the recovery is open. That the files are there says by itself that they must go.
     ///
     /// # Errors
     /// When the file cannot be written, or the hold not placed.
-    pub fn place_hold(&self, session: &Session<'_>) -> Result<()> {
-        let Session { node, dir, .. } = *session;
-        self.save(dir)?;
+    pub fn place_hold(&self, session: &Locked<'_>) -> Result<()> {
+        let Session { node, dir, .. } = **session;
+        self.save(session)?;
         let run = self.runs.last().map_or("", String::as_str);
         hold::place(node, dir, run)?;
         hold::keep_images(node, run)
@@ -138,13 +138,13 @@ impl Undo {
     ///
     /// # Errors
     /// Those of `work`; and when the mode cannot be noted, set or put back.
-    pub fn permissive<T>(&mut self, session: &Session<'_>, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub fn permissive<T>(&mut self, session: &Locked<'_>, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let node = session.node;
         if selinux::mode(node)? != Some(Mode::Enforcing) {
             return work();
         }
         self.selinux = Some(Mode::Enforcing);
-        self.save(session.dir)?;
+        self.save(session)?;
         selinux::set_mode(node, Mode::Permissive)?;
         let guard = Enforce(node);
         let result = work();
@@ -158,8 +158,8 @@ impl Undo {
     ///
     /// # Errors
     /// When it cannot be set, or that cannot be noted.
-    pub fn restore_selinux(&mut self, session: &Session<'_>) -> Result<Option<String>> {
-        let Session { node, dir, .. } = *session;
+    pub fn restore_selinux(&mut self, session: &Locked<'_>) -> Result<Option<String>> {
+        let node = session.node;
         let Some(mode) = self.selinux else { return Ok(None) };
         // A node that booted with SELinux disabled since has no mode to put back.
         let is_on = selinux::mode(node)?.is_some();
@@ -167,7 +167,7 @@ impl Undo {
             selinux::set_mode(node, mode)?;
         }
         self.selinux = None;
-        self.save(dir)?;
+        self.save(session)?;
         Ok(is_on.then(|| format!("SELinux is {mode:?} again")))
     }
 
@@ -175,7 +175,7 @@ impl Undo {
     ///
     /// # Errors
     /// When the SELinux mode cannot be put back (the hold is lifted all the same), the hold cannot be lifted, or systemd does not answer.
-    pub fn put_back(&mut self, session: &Session<'_>, units: Units) -> Result<Vec<String>> {
+    pub fn put_back(&mut self, session: &Locked<'_>, units: Units) -> Result<Vec<String>> {
         let node = session.node;
         let mut said = Vec::new();
         let mode = self.restore_selinux(session).map(|line| said.extend(line));
@@ -238,8 +238,8 @@ impl Undo {
     ///
     /// # Errors
     /// When it cannot be removed.
-    pub fn forget(dir: &RecoveryDir) -> Result<()> {
-        durable::remove(&dir.undo())
+    pub fn forget(session: &Locked<'_>) -> Result<()> {
+        durable::remove(&session.dir.undo())
     }
 }
 
@@ -295,21 +295,23 @@ mod tests {
 
     #[test]
     fn what_is_noted_is_read_again() {
-        let (_root, _node, dir) = node();
+        let (_root, node, dir) = node();
+        let session = Session::unchecked(&node, &dir).lock("test").unwrap();
         assert_eq!(Undo::load(&dir).unwrap(), None);
         let mut undo = Undo::of("b1", Asked::default());
         undo.units.insert("kubelet.service".to_owned(), true);
         undo.selinux = Some(Mode::Enforcing);
-        undo.save(&dir).unwrap();
+        undo.save(&session).unwrap();
         assert_eq!(Undo::load(&dir).unwrap(), Some(undo));
-        Undo::forget(&dir).unwrap();
+        Undo::forget(&session).unwrap();
         assert_eq!(Undo::load(&dir).unwrap(), None);
     }
 
     #[test]
     fn another_version_or_unknown_fields_are_refused() {
-        let (_root, _node, dir) = node();
-        Undo::of("b1", Asked::default()).save(&dir).unwrap();
+        let (_root, node, dir) = node();
+        let session = Session::unchecked(&node, &dir).lock("test").unwrap();
+        Undo::of("b1", Asked::default()).save(&session).unwrap();
         let text = std::fs::read_to_string(dir.undo()).unwrap();
         let newer = text.replace("\"version\": 1", "\"version\": 2");
         for (changed, code) in [(newer, 64), (text.replace("\"units\"", "\"more\": 1, \"units\""), 65), ("{".to_owned(), 65)] {
@@ -322,17 +324,15 @@ mod tests {
     #[test]
     fn selinux_is_permissive_only_while_the_work_goes_on() {
         let (_root, node, dir) = node();
+        let session = Session::unchecked(&node, &dir).lock("test").unwrap();
         let mut undo = Undo::of("b1", Asked::default());
-        let looked =
-            undo.permissive(&Session::unchecked(&node, &dir), || Ok((selinux::mode(&node)?, Undo::load(&dir)?.unwrap().selinux))).unwrap();
+        let looked = undo.permissive(&session, || Ok((selinux::mode(&node)?, Undo::load(&dir)?.unwrap().selinux))).unwrap();
         assert_eq!(looked, (Some(Mode::Permissive), Some(Mode::Enforcing)), "permissive, and noted before");
         assert_eq!(selinux::mode(&node).unwrap(), Some(Mode::Enforcing));
         assert_eq!(Undo::load(&dir).unwrap().unwrap().selinux, None);
-        assert!(undo.permissive(&Session::unchecked(&node, &dir), || Err::<(), _>(anyhow::anyhow!("no"))).is_err());
+        assert!(undo.permissive(&session, || Err::<(), _>(anyhow::anyhow!("no"))).is_err());
         assert_eq!(selinux::mode(&node).unwrap(), Some(Mode::Enforcing));
-        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            undo.permissive::<()>(&Session::unchecked(&node, &dir), || panic!("oh"))
-        }));
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| undo.permissive::<()>(&session, || panic!("oh"))));
         assert!(panicked.is_err());
         assert_eq!(selinux::mode(&node).unwrap(), Some(Mode::Enforcing));
     }
@@ -340,12 +340,13 @@ mod tests {
     #[test]
     fn what_a_crash_left_behind_is_put_back() {
         let (_root, node, dir) = node();
+        let session = Session::unchecked(&node, &dir).lock("test").unwrap();
         let mut undo = Undo::of("b1", Asked::default());
         undo.selinux = Some(Mode::Enforcing);
-        undo.place_hold(&Session::unchecked(&node, &dir)).unwrap();
+        undo.place_hold(&session).unwrap();
         assert!(node.exists(hold::KEEP_IMAGES));
         selinux::set_mode(&node, Mode::Permissive).unwrap();
-        let said = Undo::load(&dir).unwrap().unwrap().put_back(&Session::unchecked(&node, &dir), Units::Start).unwrap();
+        let said = Undo::load(&dir).unwrap().unwrap().put_back(&session, Units::Start).unwrap();
         assert_eq!(said, ["SELinux is Enforcing again", "the hold on kubelet is lifted"]);
         assert_eq!(selinux::mode(&node).unwrap(), Some(Mode::Enforcing));
         assert!(!hold::is_placed(&node) && !node.exists(hold::KEEP_IMAGES));

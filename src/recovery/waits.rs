@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
 use super::procedure::Phase;
 use super::run::Doing;
 use super::step;
+use crate::formats::notes::StartKubeletV1;
 use crate::kube::Client;
 use crate::up::containers::explain;
 
@@ -32,19 +32,10 @@ pub(super) fn approve(here: &Doing<'_, '_>, client: &Client) {
     }
 }
 
-/// When kubelet was started after the hold was lifted, by both clocks: the note of that step. Which certificate requests are newer is asked of the
-/// wall clock, which may be set right in between.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct KubeletStart {
-    pub boot: String,
-    pub wall: Timestamp,
-    /// Seconds.
-    pub since_boot: f64,
-}
-
-/// When kubelet was started, as the wall clock of now has it.
+/// When kubelet was started after the hold was lifted, as the wall clock of now has it, which may have been set right since: that is asked which
+/// certificate requests are newer.
 pub(super) fn kubelet_started(here: &Doing<'_, '_>) -> Option<Timestamp> {
-    let started: KubeletStart = here.noted_by(Phase::Resume, step::START_KUBELET).ok()??;
+    let started: StartKubeletV1 = here.noted_by(Phase::Resume, step::START_KUBELET).ok()??;
     let clock = here.run.session.node.clock();
     if clock.boot_id().ok()? != started.boot {
         return Some(started.wall);

@@ -335,3 +335,23 @@ fn what_a_killed_restore_has_left_can_be_swept() {
     assert_eq!((tree.metadata().unwrap().mtime(), crate::stamps(&tree.join("00"))), (5, before));
     assert!(!recovery::archive::sweep(&tree).unwrap());
 }
+
+#[test]
+fn what_is_mounted_in_what_a_killed_restore_has_left_stays() {
+    let scratch = Scratch::new();
+    let (tree, kept) = (scratch.path("tree"), scratch.path("kept"));
+    let point = tree.join(".recovery-stage/a/b/c/d");
+    fs::create_dir_all(&point).unwrap();
+    fs::create_dir(&kept).unwrap();
+    fs::write(kept.join("file"), "kept").unwrap();
+    run("mount", &["--bind", text(&kept), text(&point)]);
+    let swept = recovery::archive::sweep(&tree);
+    let mounts = recovery::node::mounts::mounts().unwrap();
+    // What is deep is moved up before it is removed, mounted or not.
+    let moved = mounts.into_iter().map(|mount| mount.point).find(|point| point.starts_with(&tree)).unwrap();
+    run("umount", &["--lazy", text(&moved)]);
+    assert_eq!(swept.map_err(|error| exit_code(&error)), Err(78));
+    assert!(kept.join("file").exists());
+    assert!(recovery::archive::sweep(&tree).unwrap());
+    assert!(kept.join("file").exists() && !tree.join(".recovery-stage").exists());
+}

@@ -279,3 +279,23 @@ fn an_archive_in_the_tree_that_it_is_restored_to_is_not_deleted() {
     Archive::open(&file).unwrap().restore(&tree, &selection, Extra::Delete, &|_| ()).unwrap();
     assert!(file.exists());
 }
+
+#[test]
+fn mounts_of_the_same_file_system_are_seen_and_what_is_hidden_below_them_is_not() {
+    let scratch = Scratch::new();
+    let (tree, other, file) = (scratch.path("tree"), scratch.path("other"), scratch.path("a.tar.zst"));
+    fs::create_dir_all(tree.join("a blank/point")).unwrap();
+    fs::create_dir_all(tree.join("over/below")).unwrap();
+    put(&tree.join("file"), "");
+    put(&other.join("inside"), "");
+    // The list of mounts has both of `over`, and the lower is not to be seen: what is at its path is the tree's.
+    let above = tree.join("over");
+    let _directory = Mount::bind(&other, &tree.join("a blank/point"));
+    let _file = Mount::bind(&other.join("inside"), &tree.join("file"));
+    let _below = Mount::bind(&other, &above.join("below"));
+    let _above = Mount::bind(&above, &above);
+    let packed = |tree: &Path| pack(tree, &file).skipped.iter().map(|(path, _)| text(path).to_owned()).collect::<Vec<_>>();
+    assert_eq!(packed(&tree), ["a blank/point", "file", "over"]);
+    assert_eq!(packed(&above), [""; 0]);
+    assert!(Archive::open(&file).unwrap().paths().any(|path| path == Path::new("below")));
+}

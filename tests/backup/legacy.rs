@@ -32,7 +32,9 @@ fn old_backup(sno: &Sno, to: &Path) {
 }
 
 fn choose(node: &Node, dir: &RecoveryDir, wanted: Option<&str>) -> Result<Backup, (u8, String)> {
-    backup::choose(&locked(node, dir), wanted).map_err(|e| (exit_code(&e), format!("{e:#}")))
+    let session = locked(node, dir);
+    let chosen = backup::store::finish_interrupted(&session).and_then(|survey| backup::choose(&session, &survey, wanted));
+    chosen.map_err(|e| (exit_code(&e), format!("{e:#}")))
 }
 
 /// The archive `name` of a backup, unpacked by tar(1).
@@ -66,7 +68,7 @@ fn an_old_backup_is_listed_checked_and_imported_once() {
     let report = backup::legacy::verify(&old, &Progress::hidden()).unwrap();
     assert!(report.good, "{:?}", report.problems);
 
-    let found = backup::store::find(&session(node, dir), None).unwrap();
+    let found = backup::store::find(&session(node, dir), &backup::store::survey(dir).unwrap(), None).unwrap();
     assert!(matches!(found, backup::store::Found::Old(_)));
     assert_eq!(fingerprint(dir.path()), original, "a report changes nothing");
     let imported = choose(node, dir, None).unwrap();

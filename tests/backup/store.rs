@@ -3,16 +3,22 @@
 use std::path::Path;
 use testing::session::{locked, session};
 
-use recovery::backup::store::{self, prune};
+use recovery::backup::store;
 use recovery::backup::{self, Backup};
 use recovery::error::exit_code;
 use recovery::report::Progress;
 
-use crate::place::{PARTS, Place, manifest, sh};
+use crate::place::{PARTS, Place, Sno, manifest, sh};
 
 fn choose(place: &Place, wanted: Option<&str>) -> Result<String, (u8, String)> {
-    let chosen = backup::choose(&locked(&place.node, &place.dir), wanted);
+    let session = locked(&place.node, &place.dir);
+    let chosen = backup::choose(&session, &store::finish_interrupted(&session).unwrap(), wanted);
     chosen.map(|b| b.id).map_err(|e| (exit_code(&e), format!("{e:#}")))
+}
+
+fn prune(place: &Place, keep: usize, trusted: Option<&str>) -> anyhow::Result<store::Removed> {
+    let session = locked(&place.node, &place.dir);
+    store::prune(&session, store::finish_interrupted(&session)?, keep, trusted)
 }
 
 fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -115,7 +121,7 @@ fn a_backup_without_a_part_that_a_recovery_needs_is_damaged_however_right_its_su
     }
     // None of them is chosen, nor counted among those that are kept.
     assert_eq!(choose(&place, None), Ok("good".to_owned()));
-    let done = prune(&locked(&place.node, &place.dir), 1, None).unwrap();
+    let done = prune(&place, 1, None).unwrap();
     assert_eq!((done.kept.as_slice(), done.removed.len(), done.warnings.len()), (["good".to_owned()].as_slice(), 0, PARTS.len()));
 }
 
@@ -123,7 +129,7 @@ fn a_backup_without_a_part_that_a_recovery_needs_is_damaged_however_right_its_su
 fn a_flipped_byte_is_found_by_us_and_by_sha256sum() {
     let place = Place::new();
     let path = place.published("b", 1);
-    let backup = backup::choose(&locked(&place.node, &place.dir), None).unwrap();
+    let backup = store::survey(&place.dir).unwrap().backups[0].clone();
     let check = |backup: &Backup| backup::verify(backup, false, &Progress::hidden());
     check(&backup).unwrap();
     sh(&path, "sha256sum -c --quiet --strict SHA256SUMS");
@@ -156,8 +162,8 @@ fn prune_keeps_the_newest_good_ones_and_never_the_last() {
     // Neither of them is a directory.
     sh(&place.dir.backups(), "touch stale.deleting one.deleting && ln -s /nowhere gone.deleting");
     std::fs::create_dir(place.dir.backups().join("stale.partial")).unwrap();
-    assert_eq!(exit_code(&prune(&locked(&place.node, &place.dir), 0, None).unwrap_err()), 2);
-    let done = prune(&locked(&place.node, &place.dir), 3, None).unwrap();
+    assert_eq!(exit_code(&prune(&place, 0, None).unwrap_err()), 2);
+    let done = prune(&place, 3, None).unwrap();
     assert_eq!(done.kept, ["five", "three", "two"]);
     assert_eq!(done.removed, ["stale.partial", "one"]);
     assert!(done.warnings[0].contains("four"), "{:?}", done.warnings);
@@ -165,9 +171,9 @@ fn prune_keeps_the_newest_good_ones_and_never_the_last() {
     assert_eq!(std::fs::read_link(place.dir.latest()).unwrap(), Path::new("backups/five"));
 
     sh(&place.dir.backups(), "for b in five three; do echo x >> $b/etc.tar.zst; done");
-    let done = prune(&locked(&place.node, &place.dir), 1, None).unwrap();
+    let done = prune(&place, 1, None).unwrap();
     assert_eq!((done.kept.as_slice(), done.removed.len()), (["two".to_owned()].as_slice(), 0));
-    let done = prune(&locked(&place.node, &place.dir), 1, Some("five")).unwrap();
+    let done = prune(&place, 1, Some("five")).unwrap();
     assert_eq!(done.removed, ["four", "three", "two"]);
 }
 
@@ -196,7 +202,7 @@ fn a_crash_before_the_last_rename_costs_no_backup() {
         cut_short(&place, id, 4);
         sh(&place.dir.backups().join(format!("{id}.partial")), what_is_missing);
     }
-    let done = prune(&locked(&place.node, &place.dir), 2, None).unwrap();
+    let done = prune(&place, 2, None).unwrap();
     assert_eq!(done.kept, ["newest", "new"]);
     assert_eq!(done.removed, ["begun.partial", "earlier.partial", "half.partial", "other.partial", "old"]);
 }
@@ -207,7 +213,7 @@ fn nothing_is_deleted_during_a_recovery() {
     place.published("one", 1);
     place.published("two", 2);
     std::fs::write(place.dir.journal(), "{}").unwrap();
-    assert_eq!(exit_code(&prune(&locked(&place.node, &place.dir), 1, None).unwrap_err()), 75);
+    assert_eq!(exit_code(&prune(&place, 1, None).unwrap_err()), 75);
     assert_eq!(exit_code(&delete(&place, "one", true).unwrap_err()), 75);
     assert_eq!(sh(&place.dir.backups(), "ls"), "one\ntwo\n");
 }
@@ -288,7 +294,7 @@ fn a_backup_that_is_pruned_while_it_is_looked_at_is_not_called_damaged() {
     let pruned = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            prune(&locked(&place.node, &place.dir), 1, Some("b39")).unwrap();
+            prune(&place, 1, Some("b39")).unwrap();
             pruned.store(true, std::sync::atomic::Ordering::Relaxed);
         });
         while !pruned.load(std::sync::atomic::Ordering::Relaxed) {
@@ -420,4 +426,36 @@ fn delete_none(place: &Place) -> bool {
     place.published("last", 9);
     let done = delete(place, "last", true).unwrap();
     done.warnings.is_empty()
+}
+
+#[test]
+fn a_command_reads_each_manifest_once() {
+    let place = Place::new();
+    place.put("/proc/sys/kernel/random/boot_id", "b-1\n");
+    for (id, sequence) in [("one", 1), ("two", 2), ("three", 3)] {
+        place.published(id, sequence);
+    }
+    std::fs::create_dir(place.dir.backups().join("p.partial")).unwrap();
+    // How often the agent opened the manifest of "one", which it neither deletes nor restores nor checks here.
+    let opened_on = |place: &Place, words: &str, code: i32| {
+        let (root, log) = (place.root.path(), place.root.path().join("opened"));
+        let mut agent = std::process::Command::new("strace");
+        agent.args(["-f", "-qq", "-e", "trace=open,openat,openat2", "-o"]).arg(&log).arg(env!("CARGO_BIN_EXE_recovery"));
+        agent.arg("--root").arg(root).arg("--tools").arg(root.join("tools")).args(words.split(' '));
+        let output = agent.output().expect("strace is needed");
+        assert_eq!(output.status.code(), Some(code), "{words}: {}", String::from_utf8_lossy(&output.stderr));
+        let calls = std::fs::read_to_string(&log).unwrap();
+        calls.lines().filter(|call| call.contains("/one/manifest.json\"")).count()
+    };
+    let opened = |words: &str, code: i32| opened_on(&place, words, code);
+    assert_eq!(opened("list", 0), 1);
+    assert_eq!(opened("restore-files --dry-run", 78), 1);
+    assert_eq!(opened("recover --yes", 78), 1);
+    assert_eq!(opened("--yes delete --force three", 0), 1);
+    assert_eq!(opened("--yes prune --keep 3", 0), 1);
+    assert_eq!(place.listed(), pairs(&[("two", "complete"), ("one", "complete")]));
+    let sno = Sno::new();
+    sno.place.published("one", 1);
+    assert_eq!(opened_on(&sno.place, "backup --force", 0), 1);
+    assert_eq!(sno.place.listed().len(), 2);
 }

@@ -8,6 +8,7 @@ use testing::session::{locked, session};
 
 use anyhow::Result;
 use recovery::backup::asked_by::AskedBy;
+use recovery::backup::store;
 use recovery::backup::take::{Outcome, TakeOptions, Taken};
 use recovery::backup::{self};
 use recovery::error::exit_code;
@@ -142,7 +143,7 @@ fn the_next_backup_takes_over_what_is_unchanged_and_old_ones_go() {
     assert!(second.reused > 10_000_000, "{}", second.reused);
     assert_eq!(second.pruned, [settled.manifest.id, first.manifest.id]);
     assert_eq!(sh(&sno.place.dir.backups(), "ls"), format!("{}\n", second.manifest.id));
-    let chosen = backup::choose(&locked(&sno.place.node, &sno.place.dir), None).unwrap();
+    let chosen = store::survey(&sno.place.dir).unwrap().backups[0].clone();
     backup::verify(&chosen, true, &Progress::hidden()).unwrap();
 }
 
@@ -161,7 +162,7 @@ fn damage_inside_an_archive_is_found_by_a_deep_check() {
     let sno = Sno::new();
     let taken = take(&sno, &options()).unwrap();
     let path = sno.place.dir.backups().join(&taken.manifest.id);
-    let chosen = backup::choose(&locked(&sno.place.node, &sno.place.dir), None).unwrap();
+    let chosen = store::survey(&sno.place.dir).unwrap().backups[0].clone();
     for name in ["etc.tar.zst", "etcd-snapshot.db.zst"] {
         let file = path.join(name);
         let good = std::fs::read(&file).unwrap();
@@ -227,6 +228,8 @@ fn content(backup: &Path) -> (String, serde_json::Value) {
     for own in ["id", "sequence", "taken"] {
         assert!(manifest.as_object_mut().unwrap().remove(own).is_some(), "{own}");
     }
+    // Its log tells of the interruption.
+    assert!(manifest["sizes"].as_object_mut().unwrap().remove("log").is_some());
     (sh(backup, "sha256sum -c --quiet --strict SHA256SUMS; ls -A; for tar in *.tar.zst; do zstd -qdc $tar | sha256sum; done"), manifest)
 }
 
@@ -299,7 +302,7 @@ fn a_roll_out_in_between_is_noticed_and_the_next_attempt_goes_on() {
         assert_eq!(exit_code(&error), 75, "{error:#}");
         let said = format!("{error:#}");
         assert!(said.starts_with("step etcd-and-static-pods failed: static pods are being rolled out"), "{said}");
-        assert!(said.ends_with("; next: run `recovery backup` again then"), "{said}");
+        assert!(said.ends_with("; next: `recovery backup` again then"), "{said}");
     });
     sno.roll_out("kube-scheduler", 5, &port);
     let listed = sno.place.listed();

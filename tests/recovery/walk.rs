@@ -115,7 +115,8 @@ fn a_backup_that_is_lost_before_the_second_phase_names_the_way_out() {
     std::fs::remove_file(place.dir.backups().join("b1/SHA256SUMS")).unwrap();
     let error = place.resume(&resumed()).unwrap_err();
     assert_eq!(exit_code(&error), 65);
-    assert!(error.to_string().contains("b1") && error.to_string().contains("next: `recovery verify`, then `recovery restart"), "{error}");
+    assert!(error.to_string().contains("b1") && error.to_string().contains("next: `recovery verify` says which"), "{error}");
+    assert!(error.to_string().contains("`recovery restart --backup ID` with that one"), "{error}");
 }
 
 #[test]
@@ -515,7 +516,7 @@ fn a_new_recovery_puts_back_what_one_that_was_given_up_half_way_did_not() {
     place.restore_files(Asked::default()).unwrap_err();
     let mut undo = recovery::recovery::undo::Undo::load(&place.dir).unwrap().unwrap();
     undo.selinux = Some(recovery::node::selinux::Mode::Enforcing);
-    undo.save(&place.dir).unwrap();
+    undo.save(&testing::session::locked(&place.node, &place.dir)).unwrap();
     let mut journal = recovery::recovery::procedure::Journal::open(&place.dir.journal(), "boot-1").unwrap().unwrap();
     journal.append(&recovery::recovery::procedure::Event::Abandoned, serde_json::Value::Null).unwrap();
     drop(journal);

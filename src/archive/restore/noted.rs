@@ -21,19 +21,15 @@ use crate::archive::path::{check_path, join};
 use crate::archive::select::STAGE;
 use crate::archive::tree::Tree;
 use crate::archive::xattrs::NOTE;
+use crate::formats::stage as format;
 
 /// The file in the stage that holds the notes.
 pub(super) const NOTES: &[u8] = b"directories";
 /// Under another name until it is whole.
 const UNFINISHED: &str = "directories.new";
-/// Raised with every change of the form.
-const NOTE_VERSION: u8 = 1;
 /// What stands for the immutable flag (`chattr +SdA`): nobody sets all three of them on a directory for another reason.
 const STAND_IN: IFlags = IFlags::SYNC.union(IFlags::NODUMP).union(IFlags::NOATIME);
 const LOCKS: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);
-
-/// A note on the disk, in the format of postcard: path, seconds and nanoseconds of the time, flags. Before them stands the version.
-type Line = (Vec<u8>, i64, u32, u8);
 
 /// A directory in which something is changed, as it was before.
 #[derive(Debug, Clone, Copy)]
@@ -108,17 +104,19 @@ pub(super) fn read(tree: &Tree, root: &[u8]) -> Result<Vec<Noted>> {
 }
 
 fn to_bytes(notes: &[Noted]) -> Result<Vec<u8>> {
-    let line = |Noted { path, mtime, flags }: &Noted| -> Line { (path.clone(), mtime.seconds, mtime.nanoseconds, *flags) };
-    let lines: Vec<Line> = notes.iter().map(line).collect();
-    Ok(postcard::to_stdvec(&(NOTE_VERSION, lines))?)
+    let directory = |Noted { path, mtime: Time { seconds, nanoseconds }, flags }: &Noted| format::DirectoryV1 {
+        path: path.clone(),
+        seconds: *seconds,
+        nanoseconds: *nanoseconds,
+        flags: *flags,
+    };
+    Ok(format::write(notes.iter().map(directory).collect())?)
 }
 
 fn parse(bytes: &[u8]) -> Option<Vec<Noted>> {
-    let (version, lines) = postcard::from_bytes::<(u8, Vec<Line>)>(bytes).ok()?;
-    let note = |(path, seconds, nanoseconds, flags)| Noted { path, mtime: Time { seconds, nanoseconds }, flags };
-    let notes: Vec<Noted> = lines.into_iter().map(note).collect();
-    let sound = notes.iter().all(|noted| noted.path.is_empty() || check_path(&noted.path).is_ok());
-    (version == NOTE_VERSION && sound).then_some(notes)
+    let note = |format::DirectoryV1 { path, seconds, nanoseconds, flags }| Noted { path, mtime: Time { seconds, nanoseconds }, flags };
+    let notes: Vec<Noted> = format::read(bytes)?.directories.into_iter().map(note).collect();
+    notes.iter().all(|noted| noted.path.is_empty() || check_path(&noted.path).is_ok()).then_some(notes)
 }
 
 /// Notes in the directory `root` itself what it is to be like when all is over, durably, and makes it changeable. Where the file system

@@ -101,12 +101,10 @@ fn remove_or_move(from: &OwnedFd, name: &[u8], to: &OwnedFd, number: &mut u64) -
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::process::Command;
 
     use rustix::fs::{CWD, Mode, OFlags};
 
     use super::*;
-    use crate::error::exit_code;
 
     fn open(path: &Path) -> OwnedFd {
         rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap()
@@ -131,24 +129,5 @@ mod tests {
         remove_all(&top, b"b", || Ok(())).unwrap();
         remove_all(&top, b"nothing", || Ok(())).unwrap();
         assert!(names(&top).unwrap().is_empty());
-    }
-
-    #[test]
-    fn what_is_mounted_stays() {
-        let dir = tempfile::tempdir().unwrap();
-        let (point, kept) = (dir.path().join("a/b/c/d"), dir.path().join("kept"));
-        std::fs::create_dir_all(&point).unwrap();
-        std::fs::create_dir(&kept).unwrap();
-        std::fs::write(kept.join("file"), "kept").unwrap();
-        let run = |program: &str, args: &[&Path]| assert!(Command::new(program).args(args).status().unwrap().success(), "{program}");
-        run("mount", &[Path::new("--bind"), &kept, &point]);
-        let error = remove_all(&open(dir.path()), b"a", || Ok(())).unwrap_err();
-        assert_eq!(exit_code(&error), 78, "{error:#}");
-        assert!(kept.join("file").exists());
-        let mounts = crate::node::mounts::mounts().unwrap();
-        let moved = mounts.into_iter().map(|mount| mount.point).find(|point| point.starts_with(dir.path())).unwrap();
-        run("umount", &[Path::new("--lazy"), &moved]);
-        remove_all(&open(dir.path()), b"a", || Ok(())).unwrap();
-        assert!(kept.join("file").exists());
     }
 }

@@ -18,6 +18,7 @@ use crate::backup::published::Backup;
 use crate::backup::sums::is_same;
 use crate::backup::verify::verify;
 use crate::error::{AndNext, by_hand, damaged, misfit, usage};
+use crate::etcd;
 use crate::node::profile::{Kind, OPENSHIFT, StaticPod};
 use crate::node::static_pod::revision_in_use;
 use crate::node::{Node, clock::interrupted, durable};
@@ -123,7 +124,7 @@ impl Export<'_> {
                 return Ok(false);
             }
         }
-        let mut snapshot = zstd::Decoder::new(File::open(self.backup.file(ETCD))?)?;
+        let mut snapshot = etcd::reader(&self.backup.file(ETCD))?;
         let list = excludes::to_list(&self.backup.manifest.etc_excludes);
         let mut tars = vec![self.in_cluster("static_kuberesources", "tar.gz")];
         tars.extend(self.backup.file(EXTRAS).exists().then(|| self.to.join(EXTRAS_TGZ)));
@@ -152,9 +153,9 @@ impl Export<'_> {
     fn cluster(&self) -> Result<()> {
         durable::create_dir(&self.to.join("cluster"), 0o700)?;
         let snapshot = || -> Result<()> {
-            let mut decoder = zstd::Decoder::new(File::open(self.backup.file(ETCD))?)?;
+            let mut reader = etcd::reader(&self.backup.file(ETCD))?;
             let mut file = private(&self.in_cluster("snapshot", "db"))?;
-            std::io::copy(&mut decoder, &mut file)?;
+            std::io::copy(&mut reader, &mut file)?;
             Ok(file.sync_all()?)
         };
         snapshot().context("unpacking the etcd snapshot")?;

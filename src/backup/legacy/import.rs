@@ -16,12 +16,12 @@ use crate::backup::manifest::{Etcd, Manifest};
 use crate::backup::parts::{self, ETC, ETCD, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL};
 use crate::backup::published::Backup;
 use crate::backup::sums::{Cached, hash, is_same};
-use crate::backup::survey::survey;
+use crate::backup::survey::Survey;
 use crate::backup::take::partial::{Finished, Partial, room_for};
 use crate::backup::take::procedure::{self, Conditions};
 use crate::backup::take::publish::{check, publish, seal};
 use crate::backup::take::trees;
-use crate::error::{damaged, no_space};
+use crate::error::{AndNext, damaged, no_space};
 use crate::etcd;
 use crate::node::certificates::certificates_expire;
 use crate::node::identity::Identity;
@@ -44,10 +44,9 @@ const STAGING: &str = "staging";
 /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is sound, and a part of it is not taken all the same;
 /// [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace) when there is no room for a second copy; when something cannot be read or
 /// written. Nothing is left behind then.
-pub fn import(session: &Locked<'_>, old: &Legacy) -> Result<Backup> {
+pub fn import(session: &Locked<'_>, survey: &Survey, old: &Legacy) -> Result<Backup> {
     let Session { node, dir, progress, .. } = **session;
     let fingerprint = old.fingerprint()?;
-    let survey = survey(dir)?;
     if let Some(done) = survey.backups.iter().find(|b| b.manifest.labels.get(FINGERPRINT) == Some(&fingerprint)) {
         return Ok(done.clone());
     }
@@ -59,10 +58,11 @@ pub fn import(session: &Locked<'_>, old: &Legacy) -> Result<Backup> {
         let shown = dir.shown().display();
         return Err(no_space(format!(
             "importing the backup of upgrade-recovery.sh takes up to {needed} bytes and {shown} has {free} free"
-        )));
+        ))
+        .and_next(dir.make_room_here()));
     }
     // The old script knew of no `backups/`.
-    dir.prepare()?;
+    durable::create_dir(&dir.backups(), 0o700)?;
     let taken = old.taken().unwrap_or_else(|| node.clock().now());
     let conditions = Conditions::of(node, None)?;
     let partial = Partial::begin(node, dir, &procedure::import(), taken, &conditions, Some(LEGACY_ID))?;

@@ -6,10 +6,11 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::backup::published::Backup;
-use crate::backup::survey::survey;
+use crate::backup::survey::Survey;
 use crate::backup::take::pins;
 use crate::error::busy;
-use crate::node::{Node, dir::RecoveryDir, durable};
+use crate::node::{dir::RecoveryDir, durable};
+use crate::session::{Locked, Session};
 
 /// What `delete` and `prune` did.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -33,12 +34,12 @@ pub(super) fn not_during_a_recovery(dir: &RecoveryDir) -> Result<()> {
 
 /// What follows every deletion: interrupted ones are finished, pins that no backup needs any more are dropped, and the link `latest` is
 /// set.
-pub(super) fn clear_up(node: &Node, dir: &RecoveryDir, result: &mut Removed) -> Result<()> {
-    let found = survey(dir)?;
+pub(super) fn clear_up(session: &Locked<'_>, found: &Survey, result: &mut Removed) -> Result<()> {
+    let Session { node, dir, .. } = **session;
     for id in &found.deleting {
         durable::remove_tree(&dir.backups().join(id))?;
     }
-    match pins::drop_unneeded(node, dir, &found) {
+    match pins::drop_unneeded(node, dir, found) {
         Ok(unpinned) => result.unpinned = unpinned,
         Err(error) => result.warnings.push(format!("pins that no backup needs any more stay: {error:#}")),
     }

@@ -6,7 +6,6 @@ use crate::backup::layout::{LEGACY_ID, PARTIAL};
 use crate::backup::legacy::{self, Legacy, import::import};
 use crate::backup::published::Backup;
 use crate::backup::survey::{Survey, survey};
-use crate::backup::take::publish;
 use crate::backup::verify::{self, VerifyReport};
 use crate::error::{AndNext, damaged, misfit, run, unsupported};
 use crate::node::dir::RecoveryDir;
@@ -21,27 +20,23 @@ pub enum Found {
     Old(Legacy),
 }
 
-/// As [`choose`], for reports: nothing is imported, so that nothing changes.
+/// As [`choose`], for reports: nothing is imported, so that nothing changes. What is [passed over](Survey::passed_over), the caller says.
 ///
 /// # Errors
 /// As [`choose`].
-pub fn find(session: &Session<'_>, wanted: Option<&str>) -> Result<Found> {
-    let Session { dir, progress, .. } = *session;
-    let survey = survey(dir)?;
+pub fn find(session: &Session<'_>, survey: &Survey, wanted: Option<&str>) -> Result<Found> {
+    let dir = session.dir;
     let old = legacy::find(dir);
     match wanted {
         Some(LEGACY_ID) => {
             old.map(Found::Old).ok_or_else(|| misfit(format!("{} holds no backup of upgrade-recovery.sh", dir.shown().display())))
         }
-        Some(wanted) => survey.find(wanted).cloned().map(|b| Found::Backup(Box::new(b))).ok_or_else(|| no_such(dir, &survey, wanted)),
-        None => {
-            survey.passed_over().iter().for_each(|sentence| progress.say(sentence));
-            match (survey.backups.first(), old) {
-                (Some(newest), _) => Ok(Found::Backup(Box::new(newest.clone()))),
-                (None, Some(old)) => Ok(Found::Old(old)),
-                (None, None) => Err(none_left(dir, &survey)),
-            }
-        }
+        Some(wanted) => survey.find(wanted).cloned().map(|b| Found::Backup(Box::new(b))).ok_or_else(|| no_such(dir, survey, wanted)),
+        None => match (survey.backups.first(), old) {
+            (Some(newest), _) => Ok(Found::Backup(Box::new(newest.clone()))),
+            (None, Some(old)) => Ok(Found::Old(old)),
+            (None, None) => Err(none_left(dir, survey)),
+        },
     }
 }
 
@@ -53,11 +48,10 @@ pub fn find(session: &Session<'_>, wanted: Option<&str>) -> Result<Found> {
 /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the wanted one is damaged, or only damaged ones are left;
 /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it, or the only one that might do, is of a newer version;
 /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is no such backup, or none at all.
-pub fn choose(session: &Locked<'_>, wanted: Option<&str>) -> Result<Backup> {
-    publish::finish_interrupted(session.dir)?;
-    match find(session, wanted)? {
+pub fn choose(session: &Locked<'_>, survey: &Survey, wanted: Option<&str>) -> Result<Backup> {
+    match find(session, survey, wanted)? {
         Found::Backup(backup) => Ok(*backup),
-        Found::Old(old) => import(session, &old),
+        Found::Old(old) => import(session, survey, &old),
     }
 }
 
@@ -65,8 +59,8 @@ pub fn choose(session: &Locked<'_>, wanted: Option<&str>) -> Result<Backup> {
 ///
 /// # Errors
 /// As [`choose`]; [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) for one of the old script's.
-pub fn choose_unchanged(session: &Session<'_>, wanted: Option<&str>) -> Result<Backup> {
-    match find(session, wanted)? {
+pub fn choose_unchanged(session: &Session<'_>, survey: &Survey, wanted: Option<&str>) -> Result<Backup> {
+    match find(session, survey, wanted)? {
         Found::Backup(backup) => Ok(*backup),
         Found::Old(_) => {
             Err(unsupported("what upgrade-recovery.sh left has to be imported before it can be compared, and a dry run changes nothing")

@@ -7,7 +7,7 @@ use super::choose::no_such;
 use crate::backup::layout::{DELETING, LEGACY_ID, is_gone};
 use crate::backup::names;
 use crate::backup::published::Backup;
-use crate::backup::survey::{remove, survey};
+use crate::backup::survey::{Survey, survey};
 use crate::backup::verify;
 use crate::error::{misfit, usage};
 use crate::report::Progress;
@@ -18,7 +18,7 @@ use crate::session::{Locked, Session};
 pub struct Deletion {
     /// The backup's id; `None` when it is deleted already.
     pub id: Option<String>,
-    kept: Vec<String>,
+    found: Survey,
 }
 
 /// Finds the backup that is to be deleted, and checks that it may be: the last good one only with `force`, none while a recovery is in
@@ -57,21 +57,21 @@ pub fn deletion(session: &Locked<'_>, wanted: &str, force: bool) -> Result<Delet
         (None, None) if names::is_id(wanted) => None,
         (None, None) => return Err(no_such(dir, &found, wanted)),
     };
-    let kept = found.backups.iter().map(|backup| backup.id.clone()).filter(|kept| Some(kept) != id.as_ref()).collect();
-    Ok(Deletion { id, kept })
+    Ok(Deletion { id, found })
 }
 
 /// Deletes what [`deletion`] found.
 ///
 /// # Errors
 /// When something cannot be removed.
-pub fn delete(session: &Locked<'_>, Deletion { id, kept }: Deletion) -> Result<Removed> {
-    let Session { node, dir, .. } = **session;
+pub fn delete(session: &Locked<'_>, Deletion { id, mut found }: Deletion) -> Result<Removed> {
+    let dir = session.dir;
     if let Some(id) = id.as_ref().filter(|id| !is_gone(&dir.backups().join(id))) {
-        remove(dir, id)?;
+        found.remove(dir, id)?;
     }
+    let kept = found.backups.iter().map(|backup| backup.id.clone()).collect();
     let mut removed = Removed { removed: id.into_iter().collect(), kept, ..Removed::default() };
-    clear_up(node, dir, &mut removed)?;
+    clear_up(session, &found, &mut removed)?;
     Ok(removed)
 }
 

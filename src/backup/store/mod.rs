@@ -18,3 +18,4 @@ pub use logs::logs;
 pub use prune::prune;
 
 pub use super::survey::{Survey, is_deleted, survey};
+pub use super::take::publish::finish_interrupted;

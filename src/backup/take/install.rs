@@ -80,7 +80,6 @@ fn dress(file: &File, labelled: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use std::process::Command;
 
     /// A recovery directory with the front, and an agent that prints how it was called. Both are copied by a child: what this process
@@ -111,75 +110,5 @@ mod tests {
         assert_eq!(handed_on(dir.path(), &["--dir=/x", "--resume"]), "--yes|--dir=/x|--resume|");
         assert_eq!(handed_on(dir.path(), &["--take-backup"]), format!("--dir={here}|--yes|--take-backup|"));
         assert_eq!(handed_on(dir.path(), &["--restart", "--step"]), format!("--dir={here}|--yes|--restart|--step|"));
-    }
-
-    /// A small file system, mounted as long as this lives.
-    struct Small<'a>(&'a Path);
-
-    impl<'a> Small<'a> {
-        fn mount(at: &'a Path) -> Self {
-            assert!(Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs"]).arg(at).status().unwrap().success());
-            Self(at)
-        }
-    }
-
-    impl Drop for Small<'_> {
-        fn drop(&mut self) {
-            // Lazily: a child that another thread forks at that moment holds files of it open until it is another program.
-            assert!(Command::new("umount").arg("--lazy").arg(self.0).status().unwrap().success());
-        }
-    }
-
-    #[test]
-    fn what_does_not_fit_leaves_nothing_behind() -> Result<()> {
-        let root = tempfile::tempdir()?;
-        let node = Node::at(root.path(), None);
-        let dir = RecoveryDir::new(&node, Path::new("/var/recovery"));
-        dir.prepare()?;
-        let names =
-            || -> Result<Vec<_>> { Ok(std::fs::read_dir(dir.path())?.map(|e| e.map(|e| e.file_name())).collect::<Result<_, _>>()?) };
-        let small = Small::mount(dir.path());
-        assert_eq!(install(&node, &dir).map_err(|error| crate::error::exit_code(&error)), Err(73));
-        assert!(names()?.is_empty(), "{:?}", names()?);
-        // A child that another thread forked meanwhile holds the removed file, and its room, until it is another program.
-        let begun = std::time::Instant::now();
-        while rustix::fs::statvfs(dir.path())?.f_bavail == 0 && begun.elapsed().as_secs() < 60 {
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        // Nor does what one that was killed left, whether it is needed again or not.
-        for _ in 0..2 {
-            std::fs::write(dir.path().join(".upgrade-recovery.sh.new"), "part")?;
-            place(&dir.path().join(FRONT), Cursor::new(FRONT_TEXT), false)?;
-            assert_eq!(names()?, [FRONT]);
-        }
-        assert_eq!(room(&dir)?, std::env::current_exe()?.metadata()?.len());
-        drop(small);
-        install(&node, &dir)?;
-        assert_eq!(room(&dir)?, 0);
-        Ok(())
-    }
-
-    #[test]
-    fn both_are_installed_once_and_can_be_run() -> Result<()> {
-        let root = tempfile::tempdir()?;
-        let node = Node::at(root.path(), None);
-        let dir = RecoveryDir::new(&node, Path::new("/var/recovery"));
-        dir.prepare()?;
-        std::fs::write(dir.path().join(BINARY), "an older one")?;
-        install(&node, &dir)?;
-        let meta = dir.path().join(BINARY).metadata()?;
-        assert_eq!((meta.permissions().mode() & 0o7777, meta.len()), (0o755, std::env::current_exe()?.metadata()?.len()));
-        install(&node, &dir)?;
-        assert_eq!(dir.path().join(BINARY).metadata()?.ino(), meta.ino());
-        // Put there by hand, or copied without its looks.
-        let front = dir.path().join(FRONT);
-        std::fs::set_permissions(&front, std::fs::Permissions::from_mode(0o600))?;
-        rustix::fs::setxattr(&front, selinux::LABEL, b"system_u:object_r:var_t:s0\0", XattrFlags::empty())?;
-        place(&front, Cursor::new(FRONT_TEXT), true)?;
-        let mut label = [0; 100];
-        let length = rustix::fs::getxattr(&front, selinux::LABEL, &mut label)?;
-        assert_eq!((front.metadata()?.permissions().mode() & 0o7777, &label[..length]), (0o755, BIN_LABEL));
-        assert_eq!(std::fs::read_to_string(dir.path().join(FRONT))?, FRONT_TEXT);
-        Ok(())
     }
 }

@@ -54,7 +54,7 @@ impl Partial {
     pub fn continue_or_begin(
         node: &Node,
         dir: &RecoveryDir,
-        survey: &Survey,
+        survey: &mut Survey,
         plan: &Plan,
         conditions: &Conditions,
         release: Option<&str>,
@@ -63,10 +63,10 @@ impl Partial {
             Some((id, reading)) if is_whole(&dir.backups().join(&id), &reading)? => Some(id),
             _ => None,
         };
-        for id in survey.partial.iter().filter(|id| Some(*id) != continued.as_ref()) {
-            remove(dir, id)?;
+        for id in survey.partial.clone().iter().filter(|id| Some(*id) != continued.as_ref()) {
+            survey.remove(dir, id)?;
         }
-        for id in &survey.deleting {
+        for id in survey.deleting.drain(..) {
             durable::remove_tree(&dir.backups().join(id))?;
         }
         let Some(name) = continued else { return Self::begin(node, dir, plan, node.clock().now(), conditions, release) };
@@ -261,8 +261,8 @@ mod tests {
         }
 
         fn open(&self) -> Partial {
-            let survey = survey(&self.dir).unwrap();
-            Partial::continue_or_begin(&self.node, &self.dir, &survey, &self.plan, &self.conditions, Some("4.16.8")).unwrap()
+            let mut survey = survey(&self.dir).unwrap();
+            Partial::continue_or_begin(&self.node, &self.dir, &mut survey, &self.plan, &self.conditions, Some("4.16.8")).unwrap()
         }
 
         /// One that was stopped before its check.

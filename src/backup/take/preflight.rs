@@ -12,7 +12,7 @@ use super::options::TakeOptions;
 use super::trees::Trees;
 use crate::backup::manifest::{DeploymentId, Image};
 use crate::backup::survey::Survey;
-use crate::error::{busy, misfit, no_space, not_permitted};
+use crate::error::{AndNext, busy, misfit, no_space, not_permitted};
 use crate::etcd::{self, Endpoint, Health};
 use crate::kube;
 use crate::node::certificates::certificates_expire;
@@ -77,11 +77,10 @@ pub struct Facts {
 /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when this is no single-node control plane,
 /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when etcd or the API do not answer,
 /// [`FailureKind::Busy`](crate::error::FailureKind::Busy) when something is being rolled out.
-pub fn look(node: &Node, dir: &RecoveryDir, options: &TakeOptions, survey: &Survey, progress: &Progress) -> Result<Facts> {
+pub fn look(node: &Node, options: &TakeOptions, survey: &Survey, progress: &Progress) -> Result<Facts> {
     if !rustix::process::geteuid().is_root() {
         return Err(not_permitted("a backup is taken by root: nobody else can read all of it"));
     }
-    dir.check()?;
     progress.say("looking at the node");
     let mut warnings = Vec::new();
     let profile = Profile::of(node)?;
@@ -326,15 +325,15 @@ pub fn space(dir: &RecoveryDir, facts: &Facts, survey: &Survey, done: u64) -> Re
     }
     let shown = dir.shown().display();
     Err(no_space(format!(
-        "the backup takes about {} ({} before compression), {} stay free for a recovery, and {shown} has {} free of {}: {} are missing; free \
-         them, or delete old backups (`recovery list`, `recovery prune --keep 1`)",
+        "the backup takes about {} ({} before compression), {} stay free for a recovery, and {shown} has {} free of {}: {} are missing",
         HumanBytes(backup),
         HumanBytes(files),
         HumanBytes(RESERVE),
         HumanBytes(free),
         HumanBytes(size),
         HumanBytes(needed - free)
-    )))
+    ))
+    .and_next(dir.make_room_here()))
 }
 
 /// Thousandths that a byte takes on disk: as in the newest backup, with something on top.

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::backup::manifest::DeploymentId;
 use crate::engine::machine::{self, PlannedPhase, PlannedStep};
 use crate::engine::{Procedure, journal};
-use crate::error::{FailureKind, Next, by_hand};
+use crate::error::{FailureKind, Next, run};
 use crate::formats::partial as format;
 use crate::node::Node;
 use crate::node::profile::CURRENT_CONFIG;
@@ -130,14 +130,14 @@ impl Procedure for Taking {
     }
 
     fn past_the_journal() -> Next {
-        by_hand("`recovery backup` discards it and begins again")
+        run("recovery backup", "discards it and begins again")
     }
 
     fn way_on(_: &Reading, kind: FailureKind) -> Next {
         match kind {
-            FailureKind::Interrupted => by_hand("run `recovery backup` again, which goes on with it"),
-            FailureKind::Busy => by_hand("run `recovery backup` again then"),
-            _ => by_hand("put the cause right, then run `recovery backup` again"),
+            FailureKind::Interrupted => run("recovery backup", "again, which goes on with it"),
+            FailureKind::Busy => run("recovery backup", "again then"),
+            _ => run("recovery backup", "again, once the cause is put right"),
         }
     }
 

@@ -17,13 +17,14 @@ use crate::backup::manifest::Manifest;
 use crate::backup::parts::ETCD;
 use crate::backup::published::{Backup, complete};
 use crate::backup::sums::{Cached, Sum, hash, write_sums};
-use crate::backup::survey::survey;
+use crate::backup::survey::{Survey, survey};
 use crate::backup::verify::check_part;
 use crate::error::damaged;
 use crate::etcd;
 use crate::node::profile::Profile;
 use crate::node::{dir::RecoveryDir, durable};
 use crate::report::Progress;
+use crate::session::Locked;
 
 /// Checks the finished files in `partial`: archives were read back from the disk when they were packed, or hashed when this backup was
 /// continued, so that their length (and their index, when they are opened) says that they are still those; the snapshot is read here, from
@@ -81,26 +82,31 @@ pub fn publish(dir: &RecoveryDir, partial: &Path, id: &str) -> Result<Backup> {
     Ok(Backup { id: id.to_owned(), path, manifest })
 }
 
-/// Publishes backups that a crash stopped right before the last rename. Not during a recovery, which has chosen its backup. The caller
-/// holds the lock.
+/// Publishes backups that a crash stopped right before the last rename; what then lies in `backups/`. During a recovery, which has chosen
+/// its backup, none is published.
 ///
 /// # Errors
 /// When `backups/` cannot be listed, or the rename fails.
-pub fn finish_interrupted(dir: &RecoveryDir) -> Result<()> {
+pub fn finish_interrupted(session: &Locked<'_>) -> Result<Survey> {
+    let dir = session.dir;
+    let mut survey = survey(dir)?;
     if dir.in_recovery() {
-        return Ok(());
+        return Ok(survey);
     }
-    for name in survey(dir)?.partial {
+    for name in survey.partial.clone() {
         let (partial, Some(id)) = (dir.backups().join(&name), name.strip_suffix(PARTIAL)) else { continue };
         let (journal, path) = (partial.join(JOURNAL), dir.backups().join(id));
         if Reading::of(&journal).is_ok_and(|reading| reading.is_some_and(|reading| is_done(&reading))) {
             durable::remove(&journal)?;
         }
         // One with a journal is not: that is none of the files that are listed.
-        let is_whole = || complete(&partial).is_ok_and(|manifest| manifest.id == id);
-        if !path.exists() && is_whole() {
+        if !path.exists()
+            && let Ok(manifest) = complete(&partial)
+            && manifest.id == id
+        {
             durable::rename(&partial, &path).context("publishing the backup that a crash kept from it")?;
+            survey.add(Backup { id: id.to_owned(), path, manifest });
         }
     }
-    Ok(())
+    Ok(survey)
 }

@@ -85,19 +85,18 @@ pub fn take(session: &Locked<'_>, options: &TakeOptions) -> Result<Taken> {
     let began = Instant::now();
     check_options(options)?;
     trees::refuse_dir_inside(node, dir)?;
-    finish_interrupted(dir)?;
-    let survey = survey(dir)?;
+    let mut survey = finish_interrupted(session)?;
     if let Some(done) = taken_before(node, &survey, &options.asked_by, began) {
         return Ok(done);
     }
     refuse_during_a_recovery(dir, &options.asked_by)?;
     let old = dir.old_recovery();
-    let looked = preflight::look(node, dir, options, &survey, progress);
+    let looked = preflight::look(node, options, &survey, progress);
     let mut facts = looked.map_err(|error| old.iter().cloned().fold(error, anyhow::Error::context))?;
     facts.warnings.extend(old.map(|old| {
         format!("{old}: this backup has the node as it is now; standby deployments and older backups stay until `recovery abandon` or `recovery recover`")
     }));
-    let mut partial = partial(node, dir, &survey, &facts)?;
+    let mut partial = partial(node, dir, &mut survey, &facts)?;
     let mut run = Run {
         node,
         dir,
@@ -117,13 +116,14 @@ pub fn take(session: &Locked<'_>, options: &TakeOptions) -> Result<Taken> {
     };
     let (reused, skipped) = (run.reused, run.skipped);
     let mut taken = Taken { reused, skipped, warnings: facts.warnings, ..Taken::of(node, &backup, Outcome::Taken, began) };
-    make_room(session, options, &backup, &mut taken);
+    survey.add(backup);
+    make_room(session, options, survey, &mut taken);
     taken.seconds = began.elapsed().as_secs_f64();
     Ok(taken)
 }
 
 /// The unfinished backup that is gone on with, or a new one.
-fn partial(node: &Node, dir: &RecoveryDir, survey: &Survey, facts: &Facts) -> Result<Partial> {
+fn partial(node: &Node, dir: &RecoveryDir, survey: &mut Survey, facts: &Facts) -> Result<Partial> {
     let archives: Vec<&str> = facts.trees.first.iter().map(|tree| tree.file).collect();
     let plan = plan(facts.booted.is_some(), &archives);
     let conditions = Conditions::of(node, facts.booted.as_ref().map(|(_, id)| id.clone()))?;
@@ -357,9 +357,9 @@ impl Run<'_> {
 
 /// What is done only once the backup is published: the link `latest`, standby deployments, older backups. A failure here is a warning: the
 /// backup is there.
-fn make_room(session: &Locked<'_>, options: &TakeOptions, backup: &Backup, taken: &mut Taken) {
+fn make_room(session: &Locked<'_>, options: &TakeOptions, survey: Survey, taken: &mut Taken) {
     let Session { node, dir, .. } = **session;
-    if let Err(error) = link_latest(dir, Some(backup)) {
+    if let Err(error) = link_latest(dir, survey.backups.first()) {
         taken.warnings.push(format!("{error:#}"));
     }
     // With a recovery open, even another tool's, what it may need stays.
@@ -370,7 +370,7 @@ fn make_room(session: &Locked<'_>, options: &TakeOptions, backup: &Backup, taken
         Ok(()) => {}
         Err(error) => taken.warnings.push(format!("standby deployments stay: {error:#}")),
     }
-    match prune(session, options.keep, Some(&backup.id)) {
+    match prune(session, survey, options.keep, Some(&taken.manifest.id)) {
         Ok(removed) => {
             taken.pruned = removed.removed;
             taken.warnings.extend(removed.warnings);

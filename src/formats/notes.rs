@@ -1,0 +1,45 @@
+//! What steps of a recovery note in the [journal](super::journal), to know it when they, or later steps, are done after a crash: the detail of
+//! a line [`StepNoted`](super::journal::EventV1::StepNoted).
+//!
+//! They go with the journal and have no version of their own: a note that is to say something else is that of a step with another name.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Of step `old-containers`: the ids of the containers that there were.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(transparent)]
+pub struct OldContainersV1(pub Vec<String>);
+
+/// Of step `etcd-data`: what is added to the greatest revision of the backup's data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(transparent)]
+pub struct EtcdDataV1(pub u64);
+
+/// Of step `start-kubelet`: when kubelet was started, by both clocks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct StartKubeletV1 {
+    /// The boot that `since_boot` counts from.
+    pub boot: String,
+    /// By the wall clock, which may be set right later.
+    pub wall: Timestamp,
+    /// Seconds.
+    pub since_boot: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::samples;
+
+    #[test]
+    fn what_a_step_has_noted_stays_as_it_is() {
+        samples::check::<OldContainersV1>("note-old-containers", 1);
+        samples::check::<EtcdDataV1>("note-etcd-data", 1);
+        samples::check::<StartKubeletV1>("note-start-kubelet", 1);
+    }
+}

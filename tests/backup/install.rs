@@ -1,0 +1,82 @@
+//! The agent and the old tool's front in the recovery directory. The agent is this test program here: whatever runs puts itself there.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use recovery::backup::take::install::{BINARY, FRONT, install, room};
+use recovery::error::exit_code;
+
+use crate::place::{Place, sh};
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn own_length() -> u64 {
+    std::env::current_exe().unwrap().metadata().unwrap().len()
+}
+
+#[test]
+fn what_does_not_fit_leaves_nothing_behind() {
+    let place = Place::new();
+    let dir = place.dir.path();
+    // Nor does what one that was killed left, whether it is needed again or not.
+    let left = || std::fs::write(dir.join(".recovery.new"), "part").unwrap();
+    std::fs::remove_dir(place.dir.backups()).unwrap();
+    {
+        let _small = Small::mount(dir);
+        left();
+        assert_eq!(install(&place.node, &place.dir).map_err(|error| exit_code(&error)), Err(73));
+        assert_eq!(names(dir), [""; 0]);
+        assert_eq!(room(&place.dir).unwrap(), own_length());
+    }
+    for _ in 0..2 {
+        left();
+        std::fs::write(dir.join(".upgrade-recovery.sh.new"), "part").unwrap();
+        install(&place.node, &place.dir).unwrap();
+        assert_eq!(names(dir), [BINARY, FRONT]);
+        assert_eq!(room(&place.dir).unwrap(), 0);
+    }
+}
+
+#[test]
+fn both_are_installed_once_and_can_be_run() {
+    let place = Place::new();
+    let (binary, front) = (place.dir.path().join(BINARY), place.dir.path().join(FRONT));
+    std::fs::write(&binary, "an older one").unwrap();
+    install(&place.node, &place.dir).unwrap();
+    let installed = binary.metadata().unwrap();
+    assert_eq!((installed.permissions().mode() & 0o7777, installed.len()), (0o755, own_length()));
+    // Put there by hand, or copied without its looks, on a host with labels.
+    place.put("/sys/fs/selinux/enforce", "1");
+    sh(place.dir.path(), "chmod 600 upgrade-recovery.sh && setfattr -n security.selinux -v system_u:object_r:var_t:s0 upgrade-recovery.sh");
+    let before = [&binary, &front].map(|path| path.metadata().unwrap().ino());
+    install(&place.node, &place.dir).unwrap();
+    assert_eq!([&binary, &front].map(|path| path.metadata().unwrap().ino()), before);
+    for path in [&binary, &front] {
+        let mut label = [0; 100];
+        let length = rustix::fs::getxattr(path, "security.selinux", &mut label).unwrap();
+        assert_eq!(&label[..length], b"system_u:object_r:bin_t:s0\0", "{}", path.display());
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o755, "{}", path.display());
+    }
+    assert_eq!(std::fs::read_to_string(&front).unwrap(), include_str!("../../packaging/upgrade-recovery.sh"));
+}
+
+/// A small file system, mounted as long as this lives.
+struct Small<'a>(&'a Path);
+
+impl<'a> Small<'a> {
+    fn mount(at: &'a Path) -> Self {
+        sh(Path::new("/"), &format!("mount -t tmpfs -o size=1m,mode=700 tmpfs {}", at.display()));
+        Self(at)
+    }
+}
+
+impl Drop for Small<'_> {
+    fn drop(&mut self) {
+        // Lazily: a child that another thread forks at that moment holds files of it open until it is another program.
+        sh(Path::new("/"), &format!("umount --lazy {}", self.0.display()));
+    }
+}
