@@ -2,9 +2,9 @@
 //!
 //! Reading order: `kubeconfig` (how the node's own API server is reached, without looking up a name), `client` (one request, with
 //! a limit; the API going away is normal), `objects` (the few fields that are read, tolerant of everything else), then what is asked:
-//! `facts`, `redeploy`, `requests` (certificates), `jobs` (the backup's own), `obstacles` (why nothing moves).
+//! `facts`, `redeploy`, `requests` (certificates), `jobs` (the backup's own), `obstacles` (why nothing changes).
 //!
-//! What a parser decides is pure and apart from what is fetched; captures of real clusters are the tests.
+//! Decisions are pure functions, separate from the requests; they are tested on captures of real clusters.
 
 mod client;
 mod facts;

@@ -236,7 +236,7 @@ fn needs(node: &Node, profile: &Profile, warnings: &mut Vec<String>) -> Option<S
             found.runtime
         }
         Err(error) => {
-            warnings.push(format!("whether the node has what a recovery needs cannot be told: {error:#}"));
+            warnings.push(format!("it is unknown whether the node has what a recovery needs: {error:#}"));
             None
         }
     };
