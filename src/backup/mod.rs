@@ -1,11 +1,11 @@
 //! Backups: what one is on disk, and how one is taken, checked, listed, pruned, exported, and imported from the old script.
 //!
-//! Reading order: what all share: [`layout`] and [`parts`] (its files), [`names`] (what one may be called), [`asked_by`] (who wants it),
-//! [`manifest`] (what it says of itself), [`sums`], [`published`] (all of it is there), [`survey`] (all that lie in the recovery
-//! directory), [`mod@verify`] (whether a recovery takes one); then the rooms: [`mod@take`], [`legacy`] (the old script's layout), [`store`]
-//! (list, choose, delete, prune).
+//! Reading order: what all share: [`layout`] and [`parts`] (its files), [`names`] (possible names), [`asked_by`] (who asked for it),
+//! [`manifest`] (its description), [`sums`], [`published`] (checks that all files are there), [`survey`] (all backups in the recovery
+//! directory), [`mod@verify`] (whether a recovery can use one); then the rooms: [`mod@take`], [`legacy`] (the old script's layout),
+//! [`store`] (list, choose, delete, prune).
 //!
-//! Whoever calls something here that changes the recovery directory holds its [lock](crate::node::dir::RecoveryDir::lock).
+//! The caller of anything here that changes the recovery directory holds its [lock](crate::node::dir::RecoveryDir::lock).
 
 pub mod asked_by;
 pub mod layout;

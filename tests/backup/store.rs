@@ -107,7 +107,7 @@ fn a_backup_without_a_part_that_a_recovery_needs_is_damaged_however_right_its_su
         without.sizes.remove(*part);
         let path = place.published_as(&without);
         sh(&path, "sha256sum -c --quiet --strict SHA256SUMS");
-        let says = format!("names no {part}");
+        let says = format!("does not name {part}");
         let report = backup::verify::report(&path, &without.id, false, &Progress::hidden()).unwrap();
         assert!(!report.good && report.problems[0].contains(&says), "{report:?}");
         let (code, message) = choose(&place, Some(&without.id)).unwrap_err();

@@ -50,7 +50,7 @@ fn a_damaged_backup_names_another_and_one_that_is_passed_over_is_a_warning() {
     std::fs::write(place.dir.backups().join("b2/manifest.json"), "{").unwrap();
     let plan = place.plan(Options::default()).unwrap();
     assert_eq!(plan.report.backup, "b1");
-    assert!(plan.report.warnings.iter().any(|w| w.contains("the backup b2 is damaged and passed over")), "{:?}", plan.report.warnings);
+    assert!(plan.report.warnings.iter().any(|w| w.contains("the backup b2 is damaged and is skipped")), "{:?}", plan.report.warnings);
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! Taking a backup.
 //!
-//! Reading order: [`steps`] (all of them, in order); [`options`] (what is asked for); [`preflight`] (what is looked at before anything is
-//! changed); [`trees`] with [`tmpfiles`] (what is archived); [`procedure`] and [`partial`] (what the engine
-//! carries out, and one that is not finished and can be gone on with); [`install`]
-//! (the agent beside it); [`pins`] (its deployment stays); [`publish`] (from then on it is a backup).
+//! Reading order: [`steps`] (all of them, in order); [`options`] (what the caller asks for); [`preflight`] (what is checked before anything
+//! is changed); [`trees`] with [`tmpfiles`] (what is archived); [`procedure`] and [`partial`] (what the engine carries out, and an
+//! unfinished backup that can be continued); [`install`] (the agent beside it); [`pins`] (its deployment stays); [`publish`] (from then on
+//! it is a backup).
 
 pub mod install;
 pub mod options;

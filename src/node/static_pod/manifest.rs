@@ -124,7 +124,7 @@ impl Manifest {
     /// power cut, for example).
     pub fn read(node: &Node, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        Self::parse(&node.read_text(path)?).map_err(|why| damaged(format!("{} is no manifest of a pod: {why:#}", path.display())))
+        Self::parse(&node.read_text(path)?).map_err(|why| damaged(format!("{} is not the manifest of a pod: {why:#}", path.display())))
     }
 
     /// As [`Manifest::read`], for a static pod of the profile; `None` when its manifest is not there.
