@@ -1,6 +1,6 @@
-//! `recovery-run` in etcd's member directory: that a recovery has built this member, and what is in it.
+//! `recovery-run` in etcd's member directory: says that a recovery has built this member, and from what.
 //!
-//! It is the last file that is written into a new member, and stays there while etcd runs on it, which passes it over.
+//! It is the last file that is written into a new member. It stays there while etcd runs on the member; etcd ignores it.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -11,14 +11,14 @@ use crate::error::damaged;
 /// The format.
 pub const FORMAT: Format = Format { name: "recovery-run", version: 1 };
 
-/// Version 1, which does not say so: a later one says its version.
+/// Version 1, which has no field for its version; later versions have one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct V1 {
     /// The run that built it.
     pub run: String,
-    /// What is in it.
+    /// The restored member.
     pub restored: RestoredV1,
 }
 
@@ -37,7 +37,7 @@ pub struct RestoredV1 {
     pub revision: i64,
 }
 
-/// Reads one of any version.
+/// Reads a marker of any version.
 ///
 /// # Errors
 /// As [`Format::read`].
