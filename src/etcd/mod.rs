@@ -211,7 +211,7 @@ pub fn status_without_hash(file: &Path, tick: Tick<'_>) -> Result<Status> {
 /// # Errors
 /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is not; when it cannot be read.
 pub fn verify(file: &Path, tick: Tick<'_>) -> Result<()> {
-    snapshot::check(file, false, tick).map(drop)
+    snapshot::verify(file, false, tick).map(drop)
 }
 
 /// Checks by its first bytes that a snapshot is of a supported kind. For a file whose content is already known to be unchanged.

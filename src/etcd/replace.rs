@@ -109,7 +109,7 @@ impl Place {
 
 /// Restores in place; see [`super::replace()`].
 pub(super) fn replace(file: &Path, data_dir: &Path, run: &str, options: &Options, tick: Tick<'_>) -> Result<Restored> {
-    options.check()?;
+    options.validate()?;
     let place = Place::new(data_dir, run)?;
     if let Some(restored) = place.marker(&place.member)? {
         return Ok(restored);

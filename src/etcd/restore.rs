@@ -57,7 +57,7 @@ pub(super) fn check_restorable(file: &Path, tick: Tick<'_>) -> Result<()> {
 
 /// Restores into a new data directory; see [`super::restore()`].
 pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> Result<Restored> {
-    options.check()?;
+    options.validate()?;
     let names = || std::fs::read_dir(data_dir)?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>();
     let found = match names() {
         Ok(names) => Some(names),
@@ -130,7 +130,7 @@ fn finished(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> 
     if left(&member)? != made.files {
         return Ok(None);
     }
-    let whole = snapshot::check(file, options.skip_hash_check, tick)?;
+    let whole = snapshot::verify(file, options.skip_hash_check, tick)?;
     if HEXLOWER.encode(&whole.sha256) != made.snapshot {
         return Ok(None);
     }
@@ -182,7 +182,7 @@ pub(super) fn build(file: &Path, dir: &Path, options: &Options, tick: Tick<'_>) 
 
 impl Options {
     /// Checks the options as far as is possible without the snapshot.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(super) fn validate(&self) -> Result<()> {
         if (self.bump_revision > 0) != self.mark_compacted {
             return Err(usage("--bump-revision and --mark-compacted go together (as in etcdutl): give both or neither"));
         }

@@ -69,7 +69,7 @@ fn is_same(part: &Path, file: &Path) -> bool {
 
 /// Ends a save that was stopped after its whole file had got its name: returns what it saved.
 fn finished(part: &Path, file: &Path, tick: Tick<'_>) -> Result<Saved> {
-    let whole = snapshot::check(file, false, tick)?;
+    let whole = snapshot::verify(file, false, tick)?;
     let mut stored = snapshot::open(file)?;
     let (mut hash, mut len) = (Sha256::new(), 0);
     let look = &mut |piece: &[u8]| {

@@ -220,7 +220,7 @@ pub(super) fn look(path: &Path) -> Result<()> {
 }
 
 /// Reads a whole snapshot and returns what it is; with `skip` it needs no trailer.
-pub(super) fn check(path: &Path, skip: bool, tick: Tick<'_>) -> Result<Whole> {
+pub(super) fn verify(path: &Path, skip: bool, tick: Tick<'_>) -> Result<Whole> {
     pass(&mut Stream::new(&open(path)?, path, tick)?, path, skip, &mut std::io::sink())
 }
 

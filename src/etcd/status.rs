@@ -22,7 +22,7 @@ pub(super) fn in_database<T>(path: &Path, skip: bool, tick: Tick<'_>, look: impl
     let name = path.display().to_string();
     let file = snapshot::open(path)?;
     if !snapshot::is_compressed(&file, path)? {
-        let len = snapshot::check(path, skip, tick)?.len;
+        let len = snapshot::verify(path, skip, tick)?.len;
         return look(&Bolt::open(&file, len, &name)?, len);
     }
     // Never beside the snapshot, which may be on a read-only medium, and not in memory, where `/tmp` often is.
