@@ -195,15 +195,15 @@ mod tests {
 
     #[test]
     fn both_layouts_of_version_1_are_read_for_ever() {
-        let finished = read(&samples::check::<FinishedV1>("history-finished", 1)).unwrap();
+        let finished = read(&samples::check_layout::<FinishedV1>("history-finished", 1)).unwrap();
         assert_eq!((finished.end, finished.run.unwrap().phases.len()), (EndV1::Finished, 2));
-        let abandoned = read(&samples::check::<AbandonedV1>("history-abandoned", 1)).unwrap();
+        let abandoned = read(&samples::check_layout::<AbandonedV1>("history-abandoned", 1)).unwrap();
         assert_eq!((abandoned.end, abandoned.put_back.len(), abandoned.changed.len()), (EndV1::Abandoned, 1, 2));
         assert!(abandoned.seconds > abandoned.waited && abandoned.waited > 0.0);
     }
 
     #[test]
     fn version_2_is_what_is_written() {
-        assert_eq!(read(&samples::check::<V2>("history", 2)).unwrap().version, 2);
+        assert_eq!(read(&samples::check_layout::<V2>("history", 2)).unwrap().version, 2);
     }
 }

@@ -273,7 +273,7 @@ impl LineV2 {
         let version = version_of(line);
         // A line of a newer version may have another kind of checksum.
         if let Some(newer) = version.filter(|version| *version > FORMAT.version) {
-            FORMAT.check(newer, agent)?;
+            FORMAT.check_version(newer, agent)?;
         }
         let content = content(line)?;
         let read = match version {

@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn version_1_stays_as_it_is() {
-        let sample = samples::check::<V1>("manifest", 1);
+        let sample = samples::check_layout::<V1>("manifest", 1);
         // As the first agents wrote it.
         let mut early: serde_json::Value = serde_json::from_slice(&sample).unwrap();
         for later in ["runtime_unit", "operator_containers"] {

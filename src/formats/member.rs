@@ -50,7 +50,7 @@ pub fn read(json: &[u8]) -> Result<V1> {
     let bad = |error: serde_json::Error| damaged(format!("{} is not valid: {error}", FORMAT.name));
     let head: Head = serde_json::from_slice(json).map_err(bad)?;
     if let Some(version) = head.version {
-        FORMAT.check(version, head.agent.as_deref())?;
+        FORMAT.check_version(version, head.agent.as_deref())?;
     }
     serde_json::from_slice(json).map_err(bad)
 }
@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn version_1_stays_as_it_is_and_a_later_one_is_not_supported() {
-        assert_eq!(read(&samples::check::<V1>("member", 1)).unwrap().restored.name, "node-1");
+        assert_eq!(read(&samples::check_layout::<V1>("member", 1)).unwrap().restored.name, "node-1");
         let of = |json: &[u8]| kind(&read(json).unwrap_err());
         assert_eq!(of(br#"{"version": 2, "agent": "9.1.0", "run": {}}"#), FailureKind::Unsupported);
         for bad in [&br#"{"run": "x"}"#[..], br#"{"version": 1}"#, b"", b"[]"] {

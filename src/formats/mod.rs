@@ -63,7 +63,7 @@ impl Format {
         let bad = |error: serde_json::Error| damaged(format!("{name} is not valid: {error}"));
         // The version comes first: this agent does not know the layout of a newer one.
         let head: Head = serde_json::from_slice(json).map_err(bad)?;
-        self.check(head.version, head.agent.as_deref())?;
+        self.check_version(head.version, head.agent.as_deref())?;
         layout(head.version, json).map_err(bad)
     }
 
@@ -71,7 +71,7 @@ impl Format {
     ///
     /// # Errors
     /// As [`Format::read`].
-    pub fn check(self, version: u32, agent: Option<&str>) -> Result<()> {
+    pub fn check_version(self, version: u32, agent: Option<&str>) -> Result<()> {
         let Self { name, version: newest } = self;
         if version == 0 {
             return Err(damaged(format!("{name} is not valid: there is no version 0")));
@@ -129,7 +129,7 @@ pub(crate) mod samples {
     }
 
     /// Checks the sample `NAME.VERSION.json` of a JSON format and its schema against `T`, the layout of that version; returns the sample's bytes.
-    pub(crate) fn check<T: Serialize + DeserializeOwned + JsonSchema>(name: &str, version: u32) -> Vec<u8> {
+    pub(crate) fn check_layout<T: Serialize + DeserializeOwned + JsonSchema>(name: &str, version: u32) -> Vec<u8> {
         let file = format!("{name}.{version}.json");
         let sample = read(&file);
         let document: T = serde_json::from_slice(&sample).unwrap_or_else(|error| panic!("{file}: {error}"));

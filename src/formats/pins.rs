@@ -26,6 +26,6 @@ mod tests {
 
     #[test]
     fn version_1_stays_as_it_is() {
-        samples::check::<V1>("pins", 1);
+        samples::check_layout::<V1>("pins", 1);
     }
 }

@@ -63,6 +63,6 @@ mod tests {
 
     #[test]
     fn version_1_is_what_is_written() {
-        assert_eq!(read(&samples::check::<V1>("undo", 1)).unwrap().version, 1);
+        assert_eq!(read(&samples::check_layout::<V1>("undo", 1)).unwrap().version, 1);
     }
 }
