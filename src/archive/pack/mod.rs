@@ -2,11 +2,11 @@
 //!
 //! Reading order: [`walk`] (the tree, one item after the other), [`skipped`] (why it leaves something out), [`holes`] (where a file has data),
 //! [`header`] (an entry as tar), [`reuse`] (what is taken over from an older archive), [`packer`] (from items to frames), [`sink`] (from
-//! frames to the file), [`check`] (back from the disk); here, the archive as a whole.
+//! frames to the file), [`mod@read_back`] (back from the disk); here, the archive as a whole.
 
-mod check;
 mod holes;
 mod packer;
+mod read_back;
 mod reuse;
 mod sink;
 mod skipped;
@@ -23,8 +23,8 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use sha2::Digest;
 
-use self::check::{Checker, read_back, read_back_tail};
 use self::packer::Packer;
+use self::read_back::{ReadBack, read_back, read_back_tail};
 use self::reuse::{Previous, Unusable};
 use self::sink::{Sink, Written};
 use self::walk::Walk;
@@ -122,13 +122,13 @@ fn pack_into(
     let started = now();
     let walk = Walk::new(tree, selection, [Some(Found::of(file)?), before]);
     let (packer, written) = std::thread::scope(|scope| {
-        let sink = Sink::start(scope, file, Checker::start(scope, file));
+        let sink = Sink::start(scope, file, ReadBack::start(scope, file));
         let mut packer = Packer::new(tree, walk, sink, tick)?;
         let ended = packer.run(previous);
         let Packer { sink, index, skipped, entries, bytes, reused, .. } = packer;
         // When both have failed, the packer's error is a consequence of the writer's.
-        let (written, checker) = sink.finish()?;
-        let written = (written, checker.finish()?);
+        let (written, reader) = sink.finish()?;
+        let written = (written, reader.finish()?);
         ended.map(|()| ((index, skipped, entries, bytes, reused), written))
     })?;
     let (index, skipped, entries, bytes, reused) = packer;

@@ -1,5 +1,5 @@
 //! Where the frames of a new archive go: several threads compress them, another writes them in order and hashes them, and another reads
-//! them back from the disk some way behind (see [`super::check`]).
+//! them back from the disk some way behind (see [`super::read_back`]).
 //!
 //! A fixed number of buffers goes from the packer to the compressors, the writer and back, so memory is bounded: a thread that is ahead
 //! waits for a buffer.
@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow};
 use sha2::{Digest, Sha256};
 use zstd::bulk::Compressor;
 
-use super::check::Checker;
+use super::read_back::ReadBack;
 use super::reuse::Unusable;
 use crate::archive::frames::Frames;
 use crate::archive::index::{Frame, compressor};
@@ -59,7 +59,7 @@ pub(super) struct Sink<'scope> {
     sequence: u64,
     frames: u32,
     mark: u32,
-    writer: ScopedJoinHandle<'scope, Result<(Written, Checker<'scope>)>>,
+    writer: ScopedJoinHandle<'scope, Result<(Written, ReadBack<'scope>)>>,
 }
 
 /// What has been written.
@@ -70,8 +70,8 @@ pub(super) struct Written {
 }
 
 impl<'scope> Sink<'scope> {
-    /// Starts the threads that compress, and the one that writes to `file` and tells `checker` about it.
-    pub(super) fn start<'env>(scope: &'scope Scope<'scope, 'env>, file: &'env File, checker: Checker<'scope>) -> Self {
+    /// Starts the threads that compress, and the one that writes to `file` and tells `reader` about it.
+    pub(super) fn start<'env>(scope: &'scope Scope<'scope, 'env>, file: &'env File, reader: ReadBack<'scope>) -> Self {
         let threads = work::threads();
         let (jobs, to_do) = sync_channel(threads);
         let (done, finished) = channel();
@@ -87,7 +87,7 @@ impl<'scope> Sink<'scope> {
             let (to_do, done) = (to_do.clone(), done.clone());
             scope.spawn(move || compress(&to_do, &done));
         }
-        let writer = scope.spawn(move || write(file, &finished, &give_back, &checker).map(|written| (written, checker)));
+        let writer = scope.spawn(move || write(file, &finished, &give_back, &reader).map(|written| (written, reader)));
         Self { jobs, buffers, sequence: 0, frames: 0, mark: 0, writer }
     }
 
@@ -130,7 +130,7 @@ impl<'scope> Sink<'scope> {
     ///
     /// # Errors
     /// The error of whichever thread failed.
-    pub(super) fn finish(self) -> Result<(Written, Checker<'scope>)> {
+    pub(super) fn finish(self) -> Result<(Written, ReadBack<'scope>)> {
         drop(self.jobs);
         drop(self.buffers);
         self.writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -179,7 +179,7 @@ fn compress_frame(compressor: &mut Compressor<'_>, Buffer { plain, packed }: &mu
 }
 
 /// Writes the frames in the order of the stream, whichever was compressed first.
-fn write(file: &File, finished: &Receiver<(u64, Result<Done>)>, give_back: &Sender<Buffer>, checker: &Checker<'_>) -> Result<Written> {
+fn write(file: &File, finished: &Receiver<(u64, Result<Done>)>, give_back: &Sender<Buffer>, reader: &ReadBack<'_>) -> Result<Written> {
     let mut early = BTreeMap::new();
     let mut next = 0;
     let mut written = Written { frames: Vec::new(), end: 0, sha256: Sha256::new() };
@@ -198,13 +198,13 @@ fn write(file: &File, finished: &Receiver<(u64, Result<Done>)>, give_back: &Send
                     let frame = Frame { offset: written.end, ..frame };
                     written.frames.push(frame);
                     written.end += u64::from(frame.len);
-                    checker.add(frame);
+                    reader.add(frame);
                 }
                 Done::Mark => marked = (written.frames.len(), written.end, written.sha256.clone()),
                 Done::Rewind => {
                     written.frames.truncate(marked.0);
                     (written.end, written.sha256) = (marked.1, marked.2.clone());
-                    checker.rewind(marked.0);
+                    reader.rewind(marked.0);
                 }
             }
         }

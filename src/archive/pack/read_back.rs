@@ -31,12 +31,12 @@ enum Said {
 }
 
 /// The writer's handle of the thread that reads back.
-pub(super) struct Checker<'scope> {
+pub(super) struct ReadBack<'scope> {
     said: Sender<Said>,
     worker: ScopedJoinHandle<'scope, Result<usize>>,
 }
 
-impl<'scope> Checker<'scope> {
+impl<'scope> ReadBack<'scope> {
     /// Starts reading back what is written to `file`.
     pub(super) fn start<'env>(scope: &'scope Scope<'scope, 'env>, file: &'env File) -> Self {
         let (said, heard) = channel();
@@ -141,22 +141,22 @@ mod tests {
     fn what_is_written_again_is_not_taken_for_damage() {
         let file = tempfile::tempfile().unwrap();
         let len = 1 << 20;
-        let write = |checker: &Checker<'_>, byte| {
+        let write = |reader: &ReadBack<'_>, byte| {
             for n in 0..64 {
                 let (bytes, offset) = (vec![byte; len], n * len as u64);
                 file.write_all_at(&bytes, offset).unwrap();
                 let len = u32::try_from(len).unwrap();
-                checker.add(Frame { offset, len, plain_len: len, hash: *blake3::hash(&bytes).as_bytes() });
+                reader.add(Frame { offset, len, plain_len: len, hash: *blake3::hash(&bytes).as_bytes() });
             }
         };
         let checked = std::thread::scope(|scope| {
-            let checker = Checker::start(scope, &file);
+            let reader = ReadBack::start(scope, &file);
             for byte in 1..5 {
-                write(&checker, byte);
-                checker.rewind(0);
+                write(&reader, byte);
+                reader.rewind(0);
             }
-            write(&checker, 9);
-            checker.finish()
+            write(&reader, 9);
+            reader.finish()
         });
         assert!(checked.unwrap() > 0);
     }
