@@ -101,7 +101,7 @@ impl Entry {
     ///
     /// # Errors
     /// `FailureKind::Damaged` when it cannot exist on any disk.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(super) fn validate(&self) -> Result<()> {
         let refuse = |why: &str| Err(damaged(format!("the archive is hostile or damaged: {} {why}", shown(&self.path))));
         if !self.path.is_empty()
             && let Err(why) = check_path(&self.path)

@@ -1,5 +1,5 @@
 //! Where the frames of a new archive go: several threads compress them, another writes them in order and hashes them, and another reads
-//! them back from the disk some way behind (see [`super::read_back`]).
+//! them back from the disk some way behind (see [`mod@super::read_back`]).
 //!
 //! A fixed number of buffers goes from the packer to the compressors, the writer and back, so memory is bounded: a thread that is ahead
 //! waits for a buffer.

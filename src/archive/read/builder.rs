@@ -55,7 +55,7 @@ impl Builder {
     }
 
     fn add(&mut self, entry: Entry, existence: bool, sum: Sum, (frame, offset): (u32, u32)) -> Result<()> {
-        entry.check()?;
+        entry.validate()?;
         if entry.path.is_empty() && entry.kind != Kind::Directory {
             return Err(damaged("the archive is hostile: the root of the tree is not a directory in it"));
         }

@@ -38,7 +38,7 @@ pub(in crate::archive) fn indexed(frames: &Arc<Frames>, table: &Table, tick: Tic
             if tar.next_position() != u64::from(row.offset) {
                 return Err(damaged(format!("the archive is damaged: {} is not where the index says", shown(table.path(id)))));
             }
-            check(table, id, tar.next()?.as_ref(), &mut tar)?;
+            check_entry(table, id, tar.next()?.as_ref(), &mut tar)?;
             tick(row.sum.data);
         }
         tar.pass_over()?;
@@ -64,7 +64,7 @@ pub(in crate::archive) fn stream(stream: &Stream, table: &Table, tick: Tick<'_>)
 }
 
 /// Checks header and content of an entry against the table.
-fn check<R: BufRead>(table: &Table, id: Id, member: Option<&Member>, reader: &mut TarReader<R>) -> Result<()> {
+fn check_entry<R: BufRead>(table: &Table, id: Id, member: Option<&Member>, reader: &mut TarReader<R>) -> Result<()> {
     let member = check_header(table, id, member)?;
     if member.entry.kind == Kind::File && sum(member, reader)? != table.row(id).sum {
         return Err(not_what_was_packed(table, id));

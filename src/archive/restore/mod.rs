@@ -86,7 +86,7 @@ pub(super) fn restore(table: &Table, source: &Source, path: &Path, selection: &S
         Comparer { table, tree: &tree, selection, extra, tick, leaders: &leaders, labelled, archive: Found::of(source.file())? }.run()?;
     let plan = Plan::new(table, selection, &leaders, found)?;
     let needed = Needed::new(table, source, &plan, &leaders);
-    needed.check(table, source, &plan)?;
+    needed.verify(table, source, &plan)?;
     let paths = plan.steps.iter().map(|step| table.path(step.id)).chain(plan.surplus.iter().map(|surplus| &surplus.path[..]));
     let stages = Stages::new(&tree, &plan.crossed, paths)?;
     // Directories in the archive get their metadata from it, whatever an earlier restore found.

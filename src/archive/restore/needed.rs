@@ -47,7 +47,7 @@ impl Needed {
 
     /// Checks the needed data before anything is changed: the frames and, when something would be lost, each content too. (A stream was
     /// checked to its end when it was opened.)
-    pub(super) fn check(&self, table: &Table, source: &Source, plan: &Plan) -> Result<()> {
+    pub(super) fn verify(&self, table: &Table, source: &Source, plan: &Plan) -> Result<()> {
         let Source::Indexed(frames) = source else { return Ok(()) };
         if plan.counts.deleted + plan.counts.replaced == 0 {
             return work::run(self.frames.clone(), || Ok(Vec::new()), |buffer, number, _| frames.read(number, buffer).map(drop)).map(drop);
