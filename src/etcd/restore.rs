@@ -206,7 +206,7 @@ impl Options {
             [own] => own,
             others => {
                 return Err(misfit(format!(
-                    "the snapshot records {} possible members instead of one: say which to make with --name and --initial-advertise-peer-urls",
+                    "the snapshot records {} members that could be the one to make: choose with --name and --initial-advertise-peer-urls",
                     others.len()
                 )));
             }

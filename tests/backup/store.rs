@@ -62,7 +62,7 @@ fn damage_is_seen_named_and_passed_over() {
         ("huge", "truncate -s 8G SHA256SUMS", "no more than 65536 are read"),
         ("binary", "printf '\\377' > SHA256SUMS", "SHA256SUMS is not text"),
         ("long", "head -c 60000 /dev/zero | tr '\\0' x > SHA256SUMS", "x…`"),
-        ("hostile", "echo \"$(printf '0%.0s' {1..64})  ../../etc/passwd\" >> SHA256SUMS", "no sum"),
+        ("hostile", "echo \"$(printf '0%.0s' {1..64})  ../../etc/passwd\" >> SHA256SUMS", "not a checksum"),
         ("link", "mv etc.tar.zst ../../e && ln -s ../../e etc.tar.zst", "not a regular file"),
     ];
     let place = Place::new();
