@@ -7,9 +7,9 @@
 //! * A field that a version does not have counts as damage and is never ignored: nobody knows what it was meant to change.
 //! * A file of a newer version is sound and not supported: the message names the version of the agent that wrote it, where the file says so.
 //! * A struct that belongs to a version has its number in its name (`V1`, `LineV2`): that of the first version with it, if later ones have
-//! it too.
+//!   it too.
 //! * Any change of a layout is a new version, even one more optional field: the structs of the old version stay, with a `From` into the new
-//! ones.
+//!   ones.
 //!
 //! Four formats differ. An archive can be read without its [`index`], so an index of another version may be skipped. What an unfinished
 //! backup records ([`partial`]) is read only by the agent that began it. Version 1 of the marker in a [`member`] directory of etcd and of
