@@ -1,5 +1,5 @@
-//! What a file is packed with, by its first bytes: so that a sound file of a kind that is not read here is named for what it is, with the
-//! command that makes it readable, and nobody takes a backup for lost. And what is in one that is packed with zstd.
+//! Recognises by its first bytes how a file is compressed. A sound file in a format that is not supported is then named, with the command
+//! that unpacks it, so that nobody takes a backup for lost. Also reads files compressed with zstd.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
@@ -8,25 +8,25 @@ use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 use crate::report::paths;
 
-/// Tar works in blocks of so many bytes, and so many of a file's first bytes tell whether it is a tar archive.
+/// The size of a tar block, bytes. The first block tells whether a file is a tar archive.
 pub const TAR_BLOCK: usize = 512;
 
-/// As far back as a file that is packed with zstd may refer, as a power of two: memory that is taken for one that asks for it. `zstd -d`
-/// and tar take no more either, unless they are asked to (`--long=31`; `ZSTD_WINDOWLOG_LIMIT_DEFAULT`).
+/// How far back a zstd frame may refer, as a power of two: a file can ask for that much memory. `zstd -d` and tar have the same limit
+/// unless told otherwise (`--long=31`; `ZSTD_WINDOWLOG_LIMIT_DEFAULT`).
 pub const WINDOW: u32 = 27;
-/// Compressed files are read in pieces of so many bytes.
+/// The size of the pieces in which compressed files are read, bytes.
 pub const BUFFER: usize = 128 << 10;
-/// What the zstd library says of a frame that goes beyond [`WINDOW`] (`ZSTD_error_frameParameter_windowTooLarge`).
+/// What the zstd library says about a frame that exceeds [`WINDOW`] (`ZSTD_error_frameParameter_windowTooLarge`).
 const TOO_LARGE: &str = "Frame requires too much memory for decoding";
 
-/// A program's format that a file can be packed with.
+/// A program's format for compressed files or archives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Compression {
-    /// What the format is called.
+    /// The name of the format.
     pub name: &'static str,
-    /// It holds files with names, and not one stream.
+    /// True when it holds files with names, and not one stream.
     pub holds_files: bool,
-    /// The command that writes what is in a file, whose name follows, to its output; of several files, one after the other.
+    /// The command, without the file's name, that writes a file's content to its output; for several files, one after the other.
     unpack: &'static str,
 }
 
@@ -39,8 +39,8 @@ const fn files(name: &'static str, unpack: &'static str) -> Compression {
 }
 
 impl Compression {
-    /// The compression that a file has which begins with `head` (16 bytes, or all there are); `None` when it is none of those known.
-    /// The magic numbers are those of the formats' specifications, and of file(1).
+    /// The format of a file that begins with `head` (16 bytes, or all there are); `None` when it is not a known one. The magic numbers are
+    /// from the formats' specifications, and from file(1).
     #[must_use]
     pub fn of(head: &[u8]) -> Option<Self> {
         Some(match head {
@@ -51,15 +51,15 @@ impl Compression {
             [0xFD, b'7', b'z', b'X', b'Z', 0, ..] => stream("xz", "xz -dc"),
             [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..]
             | [b'B', b'Z', b'h', b'1'..=b'9', 0x17, 0x72, 0x45, 0x38, 0x50, 0x90, ..] => stream("bzip2", "bzip2 -dc"),
-            // A frame, and one of the format before it.
+            // A frame, and one of the older format.
             [0x04, 0x22, 0x4D, 0x18, ..] | [0x02, 0x21, 0x4C, 0x18, ..] => stream("lz4", "lz4 -dc"),
             [b'L', b'Z', b'I', b'P', 0 | 1, ..] => stream("lzip", "lzip -dc"),
             [0x89, b'L', b'Z', b'O', 0, 0x0D, 0x0A, 0x1A, 0x0A, ..] => stream("lzop", "lzop -dc"),
-            // It has no magic number: properties as every program writes them, and the size of the dictionary, which is never none.
+            // It has no magic number: these are the properties that every program writes, and the size of the dictionary, which is never 0.
             [0x5D, 0, 0, size, more, ..] if *size != 0 || *more != 0 => stream("lzma", "xz -dc"),
             [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] | [b'P', b'K', 7, 8, ..] => files("zip", "unzip -p"),
             [b'7', b'z', 0xBC, 0xAF, 0x27, 0x1C, ..] => files("7z", "7z x -so"),
-            // In text, and in binary of either byte order (cpio(5)).
+            // As text, and as binary in either byte order (cpio(5)).
             [b'0', b'7', b'0', b'7', b'0', b'1' | b'2' | b'7', ..] | [0xC7, 0x71, ..] | [0x71, 0xC7, ..] => files("cpio", "bsdtar -xOf"),
             [b'x', b'a', b'r', b'!', ..] => files("xar", "bsdtar -xOf"),
             [b'!', b'<', b'a', b'r', b'c', b'h', b'>', b'\n', ..] => files("ar", "ar p"),
@@ -67,48 +67,48 @@ impl Compression {
         })
     }
 
-    /// The command, for a shell, that writes what is in `file` to its output.
+    /// The command, for a shell, that writes the content of `file` to its output.
     #[must_use]
     pub fn command(&self, file: &Path) -> String {
         format!("{} {}", self.unpack, word(file))
     }
 }
 
-/// True for a block that is a tar header: its checksum is right, whichever kind of tar made it. The magic number, which not all of them
-/// have, is not looked at.
+/// True for a block that is a tar header, made by any kind of tar: its checksum is right. The magic number is not checked, because not all
+/// headers have one.
 #[must_use]
 pub fn is_tar(block: &[u8]) -> bool {
     let Some(block) = block.first_chunk::<TAR_BLOCK>() else { return false };
-    // The sum of all bytes, those of the sum itself as blanks; in octal digits between blanks or zeros (pax(1), "ustar").
+    // The sum of all bytes, with blanks in place of the sum itself; in octal digits between blanks or zeros (pax(1), "ustar").
     let sum: u32 = block.iter().enumerate().map(|(at, byte)| u32::from(if (148..156).contains(&at) { b' ' } else { *byte })).sum();
     let said = std::str::from_utf8(&block[148..156]).unwrap_or_default().trim_matches([' ', '\0']);
     u32::from_str_radix(said, 8) == Ok(sum)
 }
 
-/// A frame that [refers back](WINDOW) farther than is taken.
+/// A frame that refers farther back than [`WINDOW`].
 #[derive(Debug, thiserror::Error)]
 #[error("more than {} MiB of memory are needed to decompress it", (1 << WINDOW) >> 20)]
 pub struct WindowTooLarge;
 
 impl WindowTooLarge {
-    /// True when this is what `error` is about.
+    /// True when `error` was caused by it.
     #[must_use]
     pub fn is_cause_of(error: &io::Error) -> bool {
         matches!(error.get_ref(), Some(own) if own.is::<Self>())
     }
 }
 
-/// What is in the zstd frames of a file, one after the other; zeros behind the last, with which dd and tapes fill up, are passed over as
-/// gzip does it.
+/// The content of the zstd frames of a file, one after the other. Zeros after the last one, with which dd and tapes fill up a file, are
+/// skipped, as by gzip.
 pub struct Unzstd<R> {
     raw: BufReader<R>,
     decoder: Decoder<'static>,
-    /// Before a frame, or behind the last.
+    /// True before a frame, and after the last.
     between: bool,
 }
 
 impl<R: Read> Unzstd<R> {
-    /// What is in `raw`, from its first frame on.
+    /// The content of `raw`, from its first frame on.
     ///
     /// # Errors
     /// When there is no memory for it.
@@ -118,18 +118,18 @@ impl<R: Read> Unzstd<R> {
         Ok(Self { raw: BufReader::with_capacity(BUFFER, raw), decoder, between: true })
     }
 
-    /// What it reads from, which is at the start of a frame when [`Unzstd::is_between`] frames.
+    /// The input, which is at the start of a frame when [`Unzstd::is_between`] frames.
     pub fn raw(&self) -> &BufReader<R> {
         &self.raw
     }
 
-    /// True before a frame, and behind the last.
+    /// True before a frame, and after the last.
     pub fn is_between(&self) -> bool {
         self.between
     }
 
-    /// Reads from the frame at hand, or the one that begins here; 0 when it has ended, or there is none. [`Unzstd`] itself, as a [`Read`],
-    /// goes on with the next.
+    /// Reads from the current frame, or the one that begins here; 0 when it has ended, or there is none. [`Unzstd`] itself, as a [`Read`],
+    /// continues with the next frame.
     ///
     /// # Errors
     /// [`WindowTooLarge`]; when the file cannot be read, or is damaged.
@@ -153,7 +153,7 @@ impl<R: Read> Unzstd<R> {
         }
     }
 
-    /// True when nothing follows but zeros. To be asked [between](Unzstd::is_between) frames only.
+    /// True when only zeros follow, or nothing. Call it only [between](Unzstd::is_between) frames.
     ///
     /// # Errors
     /// When the file cannot be read, or something follows the zeros.
@@ -177,7 +177,7 @@ fn too_large(error: io::Error) -> io::Error {
     if error.to_string() == TOO_LARGE { io::Error::other(WindowTooLarge) } else { error }
 }
 
-/// True when nothing follows a member of a compressed file, or nothing but zeros, which are passed over.
+/// True when only zeros follow a member of a compressed file, or nothing; the zeros are skipped.
 ///
 /// # Errors
 /// When it cannot be read, or something follows the zeros.
@@ -188,7 +188,7 @@ pub fn is_at_end(raw: &mut impl BufRead) -> io::Result<bool> {
         match chunk.first() {
             None => return Ok(true),
             Some(0) if chunk.iter().all(|byte| *byte == 0) => padded = true,
-            Some(first) if padded || *first == 0 => return Err(io::Error::other("there is something behind the zeros that fill it up")),
+            Some(first) if padded || *first == 0 => return Err(io::Error::other("something follows the zeros at its end")),
             Some(_) => return Ok(false),
         }
         let len = chunk.len();

@@ -1,9 +1,9 @@
-//! How a failure ends: what kind it is, what it says, and what to do about it, each as a value.
+//! How a failure ends: its kind, its message, and what to do about it, each as a value.
 //!
-//! Everything returns [`anyhow::Error`] with verb phrases as context ("reading the manifest of backup X"). Where the *kind* of failure decides
-//! what the caller or the systemd unit does next, or where it is known what to do about it, a [`Failure`] is put at the root of the chain;
-//! [`kind`] and [`next`] find it again through any context laid over it. Exit codes are made here, of kinds, and nowhere else; what decides
-//! asks for the kind.
+//! Everything returns [`anyhow::Error`] with verb phrases as context ("reading the manifest of backup X"). Where the *kind* of failure
+//! decides what the caller or the systemd unit does next, or where it is known what to do about it, a [`Failure`] is put at the root of the
+//! chain; [`kind`] and [`next`] find it under any context. Exit codes are derived from kinds, here and nowhere else; code that decides asks
+//! for the kind.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,27 +11,27 @@ use std::process::ExitCode;
 use anyhow::Error;
 use serde::{Deserialize, Serialize};
 
-/// What kind a failure is of. Each has its documented exit code.
+/// The kind of a failure. Each has its documented exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FailureKind {
     /// None of the others: an operation that failed.
     Failed,
-    /// The command line makes no sense, or a destructive verb was not confirmed.
+    /// The command line is invalid, or a destructive verb was not confirmed.
     Usage,
-    /// Sound, but nothing that this agent takes, or of a newer version; the message says what to do instead.
+    /// Sound, but not supported by this agent, or of a newer version; the message says what to do instead.
     Unsupported,
     /// A backup, journal, snapshot or archive is damaged or hostile.
     Damaged,
     /// A component did not answer, or did not get ready, by its deadline.
     Unanswered,
-    /// There is no space for what was asked.
+    /// There is not enough space.
     NoSpace,
-    /// A signal, or the end of another agent, stopped it where it can be taken up again.
+    /// A signal, or the end of another agent, stopped it where it can be continued.
     Interrupted,
     /// Another process has the lock.
     Locked,
-    /// What it is about is changing: a recovery is in progress, operators are progressing.
+    /// Something is changing: a recovery is in progress, or operators are progressing.
     Busy,
     /// Not root, or the recovery directory is writable by others.
     NotPermitted,
@@ -44,7 +44,7 @@ pub const EXIT_CODES: [(u8, &str); 10] = [
     (0, "done, or nothing to do (`archive diff`: equal)"),
     (1, "failed, look: the message names the step and the next command (`archive diff`: differs)"),
     (2, "usage, or not confirmed (`archive diff`: any other trouble)"),
-    (64, "not supported: sound, but nothing that the agent takes, or of a newer version; the message says what to do instead"),
+    (64, "not supported: sound, but of a kind or version that the agent does not support; the message says what to do instead"),
     (65, "damaged or hostile: backup, journal, snapshot, archive"),
     (69, "a component did not answer by its deadline (`--wait`)"),
     (73, "no space"),
@@ -54,7 +54,7 @@ pub const EXIT_CODES: [(u8, &str); 10] = [
 ];
 
 impl FailureKind {
-    /// All of them; of those with the same exit code, the one that it means where nothing else is known comes first.
+    /// All kinds; of several with the same exit code, the one that the code means by itself comes first.
     pub const ALL: [Self; 11] = [
         Self::Failed,
         Self::Usage,
@@ -85,7 +85,7 @@ impl FailureKind {
         }
     }
 
-    /// The kind that a journal of version 1 meant, which has exit codes only. (An interruption is not in it.)
+    /// The kind that an exit code in a journal of version 1 meant. (Such journals record no interruption.)
     #[must_use]
     pub fn of_code(code: u8) -> Self {
         Self::ALL.into_iter().find(|kind| kind.code() == code).unwrap_or(Self::Failed)
@@ -102,13 +102,13 @@ pub enum Next {
         /// What comes before: "make room".
         when: String,
     },
-    /// Go on with the open recovery, once the cause is put right.
+    /// Continue the open recovery, once the cause is removed.
     #[error("put the cause right and `recovery resume`, or `recovery abandon`")]
     Resume,
-    /// Begin the open recovery again.
+    /// Begin the open recovery again from its start.
     #[error("{}", restart(backup.as_deref()))]
     Restart {
-        /// From this backup, where the one that is being restored will not do.
+        /// From this backup, when the one that is being restored cannot be used.
         backup: Option<String>,
     },
     /// Reboot, then go on.
@@ -128,10 +128,10 @@ pub enum Next {
     Run {
         /// As it is typed.
         command: String,
-        /// What it shows or does, to be read after it; empty where the command says it all.
+        /// What it shows or does, in words that follow the command; empty where the command says it all.
         why: String,
     },
-    /// Something that no one command does.
+    /// Something that takes more than one command.
     #[error("{what}")]
     ByHand {
         /// What, in words.
@@ -164,7 +164,7 @@ pub fn again(when: impl Into<String>) -> Next {
     Next::Again { when: when.into() }
 }
 
-/// Several of them as one: the only one stays what it is, more become words with `between` between them. `None` when there is none.
+/// Several of them as one: a single one stays as it is, more are joined as text with `between` between them. `None` when there is none.
 #[must_use]
 pub fn together(mut all: Vec<Next>, between: &str) -> Option<Next> {
     all.dedup();
@@ -188,7 +188,7 @@ pub struct Failure {
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.message)?;
-        // After a table, on a line of its own.
+        // After a table it gets a line of its own.
         let between = if self.message.contains('\n') { "\n" } else { "; " };
         self.next.as_ref().map_or(Ok(()), |next| write!(f, "{between}next: {next}"))
     }
@@ -196,9 +196,9 @@ impl std::fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// What to do about a failure, added to it.
+/// Adds to a failure what to do about it.
 pub trait AndNext {
-    /// The same failure, with what to do about it in place of what was said of that before.
+    /// The same failure with `next`, which replaces an earlier one.
     #[must_use]
     fn and_next(self, next: Next) -> Self;
 }
@@ -213,7 +213,8 @@ impl AndNext for Error {
     }
 }
 
-/// The kind of `error`: that of the [`Failure`] in its chain; no space for a full disk or quota met anywhere; else [`FailureKind::Failed`].
+/// The kind of `error`: that of the [`Failure`] in its chain; else [`FailureKind::NoSpace`] when its cause is a full disk or quota; else
+/// [`FailureKind::Failed`].
 #[must_use]
 pub fn kind(error: &Error) -> FailureKind {
     if let Some(failure) = failure(error) {
@@ -228,13 +229,13 @@ pub fn kind(error: &Error) -> FailureKind {
     if error.chain().any(full) { FailureKind::NoSpace } else { FailureKind::Failed }
 }
 
-/// What to do about `error`, where its chain says it.
+/// What to do about `error`, when its chain says so.
 #[must_use]
 pub fn next(error: &Error) -> Option<&Next> {
     failure(error)?.next.as_ref()
 }
 
-/// True when what failed was found by looking, and is described in full; false for a failure that came unawares from the system.
+/// True when the agent itself found what is wrong and described it; false for an unexpected error from the system.
 #[must_use]
 pub fn is_measured(error: &Error) -> bool {
     failure(error).is_some()
@@ -244,7 +245,7 @@ fn failure(error: &Error) -> Option<&Failure> {
     error.chain().find_map(|cause| cause.downcast_ref::<Failure>())
 }
 
-/// What `error` says, causes included, without what to do about it.
+/// The message of `error` with its causes, without what to do about it.
 #[must_use]
 pub fn said(error: &Error) -> String {
     let message = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<Failure>() {

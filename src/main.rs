@@ -1,8 +1,8 @@
-//! `recovery`: hand the command line over, and exit with what came of it.
+//! `recovery`: passes the command line on, and exits with the result.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // A panic is a failure to look at, as any other: Rust's own 101 is in nobody's table of exit codes.
+    // A panic is a failure like any other: Rust's own exit code 101 is not a documented one.
     std::panic::catch_unwind(recovery::cli::run).unwrap_or(ExitCode::FAILURE)
 }

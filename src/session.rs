@@ -1,4 +1,5 @@
-//! What a command works on, and the proof that it may: a [`Session`] has a recovery directory that was checked, a [`Locked`] one its lock too.
+//! What a command works on, and the proof that it may: the recovery directory of a [`Session`] was checked, and that of a [`Locked`] one is
+//! also locked.
 
 use std::ops::Deref;
 
@@ -8,7 +9,7 @@ use crate::node::Node;
 use crate::node::dir::{Lock, RecoveryDir};
 use crate::report::Progress;
 
-/// A node, its recovery directory, which nobody but root can write to, and where progress is shown.
+/// A node, its recovery directory, which only root can write to, and where progress is shown.
 #[expect(clippy::manual_non_exhaustive, reason = "not other crates, but all other modules are to be kept from making one unchecked")]
 #[derive(Debug, Clone, Copy)]
 pub struct Session<'a> {
@@ -23,7 +24,7 @@ pub struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// Checks the recovery directory; one that is missing passes.
+    /// Checks the recovery directory; one that does not exist passes.
     ///
     /// # Errors
     /// As [`RecoveryDir::check`].
@@ -32,7 +33,7 @@ impl<'a> Session<'a> {
         Ok(Self { node, dir, progress, _checked: () })
     }
 
-    /// Makes the recovery directory when it is missing, and checks it.
+    /// Makes the recovery directory when it does not exist, and checks it.
     ///
     /// # Errors
     /// As [`RecoveryDir::prepare`].
@@ -41,7 +42,7 @@ impl<'a> Session<'a> {
         Ok(Self { node, dir, progress, _checked: () })
     }
 
-    /// For tests of what does not care whose the directory is: they need not be root.
+    /// For tests in which the owner of the directory does not matter, so that they need not run as root.
     #[cfg(test)]
     pub(crate) fn unchecked(node: &'a Node, dir: &'a RecoveryDir) -> Self {
         Self { node, dir, progress: Box::leak(Box::new(Progress::hidden())), _checked: () }
@@ -56,7 +57,7 @@ impl<'a> Session<'a> {
     }
 }
 
-/// A session that has the lock, until it is dropped: what changes the recovery directory takes one.
+/// A session that holds the lock until it is dropped. Whatever changes the recovery directory requires one.
 #[derive(Debug)]
 pub struct Locked<'a> {
     session: Session<'a>,
@@ -64,7 +65,7 @@ pub struct Locked<'a> {
 }
 
 impl<'a> Locked<'a> {
-    /// Lets the lock go.
+    /// Releases the lock.
     #[must_use]
     pub fn unlock(self) -> Session<'a> {
         drop(self.lock);

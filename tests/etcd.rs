@@ -425,7 +425,7 @@ fn what_a_killed_save_or_restore_has_left_is_in_nobodys_way() -> Result<()> {
     std::fs::write(dir.path().join("snapshot.db.part"), "cut off")?;
     save(&etcd, &file)?;
     let error = etcd::save(&etcd.endpoint, &file, LIMIT, &|_| ()).unwrap_err();
-    assert!(format!("{error:#}").contains("is there already"), "{error:#}");
+    assert!(format!("{error:#}").contains("exists already"), "{error:#}");
     etcd::verify(&file, &|_| ())?;
     etcd.stop()?;
     assert_eq!(names(dir.path())?, ["snapshot.db", "source"]);
@@ -457,7 +457,7 @@ fn a_call_that_was_stopped_at_its_end_is_ended_by_the_next_one() -> Result<()> {
         // Beside a part of another file, it is somebody else's.
         std::fs::write(&part, "cut off")?;
         let error = etcd::save(&etcd.endpoint, &file, LIMIT, &|_| ()).unwrap_err();
-        assert!(format!("{error:#}").contains("is there already"), "{error:#}");
+        assert!(format!("{error:#}").contains("exists already"), "{error:#}");
         etcd::verify(&file, &|_| ())?;
     }
     etcd.put_many(10)?;

@@ -1,7 +1,7 @@
-//! POSIX ACLs: between the kernel's binary attribute (`linux/posix_acl_xattr.h`, version 2) and the text that tar archives hold
-//! (`SCHILY.acl.access`, `SCHILY.acl.default`: star(5), acl(5)). Our own archives have users and groups as numbers; GNU tar writes names,
-//! which are looked up in the files of the system that the agent runs on, as tar does (also when the tree belongs to another system, or
-//! `--root` names one): see [`Names`].
+//! POSIX ACLs: conversion between the kernel's binary attribute (`linux/posix_acl_xattr.h`, version 2) and the text in tar archives
+//! (`SCHILY.acl.access`, `SCHILY.acl.default`: star(5), acl(5)). Our own archives have users and groups as numbers. GNU tar writes names;
+//! like tar, the agent looks them up in the files of the system that it runs on (also when the tree belongs to another system, or `--root`
+//! names one): see [`Names`].
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -16,13 +16,13 @@ pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";
 /// The attribute of a directory's default ACL.
 pub(super) const DEFAULT: &[u8] = b"system.posix_acl_default";
 
-/// XFS lists every ACL a second time under these names, in a form of its own (Linux, `fs/xfs/xfs_xattr.c`). Neither is an attribute of its
-/// own: whoever removes it removes the ACL.
+/// XFS lists every ACL a second time under these names, in a format of its own (Linux, `fs/xfs/xfs_xattr.c`). Neither is a separate
+/// attribute: removing it removes the ACL.
 const TWINS: [&[u8]; 2] = [b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT"];
 
 const XATTR_VERSION: u32 = 2;
 const NO_ID: u32 = u32::MAX;
-/// Tag numbers, their words, and whether they carry an id.
+/// Numbers of the tags, their words, and whether they carry an id.
 const TAGS: [(u16, &str, bool); 6] =
     [(1, "user", false), (2, "user", true), (4, "group", false), (8, "group", true), (16, "mask", false), (32, "other", false)];
 
@@ -54,12 +54,12 @@ pub(super) fn is_acl(name: &[u8]) -> bool {
     matches!(name, ACCESS | DEFAULT)
 }
 
-/// True for what is only another view of an ACL: see [`TWINS`].
+/// True for an attribute that is only a second view of an ACL: see [`TWINS`].
 pub(super) fn is_twin(name: &[u8]) -> bool {
     TWINS.contains(&name)
 }
 
-/// Numbers of users and groups by their names, as files say them: no name service is asked, which can be slow, or not there.
+/// The numbers of users and groups by name, read from files only: a name service can be slow, or missing.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     users: HashMap<String, u32>,
@@ -67,7 +67,7 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// Those of the system below `root`: `/etc` first, then `/usr/lib`, where image-based systems keep their own (nss-altfiles).
+    /// The names of the system below `root`: `/etc` first, then `/usr/lib`, where image-based systems keep their own (nss-altfiles).
     pub(super) fn of(root: &Path) -> Self {
         let read = |name: &str| {
             let mut all = HashMap::new();
@@ -90,15 +90,15 @@ impl Names {
         let (known, file) = if word == "user" { (&self.users, "/etc/passwd") } else { (&self.groups, "/etc/group") };
         known.get(name).copied().ok_or_else(|| {
             unsupported(format!(
-                "an ACL has the {word} {name:?} by name only, and {file} of the running system does not have it: add the {word}, or make the archive with \
+                "an ACL has the {word} {name:?} by name only, but {file} of the running system does not have it: add the {word}, or make the archive with \
                  `recovery archive pack`, which writes numbers"
             ))
         })
     }
 }
 
-/// The binary form of an ACL's text, short or long, its entries separated by commas or lines; star's fourth field is the id. The entries
-/// are put in the order that the kernel wants: bsdtar writes them in another.
+/// The binary form of an ACL's text, short or long. Entries are separated by commas or newlines; star's fourth field is the id. The entries
+/// are put into the order that the kernel wants: bsdtar writes them in another.
 ///
 /// # Errors
 /// `FailureKind::Damaged` when it cannot be read; `FailureKind::Unsupported` when it names a user or group that `names` does not have.
@@ -118,7 +118,7 @@ pub(super) fn from_text(text: &[u8], names: impl Fn() -> &'static Names) -> Resu
         };
         entries.push((read.tag, read.permissions, id));
     }
-    // The numbers of the tags are in that order; entries of one kind stay as they are.
+    // The tags' numbers are in that order; entries with the same tag keep theirs.
     entries.sort_by_key(|(tag, ..)| *tag);
     let mut binary = XATTR_VERSION.to_le_bytes().to_vec();
     for (tag, permissions, id) in entries {
@@ -137,8 +137,8 @@ fn entries(binary: &[u8]) -> impl Iterator<Item = (u16, u16, u32)> + '_ {
     })
 }
 
-/// True for an ACL that the kernel takes (`posix_acl_valid`): in order, one entry each for owner, group and others, and a mask when anyone
-/// is named.
+/// True for an ACL that the kernel accepts (`posix_acl_valid`): in order, one entry each for owner, group and others, and a mask when any
+/// user or group is named.
 pub(super) fn is_valid(binary: &[u8]) -> bool {
     let count = |tag| entries(binary).filter(|entry| entry.0 == tag).count();
     let named = count(2) + count(8) > 0;
@@ -149,8 +149,8 @@ pub(super) fn is_valid(binary: &[u8]) -> bool {
         && (usize::from(named)..=1).contains(&count(16))
 }
 
-/// `mode` with what an access ACL says of owner, group and others, as the kernel shows it when an ACL is set: with a mask, that is what the
-/// mode calls the group.
+/// `mode` with the permissions of an access ACL for owner, group and others, as the kernel shows it once the ACL is set: where the ACL has
+/// a mask, the mode's group bits are the mask.
 pub(super) fn mode_of(binary: &[u8], mode: u32) -> u32 {
     let masked = entries(binary).any(|entry| entry.0 == 16);
     entries(binary).fold(mode, |mode, (tag, permissions, _)| {
@@ -165,7 +165,7 @@ pub(super) fn mode_of(binary: &[u8], mode: u32) -> u32 {
     })
 }
 
-/// True for an access ACL that says no more than the mode does: file systems do not keep it.
+/// True for an access ACL that says no more than the mode: file systems do not store it.
 pub(super) fn is_mode(binary: &[u8]) -> bool {
     entries(binary).all(|entry| TAGS.iter().any(|(tag, word, has_id)| *tag == entry.0 && !has_id && *word != "mask"))
 }
@@ -205,7 +205,7 @@ fn entry(line: &str) -> Option<Line<'_>> {
     let who = match number {
         _ if !has_id => Who::Nobody,
         Some(number) => Who::Number(number.parse().ok()?),
-        // As setfacl(1): digits are a number.
+        // As in setfacl(1), digits are a number.
         None => who.parse().map_or(Who::Name(word, who), Who::Number),
     };
     let mut bits = 0;
@@ -228,7 +228,7 @@ mod tests {
     use super::*;
     use crate::error::exit_code;
 
-    /// Of a system that has the user joe and the group wheel.
+    /// The names of a system that has the user joe and the group wheel.
     fn names() -> &'static Names {
         static NAMES: OnceLock<Names> = OnceLock::new();
         NAMES.get_or_init(|| {

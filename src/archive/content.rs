@@ -1,13 +1,12 @@
-//! The hash of a file's content. It takes no longer for a hole, however long that is: an unprivileged pod can make a file of 8 EiB that
-//! holds nothing.
+//! The hash of a file's content. A hole costs no time, however long it is: an unprivileged pod can make a file of 8 EiB that holds nothing.
 
-/// Zeros are left out of the hash in aligned blocks of so many bytes.
+/// Zeros are left out of the hash in aligned blocks of this many bytes.
 const GRAIN: usize = 4096;
-/// The context of the hash of a content with gaps: it never equals the hash of a content without.
+/// The context of the hash of a content with gaps, so that it never equals the hash of a content without gaps.
 const WITH_GAPS: &str = "recovery 2026-11 archive: a content with gaps";
 
-/// BLAKE3 of a file's content. Aligned blocks of 4 KiB that hold nothing but zeros are left out, whether they are stored or holes; when
-/// there are any, a BLAKE3 of that hash, of where they are, and of the size: see [`Content`].
+/// BLAKE3 of a file's content. Aligned blocks of 4 KiB that hold only zeros are left out, whether they are stored or holes. If there are
+/// any, the result is a BLAKE3 of that hash, the places of the gaps, and the size: see [`Content`].
 pub(super) type Hash = [u8; 32];
 
 /// Hash and extent of a file's content.
@@ -15,27 +14,27 @@ pub(super) type Hash = [u8; 32];
 pub(super) struct Sum {
     /// See [`type@Hash`].
     pub(super) hash: Hash,
-    /// Bytes that are stored: holes are not.
+    /// Bytes that are stored, without holes.
     pub(super) data: u64,
 }
 
-/// Hashes a file's content, which comes in pieces, in order.
+/// Hashes a file's content, which is added in pieces, in order.
 #[derive(Default)]
 pub(super) struct Content {
     data: blake3::Hasher,
-    /// Start and length of all gaps: of each block, and each run of blocks, that holds nothing but zeros.
+    /// Start and length of each gap: a block or a run of blocks with only zeros.
     gaps: Option<Box<blake3::Hasher>>,
-    /// Where the gap begins that we are in.
+    /// Where the current gap begins.
     gap: Option<u64>,
-    /// All before this is hashed; it is the start of a block.
+    /// Everything before this is hashed; it is the start of a block.
     at: u64,
-    /// What follows, less than a block.
+    /// The bytes after that, less than a block.
     rest: Vec<u8>,
     bytes: u64,
 }
 
 impl Content {
-    /// Adds the bytes at `offset`; what was left out before it is a hole.
+    /// Adds the bytes at `offset`; whatever lies between them and the bytes before is a hole.
     pub(super) fn add(&mut self, offset: u64, mut bytes: &[u8]) {
         self.bytes += bytes.len() as u64;
         self.hole(offset);
@@ -65,7 +64,7 @@ impl Content {
         Sum { hash, data: self.bytes }
     }
 
-    /// Goes on to `offset`, over zeros.
+    /// Adds zeros up to `offset`.
     fn hole(&mut self, offset: u64) {
         let end = self.at + self.rest.len() as u64;
         let Some(len) = offset.checked_sub(end).filter(|len| *len > 0) else { return };

@@ -9,13 +9,13 @@ use crate::error::damaged;
 
 /// The longest value of an extended attribute (`XATTR_SIZE_MAX`).
 const LONGEST_VALUE: usize = 64 << 10;
-/// What an entry takes in memory beyond its names and attributes, at most.
+/// The most memory that an entry takes, beyond its names and attributes, bytes.
 pub(super) const ENTRY: usize = 100;
-/// What one entry may take in memory.
+/// The most memory that one entry may take, bytes.
 pub(super) const LARGEST_ENTRY: u64 = 512 << 10;
-/// What all entries of an archive may take: more than a million do of the usual size. Any pod can make files with long names and large
-/// attributes, and an archive of a few kilobytes can hold as many. The limit bounds the memory, and is far beyond what the trees of a node
-/// need. To compare an archive that comes up to it takes half as much again.
+/// The most memory that all entries of an archive may take, bytes: enough for more than a million of the usual size, far more than a node's
+/// trees need. Any pod can make files with long names and large attributes, and an archive of a few kilobytes can hold very many. Comparing
+/// an archive at this limit takes half as much memory again.
 pub(super) const LARGEST_TABLE: u64 = 256 << 20;
 
 /// What an entry is.
@@ -43,7 +43,7 @@ pub(super) const IMMUTABLE: u8 = 1;
 /// The flag that forbids every change but appending (`chattr +a`).
 pub(super) const APPEND_ONLY: u8 = 2;
 
-/// What many entries have in common.
+/// The attributes that many entries have in common.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct Attributes {
     /// Permissions, set-id and sticky bits.
@@ -56,7 +56,7 @@ pub(super) struct Attributes {
 }
 
 impl Attributes {
-    /// What they take in memory.
+    /// The memory that they take, bytes.
     pub(super) fn weight(&self) -> u64 {
         self.xattrs.iter().map(|(name, value)| (ENTRY + name.len() + value.len()) as u64).sum()
     }
@@ -70,23 +70,23 @@ pub(super) struct Entry {
     pub(super) kind: Kind,
     pub(super) attributes: Attributes,
     pub(super) mtime: Time,
-    /// Of a file, bytes, holes included; else 0.
+    /// The size of a file, bytes, holes included; else 0.
     pub(super) size: u64,
-    /// Of a symbolic link, where it points; of a hard link, the path of the earlier entry; else empty.
+    /// The target of a symbolic link; the path of the earlier entry for a hard link; else empty.
     pub(super) target: Vec<u8>,
-    /// Of a device, major and minor; else 0.
+    /// Major and minor number of a device; else 0.
     pub(super) device: (u32, u32),
 }
 
 impl Entry {
-    /// What it takes in memory, without its attributes.
+    /// The memory that the entry takes without its attributes, bytes.
     pub(super) fn weight(&self) -> u64 {
         (ENTRY + self.path.len() + self.target.len()) as u64
     }
 
-    /// Makes of an entry what a file system makes of it: the mode says what an access ACL says, as GNU tar and bsdtar restore it (bsdtar
-    /// writes the ACL's group into the mode, where a file system shows its mask), and an ACL that says no more than the mode is none. What
-    /// earlier releases packed of XFS's second view of ACLs is left out.
+    /// Changes the entry to what a file system makes of it. The mode gets what an access ACL says, as GNU tar and bsdtar restore it (bsdtar
+    /// writes the ACL's group into the mode, where a file system shows its mask), and an ACL that says no more than the mode is removed. So
+    /// is XFS's second view of ACLs, which earlier releases packed.
     pub(super) fn normalize(&mut self) {
         let Attributes { mode, xattrs, .. } = &mut self.attributes;
         xattrs.retain(|(name, value)| {
@@ -97,11 +97,11 @@ impl Entry {
         });
     }
 
-    /// Checks that it can be on a disk: a tar header or an index can say what the kernel never would.
+    /// Checks that the entry can exist on a disk: a tar header or an index can hold what no kernel would show.
     ///
     /// # Errors
-    /// `FailureKind::Damaged` when something is not as it can be on any disk.
-    pub(super) fn check(&self) -> Result<()> {
+    /// `FailureKind::Damaged` when it cannot exist on any disk.
+    pub(super) fn validate(&self) -> Result<()> {
         let refuse = |why: &str| Err(damaged(format!("the archive is hostile or damaged: {} {why}", shown(&self.path))));
         if !self.path.is_empty()
             && let Err(why) = check_path(&self.path)
@@ -114,9 +114,9 @@ impl Entry {
         let Self { kind, size, target, attributes, mtime, device, .. } = self;
         let link = matches!(kind, Kind::Symlink | Kind::HardLink);
         if (*kind != Kind::File && *size != 0) || link == target.is_empty() || target.contains(&0) || target.len() > LONGEST_PATH {
-            return refuse("has a size or a link target that nothing of its kind can have");
+            return refuse("has a size or a link target that an entry of its kind cannot have");
         }
-        // The kernel takes the owner -1 for "leave it as it is", and keeps 12 bits of a major number and 20 of a minor.
+        // The kernel takes the owner -1 as "do not change it", and keeps 12 bits of a major number and 20 of a minor.
         let ids = attributes.uid == u32::MAX || attributes.gid == u32::MAX;
         if ids || device.0 >= 1 << 12 || device.1 >= 1 << 20 {
             return refuse("has an owner or a device number that no system can have");
@@ -128,13 +128,13 @@ impl Entry {
             is_kept(name) && !name.contains(&0) && name.len() <= LONGEST_NAME && value.len() <= LONGEST_VALUE
         };
         if let Some((name, _)) = attributes.xattrs.iter().find(|(name, value)| acl::is_acl(name) && !acl::is_valid(value)) {
-            return refuse(&format!("has an ACL that no file system takes ({})", name.escape_ascii()));
+            return refuse(&format!("has an ACL that no file system accepts ({})", name.escape_ascii()));
         }
         if *kind != Kind::Directory && attributes.xattrs.iter().any(|(name, _)| name == acl::DEFAULT) {
             return refuse("has a default ACL and is not a directory");
         }
         if !attributes.xattrs.iter().all(sound) || !attributes.xattrs.is_sorted_by(|a, b| a.0 < b.0) {
-            return refuse("has extended attributes that no file system takes, or not in their order");
+            return refuse("has extended attributes that no file system accepts, or in the wrong order");
         }
         Ok(())
     }

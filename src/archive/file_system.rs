@@ -1,16 +1,16 @@
-//! What messages say of the file system that something is on.
+//! What messages say about a file system.
 
 use std::os::fd::OwnedFd;
 
-/// With less than this left, in bytes, a file system is full.
+/// A file system with less space than this is full, bytes.
 const NEARLY_FULL: u64 = 1 << 20;
 
-/// True when the file system that something is on has no room left.
+/// True when the file system of `file` has no room left.
 pub(super) fn is_full(file: &OwnedFd) -> bool {
     rustix::fs::fstatvfs(file).is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) < NEARLY_FULL || fs.f_favail == 0)
 }
 
-/// What kind of file system something is on.
+/// The kind of file system that `file` is on.
 pub(super) fn name(file: &OwnedFd) -> String {
     // linux/magic.h
     match rustix::fs::fstatfs(file).map(|fs| u64::try_from(fs.f_type).unwrap_or_default()) {

@@ -1,4 +1,4 @@
-//! What the kernel says of a path: one `statx`, in the words of an archive.
+//! What the kernel says of a path: one `statx`, converted to the archive's types.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -7,8 +7,8 @@ use rustix::io::Errno;
 
 use super::entry::{APPEND_ONLY, IMMUTABLE, Kind, Time};
 
-/// The last second that file systems know: ext4 with small inodes and XFS without `bigtime`, ext4, XFS with it. The first is
-/// the same for all of them. (Linux: `fs/ext4/ext4.h`, `fs/xfs/libxfs/xfs_format.h`.)
+/// The last second that file systems can store: ext4 with small inodes and XFS without `bigtime`, ext4, XFS with `bigtime`. The first
+/// second is the same for all. (Linux: `fs/ext4/ext4.h`, `fs/xfs/libxfs/xfs_format.h`.)
 const LAST_SECONDS: [i64; 4] = [i32::MAX as i64, u32::MAX as i64, 15_032_385_535, 16_299_260_424];
 const FIRST_SECOND: i64 = i32::MIN as i64;
 
@@ -25,7 +25,7 @@ pub(super) struct Found {
     pub(super) gid: u32,
     pub(super) mtime: Time,
     pub(super) ctime: Time,
-    /// When the inode was made, where the file system says so (XFS, ext4); else 1970.
+    /// When the inode was created, where the file system says so (XFS, ext4); else 1970.
     birth: Time,
     pub(super) size: u64,
     pub(super) inode: u64,
@@ -33,14 +33,14 @@ pub(super) struct Found {
     pub(super) links: u32,
     pub(super) device: (u32, u32),
     pub(super) flags: u8,
-    /// It has fewer blocks than its size asks for.
+    /// True when it has fewer blocks than its size needs.
     pub(super) holes: bool,
-    /// It is where a mount begins; Linux says so from 5.8 on.
+    /// True when it is the root of a mount; Linux says so from 5.8 on.
     pub(super) mount_root: Option<bool>,
 }
 
 impl Found {
-    /// Looks at `name` in `directory`, not following a link; `None` when there is nothing.
+    /// Looks at `name` in `directory` without following a link; `None` when nothing is there.
     pub(super) fn at(directory: impl AsFd, name: &[u8]) -> rustix::io::Result<Option<Self>> {
         let name = if name.is_empty() { b"." } else { name };
         match statx(directory.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT) {
@@ -50,13 +50,13 @@ impl Found {
         }
     }
 
-    /// Looks at what is open.
+    /// Looks at an open file.
     pub(super) fn of(file: impl AsFd) -> rustix::io::Result<Self> {
         statx(file.as_fd(), b"", AtFlags::EMPTY_PATH)
     }
 
-    /// True when its modification time is `wanted`, as far as the file system can keep that: one beyond what it knows becomes the last that
-    /// it knows (`timestamp_truncate` in Linux), and where it keeps whole seconds, the rest is lost.
+    /// True when the modification time is `wanted`, as far as the file system can store it: a time beyond its range becomes the last one in
+    /// range (`timestamp_truncate` in Linux), and where only whole seconds are stored, the fraction is lost.
     pub(super) fn has_mtime(&self, wanted: Time) -> bool {
         let whole_seconds = self.mtime.nanoseconds == 0 && self.ctime.nanoseconds == 0;
         self.mtime == wanted
@@ -65,7 +65,7 @@ impl Found {
             || (self.mtime.seconds == FIRST_SECOND && wanted.seconds <= self.mtime.seconds)
     }
 
-    /// What tells an inode from every other, past ones too: file systems give the number of a removed inode to the next one.
+    /// Distinguishes an inode from every other, including past ones: file systems reuse the number of a removed inode.
     pub(super) fn identity(&self) -> Identity {
         (self.file_system, self.inode, self.birth)
     }
@@ -110,7 +110,7 @@ fn statx(directory: BorrowedFd<'_>, name: &[u8], flags: AtFlags) -> rustix::io::
     })
 }
 
-/// Whether a mount begins there, where the kernel says so.
+/// Whether a mount begins there; `None` where the kernel does not say.
 pub(super) fn mount_root(found: &Statx) -> Option<bool> {
     let told = found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT);
     told.then_some(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))

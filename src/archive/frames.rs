@@ -34,7 +34,7 @@ impl Frames {
     /// Reads a frame as it is in the file, and checks it against its hash.
     ///
     /// # Errors
-    /// `FailureKind::Damaged` when it is not what was written.
+    /// `FailureKind::Damaged` when it is not as it was written.
     pub(super) fn read(&self, number: u32, into: &mut Vec<u8>) -> Result<Frame> {
         let frame = usize::try_from(number).ok().and_then(|n| self.table.get(n)).copied();
         let frame = frame.ok_or_else(|| damaged(format!("the archive is damaged: it has no frame {number}")))?;
@@ -46,17 +46,17 @@ impl Frames {
 /// Reads a frame as it is in the file, and checks it against its hash.
 ///
 /// # Errors
-/// `FailureKind::Damaged` when it is not what was written.
+/// `FailureKind::Damaged` when it is not as it was written.
 pub(super) fn read_frame(file: &File, frame: &Frame, into: &mut Vec<u8>) -> Result<()> {
     into.resize(usize::try_from(frame.len)?, 0);
     file.read_exact_at(into, frame.offset).map_err(unreadable)?;
     if *blake3::hash(into).as_bytes() == frame.hash {
         return Ok(());
     }
-    Err(damaged(format!("the archive is damaged: the frame at byte {} is not what was written", frame.offset)))
+    Err(damaged(format!("the archive is damaged: the frame at byte {} is not as it was written", frame.offset)))
 }
 
-/// The decompressed stream from anywhere in an archive. Keeps its buffers and the frame it has: one for each worker.
+/// Reads the decompressed stream from any place in an archive. It keeps its buffers and the current frame, so each worker has its own.
 pub(super) struct FrameReader {
     frames: Arc<Frames>,
     decompressor: zstd::bulk::Decompressor<'static>,
@@ -82,10 +82,14 @@ impl FrameReader {
             self.load(frame)?;
         }
         self.at = usize::try_from(offset)?;
-        if self.at < self.plain.len() { Ok(()) } else { Err(damaged("the archive is damaged: an entry is beyond its frame")) }
+        if self.at < self.plain.len() {
+            Ok(())
+        } else {
+            Err(damaged("the archive is damaged: an entry begins beyond the end of its frame"))
+        }
     }
 
-    /// Where it is: the number of the frame, and the offset in that. The end of a frame is the start of the next.
+    /// The current place: the number of the frame, and the offset in it. The end of a frame is the start of the next.
     pub(super) fn place(&self) -> (u32, usize) {
         match self.number {
             Some(number) if self.at == self.plain.len() => (number + 1, 0),
@@ -105,7 +109,7 @@ impl FrameReader {
             .decompress_to_buffer(&self.packed, &mut self.plain)
             .map_err(|error| damaged(format!("the archive is damaged: frame {number}: {error}")))?;
         if len != plain_len {
-            return Err(damaged(format!("the archive is damaged: frame {number} is of another length than the index says")));
+            return Err(damaged(format!("the archive is damaged: frame {number} has another length than the index says")));
         }
         (self.number, self.at) = (Some(number), 0);
         Ok(())

@@ -1,6 +1,6 @@
-//! The index at the end of an archive, in skippable frames that zstd and GNU tar pass over: written, and read record by record. What it
-//! looks like is said in [`formats::index`](crate::formats::index), whose structs are converted here from and into those that the archives
-//! work with.
+//! The index at the end of an archive, in skippable frames that zstd and GNU tar skip: written here, and read record by record.
+//! [`formats::index`](crate::formats::index) has its layout; its structs are converted here from and into the types that archives work
+//! with.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
@@ -16,32 +16,32 @@ use super::unreadable::unreadable;
 use crate::error::{AndNext, Next, by_hand, damaged};
 use crate::formats::index::{self as layout, FORMAT, MAGIC, SKIPPABLE_LEN, Trailer, skippable};
 
-/// What one record can come to: a path, a target, and all the attributes that the kernel allows an inode.
+/// The most bytes of one record: a path, a target, and all the attributes that the kernel allows an inode.
 const LARGEST_RECORD: u32 = 1 << 20;
-/// What the head can come to: some 600,000 frames.
+/// The most bytes of the head: enough for some 600,000 frames.
 const LARGEST_HEAD: u64 = 32 << 20;
-/// The records are read with a window of so many bytes, as a power of two: more than they are written with.
+/// The window for reading the records, as a power of two: larger than the one for writing.
 const RECORDS_WINDOW: u32 = 21;
-/// No frame is longer, compressed or not: memory stays bounded whatever an archive says.
+/// The most bytes of a frame, compressed or not, so that memory stays bounded whatever an archive says.
 pub(super) const LARGEST_FRAME: u32 = 8 << 20;
 
 /// One frame of data: an independent piece of the tar stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Frame {
-    /// Where it starts in the file.
+    /// The frame's start in the file.
     pub(super) offset: u64,
-    /// Its length there.
+    /// The frame's length in the file.
     pub(super) len: u32,
-    /// Its length when decompressed.
+    /// The frame's length when decompressed.
     pub(super) plain_len: u32,
-    /// BLAKE3 of it as it is in the file.
+    /// BLAKE3 of the frame as it is in the file.
     pub(super) hash: Hash,
 }
 
 /// What the index says of the archive as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Head {
-    /// When the tree was begun to be read, by the clock of this machine.
+    /// When reading the tree began, by the clock of this machine.
     pub(super) started: Time,
     /// How many records follow.
     pub(super) entries: u32,
@@ -53,21 +53,21 @@ pub(super) struct Head {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) entry: Entry,
-    /// Only that it exists is meant: a parent of what was selected, or a mount point, which was not entered.
+    /// True when only its existence is recorded: it is a parent of what was selected, or a mount point, which was not entered.
     pub(super) existence: bool,
-    /// Of a file that is not empty.
+    /// The hash of a file that is not empty.
     pub(super) hash: Hash,
-    /// Bytes of a file's content that are in the archive: holes are not.
+    /// Bytes of a file's content that are in the archive, without holes.
     pub(super) data: u64,
-    /// Where its header is: which frame, and where in it, decompressed.
+    /// The place of the entry's header: the frame, and the offset in the decompressed frame.
     pub(super) frame: u32,
     pub(super) offset: u32,
-    /// Of the inode it was packed from, so that a later pack can tell that it is still the same.
+    /// The inode from which the entry was packed, so that a later pack can tell that it is still the same.
     pub(super) inode: u64,
     pub(super) ctime: Time,
 }
 
-/// Collects records, compressed: so that an index in the making takes little memory.
+/// Collects records in compressed form, so that an unfinished index takes little memory.
 pub(super) struct Writer {
     stream: zstd::stream::write::Encoder<'static, Vec<u8>>,
     entries: u32,
@@ -87,7 +87,7 @@ impl Writer {
         Ok(())
     }
 
-    /// All that follows the data of an archive whose frames end at `offset`: index, end mark, trailer.
+    /// Everything after the data of an archive whose frames end at `offset`: index, end mark, trailer.
     pub(super) fn finish(self, started: Time, frames: Vec<Frame>, offset: u64) -> Result<Vec<u8>> {
         let written = frames.len();
         let head = postcard::to_stdvec(&layout::Head::from(Head { started, entries: self.entries, frames }))?;
@@ -118,14 +118,14 @@ fn end_frame() -> Result<Vec<u8>> {
     compressor.compress(&[0; 2 * BLOCK]).context("compressing the end mark")
 }
 
-/// A compressor of the frames of an archive: fast, and with a checksum of the content, for `zstd -t`.
+/// A compressor for the frames of an archive: fast, and with a checksum of the content for `zstd -t`.
 pub(super) fn compressor() -> Result<zstd::bulk::Compressor<'static>> {
     let mut compressor = zstd::bulk::Compressor::new(1).context("preparing to compress")?;
     compressor.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(true)).context("preparing to compress")?;
     Ok(compressor)
 }
 
-/// What there is at the end of an archive.
+/// What is at the end of an archive.
 pub(super) enum Opened {
     /// An index that can be used.
     Index(Box<Reader>),
@@ -144,8 +144,8 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Opens the index of an archive, when it has one that can be used. Everything of it but the records themselves is checked here, and
-    /// that it is as it was written.
+    /// Opens the index of an archive, if it has a usable one. Everything but the records themselves is checked here, and the checksum of
+    /// the whole.
     ///
     /// # Errors
     /// `FailureKind::Damaged` when it is damaged.
@@ -215,15 +215,15 @@ fn trailer(file: &File, len: u64) -> Result<Option<Trailer>> {
     Ok(Trailer::parse(&bytes))
 }
 
-/// The index is not what was written.
+/// The error for an index that is not as it was written.
 fn bad(why: &str) -> anyhow::Error {
     damaged(format!("the index of the archive is damaged: {why}")).and_next(salvage())
 }
 
-/// What to do about an archive whose index is lost: the data stands before it, with checksums of its own.
+/// What to do about an archive whose index is lost: the data comes before the index, and has checksums of its own.
 pub(super) fn salvage() -> Next {
     by_hand(
-        "use another backup; or, if `zstd -d --long=31 ARCHIVE -o FILE.tar` finds nothing wrong with the data, which has checksums of its own, use FILE.tar in \
+        "use another backup; or, if `zstd -d --long=31 ARCHIVE -o FILE.tar` finds nothing wrong (the data has its own checksums), use FILE.tar in \
          place of the archive",
     )
 }
@@ -244,7 +244,7 @@ fn check_end_mark(file: &File, at: u64, end: u64) -> Result<()> {
     if mark == [0; 2 * BLOCK] { Ok(()) } else { Err(bad()) }
 }
 
-/// Reads the head, and checks that the frames it tells of follow each other from the start of the file to the index.
+/// Reads the head, and checks that the frames in it follow each other without a gap from the start of the file to the index.
 fn read_head(file: &File, at: u64, len: u64, data_end: u64) -> Result<Head> {
     let span = Span { file: file.try_clone().context("opening the index")?, at, end: at + len };
     let mut bytes = Vec::new();
@@ -382,7 +382,7 @@ mod tests {
         file
     }
 
-    /// The sample was made by the agent that had this version first, and its index is written again here to the byte, but for the
+    /// The sample was made by the first agent with this version. The test writes its index again, and gets the same bytes except for the
     /// compression.
     #[test]
     fn the_sample_of_version_2_is_read_and_written_as_it_is() {

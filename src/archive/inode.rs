@@ -1,4 +1,4 @@
-//! One inode, held open: its attributes are read and set through the handle, whatever becomes of its name.
+//! One inode, held open: its attributes are read and set through the handle, even if its name changes.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -13,20 +13,20 @@ use super::found::Found;
 use super::xattrs::{LABEL, Xattrs, is_kept};
 use crate::error::misfit;
 
-/// How files and directories are opened: no link is followed, and nothing waits for the other end of a fifo.
+/// The flags with which files and directories are opened: no link is followed, and nothing waits for the other end of a FIFO.
 pub(super) const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
-/// One inode, held open: a file or directory for reading (or writing), anything else as a mere handle (`O_PATH`), which does not open a
-/// device or wait for a fifo.
+/// One inode, held open: a file or directory for reading (or writing), anything else as a path handle (`O_PATH`), which neither opens a
+/// device nor waits for a FIFO.
 #[derive(Debug)]
 pub(super) struct Inode {
     file: OwnedFd,
-    /// Of a mere handle, its path in `/proc`, which leads to the inode itself, even when that is a link.
+    /// For a path handle, its path in `/proc`, which leads to the inode itself, even if that is a link.
     handle: Option<String>,
 }
 
 impl Inode {
-    /// Opens `name` in `directory`, which is of the kind `kind`.
+    /// Opens `name` in `directory`; its kind is `kind`.
     pub(super) fn open(directory: impl AsFd, name: &[u8], kind: Kind) -> rustix::io::Result<Self> {
         let directory = directory.as_fd();
         let name = if name.is_empty() { b"." } else { name };
@@ -40,7 +40,7 @@ impl Inode {
         Ok(Self { file, handle })
     }
 
-    /// A file that is open already.
+    /// Wraps a file that is already open.
     pub(super) fn of(file: OwnedFd) -> Self {
         Self { file, handle: None }
     }
@@ -50,7 +50,7 @@ impl Inode {
         &self.file
     }
 
-    /// The open file, for good.
+    /// The open file, taken out.
     pub(super) fn into_file(self) -> OwnedFd {
         self.file
     }
@@ -83,10 +83,9 @@ impl Inode {
         Ok(xattrs)
     }
 
-    /// Makes owner, mode and extended attributes exactly those given, and the modification time too. Flags are not set here: see
-    /// [`Inode::set_flags`].
+    /// Makes owner, mode, extended attributes and modification time exactly those given. Flags are set by [`Inode::set_flags`].
     ///
-    /// The order matters: a change of owner takes set-id bits and capabilities away, and an ACL changes the mode.
+    /// The order matters: a change of owner clears set-id bits and capabilities, and an ACL changes the mode.
     pub(super) fn set(&self, attributes: &Attributes, mtime: Time, kind: Kind) -> Result<()> {
         let Attributes { mode, uid, gid, xattrs, .. } = attributes;
         let (owner, group) = (rustix::fs::Uid::from_raw(*uid), rustix::fs::Gid::from_raw(*gid));
@@ -99,7 +98,7 @@ impl Inode {
         let mode = Mode::from_raw_mode(*mode);
         match &self.handle {
             None => rustix::fs::fchmod(&self.file, mode),
-            // The permissions of a link are always all.
+            // Links always have all permissions.
             Some(_) if kind == Kind::Symlink => Ok(()),
             Some(path) => rustix::fs::chmod(path, mode),
         }
@@ -107,7 +106,7 @@ impl Inode {
         self.set_mtime(mtime)
     }
 
-    /// Sets the modification time and leaves the access time.
+    /// Sets the modification time; the access time stays.
     pub(super) fn set_mtime(&self, mtime: Time) -> Result<()> {
         let omit = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
         let time = Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanoseconds.into() };
@@ -122,7 +121,7 @@ impl Inode {
     /// Makes its extended attributes exactly those given.
     ///
     /// # Errors
-    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when the file system does not take one of them, or not so much.
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when the file system does not support one of them, or not of this size.
     pub(super) fn set_xattrs(&self, wanted: &Xattrs) -> Result<()> {
         let present = self.xattrs().context("reading the extended attributes")?;
         for (name, _) in present.iter().filter(|(name, _)| !wanted.iter().any(|(other, _)| name == other)) {
@@ -143,8 +142,8 @@ impl Inode {
         Ok(())
     }
 
-    /// What it means that an attribute of `len` bytes cannot be set. A file system that has no room for it in the file says the same as one
-    /// that is full.
+    /// The error when an attribute of `len` bytes cannot be set. The kernel reports the same for a file system without room for it in this
+    /// file as for a full one.
     fn cannot_set(&self, error: Errno, name: &[u8], len: usize) -> anyhow::Error {
         let why = match error {
             Errno::NOSPC if file_system::is_full(&self.file) => return error.into(),
@@ -155,17 +154,17 @@ impl Inode {
         };
         let name = name.escape_ascii();
         misfit(format!(
-            "the extended attribute {name} of {len} bytes does not fit: the file system ({}) {why}; restore to a file system like that which the archive \
-             was made from, or leave this path out",
+            "the extended attribute {name} of {len} bytes does not fit: the file system ({}) {why}; restore to a \
+             file system of the kind from which the archive was made, or leave this path out",
             file_system::name(&self.file)
         ))
     }
 
-    /// Sets or clears the flags that forbid changes. Asking for none where there are none needs no support by the file system.
+    /// Sets or clears the flags that forbid changes. Clearing flags that are not set needs no support by the file system.
     ///
     /// # Errors
-    /// When they cannot be set; of what cannot be opened (links, fifos, devices) that takes Linux 6.17 and a file system that knows them
-    /// there (XFS).
+    /// When they cannot be set. For what cannot be opened (links, FIFOs, devices) they can be set only from Linux 6.17 on and on a file
+    /// system with support for it (XFS).
     pub(super) fn set_flags(&self, flags: u8) -> Result<()> {
         if let Some(path) = &self.handle {
             if Found::of(&self.file)?.flags == flags {
@@ -173,7 +172,7 @@ impl Inode {
             }
             return set_flags_at(path, flags).map_err(|error| match error {
                 Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOTTY => misfit(format!(
-                    "the file system ({}) or this kernel takes no immutable or append-only flag on something of this kind (XFS and Linux 6.17 do)",
+                    "the file system ({}) or this kernel has no immutable or append-only flag for something of this kind (XFS and Linux 6.17 do)",
                     file_system::name(&self.file)
                 )),
                 error => anyhow::Error::from(error).context("setting the immutable and append-only flags"),
@@ -204,7 +203,7 @@ struct FileAttr {
     cowextsize: u32,
 }
 
-/// Sets or clears the flags of what `path` leads to, which need not be opened for it.
+/// Sets or clears the flags of what `path` leads to, without opening it.
 fn set_flags_at(path: &str, flags: u8) -> rustix::io::Result<()> {
     use nix::libc::{AT_FDCWD, c_long, syscall};
     // The same on all architectures.
@@ -231,8 +230,8 @@ fn hint(name: &[u8]) -> &'static str {
     if name == LABEL { " (a label that the running policy does not know can be set in permissive mode only)" } else { "" }
 }
 
-/// Start and end of the first piece of data at or behind `at` in a file of `size` bytes; `None` when only a hole follows. Where the file
-/// system cannot tell, all is data.
+/// Start and end of the first piece of data at or after `at` in a file of `size` bytes; `None` when only a hole follows. Where the file
+/// system cannot tell, everything counts as data.
 pub(super) fn next_data(file: &OwnedFd, at: u64, size: u64) -> rustix::io::Result<Option<(u64, u64)>> {
     if at >= size {
         return Ok(None);
@@ -240,7 +239,7 @@ pub(super) fn next_data(file: &OwnedFd, at: u64, size: u64) -> rustix::io::Resul
     let seek = |to| rustix::fs::seek(file, to);
     match seek(SeekFrom::Data(at)).and_then(|start| Ok((start, seek(SeekFrom::Hole(start))?.min(size)))) {
         Ok((start, end)) => Ok(Some((start, end)).filter(|_| start < end)),
-        // Also when it has just become shorter.
+        // This happens also when the file has just become shorter.
         Err(Errno::NXIO) => Ok(None),
         Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some((at, size))),
         Err(error) => Err(error),

@@ -1,8 +1,8 @@
 //! tar + zstd archives of a tree, with full fidelity.
 //!
-//! An archive is a standard `.tar.zst`: GNU tar and zstd alone restore it (`tar --zstd -xp --xattrs --xattrs-include='*' --acls`). Behind
-//! the data stands an index ([`index`]) that both pass over, and that lets a restore check every name before anything is changed, skip
-//! what is equal without decompressing it, and a later backup take over what has not changed.
+//! An archive is a standard `.tar.zst`: GNU tar and zstd alone restore it (`tar --zstd -xp --xattrs --xattrs-include='*' --acls`). After
+//! the data follows an index ([`index`]) that both programs skip. With it, a restore checks every name before it changes anything and skips
+//! equal files without decompressing them, and a later backup takes over what has not changed.
 //!
 //! Reading order: what all rooms share: [`select`] (which part of a tree), [`path`] and [`entry`] (what is kept of one), [`xattrs`],
 //! [`acl`]; [`tree`], [`found`], [`inode`], [`file_system`] (a tree on disk); [`tar`], [`content`] (the hash of a file), [`frames`],
@@ -47,10 +47,10 @@ pub use self::restore::{Action, Change, Counts, Extra, sweep};
 pub use self::select::Selection;
 pub use self::work::Tick;
 
-/// [`Archive::read_file`] is for files of up to so many bytes.
+/// The largest file that [`Archive::read_file`] reads, bytes.
 const LARGEST_READ: u64 = 64 << 20;
 
-/// An archive, opened for reading, its names checked.
+/// An archive, opened for reading, with its names checked.
 #[derive(Debug)]
 pub struct Archive {
     path: PathBuf,
@@ -59,16 +59,16 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// Opens it and checks every name in it; nothing is changed by an archive that does not open.
+    /// Opens an archive and checks every name in it, before anything is changed.
     ///
-    /// Archives without an index, from GNU tar, are taken too: compressed with zstd or gzip, or not at all. They are read to the end here.
-    /// Of what is in one several times the last is taken, as tar does.
+    /// Archives without an index, such as GNU tar's, are accepted too: compressed with zstd or gzip, or not at all. They are read to the
+    /// end here. If a path is in one several times, the last entry counts, as with tar.
     ///
     /// # Errors
     /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is damaged or truncated, or has a name that leads out of the
-    /// tree, is below something that is not a directory, or is a hard link to something that does not come before it.
-    /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is sound, but compressed otherwise, of a kind of tar
-    /// that is not taken, beyond a limit of this agent, or not a regular file: the message says what to do.
+    /// tree, that is below something other than a directory, or that is a hard link to something that does not come before it.
+    /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is sound, but has another compression, an unsupported
+    /// kind of tar, more than a limit of this agent allows, or is not a regular file: the message says what to do.
     pub fn open(file: &Path) -> Result<Self> {
         let open = || read::open(durable::open_regular(file)?, file);
         let (table, source) = open().with_context(|| format!("opening the archive {}", file.display()))?;
@@ -87,26 +87,26 @@ impl Archive {
         .with_context(|| format!("verifying the archive {}", self.path.display()))
     }
 
-    /// True when it holds the directory itself that it is restored to. One that does not (`tar -cf FILE a b`) says nothing of what else
-    /// lies directly in that: it stays.
+    /// True when the archive has an entry for the root of the tree. One without (`tar -cf FILE a b`) says nothing about other files
+    /// directly in the root, so a restore keeps them.
     #[must_use]
     pub fn holds_root(&self) -> bool {
         self.table.find(b"").is_some_and(|root| !self.table.row(root).existence)
     }
 
-    /// The paths in it, in order; that of the root is empty.
+    /// The paths in the archive, in order; the root's path is empty.
     pub fn paths(&self) -> impl Iterator<Item = &Path> + '_ {
         self.table.paths()
     }
 
-    /// Where a symbolic link points; `None` when there is no such link.
+    /// The target of a symbolic link; `None` when there is no such link.
     #[must_use]
     pub fn read_link(&self, path: &Path) -> Option<&Path> {
         let target = self.table.target(self.table.find(path.as_os_str().as_bytes())?);
         (!target.is_empty()).then(|| Path::new(OsStr::from_bytes(target)))
     }
 
-    /// The content of one (small) regular file, when it is there.
+    /// The content of one (small) regular file; `None` when it is not in the archive.
     ///
     /// # Errors
     /// When it is damaged, or larger than 64 MiB.
@@ -147,22 +147,22 @@ impl Archive {
     /// What a restore would do; nothing is changed.
     ///
     /// # Errors
-    /// As [`Archive::restore`], but for writing.
+    /// As [`Archive::restore`], except for errors of writing.
     pub fn compare(&self, tree: &Path, selection: &Selection, extra: Extra, tick: Tick<'_>) -> Result<(Vec<Change>, Counts)> {
         restore::compare(&self.table, &self.source, tree, selection, extra, tick)
             .with_context(|| format!("comparing {} with the archive {}", tree.display(), self.path.display()))
     }
 
-    /// Makes `tree` (within `selection`) equal to the archive, and durable. The directory is made when it is not there.
+    /// Makes `tree` (within `selection`) equal to the archive, durably. The directory is made if it does not exist.
     ///
-    /// What is equal is not written to. What differs is written beside the tree's content (`.recovery-stage`), given its metadata, and
-    /// renamed into place. The old or the new file is there at any instant, also after a power cut: what replaces something is on disk
-    /// before it is renamed. Interrupted anywhere, it can be run again.
+    /// What is equal is not written to. What differs is written to a folder of its own (`.recovery-stage`), given its metadata, synced, and
+    /// then renamed into place: the old or the new file is there at any moment, also after a power cut. After an interruption it can be run
+    /// again.
     ///
     /// # Errors
-    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when a part that is needed is damaged, before anything is changed;
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when a needed part is damaged, before anything is changed;
     /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when a mount point below the tree would have to be changed;
-    /// [`FailureKind::Usage`](crate::error::FailureKind::Usage) when the archive itself is in what is to be restored;
+    /// [`FailureKind::Usage`](crate::error::FailureKind::Usage) when the archive itself is inside what is to be restored;
     /// exit code 73 when the disk is full; or when something cannot be restored faithfully.
     pub fn restore(&self, tree: &Path, selection: &Selection, extra: Extra, tick: Tick<'_>) -> Result<Counts> {
         restore::restore(&self.table, &self.source, tree, selection, extra, tick)

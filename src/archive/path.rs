@@ -10,16 +10,16 @@ use anyhow::Result;
 
 use crate::error::{damaged, unsupported};
 
-/// The longest path the kernel takes (`PATH_MAX` less its terminating zero).
+/// The longest path that the kernel accepts (`PATH_MAX` less its terminating zero).
 pub(super) const LONGEST_PATH: usize = 4095;
-/// Bytes of a name that are shown whole.
+/// The longest name that messages show whole, bytes.
 const LONGEST_SHOWN: usize = 400;
 /// The longest name in a directory, and of an extended attribute (`NAME_MAX`, `XATTR_NAME_MAX`).
 pub(super) const LONGEST_NAME: usize = 255;
 
 /// The order of a walk that visits a directory before what is in it, and names by their bytes.
 pub(super) fn compare_paths(a: &[u8], b: &[u8]) -> Ordering {
-    // A slash ends a component, so it comes before every byte that could continue it; no name holds a zero byte.
+    // A slash ends a component, so it sorts before every byte that could continue one; no name holds a zero byte.
     let key = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
     a.iter().map(key).cmp(b.iter().map(key))
 }
@@ -43,12 +43,12 @@ pub(super) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
     if directory.is_empty() { name.to_vec() } else { [directory, name].join(&b'/') }
 }
 
-/// A path, for messages: quoted, and what a terminal would act on is escaped.
+/// A path for messages: quoted, with control characters escaped.
 pub(super) fn shown(path: &[u8]) -> String {
     if path.is_empty() { "the root of the tree".to_owned() } else { quoted(path) }
 }
 
-/// The middle of a name so long that nobody reads it is left out.
+/// The middle of a long name is left out.
 fn quoted(name: &[u8]) -> String {
     let quote = |name: &[u8]| format!("{:?}", OsStr::from_bytes(name));
     if name.len() <= LONGEST_SHOWN {
@@ -58,35 +58,35 @@ fn quoted(name: &[u8]) -> String {
     format!("{} … {} ({} bytes)", quote(head), quote(tail), name.len())
 }
 
-/// The path of an entry from its name in the archive. Empty components and `.` lead nowhere, and are left out as the kernel does; a name
-/// that begins with a slash is one below the root of the tree, as GNU tar and bsdtar take it; every name that could lead out of the tree is
+/// The path of an entry, from its name in the archive. Empty components and `.` are left out, as the kernel ignores them. A name that
+/// begins with a slash is taken as one below the root of the tree, as by GNU tar and bsdtar. Every name that could lead out of the tree is
 /// refused.
 ///
 /// # Errors
-/// `FailureKind::Damaged` for a name that is empty, or has `..` in it; `FailureKind::Unsupported` for one that is too long: some file
-/// system may have had it.
+/// `FailureKind::Damaged` for a name that is empty or has `..` in it; `FailureKind::Unsupported` for one that is too long, because some
+/// file system may allow it.
 pub(super) fn path_from_name(name: &[u8]) -> Result<Vec<u8>> {
     let refuse = |why: &str| damaged(format!("the archive is hostile or damaged: the name {} {why}", quoted(name)));
     if name.is_empty() {
         return Err(refuse("is empty"));
     }
     let path = name.split(|b| *b == b'/').filter(|part| !matches!(part, [] | [b'.'])).collect::<Vec<_>>().join(&b'/');
-    // What is left of "./", "." and "/" is the root.
+    // After "./", "." or "/" nothing is left: the root.
     if !path.is_empty() {
         check_path(&path).map_err(refuse)?;
     }
     let longest = path.split(|b| *b == b'/').map(<[u8]>::len).max().unwrap_or(0);
     if path.len() > LONGEST_PATH || longest > LONGEST_NAME {
         return Err(unsupported(format!(
-            "the name {} in the archive is too long: a path of at most {LONGEST_PATH} bytes is taken, of names of at most {LONGEST_NAME}, as Linux takes \
-             them in one call; pack the tree without it",
+            "the name {} in the archive is too long: Linux accepts paths of at most {LONGEST_PATH} bytes, with names of at most {LONGEST_NAME}, \
+             in one call; pack the tree without it",
             quoted(name)
         )));
     }
     Ok(path)
 }
 
-/// Says what is wrong with a path, if anything: see [`path_from_name`].
+/// An error that says what is wrong with a path: see [`path_from_name`].
 pub(super) fn check_path(path: &[u8]) -> Result<(), &'static str> {
     if path.starts_with(b"/") {
         return Err("is absolute");

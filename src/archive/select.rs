@@ -1,4 +1,4 @@
-//! Which part of a tree is meant: named paths, and patterns that are left out.
+//! Which part of a tree is selected: named paths, and patterns that are left out.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
@@ -8,29 +8,28 @@ use anyhow::Result;
 use super::path::{compare_paths, is_below};
 use crate::error::usage;
 
-/// The directory in which a restore makes what it then renames into place. It is not part of any tree: what one that was killed has left
-/// there is never packed, and never compared.
+/// The directory in which a restore makes what it then renames into place. It belongs to no tree: what a killed restore left there is never
+/// packed and never compared.
 pub(super) const STAGE: &[u8] = b".recovery-stage";
 
-/// Which part of a tree is meant. Paths are relative to the tree's root.
+/// Which part of a tree is selected. Paths are relative to the tree's root.
 ///
-/// The parents of a named path are passed on the way to it and nothing more: they may be mount points, they are not listed, and their own
-/// metadata is of no interest. They may not be symbolic links; the caller resolves those
-/// ([`Node::real_path`](crate::node::Node::real_path)).
+/// The parents of a named path are only passed through: they may be mount points, they are not listed, and their metadata is neither packed
+/// nor restored. They may not be symbolic links; the caller resolves those ([`Node::real_path`](crate::node::Node::real_path)).
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
     only: Option<Vec<Vec<u8>>>,
     except: Vec<Vec<Vec<u8>>>,
 }
 
-/// What a selection says of one path.
+/// What a selection says about one path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// It is meant, and so is what is below it (unless left out).
+    /// It is selected, with everything below it (unless that is left out).
     Inside,
-    /// It only leads to something that is meant.
+    /// It only leads to something that is selected.
     Parent,
-    /// It is not meant.
+    /// It is not selected.
     Outside,
 }
 
@@ -41,7 +40,7 @@ impl Selection {
         Self::default()
     }
 
-    /// Only these files and directories (with all below them), and their parent directories' existence.
+    /// Only these files and directories with everything below them, and the existence of their parent directories.
     #[must_use]
     pub fn only<P: AsRef<Path>>(self, paths: impl IntoIterator<Item = P>) -> Self {
         let mut only: Vec<Vec<u8>> = paths.into_iter().map(|path| parts(path.as_ref()).join(&b'/')).collect();
@@ -50,8 +49,8 @@ impl Selection {
         Self { only: Some(only), ..self }
     }
 
-    /// Without what these patterns match (and all below it): each is a path relative to the root, its components may hold the wildcards of
-    /// glob(7); none of them is ever read, compared, written or deleted. As there, a wildcard does not match a leading period.
+    /// Leaves out what these patterns match, with everything below: none of it is ever read, compared, written or deleted. A pattern is a
+    /// path relative to the root, with the wildcards of glob(7) in its components; as there, a wildcard does not match a leading period.
     ///
     /// # Errors
     /// [`FailureKind::Usage`](crate::error::FailureKind::Usage) for a pattern that is absolute, empty or has `..` in it.
@@ -68,7 +67,7 @@ impl Selection {
         Ok(self)
     }
 
-    /// What it says of `path`.
+    /// What the selection says about `path`.
     pub(super) fn standing(&self, path: &[u8]) -> Standing {
         if self.excepts(path) || is_below(path, STAGE) {
             return Standing::Outside;
@@ -83,7 +82,7 @@ impl Selection {
         }
     }
 
-    /// The names that lead on from `path`, one that only leads to something that is meant; sorted.
+    /// For a path that only leads to something selected: the names in it that lead on; sorted.
     pub(super) fn names_from(&self, path: &[u8]) -> Vec<Vec<u8>> {
         let skip = if path.is_empty() { 0 } else { path.len() + 1 };
         let below = self.only.iter().flatten().filter(|named| named.len() > path.len() && is_below(named, path));
@@ -102,7 +101,7 @@ fn parts(path: &Path) -> Vec<Vec<u8>> {
     path.components()
         .filter_map(|part| match part {
             Component::Normal(name) => Some(name.as_bytes().to_vec()),
-            // Never the name of anything that is found in a directory: it selects nothing.
+            // No file in a directory has this name, so it selects nothing.
             Component::ParentDir => Some(b"..".to_vec()),
             _ => None,
         })
@@ -118,7 +117,7 @@ fn excepted(pattern: &[Vec<u8>], path: &[u8]) -> bool {
 /// True when the wildcard pattern of glob(7) matches all of `name`, a single component.
 fn glob(pattern: &[u8], name: &[u8]) -> bool {
     if name.first() == Some(&b'.') && pattern.first() != Some(&b'.') {
-        // An escaped period is explicit too.
+        // An escaped period is an explicit one too.
         return pattern.starts_with(b"\\.") && glob(&pattern[1..], name);
     }
     matches(pattern, name)
@@ -126,7 +125,7 @@ fn glob(pattern: &[u8], name: &[u8]) -> bool {
 
 /// As [`glob`], but a wildcard matches a leading period too.
 pub(crate) fn matches(mut pattern: &[u8], mut name: &[u8]) -> bool {
-    // Where the last star was, and how much of the name it has taken: a later star makes an earlier one's choice final.
+    // The place of the last star, and how much of the name it has matched: a later star makes the match of an earlier one final.
     let mut star: Option<(&[u8], &[u8])> = None;
     loop {
         let step = match pattern.split_first() {
@@ -153,7 +152,7 @@ pub(crate) fn matches(mut pattern: &[u8], mut name: &[u8]) -> bool {
     }
 }
 
-/// Matches one byte against the head of `pattern`, which is not empty and not a star; the rest of the pattern when it matches.
+/// Matches one byte against the beginning of `pattern`, which is not empty and no star; returns the rest of the pattern if it matches.
 pub(crate) fn one(pattern: &[u8], byte: u8) -> Option<&[u8]> {
     match pattern {
         [b'?', rest @ ..] => Some(rest),
@@ -161,7 +160,7 @@ pub(crate) fn one(pattern: &[u8], byte: u8) -> Option<&[u8]> {
         [b'[', class @ ..] => match bracket(class, byte) {
             Some((true, rest)) => Some(rest),
             Some((false, _)) => None,
-            // Without its closing bracket it stands for itself.
+            // Without a closing bracket, `[` is a plain character.
             None => (byte == b'[').then_some(class),
         },
         [literal, rest @ ..] => (*literal == byte).then_some(rest),
@@ -169,14 +168,14 @@ pub(crate) fn one(pattern: &[u8], byte: u8) -> Option<&[u8]> {
     }
 }
 
-/// Matches a byte against what follows `[`: whether it is in the class, and what follows the class; `None` when it does not end.
+/// Matches a byte against what follows `[`: whether it is in the class, and what follows the class; `None` when the class has no end.
 fn bracket(class: &[u8], byte: u8) -> Option<(bool, &[u8])> {
     let negated = matches!(class.first(), Some(b'!' | b'^'));
     let mut at = usize::from(negated);
     let (mut found, start) = (false, at);
     loop {
         match class.get(at..)? {
-            // A bracket in the first place is a member of the class.
+            // A closing bracket in the first place belongs to the class.
             [b']', rest @ ..] if at > start => return Some((found != negated, rest)),
             [low, b'-', high, ..] if *high != b']' => {
                 found |= (*low..=*high).contains(&byte);

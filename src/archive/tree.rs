@@ -1,4 +1,4 @@
-//! A tree on disk, reached through directory handles: no path is looked up from the top, no symbolic link is followed.
+//! A tree on disk, reached through directory handles: no path is looked up from `/`, and no symbolic link is followed.
 
 use std::collections::HashSet;
 use std::ffi::CStr;
@@ -22,12 +22,12 @@ use crate::node::mounts::{Mount, mounts};
 pub(super) struct Tree {
     root: OwnedFd,
     shown: PathBuf,
-    /// Where something was mounted below the root when it was opened, also what something else has been mounted over since.
+    /// The mount points below the root when it was opened, including those that a later mount hides.
     points: HashSet<Vec<u8>>,
 }
 
 impl Tree {
-    /// Opens the directory `path`; links on the way to it are followed, it is the caller's.
+    /// Opens the directory `path`. Links on the way to it are followed: the caller chose it.
     ///
     /// # Errors
     /// When it cannot be opened.
@@ -40,26 +40,26 @@ impl Tree {
         Ok(Self { root, shown: path.to_owned(), points })
     }
 
-    /// True when something is mounted at `path`, which is `name` in `directory`. The file system there is not asked: it may be dead (FUSE
-    /// or NFS without their servers), and answer with an error, or never.
+    /// True when something is mounted at `path`, which is `name` in `directory`. The mounted file system itself is not asked: it may be
+    /// dead (FUSE or NFS without their servers), and answer with an error, or never.
     pub(super) fn is_known_mount(&self, path: &[u8], directory: impl AsFd, name: &[u8]) -> bool {
         if !self.points.contains(path) {
             return false;
         }
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
         match rustix::fs::statx(directory, name, flags, StatxFlags::empty()) {
-            // Before Linux 5.8 the list is all there is.
+            // Before Linux 5.8 the list of mounts is the only source.
             Ok(found) => mount_root(&found).unwrap_or(true),
             Err(error) => error != Errno::NOENT,
         }
     }
 
-    /// True when something is mounted at `path`, where `found` is; `parent` is the directory that holds it.
+    /// True when something is mounted at `path`, where `found` is; `parent` is the directory above it.
     pub(super) fn is_mount(&self, path: &[u8], found: &Found, parent: &Found) -> bool {
         found.mount_root.unwrap_or_else(|| found.file_system != parent.file_system || self.points.contains(path))
     }
 
-    /// A path in it, for messages.
+    /// The name of a path in messages.
     pub(super) fn shown(&self, path: &[u8]) -> String {
         if path.is_empty() { self.shown.display().to_string() } else { format!("{} in {}", shown(path), self.shown.display()) }
     }
@@ -82,7 +82,7 @@ impl Tree {
         let name = if path.is_empty() { b"." } else { path };
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         match rustix::fs::openat2(&self.root, name, flags, Mode::empty(), resolve) {
-            // Before Linux 5.6.
+            // Before Linux 5.6 there is no openat2.
             Err(Errno::NOSYS) => self.step_by_step(path, flags),
             result => result,
         }
@@ -115,15 +115,15 @@ pub(super) fn names(directory: &OwnedFd) -> rustix::io::Result<Vec<Vec<u8>>> {
     Ok(names)
 }
 
-/// What `name` is by the list of its directory, also when something is mounted over it: a directory, or a file, which stands for all other
-/// kinds. It is not looked at itself, because the file system that is mounted there may be dead.
+/// The kind of `name` according to the list of its directory, even when something is mounted over it: a directory, or a file, which stands
+/// for all other kinds. `name` itself is not looked at, because the file system mounted there may be dead.
 pub(super) fn kind_in(directory: &OwnedFd, name: &[u8]) -> rustix::io::Result<Kind> {
     let mut buffer = [MaybeUninit::uninit(); 16 << 10];
     let mut entries = RawDir::new(directory, &mut buffer);
     while let Some(entry) = entries.next() {
         let entry = entry?;
         if entry.file_name().to_bytes() == name {
-            // Not every file system says so; most mounts are on directories.
+            // Not every file system gives the kind; most mounts are on directories.
             return Ok(if matches!(entry.file_type(), FileType::Directory | FileType::Unknown) { Kind::Directory } else { Kind::File });
         }
     }

@@ -1,4 +1,4 @@
-//! What an input or output error means while an archive is read.
+//! What an I/O error means while an archive is read.
 
 use crate::error::damaged;
 
@@ -14,7 +14,7 @@ impl std::fmt::Display for Carried {
 
 impl std::error::Error for Carried {}
 
-/// What an error while reading compressed data means: the disk's own errors have a number, a decompressor's have not.
+/// What an error while reading compressed data means: the disk's errors have an error number, the decompressor's do not.
 pub(super) fn unreadable(error: std::io::Error) -> anyhow::Error {
     if error.raw_os_error().is_some() {
         return anyhow::Error::from(error).context("reading the archive");

@@ -1,4 +1,4 @@
-//! Several threads on one pile of work, and how they tell how far it is.
+//! Several threads on one pile of work, and their progress.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 
@@ -9,12 +9,12 @@ use crate::node::clock::interrupted;
 /// Called with bytes done since the last call.
 pub type Tick<'a> = &'a (dyn Fn(u64) + Sync);
 
-/// How many threads work at a time: more do not help a disk, and each has its buffers.
+/// How many threads work at the same time: more would not make the disk faster, and each has buffers.
 pub(super) fn threads() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4)
 }
 
-/// A pile of work: the last item that was added is done first, so that the pile stays low.
+/// A pile of work: the last item added is done first, so that the pile stays low.
 pub(super) struct Pile<T> {
     state: Mutex<State<T>>,
     changed: Condvar,
@@ -33,7 +33,7 @@ impl<T: Send> Pile<T> {
         self.changed.notify_one();
     }
 
-    /// The next item; waits while others may still add some; `None` when all is done or something failed.
+    /// The next item. Waits while other workers may add some; `None` when everything is done or something failed.
     fn next(&self) -> Option<T> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -62,7 +62,7 @@ impl<T: Send> Pile<T> {
     }
 }
 
-/// Marks an item done even when its work panics: the others would wait for ever, and the panic would never be seen.
+/// Marks an item done even when its work panics: otherwise the other threads would wait for ever, and the panic would never be seen.
 struct Busy<'a, T: Send> {
     pile: &'a Pile<T>,
     failed: bool,
@@ -74,11 +74,11 @@ impl<T: Send> Drop for Busy<'_, T> {
     }
 }
 
-/// Calls `work` for every item of `items`, the last one first, and for those it adds; each thread has a state of its own. Returns the
-/// states; the first error ends the work.
+/// Calls `work` for every item of `items`, the last one first, and for those that it adds; each thread has a state of its own. Returns the
+/// states. The first error ends the work.
 ///
 /// # Errors
-/// Those of `state` and `work`, and [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted.
+/// The errors of `state` and `work`, and [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted.
 pub(super) fn run<T: Send, S: Send>(
     items: Vec<T>,
     state: impl Fn() -> Result<S> + Sync,

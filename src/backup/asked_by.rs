@@ -1,10 +1,10 @@
 //! Who asked for a backup.
 //!
-//! A backup taken by a Job holds, in its etcd snapshot, that very Job as *running*: after a recovery it comes back to life and asks again.
-//! It is told by its id, and must end quietly.
+//! A Job's backup has that very Job in its etcd snapshot, as *running*: a recovery brings it back, and it asks again. It is recognised by
+//! its id, and must end without another backup.
 //!
-//! Its pod does not tell it: containerd keeps that over the reboot, with the end of its container; under CRI-O nothing of it is left, so
-//! that kubelet calls it failed, and the command runs again in a new one.
+//! Its pod does not identify it: containerd keeps the ended container over the reboot; CRI-O keeps nothing, so kubelet reports the pod as
+//! failed, and the command runs again in a new pod.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,19 +16,18 @@ use crate::node::Node;
 use crate::node::mounts::{Mount, mounts};
 use crate::tools::crictl;
 
-/// Variables that carry the Job's UID (downward API: `metadata.labels['batch.kubernetes.io/controller-uid']`), the first that is set
-/// counts.
+/// Variables with the Job's UID (downward API: `metadata.labels['batch.kubernetes.io/controller-uid']`); the first that is set counts.
 const JOB_VARIABLES: [&str; 2] = ["RECOVERY_JOB_UID", "JOB_UID"];
 
-/// Labels of a Job's pod that hold the Job's UID: the second is the first's name before Kubernetes 1.27. kubelet gives them to the sandbox.
+/// Labels of a Job's pod that hold the Job's UID; the second is the name before Kubernetes 1.27. kubelet copies them to the sandbox.
 const JOB_LABELS: [&str; 2] = ["batch.kubernetes.io/controller-uid", "controller-uid"];
 /// kubelet's own label of a sandbox: the pod's UID.
 const POD_LABEL: &str = "io.kubernetes.pod.uid";
 
-/// How an imported backup names who asked for it.
+/// The asker of an imported backup.
 const OLD_SCRIPT: &str = "upgrade-recovery.sh";
 
-/// Carries who asked over the way from a container to its host, where neither variables nor mounts tell it any more.
+/// The variable that tells the agent on the host who asked in the container: there, neither variables nor mounts say it any more.
 pub const HANDED_ON: &str = "RECOVERY_ASKED_BY";
 
 /// Who asked.
@@ -37,26 +36,26 @@ pub const HANDED_ON: &str = "RECOVERY_ASKED_BY";
 pub enum AskedBy {
     /// A Job, by its UID.
     Job(String),
-    /// A pod, by its UID: a Job that does not pass its own on.
+    /// A pod, by its UID: one of a Job that does not pass its own UID on.
     Pod(String),
     /// A user of the node, by number.
     User(u32),
     /// The old script: an imported backup.
     OldScript,
-    /// Somebody that this agent knows nothing of, in the words of the agent that wrote it down.
+    /// An asker unknown to this agent, in the words of the agent that wrote it down.
     Other(String),
 }
 
 impl AskedBy {
-    /// Who asks now, from this process's environment and mounts. To be called before the namespaces of the host are entered: in them,
-    /// `/etc/hosts` is the host's own.
+    /// Who asks now, from this process's environment and mounts. Call it before the namespaces of the host are entered: there, `/etc/hosts`
+    /// is the host's own.
     #[must_use]
     pub fn this_process() -> Self {
         let variable = |name: &str| std::env::var(name).ok();
         Self::of(variable, &mounts().unwrap_or_default(), rustix::process::getuid().as_raw())
     }
 
-    /// As [`AskedBy::this_process`], of what is given.
+    /// As [`AskedBy::this_process`], from the given values.
     #[must_use]
     pub fn of(variable: impl Fn(&str) -> Option<String>, mounts: &[Mount], user: u32) -> Self {
         if let Some(asked) = variable(HANDED_ON).and_then(Self::handed_on) {
@@ -68,21 +67,21 @@ impl AskedBy {
         mounts.iter().find_map(pod_of).map_or(Self::User(user), Self::Pod)
     }
 
-    /// The Job of a pod that does not pass its own on, such as those of the old tool's hub: the container runtime, which runs the pod that
-    /// asks, knows its labels. Whoever else asks is who they are, and so is a pod without a Job.
+    /// Replaces a pod by its Job, for a Job that does not pass its UID on, such as that of the old tool's hub: the container runtime knows
+    /// the labels of the pod. Every other asker stays the same, and so does a pod without a Job.
     #[must_use]
     pub fn by_its_job(self, node: &Node) -> Self {
         let Self::Pod(pod) = &self else { return self };
         match crictl::sandboxes(node) {
             Ok(sandboxes) => job_of(pod, sandboxes.iter().map(|sandbox| &sandbox.labels)).map_or(self, Self::Job),
             Err(error) => {
-                tracing::warn!("which Job the pod {pod} is of, the container runtime does not say: {error:#}");
+                tracing::warn!("the container runtime does not say to which Job the pod {pod} belongs: {error:#}");
                 self
             }
         }
     }
 
-    /// True for the labels of a pod of this asker.
+    /// True when a pod with these labels belongs to this asker.
     #[must_use]
     pub fn has_pod(&self, labels: &BTreeMap<String, String>) -> bool {
         let has = |label: &str, uid: &String| labels.get(label) == Some(uid);
@@ -98,7 +97,7 @@ impl AskedBy {
         Some(Self::from(text)).filter(Self::asks_once)
     }
 
-    /// True for those whose second question is answered by "already done": a person who asks twice wants two backups.
+    /// True for askers whose second request is answered "already done". A person who asks twice wants two backups.
     #[must_use]
     pub fn asks_once(&self) -> bool {
         matches!(self, Self::Job(_) | Self::Pod(_))
@@ -117,7 +116,7 @@ impl fmt::Display for AskedBy {
     }
 }
 
-/// As a manifest or a variable says it; what is written is read as what it was.
+/// Reads the text in a manifest or variable; what this agent would not write the same is kept as [`AskedBy::Other`].
 impl From<String> for AskedBy {
     fn from(text: String) -> Self {
         let known = match text.split_once('/') {
@@ -137,14 +136,14 @@ impl From<AskedBy> for String {
     }
 }
 
-/// The UID of the Job that the pod `pod` is of, by the labels of all pods.
+/// The UID of the Job to which the pod `pod` belongs, from the labels of all pods.
 fn job_of<'a>(pod: &str, mut all: impl Iterator<Item = &'a BTreeMap<String, String>>) -> Option<String> {
     let labels = all.find(|labels| labels.get(POD_LABEL).is_some_and(|uid| uid == pod))?;
     JOB_LABELS.iter().find_map(|label| labels.get(*label)).filter(|uid| is_uid(uid)).cloned()
 }
 
-/// kubelet mounts `…/pods/<uid>/etc-hosts` over `/etc/hosts`. What is before `pods` depends on where the file system of `/var/lib/kubelet`
-/// begins.
+/// The pod's UID from a mount: kubelet mounts `…/pods/<uid>/etc-hosts` over `/etc/hosts`. The path before `pods` depends on where the file
+/// system of `/var/lib/kubelet` begins.
 fn pod_of(mount: &Mount) -> Option<String> {
     if mount.point != Path::new("/etc/hosts") || mount.source_root.file_name()? != "etc-hosts" {
         return None;
@@ -179,7 +178,7 @@ mod tests {
         assert_eq!(AskedBy::of(odd, &[], 0), AskedBy::User(0));
     }
 
-    /// Under CRI-O the restored Job runs in whatever pod kubelet makes; by its own word, or by the runtime's, it is the same.
+    /// Under CRI-O the restored Job runs in a new pod; its own variable or the runtime's labels show that it is the same Job.
     #[test]
     fn a_new_pod_of_the_same_job_is_the_same_job() {
         let job = |name: &str| (name == "RECOVERY_JOB_UID").then(|| "11111111-2222".to_owned());

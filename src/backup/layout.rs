@@ -1,4 +1,4 @@
-//! What a backup is made of on disk: the names of its files. Those that hold a part of the node are in [`parts`](super::parts).
+//! The names of a backup's files on disk. Those that hold a part of the node are in [`parts`](super::parts).
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::error::damaged;
 
-/// What it says of itself.
+/// The manifest.
 pub const MANIFEST: &str = "manifest.json";
 /// Sums of every other file.
 pub const SUMS: &str = "SHA256SUMS";
@@ -14,13 +14,13 @@ pub const SUMS: &str = "SHA256SUMS";
 pub const LOG: &str = "log";
 /// The end of the name of a backup that is being taken.
 pub const PARTIAL: &str = ".partial";
-/// The end of the name of a backup that is being deleted.
+/// The suffix of a backup that is being deleted.
 pub const DELETING: &str = ".deleting";
-/// The id of what the old script left in the recovery directory.
+/// The id of the old script's backup in the recovery directory.
 pub const LEGACY_ID: &str = "upgrade-recovery";
 
-/// Reads a file of the backup in the directory `backup` that every look at it reads, damaged backups too: nothing is waited for, as for the
-/// writer of a FIFO, and what is larger than `most` bytes is not read.
+/// Reads a small file of the backup in the directory `backup`, which may be damaged. Nothing is waited for, such as the writer of a FIFO,
+/// and a file of more than `most` bytes is not read.
 pub(super) fn read_small(backup: &Path, name: &str, most: u64) -> Result<Vec<u8>> {
     let path = backup.join(name);
     let meta = path.symlink_metadata().map_err(|e| damaged(format!("it has no readable {name}: {e}")))?;
@@ -33,12 +33,12 @@ pub(super) fn read_small(backup: &Path, name: &str, most: u64) -> Result<Vec<u8>
     std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
 }
 
-/// True when what was found is there no more: `delete` and `prune` rename a backup before they remove its files.
+/// True when what was found has vanished since: `delete` and `prune` rename a backup before they remove its files.
 pub(super) fn is_gone(path: &Path) -> bool {
     path.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
-/// True of a regular file; links are not followed.
+/// True for a regular file; links are not followed.
 pub(super) fn is_file(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|meta| meta.is_file())
 }

@@ -1,4 +1,4 @@
-//! What a backup says of itself. How that is written, in `manifest.json`, is in [`formats::manifest`](crate::formats::manifest).
+//! The manifest of a backup. Its format in `manifest.json` is in [`formats::manifest`](crate::formats::manifest).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::kube;
 use crate::node::{durable, identity::Identity, profile::Kind};
 use crate::tools::ostree::{self, Deployment};
 
-/// The most a manifest is read of: one of a real node has some 20 KiB.
+/// The most bytes of a manifest that are read: a real node's has some 20 KiB.
 const MOST_MANIFEST: u64 = 2 << 20;
 
 /// The manifest. Reports show it as its file has it.
@@ -36,7 +36,7 @@ pub struct Manifest {
     pub labels: BTreeMap<String, String>,
     /// Who asked.
     pub asked_by: AskedBy,
-    /// When it was begun, by the node's clock.
+    /// When the backup was begun, by the node's clock.
     pub taken: jiff::Timestamp,
     /// Version of the agent.
     pub agent: String,
@@ -46,25 +46,25 @@ pub struct Manifest {
     pub identity: Identity,
     /// Which boot.
     pub boot_id: String,
-    /// Which cluster and release; `None` when the API did not say (imported backups).
+    /// The cluster and its release; `None` when the API did not say (imported backups).
     pub cluster: Option<kube::Cluster>,
-    /// The deployment it belongs to; `None` where the node is not an ostree host, and for imported backups.
+    /// The deployment that the backup belongs to; `None` where the node is not an ostree host, and for imported backups.
     pub deployment: Option<DeploymentId>,
     /// The etcd snapshot.
     pub etcd: Etcd,
-    /// The operators' state then.
+    /// The operators' state at that time.
     pub operators: Vec<kube::OperatorState>,
-    /// Images that were in use, or pinned: name or digest as the containers name them, and the runtime's id.
+    /// Images that were in use, or pinned: name or digest as in the containers, and the runtime's id.
     pub images: Vec<Image>,
-    /// When the first of the certificates inside expires.
+    /// When the first of the certificates in the backup expires.
     pub certificates_expire: Option<jiff::Timestamp>,
-    /// Paths below `/etc` (patterns of glob(7)) that a restore of `/etc` leaves alone.
+    /// Paths below `/etc` (patterns of glob(7)) that a restore of `/etc` does not touch.
     pub etc_excludes: Vec<PathBuf>,
-    /// Paths of the managed files outside `/etc` at that time, absolute: what a newer `currentconfig` added beyond these is removed.
+    /// Absolute paths of the managed files outside `/etc` at that time: files that a newer `currentconfig` added to these are removed.
     pub managed_files: Vec<PathBuf>,
     /// The unit of the container runtime; `None` when it was not found, and in older backups.
     pub runtime_unit: Option<String>,
-    /// The containers of the profile's operators that ran, name and namespace: those that a recovery waits for. `None` when the runtime did
+    /// The containers of the profile's operators that ran, by name and namespace: a recovery waits for these. `None` when the runtime did
     /// not say, and in older backups.
     pub operator_containers: Option<Vec<(String, String)>>,
     /// k0rdent's Management; `None` where there was none, when the API did not say, and in older backups.
@@ -86,11 +86,11 @@ impl Manifest {
         Self::parse(&read_small(backup, MANIFEST, MOST_MANIFEST)?)
     }
 
-    /// Parses one.
+    /// Parses the JSON of a manifest.
     ///
     /// # Errors
     /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is of a newer version;
-    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is not exactly a manifest, or says what no restore can do.
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is not a valid manifest, or asks for what no restore can do.
     pub fn parse(json: &[u8]) -> Result<Self> {
         let manifest = Self::from(FORMAT.read(json, |version, json| match version {
             1 => serde_json::from_slice::<V1>(json).map(V2::from),
@@ -116,12 +116,12 @@ impl Manifest {
     /// Writes it into the directory `backup`, durably.
     ///
     /// # Errors
-    /// When it cannot be written, or is larger than is read.
+    /// When it cannot be written, or is larger than the limit for reading.
     pub fn write(&self, backup: &Path) -> Result<()> {
         let json = to_json(self).context("putting the manifest into JSON")?;
         if json.len() as u64 > MOST_MANIFEST {
             bail!(
-                "the manifest takes {} bytes; no more than {MOST_MANIFEST} are read: it names too many paths that a restore leaves alone",
+                "the manifest takes {} bytes; no more than {MOST_MANIFEST} are read: it names too many paths that a restore does not touch",
                 json.len()
             );
         }
@@ -129,7 +129,7 @@ impl Manifest {
     }
 }
 
-/// A deployment's identity: the same checksum can stand twice, with other kernel arguments and another `/etc`.
+/// A deployment's identity: the same checksum can be deployed twice, with other kernel arguments and another `/etc`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeploymentId {
@@ -176,7 +176,7 @@ impl DeploymentId {
         self.key() == other.key()
     }
 
-    /// What tells deployments apart, as `ostree_deployment_equal` compares them: the version and the arguments follow from it.
+    /// What identifies a deployment, as in `ostree_deployment_equal`: version and arguments follow from it.
     fn key(&self) -> (&str, &str, u32) {
         (&self.stateroot, &self.checksum, self.serial)
     }

@@ -5,7 +5,7 @@
 //! directory), [`mod@verify`] (whether a recovery takes one); then the rooms: [`mod@take`], [`legacy`] (the old script's layout), [`store`]
 //! (list, choose, delete, prune), with [`selector`] (those that have certain labels).
 //!
-//! Whoever calls something here that changes the recovery directory holds its [lock](crate::node::dir::RecoveryDir::lock).
+//! The caller of anything here that changes the recovery directory holds its [lock](crate::node::dir::RecoveryDir::lock).
 
 pub mod asked_by;
 pub mod layout;

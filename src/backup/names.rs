@@ -1,4 +1,4 @@
-//! Names, labels and ids: what may become a directory of `backups/` or a label of a report.
+//! Names, labels and ids: which text may become a directory in `backups/` or a label in a report.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +10,13 @@ use sha2::{Digest, Sha256};
 use super::layout::{DELETING, LEGACY_ID, PARTIAL};
 use crate::error::usage;
 
-/// The longest name or id: file systems take 255 bytes, and `.partial` and friends come behind it.
+/// The longest name or id: file systems allow 255 bytes, and a suffix such as `.partial` is added.
 const LONGEST: usize = 120;
 
-/// Checks that `text` can be a backup's name or id: one plain path component that is none of the agent's own.
+/// Checks that `text` can be a backup's name or id: one plain path component, and none that the agent itself uses.
 ///
 /// # Errors
-/// [`FailureKind::Usage`](crate::error::FailureKind::Usage), with what is wrong.
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage), with the reason.
 pub fn check_name(text: &str) -> Result<()> {
     let wrong = if text.is_empty() {
         Some("is empty")
@@ -27,7 +27,7 @@ pub fn check_name(text: &str) -> Result<()> {
     } else if !text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
         Some("must begin with a letter or digit")
     } else if text.ends_with(PARTIAL) || text.ends_with(DELETING) {
-        Some("must not end in .partial or .deleting, which are the agent's own")
+        Some("must not end in .partial or .deleting, which the agent itself uses")
     } else if text == LEGACY_ID || text == "latest" {
         Some("has a meaning of its own")
     } else {
@@ -39,7 +39,7 @@ pub fn check_name(text: &str) -> Result<()> {
 /// Parses `key=value` labels. Keys and values are as in Kubernetes: `[prefix/]name=value`.
 ///
 /// # Errors
-/// [`FailureKind::Usage`](crate::error::FailureKind::Usage), with what is wrong; also when a key is given twice.
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage), with the reason; also when a key is given twice.
 pub fn parse_labels<S: AsRef<str>>(given: &[S]) -> Result<BTreeMap<String, String>> {
     let mut labels = BTreeMap::new();
     for label in given {
@@ -56,7 +56,7 @@ pub fn parse_labels<S: AsRef<str>>(given: &[S]) -> Result<BTreeMap<String, Strin
 /// Checks keys and values of labels, as Kubernetes does.
 ///
 /// # Errors
-/// [`FailureKind::Usage`](crate::error::FailureKind::Usage), with what is wrong.
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage), with the reason.
 pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<()> {
     labels.iter().try_for_each(|(key, value)| check_key(key).and_then(|()| check_value(key, value)))
 }
@@ -100,7 +100,7 @@ pub fn label_value(text: &str) -> String {
     format!("{}-{hash}", plain.trim_matches(['-', '.', '_'])).trim_start_matches('-').to_owned()
 }
 
-/// An id for a backup begun at `taken` of a node at `release`: sorts by time, tells people what it is.
+/// An id for a backup of a node at `release`, begun at `taken`: ids sort by time, and people can read them.
 #[must_use]
 pub fn id(taken: Timestamp, release: Option<&str>) -> String {
     let time = taken.to_zoned(TimeZone::UTC).strftime("%Y%m%dT%H%M%SZ").to_string();
@@ -110,7 +110,7 @@ pub fn id(taken: Timestamp, release: Option<&str>) -> String {
     format!("{time}-{what}")
 }
 
-/// True of text that begins as every [`id`] does, with the time: no name that a person gives is like that by accident.
+/// True for text that begins like every [`id`], with the time: no name that a person gives does so by accident.
 #[must_use]
 pub fn is_id(text: &str) -> bool {
     text.split_once('-').is_some_and(|(time, what)| !what.is_empty() && jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", time).is_ok())

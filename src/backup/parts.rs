@@ -1,4 +1,4 @@
-//! The parts of a node that a backup holds, each in a file of its own, and what belongs to which: one owner for each path. There is no
+//! The parts of a node in a backup, each in a file of its own, and which paths belong to which part: each path has one owner. There is no
 //! other list.
 
 use std::path::{Path, PathBuf};
@@ -15,9 +15,9 @@ pub const ETC: &str = "etc.tar.zst";
 pub const USR_LOCAL: &str = "usr-local.tar.zst";
 /// `/var/lib/kubelet`.
 pub const KUBELET: &str = "kubelet.tar.zst";
-/// Managed files elsewhere. It is missing when there are none.
+/// Managed files outside the other trees. It is missing when there are none.
 pub const EXTRAS: &str = "extras.tar.zst";
-/// What of the profile's Kubernetes directory ([`Profile::kubernetes`]) it [owns](Profile::owned).
+/// The parts of the profile's Kubernetes directory ([`Profile::kubernetes`]) that it [owns](Profile::owned).
 pub const STATIC_PODS: &str = "static-pods.tar.zst";
 /// The etcd snapshot.
 pub const ETCD: &str = "etcd-snapshot.db.zst";
@@ -27,29 +27,29 @@ pub const ETCD: &str = "etcd-snapshot.db.zst";
 pub struct Part {
     /// Its file in the backup.
     pub file: &'static str,
-    /// What it is of, as the node calls it: the directory that the names in its archive are relative to.
+    /// The part's path on the node: names in its archive are relative to it.
     pub tree: &'static str,
-    /// How much of the tree.
+    /// How much of the tree it holds.
     pub holds: Holds,
-    /// Its tree in the layout of upgrade-recovery.sh, where that has one.
+    /// Its tree in the layout of upgrade-recovery.sh, if that has one.
     pub legacy: Option<&'static str>,
 }
 
 /// How much of a tree a part holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holds {
-    /// All that no other part owns.
+    /// Everything that no other part owns.
     Whole,
-    /// The directories that the profile says.
+    /// The directories that the profile lists.
     Owned,
-    /// Chosen files, and none at all on some nodes: it may be missing. Without any other part, no node comes back.
+    /// Chosen files, on some nodes none: this part may be missing. Every other part is needed to bring a node back.
     Chosen,
-    /// What etcd gives out of it: it is no archive, but a snapshot.
+    /// etcd's data: a snapshot, not an archive.
     Snapshot,
 }
 
 impl Part {
-    /// All, in the order in which an export writes them: each tree after those that it is inside of.
+    /// All parts, in the order of an export: each tree after the tree that contains it.
     pub const ALL: [Self; 6] = [
         Self { file: ETC, tree: "/etc", holds: Holds::Whole, legacy: Some("etc") },
         Self { file: STATIC_PODS, tree: "/etc/kubernetes", holds: Holds::Owned, legacy: Some("etc/kubernetes") },
@@ -67,53 +67,52 @@ impl Part {
         Ok(Self::of_file(name).with_context(|| format!("no part of a backup is in {name}"))?.tree)
     }
 
-    /// The part in the file `name`, when it is one.
+    /// The part in the file `name`, if it is one.
     #[must_use]
     pub fn of_file(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|part| part.file == name)
     }
 
-    /// Those whose tree is archived whole, in the order in which they are.
+    /// The parts whose tree is archived whole, in their order.
     pub fn whole() -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(|part| part.holds == Holds::Whole)
     }
 
-    /// Those that every backup has, of either profile and imported ones too: without any of these no node comes back.
+    /// The parts that every backup has, with either profile, imported ones included: none of them can be missing if a node is to come back.
     pub fn mandatory() -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(|part| part.holds != Holds::Chosen)
     }
 
-    /// The trees of the layout of upgrade-recovery.sh, each with the part that it is of.
+    /// The trees in the layout of upgrade-recovery.sh, each with its part.
     pub fn in_legacy() -> impl Iterator<Item = (Self, &'static str)> {
         Self::ALL.into_iter().filter_map(|part| Some((part, part.legacy?)))
     }
 }
 
-/// systemd's marker of `/etc` having been updated: it says something of this boot, not of the configuration
-/// (systemd-update-done.service(8)).
+/// systemd's marker that `/etc` was updated: it concerns this boot, not the configuration (systemd-update-done.service(8)).
 const UPDATED: &str = ".updated";
-/// Rewrites the API server's manifest when a roll-out fails: never to be started out of a backup.
+/// Rewrites the API server's manifest when a roll-out fails, so it must never be started from a backup.
 pub const STARTUP_MONITOR: &str = "manifests/kube-apiserver-startup-monitor-pod.yaml";
 
-/// What of `/etc` its own archive holds: all but what [`STATIC_PODS`] owns.
+/// The selection of `/etc` for its archive: everything but what [`STATIC_PODS`] owns.
 ///
 /// # Errors
-/// Never for the profiles there are.
+/// Not with the existing profiles.
 pub fn without_owned(profile: &Profile) -> Result<Selection> {
     let kubernetes = Path::new(profile.kubernetes).strip_prefix("/etc").context("the profile's Kubernetes directory is not below /etc")?;
     Selection::all().except(profile.owned.iter().map(|owned| kubernetes.join(owned)))
 }
 
-/// What of the profile's Kubernetes directory [`STATIC_PODS`] holds.
+/// The selection of the profile's Kubernetes directory for [`STATIC_PODS`].
 ///
 /// # Errors
-/// Never for the profiles there are.
+/// Not with the existing profiles.
 pub fn owned(profile: &Profile) -> Result<Selection> {
     Selection::all().only(profile.owned).except([STARTUP_MONITOR])
 }
 
-/// What of `/` the archive of the extras holds: its files, each by its whole path. The directories above them are passed on the way and may
-/// be mount points, as `/var` is on an ostree host: a selection that holds those as well stops there.
+/// The selection of `/` for the extras: their files, each by its whole path. The directories above them are only passed through, because
+/// they may be mount points, as `/var` is on an ostree host: a selection that included them would stop there.
 #[must_use]
 pub fn extras_in(archive: &Archive) -> Selection {
     Selection::all().only(extra_files(archive))
@@ -123,12 +122,12 @@ pub fn extras_in(archive: &Archive) -> Selection {
 #[must_use]
 pub fn extra_files(archive: &Archive) -> Vec<&Path> {
     let paths: Vec<&Path> = archive.paths().collect();
-    // In order, what leads to something is followed by it.
+    // The list is in order, so a directory comes right before what is in it.
     let leads_on = |at: usize| paths.get(at + 1).is_some_and(|next| next.starts_with(paths[at]));
     (0..paths.len()).filter(|at| !leads_on(*at)).map(|at| paths[at]).collect()
 }
 
-/// What no restore of `/etc` touches, on any node.
+/// Paths that no restore of `/etc` touches, on any node.
 #[must_use]
 pub fn always_excluded() -> [PathBuf; 4] {
     [UPDATED, hold::DROP_IN, hold::WIPE_DROP_IN, hold::RESUME_UNIT].map(PathBuf::from)
@@ -143,7 +142,7 @@ mod tests {
     fn the_table_fits_together() {
         for (at, part) in Part::ALL.into_iter().enumerate() {
             assert_eq!(Part::of_file(part.file), Some(part), "a file of two parts");
-            // An export writes a tree into the one around it, which is there already.
+            // An export writes a tree into one that contains it and exists already.
             let inside = |other: &Part| part.legacy.zip(other.legacy).is_some_and(|(own, around)| Path::new(own).starts_with(around));
             assert!(!Part::ALL[at + 1..].iter().any(inside), "{}", part.file);
         }

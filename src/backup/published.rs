@@ -1,4 +1,4 @@
-//! A published backup: its directory, its manifest, and that all its files are there.
+//! A published backup: its directory, its manifest, and the check that all its files are there.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -23,11 +23,11 @@ pub struct Backup {
 }
 
 impl Backup {
-    /// The backup `id` in the directory `path`. Its contents are not looked at.
+    /// The backup `id` in the directory `path`. The contents of its files are not read.
     ///
     /// # Errors
-    /// As [`complete`]; [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is no directory, or another backup by its
-    /// manifest.
+    /// As [`complete`]; [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is not a directory, or its manifest has
+    /// another id.
     pub(super) fn open(path: &Path, id: &str) -> Result<Self> {
         if !path.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
             return Err(damaged("it is not a directory"));
@@ -54,7 +54,7 @@ impl Backup {
 pub(super) fn complete(path: &Path) -> Result<Manifest> {
     let manifest = Manifest::read(path)?;
     if let Some(part) = Part::mandatory().find(|part| !manifest.sizes.contains_key(part.file)) {
-        return Err(damaged(format!("its manifest names no {}, without which no node can be recovered", part.file)));
+        return Err(damaged(format!("its manifest does not name {}, which every recovery needs", part.file)));
     }
     let listed: BTreeSet<String> = read_sums(path)?.into_keys().collect();
     let mut there = BTreeSet::new();

@@ -17,9 +17,9 @@ use crate::archive::Tick;
 use crate::error::damaged;
 use crate::node::{clock::interrupted, durable};
 
-/// The most `SHA256SUMS` is read of: that of a backup has less than 1 KiB.
+/// The most bytes of `SHA256SUMS` that are read: a backup's has less than 1 KiB.
 const MOST_SUMS: u64 = 64 << 10;
-/// So many characters of a line of it are quoted.
+/// The most characters of a line that are quoted.
 const QUOTED: usize = 100;
 
 /// Size and SHA-256 (hex) of a file.
@@ -37,13 +37,13 @@ pub(super) fn write_sums(path: &Path, sums: &BTreeMap<String, Sum>) -> Result<()
     durable::write(&path.join(SUMS), (lines.join("\n") + "\n").as_bytes(), 0o600)
 }
 
-/// Name and sum of each line of `SHA256SUMS`, as sha256sum(1) prints them: with `*` before the name for `--binary`, and `./` when it was
-/// asked for `./*`.
+/// Name and sum of each line of `SHA256SUMS`, in the format of sha256sum(1): with `*` before the name for `--binary`, and `./` when it was
+/// called with `./*`.
 pub(super) fn read_sums(path: &Path) -> Result<BTreeMap<String, String>> {
     let text = String::from_utf8(read_small(path, SUMS, MOST_SUMS)?).map_err(|_| damaged(format!("its {SUMS} is not text")))?;
     let mut sums = BTreeMap::new();
     for line in text.lines() {
-        let wrong = || damaged(format!("{SUMS} has a line that is no sum: `{}`", quoted(line)));
+        let wrong = || damaged(format!("{SUMS} has a line that is not a checksum: `{}`", quoted(line)));
         let (sum, name) = line.split_once("  ").or_else(|| line.split_once(" *")).ok_or_else(wrong)?;
         let name = name.strip_prefix("./").unwrap_or(name);
         let hex = sum.len() == 64 && sum.chars().all(|c| c.is_ascii_hexdigit());
@@ -71,9 +71,9 @@ fn quoted(line: &str) -> String {
 /// Whether a file that was just written may be read from memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cached {
-    /// Whatever is quickest.
+    /// It may, whatever is quickest.
     Take,
-    /// From the disk: what was written is to be seen as it arrived there.
+    /// It must come from the disk, to see what arrived there.
     Drop,
 }
 
@@ -122,7 +122,7 @@ pub(super) fn hash(path: &Path, cached: Cached, tick: Tick<'_>) -> Result<Sum> {
     read().with_context(|| format!("hashing {}", path.display()))
 }
 
-/// True when `path` is a regular file with this content already. Bytes decide: sizes and times of two builds can be the same.
+/// True when `path` is already a regular file with this content. The bytes are compared: sizes and times of two builds can be equal.
 pub(super) fn is_same(path: &Path, content: &mut impl Read) -> Result<bool> {
     if !path.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
         return Ok(false);

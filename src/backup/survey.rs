@@ -1,4 +1,4 @@
-//! What lies in `backups/`.
+//! All backups in `backups/`.
 //!
 //! Order is the manifests' sequence. Imported backups have the sequence 0: whatever the agent took itself is newer. The link `latest` is
 //! for people and is never read.
@@ -17,24 +17,24 @@ use crate::node::{dir::RecoveryDir, durable};
 /// What lies in `backups/`.
 #[derive(Debug, Default)]
 pub struct Survey {
-    /// Published, with a manifest that is readable and all files there: newest first. Their contents have not been looked at.
+    /// Published, with a readable manifest and all files: newest first. The contents of the files have not been read.
     pub backups: Vec<Backup>,
-    /// Published, but damaged, and how.
+    /// Published, but damaged; with the error.
     pub damaged: Vec<(String, anyhow::Error)>,
-    /// Published by a newer agent, in a version that this one cannot read, and why. They may well be good.
+    /// Published by a newer agent in a version that this one cannot read; with the error. They may well be good.
     pub unsupported: Vec<(String, anyhow::Error)>,
     /// Being taken, or interrupted.
     pub partial: Vec<String>,
-    /// Left over from a deletion that was cut short.
+    /// What an interrupted deletion left.
     pub deleting: Vec<String>,
-    /// The highest sequence of a published backup, of those of a newer agent too.
+    /// The highest sequence of a published backup, including those of a newer agent.
     last_sequence: u64,
 }
 
 /// Looks at everything in `backups/`.
 ///
 /// # Errors
-/// When it cannot be listed; a directory that is not there is empty.
+/// When it cannot be listed; a directory that does not exist is empty.
 pub fn survey(dir: &RecoveryDir) -> Result<Survey> {
     let mut survey = Survey::default();
     let backups = dir.backups();
@@ -46,7 +46,7 @@ pub fn survey(dir: &RecoveryDir) -> Result<Survey> {
     for entry in list {
         let path = entry.with_context(|| format!("listing {}", backups.display()))?.path();
         let id = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        // A file system of its own may be mounted on `backups`.
+        // `backups` may be a file system of its own.
         if id == "lost+found" {
             continue;
         }
@@ -60,7 +60,7 @@ pub fn survey(dir: &RecoveryDir) -> Result<Survey> {
                     survey.last_sequence = survey.last_sequence.max(backup.manifest.sequence);
                     survey.backups.push(backup);
                 }
-                // Deleted while it was looked at: nothing is wrong with it.
+                // It was deleted while it was looked at, so nothing is wrong with it.
                 Err(_) if is_gone(&path) => {}
                 Err(error) if kind(&error) == FailureKind::Unsupported => {
                     survey.last_sequence = survey.last_sequence.max(Manifest::sequence_of(&path).unwrap_or(0));
@@ -77,7 +77,7 @@ pub fn survey(dir: &RecoveryDir) -> Result<Survey> {
     Ok(survey)
 }
 
-/// True when `dir` has no backup `id`, whole or not, any more: what the old script left is at another place, and never is.
+/// True when `dir` no longer has a backup `id`, complete or not. The old script's backup is in another place, and never counts as deleted.
 #[must_use]
 pub fn is_deleted(dir: &RecoveryDir, id: &str) -> bool {
     id != LEGACY_ID && is_gone(&dir.backups().join(id))
@@ -88,7 +88,7 @@ fn order(backup: &Backup) -> (u64, Timestamp, &str) {
 }
 
 impl Survey {
-    /// The backup of this id or, when no id is like that, the newest of this name.
+    /// The backup with this id or, when there is none, the newest with this name.
     #[must_use]
     pub fn find(&self, wanted: &str) -> Option<&Backup> {
         let by_id = self.backups.iter().find(|b| b.id == wanted);

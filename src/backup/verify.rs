@@ -1,5 +1,5 @@
-//! The one judge of a backup, for `verify`, for what publishes one, and for a recovery: its files are those that were written, and a
-//! recovery takes them.
+//! The check of a backup, the same for `verify`, for publishing, and for a recovery: its files are as they were written, and a recovery can
+//! use them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::etcd;
 use crate::node::{clock::interrupted, profile::Profile};
 use crate::report::Progress;
 
-/// What a check of one backup found.
+/// The result of checking one backup.
 #[derive(Debug, Clone, Serialize)]
 pub struct VerifyReport {
     /// The backup.
@@ -26,20 +26,20 @@ pub struct VerifyReport {
     pub deep: bool,
     /// True when nothing is wrong.
     pub good: bool,
-    /// Bytes of all that was looked at.
+    /// Bytes of everything that was checked.
     pub bytes: u64,
-    /// Its files, as they are; of an old backup, which has no sums, none are listed.
+    /// Its files and their sums; empty for an old backup, which has no sums.
     pub files: BTreeMap<String, Sum>,
     /// What is wrong, one sentence each.
     pub problems: Vec<String>,
-    /// The kind of failure of a recovery that is asked for it; none when it is good.
+    /// The kind of failure with which a recovery would refuse it; `None` when it is good.
     pub kind: Option<FailureKind>,
 }
 
 impl VerifyReport {
-    /// What was found of the backup `id`: all that is `wrong` with it.
+    /// The report on the backup `id`, with everything that is `wrong` with it.
     pub(super) fn new(id: &str, deep: bool, files: BTreeMap<String, Sum>, wrong: &[anyhow::Error]) -> Self {
-        // Where not all is of one kind, something is damaged, and so is what cannot be read.
+        // When the problems are of different kinds, something is damaged; what cannot be read counts as damaged too.
         let mut kinds = wrong.iter().map(|error| match kind(error) {
             kind @ (FailureKind::Unsupported | FailureKind::Misfit) => kind,
             _ => FailureKind::Damaged,
@@ -50,7 +50,7 @@ impl VerifyReport {
         Self { id: id.to_owned(), deep, good: wrong.is_empty(), bytes, files, problems, kind }
     }
 
-    /// What to call a backup that is not good.
+    /// The word for a backup that is not good.
     #[must_use]
     pub fn verdict(&self) -> &'static str {
         match self.kind {
@@ -60,25 +60,24 @@ impl VerifyReport {
         }
     }
 
-    /// The failure of whoever needs the backup, which messages call `what`.
+    /// The error for a caller that needs the backup; messages call it `what`.
     ///
     /// # Errors
-    /// [`FailureKind::Damaged`] with all that is wrong;
-    /// [`FailureKind::Unsupported`] or [`FailureKind::Misfit`]
-    /// when it is sound, and a recovery does not take it.
+    /// [`FailureKind::Damaged`] with everything that is wrong; [`FailureKind::Unsupported`] or [`FailureKind::Misfit`] when it is sound,
+    /// but a recovery cannot use it.
     pub fn accept(&self, what: &str) -> Result<()> {
         if self.good { Ok(()) } else { Err(self.failure(format!("{what} is {}: {}", self.verdict(), self.problems.join("; ")))) }
     }
 
-    /// A failure of the kind that this report is of, which says `text`.
+    /// An error of the report's kind, with `text`.
     #[must_use]
     pub fn failure(&self, text: String) -> anyhow::Error {
         Failure { kind: self.kind.unwrap_or(FailureKind::Damaged), message: text, next: None }.into()
     }
 }
 
-/// Checks every file against `SHA256SUMS`, that nothing is missing or added, and that each file is one that [a recovery takes](check_part).
-/// `deep` also decompresses everything: every content of an archive against its index, and all of the etcd snapshot.
+/// Checks every file against `SHA256SUMS`, that nothing is missing or added, and that a recovery [can use](check_part) each file. `deep`
+/// also decompresses everything: every content of an archive is checked against its index, and the whole etcd snapshot.
 ///
 /// # Errors
 /// As [`VerifyReport::accept`]; as [`report`].
@@ -89,12 +88,12 @@ pub fn verify(backup: &Backup, deep: bool, progress: &Progress) -> Result<()> {
 /// As [`verify`], for any directory that should be the backup `id`; what is wrong is in the report.
 ///
 /// # Errors
-/// [`FailureKind::Interrupted`] when the agent is interrupted, or when the backup is deleted
-/// meanwhile; [`FailureKind::NoSpace`] without scratch space for the snapshot.
+/// [`FailureKind::Interrupted`] when the agent is interrupted; [`FailureKind::Busy`] when the backup is deleted meanwhile;
+/// [`FailureKind::NoSpace`] without scratch space for the snapshot.
 pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<VerifyReport> {
     let mut wrong = Vec::new();
     let manifest = complete(path).map_err(|error| wrong.push(error)).ok();
-    // What files a newer version has, and what is in them, is not for this agent to judge.
+    // This agent cannot know which files a newer version has, nor what is in them.
     if wrong.first().is_some_and(|error| kind(error) == FailureKind::Unsupported) {
         return Ok(VerifyReport::new(id, deep, BTreeMap::new(), &wrong));
     }
@@ -122,23 +121,23 @@ pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<
     for name in &names {
         interrupted()?;
         match check_part(path, name, profile, deep) {
-            // An interruption is no damage, nor is a lack of scratch space.
+            // An interruption is no damage, and neither is a lack of scratch space.
             Err(error) if matches!(kind(&error), FailureKind::NoSpace | FailureKind::Interrupted) => return Err(error),
             Err(error) => wrong.push(error),
             Ok(()) => {}
         }
     }
-    // What is missing because all of it is, is no damage.
+    // If the whole backup is gone, its missing files are no damage.
     if !wrong.is_empty() && is_gone(path) {
         return Err(busy(format!("the backup {id} was deleted while it was checked")));
     }
     Ok(VerifyReport::new(id, deep, files, &wrong))
 }
 
-/// Checks the file `name` of the backup at `path` as a recovery takes it: what is right by its sum can be hostile, of a kind that is not
-/// taken, or without what a node needs. An archive is opened, which checks every name in it; that of the static pods has the manifests that
-/// are put in place by name (those of `profile`, when that is known); the snapshot begins as one does. `deep` reads all of it, too, and the
-/// structure of the snapshot. Any other file passes.
+/// Checks that a recovery can use the file `name` of the backup at `path`: a file with the right sum can be hostile, of an unsupported
+/// kind, or lack what a node needs. An archive is opened, which checks every name in it; that of the static pods must have the manifests
+/// that are put in place by name (those of `profile`, when it is known); the snapshot must begin like one. `deep` also reads all of it, and
+/// the structure of the snapshot. Any other file passes.
 ///
 /// # Errors
 /// As [`Archive::open`], [`Archive::verify`], [`etcd::look`], [`etcd::check_restorable`].
@@ -161,12 +160,12 @@ pub(super) fn check_part(path: &Path, name: &str, profile: Option<&Profile>, dee
     check().with_context(|| name.to_owned())
 }
 
-/// The static pods that a recovery starts first, one by one: nothing else starts before they run.
+/// The manifests of the static pods that a recovery starts first, one by one: nothing else starts before they run.
 fn has_manifests(archive: &Archive, profile: &Profile) -> Result<()> {
     for pod in [profile.etcd(), profile.api_server()] {
         let manifest = profile.manifest(pod);
         if !archive.paths().any(|path| Path::new(profile.kubernetes).join(path) == manifest) {
-            return Err(damaged(format!("it holds no {}, without which no node can be recovered", manifest.display())));
+            return Err(damaged(format!("it has no {}, which every recovery needs", manifest.display())));
         }
     }
     Ok(())

@@ -1,9 +1,9 @@
-//! bbolt files, the read side: pages, the two meta pages, buckets, keys in order.
+//! Reading bbolt files: pages, the two meta pages, buckets, keys in order.
 //!
-//! The format is bbolt's, version 2 (go.etcd.io/bbolt, `internal/common/{page,meta,bucket,inode}.go`), little-endian on
-//! every machine that this is for. Nothing in a file is trusted: every number is checked against the file before it is used, no page is
-//! visited twice, and what does not hold is [`damaged`]. Pages are read one at a time with `pread`; a mapped file would
-//! count in the agent's resident memory.
+//! The format is bbolt's, version 2 (go.etcd.io/bbolt, `internal/common/{page,meta,bucket,inode}.go`), little-endian on every machine that
+//! the agent runs on. Nothing in a file is trusted: every number is checked against the file before it is used, no page is visited twice,
+//! and anything inconsistent is [`damaged`]. Pages are read one at a time with `pread`: a mapped file would count as the agent's resident
+//! memory.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -28,21 +28,22 @@ pub(super) const LEAF: u16 = 2;
 pub(super) const META_PAGE: u16 = 4;
 /// Element flag: the value is a bucket.
 pub(super) const BUCKET: u32 = 1;
-/// The free list's page when it is not kept in the file: etcd never keeps it, and bbolt finds the free pages when it opens the file.
+/// The page number of the free list when the file has none: etcd never stores it, and bbolt finds the free pages when it opens the file.
 pub(super) const NO_FREE_LIST: u64 = u64::MAX;
-/// Levels of a tree: etcd's keys are short, so that a page refers to dozens of others, and a tree this deep is a cycle.
+/// The most levels of a tree. etcd's keys are short, so a page refers to dozens of others, and a deeper tree is a cycle.
 const DEEPEST: usize = 16;
-/// Bytes of a leaf with its overflow. bbolt does not split a leaf of up to four keys, so that it is as large as four values, and a value is as
-/// large as a request: 1.5 MiB by default, 10 MiB at most by etcd's advice (`--max-request-bytes`; it warns of more). This is twelve times
-/// what that makes, and what a leaf can take of the agent's memory.
+/// The most bytes of a leaf with its overflow. bbolt does not split a leaf of up to four keys, so a leaf can be as large as four values,
+/// and a value as large as a request: 1.5 MiB by default, 10 MiB at most by etcd's advice (`--max-request-bytes`; etcd warns above that).
+/// The limit is twelve times four such values; a leaf can take that much of the agent's memory.
 const LARGEST: u64 = 512 << 20;
-/// Bytes of a branch with its overflow: it has short keys only, and bbolt splits it to be one page; those on the way down are held in memory at once.
+/// The most bytes of a branch with its overflow. A branch has short keys only, and bbolt splits it to one page. All branches from the root
+/// down are in memory at once.
 const LARGEST_BRANCH: u64 = 1 << 20;
 
-/// A meta page: where everything else is, as of one transaction.
+/// A meta page: where the database's pages are, as of one transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Meta {
-    /// Bytes of a page: the page size of the machine that made the file.
+    /// Bytes of a page: the page size of the machine on which the file was made.
     pub(super) page_size: u32,
     /// The page of the root bucket, and its sequence.
     pub(super) root: (u64, u64),
@@ -74,7 +75,7 @@ impl Meta {
     fn newest(name: &str, at: impl Fn(u64) -> Result<Option<Self>>) -> Result<Self> {
         let at = |page: u64| at(page + PAGE_HEADER as u64);
         let mut found = at(0)?;
-        // The second meta page is at the page size, which only the first one tells: without it, every size is tried.
+        // The second meta page follows the first, at the page size. Without the first one the page size is unknown, so every size is tried.
         let sizes = found.map_or_else(|| (9..=16).map(|bits| 1 << bits).collect(), |meta| vec![meta.page_size]);
         for size in sizes {
             let second = at(u64::from(size))?.filter(|meta| meta.page_size == size);
@@ -86,12 +87,12 @@ impl Meta {
         found.ok_or_else(|| damaged(format!("{name} is not an etcd database: neither of its two meta pages is valid")))
     }
 
-    /// Checks that what begins with `head` is a database; `name` is for messages.
+    /// Checks that a file that begins with `head` is a database; `name` is for messages.
     pub(super) fn check_head(head: &[u8], name: &str) -> Result<()> {
         Self::newest(name, |at| Ok(usize::try_from(at).ok().and_then(|at| Self::parse(head.get(at..)?)))).map(drop)
     }
 
-    /// As it stands on disk, without a free list.
+    /// The meta page as on disk, without a free list.
     pub(super) fn bytes(&self) -> [u8; META] {
         let mut bytes = [0; META];
         for (at, value) in [(0, MAGIC), (4, VERSION), (8, self.page_size), (12, 0)] {
@@ -115,7 +116,7 @@ pub(super) struct Bolt<'a> {
     pub(super) meta: Meta,
 }
 
-/// A bucket: a tree of pages, or one page that stands in the parent's value.
+/// A bucket: a tree of pages, or one page inside the parent's value.
 #[derive(Debug, Clone)]
 pub(super) struct Bucket {
     root: u64,
@@ -186,7 +187,7 @@ impl Page {
 }
 
 impl<'a> Bolt<'a> {
-    /// Finds the newest valid meta page of the database that is the first `len` bytes of `file`; `name` is for messages.
+    /// Finds the newest valid meta page of the database in the first `len` bytes of `file`; `name` is for messages.
     pub(super) fn open(file: &'a File, len: u64, name: &str) -> Result<Self> {
         let meta = Meta::newest(name, |offset| {
             let mut bytes = [0; META];
@@ -206,7 +207,7 @@ impl<'a> Bolt<'a> {
         Ok(Self { file, name: name.to_owned(), meta })
     }
 
-    /// The error for something that does not hold in this file.
+    /// The error for something wrong in this file.
     pub(super) fn bad(&self, what: impl std::fmt::Display) -> anyhow::Error {
         damaged(format!("{} is damaged: {what}", self.name))
     }
@@ -223,7 +224,7 @@ impl<'a> Bolt<'a> {
             let inline = if root == 0 { Some(Page::parse(0, value.get(BUCKET_HEADER..)?.to_vec()).filter(Page::is_leaf)?) } else { None };
             Some(Bucket { root, sequence, inline })
         };
-        parse().ok_or_else(|| self.bad("a bucket's header makes no sense"))
+        parse().ok_or_else(|| self.bad("a bucket has an invalid header"))
     }
 
     /// The bucket `name` of the root bucket.
@@ -242,7 +243,7 @@ impl<'a> Bolt<'a> {
     fn page(&self, id: u64) -> Result<Page> {
         let size = u64::from(self.meta.page_size);
         if id < 2 || id >= self.meta.high_water {
-            return Err(self.bad(format!("a page {id} is referred to, of {}", self.meta.high_water)));
+            return Err(self.bad(format!("it refers to page {id}, but has only {} pages", self.meta.high_water)));
         }
         let read = |len: u64| -> Result<Vec<u8>> {
             let mut bytes = vec![0; usize::try_from(len)?];
@@ -253,17 +254,17 @@ impl<'a> Bolt<'a> {
         let span = 1 + u64::from(u32_at(&bytes, 12).unwrap_or(0));
         if span > 1 {
             if id + span > self.meta.high_water {
-                return Err(self.bad(format!("page {id} claims to be {span} pages long, and there are {}", self.meta.high_water)));
+                return Err(self.bad(format!("page {id} claims to be {span} pages long, in a database of {}", self.meta.high_water)));
             }
             let branch = u16_at(&bytes, 8) == Some(BRANCH);
             if branch && span * size > LARGEST_BRANCH {
                 return Err(
-                    self.bad(format!("the branch page {id} claims to be {} bytes long: etcd's end at {LARGEST_BRANCH}", span * size))
+                    self.bad(format!("the branch page {id} claims to be {} bytes long: etcd's limit is {LARGEST_BRANCH}", span * size))
                 );
             }
             if span * size > LARGEST {
                 return Err(unsupported(format!(
-                    "{}: page {id} is {} MiB long, and this agent takes {} MiB (etcd's own advice for --max-request-bytes, 10 MiB, makes 40): \
+                    "{}: page {id} is {} MiB long, and this agent takes at most {} MiB (10 MiB for --max-request-bytes, etcd's advice, makes 40): \
                      restore it with `etcdutl snapshot restore`",
                     self.name,
                     (span * size) >> 20,
@@ -283,9 +284,10 @@ impl<'a> Bolt<'a> {
     pub(super) fn rightmost(&self, bucket: &Bucket) -> Result<Vec<Page>> {
         let mut path = vec![self.start(bucket)?];
         while let Some(page) = path.last().filter(|page| !page.is_leaf()) {
-            let (_, next) = page.child(page.count - 1).ok_or_else(|| self.bad(format!("an element of page {} leaves it", page.id)))?;
+            let (_, next) =
+                page.child(page.count - 1).ok_or_else(|| self.bad(format!("an element of page {} runs past its end", page.id)))?;
             if path.len() == DEEPEST {
-                return Err(self.bad(format!("the tree of page {} is deeper than {DEEPEST} levels: it does not end", bucket.root)));
+                return Err(self.bad(format!("the tree of page {} is deeper than {DEEPEST} levels: a cycle", bucket.root)));
             }
             path.push(self.page(next)?);
         }
@@ -297,22 +299,23 @@ impl<'a> Bolt<'a> {
         let path = self.rightmost(bucket)?;
         match path.last() {
             Some(leaf) if leaf.count > 0 => {
-                let item = leaf.item(leaf.count - 1).ok_or_else(|| self.bad(format!("an element of page {} leaves it", leaf.id)))?;
+                let item =
+                    leaf.item(leaf.count - 1).ok_or_else(|| self.bad(format!("an element of page {} runs past its end", leaf.id)))?;
                 Ok(Some(item.key.to_vec()))
             }
-            // bbolt does not leave an empty leaf below a branch.
+            // bbolt leaves no empty leaf below a branch.
             _ if path.len() > 1 => Err(self.bad("a leaf page is empty")),
             _ => Ok(None),
         }
     }
 
-    /// A walk in which no page is visited twice, over one bucket or several.
+    /// A walk over one bucket or several in which no page may be visited twice.
     pub(super) fn walk(&self) -> Walk<'_> {
         Walk { bolt: self, visited: Vec::new(), pages: 0 }
     }
 }
 
-/// Visits keys in order: see [`Bolt::walk`].
+/// A walk that visits keys in order: see [`Bolt::walk`].
 pub(super) struct Walk<'a> {
     bolt: &'a Bolt<'a>,
     /// A bit for each page.
@@ -321,7 +324,7 @@ pub(super) struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Calls `each` with every key of `bucket`, in order; fails when they are not in order, or not below the branches that lead to them.
+    /// Calls `each` with every key of `bucket`, in order. Fails when the keys are not in order, or do not fit the branches above them.
     pub(super) fn each(&mut self, bucket: &Bucket, each: &mut dyn FnMut(Item<'_>) -> Result<()>) -> Result<()> {
         let start = match &bucket.inline {
             Some(page) => page.clone(),
@@ -330,7 +333,7 @@ impl Walk<'_> {
         self.below(&start, 1, &[], &mut None, each)
     }
 
-    /// Walks `page`, all of whose keys must be `low` or greater, and greater than the `last` one that was met.
+    /// Walks `page`. All its keys must be at least `low`, and greater than `last`, the key visited before.
     fn below(
         &mut self,
         page: &Page,
@@ -339,7 +342,7 @@ impl Walk<'_> {
         last: &mut Option<Vec<u8>>,
         each: &mut dyn FnMut(Item<'_>) -> Result<()>,
     ) -> Result<()> {
-        let leaves = || self.bolt.bad(format!("an element of page {} leaves it", page.id));
+        let leaves = || self.bolt.bad(format!("an element of page {} runs past its end", page.id));
         let unordered = || self.bolt.bad(format!("the keys of page {} are not in order", page.id));
         if !page.is_leaf() {
             if depth == DEEPEST {
@@ -368,7 +371,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Reads a page, no part of which may have been visited before.
+    /// Reads a page; none of its parts may have been visited before.
     fn visit(&mut self, id: u64) -> Result<Page> {
         self.pages += 1;
         if self.pages.is_multiple_of(1024) {

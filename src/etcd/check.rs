@@ -1,9 +1,9 @@
-//! What etcd takes for granted of a database when it starts on it: it panics where this does not hold, and the data directory of before would
-//! be gone by then.
+//! Checks what etcd relies on when it starts on a database: it panics where that does not hold, and by then the old data directory would be
+//! gone.
 //!
-//! The tree is what bbolt looks over to find its free pages (go.etcd.io/bbolt, `tx_check.go`; that is in [`Bolt::walk`]); the contents are
-//! what etcd 3.4 to 3.7 decode at their start (`mvcc/kvstore.go`, `lease/lessor.go`, `auth/store.go`, `etcdserver/api/membership`,
-//! `etcdserver/api/v3alarm`). What a restore writes anew (members, index, term) is not looked at.
+//! The tree is checked as by bbolt when it looks for its free pages (go.etcd.io/bbolt, `tx_check.go`; here in [`Bolt::walk`]); the contents
+//! as decoded by etcd 3.4 to 3.7 at their start (`mvcc/kvstore.go`, `lease/lessor.go`, `auth/store.go`, `etcdserver/api/membership`,
+//! `etcdserver/api/v3alarm`). What a restore writes anew (members, index, term) is not checked.
 
 use anyhow::Result;
 
@@ -28,7 +28,7 @@ const USER_OPTIONS: [u64; 1] = [NUMBER];
 const ROLE: [u64; 2] = [BYTES; 2];
 const PERMISSION: [u64; 3] = [NUMBER, BYTES, BYTES];
 
-/// What is met on the way through a database.
+/// What is found on the walk through a database.
 pub(super) enum Seen<'a> {
     /// The bucket of this name begins.
     Bucket(&'a [u8]),
@@ -36,7 +36,7 @@ pub(super) enum Seen<'a> {
     Item(&'a [u8], Item<'a>),
 }
 
-/// Looks at every page that is in use and every key, and calls `each` with all that is met, in order.
+/// Checks every page that is in use and every key, and calls `each` with each bucket and key, in order.
 pub(super) fn sound(bolt: &Bolt<'_>, each: &mut dyn FnMut(Seen<'_>) -> Result<()>) -> Result<()> {
     let mut walk = bolt.walk();
     let mut buckets = Vec::new();
@@ -46,7 +46,7 @@ pub(super) fn sound(bolt: &Bolt<'_>, each: &mut dyn FnMut(Seen<'_>) -> Result<()
         }
         if buckets.len() == MOST_BUCKETS || item.key.len() > LONGEST_NAME {
             return Err(bolt.bad(format!(
-                "it has more than {MOST_BUCKETS} buckets, or one whose name is longer than {LONGEST_NAME} bytes: etcd has a dozen of short names"
+                "it has more than {MOST_BUCKETS} buckets, or one whose name is longer than {LONGEST_NAME} bytes: etcd has a dozen, with short names"
             )));
         }
         buckets.push((item.key.to_vec(), bolt.bucket(item.value)?));
@@ -66,7 +66,7 @@ pub(super) fn sound(bolt: &Bolt<'_>, each: &mut dyn FnMut(Seen<'_>) -> Result<()
     if buckets.iter().any(|(name, _)| name == b"key") { Ok(()) } else { Err(not_etcd(bolt)) }
 }
 
-/// What etcd cannot read in a key of the bucket `name`; `last` is the last revision seen in it.
+/// What etcd could not read in a key of the bucket `name`; `last` is the revision of the key before it.
 fn wrong_item(name: &[u8], item: Item<'_>, last: &mut Option<Vec<u8>>) -> Option<&'static str> {
     let Item { key, value, .. } = item;
     let number = |bytes: &[u8]| bytes.len() == size_of::<u64>();
@@ -74,17 +74,17 @@ fn wrong_item(name: &[u8], item: Item<'_>, last: &mut Option<Vec<u8>>) -> Option
     match (name, key) {
         (b"key", _) => {
             let (true, Some(revision)) = (revision_of_key(key).is_some(), key.get(..REVISION)) else { return Some("is not a revision") };
-            // The same revision as a value and as a tombstone: in order as keys, and none of etcd's.
+            // The same revision as a value and as a tombstone: the keys are in order, but etcd never writes both.
             if last.as_deref() == Some(revision) {
                 return Some("repeats the revision before it");
             }
             let kept = last.get_or_insert_default();
             kept.clear();
             kept.extend_from_slice(revision);
-            is(message(value, &KEY_VALUE, &[]), "has a value that is not etcd's")
+            is(message(value, &KEY_VALUE, &[]), "has a value that etcd cannot read")
         }
         (b"lease", _) => is(message(value, &LEASE, &[]), "is not a lease"),
-        // The key says it all.
+        // An alarm is all in its key.
         (b"alarm", _) => is(message(key, &ALARM, &[]), "is not an alarm"),
         (b"authUsers", _) => is(message(value, &USER, &[(4, &USER_OPTIONS)]), "is not a user"),
         (b"authRoles", _) => is(message(value, &ROLE, &[(2, &PERMISSION)]), "is not a role"),
@@ -107,8 +107,8 @@ fn is_version(value: &[u8]) -> bool {
     numbers.len() == 3 && numbers.iter().all(|number| number.parse::<u32>().is_ok())
 }
 
-/// True for a protobuf message whose fields have the wire types `kinds`, and whose fields in `inner` are such messages themselves. Fields
-/// beyond those are a later version's.
+/// True for a protobuf message whose fields have the wire types `kinds`, and whose fields listed in `inner` are such messages too. Fields
+/// with higher numbers are from a later version.
 fn message(mut bytes: &[u8], kinds: &[u64], inner: &[(u64, &[u64])]) -> bool {
     let mut next = || -> Option<bool> {
         while !bytes.is_empty() {

@@ -1,4 +1,4 @@
-//! Talking to the node's etcd: one connection with client certificates, every answer with a limit, errors that say why.
+//! The connection to the node's etcd: client certificates, a time limit for every answer, errors that give the cause.
 
 use std::future::Future;
 use std::io::Read;
@@ -15,10 +15,10 @@ use super::{Endpoint, Health};
 use crate::error::{misfit, unanswered, unsupported, usage};
 use crate::node::{clock::interrupted, durable};
 
-/// How often a wait looks whether it was interrupted.
+/// How often a wait checks whether it was interrupted.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// A connection, with the runtime that drives it. Nothing else in the room knows of asynchronous code.
+/// A connection, with the async runtime that drives it. No other file of the room has asynchronous code.
 pub(super) struct Connection {
     runtime: Runtime,
     url: String,
@@ -27,10 +27,10 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Connects to `endpoint`; `limit` is for this and for each answer.
+    /// Connects to `endpoint`; `limit` applies to the connection and to each answer.
     pub(super) fn open(endpoint: &Endpoint, limit: Duration) -> Result<Self> {
         let address = address(&endpoint.url)?;
-        // The client library would say "transport error" and try again; the cause is in the plain connect.
+        // The client library would say "transport error" and try again; a plain connect gives the cause.
         TcpStream::connect_timeout(&address, limit).map_err(|cause| {
             unanswered(format!("etcd at {} does not answer: {cause}; is its container running (`crictl ps -a --name etcd`)?", endpoint.url))
         })?;
@@ -41,13 +41,13 @@ impl Connection {
             options = options.with_tls(tls(endpoint)?);
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting a runtime for etcd")?;
-        // This only prepares: the connection is made with the first request, and so is the handshake.
+        // This sends nothing: the first request makes the connection and the handshake.
         let connecting = Client::connect([&url], Some(options));
         let client = runtime.block_on(connecting).map_err(|error| own_files(endpoint, refused(&endpoint.url, "connecting", &error)))?;
         Ok(Self { runtime, url: endpoint.url.clone(), limit, client })
     }
 
-    /// Waits for one answer. `what` is asked for, as in "asking etcd for its status".
+    /// Waits for one answer. `what` says what the request is, such as "asking etcd for its status".
     ///
     /// # Errors
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the limit passes or the answer is an error;
@@ -55,15 +55,15 @@ impl Connection {
     pub(super) fn answer<T>(&mut self, what: &str, ask: impl AsyncFnOnce(&mut Client) -> Result<T, etcd_client::Error>) -> Result<T> {
         let asked = ask(&mut self.client);
         within(&self.runtime, &self.url, self.limit, what, asked).map_err(|error| {
-            // With TLS 1.3 the client learns that its certificate is refused, if at all, after its first request.
+            // With TLS 1.3 the client learns only after its first request, if at all, that its certificate is refused.
             let text = error.to_string();
             let refused =
                 ["alert", "connection closed", "connection reset", "broken pipe"].iter().any(|sign| text.to_lowercase().contains(sign));
-            if refused { unanswered(format!("{text}; does etcd accept the client certificate? its own log tells")) } else { error }
+            if refused { unanswered(format!("{text}; does etcd accept the client certificate? etcd's own log says")) } else { error }
         })
     }
 
-    /// As [`Connection::answer`], for an answer that does not come from the client itself: the next piece of a stream.
+    /// As [`Connection::answer`], for a future that is not a call of the client: the next piece of a stream.
     pub(super) fn next<T>(&self, what: &str, next: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T> {
         within(&self.runtime, &self.url, self.limit, what, next)
     }
@@ -91,7 +91,7 @@ fn within<T>(
     })
 }
 
-/// The error for an answer that is an error, or for none, with every cause: the handshake's is at the very end.
+/// The error for an answer that is an error, or for no answer, with every cause: that of the handshake is the last.
 fn refused(url: &str, what: &str, error: &etcd_client::Error) -> anyhow::Error {
     let mut causes = vec![match error {
         etcd_client::Error::GRpcStatus(status) => format!("{} ({:?})", status.message(), status.code()),
@@ -122,7 +122,7 @@ fn tls(endpoint: &Endpoint) -> Result<TlsOptions> {
     let cert = read(&endpoint.cert)?;
     if is_version_1(&cert) {
         return Err(unsupported(format!(
-            "the client certificate {cert} is of X.509 version 1, which this agent's TLS library does not take, though etcd does: have it \
+            "the client certificate {cert} is of X.509 version 1, which etcd accepts but this agent's TLS library does not: have it \
              issued again as version 3 (`openssl x509 -req` makes one when its `-extfile` says `extendedKeyUsage=clientAuth`), or save with \
              `etcdctl snapshot save`",
             cert = endpoint.cert.display()
@@ -140,7 +140,7 @@ fn is_version_1(pem: &[u8]) -> bool {
     block.is_some_and(|block| block.parse_x509().is_ok_and(|certificate| certificate.version() == X509Version::V1))
 }
 
-/// The error for what is found before a word goes to etcd: it is about the files given. The library calls every certificate the peer's.
+/// Explains an error about the given files, before anything is sent to etcd. The TLS library calls every certificate the peer's.
 fn own_files(endpoint: &Endpoint, error: anyhow::Error) -> anyhow::Error {
     let Endpoint { url, ca, cert, key, .. } = endpoint;
     if !url.starts_with("https://") {
@@ -156,8 +156,8 @@ fn own_files(endpoint: &Endpoint, error: anyhow::Error) -> anyhow::Error {
     ))
 }
 
-/// The address in a URL, which must be a number (`localhost` stands for 127.0.0.1): a name would have to be looked up, and static glibc
-/// loads the host's libraries for that.
+/// The address in a URL, which must be an IP address (`localhost` stands for 127.0.0.1): a name would have to be looked up, and static
+/// glibc loads the host's libraries for that.
 fn address(url: &str) -> Result<SocketAddr> {
     let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
     let rest = rest.ok_or_else(|| usage(format!("the endpoint `{url}` must begin with https:// or http://")))?.trim_end_matches('/');
@@ -182,7 +182,7 @@ pub(super) fn health(endpoint: &Endpoint, limit: Duration) -> Result<Health> {
     if let Some(alarm) = alarms.alarms().first() {
         bail!(alarmed(alarm.alarm(), alarm.member_id()));
     }
-    // All keys, counted only; a read is linearizable unless asked otherwise.
+    // All keys, only counted; a read is linearizable by default.
     let all = GetOptions::new().with_all_keys().with_count_only();
     let keys = etcd.answer("reading from etcd", async |client| client.get("", Some(all)).await)?;
     let members = etcd.answer("asking etcd for its members", async |client| client.member_list().await)?;
@@ -198,7 +198,7 @@ pub(super) fn health(endpoint: &Endpoint, limit: Duration) -> Result<Health> {
 
 fn alarmed(alarm: AlarmType, member: u64) -> String {
     let way_out = match alarm {
-        AlarmType::Corrupt => "its data is damaged: recover it from a backup rather than make one of it",
+        AlarmType::Corrupt => "its data is damaged: recover it from a backup, and do not back it up",
         _ => "its database has reached its quota: compact it (`etcdctl compact`), `etcdctl defrag`, then `etcdctl alarm disarm`",
     };
     format!("etcd has the alarm {} (member {member:x}): {way_out}", format!("{alarm:?}").to_uppercase())

@@ -10,17 +10,17 @@ use crate::error::damaged;
 
 /// The member that etcd runs on.
 pub(super) const MEMBER: &str = "member";
-/// What the name of a member that a run has put aside begins with: the run's id follows.
+/// The prefix for a member that a run has put aside; the run's id follows.
 const BEFORE: &str = "member.before-";
-/// What the name of a member that a run builds begins with.
+/// The prefix for a member that a run builds.
 pub(super) const NEW: &str = "member.new-";
 
-/// Where a run puts the member of before.
+/// Where a run puts the old member.
 pub(super) fn before(data_dir: &Path, run: &str) -> PathBuf {
     data_dir.join(format!("{BEFORE}{run}"))
 }
 
-/// The member that a run has put aside in a data directory, while it is there.
+/// The member that a run has put aside in a data directory, if it is still there.
 #[must_use]
 pub fn kept_of(data_dir: &Path, run: &str) -> Option<PathBuf> {
     Some(before(data_dir, run)).filter(|path| exists(path))
@@ -31,7 +31,7 @@ pub(super) fn kept(data_dir: &Path) -> Result<Vec<PathBuf>> {
     if exists(data_dir) { beginning_with(data_dir, BEFORE.as_bytes()) } else { Ok(Vec::new()) }
 }
 
-/// Everything in the data directory whose name begins so, by name.
+/// Everything in the data directory whose name begins with `prefix`, by name.
 pub(super) fn beginning_with(data_dir: &Path, prefix: &[u8]) -> Result<Vec<PathBuf>> {
     let list = || -> std::io::Result<Vec<PathBuf>> {
         let mut found = Vec::new();
@@ -47,7 +47,7 @@ pub(super) fn beginning_with(data_dir: &Path, prefix: &[u8]) -> Result<Vec<PathB
     list().with_context(|| format!("reading the data directory {}", data_dir.display()))
 }
 
-/// True when there is something, be it a dangling link.
+/// True when anything is there, even a dangling link.
 pub(super) fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
@@ -64,7 +64,7 @@ pub(super) fn revision_of(data_dir: &Path) -> Result<Option<i64>> {
             }
         }
     }
-    // What can be read is worth more than nothing; where nothing can be, the caller is to know.
+    // Some revisions are better than none, but if no member can be read, the caller must know.
     unread.filter(|_| newest.is_none()).map_or(Ok(newest), Err)
 }
 

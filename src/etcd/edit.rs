@@ -1,4 +1,4 @@
-//! Edits of a bbolt file: nothing that is there is changed; new pages are appended, and a new meta page makes them the database.
+//! Edits of a bbolt file. No existing page is changed: new pages are appended, and a new meta page puts them into use.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 
 use super::bolt::{BRANCH, BUCKET, BUCKET_HEADER, Bolt, Bucket, ELEMENT, Item, LEAF, META_PAGE, Meta, PAGE_HEADER, Page};
 
-/// The root bucket's keys, and those of the small buckets that are rewritten, are held in memory. etcd has a dozen of each; this
-/// many bytes are none of its doing.
+/// The keys of the root bucket, and of the small buckets that are rewritten, are held in memory. etcd has a dozen of each, never so many
+/// bytes.
 const SMALL: usize = 4 << 20;
-/// And this many keys; a page cannot count beyond 65,535 either.
+/// Nor so many keys. A page cannot count beyond 65,535 either.
 const MOST: usize = 10_000;
 
 /// The keys of a small bucket, with their flags.
@@ -33,7 +33,7 @@ impl<'a> Edit<'a> {
         self.items(&self.bolt.root())
     }
 
-    /// The keys of the bucket `name`, a key of `root`; none if there is no such bucket.
+    /// The keys of the bucket `name`, which is a key of `root`; empty if there is no such bucket.
     pub(super) fn bucket(&self, root: &Items, name: &[u8]) -> Result<Items> {
         match root.get(name) {
             Some((flags, header)) if flags & BUCKET != 0 => self.items(&self.bolt.bucket(header)?),
@@ -49,7 +49,7 @@ impl<'a> Edit<'a> {
             if size > SMALL || items.len() == MOST {
                 return Err(self
                     .bolt
-                    .bad(format!("a bucket in which etcd has a dozen keys has more than {MOST}, or more than {SMALL} bytes")));
+                    .bad(format!("a bucket that holds a dozen keys in etcd has more than {MOST}, or more than {SMALL} bytes")));
             }
             items.insert(item.key.to_vec(), (item.flags, item.value.to_vec()));
             Ok(())
@@ -57,14 +57,14 @@ impl<'a> Edit<'a> {
         Ok(items)
     }
 
-    /// Adds `key`, which is greater than all others, to a bucket of any size; returns the bucket's new header. The last leaf is
-    /// not copied, because it can be large: the key gets a leaf of its own.
+    /// Adds `key`, which is greater than all others, to a bucket of any size; returns the bucket's new header. The key gets a leaf of its
+    /// own, because the last leaf can be large and would have to be copied.
     pub(super) fn append(&mut self, bucket: &Bucket, key: &[u8], value: &[u8]) -> Result<Vec<u8>> {
         let new = Item { flags: 0, key, value };
         let mut path = self.bolt.rightmost(bucket)?;
-        let leaves = || self.bolt.bad("an element leaves its page");
+        let leaves = || self.bolt.bad("an element goes beyond the end of its page");
         let last = path.pop().ok_or_else(leaves)?;
-        // An inline bucket's page is 0 and cannot be referred to: it moves, which is cheap, since it is at most a quarter of a page.
+        // An inline bucket's page is numbered 0 and cannot be referred to, so it is copied out. It is at most a quarter of a page.
         let mut root = if last.id == 0 || last.count == 0 {
             let old: Option<Vec<Item<'_>>> = (0..last.count).map(|i| last.item(i)).collect();
             let items: Vec<Item<'_>> = old.ok_or_else(leaves)?.into_iter().chain([new]).collect();
@@ -78,13 +78,13 @@ impl<'a> Edit<'a> {
                 leaf
             }
         };
-        // The lowest branch gets one more child, those above it a new page for their last one.
+        // The lowest branch gets one more child; each branch above gets a new page number for its last child.
         let mut added = Some(key.to_vec());
         while let Some(branch) = path.pop() {
             let mut children = children(&branch).ok_or_else(leaves)?;
             match added.take() {
                 Some(key) if children.len() < usize::from(u16::MAX) => children.push((key, root)),
-                Some(_) => return Err(self.bolt.bad("a branch page has no room for one more child")),
+                Some(_) => return Err(self.bolt.bad("a branch page has no room for another child")),
                 None => children.last_mut().ok_or_else(leaves)?.1 = root,
             }
             root = self.branch(&children);
@@ -94,7 +94,7 @@ impl<'a> Edit<'a> {
         Ok(header)
     }
 
-    /// Writes the pages and the meta page that makes them, and `root` as the root bucket's keys, the database in `file`.
+    /// Writes the new pages, with `root` as the root bucket's keys, and then the meta page that puts them into use in `file`.
     pub(super) fn commit(mut self, root: &Items, file: &File) -> Result<()> {
         let items: Vec<Item<'_>> = root.iter().map(|(key, (flags, value))| Item { flags: *flags, key, value }).collect();
         let old = self.bolt.meta;
@@ -108,7 +108,7 @@ impl<'a> Edit<'a> {
             .context("writing the database's new pages")
     }
 
-    /// The page that is appended next.
+    /// The number of the page that is appended next.
     fn next(&self) -> u64 {
         self.bolt.meta.high_water + self.pages.len() as u64 / u64::from(self.bolt.meta.page_size)
     }
@@ -132,7 +132,7 @@ impl<'a> Edit<'a> {
         self.add(page)
     }
 
-    /// Appends a page, as many pages long as it takes.
+    /// Appends a page with as much overflow as it needs.
     fn add(&mut self, mut page: Vec<u8>) -> u64 {
         let (id, size) = (self.next(), self.bolt.meta.page_size as usize);
         let span = page.len().div_ceil(size);
@@ -143,7 +143,7 @@ impl<'a> Edit<'a> {
     }
 }
 
-/// A bucket that stands in its parent's value.
+/// A bucket inside its parent's value.
 pub(super) fn inline(items: &Items) -> (u32, Vec<u8>) {
     let items: Vec<Item<'_>> = items.iter().map(|(key, (flags, value))| Item { flags: *flags, key, value }).collect();
     let mut value = vec![0; BUCKET_HEADER];
@@ -180,7 +180,7 @@ fn header(id: u64, flags: u16, count: usize, overflow: usize) -> [u8; PAGE_HEADE
     header
 }
 
-/// A number of a page that is built here, of parts that [`SMALL`] and `bolt::LARGEST` keep far below 4 GiB.
+/// A number in a page that is built here: [`SMALL`] and `bolt::LARGEST` keep it far below 4 GiB.
 #[allow(clippy::cast_possible_truncation)]
 fn small(number: usize) -> [u8; 4] {
     (number as u32).to_le_bytes()

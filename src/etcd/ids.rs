@@ -7,7 +7,7 @@ use sha1::{Digest, Sha1};
 use super::Member;
 use crate::error::usage;
 
-/// A member as etcd writes it in the bucket `members` and in the write-ahead log; what etcd leaves out when empty is left out.
+/// A member as etcd writes it in the bucket `members` and in the write-ahead log. Fields that etcd omits when empty are omitted here too.
 #[derive(Serialize, Deserialize)]
 struct Stored {
     id: u64,
@@ -20,7 +20,7 @@ struct Stored {
 }
 
 impl Member {
-    /// The member that a restore makes: it has no client URLs until it has started.
+    /// The member that a restore makes: it has no client URLs until etcd has started.
     pub(super) fn new(name: &str, peer_urls: &[String], token: &str) -> Self {
         let mut peer_urls = peer_urls.to_vec();
         peer_urls.sort();
@@ -28,7 +28,7 @@ impl Member {
         Self { id, name: name.to_owned(), peer_urls, client_urls: Vec::new() }
     }
 
-    /// From a value of the bucket `members`.
+    /// Reads a value of the bucket `members`.
     pub(super) fn parse(json: &[u8]) -> Result<Self> {
         let stored: Stored = serde_json::from_slice(json).context("reading a member")?;
         Ok(Self {
@@ -39,7 +39,7 @@ impl Member {
         })
     }
 
-    /// As a value of the bucket `members`.
+    /// The value for the bucket `members`.
     pub(super) fn json(&self) -> Result<Vec<u8>> {
         let stored = Stored { id: self.id, peer_urls: Some(self.peer_urls.clone()), name: self.name.clone(), client_urls: None };
         Ok(serde_json::to_vec(&stored)?)
@@ -54,7 +54,7 @@ pub(super) fn cluster_id(member: u64) -> u64 {
 /// Checks a peer URL as etcd does (`client/pkg/types.NewURLs`).
 pub(super) fn check_peer_url(url: &str) -> Result<()> {
     let bad = |why: &str| Err(usage(format!("the peer URL `{url}` {why}")));
-    let Some((scheme, rest)) = url.split_once("://") else { return bad("has no scheme: https://HOST:PORT is one") };
+    let Some((scheme, rest)) = url.split_once("://") else { return bad("has no scheme: it must be like https://HOST:PORT") };
     match scheme {
         "unix" | "unixs" => Ok(()),
         "http" | "https" => match rest.rsplit_once(':') {

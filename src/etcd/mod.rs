@@ -1,10 +1,10 @@
 //! etcd: saving a snapshot over gRPC, checking it, and rebuilding a single-member data directory from it without `etcdutl`.
 //!
-//! Reading order: this page, which is all that other rooms use; `client` and `save` (the node's etcd); `snapshot` and `pipe` (the file, as a
-//! stream); `bolt`, `revision`, `check` and `status` (the database in it, whether etcd can start on it, and what is in it); `edit`, `wal`, `ids`
-//! and `restore` (a new member from it); `data_dir` and `replace` (the same in place, safe against crashes).
+//! Reading order: this page, which has everything that other rooms use; `client` and `save` (the node's etcd); `snapshot` and `pipe` (the
+//! file, as a stream); `bolt`, `revision`, `check` and `status` (the database in it, whether etcd can start on it, and what it contains);
+//! `edit`, `wal`, `ids` and `restore` (a new member from it); `data_dir` and `replace` (the same in place, safe against crashes).
 //!
-//! Everything is streamed: no snapshot, whatever its size, is held in memory.
+//! Everything is streamed: a snapshot of any size is never held in memory as a whole.
 
 mod bolt;
 mod check;
@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use crate::node::Node;
 use crate::node::profile::Profile;
 use crate::node::static_pod::{EtcdAccess, etcd_access};
-/// Called with bytes done since the last call: of the stream while saving, of the file as it is stored otherwise.
+/// Called with the bytes done since the last call: bytes of the stream while saving, else bytes of the stored file.
 pub type Tick<'a> = &'a (dyn Fn(u64) + Sync);
 pub use data_dir::kept_of;
 
@@ -44,18 +44,18 @@ pub const DEFAULT_PEER_URL: &str = "http://localhost:2380";
 /// `--initial-cluster-token` of `etcdutl snapshot restore`, unless given.
 pub const DEFAULT_TOKEN: &str = "etcd-cluster";
 
-/// How far a recovery moves revisions ahead when nothing more is known (etcd's disaster recovery guide, cluster-etcd-operator).
+/// How far a recovery raises revisions when nothing more is known (etcd's disaster recovery guide, cluster-etcd-operator).
 const USUAL_BUMP: u64 = 1_000_000_000;
-/// What etcd may have answered beyond its database on disk: it commits every 100 ms or 10,000 operations.
+/// How many revisions etcd may have answered that are not yet in its database on disk: it commits every 100 ms or 10,000 operations.
 const UNCOMMITTED: u64 = 1_000_000;
 
-/// How the node's etcd is reached.
+/// How to reach the node's etcd.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
-    /// `https://127.0.0.1:2379`: always a number, never a name that would have to be looked up (`localhost` stands for 127.0.0.1).
+    /// `https://127.0.0.1:2379`: always an IP address, never a name that would have to be looked up (`localhost` stands for 127.0.0.1).
     /// With `http://` there are no certificates.
     pub url: String,
-    /// The name its certificate is checked for.
+    /// The name that etcd's certificate is checked for.
     pub server_name: String,
     /// CA bundle, PEM.
     pub ca: PathBuf,
@@ -66,7 +66,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// The etcd of `node`, as its static pod says it is reached.
+    /// The etcd of `node`, as its static pod describes it.
     ///
     /// # Errors
     /// When the static pod cannot be read; [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when no client certificate is there.
@@ -76,7 +76,7 @@ impl Endpoint {
     }
 }
 
-/// What a healthy etcd says of itself.
+/// What a healthy etcd reports.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Health {
     /// Server version, `3.5.21`.
@@ -105,19 +105,19 @@ pub struct Saved {
 /// What is in a snapshot.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
-    /// CRC-32C over the names, keys and values of all buckets: "hash" of `etcdutl snapshot status`.
+    /// CRC-32C over the names, keys and values of all buckets: the "hash" of `etcdutl snapshot status`.
     pub hash: u32,
     /// Greatest revision.
     pub revision: i64,
-    /// Live keys: "total keys" of etcdutl 3.6 and later.
+    /// Live keys: the "total keys" of etcdutl 3.6 and later.
     pub total_keys: u64,
-    /// Items in all buckets, old revisions and etcd's own included: "total keys" of etcdutl and etcdctl up to 3.5.
+    /// Items in all buckets, including old revisions and etcd's own: the "total keys" of etcdutl and etcdctl up to 3.5.
     pub items: u64,
-    /// Bytes of the database, trailer excluded: "total size" of etcdutl.
+    /// Bytes of the database, without the trailer: the "total size" of etcdutl.
     pub db_size: u64,
     /// Version of the storage schema, `3.6.0`; up to 3.5 etcd does not record one.
     pub version: Option<String>,
-    /// Members recorded.
+    /// The members that the database records.
     pub members: Vec<Member>,
 }
 
@@ -138,17 +138,17 @@ pub struct Member {
 /// of the snapshot's own member (etcdutl's defaults for them are [`DEFAULT_NAME`] and [`DEFAULT_PEER_URL`]).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Member name; the snapshot's own single member's unless given.
+    /// Member name; by default that of the snapshot's single member.
     pub name: Option<String>,
-    /// Peer URLs; likewise.
+    /// Peer URLs; the same.
     pub peer_urls: Vec<String>,
     /// Cluster token; [`DEFAULT_TOKEN`] unless given.
     pub token: Option<String>,
-    /// Added to the greatest revision; 0 for none. Needs `mark_compacted`, as in etcdutl.
+    /// Added to the greatest revision; 0 for no change. Needs `mark_compacted`, as in etcdutl.
     pub bump_revision: u64,
     /// Old revisions answer "compacted". Needs `bump_revision`, as in etcdutl.
     pub mark_compacted: bool,
-    /// Take a file without a valid trailer (a copied database).
+    /// Accept a file without a valid trailer (a copied database).
     pub skip_hash_check: bool,
 }
 
@@ -166,38 +166,39 @@ pub struct Restored {
 }
 
 /// Asks etcd for its state; fails when it does not answer, has no leader, has an alarm, or does not serve a linearizable read.
-/// `limit` is for each of these answers.
+/// `limit` applies to each of these answers.
 ///
 /// # Errors
 /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) with the cause when it does not answer or has no leader,
-/// [`FailureKind::Usage`](crate::error::FailureKind::Usage) for a URL that is not a number, and a plain error with the way out for an alarm.
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage) for a URL without an IP address, and a plain error with what to do for an
+/// alarm.
 pub fn health(endpoint: &Endpoint, limit: Duration) -> Result<Health> {
     client::health(endpoint, limit)
 }
 
-/// Streams a snapshot into the new file `file` (0600, synced; zstd-compressed when its name ends in `.zst` or `.zstd`); the trailer is checked on the
-/// fly. `limit` is how long etcd may send nothing.
+/// Streams a snapshot into the new file `file` (0600, synced; zstd-compressed when its name ends in `.zst` or `.zstd`) and checks the
+/// trailer on the way. `limit` is how long etcd may send nothing.
 ///
 /// # Errors
 /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when etcd does not answer, fails or stalls,
 /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the stream ended before its trailer,
-/// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted; when the file is there already or cannot be written. The file has
-/// its name only when it is whole; what was written up to a failure is removed.
+/// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted; when the file exists already or cannot be
+/// written. The file gets its name only when it is whole; a failure leaves no part of it.
 pub fn save(endpoint: &Endpoint, file: &Path, limit: Duration, tick: Tick<'_>) -> Result<Saved> {
     save::save(endpoint, file, limit, tick)
 }
 
-/// Checks a snapshot's trailer and structure (plain or compressed with zstd, whatever its name; the
-/// database of a compressed one is unpacked into `$TMPDIR`, or `/var/tmp`) and says what is in it.
+/// Checks a snapshot's trailer and structure and returns what it contains. The file may be plain or compressed with zstd, whatever its
+/// name; a compressed database is unpacked into `$TMPDIR`, or `/var/tmp`.
 ///
 /// # Errors
-/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when anything in it does not hold; when it cannot be read, or there is no
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when anything in it is wrong; when it cannot be read, or there is no
 /// scratch space.
 pub fn status(file: &Path, tick: Tick<'_>) -> Result<Status> {
     status::status(file, false, tick)
 }
 
-/// As [`status()`], of a file without a valid trailer too (a copied database).
+/// As [`status()`], but a file without a valid trailer (a copied database) is accepted too.
 ///
 /// # Errors
 /// As [`status()`].
@@ -205,15 +206,15 @@ pub fn status_without_hash(file: &Path, tick: Tick<'_>) -> Result<Status> {
     status::status(file, true, tick)
 }
 
-/// Checks only that the file is whole: decompresses it and compares the trailer. No scratch space.
+/// Checks only that the file is whole: decompresses it and compares the trailer. Needs no scratch space.
 ///
 /// # Errors
 /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is not; when it cannot be read.
 pub fn verify(file: &Path, tick: Tick<'_>) -> Result<()> {
-    snapshot::check(file, false, tick).map(drop)
+    snapshot::verify(file, false, tick).map(drop)
 }
 
-/// Checks by its first bytes that a snapshot is of a kind that is taken: for what has been found to be as it was written.
+/// Checks by its first bytes that a snapshot is of a supported kind. For a file whose content is already known to be unchanged.
 ///
 /// # Errors
 /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is packed with another program,
@@ -222,15 +223,15 @@ pub fn look(file: &Path) -> Result<()> {
     snapshot::look(file)
 }
 
-/// Checks all that [`restore()`] checks with the default options, and makes nothing; scratch space as for [`status()`].
+/// Checks all that [`restore()`] checks with the default options, without making anything; scratch space as for [`status()`].
 ///
 /// # Errors
-/// As [`status()`]; [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when the snapshot does not tell which member to make.
+/// As [`status()`]; [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when the snapshot does not say which member to make.
 pub fn check_restorable(file: &Path, tick: Tick<'_>) -> Result<()> {
     restore::check_restorable(file, tick)
 }
 
-/// The bytes that etcd sent, of a snapshot file: plain, or compressed with zstd. Nothing is checked.
+/// The bytes that etcd sent, from a snapshot file that is plain or compressed with zstd. Nothing is checked.
 ///
 /// # Errors
 /// When it cannot be opened; [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is packed with another program.
@@ -238,22 +239,23 @@ pub fn reader(file: &Path) -> Result<Box<dyn Read + Send>> {
     snapshot::reader(file)
 }
 
-/// `etcdutl snapshot restore`: makes the data directory `data_dir`, which must not exist or be empty.
+/// As `etcdutl snapshot restore`: makes the data directory `data_dir`, which must be empty or not exist.
 ///
 /// # Errors
-/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) for a snapshot that is, [`FailureKind::Usage`](crate::error::FailureKind::Usage) for
-/// options that make no sense, [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when the snapshot does not tell which member to
-/// make; when the directory is not empty or cannot be written. What was made up to then is removed.
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) for a damaged snapshot,
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage) for invalid options, [`FailureKind::Misfit`](crate::error::FailureKind::Misfit)
+/// when the snapshot does not say which member to make; when the directory is not empty or cannot be written. After a failure, what was
+/// made is removed.
 pub fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> Result<Restored> {
     restore::restore(file, data_dir, options, tick)
 }
 
-/// The phase's restore: rebuilds beside `member` inside `data_dir`, then swaps; the old one is kept as `member.before-<run>`. Safe to run
-/// again after a crash at any point: the run id in the new directory tells what is done. Owner, mode and security label are the old
-/// `member`'s. Other files in the data directory are left alone.
+/// The restore of a recovery: builds a new member beside `member` inside `data_dir`, then swaps them; the old one is kept as
+/// `member.before-<run>`. Safe to run again after a crash at any point: the run id in the new directory tells how far it came. Owner, mode
+/// and security label are those of the old `member`. Other files in the data directory are left alone.
 ///
 /// # Errors
-/// As [`restore()`], and while etcd runs on `data_dir`. The old member is then untouched.
+/// As [`restore()`]; also while etcd runs on `data_dir`. The old member is then untouched.
 pub fn replace(file: &Path, data_dir: &Path, run: &str, options: &Options, tick: Tick<'_>) -> Result<Restored> {
     replace::replace(file, data_dir, run, options, tick)
 }
@@ -264,34 +266,35 @@ pub fn is_replaced(data_dir: &Path, run: &str) -> bool {
     replace::is_replaced(data_dir, run)
 }
 
-/// At finish: removes what [`replace()`] kept in this run, and in the `earlier` ones that it took the place of. Can be run again.
+/// At finish: removes the old members that [`replace()`] kept in this run, and in the `earlier` runs that this one replaced. Can be run
+/// again.
 ///
 /// # Errors
-/// When the new member is not in place (what was kept may be the only copy then), or something cannot be removed.
+/// When the new member is not in place (the old one may then be the only copy), or something cannot be removed.
 pub fn drop_kept(data_dir: &Path, run: &str, earlier: &[String]) -> Result<()> {
     replace::drop_kept(data_dir, run, earlier)
 }
 
-/// The greatest revision in the data directory of a stopped etcd, members that a recovery has put aside included: clients have seen those
-/// too. `None` when there is none. Members that cannot be read are warned of and not counted, as long as one can be. After an unclean stop
-/// etcd may have answered a little more than is in its database: [`bump_for`] allows for that.
+/// The greatest revision in the data directory of a stopped etcd, including members that a recovery has put aside: clients have seen those
+/// revisions too. `None` when there is no member. A member that cannot be read gives a warning and is not counted, unless none can be read.
+/// After an unclean stop etcd may have answered a little more than its database holds: [`bump_for`] allows for that.
 ///
 /// # Errors
-/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when no database can be made sense of; when none can be read.
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when every database is damaged; when none can be read.
 pub fn revision_of(data_dir: &Path) -> Result<Option<i64>> {
     data_dir::revision_of(data_dir)
 }
 
-/// The bump for a recovery from a snapshot at `snapshot_revision`, when the data directory being replaced was at `old`: 1,000,000,000,
-/// or as much more as it takes for revisions to begin beyond everything that any client has seen. A second recovery from
-/// the same snapshot would otherwise give out the revisions of the first one again.
+/// The bump for a recovery from a snapshot at `snapshot_revision`, when the data directory that it replaces was at `old`: 1,000,000,000, or
+/// as much more as is needed to begin beyond every revision that any client has seen. Otherwise a second recovery from the same snapshot
+/// would give out the revisions of the first one again.
 #[must_use]
 pub fn bump_for(snapshot_revision: i64, old: Option<i64>) -> u64 {
     let ahead = old.map_or(0, |old| u64::try_from(old.saturating_sub(snapshot_revision)).unwrap_or(0));
     USUAL_BUMP.max(ahead.saturating_add(UNCOMMITTED))
 }
 
-/// A new file that only its owner can read, for reading and writing.
+/// Makes a new file that only its owner can access, open for reading and writing.
 fn new_file(path: &Path) -> Result<File> {
     let open = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
     open.with_context(|| format!("making the file {}", path.display()))
@@ -311,7 +314,7 @@ mod tests {
         assert_eq!(bump_for(500, None), 1_000_000_000);
         assert_eq!(bump_for(500, Some(700)), 1_000_000_000);
         assert_eq!(bump_for(500, Some(100)), 1_000_000_000);
-        // The second recovery from the same snapshot: the first one had moved it by the usual bump.
+        // The second recovery from the same snapshot: the first one had raised the revision by the usual bump.
         let old = 500 + 1_000_000_000 + 42;
         assert!(500 + i64::try_from(bump_for(500, Some(old))).unwrap() > old);
     }

@@ -1,5 +1,5 @@
-//! Three threads for one stream of bytes: one reads (and decompresses, or receives), the calling one looks (and hashes), one writes (and
-//! compresses). Whatever the machine has two cores for, it does at once; memory is a handful of pieces.
+//! One stream of bytes through three threads: one reads (and decompresses, or receives), the calling one looks (and hashes), one writes
+//! (and compresses), all at the same time. Only a few pieces are in memory.
 
 use std::io::{Read, Write};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -9,9 +9,9 @@ use anyhow::{Context, Result};
 
 use crate::node::clock::interrupted;
 
-/// Bytes that go through the pipe at once.
+/// The size of a piece, bytes.
 pub(super) const PIECE: usize = 512 << 10;
-/// Pieces that wait between two threads.
+/// The most pieces that wait between two threads.
 const WAITING: usize = 3;
 
 /// Where the bytes come from.
@@ -26,7 +26,7 @@ impl<R: Read + Send> Source for R {
     }
 }
 
-/// Passes everything from `source` by `look` on to `sink`, in order; an interruption ends it.
+/// Passes everything from `source` through `look` to `sink`, in order; an interruption ends it.
 pub(super) fn pump(source: &mut dyn Source, look: &mut dyn FnMut(&[u8]) -> Result<()>, sink: &mut (dyn Write + Send)) -> Result<()> {
     scope(|scope| {
         // Pieces go round: read → look → write → read.
@@ -36,7 +36,7 @@ pub(super) fn pump(source: &mut dyn Source, look: &mut dyn FnMut(&[u8]) -> Resul
         let reader = scope.spawn(move || fill(source, &empty, &read));
         let writer = scope.spawn(move || drain(sink, &written, &spent));
         let looked = inspect(look, seen, passed);
-        // Whoever fails lets go of its channels, and the others end: the first cause is the one whose error is told.
+        // A thread that fails closes its channels, which ends the others. The error of the first failure is returned.
         let written = joined(writer);
         let read = joined(reader);
         written.and(looked).and(read)
@@ -69,7 +69,7 @@ fn inspect(look: &mut dyn FnMut(&[u8]) -> Result<()>, seen: Receiver<Vec<u8>>, p
 fn drain(sink: &mut (dyn Write + Send), written: &Receiver<Vec<u8>>, spent: &Sender<Vec<u8>>) -> Result<()> {
     for piece in written {
         sink.write_all(&piece).context("writing what was read")?;
-        // At the end nobody wants it back.
+        // At the end nobody reads the returned pieces any more.
         spent.send(piece).ok();
     }
     Ok(())

@@ -64,10 +64,10 @@ impl Place {
         Ok(Self { data_dir: data_dir.to_owned(), run: run.to_owned(), member, new, before })
     }
 
-    /// What the marker of this run in a member directory says was restored; `None` without one that can be read.
+    /// What the marker of this run in a member directory says was restored; `None` without a marker that can be read.
     ///
     /// # Errors
-    /// When it is of a newer version: the member may be whole, and is not to be built again.
+    /// When the marker is of a newer version: the member may be whole, and must not be built again.
     fn marker(&self, member: &Path) -> Result<Option<Restored>> {
         let Ok(json) = std::fs::read(member.join(MARKER)) else { return Ok(None) };
         match member::read(&json) {
@@ -94,11 +94,11 @@ impl Place {
         }
     }
 
-    /// Puts `member` aside, whatever it is, and the new directory in its place.
+    /// Puts `member` aside, whatever it is, and moves the new directory into its place.
     fn swap(&self) -> Result<()> {
         if exists(&self.member) {
-            // The first one put aside is the member of before. Another one can only be there if something made a new `member` between
-            // the two renames; nothing is thrown away here.
+            // The first member that was put aside is the old one. There can be a second one only if something made a new `member` between
+            // the two renames; nothing is deleted here.
             let aside = self.like(&self.before)?.len();
             let name = if aside == 0 { self.before.clone() } else { data_dir::before(&self.data_dir, &format!("{}.{aside}", self.run)) };
             durable::rename(&self.member, &name)?;
@@ -109,7 +109,7 @@ impl Place {
 
 /// Restores in place; see [`super::replace()`].
 pub(super) fn replace(file: &Path, data_dir: &Path, run: &str, options: &Options, tick: Tick<'_>) -> Result<Restored> {
-    options.check()?;
+    options.validate()?;
     let place = Place::new(data_dir, run)?;
     if let Some(restored) = place.marker(&place.member)? {
         return Ok(restored);
@@ -128,7 +128,7 @@ pub(super) fn replace(file: &Path, data_dir: &Path, run: &str, options: &Options
 
 /// Builds the new directory, up to its marker. Leaves nothing behind when it fails.
 fn make(place: &Place, file: &Path, options: &Options, tick: Tick<'_>) -> Result<Restored> {
-    // What any run has left half-built can be built again; its space is needed now.
+    // Other half-built members can be built again, and their space is needed now.
     for left in beginning_with(&place.data_dir, NEW.as_bytes())? {
         durable::remove_tree(&left)?;
     }
@@ -140,7 +140,7 @@ fn make(place: &Place, file: &Path, options: &Options, tick: Tick<'_>) -> Result
         for part in ["snap/db", "snap", &format!("wal/{}", wal::NAME), "wal", ""] {
             look.give(&place.new.join(part))?;
         }
-        // Under its own name only with its content and its looks: it stands for everything else.
+        // The marker gets its name only with its content, owner and label: its presence says that all else is done.
         let part = place.new.join(format!("{MARKER}.part"));
         super::new_file(&part)?.write_all(&formats::to_json(&marker)?)?;
         look.give(&part)?;
@@ -178,7 +178,7 @@ pub(super) fn drop_kept(data_dir: &Path, run: &str, earlier: &[String]) -> Resul
     kept.iter().chain([&place.new]).try_for_each(|path| durable::remove_tree(path))
 }
 
-/// Owner, mode and security label of a directory.
+/// Owner, mode and security label of a directory, which a new one is to have too.
 struct Look {
     owner: u32,
     group: u32,
@@ -193,7 +193,7 @@ impl Look {
         Ok(Self { owner: meta.uid(), group: meta.gid(), mode: meta.mode() & 0o7777, label })
     }
 
-    /// Gives owner and label to a file or directory, durably; its mode is its own.
+    /// Gives owner and label to a file or directory, durably; its mode stays.
     fn give(&self, path: &Path) -> Result<()> {
         std::os::unix::fs::chown(path, Some(self.owner), Some(self.group))
             .with_context(|| format!("giving {} to user {} and group {}", path.display(), self.owner, self.group))?;

@@ -13,10 +13,10 @@ use crate::error::{misfit, usage};
 use crate::formats::made::{LeftV1, OptionsV1, V1};
 use crate::node::durable;
 
-/// The member directory until it is whole.
+/// The name of the member directory until it is whole.
 const NEW: &str = "member.new";
-/// In the member directory, from the time when it is whole until the restore has ended: what it was made of. One that is found tells
-/// that a restore was stopped at its very end.
+/// A file in the member directory, from when that is whole until the restore has ended; it says what the member was made from. A restore
+/// that finds it was stopped at its very end.
 const MADE: &str = "recovery-restore";
 
 impl From<Options> for OptionsV1 {
@@ -49,20 +49,20 @@ pub(super) fn check_restorable(file: &Path, tick: Tick<'_>) -> Result<()> {
 
 /// Restores into a new data directory; see [`super::restore()`].
 pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> Result<Restored> {
-    options.check()?;
+    options.validate()?;
     let names = || std::fs::read_dir(data_dir)?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>();
     let found = match names() {
         Ok(names) => Some(names),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(error).with_context(|| format!("reading the data directory {}", data_dir.display())),
     };
-    // Under its own name only when it is whole: nobody starts etcd on half of it.
+    // The member gets its own name only when it is whole, so that nobody starts etcd on half of it.
     let (new, member) = (data_dir.join(NEW), data_dir.join("member"));
-    // The data directory and those above it, as far as they are not there: the deepest first.
+    // The data directory and those above it that do not exist, the deepest first.
     let missing: Vec<&Path> = data_dir.ancestors().take_while(|dir| found.is_none() && is_missing(dir)).collect();
     match found.as_deref() {
         None | Some([]) => {}
-        // Of a restore that was killed.
+        // Left by a restore that was killed.
         Some([name]) if name == NEW => durable::remove_tree(&new)?,
         Some([name]) if name == "member" => {
             if let Some(restored) = finished(file, data_dir, options, tick)? {
@@ -83,12 +83,12 @@ pub(super) fn restore(file: &Path, data_dir: &Path, options: &Options, tick: Tic
     let result = make();
     match &result {
         Ok(_) => forget(&member),
-        Err(_) => take_away(data_dir, &missing).unwrap_or_else(|error| tracing::warn!("what this call has made stays: {error:#}")),
+        Err(_) => take_away(data_dir, &missing).unwrap_or_else(|error| tracing::warn!("what this call made stays there: {error:#}")),
     }
     result.with_context(|| format!("restoring the snapshot {}", file.display()))
 }
 
-/// Takes away what a failed call has made: the data directory was empty, or is the first of those that were `missing`.
+/// Removes what a failed call has made. The data directory was empty, or is the first of those that were `missing`.
 fn take_away(data_dir: &Path, missing: &[&Path]) -> Result<()> {
     let Some((_, above)) = missing.split_first() else {
         durable::remove_tree(&data_dir.join(NEW))?;
@@ -96,22 +96,23 @@ fn take_away(data_dir: &Path, missing: &[&Path]) -> Result<()> {
     };
     durable::remove_tree(data_dir)?;
     for dir in above {
-        // Not with what somebody else has made there meanwhile.
+        // A directory is kept if somebody else has put something in it meanwhile.
         std::fs::remove_dir(dir).ok();
     }
     Ok(())
 }
 
-/// True where nothing is; no name is the working directory.
+/// True when nothing is at `dir`; an empty path is the working directory.
 fn is_missing(dir: &Path) -> bool {
     !dir.as_os_str().is_empty() && dir.symlink_metadata().is_err()
 }
 
 fn not_empty(data_dir: &Path) -> anyhow::Error {
-    anyhow!("the data directory {} is not empty: name one that is, or does not exist", data_dir.display())
+    anyhow!("the data directory {} is not empty: name an empty one, or one that does not exist", data_dir.display())
 }
 
-/// What a restore of the same snapshot with the same options has made in `data_dir`, if it was stopped at its end; ends it.
+/// Ends an earlier restore of the same snapshot with the same options into `data_dir`, if it was stopped at its very end; returns what it
+/// made.
 fn finished(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> Result<Option<Restored>> {
     let member = data_dir.join("member");
     let read = std::fs::read(member.join(MADE)).ok();
@@ -122,7 +123,7 @@ fn finished(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> 
     if left(&member)? != made.files {
         return Ok(None);
     }
-    let whole = snapshot::check(file, options.skip_hash_check, tick)?;
+    let whole = snapshot::verify(file, options.skip_hash_check, tick)?;
     if HEXLOWER.encode(&whole.sha256) != made.snapshot {
         return Ok(None);
     }
@@ -132,14 +133,13 @@ fn finished(file: &Path, data_dir: &Path, options: &Options, tick: Tick<'_>) -> 
     Ok(Some(made.restored.into()))
 }
 
-/// Takes the mark of an unfinished restore away, the last thing that is done. One that stays, or comes back with a power cut, harms nothing: etcd
-/// passes it over, and once etcd has run it says nothing more.
+/// Removes the mark of an unfinished restore, as the last step. If it stays, or comes back after a power cut, it does no harm: etcd ignores
+/// it, and once etcd has run it no longer matches.
 fn forget(member: &Path) {
     std::fs::remove_file(member.join(MADE)).ok();
 }
 
-/// Makes the new directory `dir` a member directory, and makes everything in it durable. Returns what it made, and the SHA-256 (hex) of
-/// the snapshot's database.
+/// Makes the new directory `dir` a member directory, durably. Returns what it made, and the SHA-256 (hex) of the snapshot's database.
 pub(super) fn build(file: &Path, dir: &Path, options: &Options, tick: Tick<'_>) -> Result<(Restored, String)> {
     let (snap, log) = (dir.join("snap"), dir.join("wal"));
     for dir in [dir, &snap, &log] {
@@ -150,7 +150,7 @@ pub(super) fn build(file: &Path, dir: &Path, options: &Options, tick: Tick<'_>) 
     let db = super::new_file(&path)?;
     let whole = snapshot::unpack(file, &db, options.skip_hash_check, tick)?;
     let bolt = Bolt::open(&db, whole.len, &file.display().to_string())?;
-    // The disk is busy with what was written while the processor looks at it.
+    // The disk writes the new files while the processor checks them.
     let (synced, sound) = std::thread::scope(|scope| {
         let sound = scope.spawn(|| check::sound(&bolt, &mut |_| Ok(())));
         let synced = db.sync_all();
@@ -174,8 +174,8 @@ pub(super) fn build(file: &Path, dir: &Path, options: &Options, tick: Tick<'_>) 
 }
 
 impl Options {
-    /// Checks what can be checked without the snapshot.
-    pub(super) fn check(&self) -> Result<()> {
+    /// Checks the options as far as is possible without the snapshot.
+    pub(super) fn validate(&self) -> Result<()> {
         if (self.bump_revision > 0) != self.mark_compacted {
             return Err(usage("--bump-revision and --mark-compacted go together (as in etcdutl): give both or neither"));
         }
@@ -185,7 +185,7 @@ impl Options {
         self.peer_urls.iter().try_for_each(|url| ids::check_peer_url(url))
     }
 
-    /// The member to make: the snapshot's own, where nothing else is asked for.
+    /// The member to make: the snapshot's own, where the options name no other.
     fn member(&self, bolt: &Bolt<'_>) -> Result<Member> {
         let token = self.token.as_deref().unwrap_or(DEFAULT_TOKEN);
         if let (Some(name), false) = (&self.name, self.peer_urls.is_empty()) {
@@ -199,7 +199,7 @@ impl Options {
             [own] => own,
             others => {
                 return Err(misfit(format!(
-                    "the snapshot records {} members that could be meant, not one: say with --name and --initial-advertise-peer-urls which to make",
+                    "the snapshot records {} members that could be the one to make: choose with --name and --initial-advertise-peer-urls",
                     others.len()
                 )));
             }
@@ -220,14 +220,14 @@ impl Options {
     }
 }
 
-/// Makes the database that of a new cluster of one: what etcdutl changes, in one transaction.
+/// Turns the database into that of a new cluster with one member: the same changes as etcdutl's, in one transaction.
 fn rewrite(bolt: &Bolt<'_>, db: &std::fs::File, member: &Member, options: &Options, revision: i64) -> Result<()> {
     let mut edit = Edit::new(bolt);
     let mut root = edit.root()?;
     let mut meta = edit.bucket(&root, b"meta")?;
     let mut set = |key: &[u8], value: Vec<u8>| meta.insert(key.to_vec(), (0, value)).is_some();
     set(b"consistent_index", wal::INDEX.to_be_bytes().to_vec());
-    // 3.4 keeps neither: what it does not keep up to date must not be there when a later version looks.
+    // etcd 3.4 does not maintain these two keys, so a later version must not find outdated ones.
     let since_3_5 = root.contains_key(&b"cluster"[..]);
     if since_3_5 {
         set(b"term", wal::TERM.to_be_bytes().to_vec());

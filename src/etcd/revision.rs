@@ -22,7 +22,7 @@ pub(super) fn revision_of_key(key: &[u8]) -> Option<i64> {
     (shaped && main >= 0).then_some(main)
 }
 
-/// The error for a database that is bbolt's, but not etcd's.
+/// The error for a bbolt database that is not etcd's.
 pub(super) fn not_etcd(bolt: &Bolt<'_>) -> anyhow::Error {
     bolt.bad("it has no bucket `key`: this is not a snapshot of etcd 3")
 }

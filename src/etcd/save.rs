@@ -18,9 +18,9 @@ use super::snapshot::{self, Trailer, is_to_be_compressed};
 use super::{Endpoint, Saved, Tick};
 use crate::node::durable;
 
-/// zstd's level 1 keeps up with etcd; a database compresses well at any level.
+/// The zstd level: 1 keeps up with etcd, and a database compresses well at any level.
 const LEVEL: i32 = 1;
-/// The end of the file's name until it is whole.
+/// The suffix of the file's name until the file is whole.
 const PART: &str = ".part";
 
 /// Saves a snapshot; see [`super::save()`].
@@ -29,10 +29,10 @@ pub(super) fn save(endpoint: &Endpoint, file: &Path, limit: Duration, tick: Tick
     part.push(PART);
     let part = Path::new(&part);
     if file.symlink_metadata().is_ok() {
-        ensure!(is_same(part, file), "{} is there already: name a file that is not", file.display());
+        ensure!(is_same(part, file), "{} exists already: name a new file", file.display());
         return finished(part, file, tick).with_context(|| format!("reading the snapshot {}", file.display()));
     }
-    // Of one that was killed.
+    // Left by a call that was killed.
     durable::remove(part)?;
     let saved = receive(endpoint, part, is_to_be_compressed(file), limit, tick).and_then(|saved| {
         publish(part, file)?;
@@ -44,11 +44,12 @@ pub(super) fn save(endpoint: &Endpoint, file: &Path, limit: Duration, tick: Tick
     saved.with_context(|| format!("saving a snapshot of etcd to {}", file.display()))
 }
 
-/// Gives the whole file `part` the name `file`, and takes its own one last: as long as a file has both, the call that wrote it has not ended.
+/// Gives the whole file `part` the name `file`, and removes the name `part` last: while a file has both, the call that wrote it has not
+/// ended.
 fn publish(part: &Path, file: &Path) -> Result<()> {
     match std::fs::hard_link(part, file) {
         Ok(()) => {}
-        // Where a file cannot have two names (FAT, some network file systems).
+        // A file system where a file cannot have two names (FAT, some network file systems).
         Err(error) if matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS)) => {
             return durable::rename(part, file);
         }
@@ -56,7 +57,7 @@ fn publish(part: &Path, file: &Path) -> Result<()> {
     }
     let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     durable::sync_dir(dir).inspect_err(|_| drop(std::fs::remove_file(file)))?;
-    // Not made durable: should it come back, the next call ends this one.
+    // Not made durable: if the name comes back after a power cut, the next call ends this one.
     std::fs::remove_file(part).with_context(|| format!("removing {}", part.display()))
 }
 
@@ -66,9 +67,9 @@ fn is_same(part: &Path, file: &Path) -> bool {
     id(part).is_some_and(|part| id(file) == Some(part))
 }
 
-/// Ends a save that was stopped after it had given its whole file its name: says what it has saved.
+/// Ends a save that was stopped after its whole file had got its name: returns what it saved.
 fn finished(part: &Path, file: &Path, tick: Tick<'_>) -> Result<Saved> {
-    let whole = snapshot::check(file, false, tick)?;
+    let whole = snapshot::verify(file, false, tick)?;
     let mut stored = snapshot::open(file)?;
     let (mut hash, mut len) = (Sha256::new(), 0);
     let look = &mut |piece: &[u8]| {
@@ -82,7 +83,7 @@ fn finished(part: &Path, file: &Path, tick: Tick<'_>) -> Result<Saved> {
     std::fs::remove_file(part).with_context(|| format!("removing {}", part.display()))?;
     let age = stored.metadata()?.modified()?.elapsed().unwrap_or_default().as_secs();
     tracing::warn!(
-        "{} was saved whole {age} s ago by a call that was stopped at its end: remove it and call again for a newer one",
+        "{} is complete: it was saved {age} s ago by a call that was stopped at its very end; for a newer one, remove it and run this again",
         file.display()
     );
     Ok(Saved { bytes: whole.len + snapshot::TRAILER as u64, stored: len, sha256: HEXLOWER.encode(&hash.finalize()) })

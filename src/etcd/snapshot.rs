@@ -1,4 +1,5 @@
-//! A snapshot file: the stream that etcd sent, plain or compressed with zstd (which its first bytes tell, not its name): a bbolt database and the SHA-256 over it.
+//! A snapshot file: the stream that etcd sent, plain or compressed with zstd (its first bytes tell which, not its name). The stream is a
+//! bbolt database and the SHA-256 over it.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -19,7 +20,7 @@ use crate::node::durable;
 
 /// Bytes of the SHA-256 after the database.
 pub(super) const TRAILER: usize = 32;
-/// The database is whole pages of at least this, so the length alone tells whether a trailer follows (etcd, `hasChecksum`).
+/// The database is a multiple of this, so the length alone tells whether a trailer follows (etcd, `hasChecksum`).
 const SECTOR: u64 = 512;
 /// A snapshot that was found to be whole.
 pub(super) struct Whole {
@@ -29,14 +30,14 @@ pub(super) struct Whole {
     pub(super) sha256: [u8; TRAILER],
 }
 
-/// Checks the trailer of a stream that passes by.
+/// Checks the trailer of a stream while it is read.
 #[derive(Default)]
 pub(super) struct Trailer {
     hash: Sha256,
-    /// The last bytes so far: they may be the trailer.
+    /// The last bytes so far, which may be the trailer.
     held: Vec<u8>,
     len: u64,
-    /// It begins as a database does.
+    /// True when the stream begins like a database.
     database: bool,
 }
 
@@ -56,8 +57,8 @@ impl Trailer {
         self.held.extend_from_slice(kept);
     }
 
-    /// What the stream `name` is, if it is whole. With `skip` it need not be, as for `--skip-hash-check`: a trailer
-    /// is cut off when the length says that there is one.
+    /// What the stream `name` was, if it is whole. With `skip` it need not be, as with `--skip-hash-check`: a trailer is cut off when the
+    /// length says that there is one.
     pub(super) fn finish(mut self, name: &str, skip: bool) -> Result<Whole> {
         let has_trailer = self.len % SECTOR == TRAILER as u64;
         if !has_trailer && !skip {
@@ -76,17 +77,17 @@ impl Trailer {
     }
 }
 
-/// The error for what has no trailer; a `database` can be looked at all the same.
+/// The error for a stream without a trailer. When it is a `database`, the error says how to use it all the same.
 fn not_whole(name: &str, len: u64, database: bool) -> anyhow::Error {
     let hint = if database {
-        " (a database that was copied from a data directory has none: `recovery etcd restore` and `recovery etcd status` take it with --skip-hash-check)"
+        " (a database that was copied from a data directory has no SHA-256: `recovery etcd restore` and `recovery etcd status` take it with --skip-hash-check)"
     } else {
         ""
     };
     damaged(format!("{name} is not a whole snapshot: {len} bytes cannot be a database and its SHA-256{hint}"))
 }
 
-/// True when the name says that a snapshot is to be compressed.
+/// True when the name says that a snapshot should be compressed.
 pub(super) fn is_to_be_compressed(file: &Path) -> bool {
     file.extension().is_some_and(|extension| extension == "zst" || extension == "zstd")
 }
@@ -94,7 +95,7 @@ pub(super) fn is_to_be_compressed(file: &Path) -> bool {
 /// True for a file that is compressed with zstd, false for a plain one.
 ///
 /// # Errors
-/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) for one that is packed with another program.
+/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) for a file that is packed with another program.
 pub(super) fn is_compressed(file: &File, path: &Path) -> Result<bool> {
     let mut head = [0; TAR_BLOCK];
     let read =
@@ -104,7 +105,7 @@ pub(super) fn is_compressed(file: &File, path: &Path) -> Result<bool> {
         None => not_in_tar(head, path).map(|()| false),
         Some(packed) if packed.name == "zstd" => Ok(true),
         Some(packed) => Err(unsupported(format!(
-            "{} is packed with {}, and a snapshot is taken plain or compressed with zstd: unpack it first: `{} > snapshot.db`",
+            "{} is packed with {}, but a snapshot must be plain or compressed with zstd: unpack it first: `{} > snapshot.db`",
             path.display(),
             packed.name,
             packed.command(path)
@@ -118,13 +119,13 @@ fn not_in_tar(head: &[u8], path: &Path) -> Result<()> {
         return Ok(());
     }
     Err(unsupported(format!(
-        "{} is a tar archive, and a snapshot is taken by itself: take it out first (`tar -xf {}`), and name that",
+        "{} is a tar archive, not a snapshot: take the snapshot out first (`tar -xf {}`), and name that file",
         path.display(),
         word(path)
     )))
 }
 
-/// Refuses what is packed once more below zstd.
+/// Refuses a file that is packed a second time inside zstd.
 fn not_packed_twice(head: &[u8], path: &Path) -> Result<()> {
     not_in_tar(head, path)?;
     let (Some(inner), Some(zstd)) = (Compression::of(head), Compression::of(&ZSTD)) else { return Ok(()) };
@@ -147,7 +148,7 @@ pub(super) fn reader(path: &Path) -> Result<Box<dyn Read + Send>> {
     Ok(if is_compressed(&file, path)? { Box::new(Unzstd::new(file)?) } else { Box::new(file) })
 }
 
-/// What every frame of zstd's begins with.
+/// The first bytes of every zstd frame.
 const ZSTD: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
 
 /// Opens a snapshot for reading.
@@ -159,7 +160,7 @@ pub(super) fn open(path: &Path) -> Result<File> {
 struct Stream<'a> {
     reader: Box<dyn Read + Send + 'a>,
     path: &'a Path,
-    /// It is unpacked here, and nothing of it has been read.
+    /// True for a compressed file of which nothing has been read yet.
     unseen: bool,
 }
 
@@ -180,7 +181,7 @@ impl Source for Stream<'_> {
             Some(cause) if WindowTooLarge::is_cause_of(cause) => {
                 unsupported(format!("{name}: {cause}: unpack it first: `zstd -d --long=31 {}`", word(self.path)))
             }
-            // An error of the disk has a number; the decompressor's have none.
+            // A disk error has an error number; the decompressor's errors have none.
             Some(cause) if cause.raw_os_error().is_none() => damaged(format!("{name} is damaged: {cause}; use another backup")),
             _ => error.context(format!("reading {name}")),
         })?;
@@ -202,7 +203,7 @@ impl Read for Counted<'_> {
     }
 }
 
-/// Checks by its beginning that a snapshot is of a kind that is taken, and by its length that a plain one can be whole.
+/// Checks by its first bytes that a snapshot is of a supported kind and, if it is plain, by its length that it can be whole.
 pub(super) fn look(path: &Path) -> Result<()> {
     let (file, name) = (open(path)?, path.display().to_string());
     if !is_compressed(&file, path)? {
@@ -218,12 +219,12 @@ pub(super) fn look(path: &Path) -> Result<()> {
     Meta::check_head(&head, &name)
 }
 
-/// Reads a snapshot through, and says what it is if it is whole; with `skip` it needs no trailer.
-pub(super) fn check(path: &Path, skip: bool, tick: Tick<'_>) -> Result<Whole> {
+/// Reads a whole snapshot and returns what it is; with `skip` it needs no trailer.
+pub(super) fn verify(path: &Path, skip: bool, tick: Tick<'_>) -> Result<Whole> {
     pass(&mut Stream::new(&open(path)?, path, tick)?, path, skip, &mut std::io::sink())
 }
 
-/// Writes the database of a snapshot to the new file `to`, and checks it on the way.
+/// Writes the database of a snapshot to the new file `to`, and checks it at the same time.
 pub(super) fn unpack(path: &Path, to: &File, skip: bool, tick: Tick<'_>) -> Result<Whole> {
     let from = open(path)?;
     let copied = if is_compressed(&from, path)? { None } else { Copied::start(&from, to, tick)? };
@@ -245,8 +246,7 @@ fn pass(source: &mut dyn Source, path: &Path, skip: bool, sink: &mut (dyn Write 
     trailer.finish(&path.display().to_string(), skip)
 }
 
-/// A file that the kernel copies (or, on XFS and Btrfs, lets share the blocks) while it is read. What is read, and so checked,
-/// is the copy.
+/// A file that the kernel copies (or on XFS and Btrfs clones) while it is read. The copy is what is read, and so checked.
 struct Copied<'a> {
     from: &'a File,
     to: WriteBack<'a>,
@@ -254,7 +254,7 @@ struct Copied<'a> {
     tick: Tick<'a>,
 }
 
-/// Bytes that are copied at once: a little more than waits to be looked at.
+/// Bytes that are copied at once: a little more than can wait to be looked at.
 const COPIED: usize = 4 * PIECE;
 
 impl<'a> Copied<'a> {
@@ -290,7 +290,7 @@ impl Source for Copied<'_> {
     }
 }
 
-/// Has the kernel begin to write a file to disk long before the final sync.
+/// Makes the kernel begin to write a file to disk long before the final sync.
 struct WriteBack<'a> {
     file: &'a File,
     written: u64,
@@ -308,7 +308,7 @@ impl<'a> WriteBack<'a> {
     fn advance(&mut self, count: u64) {
         self.written += count;
         if self.written - self.started >= BATCH {
-            // Linux starts the write-back of a range that is said not to be needed again, and keeps what is dirty. Only a hint.
+            // For a range that is said not to be needed again, Linux starts the write-back and keeps the dirty pages. It is only a hint.
             let range = NonZeroU64::new(self.written - self.started);
             rustix::fs::fadvise(self.file, self.started, range, rustix::fs::Advice::DontNeed).ok();
             self.started = self.written;

@@ -1,4 +1,4 @@
-//! What is in a snapshot: counted as etcdutl counts, over every page.
+//! What a snapshot contains, counted as etcdutl does, over every page.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -12,20 +12,20 @@ use super::check::{self, Seen, field};
 use super::revision::{REVISION, revision_of_key};
 use super::{Member, Status, Tick, snapshot};
 
-/// Looks into a snapshot; see [`super::status()`]. With `skip` it needs no trailer.
+/// Reads a snapshot's content; see [`super::status()`]. With `skip` it needs no trailer.
 pub(super) fn status(path: &Path, skip: bool, tick: Tick<'_>) -> Result<Status> {
     in_database(path, skip, tick, of_database)
 }
 
-/// Looks with `look` into the database of a snapshot, whose trailer is checked, unless `skip`; `look` is given its length too.
+/// Calls `look` with the database of a snapshot and its length; the trailer is checked, unless `skip`.
 pub(super) fn in_database<T>(path: &Path, skip: bool, tick: Tick<'_>, look: impl FnOnce(&Bolt<'_>, u64) -> Result<T>) -> Result<T> {
     let name = path.display().to_string();
     let file = snapshot::open(path)?;
     if !snapshot::is_compressed(&file, path)? {
-        let len = snapshot::check(path, skip, tick)?.len;
+        let len = snapshot::verify(path, skip, tick)?.len;
         return look(&Bolt::open(&file, len, &name)?, len);
     }
-    // Never beside the snapshot: that may be on a medium that nobody may write to. And not in memory, where `/tmp` often is.
+    // Never beside the snapshot, which may be on a read-only medium, and not in memory, where `/tmp` often is.
     let dir = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
     let scratch = scratch(&dir).with_context(|| format!("making a scratch file in {} (TMPDIR names another directory)", dir.display()))?;
     let len = snapshot::unpack(path, &scratch, skip, tick)
@@ -34,7 +34,7 @@ pub(super) fn in_database<T>(path: &Path, skip: bool, tick: Tick<'_>, look: impl
     look(&Bolt::open(&scratch, len, &name)?, len)
 }
 
-/// A file without a name, which is gone with the process however that ends.
+/// A file without a name, which vanishes with the process however that ends.
 fn scratch(dir: &Path) -> Result<File> {
     let path = dir.join(format!(".recovery-{}", uuid::Uuid::new_v4()));
     let file = super::new_file(&path)?;
@@ -81,8 +81,8 @@ pub(super) fn members(bolt: &Bolt<'_>) -> Result<Vec<Member>> {
     Ok(members)
 }
 
-/// The keys that live, as a hash of 64 bits each: a million take 20 MB. That two of a million are taken for one happens once
-/// in forty million snapshots.
+/// The live keys, as hashes of 64 bits: a million keys take 20 MB. Two keys of a million have the same hash in one of forty million
+/// snapshots.
 #[derive(Default)]
 struct Live {
     keys: HashSet<u64>,
@@ -90,7 +90,7 @@ struct Live {
 }
 
 impl Live {
-    /// Takes the next revision; `None` when its value is not etcd's.
+    /// Counts the next revision; `None` when its value is not etcd's.
     fn see(&mut self, revision: &[u8], value: &[u8]) -> Option<()> {
         let hash = self.hasher.hash_one(key_of_value(value)?);
         if revision.len() > REVISION {
@@ -102,7 +102,7 @@ impl Live {
     }
 }
 
-/// The field `key` (1) of the protobuf message `mvccpb.KeyValue`; empty when it is left out, as in the revision that a bump adds.
+/// The field `key` (1) of the protobuf message `mvccpb.KeyValue`; empty when it is missing, as in the revision that a bump adds.
 fn key_of_value(mut message: &[u8]) -> Option<&[u8]> {
     while !message.is_empty() {
         if let (1, 2, key) = field(&mut message)? {
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn the_key_is_found_in_its_message() {
-        // create_revision 300 (field 2), then the key, as another marshaller might order them.
+        // create_revision 300 (field 2), then the key: another encoder may use this order.
         assert_eq!(key_of_value(b"\x10\xac\x02\x0a\x03abc\x2a\x01v"), Some(&b"abc"[..]));
         assert_eq!(key_of_value(b""), Some(&b""[..]));
         assert_eq!(key_of_value(b"\x0a\x7fabc"), None);

@@ -1,9 +1,8 @@
 //! The write-ahead log of a new member: one segment with the five records that a first start needs.
 //!
-//! The format is etcd's (`server/storage/wal`, `wal/walpb`, raft's `raftpb`): protobuf records in frames that are 8-byte aligned,
-//! each with the CRC-32C of all data so far. What is written here is what etcd itself has written when it has bootstrapped a
-//! cluster of one and stopped after its first entry, so every version starts from it; a `.snap` file, which etcdutl adds,
-//! comes into being at the first raft snapshot.
+//! The format is etcd's (`server/storage/wal`, `wal/walpb`, raft's `raftpb`): protobuf records in frames that are 8-byte aligned, each with
+//! the CRC-32C of all data so far. These records are the same as etcd's own when it has bootstrapped a cluster of one and stopped after its
+//! first entry, so every version starts from them. There is no `.snap` file, which etcdutl adds: etcd makes one at the first raft snapshot.
 
 use std::fs::File;
 use std::io::Write;
@@ -18,7 +17,7 @@ use super::Member;
 const SEGMENT: u64 = 64 * 1000 * 1000;
 /// The first segment.
 pub(super) const NAME: &str = "0000000000000000-0000000000000000.wal";
-/// The one entry's index and term: the database's consistent index and term are set to the same.
+/// Index and term of the only entry: the database's consistent index and term are set to the same.
 pub(super) const INDEX: u64 = 1;
 pub(super) const TERM: u64 = 1;
 
@@ -30,7 +29,7 @@ const SNAPSHOT: u64 = 5;
 const CONF_CHANGE_ENTRY: u64 = 1;
 const ADD_NODE: u64 = 0;
 
-/// Makes the segment in `dir` and makes it durable.
+/// Makes the segment in `dir`, durably.
 pub(super) fn create(dir: &Path, member: &Member, cluster: u64) -> Result<()> {
     let path = dir.join(NAME);
     let write = || -> Result<()> {
@@ -55,7 +54,7 @@ fn records(member: &Member, cluster: u64) -> Result<Vec<u8>> {
     Ok(log.bytes)
 }
 
-/// Reserves the space of a segment, as zeros; sets the length only where the file system cannot reserve.
+/// Reserves the space of a segment, as zeros; only sets the length where the file system cannot reserve.
 fn reserve(file: &File) -> Result<()> {
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, SEGMENT) {
         Ok(()) => Ok(()),
@@ -78,7 +77,7 @@ impl Log {
             record.extend(bytes(3, data));
         }
         let padding = record.len().next_multiple_of(8) - record.len();
-        // The length stands in the lower 56 bits; the top byte says, if not 0, how much padding follows the record.
+        // The lower 56 bits are the length; the top byte, if not 0, says how much padding follows the record.
         let mut length = record.len() as u64;
         if padding > 0 {
             length |= (0x80 | padding as u64) << 56;

@@ -11,7 +11,7 @@ pub struct DeploymentV1 {
     pub stateroot: String,
     /// Commit checksum.
     pub checksum: String,
-    /// Tells apart deployments of one commit in one stateroot.
+    /// Distinguishes deployments of one commit in one stateroot.
     pub serial: u32,
     /// Version of the commit, when it has one.
     pub version: Option<String>,

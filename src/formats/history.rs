@@ -1,4 +1,4 @@
-//! `history/RUN.json`: what a recovery that is over had come to. (`RUN.progress` beside it is its [journal](super::journal).)
+//! `history/RUN.json`: the report of a recovery that is over. (`RUN.progress` beside it is its [journal](super::journal).)
 //!
 //! | version | written by | what is new |
 //! |---|---|---|
@@ -27,17 +27,17 @@ pub struct V2 {
     pub agent: Option<String>,
     /// How the run ended.
     pub end: EndV1,
-    /// The run; nothing when its journal could not be read.
+    /// The run; `None` when its journal could not be read.
     pub run: Option<RunV1>,
-    /// What giving it up put back, and what it left to do by hand; of one that is finished, nothing.
+    /// What the end of an abandoned run put back, and what it left to do by hand; empty for a finished run.
     pub put_back: Vec<String>,
-    /// Steps that had changed the node's disk when it was given up: `PHASE: STEP`.
+    /// Steps that had changed the node's disk when the run was abandoned: `PHASE: STEP`.
     pub changed: Vec<String>,
-    /// What state the node was in then, in words.
+    /// The state of the node at that time, in words.
     pub state: Option<String>,
     /// How long the steps took, seconds, waiting included.
     pub seconds: f64,
-    /// Of those, how long they waited.
+    /// How long they waited, as part of that, seconds.
     pub waited: f64,
 }
 
@@ -48,7 +48,7 @@ pub struct V2 {
 pub enum EndV1 {
     /// It reached its end.
     Finished,
-    /// It was given up.
+    /// It was abandoned.
     Abandoned,
 }
 
@@ -59,9 +59,9 @@ pub enum EndV1 {
 pub struct RunV1 {
     /// Its id.
     pub id: String,
-    /// The backup it restored.
+    /// The backup that it restored.
     pub backup: String,
-    /// In words: what it was doing.
+    /// What it was doing, in words.
     pub state: String,
     /// The phase it was in.
     pub phase: Option<String>,
@@ -69,17 +69,17 @@ pub struct RunV1 {
     pub step: Option<String>,
     /// When it was begun.
     pub begun: Timestamp,
-    /// When something last happened.
+    /// The time of its last line in the journal.
     pub since: Timestamp,
-    /// Why the step it was at failed, when it did.
+    /// Why its current step failed, if it did.
     pub failure: Option<String>,
-    /// It waited for the node to reboot.
+    /// True when it waited for the node to reboot.
     pub needs_reboot: bool,
-    /// It went on only when told to.
+    /// True when it continued only on a command.
     pub by_step: bool,
     /// Every step of the plan.
     pub phases: Vec<PhaseV1>,
-    /// What was found and gone on with.
+    /// What was found before its begin that did not stop it.
     pub warnings: Vec<String>,
 }
 
@@ -101,34 +101,34 @@ pub struct PhaseV1 {
 pub struct StepV1 {
     /// Its name.
     pub name: String,
-    /// What became of it.
+    /// The step's state.
     pub state: StepStateV1,
-    /// How often it said that it would act.
+    /// How many times it began to act.
     pub attempts: usize,
-    /// How long it took the last time, seconds, waiting included.
+    /// How long it took the last time, seconds, including waits.
     pub seconds: Option<f64>,
-    /// Of those, how long it waited.
+    /// How long it waited, as part of that, seconds.
     pub waited: Option<f64>,
-    /// Its figures.
+    /// Its results.
     pub figures: Value,
 }
 
-/// What became of a step.
+/// The state of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum StepStateV1 {
-    /// Its turn had not come.
+    /// It had not begun.
     Waiting,
     /// It had begun.
     Begun,
     /// It failed.
     Failed,
-    /// It had its effect.
+    /// It was done.
     Done,
 }
 
-/// Version 1 of a run that reached an end of its own.
+/// Version 1 of a finished run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -140,7 +140,7 @@ struct FinishedV1 {
     next: Option<String>,
 }
 
-/// Version 1 of a run that was given up.
+/// Version 1 of an abandoned run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -169,14 +169,14 @@ impl From<AbandonedV1> for V2 {
     }
 }
 
-/// Reads one of any version.
+/// Reads a report of any version.
 ///
 /// # Errors
 /// As [`Format::read`].
 pub fn read(json: &[u8]) -> Result<V2> {
     let bad = |error: serde_json::Error| damaged(format!("{} is not valid: {error}", FORMAT.name));
     let whole: Value = serde_json::from_slice(json).map_err(bad)?;
-    // Those of version 1 do not say so.
+    // Reports of version 1 do not name their version.
     if whole.get("version").is_some() {
         return FORMAT.read(json, |_, json| serde_json::from_slice(json));
     }
@@ -195,15 +195,15 @@ mod tests {
 
     #[test]
     fn both_layouts_of_version_1_are_read_for_ever() {
-        let finished = read(&samples::check::<FinishedV1>("history-finished", 1)).unwrap();
+        let finished = read(&samples::check_layout::<FinishedV1>("history-finished", 1)).unwrap();
         assert_eq!((finished.end, finished.run.unwrap().phases.len()), (EndV1::Finished, 2));
-        let abandoned = read(&samples::check::<AbandonedV1>("history-abandoned", 1)).unwrap();
+        let abandoned = read(&samples::check_layout::<AbandonedV1>("history-abandoned", 1)).unwrap();
         assert_eq!((abandoned.end, abandoned.put_back.len(), abandoned.changed.len()), (EndV1::Abandoned, 1, 2));
         assert!(abandoned.seconds > abandoned.waited && abandoned.waited > 0.0);
     }
 
     #[test]
     fn version_2_is_what_is_written() {
-        assert_eq!(read(&samples::check::<V2>("history", 2)).unwrap().version, 2);
+        assert_eq!(read(&samples::check_layout::<V2>("history", 2)).unwrap().version, 2);
     }
 }

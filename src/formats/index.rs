@@ -1,4 +1,4 @@
-//! The index of an archive: what is in it, and where.
+//! The index of an archive: its entries, and where they are.
 //!
 //! An archive is, in this order:
 //!
@@ -9,22 +9,23 @@
 //! | end | a zstd frame | the tar end mark |
 //! | trailer | a skippable frame of fixed length | where the index is, and its BLAKE3: [`Trailer`] |
 //!
-//! The end mark stands behind the index so that an archive that is cut off anywhere lacks either it or the trailer. The first entry in the
-//! tar stream bears a mark that an index follows: an archive that has the mark and no trailer is damaged, not one without an index.
+//! The end mark comes after the index, so that an archive that is cut off anywhere lacks the end mark or the trailer. The first entry in
+//! the tar stream has a mark that says that an index follows: an archive with this mark but without a trailer is damaged, and is not taken
+//! for one without an index.
 //!
-//! Numbers are in little-endian order. The head is a zstd frame of its own; the records together are another, each behind its length (4
-//! bytes). Both are in the format of [postcard](https://postcard.jamesmunns.com/wire-format): the fields in the order of the structs here,
-//! without names. So every change of a struct, and of the order of its fields, is a new version: then the structs of this one move to a
-//! module of their own, with a `From` into the new.
+//! Numbers are little-endian. The head is a zstd frame of its own; all records together are another, each after its length (4 bytes). Both
+//! are in the format of [postcard](https://postcard.jamesmunns.com/wire-format): the fields in the order of the structs here, without
+//! names. So every change of a struct, or of the order of its fields, is a new version: then the structs of the present version move to a
+//! module of their own, with a `From` into the new ones.
 //!
-//! **Other versions.** An index of an older version is read for ever (version 1 was of before the first release, and is passed over). One
-//! of a newer version is passed over, as `tar` and `zstd` do it: the archive is read from start to end, which takes longer and brings the
-//! same back, because [`existence`](Record::existence) stands in the tar stream too, as a comment. (One difference is left: an archive
-//! without any security label is taken to know nothing of labels, so that those on disk stay.) For this the skippable frames, and the
-//! trailer with its own magic number, stay as they are in every version. A *damaged* index is not passed over: an archive is what was
-//! written, or it is refused. The message says how `zstd` tells whether the data is whole, and makes a plain tar archive of it.
+//! **Other versions.** An index of an older version stays readable for ever (version 1 is older than the first release, and is skipped). An
+//! index of a newer version is skipped, as by `tar` and `zstd`: the archive is read from start to end, which takes longer but restores the
+//! same, because [`existence`](Record::existence) is in the tar stream too, as a comment. (One difference remains: an archive without any
+//! security label counts as one that has no labels, so those on disk stay.) For this, the skippable frames and the trailer with its own
+//! magic number are the same in every version. A *damaged* index is not skipped: an archive is as it was written, or it is refused. The
+//! message says how `zstd` shows whether the data is whole, and makes a plain tar archive of it.
 //!
-//! The sample is `index.VERSION.bin`, an archive with every kind of entry in it; the schema is that of [`Head`] and [`Record`].
+//! The sample is `index.VERSION.bin`, an archive with every kind of entry in it; its schema is that of [`Head`] and [`Record`].
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -34,21 +35,21 @@ use super::Format;
 /// The format.
 pub const FORMAT: Format = Format { name: "the index of the archive", version: 2 };
 
-/// Begins the index.
+/// The first bytes of the index.
 pub const MAGIC: &[u8; 8] = b"RECOVIDX";
-/// Begins the trailer.
+/// The first bytes of the trailer.
 const TRAILER_MAGIC: &[u8; 8] = b"RECOVEND";
 /// The first of the sixteen magic numbers of skippable frames (RFC 8878, 3.1.2).
 const SKIPPABLE: u32 = 0x184D_2A50;
 /// Bytes of the header of a skippable frame: magic number, and the length of what follows.
 pub const SKIPPABLE_LEN: usize = 8;
-/// So many bytes tell a frame of ours: the header of a skippable frame, and our magic.
+/// How many bytes identify a frame of ours: the header of a skippable frame, and our magic.
 pub const FRAME_HEAD: usize = SKIPPABLE_LEN + 8;
 
 /// The header of a skippable frame of `len` bytes.
 ///
 /// # Errors
-/// When that is more than one can be.
+/// When the length is too large for such a frame.
 pub fn skippable(len: usize) -> Result<[u8; SKIPPABLE_LEN]> {
     let len = u32::try_from(len).context("the index is too large")?;
     let mut header = [0; SKIPPABLE_LEN];
@@ -57,38 +58,38 @@ pub fn skippable(len: usize) -> Result<[u8; SKIPPABLE_LEN]> {
     Ok(header)
 }
 
-/// True for the first bytes of a frame ([`FRAME_HEAD`] of them, if there are) that is an index or a trailer, of any version, and not
-/// another program's skippable frame: pzstd puts one before each frame.
+/// True for the first bytes of a frame ([`FRAME_HEAD`] of them, if there are) that is an index or a trailer of any version. Another
+/// program's skippable frame is neither: pzstd puts one before each frame.
 #[must_use]
 pub fn is_ours(frame: &[u8]) -> bool {
     frame.starts_with(&SKIPPABLE.to_le_bytes())
         && frame.get(SKIPPABLE_LEN..).is_some_and(|rest| rest.starts_with(MAGIC) || rest.starts_with(TRAILER_MAGIC))
 }
 
-/// What the last bytes of an archive say: the header of a skippable frame, [its magic number](TRAILER_MAGIC), these fields, and the first
-/// 16 bytes of the BLAKE3 of all that. It is the same in every version.
+/// The last bytes of an archive: the header of a skippable frame, [its magic number](TRAILER_MAGIC), these fields, and the first 16 bytes
+/// of the BLAKE3 of all of that. The trailer is the same in every version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Trailer {
     /// The version of the index.
     pub version: u32,
-    /// Where the content of its frame starts in the file.
+    /// Where in the file the content of the index's frame starts.
     pub start: u64,
-    /// The length of that.
+    /// The length of that content.
     pub len: u64,
-    /// Its BLAKE3.
+    /// The BLAKE3 of that content.
     pub hash: [u8; 32],
 }
 
 impl Trailer {
     /// Its length in the file.
     pub const LEN: usize = Self::SAID + 16;
-    /// The length of what its own checksum is of.
+    /// The length of the part that its own checksum covers.
     const SAID: usize = SKIPPABLE_LEN + 8 + 4 + 8 + 8 + 32;
 
-    /// As it stands at the end of the file.
+    /// The bytes at the end of the file.
     ///
     /// # Errors
-    /// Never.
+    /// Never fails.
     pub fn to_bytes(self) -> Result<Vec<u8>> {
         let mut bytes = skippable(Self::LEN - SKIPPABLE_LEN)?.to_vec();
         bytes.extend_from_slice(TRAILER_MAGIC);
@@ -101,7 +102,7 @@ impl Trailer {
         Ok(bytes)
     }
 
-    /// The trailer in the last bytes of a file; `None` when they are none.
+    /// The trailer in the last bytes of a file; `None` when they are not a trailer.
     #[must_use]
     pub fn parse(bytes: &[u8; Self::LEN]) -> Option<Self> {
         let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| bytes[at + n]));
@@ -129,29 +130,29 @@ pub struct Time {
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Frame {
-    /// Where it starts in the file.
+    /// The frame's start in the file.
     pub offset: u64,
-    /// Its length there.
+    /// The frame's length in the file.
     pub len: u32,
-    /// Its length when decompressed.
+    /// The frame's length when decompressed.
     pub plain_len: u32,
-    /// BLAKE3 of it as it is in the file.
+    /// BLAKE3 of the frame as it is in the file.
     pub hash: [u8; 32],
 }
 
-/// What the index says of the archive as a whole.
+/// What the index says about the whole archive.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Head {
-    /// When the tree was begun to be read, by the clock of the machine.
+    /// When reading the tree began, by the clock of the machine.
     pub started: Time,
     /// How many records follow.
     pub entries: u32,
-    /// The frames that hold the tar stream, one behind the other from the start of the file to the index.
+    /// The frames that hold the tar stream, without gaps from the start of the file to the index.
     pub frames: Vec<Frame>,
 }
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Kind {
@@ -171,13 +172,13 @@ pub enum Kind {
     BlockDevice,
 }
 
-/// What the index says of one entry. They are sorted by their paths, a directory before what is in it, names by their bytes.
+/// What the index says about one entry. Records are sorted by path: a directory before what is in it, names by their bytes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Record {
-    /// Relative to the root of the tree, without a slash at either end; that of the root is empty.
+    /// The path relative to the root of the tree, without a slash at either end; empty for the root.
     pub path: Vec<u8>,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Permissions, set-id and sticky bits.
     pub mode: u32,
@@ -191,27 +192,27 @@ pub struct Record {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// When it was modified.
     pub mtime: Time,
-    /// Of a file, bytes, holes included; else 0.
+    /// The size of a file, bytes, holes included; else 0.
     pub size: u64,
-    /// Of a symbolic link, where it points; of a hard link, the path of the earlier entry; else empty.
+    /// The target of a symbolic link; the path of the earlier entry for a hard link; else empty.
     pub target: Vec<u8>,
-    /// Of a device, major and minor number; else 0.
+    /// Major and minor number of a device; else 0.
     pub device: (u32, u32),
-    /// Only that it exists is meant: it is the parent of something that was selected, or a mount point, which was not entered.
+    /// True when only its existence is recorded: it is a parent of what was selected, or a mount point, which was not entered.
     pub existence: bool,
-    /// Of a file that is not empty: BLAKE3 of its content without aligned blocks of 4 KiB that hold nothing but zeros; if there are any,
+    /// For a file that is not empty: BLAKE3 of its content without aligned blocks of 4 KiB that hold only zeros. If there are such blocks:
     /// BLAKE3 (with the context `recovery 2026-11 archive: a content with gaps`) of that hash, of the BLAKE3 of start and length of each
-    /// run of such blocks, and of the size. Else zeros.
+    /// run of such blocks, and of the size. For anything else: zeros.
     pub hash: [u8; 32],
-    /// Bytes of a file's content that are in the archive: holes are not.
+    /// Bytes of a file's content that are in the archive, without holes.
     pub data: u64,
-    /// Where its tar header is: in which frame, from 0,
+    /// The frame that holds its tar header, counted from 0,
     pub frame: u32,
-    /// and where in that, decompressed.
+    /// and the offset of the header in the decompressed frame.
     pub offset: u32,
-    /// The inode that it was packed from.
+    /// The inode from which it was packed.
     pub inode: u64,
-    /// When that was changed in any way, so that a later pack can tell that it is still the same.
+    /// The change time of that inode, so that a later pack can tell that it is unchanged.
     pub ctime: Time,
 }
 
@@ -225,7 +226,7 @@ mod tests {
 
     #[test]
     fn the_layout_of_version_2_is_what_it_was() {
-        // A better comment is no other layout.
+        // A better comment is not another layout.
         let without_comments = RecursiveTransform(|schema: &mut schemars::Schema| drop(schema.remove("description")));
         let schema = SchemaSettings::default().with_transform(without_comments).into_generator().into_root_schema_for::<(Head, Record)>();
         samples::same("index.2.schema.json", &to_json(&schema).unwrap());

@@ -1,5 +1,5 @@
-//! The journal of a run: JSON Lines, each with a checksum of its own bytes at its end. `progress` in the recovery directory is that of a recovery,
-//! `journal` in the directory of an unfinished backup is that of the backup.
+//! The journal of a run: JSON Lines, each ending with a checksum of its own bytes. `progress` in the recovery directory is the journal of a
+//! recovery, `journal` in the directory of an unfinished backup that of the backup.
 //!
 //! | version | written by | what is new |
 //! |---|---|---|
@@ -17,9 +17,9 @@ use super::manifest::ProfileV1;
 
 /// This format.
 pub const FORMAT: Format = Format { name: "the journal", version: 2 };
-/// What stands between a line's content and its checksum.
+/// What comes between a line's content and its checksum.
 const SUM: &str = ",\"sum\":\"";
-/// How long the checksum with what follows it is: eight hex digits, quote, brace.
+/// The length of the checksum and what follows it: eight hex digits, quote, brace.
 const SUM_END: usize = 8 + 2;
 
 /// A line of version 2.
@@ -29,7 +29,7 @@ const SUM_END: usize = 8 + 2;
 pub struct LineV2 {
     /// 2.
     pub version: u32,
-    /// 1 for the first line, then one more each.
+    /// 1 for the first line, then one more for each line.
     pub sequence: u64,
     /// The node's wall clock.
     pub time: Timestamp,
@@ -37,17 +37,17 @@ pub struct LineV2 {
     pub run: String,
     /// What the run is about: the backup that is restored, or taken.
     pub subject: String,
-    /// The boot in which it was written: its id and, behind a `+`, how many soft reboots it has seen, when there were any.
+    /// The boot in which it was written: its id and, after a `+`, the number of soft reboots so far, if there were any.
     pub boot: String,
-    /// The phase it is about.
+    /// The phase that the line is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
-    /// The step it is about.
+    /// The step that the line is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<String>,
     /// What happened.
     pub event: EventV1,
-    /// More about it: [`BegunV2`] of the first line, [`FailedV1`] of a failure, a step's notes and figures.
+    /// Details: [`BegunV2`] in the first line, [`FailedV1`] of a failure, notes and results of a step.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub detail: Value,
 }
@@ -57,25 +57,25 @@ pub struct LineV2 {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum EventV1 {
-    /// The run was begun: the first line.
+    /// The run began: the first line.
     RunBegun,
-    /// A phase was begun.
+    /// A phase began.
     PhaseBegun,
     /// A step is about to act.
     StepIntent,
-    /// A step has written down what it must still know after a crash.
+    /// A step has noted what it must still know after a crash.
     StepNoted,
-    /// A step has its effect; the detail has its figures.
+    /// A step is done; the detail has its results.
     StepDone,
     /// A step has failed.
     StepFailed,
-    /// The phase has nothing left to do but the reboot.
+    /// Of the phase, only the reboot is missing.
     RebootRequested,
     /// A phase has ended.
     PhaseDone,
     /// The run has reached its end.
     Finished,
-    /// The run was given up.
+    /// The run was abandoned.
     Abandoned,
 }
 
@@ -86,7 +86,7 @@ pub enum EventV1 {
 pub struct BegunV2 {
     /// What kind of run it is: `recovery`, `backup`.
     pub procedure: String,
-    /// Version of the agent that began it; nothing in a journal that began as version 1.
+    /// Version of the agent that began the run; `None` in a journal that began as version 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,
     /// Everything the run will do, in order.
@@ -102,7 +102,7 @@ pub struct BegunV2 {
 pub struct PhaseV1 {
     /// Its name.
     pub phase: String,
-    /// It ends with a reboot of the node.
+    /// True when it ends with a reboot of the node.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reboot: bool,
     /// Its steps, in order.
@@ -116,7 +116,7 @@ pub struct PhaseV1 {
 pub struct StepV1 {
     /// Its name.
     pub name: String,
-    /// Its effect is lost at a reboot.
+    /// True when a reboot undoes its effect.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub volatile: bool,
 }
@@ -128,14 +128,14 @@ pub struct StepV1 {
 pub struct FailedV1 {
     /// Why, in words.
     pub cause: String,
-    /// The name of its kind; nothing in journals of earlier agents. What a kind means is in [`error`](crate::error); of one that is not known, the exit
+    /// The name of its kind; `None` in journals of earlier agents. The kinds are in [`error`](crate::error); for an unknown one, the exit
     /// code says enough.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// What can be done about it, when the cause says so, as `--json` has it. What is not known is passed over.
+    /// What to do about it, when the cause says so, in the form of `--json`. An unknown value is ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Value>,
-    /// The exit code that it led to.
+    /// The exit code of the command that failed.
     pub exit: u8,
 }
 
@@ -148,25 +148,25 @@ pub struct RecoveryV2 {
     pub profile: ProfileV1,
     /// The deployment that the backup belongs to, when it records one.
     pub target: Option<DeploymentV1>,
-    /// What was asked for.
+    /// The options.
     pub asked: AskedV1,
     /// The run that this one replaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restarts: Option<String>,
-    /// A run of which nothing else is known had left something to undo.
+    /// True when a run of which nothing else is known had left something to undo.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub inherits: bool,
-    /// What was found and gone on with nevertheless.
+    /// What was found before its begin that did not stop it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
 
-/// Choices of whoever began a recovery.
+/// The options of the command that began a recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct AskedV1 {
-    /// Go on where the platform table, identity or clock say no.
+    /// Continue although the platform table, identity or clock forbid it.
     pub force: bool,
     /// Reboot without asking.
     pub reboot: bool,
@@ -190,7 +190,7 @@ pub enum EtcdRestoreV1 {
     ClusterRestore,
 }
 
-/// A line of version 1. Its first has a [`RecoveryV1`] as detail.
+/// A line of version 1. The first line has a [`RecoveryV1`] as detail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -255,7 +255,7 @@ impl TryFrom<RecoveryV1> for BegunV2 {
 }
 
 impl LineV2 {
-    /// The line as it stands in the file, newline included.
+    /// The line as in the file, with its newline.
     ///
     /// # Errors
     /// When it cannot be serialized.
@@ -263,17 +263,17 @@ impl LineV2 {
         sealed(self)
     }
 
-    /// Reads a line of any version, without its newline. `agent` is the one that began the journal, when that is known.
+    /// Reads a line of any version, without its newline. `agent` is the version of the agent that began the journal, when that is known.
     ///
     /// # Errors
-    /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is of a newer version; any other error, which is no [`Failure`](crate::error::Failure), when it is no line
-    /// of a journal.
+    /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is of a newer version; any other error, without a
+    /// [`Failure`](crate::error::Failure), when it is not a line of a journal.
     pub fn of(line: &[u8], agent: Option<&str>) -> Result<Self> {
         let line = std::str::from_utf8(line).context("it is not text")?;
         let version = version_of(line);
-        // A newer line may be sealed in another way.
+        // A line of a newer version may have another kind of checksum.
         if let Some(newer) = version.filter(|version| *version > FORMAT.version) {
-            FORMAT.check(newer, agent)?;
+            FORMAT.check_version(newer, agent)?;
         }
         let content = content(line)?;
         let read = match version {
@@ -293,7 +293,7 @@ fn sealed(line: &impl Serialize) -> Result<String> {
     Ok(format!("{line}{SUM}{sum:08x}\"}}\n"))
 }
 
-/// The content of a line whose checksum holds.
+/// The content of a line whose checksum matches.
 fn content(line: &str) -> Result<String> {
     let (content, sum) = line
         .len()
@@ -322,7 +322,7 @@ mod tests {
     use super::super::samples;
     use super::*;
 
-    /// Every line of a sample, as its version has it, and written again.
+    /// Every line of a sample, in the layout of its version, and written again.
     fn again<T: Serialize + serde::de::DeserializeOwned>(file: &str) -> (Vec<T>, Vec<LineV2>) {
         let sample = samples::read(file);
         let text = std::str::from_utf8(&sample).unwrap();

@@ -51,6 +51,6 @@ mod tests {
 
     #[test]
     fn version_1_stays_as_it_is() {
-        samples::check::<V1>("made", 1);
+        samples::check_layout::<V1>("made", 1);
     }
 }

@@ -1,7 +1,7 @@
-//! `manifest.json` of a backup: what it says of itself.
+//! `manifest.json`: the description of a backup.
 //!
-//! `version`, `agent` and `sequence` are at the same place in every version: an older agent, which can read no more than these, has to know
-//! that a newer one was there, and number its own backups after that one's.
+//! `version`, `agent` and `sequence` are in the same place in every version. An older agent, which can read only these, must know that a
+//! newer one was there, and number its own backups after that one's.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use super::deployment::DeploymentV1;
 /// The format.
 pub const FORMAT: Format = Format { name: "manifest.json", version: 2 };
 
-/// Version 1. The optional fields without `null` came later to it: a manifest without them is as whole as one with them.
+/// Version 1. The optional fields without `null` were added later: a manifest without them is complete too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -48,13 +48,13 @@ pub struct V1 {
     pub deployment: Option<DeploymentV1>,
     /// The etcd snapshot.
     pub etcd: EtcdV1,
-    /// The cluster operators' state then.
+    /// The cluster operators' state at that time.
     pub operators: Vec<OperatorV1>,
     /// Images that were in use, or pinned.
     pub images: Vec<ImageV1>,
-    /// When the first of the certificates inside expires.
+    /// When the first of the certificates in the backup expires.
     pub certificates_expire: Option<Timestamp>,
-    /// Patterns of glob(7) below `/etc` that a restore of `/etc` leaves alone.
+    /// Patterns of glob(7) below `/etc` that a restore of `/etc` does not touch.
     pub etc_excludes: Vec<PathBuf>,
     /// Absolute paths of the managed files outside `/etc`.
     pub managed_files: Vec<PathBuf>,
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn version_1_stays_as_it_is() {
-        let sample = samples::check::<V1>("manifest", 1);
+        let sample = samples::check_layout::<V1>("manifest", 1);
         // As the first agents wrote it.
         let mut early: serde_json::Value = serde_json::from_slice(&sample).unwrap();
         for later in ["runtime_unit", "operator_containers"] {
@@ -296,6 +296,6 @@ mod tests {
 
     #[test]
     fn version_2_stays_as_it_is() {
-        samples::check::<V2>("manifest", 2);
+        samples::check_layout::<V2>("manifest", 2);
     }
 }

@@ -1,6 +1,6 @@
-//! `recovery-run` in etcd's member directory: that a recovery has built this member, and what is in it.
+//! `recovery-run` in etcd's member directory: says that a recovery has built this member, and from what.
 //!
-//! It is the last file that is written into a new member, and stays there while etcd runs on it, which passes it over.
+//! It is the last file that is written into a new member. It stays there while etcd runs on the member; etcd ignores it.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -11,14 +11,14 @@ use crate::error::damaged;
 /// The format.
 pub const FORMAT: Format = Format { name: "recovery-run", version: 1 };
 
-/// Version 1, which does not say so: a later one says its version.
+/// Version 1, which has no field for its version; later versions have one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct V1 {
     /// The run that built it.
     pub run: String,
-    /// What is in it.
+    /// The restored member.
     pub restored: RestoredV1,
 }
 
@@ -37,7 +37,7 @@ pub struct RestoredV1 {
     pub revision: i64,
 }
 
-/// Reads one of any version.
+/// Reads a marker of any version.
 ///
 /// # Errors
 /// As [`Format::read`].
@@ -50,7 +50,7 @@ pub fn read(json: &[u8]) -> Result<V1> {
     let bad = |error: serde_json::Error| damaged(format!("{} is not valid: {error}", FORMAT.name));
     let head: Head = serde_json::from_slice(json).map_err(bad)?;
     if let Some(version) = head.version {
-        FORMAT.check(version, head.agent.as_deref())?;
+        FORMAT.check_version(version, head.agent.as_deref())?;
     }
     serde_json::from_slice(json).map_err(bad)
 }
@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn version_1_stays_as_it_is_and_a_later_one_is_not_supported() {
-        assert_eq!(read(&samples::check::<V1>("member", 1)).unwrap().restored.name, "node-1");
+        assert_eq!(read(&samples::check_layout::<V1>("member", 1)).unwrap().restored.name, "node-1");
         let of = |json: &[u8]| kind(&read(json).unwrap_err());
         assert_eq!(of(br#"{"version": 2, "agent": "9.1.0", "run": {}}"#), FailureKind::Unsupported);
         for bad in [&br#"{"run": "x"}"#[..], br#"{"version": 1}"#, b"", b"[]"] {

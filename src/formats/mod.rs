@@ -1,21 +1,24 @@
 //! What is written to disk and read again later, perhaps by another version of the agent: one module for each format.
 //!
-//! A format has structs of its own, which only reading and writing use: the rooms convert them from and into what they work with (`From`), so that
-//! a working type can change and the file does not. Each file says its version. The rules:
+//! Each format has structs of its own that are used only for reading and writing. The rooms convert them from and into their working types
+//! (`From`), so that a working type can change while the file stays the same. Each file names its version. The rules:
 //!
 //! * An agent writes the newest version that it knows, and reads every version there ever was.
-//! * A field that a version does not have is refused as damage, never passed over: nobody knows what it was meant to change.
+//! * A field that a version does not have counts as damage and is never ignored: nobody knows what it was meant to change.
 //! * A file of a newer version is sound and not supported: the message names the version of the agent that wrote it, where the file says so.
-//! * What belongs to a version ends with it (`V1`, `LineV2`): with the first that has it, when later ones have it too.
-//! * Any change of a layout, an optional field too, is a new version: the structs of the old one stay, with a `From` into the new.
+//! * A struct that belongs to a version has its number in its name (`V1`, `LineV2`): that of the first version with it, if later ones have
+//!   it too.
+//! * Any change of a layout is a new version, even one more optional field: the structs of the old version stay, with a `From` into the new
+//!   ones.
 //!
 //! Some differ. An archive can be read without its [`index`], so that one of another version than the newest is passed over; what a restore that was
 //! killed left in its [`stage`] or for an etcd it [`made`] is, too. What an unfinished backup notes ([`partial`]) is read by the agent alone that
 //! began it: the sample of its version 1 is there to be discarded. The [`notes`] of steps go with the journal. Version 1 of the marker in a
 //! [`member`] directory of etcd and of the reports in [`history`] do not say their version; later ones do. (Some fields of version 1 of [`manifest`] and [`undo`] came before there was this rule.)
 //!
-//! Every version that is read has a sample in `tests/fixtures/formats/` (`NAME.VERSION.json`; `.jsonl`, `.bin`), with every field in it, and its
-//! schema (`NAME.VERSION.schema.json`): a test reads each, writes it again, and compares both to the byte, so that no layout changes by accident.
+//! Every version that can be read has a sample in `tests/fixtures/formats/` (`NAME.VERSION.json`; `.jsonl`, `.bin`), with every field in
+//! it, and its schema (`NAME.VERSION.schema.json`): a test reads each, writes it again, and compares both byte by byte, so that no layout
+//! changes by accident.
 
 pub mod deployment;
 pub mod history;
@@ -38,40 +41,40 @@ use crate::error::{damaged, unsupported};
 /// A format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Format {
-    /// What messages call a file of it: "manifest.json".
+    /// The name of such a file in messages: "manifest.json".
     pub name: &'static str,
-    /// The newest version, which is the one that is written. The first is 1.
+    /// The newest version, which is the one that is written. The first version is 1.
     pub version: u32,
 }
 
-/// What every version of every format says of itself.
+/// The fields that every version of every format has.
 #[derive(Deserialize)]
 struct Head {
     version: u32,
-    /// The agent that wrote it.
+    /// The version of the agent that wrote it.
     agent: Option<String>,
 }
 
 impl Format {
-    /// Reads a JSON document of this format. `layout` reads one of a known version.
+    /// Reads a JSON document of this format. `layout` reads a document of a known version.
     ///
     /// # Errors
     /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is of a newer version;
-    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is not exactly what its version says.
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it does not have the layout of its version.
     pub fn read<T>(self, json: &[u8], layout: impl FnOnce(u32, &[u8]) -> serde_json::Result<T>) -> Result<T> {
         let name = self.name;
         let bad = |error: serde_json::Error| damaged(format!("{name} is not valid: {error}"));
-        // The version first: what a newer one looks like is not for this agent to judge.
+        // The version comes first: this agent does not know the layout of a newer one.
         let head: Head = serde_json::from_slice(json).map_err(bad)?;
-        self.check(head.version, head.agent.as_deref())?;
+        self.check_version(head.version, head.agent.as_deref())?;
         layout(head.version, json).map_err(bad)
     }
 
-    /// Checks the version that a file of this format says of itself, and with it the agent that wrote it.
+    /// Checks the version in a file of this format. `agent` is the version of the agent that wrote the file, for the message.
     ///
     /// # Errors
     /// As [`Format::read`].
-    pub fn check(self, version: u32, agent: Option<&str>) -> Result<()> {
+    pub fn check_version(self, version: u32, agent: Option<&str>) -> Result<()> {
         let Self { name, version: newest } = self;
         if version == 0 {
             return Err(damaged(format!("{name} is not valid: there is no version 0")));
@@ -87,7 +90,7 @@ impl Format {
     }
 }
 
-/// A document of a format as it stands in its file: indented, with a newline at its end.
+/// A document as in its file: indented, with a newline at its end.
 ///
 /// # Errors
 /// When it cannot be serialized.
@@ -115,7 +118,7 @@ pub(crate) mod samples {
         std::fs::read(path(file)).unwrap_or_else(|error| panic!("{}: {error}", path(file).display()))
     }
 
-    /// Compares what is made now with what was committed.
+    /// Compares what is written now with what was committed.
     pub(crate) fn same(file: &str, made: &[u8]) {
         if std::fs::read(path(file)).ok().as_deref() != Some(made) {
             let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target").join(file);
@@ -129,7 +132,7 @@ pub(crate) mod samples {
     }
 
     /// Checks the sample `NAME.VERSION.json` of a JSON format and its schema against `T`, the layout of that version; returns the sample's bytes.
-    pub(crate) fn check<T: Serialize + DeserializeOwned + JsonSchema>(name: &str, version: u32) -> Vec<u8> {
+    pub(crate) fn check_layout<T: Serialize + DeserializeOwned + JsonSchema>(name: &str, version: u32) -> Vec<u8> {
         let file = format!("{name}.{version}.json");
         let sample = read(&file);
         let document: T = serde_json::from_slice(&sample).unwrap_or_else(|error| panic!("{file}: {error}"));
@@ -145,7 +148,7 @@ pub(crate) mod samples {
         same(&format!("{name}.{version}.schema.json"), &super::to_json(&schema).unwrap());
     }
 
-    /// Takes the comments out: they may get better.
+    /// Removes the comments: they may be improved.
     fn without_words(schema: &mut serde_json::Value) {
         match schema {
             serde_json::Value::Object(fields) => {

@@ -38,8 +38,8 @@ mod tests {
 
     #[test]
     fn what_a_step_has_noted_stays_as_it_is() {
-        samples::check::<OldContainersV1>("note-old-containers", 1);
-        samples::check::<EtcdDataV1>("note-etcd-data", 1);
-        samples::check::<StartKubeletV1>("note-start-kubelet", 1);
+        samples::check_layout::<OldContainersV1>("note-old-containers", 1);
+        samples::check_layout::<EtcdDataV1>("note-etcd-data", 1);
+        samples::check_layout::<StartKubeletV1>("note-start-kubelet", 1);
     }
 }

@@ -1,8 +1,8 @@
-//! What the [journal](super::journal) of an unfinished backup, `journal` in its directory, says besides what every journal says: what was
-//! begun ([`BeginningV2`]), and which files a step has finished ([`DoneV2`], the detail of its end).
+//! What the [journal](super::journal) of an unfinished backup (`journal` in its directory) has beyond other journals: how the backup was
+//! begun ([`BeginningV2`]), and which files a step has finished ([`DoneV2`], the detail of the step's end).
 //!
-//! This is version 2, and goes with version 2 of the journal. Version 1 was a file of its own, `state.json`. No agent reads what another
-//! one has begun: that is discarded, and the backup begun again.
+//! This is version 2, for version 2 of the journal. Version 1 was a file of its own, `state.json`. No agent continues a backup that another
+//! one began: it discards it, and begins again.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::deployment::DeploymentV1;
 
-/// What a backup was begun with. Boot, agent and plan are in the journal's first line.
+/// The begin of a backup. Boot, agent and plan are in the journal's first line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -26,7 +26,7 @@ pub struct BeginningV2 {
     pub current_config: Option<String>,
 }
 
-/// What a step has finished.
+/// The result of a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn version_2_stays_as_it_is() {
-        samples::check::<BeginningV2>("partial", 2);
-        samples::check::<DoneV2>("partial-done", 2);
+        samples::check_layout::<BeginningV2>("partial", 2);
+        samples::check_layout::<DoneV2>("partial-done", 2);
     }
 }

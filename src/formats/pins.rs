@@ -15,7 +15,7 @@ pub const FORMAT: Format = Format { name: "pins.json", version: 1 };
 pub struct V1 {
     /// 1.
     pub version: u32,
-    /// The pins that the agent has set, and nobody else.
+    /// The pins that the agent itself has set.
     pub ours: Vec<DeploymentV1>,
 }
 
@@ -26,6 +26,6 @@ mod tests {
 
     #[test]
     fn version_1_stays_as_it_is() {
-        samples::check::<V1>("pins", 1);
+        samples::check_layout::<V1>("pins", 1);
     }
 }

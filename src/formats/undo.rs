@@ -1,4 +1,4 @@
-//! `undo.json`: what a recovery changed that is not part of the backup, and must put back however it ends.
+//! `undo.json`: what a recovery changed that is not part of the backup, and must put back however the recovery ends.
 
 use std::collections::BTreeMap;
 
@@ -22,33 +22,33 @@ pub struct V1 {
     pub runs: Vec<String>,
     /// The backup that is being restored.
     pub backup: String,
-    /// What was asked for.
+    /// The options.
     pub asked: AskedV1,
     /// The SELinux mode to put back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selinux: Option<SelinuxModeV1>,
-    /// Units that are stopped, and whether they ran, or would have by themselves.
+    /// Units that are stopped, and whether they ran, or would have without further action.
     pub units: BTreeMap<String, bool>,
     /// The unit of the container runtime.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
-    /// The last line of the journal when somebody had let kubelet go in the middle of the run.
+    /// The last line of the journal when it was found that somebody had released kubelet in the middle of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undone_at: Option<u64>,
 }
 
-/// What the kernel does with an access that the policy does not allow.
+/// What the kernel does with an access that the policy forbids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SelinuxModeV1 {
-    /// It is denied.
+    /// The access is denied.
     Enforcing,
-    /// It is logged and allowed.
+    /// The access is logged and allowed.
     Permissive,
 }
 
-/// Reads one of any version.
+/// Reads a file of any version.
 ///
 /// # Errors
 /// As [`Format::read`].
@@ -63,6 +63,6 @@ mod tests {
 
     #[test]
     fn version_1_is_what_is_written() {
-        assert_eq!(read(&samples::check::<V1>("undo", 1)).unwrap().version, 1);
+        assert_eq!(read(&samples::check_layout::<V1>("undo", 1)).unwrap().version, 1);
     }
 }

@@ -22,22 +22,22 @@ use crate::node::Node;
 use crate::node::clock::{Clock, Deadline};
 use crate::node::profile::Profile;
 
-/// The limit of one request, connecting included.
+/// The time limit of one request, including the connection.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Between two looks of a wait.
+/// The pause between two looks of a wait.
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
 /// How many items are asked for at a time.
 const PAGE: u32 = 50;
 /// How often a busy server is asked, as often as its own clients do (client-go `rest/with_retry.go`).
 const TRIES_WHEN_BUSY: u32 = 10;
-/// For how long a revision has to stay before it counts. Conditions and revisions of the operators were seen to disagree for up to 13 s,
-/// in which the revision numbers moved on within 3 s.
+/// How long a revision must stay before it counts. The operators' conditions were seen to lag behind their revisions for up to 13 s, and in
+/// that time the revision numbers moved on within 3 s.
 const HOLD: Duration = Duration::from_secs(10);
 
-/// A client of the node's own API server. Every call has a time limit of its own; nothing is cached, and no connection is kept: the
-/// server is restarted under it more than once in a recovery.
+/// A client of the node's own API server. Every call has a time limit; nothing is cached, and no connection is kept, because the server
+/// restarts more than once in a recovery.
 ///
-/// It blocks. It can be shared by threads; they take turns.
+/// Calls block. Threads can share it; they take turns.
 pub struct Client {
     runtime: tokio::runtime::Runtime,
     http: ::kube::Client,
@@ -50,7 +50,7 @@ pub struct Client {
     pub(super) hold: Duration,
 }
 
-/// The API server answered, and refused.
+/// The API server answered with a refusal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the API server refused ({code} {reason}): {message}")]
 pub struct Refused {
@@ -69,7 +69,7 @@ impl Debug for Client {
 }
 
 impl Client {
-    /// From the first of the profile's kubeconfigs that is there. No request is sent.
+    /// A client from the first of the profile's kubeconfigs that exists. No request is sent.
     ///
     /// # Errors
     /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when the node has none of them, or one that cannot be used; when one of the files
@@ -78,7 +78,7 @@ impl Client {
         let access = kubeconfig::find(node, profile)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the client's runtime")?;
         let http = {
-            // The client starts a task of its own at once.
+            // The client starts a task at once, so it must be made inside the runtime.
             let _inside = runtime.enter();
             connect(&access)
         };
@@ -88,22 +88,22 @@ impl Client {
         Ok(Self { runtime, http, token, file, server, profile, clock, limit: LIMIT, hold: HOLD })
     }
 
-    /// The same with another limit of one request; 10 s unless set.
+    /// The same client with another time limit of one request; the default is 10 s.
     #[must_use]
     pub fn with_limit(self, limit: Duration) -> Self {
         Self { limit, ..self }
     }
 
-    /// The same with another time for which a revision must hold; 10 s unless set.
+    /// The same client with another time for which a revision must hold; the default is 10 s.
     #[must_use]
     pub fn with_hold(self, hold: Duration) -> Self {
         Self { hold, ..self }
     }
 
-    /// One look at `/readyz`: `Ok(())` when ready, else why not.
+    /// One look at `/readyz`: `Ok(())` when ready, else the reason why not.
     ///
     /// # Errors
-    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when it does not answer; [`Refused`] with the checks that fail.
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when it does not answer; [`Refused`] with the checks that failed.
     pub fn ready(&self) -> Result<()> {
         match self.call(Method::GET, "/readyz", "", Vec::new()) {
             Err(error) => match error.downcast::<Refused>() {
@@ -114,14 +114,14 @@ impl Client {
         }
     }
 
-    /// Calls `look` until it returns something, about every second. An API server that does not answer, or refuses for whatever reason,
-    /// is normal while the control plane comes up: only the deadline and interruption end this.
+    /// Calls `look` until it returns a value, about every second. While the control plane starts it is normal that the API server does not
+    /// answer or refuses, so only the deadline or an interruption ends the wait.
     ///
     /// # Errors
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) at the deadline, with `what` was waited for and the last error;
     /// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted.
     pub fn patiently<T>(&self, what: &str, deadline: Deadline, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-        let said = std::cell::RefCell::new("it is not so yet".to_owned());
+        let said = std::cell::RefCell::new("it has not happened yet".to_owned());
         let attempt = || match look() {
             Ok(found) => Ok(found),
             Err(error) => {
@@ -140,7 +140,7 @@ impl Client {
     /// The items of the list at `path`; none where the API does not know the resource.
     pub(super) fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>> {
         match self.get::<List<T>>(path) {
-            // Custom resources are unknown, too, until the server has read their definitions, which its readiness waits for.
+            // Until the server has read their definitions, custom resources are unknown too; its readiness waits for that.
             Err(error) if is_missing(&error) => self.ready().map(|()| Vec::new()),
             list => Ok(list?.items),
         }
@@ -199,7 +199,7 @@ impl Client {
         self.call(Method::PUT, path, "application/json", object.to_string().into_bytes()).map(drop)
     }
 
-    /// Deletes the object at `path`; false when it is gone already.
+    /// Deletes the object at `path`; false when it was already gone.
     pub(super) fn delete(&self, path: &str) -> Result<bool> {
         match self.call(Method::DELETE, path, "", Vec::new()) {
             Err(error) if is_missing(&error) => Ok(false),
@@ -207,8 +207,8 @@ impl Client {
         }
     }
 
-    /// A server that is too busy says so with 429, and so does one that has just started, of resources whose storage it has not read yet:
-    /// nothing was done then, and it is asked again as its own clients do.
+    /// Sends a request. A server that is too busy answers 429, and one that has just started does so for resources whose storage it has not
+    /// read yet. Nothing was done then, and the request is sent again, as Kubernetes' own clients do.
     fn call(&self, method: Method, path: &str, content_type: &str, body: Vec<u8>) -> Result<String> {
         for _ in 1..TRIES_WHEN_BUSY {
             match self.attempt(method.clone(), path, content_type, body.clone()) {
@@ -249,7 +249,8 @@ impl Client {
     }
 }
 
-/// An HTTP client that connects to the loopback address whatever the server's name is, without a proxy and without keeping connections.
+/// An HTTP client that always connects to the loopback address, whatever the server's name, without a proxy and without keeping
+/// connections.
 fn connect(access: &Access) -> Result<::kube::Client> {
     let loopback =
         tower::service_fn(|_name| async { Ok::<_, Infallible>(LOOPBACK.map(|address| SocketAddr::new(address, 0)).into_iter()) });
@@ -274,12 +275,12 @@ fn is_busy(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Refused>().is_some_and(|refused| refused.code == 429)
 }
 
-/// True when somebody else changed the object meanwhile.
+/// True when another client changed the object meanwhile.
 pub(super) fn is_conflict(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Refused>().is_some_and(|refused| refused.code == 409)
 }
 
-/// The innermost cause: `Connection refused`, or why its certificate is not good. The layers above it only say "client error".
+/// The innermost cause: `Connection refused`, or what is wrong with its certificate. The layers above it only say "client error".
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {

@@ -1,4 +1,4 @@
-//! What the cluster is, and how its operators are.
+//! Facts about the cluster, and the state of its operators.
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
@@ -57,7 +57,7 @@ struct ClusterVersionStatus {
     history: Vec<Release>,
 }
 
-/// An entry of the history, newest first; its version can stand twice (another architecture), its completion time is null while Partial.
+/// An entry of the history, newest first. A version can be there twice (another architecture); the completion time is null while Partial.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 struct Release {
@@ -120,8 +120,9 @@ impl Client {
         self.list("/apis/config.openshift.io/v1/clusteroperators").context("asking for the ClusterOperators")
     }
 
-    /// True when the node's condition Ready is True, and kubelet has reported it at `since` or later: an etcd that was restored holds what was
-    /// so at the backup, and nobody doubts it for 40 s. A kubelet that starts reports at once. False when there is no such node.
+    /// True when the node's condition Ready is True and kubelet has reported it at `since` or later. A restored etcd still holds the
+    /// condition from the time of the backup, and nothing corrects that for 40 s; a kubelet reports as soon as it starts. False when there
+    /// is no such node.
     ///
     /// # Errors
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer.
@@ -130,7 +131,7 @@ impl Client {
             Err(error) if is_missing(&error) => return Ok(false),
             node => node?,
         };
-        // The API has whole seconds.
+        // The API gives whole seconds.
         let reported = condition(&node.status.conditions, "Ready").and_then(|ready| ready.reported);
         let is_fresh = since.is_none_or(|since| reported.is_some_and(|at| at.as_second() >= since.as_second()));
         Ok(is_fresh && is_true(&node.status.conditions, "Ready"))
@@ -167,7 +168,7 @@ fn operator(operator: &ClusterOperator) -> OperatorState {
 }
 
 impl ClusterOperatorStatus {
-    /// Why this operator is not well: what its Degraded condition says, or that it is not available.
+    /// What is wrong with this operator: the message of its Degraded condition, or that it is not available. `None` when it is well.
     pub(super) fn trouble(&self) -> Option<String> {
         if is_true(&self.conditions, "Degraded") {
             let message = condition(&self.conditions, "Degraded").map_or("", |c| c.message.as_str());
@@ -199,7 +200,7 @@ mod tests {
         assert_eq!(installed.version, "4.13.0-0.ci.test-2023-03-09-115511-ci-ln-88xnydk-latest");
         assert!(installed.image.unwrap().contains("@sha256:d1680bbb"));
         assert!(!installed.progressing);
-        // In the middle of an upgrade the release is the one the cluster comes from.
+        // In the middle of an upgrade, the release is the one from which the cluster is upgraded.
         let upgrading = read("clusterversion-sno-upgrading-4.16-to-4.17.json").unwrap();
         assert!(upgrading.progressing && upgrading.version.starts_with("4.16."), "{upgrading:?}");
         assert!(read("clusterversion-upgrading-failing-4.14.json").unwrap().progressing);

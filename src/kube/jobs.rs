@@ -1,4 +1,4 @@
-//! A Job that comes back at work out of the restored etcd.
+//! A Job that the restored etcd brings back in the middle of its work.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use serde_json::{Map, Value};
 use super::client::Client;
 use super::objects::{Condition, Object, is_true, or_default};
 
-/// How long a Job that comes back has, at the least: for an image to be unpacked, and for two pods one after the other.
+/// How long a Job that comes back must have at least: for an image to be unpacked, and for two pods one after the other.
 const TIME: Duration = Duration::from_secs(600);
-/// `backoffLimit`, where it is not given: that of the API.
+/// `backoffLimit` where none is given: the API's default.
 const RETRIES: i64 = 6;
-/// Conditions with which a Job has ended, or is about to.
+/// Conditions of a Job that has ended, or is about to.
 const ENDS: [&str; 4] = ["Complete", "Failed", "FailureTarget", "SuccessCriteriaMet"];
 
 type Job = Object<Spec, Status>;
@@ -37,9 +37,9 @@ struct Status {
 }
 
 impl Client {
-    /// Lets the Job with this UID have a pod more and some minutes, when it is there and has not ended. To be called before its controller
-    /// runs, which would end it: kubelet calls a pod failed that the container runtime does not know any more, and the Job's deadline counts
-    /// from before the upgrade. What was changed; nothing when it was well already.
+    /// Allows the Job with this UID one more pod and some minutes, when it exists and has not ended. Call it before the Job's controller
+    /// runs, which would end the Job: kubelet reports a pod as failed that the container runtime no longer knows, and the Job's deadline
+    /// counts from before the upgrade. Returns what was changed; `None` when nothing had to be.
     ///
     /// # Errors
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer; when it refuses.
@@ -49,12 +49,13 @@ impl Client {
         let Some(change) = allowance(&found, now) else { return Ok(None) };
         let (name, namespace) = (&found.metadata.name, &found.metadata.namespace);
         self.patch(&format!("/apis/batch/v1/namespaces/{namespace}/jobs/{name}"), &serde_json::json!({ "spec": &change }))
-            .with_context(|| format!("letting the Job {namespace}/{name} have a pod more"))?;
+            .with_context(|| format!("allowing the Job {namespace}/{name} one more pod"))?;
         Ok(Some(change))
     }
 }
 
-/// What of a Job's `spec` is too little. Asked again of what was changed, it is enough, or differs by the time that has passed.
+/// The changes to the `spec` of a Job that has too little of something. After these changes there are none, or only for the time that has
+/// passed.
 fn allowance(job: &Job, now: Timestamp) -> Option<Value> {
     if ENDS.iter().any(|end| is_true(&job.status.conditions, end)) {
         return None;

@@ -1,8 +1,8 @@
-//! A kubeconfig of the node, and how the server in it is reached.
+//! A kubeconfig of the node, and how to reach its server.
 //!
-//! The agent runs on the node whose API server this is. So a server that is given by name (`localhost`, or the cluster's own
-//! `api-int.…`) is at the loopback address, and the name is only what its certificate is checked for: nothing is looked up, and no
-//! proxy stands in between, whatever the environment or the file says.
+//! The agent runs on the node whose API server this is. So a server that is given by name (`localhost`, or the cluster's own `api-int.…`)
+//! is reached at the loopback address, and the name is used only to check its certificate: nothing is looked up, and no proxy is used,
+//! whatever the environment or the file says.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -18,13 +18,13 @@ use crate::node::Node;
 use crate::node::profile::Profile;
 use crate::node::yaml;
 
-/// How the API server is reached, and as whom.
+/// How to reach the API server, and with which credentials.
 pub(super) struct Access {
-    /// The node's path of the file it is from.
+    /// The node's path of the kubeconfig.
     pub(super) file: PathBuf,
     /// The server's URL, as the file has it.
     pub(super) server: String,
-    /// TLS, as the HTTP client takes it. Its URL, timeouts and proxy are not used.
+    /// The TLS settings, as the HTTP client takes them. The URL, timeouts and proxy in it are not used.
     pub(super) config: Config,
     /// A bearer token, for users that have no certificate.
     pub(super) token: Option<String>,
@@ -53,12 +53,12 @@ fn read(node: &Node, path: &Path) -> Result<Access> {
     let token = token(node, dir, &user)?;
     config.auth_info = certificate(node, dir, user)?;
     if token.is_none() && config.auth_info.client_certificate_data.is_none() {
-        return Err(misfit("its user has neither a client certificate nor a token; programs that fetch credentials are not run"));
+        return Err(misfit("its user has neither a client certificate nor a token; an `exec` program that fetches credentials is not run"));
     }
     Ok(Access { file: path.to_owned(), server, config, token })
 }
 
-/// Cluster and user of the current context; where none is named, the only context there is.
+/// Cluster and user of the current context; where none is named, of the only context.
 fn chosen(kubeconfig: Kubeconfig) -> Result<(Cluster, AuthInfo)> {
     let current = kubeconfig.current_context.filter(|name| !name.is_empty());
     let mut contexts = kubeconfig.contexts.into_iter().filter(|c| current.as_ref().is_none_or(|name| c.name == *name));
@@ -73,7 +73,7 @@ fn chosen(kubeconfig: Kubeconfig) -> Result<(Cluster, AuthInfo)> {
     Ok((cluster, user.with_context(|| format!("it has no user {name}"))?))
 }
 
-/// A value that is given in the file, or in another file of the node (relative to the kubeconfig's directory).
+/// A value that is given in the kubeconfig, or in another file of the node (relative to the kubeconfig's directory).
 fn given(node: &Node, dir: &Path, data: Option<&str>, file: Option<&str>) -> Result<Option<Vec<u8>>> {
     match (data.filter(|d| !d.is_empty()), file.filter(|f| !f.is_empty())) {
         (Some(data), _) => Ok(Some(BASE64.decode(data.trim().as_bytes()).context("decoding its base64 data")?)),
@@ -85,7 +85,7 @@ fn given(node: &Node, dir: &Path, data: Option<&str>, file: Option<&str>) -> Res
 fn authorities(node: &Node, dir: &Path, cluster: &Cluster) -> Result<Vec<Vec<u8>>> {
     let pem = given(node, dir, cluster.certificate_authority_data.as_deref(), cluster.certificate_authority.as_deref())?;
     let Some(pem) = pem else {
-        // Without one, the host's own bundle would be asked, which knows nothing of a cluster's authorities.
+        // Without one, the HTTP client would use the host's own bundle, which does not have a cluster's authorities.
         return if cluster.insecure_skip_tls_verify == Some(true) {
             Ok(Vec::new())
         } else {
@@ -110,7 +110,7 @@ fn certificate(node: &Node, dir: &Path, user: AuthInfo) -> Result<AuthInfo> {
 }
 
 fn token(node: &Node, dir: &Path, user: &AuthInfo) -> Result<Option<String>> {
-    // Taken out by way of its serialised form: the secret's own type belongs to another crate.
+    // The secret's type belongs to another crate, so the token is taken from its serialised form.
     let inline = serde_json::to_value(user).ok().and_then(|user| Some(user.get("token")?.as_str()?.to_owned()));
     match (inline, &user.token_file) {
         (Some(token), _) => Ok(Some(token)),
@@ -119,5 +119,5 @@ fn token(node: &Node, dir: &Path, user: &AuthInfo) -> Result<Option<String>> {
     }
 }
 
-/// Where to connect to for a host that is not a number: this machine, by IPv4 and, should nobody listen there, by IPv6.
+/// Where to connect to when the host is not an address: this machine, by IPv4 and, when nothing listens there, by IPv6.
 pub(super) const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)];

@@ -4,7 +4,7 @@
 //! a limit; the API going away is normal), `objects` (the few fields that are read, tolerant of everything else), then what is asked:
 //! `facts`, `redeploy`, `requests` (certificates), `workloads` and `health` (whether what runs is up), `release` (the one that is asked for) and `policy` (the gate before it), `jobs` (the backup's own), `obstacles` (why nothing moves).
 //!
-//! What a parser decides is pure and apart from what is fetched; captures of real clusters are the tests.
+//! Decisions are pure functions, separate from the requests; they are tested on captures of real clusters.
 
 mod client;
 mod facts;

@@ -1,9 +1,9 @@
-//! The few fields of API objects that are read. Whatever else there is is ignored, and what is missing or null is empty: `status` is
-//! absent on new objects, `history[].completionTime` null, `targetRevision` absent when idle.
+//! The few fields of API objects that are read. All others are ignored, and a missing or null field counts as empty: `status` is absent on
+//! new objects, `history[].completionTime` null, `targetRevision` absent when idle.
 
 use serde::{Deserialize, Deserializer};
 
-/// Null as the default, like a field that is not there.
+/// Reads null as the default, like a missing field.
 pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
     Option::deserialize(from).map(Option::unwrap_or_default)
 }
@@ -36,7 +36,7 @@ pub(super) struct Object<Spec: Default, Status: Default> {
     pub(super) status: Status,
 }
 
-/// Of every object.
+/// The metadata of every object.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Metadata {
@@ -50,11 +50,11 @@ pub(super) struct Metadata {
     pub(super) annotations: std::collections::BTreeMap<String, String>,
 }
 
-/// Nothing of it is read.
+/// A part of which nothing is read.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(super) struct Unread {}
 
-/// A condition, of which there is at most one of each type, in no order. `status` was not there in v1beta1 certificate requests.
+/// A condition; there is at most one of each type, in no order. `status` did not exist in v1beta1 certificate requests.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Condition {
@@ -63,7 +63,7 @@ pub(super) struct Condition {
     pub(super) status: Option<String>,
     #[serde(deserialize_with = "or_default")]
     pub(super) message: String,
-    /// When it was last reported. A node's has it; most others have not.
+    /// When the condition was last reported. A node's condition has it; most others do not.
     #[serde(rename = "lastHeartbeatTime")]
     pub(super) reported: Option<jiff::Timestamp>,
 }

@@ -1,4 +1,4 @@
-//! Why nothing moves: what is looked at when a wait comes to its end. And the pods that are deleted to make things move.
+//! Why nothing changes: what is looked at when a wait reaches its deadline. Also the deletion of pods that are in the way.
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -7,7 +7,7 @@ use super::client::{Client, is_missing};
 use super::health::Health;
 use super::objects::{Conditions, Metadata, Object, Unread, is_true, or_default};
 
-/// The most sentences of one kind: a message is for reading.
+/// The most sentences of one kind, so that the message stays readable.
 const MOST: usize = 5;
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -88,7 +88,7 @@ struct Waiting {
 }
 
 impl Client {
-    /// Deletes the pods of a namespace that have one of these values of label `app`; how many.
+    /// Deletes the pods of a namespace whose label `app` has one of these values; returns how many.
     ///
     /// # Errors
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer; when it refuses.
@@ -104,11 +104,11 @@ impl Client {
         Ok(deleted)
     }
 
-    /// Sentences that may explain why nothing moves: pending certificate requests, webhooks that fail closed and have nobody to answer,
-    /// operators that are not well, pods of the control plane that do not run. Never fails: what could not be asked for is a sentence too.
+    /// Sentences that may explain why nothing changes: pending certificate requests, webhooks that fail closed and have no endpoint,
+    /// operators that are not well, pods of the control plane that do not run. Never fails: a query that fails becomes a sentence too.
     #[must_use]
     pub fn obstacles(&self) -> Vec<String> {
-        // One look first: each of the questions below would wait its time for an answer that does not come.
+        // First one look at the server: without an answer, each of the queries below would wait for its time limit.
         if let Err(error) = self.ready() {
             return vec![format!("{error:#}")];
         }

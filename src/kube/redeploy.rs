@@ -1,8 +1,8 @@
-//! Redeploying the static pods of a control plane through their operators, and knowing when that is done.
+//! Redeploying the static pods of a control plane through their operators, and noticing when that is done.
 //!
-//! An operator answers a new `forceRedeploymentReason` with a new revision and installs it. Its conditions lag behind its revisions: on
-//! all four, recorded over an install of OpenShift 4.13, `NodeInstallerProgressing` still said `AllNodesAtLatestRevision` for 1 to 13 s
-//! after a new revision had come. So only numbers are compared, and they must hold for a while.
+//! An operator answers a new `forceRedeploymentReason` with a new revision and installs it. Its conditions lag behind its revisions:
+//! recorded over an install of OpenShift 4.13, `NodeInstallerProgressing` of all four still said `AllNodesAtLatestRevision` for 1 to 13 s
+//! after a new revision had appeared. So only the numbers are compared, and they must hold for a while.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -17,10 +17,10 @@ use crate::error::busy;
 use crate::node::clock::Deadline;
 use crate::node::profile::Redeployed;
 
-/// The annotation that keeps the revision to wait for. It is set in the same write as the reason, so that after a crash the one
-/// is there exactly when the other is; the operators leave it alone.
+/// The annotation that keeps the revision to wait for. It is set in the same write as the reason, so that after a crash either both are
+/// there or neither is; the operators leave it alone.
 const ANNOTATION: &str = "recovery/redeploy-revision";
-/// How often a write is tried again when somebody else changed the object meanwhile, as kubectl does.
+/// How often a write is tried when other clients change the object meanwhile; the same number as kubectl's.
 const TRIES: usize = 10;
 
 pub(super) type Operator = Object<OperatorSpec, OperatorStatus>;
@@ -60,7 +60,7 @@ struct NodeStatus {
 }
 
 impl OperatorStatus {
-    /// `Ok` when every node is at `revision` or beyond it, at the latest there is, and on its way to no other; else what it is at.
+    /// `Ok` when every node has reached `revision`, is at the latest revision and not on its way to another; else where it is.
     fn settled(&self, revision: i64) -> Result<(), String> {
         let latest = self.latest_available_revision;
         if self.node_statuses.is_empty() {
@@ -85,7 +85,7 @@ impl OperatorStatus {
     }
 }
 
-/// Whether something has been so for long enough. It is told each look; a look that failed is one at which it was not so.
+/// Whether a condition has held for long enough. It is told the result of each look; a failed look counts as false.
 #[derive(Debug)]
 struct Holding {
     needed: Duration,
@@ -100,7 +100,7 @@ impl Holding {
 }
 
 impl Client {
-    /// Static-pod operators whose revision is being rolled out now: a backup would be taken in the middle. (resource names)
+    /// The resource names of static-pod operators that roll out a revision now; a backup must not be taken in the middle of that.
     ///
     /// # Errors
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer.
@@ -115,10 +115,10 @@ impl Client {
     }
 
     /// Sets `forceRedeploymentReason` of a static-pod operator to `reason` and returns the revision to wait for: the latest available
-    /// before it, plus one. `reason` must be another one for each redeployment that is wanted.
+    /// before it, plus one. Each wanted redeployment needs a `reason` of its own.
     ///
-    /// Safe to call again after a crash with the same `reason`: it is not set again then, and the number is the one of the first time,
-    /// which is kept in an annotation that is written together with the reason.
+    /// Safe to call again after a crash with the same `reason`: the reason is then not set again, and the first call's number is returned,
+    /// from an annotation that is written together with the reason.
     ///
     /// # Errors
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer; when it refuses.
@@ -129,10 +129,10 @@ impl Client {
             let latest = object.status.latest_available_revision;
             if object.spec.force_redeployment_reason == reason {
                 let kept = object.metadata.annotations.get(ANNOTATION).and_then(|number| number.parse().ok());
-                // Without the annotation somebody set this very reason by hand: the revision it has led to is the latest.
+                // Without the annotation somebody set the same reason by hand; the revision that it led to is the latest.
                 return Ok(kept.unwrap_or(latest));
             }
-            // The version makes it one step with reading `latest`: a revision that comes in between is a conflict.
+            // With the version, reading `latest` and writing are one step: a revision that appears in between makes the write a conflict.
             let change = json!({
                 "metadata": {"resourceVersion": object.metadata.resource_version, "annotations": {ANNOTATION: (latest + 1).to_string()}},
                 "spec": {"forceRedeploymentReason": reason},
@@ -147,10 +147,11 @@ impl Client {
 
     /// Waits until every node's current revision has reached `revision`, is the latest, and has held there for a while.
     ///
-    /// `note` is told at every look what is waited for.
+    /// `note` is told at every look what the wait is for.
     ///
     /// # Errors
-    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) at the deadline, with where the operator is and what may be in its way;
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) at the deadline, with the operator's revisions and what may be in
+    /// its way;
     /// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted.
     pub fn wait_revision(&self, operator: &Redeployed, revision: i64, deadline: Deadline, note: &dyn Fn(&str)) -> Result<()> {
         let state = RefCell::new(String::new());
@@ -159,7 +160,7 @@ impl Client {
             let (settled, now) = match self.operator(operator) {
                 Err(error) => (false, format!("{error:#}")),
                 Ok(object) => match object.status.settled(revision) {
-                    Ok(()) => (true, format!("it reached revision {revision}, and has to hold it for {} s", self.hold.as_secs())),
+                    Ok(()) => (true, format!("it reached revision {revision}, and has to stay there for {} s", self.hold.as_secs())),
                     Err(why) => (false, unmanaged(&object.spec, why)),
                 },
             };
@@ -185,7 +186,7 @@ fn path(operator: &Redeployed) -> String {
     format!("/apis/operator.openshift.io/v1/{}/cluster", operator.resource)
 }
 
-/// An operator that is told not to manage anything will never get there.
+/// Adds to `why` that an unmanaged operator never redeploys anything.
 fn unmanaged(spec: &OperatorSpec, why: String) -> String {
     match spec.management_state.as_str() {
         "" | "Managed" => why,
@@ -208,7 +209,7 @@ mod tests {
         assert!(settled("etcd-0-no-status.json", 0).is_err());
         assert!(settled("etcd-1-revision-0.json", 1).is_err());
         assert!(settled("etcd-2-installing-first.json", 2).unwrap_err().contains("on the way to 2"));
-        // The condition of this one says that all nodes are at the latest revision.
+        // This operator's condition says that all nodes are at the latest revision.
         let stale = settled("etcd-3-new-revision-stale-condition.json", 2).unwrap_err();
         assert_eq!(stale, "node sno-node-0 is at revision 2, the latest available one is 3");
         assert!(settled("etcd-4-progressing-no-target.json", 3).is_err());
@@ -246,8 +247,8 @@ mod tests {
         assert!(look(true, 21));
     }
 
-    /// What the operators showed over a whole install, looked at each second. The wait must end only where nothing moves for 10 s, and at
-    /// none of the many states whose condition says that all nodes are at the latest revision while a newer one is there.
+    /// The operators' states over a whole install, recorded each second. A wait must end only when nothing changes for 10 s, and never in
+    /// one of the many states whose condition says that all nodes are at the latest revision although a newer one exists.
     #[test]
     fn a_recorded_install_is_never_taken_for_done_too_early() {
         let timeline: Vec<Seen> = capture("sno-static-pod-rollout-timeline.json");

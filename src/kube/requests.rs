@@ -1,8 +1,8 @@
-//! Certificate requests of the node's kubelet: which are its own and fresh, and their approval.
+//! Certificate requests of the node's kubelet: finding those that are its own and fresh, and approving them.
 //!
-//! After a recovery kubelet's certificates can be older than what the restored cluster knows, and it asks for new ones: first as the
-//! bootstrapper for a client certificate, then as the node for a serving certificate. On a single node nobody else approves them while the
-//! cluster's own approver is not up. Approving is giving out credentials, so everything in a request has to fit.
+//! After a recovery, kubelet's certificates can be older than what the restored cluster knows, and kubelet requests new ones: first a
+//! client certificate as the bootstrapper, then a serving certificate as the node. On a single node nobody else approves them until the
+//! cluster's own approver runs. An approval hands out credentials, so everything in a request must be as expected.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -25,14 +25,14 @@ const REQUESTS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
 const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
 const NODES: &str = "system:nodes";
-/// Who asks for a kubelet's first certificate on OpenShift.
+/// The account that requests a kubelet's first certificate on OpenShift.
 const BOOTSTRAPPER: &str = "system:serviceaccount:openshift-machine-config-operator:node-bootstrapper";
-/// The group of everybody who may ask for a kubelet's first certificate upstream: the users of bootstrap tokens, above all.
+/// The group of everybody who may request a kubelet's first certificate upstream: mainly the users of bootstrap tokens.
 const BOOTSTRAPPERS: &str = "system:bootstrappers";
 
 pub(super) type Request = Object<RequestSpec, RequestStatus>;
 
-/// Spec of a certificate request. The API server itself fills in who asked.
+/// Spec of a certificate request. The API server itself fills in who made the request.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct RequestSpec {
@@ -67,7 +67,7 @@ impl Request {
 #[derive(Debug)]
 struct Requester<'a> {
     name: &'a str,
-    /// What else it is called: host names and addresses that the cluster knows it by.
+    /// The node's other names: host names and addresses under which the cluster knows it.
     also: BTreeSet<String>,
     since: Timestamp,
 }
@@ -86,8 +86,8 @@ struct Address {
 }
 
 impl Client {
-    /// Approves the pending certificate requests of this node that are newer than `since`, the start of its kubelet; the names of those
-    /// approved.
+    /// Approves the pending certificate requests of this node that are newer than `since`, the start of its kubelet; returns the names of
+    /// those approved.
     ///
     /// A request is approved only when it is for one of kubelet's two signers, was made by this node or its bootstrapper, and asks for
     /// nothing but this node's name, group, and (for serving) names and addresses.
@@ -115,14 +115,14 @@ impl Client {
         Ok(approved)
     }
 
-    /// The requests that nobody has decided.
+    /// The requests that nobody has approved or denied.
     pub(super) fn pending_requests(&self) -> Result<Vec<Request>> {
         let mut requests: Vec<Request> = self.list(REQUESTS).context("asking for certificate requests")?;
         requests.retain(Request::is_pending);
         Ok(requests)
     }
 
-    /// What the cluster knows the node by; nothing before it is registered.
+    /// The node's names and addresses in the cluster; none before it is registered.
     fn addresses(&self, node: &str) -> Result<Vec<String>> {
         match self.get::<Object<Unread, Addresses>>(&format!("/api/v1/nodes/{node}")) {
             Err(error) if is_missing(&error) => Ok(Vec::new()),
@@ -130,7 +130,7 @@ impl Client {
         }
     }
 
-    /// What `kubectl certificate approve` does: the object as it is now, with one more condition, to the subresource `approval`.
+    /// The same as `kubectl certificate approve`: writes the object with one more condition to the subresource `approval`.
     fn approve(&self, name: &str) -> Result<()> {
         let path = format!("{REQUESTS}/{name}");
         let mut object: Value = self.get(&path)?;
@@ -148,7 +148,7 @@ impl Client {
 
 impl<'a> Requester<'a> {
     fn new(name: &'a str, also: impl IntoIterator<Item = String>, since: Timestamp) -> Result<Self> {
-        // Objects carry whole seconds, rounded down: what was made just after the start can bear the second before it.
+        // Objects have whole seconds, rounded down: a request made just after the start can have a time just before it.
         let since =
             since.round((Unit::Second, 1)).map(|round| if round > since { round - jiff::SignedDuration::from_secs(1) } else { round });
         Ok(Self {
@@ -158,7 +158,7 @@ impl<'a> Requester<'a> {
         })
     }
 
-    /// `Ok` when the request is to be approved, else why not.
+    /// `Ok` when the request should be approved, else why not.
     fn judge(&self, request: &Request) -> Result<()> {
         let spec = &request.spec;
         ensure!(request.is_pending(), "it is decided already");
@@ -190,19 +190,19 @@ impl<'a> Requester<'a> {
     }
 }
 
-/// The usage that the signer is for must be asked for, and only those that go with it.
+/// The usage that the signer is for must be requested, and no others but those that go with it.
 fn usages(asked: &[String], needed: &str) -> Result<()> {
     ensure!(asked.iter().any(|usage| usage == needed), "it does not ask for the usage {needed}");
     let other = asked.iter().find(|usage| ![needed, "digital signature", "key encipherment"].contains(&usage.as_str()));
     other.map_or(Ok(()), |usage| Err(anyhow!("it asks for the usage {usage}")))
 }
 
-/// A name or an address in the one form in which it is compared.
+/// A name or an address in the form in which it is compared.
 fn canonical(name: &str) -> String {
     name.parse::<IpAddr>().map_or_else(|_| name.to_ascii_lowercase(), |address| address.to_string())
 }
 
-/// What a PKCS#10 request asks for.
+/// What a PKCS#10 request contains.
 #[derive(Debug, PartialEq, Eq)]
 struct Asked {
     common_name: String,
@@ -211,7 +211,7 @@ struct Asked {
 }
 
 impl Asked {
-    /// Reads the base64 of the PEM of a request. Anything in it that is not understood is an error: it would be signed unseen.
+    /// Reads a request, in base64 of its PEM. Anything in it that is not understood is an error: it would be signed unseen.
     fn read(request: &str) -> Result<Self> {
         let pem = BASE64.decode(request.as_bytes()).context("decoding its base64")?;
         let (_, pem) = x509_parser::pem::parse_x509_pem(&pem).map_err(|error| anyhow!("its PEM cannot be read: {error}"))?;
@@ -238,7 +238,7 @@ impl Asked {
     }
 }
 
-/// The only common name and the only organisation; nothing else may be there.
+/// The only common name and the only organisation; a subject with anything else is an error.
 fn subject(name: &X509Name<'_>) -> Result<(String, String)> {
     let text = |attribute: Option<&x509_parser::x509::AttributeTypeAndValue<'_>>, what: &str| -> Result<String> {
         Ok(attribute.with_context(|| format!("its subject has no {what}"))?.as_str()?.to_owned())
@@ -287,7 +287,7 @@ mod tests {
         let now = requester("2024-05-31T13:00:00Z");
         assert!(now.judge(&all[0]).is_ok() && now.judge(&all[1]).is_ok());
         assert!(now.judge(&all[2]).unwrap_err().to_string().contains("decided"));
-        // Whole seconds: the request was made at 13:10:01.something.
+        // Whole seconds: the request was made a fraction of a second after 13:10:01.
         assert!(requester("2024-05-31T13:10:01.9Z").judge(&all[0]).is_ok());
         assert!(requester("2024-05-31T13:10:02Z").judge(&all[0]).unwrap_err().to_string().contains("older"));
         let other = Requester::new("sno-node-1", [], now.since).unwrap();
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn old_forms_are_understood() {
-        // v1beta1: no kind, conditions without status, a request that is no base64 of anything whole.
+        // v1beta1: no kind, conditions without status, and the base64 of a truncated request.
         assert!(!capture::<Request>("csr-approved-v1beta1.json").is_pending());
         let cut = capture::<Request>("csr-pending-v1beta1-noncompliant.json");
         assert!(cut.is_pending());

@@ -14,17 +14,17 @@ use super::Node;
 use super::profile::{Kind, Profile};
 use super::static_pod::revision_in_use;
 
-/// What kubelet shows to the API server, and to those who ask it. The links point to dated files.
+/// What kubelet shows to the API server, and to clients that connect to it. The links point to dated files.
 const KUBELET: [&str; 2] = ["/var/lib/kubelet/pki/kubelet-client-current.pem", "/var/lib/kubelet/pki/kubelet-server-current.pem"];
 
-/// The earliest end of the certificates with which the node's parts prove who they are, and the node's path of the file it is in: those of
-/// kubelet, of etcd and of the API server. A backup is good as long as what is inside it.
+/// The earliest expiry of the certificates by which kubelet, etcd and the API server prove who they are, and the node's path of the file
+/// that holds it. A backup contains these certificates, so it is useful only until then.
 ///
-/// Authorities do not count: bundles keep those that have expired beside their successors.
+/// Authorities do not count: a bundle keeps expired ones beside their successors.
 ///
 /// # Errors
-/// When a directory or a file of them cannot be read. A file that holds no certificate is no error, nor is one that is gone again: kubelet and the
-/// operators replace theirs at any time.
+/// When one of the directories or files cannot be read. A file without a certificate is no error, nor is one that has vanished: kubelet and
+/// the operators replace their certificates at any time.
 pub fn certificates_expire(node: &Node, profile: &Profile) -> Result<Option<(Timestamp, PathBuf)>> {
     let mut files: Vec<PathBuf> = KUBELET.iter().map(PathBuf::from).filter(|path| node.exists(path)).collect();
     for directory in directories(node, profile)? {
@@ -49,7 +49,8 @@ fn first_to_expire(node: &Node, files: Vec<PathBuf>) -> Result<Option<(Timestamp
     Ok(earliest)
 }
 
-/// Where such certificates are: the `secrets` of every `*-certs` directory and of the revisions in use; kubeadm's one directory.
+/// The directories that hold these certificates: the `secrets` of every `*-certs` directory and of the revisions in use; with kubeadm, its
+/// one directory.
 fn directories(node: &Node, profile: &Profile) -> Result<Vec<PathBuf>> {
     let kubernetes = Path::new(profile.kubernetes);
     if profile.kind == Kind::Kubeadm {
@@ -98,7 +99,7 @@ fn collect(node: &Node, directory: &Path, files: &mut Vec<PathBuf>) -> Result<()
     Ok(())
 }
 
-/// When the certificate in a PEM file expires: the earliest of those that are no authorities. Keys and anything else are passed over.
+/// When the certificates in a PEM file expire: the earliest of those that are not authorities. Keys and anything else are skipped.
 fn end_of(pem: &[u8]) -> Option<Timestamp> {
     let blocks = Pem::iter_from_buffer(pem).filter_map(Result::ok).filter(|block| block.label == "CERTIFICATE");
     let ends = blocks.filter_map(|block| {
@@ -180,7 +181,7 @@ mod tests {
         let pod = include_str!("../../tests/fixtures/static-pods/etcd-pod-rev3.yaml");
         put(root, "etc/kubernetes/manifests/etcd-pod.yaml", pod);
         assert_eq!(certificates_expire(&node, &OPENSHIFT).unwrap().unwrap().0.to_string(), "2030-02-03T00:00:00Z");
-        // One that is gone since it was listed, and one that was never a file.
+        // One file that has vanished since it was listed, and one that never existed.
         let listed = ["gone.crt", "etcd-pod-3/secrets/x/tls.crt"].map(|name| Path::new("/").join(resources).join(name));
         assert_eq!(first_to_expire(&node, listed.into()).unwrap().unwrap().0.to_string(), "2030-02-03T00:00:00Z");
         assert!(first_to_expire(&node, vec!["/etc/kubernetes".into()]).is_err());

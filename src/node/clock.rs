@@ -42,7 +42,7 @@ pub fn ignore_hangup() -> Result<()> {
     unsafe { signal(Signal::SIGHUP, SigHandler::SigIgn) }.context("ignoring SIGHUP").map(drop)
 }
 
-/// Fails once a signal has asked the agent to stop: called between pieces of work that can be stopped.
+/// Fails once a signal has asked the agent to stop. Called wherever the work can be interrupted.
 ///
 /// # Errors
 /// [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) after a signal.
@@ -64,7 +64,7 @@ impl Clock {
         Self { boot_id: root.join("proc/sys/kernel/random/boot_id") }
     }
 
-    /// The wall clock, UTC. It can be wrong: it is for records and for comparison with other records only.
+    /// The wall clock, UTC. It can be wrong: use it only in records, and to compare it with other records.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         Timestamp::now()
@@ -76,7 +76,8 @@ impl Clock {
         boottime()
     }
 
-    /// How long ago it was `then` on `CLOCK_MONOTONIC`, by which systemd notes when something starts. Time in suspend does not count.
+    /// How long ago the time `then` on `CLOCK_MONOTONIC` was. systemd notes by that clock when something starts; it stands still during
+    /// suspend.
     #[must_use]
     pub fn since_monotonic(&self, then: Duration) -> Duration {
         read(ClockId::Monotonic).saturating_sub(then)
@@ -98,7 +99,7 @@ impl Clock {
         Deadline { end: boottime() + wait, wait }
     }
 
-    /// Sleeps, waking at once for an interruption.
+    /// Sleeps; an interruption ends the sleep at once.
     ///
     /// # Errors
     /// As [`interrupted`].
@@ -115,7 +116,7 @@ impl Clock {
     }
 }
 
-/// A point on the boot-time clock at which a wait gives up.
+/// A time on the boot-time clock at which a wait gives up.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline {
     end: Duration,
@@ -123,24 +124,25 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// What is left of it; zero once it has passed.
+    /// The time left; zero once the deadline has passed.
     #[must_use]
     pub fn left(&self) -> Duration {
         self.end.saturating_sub(boottime())
     }
 
-    /// True once it has passed.
+    /// True once the deadline has passed.
     #[must_use]
     pub fn passed(&self) -> bool {
         self.left().is_zero()
     }
 
-    /// Calls `look` every `pause` until it returns something. `Err` from `look` ends the wait at once: a condition that can heal is
-    /// `Ok(None)`.
+    /// Calls `look` every `pause` until it returns a value. An `Err` from `look` ends the wait at once; where things may still get better,
+    /// `look` returns `Ok(None)`.
     ///
     /// # Errors
-    /// That of `look`; [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted; when the deadline passes,
-    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) with `what` was waited for and what `why` then says of the cause.
+    /// The error of `look`; [`FailureKind::Interrupted`](crate::error::FailureKind::Interrupted) when interrupted; when the deadline
+    /// passes, [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) with `what` was waited for and the cause that `why` then
+    /// gives.
     pub fn wait_for<T>(
         &self,
         what: &str,

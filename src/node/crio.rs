@@ -1,12 +1,12 @@
-//! CRI-O's configuration and release, as far as they say what becomes of the images at the next boot.
+//! CRI-O's configuration and release, as far as they decide whether the images survive the next boot.
 //!
 //! `crio wipe`, which OpenShift runs at every boot (`crio-wipe.service`), erases the whole store when CRI-O was not stopped in order: when the file
 //! `clean.shutdown.supported` is there, and `clean.shutdown` is not. CRI-O removes the latter when it starts and writes it when it stops (seen with
-//! 1.34). Its own start erases nothing then; from 1.31 it looks for what is broken and repairs it (`internal_repair`).
+//! 1.34). CRI-O's own start erases nothing then; from 1.31 on it looks for broken images and repairs them (`internal_repair`).
 //!
-//! What its start does delete are the images of the containers in its store, when the release that ran last, by the file
-//! `version_file_persist`, had another minor version: by default in 1.22 to 1.24 (OpenShift 4.9 to 4.11), later only where it is told to
-//! (defaults of its releases 1.20 to 1.34).
+//! What CRI-O's start does delete: the images of the containers in its store, when the release that ran last had another minor version. The
+//! file `version_file_persist` records that release: by default in 1.22 to 1.24 (OpenShift 4.9 to 4.11), later only where the configuration
+//! names such a file (defaults of CRI-O's releases 1.20 to 1.34).
 
 use std::path::{Path, PathBuf};
 
@@ -16,13 +16,13 @@ use super::Node;
 pub const WIPE_UNIT: &str = "crio-wipe.service";
 /// `clean_shutdown_file`, where the configuration says nothing.
 const DEFAULT_FILE: &str = "/var/lib/crio/clean.shutdown";
-/// `version_file`, where the configuration says nothing: on a file system that a boot empties.
+/// `version_file`, where the configuration says nothing. It is on a file system that is empty after a boot.
 const VERSION_FILE: &str = "/run/crio/version";
 /// `version_file_persist`, where the configuration says nothing, in the releases of [`DELETES`].
 const PERSISTENT: &str = "/var/lib/crio/version";
-/// The first and the last release that has a `version_file_persist` of its own accord and deletes at its start.
+/// The first and the last release that uses a `version_file_persist` by default and deletes images at its start.
 const DELETES: (Release, Release) = (Release(1, 22), Release(1, 24));
-/// The first release with `internal_repair` of its own accord.
+/// The first release with `internal_repair` on by default.
 const REPAIRS: Release = Release(1, 31);
 const CONFIG: &str = "crio/crio.conf";
 const DROP_INS: &str = "crio/crio.conf.d";
@@ -38,7 +38,7 @@ impl std::fmt::Display for Release {
 }
 
 impl Release {
-    /// The one that a release of OpenShift comes with, which is that of its Kubernetes: 1.24 of 4.11.
+    /// The CRI-O release that an OpenShift release comes with, which has the version of its Kubernetes: 1.24 for 4.11.
     #[must_use]
     pub fn of_openshift(version: &str) -> Option<Self> {
         let Self(major, minor) = Self::parse(version)?;
@@ -51,22 +51,23 @@ impl Release {
     }
 }
 
-/// The release that started last in this boot, as it notes it itself; `None` when none did.
+/// The release that started last in this boot, from CRI-O's own version file; `None` when none did.
 #[must_use]
 pub fn release(node: &Node) -> Option<Release> {
     let file = said(node, Path::new("/etc"), "version_file").unwrap_or_else(|| VERSION_FILE.to_owned());
     Release::parse(&node.read_text(file).ok()?)
 }
 
-/// Whether its start looks for broken images and layers, and repairs what it finds: after a power cut, one that was being written may be.
+/// Whether CRI-O's start looks for broken images and layers and repairs them. After a power cut, an image that was being written may be
+/// broken.
 #[must_use]
 pub fn repairs(node: &Node) -> bool {
     let told = said(node, Path::new("/etc"), "internal_repair").map(|said| said == "true");
     told.unwrap_or_else(|| release(node).is_none_or(|release| release >= REPAIRS))
 }
 
-/// The release by whose images the store was filled last, when the start of the release `next`, configured below `etc`, deletes those
-/// images of it that the containers in its store are of. `crio wipe` would too, and is held while a recovery is open.
+/// The release that ran last on this store, when CRI-O of release `next`, configured below `etc`, would at its start delete the images of
+/// the containers in the store; else `None`. `crio wipe` would delete them too, but it is held while a recovery is open.
 #[must_use]
 pub fn deletes_those_of(node: &Node, etc: &Path, next: Release) -> Option<String> {
     let by_default = (DELETES.0..=DELETES.1).contains(&next).then(|| PERSISTENT.to_owned());
@@ -74,7 +75,7 @@ pub fn deletes_those_of(node: &Node, etc: &Path, next: Release) -> Option<String
     if next < DELETES.0 || said(node, etc, "internal_wipe").is_some_and(|said| said == "false") {
         return None;
     }
-    // One that cannot be read counts as that of another release.
+    // A version file that cannot be read counts as that of another release.
     match node.read_text(file).ok().and_then(|text| Release::parse(&text)) {
         Some(last) if last == next => None,
         Some(last) => Some(last.to_string()),
@@ -82,8 +83,9 @@ pub fn deletes_those_of(node: &Node, etc: &Path, next: Release) -> Option<String
     }
 }
 
-/// The mark of an orderly stop that `crio wipe` misses now, as the node calls it: without it, all images are erased at the next boot. `None` when
-/// it is there, and where CRI-O is configured to erase nothing (`clean_shutdown_file = ""`) or has never run. While CRI-O runs it is never there.
+/// The node's path of the file that marks an orderly stop, when `crio wipe` finds it missing: all images are then erased at the next boot.
+/// `None` when the file is there, and where CRI-O is configured to erase nothing (`clean_shutdown_file = ""`) or has never run. While CRI-O
+/// runs, the file is never there.
 #[must_use]
 pub fn missing_mark(node: &Node) -> Option<PathBuf> {
     let told = said(node, Path::new("/etc"), "clean_shutdown_file");
@@ -92,8 +94,8 @@ pub fn missing_mark(node: &Node) -> Option<PathBuf> {
     (supported && !node.exists(&mark)).then(|| PathBuf::from(mark))
 }
 
-/// What the configuration below `etc` says of a key: `crio.conf`, then the files beside it in the order of their names; the last that says
-/// it counts.
+/// The value of a key in the configuration below `etc`: `crio.conf`, then the files in `crio.conf.d` by name; the last one that has the key
+/// counts.
 fn said(node: &Node, etc: &Path, key: &str) -> Option<String> {
     let mut files = vec![node.real_path(etc.join(CONFIG))];
     let mut more: Vec<PathBuf> =
@@ -103,7 +105,7 @@ fn said(node: &Node, etc: &Path, key: &str) -> Option<String> {
     files.iter().filter_map(|file| value(&std::fs::read_to_string(file).ok()?, key)).next_back()
 }
 
-/// The string or bare word that a key has, of the last line that sets it: CRI-O's keys are unique over all tables, so the table need not be
+/// The string or bare word that a key has in the last line that sets it. CRI-O's keys are unique over all tables, so the table need not be
 /// known.
 fn value(text: &str, key: &str) -> Option<String> {
     let of = |line: &str| {
@@ -136,13 +138,13 @@ mod tests {
         assert_eq!((of_4_11, of_4_12), (Release(1, 24), Release(1, 25)));
         assert_eq!(Release::of_openshift("v1.29.5"), None);
         let last = |next| deletes_those_of(&node, etc, next);
-        // A store of an older or newer one, or nothing known.
+        // A store of an older or a newer release, or of an unknown one.
         assert_eq!((last(of_4_11), last(of_4_12)), (Some("one that is not known".to_owned()), None));
         put("var/lib/crio/version", "\"1.25.5+unknown\"")?;
         assert_eq!(last(of_4_11).as_deref(), Some("1.25"));
         put("var/lib/crio/version", "\"1.24.6\"")?;
         assert_eq!(last(of_4_11), None, "the same");
-        // It is the target's configuration that counts, and it is obeyed by any release.
+        // The target's configuration counts, and every release obeys it.
         put("etc/crio/crio.conf", "version_file_persist = \"\"\n")?;
         assert_eq!(last(Release(1, 23)).as_deref(), Some("1.24"));
         put("target/etc/crio/crio.conf.d/50", "version_file_persist = \"\"\n")?;
@@ -178,7 +180,7 @@ mod tests {
         assert_eq!(missing_mark(&node), Some(PathBuf::from(DEFAULT_FILE)));
         put("var/lib/crio/clean.shutdown", "")?;
         assert_eq!(missing_mark(&node), None, "stopped in order");
-        // Elsewhere: commented lines and other keys say nothing.
+        // In other places: commented lines and other keys say nothing.
         put(
             "etc/crio/crio.conf",
             "[crio]\n# clean_shutdown_file = \"\"\nclean_shutdown_file = '/var/other' # there\nclean_shutdown_files = \"\"\n",

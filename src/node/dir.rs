@@ -15,7 +15,7 @@ use crate::error::{AndNext, Next, by_hand, locked, misfit, no_space, not_permitt
 /// Where it is unless `--dir` says otherwise.
 pub const DEFAULT: &str = "/var/recovery";
 
-/// The most that upgrade-recovery.sh notes of a recovery, bytes: it has three stages.
+/// The most bytes that upgrade-recovery.sh writes about a recovery: it has three stages.
 const OLD_NOTES: u64 = 4096;
 
 /// The recovery directory of a node (`ARCHITECTURE.md`, "The recovery directory").
@@ -32,13 +32,14 @@ pub struct Lock {
 }
 
 impl RecoveryDir {
-    /// The directory at the node's absolute path `dir`; nothing is made or checked yet.
+    /// The recovery directory of `node`, at its absolute path `dir`; nothing is made or checked yet.
     #[must_use]
     pub fn new(node: &Node, dir: &Path) -> Self {
         Self { shown: dir.to_owned(), path: node.real_path(dir) }
     }
 
-    /// Makes it when it is missing, checks that nobody but root can write to it, and leaves it to root alone: what is in it is the node's secrets.
+    /// Makes the directory when it is missing, checks that nobody but root can write to it, and lets only root read it: it holds the node's
+    /// secrets.
     ///
     /// # Errors
     /// [`FailureKind::NotPermitted`](crate::error::FailureKind::NotPermitted) when it is another user's or writable by group or others.
@@ -56,13 +57,14 @@ impl RecoveryDir {
         Ok(())
     }
 
-    /// Checks that it is a directory of root's that nobody else can write to, and so is `backups/`; one that is missing passes.
+    /// Checks that the directory belongs to root and that nobody else can write to it or to `backups/` in it. A directory that does not
+    /// exist passes.
     ///
     /// # Errors
     /// As [`RecoveryDir::prepare`].
     pub fn check(&self) -> Result<()> {
         if let Ok(target) = std::fs::read_link(&self.path) {
-            // The resume unit and the hold record the name: it has to be the place itself.
+            // The resume unit and the hold file record the directory's path, so it must be the real one.
             let place = self.path.canonicalize().unwrap_or(target);
             return Err(not_permitted(format!(
                 "{} is a symbolic link: name the directory itself, `recovery --dir {} …`",
@@ -88,13 +90,13 @@ impl RecoveryDir {
         Ok(())
     }
 
-    /// The directory, for this process.
+    /// The directory's path for this process.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The directory, as the node calls it: for messages and for what is written down.
+    /// The directory's path on the node, for messages and for what is written down.
     #[must_use]
     pub fn shown(&self) -> &Path {
         &self.shown
@@ -106,7 +108,8 @@ impl RecoveryDir {
         self.path.join("backups")
     }
 
-    /// `progress`: the journal of the recovery that is in progress. The old launcher takes its presence for one, too.
+    /// `progress`: the journal of the recovery that is in progress. To the old tool's front, too, its presence means that a recovery is
+    /// open.
     #[must_use]
     pub fn journal(&self) -> PathBuf {
         self.path.join("progress")
@@ -136,10 +139,11 @@ impl RecoveryDir {
         self.journal().symlink_metadata().is_ok() && self.old_stages().is_none()
     }
 
-    /// The stages that upgrade-recovery.sh noted of a recovery that it has begun and not ended, when the file at [`RecoveryDir::journal`] is its.
+    /// The stages that upgrade-recovery.sh has noted of a recovery that it began and did not end, when the file at [`RecoveryDir::journal`]
+    /// is its own.
     #[must_use]
     pub fn old_stages(&self) -> Option<Vec<String>> {
-        // A directory or a fifo is nobody's notes.
+        // A directory or a FIFO holds no notes.
         if !self.journal().symlink_metadata().is_ok_and(|meta| meta.is_file()) {
             return None;
         }
@@ -148,7 +152,7 @@ impl RecoveryDir {
         old_stages(&notes)
     }
 
-    /// That upgrade-recovery.sh has left a recovery open, in a sentence for people.
+    /// A sentence for people that upgrade-recovery.sh has left a recovery open; `None` when it has not.
     #[must_use]
     pub fn old_recovery(&self) -> Option<String> {
         let stages = self.old_stages()?.join(", ");
@@ -183,14 +187,14 @@ impl RecoveryDir {
             )));
         }
         let holder = format!("`recovery {verb}` (process {}, since {})\n", std::process::id(), jiff::Timestamp::now());
-        // It is for messages only: where the disk is full, `prune` must get past it.
+        // The holder's name is only for messages. Where the disk is too full to write it, `prune` must still get the lock.
         if let Err(error) = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(holder.as_bytes())) {
             tracing::debug!("the lock does not name its holder: {error}");
         }
         Ok(Lock { _file: file })
     }
 
-    /// Who holds the lock, as it named itself: verb, process, since when. Nobody, too, where that is not for this user to see.
+    /// The process that holds the lock, as it wrote itself down: verb, process, since when. `None` also where this user may not see it.
     #[must_use]
     pub fn holder(&self) -> Option<String> {
         let mut file = File::open(self.path.join("lock")).ok()?;
@@ -211,7 +215,7 @@ impl RecoveryDir {
         no_space(format!("{shown} is so full that its lock cannot be made; {}; then run this again", self.room_by_hand()))
     }
 
-    /// What to do about a disk that is full where the agent itself deletes nothing: during a recovery, and without the lock.
+    /// What to do about a full disk where the agent itself deletes nothing: during a recovery, and without the lock.
     #[must_use]
     pub fn room_by_hand(&self) -> String {
         format!(
@@ -221,7 +225,7 @@ impl RecoveryDir {
         )
     }
 
-    /// What to do about a disk that has become full, perhaps this directory's, where the agent can delete backups.
+    /// What to do about a full disk, perhaps that of this directory, where the agent can delete backups.
     #[must_use]
     pub fn make_room(&self) -> Next {
         let how = format!(
@@ -244,8 +248,8 @@ impl RecoveryDir {
     }
 }
 
-/// The stages in notes of upgrade-recovery.sh: a word a line as each ends, `started` first. `None` for anything else: a line of the agent's journal
-/// begins with a brace, and is longer than all of these notes are.
+/// The stages in the notes of upgrade-recovery.sh: one word a line, written as each stage ends, `started` first. `None` for anything else:
+/// a line of the agent's journal begins with a brace, and is longer than all of these notes.
 #[must_use]
 pub fn old_stages(notes: &[u8]) -> Option<Vec<String>> {
     let text = std::str::from_utf8(notes).ok().filter(|text| (text.len() as u64) < OLD_NOTES)?;
@@ -260,8 +264,8 @@ fn named_in(lock: &mut File) -> String {
     if holder.trim().is_empty() { "another process".to_owned() } else { holder.trim().to_owned() }
 }
 
-/// Tries for a second: a lock may be held for an instant by one who only looks whether it is free, or by a child between its fork and its
-/// exec, which has not closed the file yet.
+/// Tries for a second. A lock may be held for an instant by a process that only looks whether it is free, or by a child process between
+/// fork and exec, which has not closed the file yet.
 fn try_lock(file: &File) -> rustix::io::Result<()> {
     for _ in 0..100 {
         match flock(file, FlockOperation::NonBlockingLockExclusive) {

@@ -1,6 +1,6 @@
 //! Files that survive a power cut: a temporary file beside the target, fsync, rename, fsync of the directory.
 //!
-//! After any function here has returned, its effect is on disk; before, the old state is. Callers never see something between.
+//! When a function here has returned, its effect is on disk; until then the old state is. There is nothing in between.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::error::unsupported;
 
-/// None of the agent's own files but the journal comes near so many bytes.
+/// Larger than any of the agent's own files except the journal, bytes.
 pub const SMALL: u64 = 2 << 20;
 
 /// Writes `bytes` to `path` with permissions `mode`, replacing what is there in one step.
@@ -22,19 +22,19 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let temporary = beside(path)?;
     let write = || -> Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
-        // The umask has had its say over `mode`; the file's permissions are what was asked for.
+        // The umask has been applied to `mode`; the file is to have exactly these permissions.
         rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()?;
         rename(&temporary, path)
     };
-    // What did not fit must not keep a full disk full; the error is what matters.
+    // The part that was written must not fill the disk further; only the error matters.
     let written = write().inspect_err(|_| drop(std::fs::remove_file(&temporary)));
     written.with_context(|| format!("writing {}", path.display()))
 }
 
-/// Opens a file that someone names, for reading: a FIFO is not waited for, a device does nothing, and neither can be read twice, as all that the
-/// agent takes is: to check it, and then to take from it.
+/// Opens for reading a file that the user names. Only a regular file is accepted: a FIFO or a device cannot be read twice, and the agent
+/// reads twice, first to check and then to use what it read. Nothing is waited for.
 ///
 /// # Errors
 /// When it cannot be opened; [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is no regular file.
@@ -51,17 +51,17 @@ pub fn open_regular(path: &Path) -> Result<File> {
     } else {
         "device"
     };
-    Err(unsupported(format!("it is a {what}, and only a regular file is read: save what is meant to one, and name that")))
+    Err(unsupported(format!("it is a {what}, and only a regular file is read: save the data to a regular file and name that one")))
 }
 
-/// Opens for reading without waiting for anyone, as for the writer of a FIFO: such a wait would not even end with SIGTERM, because the standard
-/// library goes on with it.
+/// Opens for reading without waiting, for example for the writer of a FIFO: not even SIGTERM would end such a wait, because the standard
+/// library starts it again.
 fn open_at_once(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed()).open(path)
 }
 
-/// Reads a file that the agent has written, which is small: nothing is waited for, as for the writer of a FIFO, and what is larger than `most` bytes is
-/// not the agent's.
+/// Reads a small file that the agent has written. Nothing is waited for, such as the writer of a FIFO, and a file of more than `most` bytes
+/// is not the agent's.
 ///
 /// # Errors
 /// When it cannot be read, is not a regular file, or is larger.
@@ -88,20 +88,20 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     if parent(from)? == parent(to)? { Ok(()) } else { sync_dir(parent(from)?) }
 }
 
-/// Removes a file or a link; one that is not there is fine.
+/// Removes a file or a link; it is fine when there is none.
 ///
 /// # Errors
 /// When it cannot be removed, or that cannot be made durable.
 pub fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("removing {}", path.display())),
-        // One that is gone already may be so in memory alone.
+        // It may be gone in memory only.
         _ => sync_name(path),
     }
 }
 
-/// Removes a directory and all below it, immutable files (`chattr +i`) too, as a copy of a node's tree has them; or what is there in its
-/// place. Nothing is fine.
+/// Removes a directory with everything below it, or whatever else is at `path`; it is fine when there is nothing. Immutable files (`chattr
+/// +i`) are removed too: a copy of a node's tree has some.
 ///
 /// # Errors
 /// When something in it cannot be removed, or that cannot be made durable.
@@ -122,12 +122,12 @@ pub fn remove_tree(path: &Path) -> Result<()> {
     }
 }
 
-/// Takes the flags from what is at `path` and below that keep even root from removing it.
+/// Clears the flags that keep even root from removing what is at `path` and below.
 fn unlock(path: &Path) -> Result<()> {
     use rustix::fs::{IFlags, Mode, OFlags, ioctl_getflags, ioctl_setflags, open};
     for entry in walkdir::WalkDir::new(path) {
         let entry = entry.with_context(|| format!("walking through {}", path.display()))?;
-        // Nothing else has such flags; opening a fifo would wait, and a device does something.
+        // Nothing else has such flags. Opening a FIFO would wait, and opening a device may set it going.
         if !entry.file_type().is_file() && !entry.file_type().is_dir() {
             continue;
         }
@@ -137,7 +137,7 @@ fn unlock(path: &Path) -> Result<()> {
                 Ok(flags) if flags.intersects(IFlags::IMMUTABLE | IFlags::APPEND) => {
                     ioctl_setflags(&file, flags.difference(IFlags::IMMUTABLE | IFlags::APPEND))
                 }
-                // A file system without flags has none in the way.
+                // A file system that has no such flags prevents no removal.
                 _ => Ok(()),
             }
         };
@@ -178,7 +178,7 @@ pub fn sync_dir(path: &Path) -> Result<()> {
     File::open(path).and_then(|dir| dir.sync_all()).with_context(|| format!("syncing the directory {}", path.display()))
 }
 
-/// Makes everything on the file system that holds `path` durable, errors of its write-back included (`syncfs(2)`, Linux 5.8).
+/// Makes everything on the file system that holds `path` durable, and reports errors of its write-back (`syncfs(2)`, Linux 5.8).
 ///
 /// # Errors
 /// When it cannot be opened or synced.
@@ -187,7 +187,7 @@ pub fn sync_file_system(path: &Path) -> Result<()> {
     sync().with_context(|| format!("syncing the file system of {}", path.display()))
 }
 
-/// The name, beside `path`, under which something new is made that is to be renamed to it.
+/// The name, beside `path`, under which something new is made before it is renamed to `path`.
 ///
 /// # Errors
 /// When `path` does not end in a name.
@@ -199,8 +199,8 @@ pub fn beside(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(temporary))
 }
 
-/// Makes durable that `path` is there, or is not: whoever made or removed it may have been killed before that was on disk. Where nothing is
-/// left above it either, that is what has to be.
+/// Makes durable that `path` exists, or does not: whoever made or removed it may have been killed before that was on disk. Where its
+/// directory is gone too, the nearest one above that exists is synced.
 fn sync_name(path: &Path) -> Result<()> {
     let mut above = path.ancestors().skip(1).map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
     above.find(|dir| dir.is_dir()).map_or(Ok(()), sync_dir)

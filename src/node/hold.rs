@@ -1,4 +1,4 @@
-//! The kubelet hold: what makes every instant of a recovery safe to boot into.
+//! The kubelet hold: it makes a boot safe at every moment of a recovery.
 //!
 //! Three small files belong in the `/etc` of every deployment that could boot: a drop-in that keeps kubelet from starting while
 //! [`HOLD`] exists, one that keeps CRI-O's images while [`KEEP_IMAGES`] does, and the unit that continues an open recovery. A restore of `/etc` never removes them.
@@ -31,7 +31,7 @@ pub const RESUME_UNIT: &str = "systemd/system/recovery-resume.service";
 fn files(dir: &RecoveryDir) -> [(&'static str, String); 3] {
     let unit = include_str!("../../systemd/recovery-resume.service");
     let unit = match dir.shown().to_str() {
-        // Each mention is replaced once: the other path may contain the usual one.
+        // Each mention is replaced only once: the other path may contain the default one.
         Some(other) if other != DEFAULT => {
             unit.split(DEFAULT).collect::<Vec<_>>().join(other).replace("/recovery resume", &format!("/recovery --dir {other} resume"))
         }
@@ -68,7 +68,7 @@ pub fn is_installed(etc: &Path, dir: &RecoveryDir) -> bool {
     files(dir).iter().all(|(name, text)| std::fs::read(etc.join(name)).is_ok_and(|have| have == text.as_bytes()))
 }
 
-/// Creates the hold file, durably. It says whose it is: the run, for people, and the recovery directory.
+/// Creates the hold file, durably. It names its run, for people, and its recovery directory.
 ///
 /// # Errors
 /// When it cannot be written.
@@ -94,7 +94,7 @@ fn write(node: &Node, file: &str, text: &str) -> Result<()> {
     parent.parent().map_or(Ok(()), durable::sync_dir)
 }
 
-/// The recovery directory whose run holds kubelet, as the node calls it, when that is another one than `dir`.
+/// The node's path of the recovery directory whose run holds kubelet, when it is not `dir`.
 #[must_use]
 pub fn other_owner(node: &Node, dir: &RecoveryDir) -> Option<String> {
     let text = node.read_text(HOLD).ok()?;
@@ -102,34 +102,33 @@ pub fn other_owner(node: &Node, dir: &RecoveryDir) -> Option<String> {
     (Path::new(owner) != dir.shown()).then(|| owner.to_owned())
 }
 
-/// True while anything of a recovery holds back what boots: [`HOLD`], or [`KEEP_IMAGES`].
+/// True while a recovery still keeps a unit from starting: [`HOLD`] or [`KEEP_IMAGES`] exists.
 #[must_use]
 pub fn is_left(node: &Node) -> bool {
     is_placed(node) || node.exists(KEEP_IMAGES)
 }
 
-/// Fails when the hold is there and its recovery is not: then the directory that is there is not the one that belongs there.
+/// Fails when the hold exists but its recovery does not: the recovery directory may then not be the right one.
 ///
 /// # Errors
-/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit), with the way out.
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit), with what to do.
 pub fn check_run(node: &Node, dir: &RecoveryDir) -> Result<()> {
     check_owner(node, dir)?;
     if !is_placed(node) || dir.in_recovery() || dir.undo().exists() {
         return Ok(());
     }
     let shown = dir.shown().display();
-    let said =
-        format!("kubelet is held by a recovery of which {shown} holds nothing: the file system that belongs there may not be mounted");
+    let said = format!("kubelet is held by a recovery, but {shown} has no recovery in it: its file system may not be mounted");
     Err(misfit(said).and_next(run(
         format!("findmnt {shown}"),
         "shows it; when it is mounted, `recovery resume`; when it is lost, `recovery abandon --force` lets kubelet start on whatever is there",
     )))
 }
 
-/// Fails when the hold is that of a recovery with another recovery directory.
+/// Fails when the hold belongs to a recovery with another recovery directory.
 ///
 /// # Errors
-/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit), with the command that is about that recovery.
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit), with the command that shows that recovery.
 pub fn check_owner(node: &Node, dir: &RecoveryDir) -> Result<()> {
     match other_owner(node, dir) {
         Some(owner) => Err(misfit(format!("kubelet is held by a recovery whose directory is {owner}, not {}", dir.shown().display()))

@@ -3,7 +3,7 @@
 //! A Job's pod has a root of its own. The tools of the node (`ostree` above all, which looks for `/run/ostree-booted` and for the booted
 //! deployment's root) work on the node's own root only, so the agent joins the namespaces of the host's first process and runs its
 //! installed copy there. Two ways lead there, both of a privileged container: `hostPID`, and the host's `/proc` mounted at `/host/proc`.
-//! The second cannot join the process namespace (it is not an ancestor's to give), so D-Bus refuses, and systemctl with it.
+//! The second cannot join the process namespace (a process can only join one that is below its own), so D-Bus refuses, and systemctl with it.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -17,28 +17,30 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::error::{AndNext, by_hand, misfit};
 
-/// Where the first process of the host may be seen, the surer place first.
+/// Where the first process of the host may be seen; the more certain place comes first.
 const PROCS: [&str; 2] = ["/host/proc", "/proc"];
-/// Joined in this order. The mounts come last: the other files are opened before, but a failure should leave as much as possible as it was.
+/// Joined in this order. The mount namespace comes last, so that a failure before it changes as little as possible; the files of all are
+/// opened first.
 const NAMESPACES: [(&str, CloneFlags); 4] = [
     ("ipc", CloneFlags::CLONE_NEWIPC),
     ("uts", CloneFlags::CLONE_NEWUTS),
     ("net", CloneFlags::CLONE_NEWNET),
     ("mnt", CloneFlags::CLONE_NEWNS),
 ];
-/// A container of nothing but this program has no `PATH`, and another's would be of another root.
+/// The search path on the host. A container with nothing but this program in it has no `PATH`, and that of another container is meant for
+/// its own root.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// kubelet sets it in every pod (`kubelet_pods.go`, `getServiceEnvVarMap`).
 pub const IN_A_POD: &str = "KUBERNETES_SERVICE_HOST";
 
-/// True in a pod's container, also in one that has changed its root to the node's (`oc debug node`).
+/// True in a container of a pod, also after it has changed its root to the node's (`oc debug node`).
 #[must_use]
 pub fn is_container() -> bool {
     let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     std::env::var_os(IN_A_POD).is_some() || groups.contains("kubepods")
 }
 
-/// The host around this container.
+/// The host on which this container runs.
 #[derive(Debug)]
 pub struct Host {
     first_process: PathBuf,
@@ -46,14 +48,14 @@ pub struct Host {
 
 impl Host {
     /// The host, when this process has another root than the host's first process. `None` on the host itself, also in a `chroot` to it and
-    /// in a unit with mounts of its own, whose root is the same.
+    /// in a unit with mounts of its own: their root is the same.
     ///
     /// # Errors
-    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) in a pod from which no way leads to the host.
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) in a pod that cannot reach its host.
     pub fn outside() -> Result<Option<Self>> {
         let found = Self::among(Path::new("/"), &PROCS.map(PathBuf::from));
         if found.is_none() && std::env::var_os(IN_A_POD).is_some() {
-            return Err(misfit("this runs in a pod that cannot reach its node")
+            return Err(misfit("this pod cannot reach the node it runs on")
                 .and_next(by_hand("run it privileged, and with `hostPID: true` or with the node's /proc mounted at /host/proc")));
         }
         Ok(found)
@@ -69,7 +71,7 @@ impl Host {
     /// Joins the host's namespaces. From here on, every path is the host's.
     ///
     /// # Errors
-    /// When this process has threads already, or no right to.
+    /// When this process already has threads, or lacks the right.
     pub fn join(&self) -> Result<()> {
         let open = |(name, flag): (&str, CloneFlags)| {
             let path = self.first_process.join("ns").join(name);
@@ -83,7 +85,7 @@ impl Host {
     }
 }
 
-/// Replaces this process by `program`, called with its own arguments, and with nothing of its environment but `variables`.
+/// Replaces this process by `program`, with the same arguments and only `variables` as its environment.
 ///
 /// # Errors
 /// When it cannot be run.

@@ -1,4 +1,4 @@
-//! Which node and cluster this is, from its disk alone: it works with the API down.
+//! Which node and cluster this is, read from its disk alone: the API may be down.
 
 use std::path::Path;
 
@@ -33,7 +33,7 @@ impl Identity {
         let machine_id = node.read_text("/etc/machine-id")?.trim().to_owned();
         let node_name = match etcd_member_name(node, profile)? {
             Some(name) => name,
-            None => node.read_text("/etc/hostname").context("the node has no etcd static pod to tell its name")?.trim().to_owned(),
+            None => node.read_text("/etc/hostname").context("the node has no etcd static pod that names it")?.trim().to_owned(),
         };
         if machine_id.is_empty() || node_name.is_empty() {
             return Err(misfit("this node has no identity: /etc/machine-id or its name is empty"));
@@ -43,7 +43,7 @@ impl Identity {
 
     /// What differs between this (a backup's) and `other` (the node's), one sentence each; empty when they are the same node.
     ///
-    /// Authorities are renewed: one that both know is enough.
+    /// Authorities are renewed, so one that both have in common is enough.
     #[must_use]
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let mut sentences = Vec::new();
@@ -62,7 +62,7 @@ impl Identity {
     }
 }
 
-/// From the profile's bundle; where that is missing or has no root, from the authorities in the kubeconfigs.
+/// The fingerprints from the profile's bundle; where that is missing or has no root, from the authorities in the kubeconfigs.
 fn root_ca(node: &Node, profile: &Profile) -> Result<Vec<String>> {
     if node.exists(profile.root_ca) {
         let roots = root_fingerprints(&node.read(profile.root_ca)?).with_context(|| format!("reading {}", profile.root_ca))?;
@@ -77,7 +77,7 @@ fn root_ca(node: &Node, profile: &Profile) -> Result<Vec<String>> {
         }
     }
     Err(misfit(format!(
-        "this node has no certificate authority of Kubernetes to know it by: neither {} nor in a kubeconfig",
+        "no certificate authority of Kubernetes identifies this node: {} has none, and no kubeconfig either",
         profile.root_ca
     )))
 }
@@ -157,7 +157,7 @@ mod tests {
         put(dir.path(), "etc/kubernetes/pki/ca.crt", &second);
         put(dir.path(), "etc/kubernetes/manifests/etcd.yaml", "");
         assert_eq!(exit_code(&Identity::of(&node, &KUBEADM).unwrap_err()), 65);
-        // A name that cannot be told is no name: an unreadable manifest must not turn into another node.
+        // A name that cannot be read is an error: an unreadable manifest must not make this another node.
         std::fs::remove_file(dir.path().join("etc/kubernetes/manifests/etcd.yaml")).unwrap();
         assert_eq!(Identity::of(&node, &KUBEADM).unwrap().node_name, "its-host-name");
     }

@@ -1,4 +1,4 @@
-//! The configuration machine-config-daemon says the node is at: which files it manages, and whether they are on disk as it wrote them.
+//! The configuration that machine-config-daemon says the node has: which files it manages, and whether they are on disk as it wrote them.
 //!
 //! `/etc/machine-config-daemon/currentconfig` is a `MachineConfig` as compact JSON; the daemon refuses to go on ("unexpected on-disk
 //! state") when files, modes or units differ from it, so a recovery looks before kubelet starts.
@@ -17,7 +17,7 @@ use crate::error::damaged;
 
 /// Mode of a file or unit that names none (machine-config-operator, `pkg/daemon`: `defaultFilePermissions`).
 const DEFAULT_MODE: u32 = 0o644;
-/// The most a managed file decodes to: a gzip bomb must not fill memory.
+/// The most bytes that a managed file may decode to: a gzip bomb must not fill memory.
 const MOST_CONTENT: u64 = 32 << 20;
 
 /// A `MachineConfig`, as far as it concerns files.
@@ -50,7 +50,7 @@ pub struct Difference {
     pub what: String,
 }
 
-// Only what is needed: every other field of a MachineConfig is somebody else's, and new releases add more.
+// Only the fields that are needed: all others of a MachineConfig are ignored, and new releases add more.
 #[derive(Deserialize)]
 struct Raw {
     metadata: RawMeta,
@@ -107,7 +107,7 @@ struct DropIn {
 }
 
 impl MachineConfig {
-    /// The node's current one; `None` where there is none (kubeadm).
+    /// The node's current configuration; `None` where there is none (kubeadm).
     ///
     /// # Errors
     /// When it cannot be read; [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is not a `MachineConfig`.
@@ -146,7 +146,7 @@ impl MachineConfig {
         paths
     }
 
-    /// What of it is not on the node's disk as it says: content or mode of files, content of units and drop-ins.
+    /// What on the node's disk differs from the configuration: content or mode of files, content of units and drop-ins.
     ///
     /// # Errors
     /// When a file of the configuration cannot be decoded, or one on disk is there and cannot be read.
@@ -187,7 +187,8 @@ impl ManagedFile {
 }
 
 impl Unit {
-    /// The files that stand for it below `/etc/systemd/system`, as machine-config-daemon checks them: a drop-in without content is none.
+    /// The files below `/etc/systemd/system` that belong to this unit, as machine-config-daemon checks them: a drop-in without content is
+    /// no file.
     fn files(&self, wanted: &mut BTreeMap<PathBuf, (Vec<u8>, u32)>) {
         let dir = Path::new("/etc/systemd/system");
         let own = self.contents.clone().unwrap_or_default();

@@ -1,10 +1,10 @@
 //! The node: everything the agent reads, changes or runs is reached through one [`Node`] value.
 //!
 //! Reading order: this page, [`run`] (external programs), [`clock`] (time, boot id, deadlines, interruption), [`durable`] (files that
-//! survive a power cut), [`dir`] (the recovery directory and its lock), [`profile`] (what kind of control plane), [`identity`]
-//! (which node this is), [`static_pod`] and [`certificates`] (what its manifests and certificates say), [`yaml`] (as kubelet reads it),
-//! [`machine_config`] (which files are managed), [`hold`] (what keeps kubelet from starting before everything is restored), [`crio`] (what it erases at
-//! a start), [`mounts`] and [`selinux`], [`host`] (the way to it from a container).
+//! survive a power cut), [`dir`] (the recovery directory and its lock), [`profile`] (what kind of control plane), [`identity`] (which node
+//! this is), [`static_pod`] and [`certificates`] (what its manifests and certificates say), [`yaml`] (as kubelet reads it),
+//! [`machine_config`] (which files are managed), [`hold`] (what keeps kubelet from starting before everything is restored), [`crio`] (what
+//! it erases at a start), [`mounts`] and [`selinux`], [`host`] (the way from a container to its node).
 
 pub mod certificates;
 pub mod clock;
@@ -45,7 +45,7 @@ impl Node {
         Self { root: PathBuf::from("/"), tools: None, clock: Clock::of(Path::new("/")) }
     }
 
-    /// A node whose files are under `root`; its programs are taken from `tools` only, never from the live host.
+    /// A node whose files are under `root`; its programs are taken only from `tools`, never from the live host.
     #[must_use]
     pub fn at(root: &Path, tools: Option<&Path>) -> Self {
         if root == Path::new("/") && tools.is_none() {
@@ -66,8 +66,8 @@ impl Node {
         &self.root
     }
 
-    /// Where the node's absolute `path` is for this process. Symbolic links on the way are followed *within* the node's root, as they
-    /// would be on the node itself; a link in the last place is left as it is. What does not exist is joined on as written.
+    /// Where this process finds the node's absolute `path`. Symbolic links on the way are followed *within* the node's root, as on the node
+    /// itself; a link at the end of the path is not followed. The part that does not exist is appended as written.
     #[must_use]
     pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
@@ -80,14 +80,15 @@ impl Node {
         }
     }
 
-    /// As [`Node::path`], following a link in the last place too.
+    /// As [`Node::path`], but a link at the end is followed too.
     #[must_use]
     pub fn real_path(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
         if self.is_live() {
             return path.to_owned();
         }
-        // Components still to walk, last one first; a link's target is pushed in its place. 40 is the kernel's own limit of links.
+        // The components still to walk, last one first; a link is replaced by its target's components. 40 is the kernel's own limit of
+        // links.
         let mut rest: Vec<PathBuf> = parts(path);
         let (mut here, mut links) = (self.root.clone(), 0);
         while let Some(part) = rest.pop() {
@@ -112,13 +113,13 @@ impl Node {
         here
     }
 
-    /// The path on the node of a path this process uses: the inverse of [`Node::path`], for messages.
+    /// The node's name for a path that this process uses: the inverse of [`Node::path`], for messages.
     #[must_use]
     pub fn shown(&self, path: &Path) -> PathBuf {
         path.strip_prefix(&self.root).map_or_else(|_| path.to_owned(), |rest| Path::new("/").join(rest))
     }
 
-    /// Reads a whole file of the node: for small ones (configuration, certificates, `/proc`).
+    /// Reads a whole file of the node. For small files only (configuration, certificates, `/proc`).
     ///
     /// # Errors
     /// When it cannot be read; the message names the node's path.

@@ -1,7 +1,7 @@
 //! Space and mount points, as this process sees them.
 //!
-//! The old tool asked `du`, which walks into whatever is mounted below (27 GB of pod volumes instead of 2 GB of files): here, what is
-//! mounted is never counted.
+//! What is mounted below a tree is never counted. (The old tool asked `du`, which does count it: 27 GB of pod volumes instead of 2 GB of
+//! files.)
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -17,15 +17,15 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount_change, mount_remou
 use super::Node;
 use super::clock::interrupted;
 
-/// Mounts of this process (`proc_pid_mountinfo(5)`). Bind mounts of the same file system are told by nothing else: their device is the same.
+/// Mounts of this process (`proc_pid_mountinfo(5)`). Only this file shows bind mounts of the same file system: their device is the same.
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 
 /// One line of `mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// Which directory or file of the mounted file system is shown.
+    /// Which directory or file of the mounted file system is mounted.
     pub source_root: PathBuf,
-    /// Where.
+    /// Where it is mounted.
     pub point: PathBuf,
 }
 
@@ -49,8 +49,8 @@ pub fn parse(text: &[u8]) -> Vec<Mount> {
         .collect()
 }
 
-/// Does `work` with what the node mounts at `point` writable. Where that mount is read-only, as `/sysroot` of an ostree host is, `work` runs in
-/// a thread with mounts of its own, in which it is not: nobody else ever sees it writable.
+/// Does `work` while the node's mount at `point` is writable. Where that mount is read-only, as `/sysroot` of an ostree host is, `work`
+/// runs in a thread with mounts of its own, where it is writable: no other process ever sees it so.
 ///
 /// # Errors
 /// Those of `work`; when the mounts cannot be made private, or the mount not writable.
@@ -61,7 +61,7 @@ pub fn writable<T: Send>(node: &Node, point: &str, work: impl FnOnce() -> Result
         return work();
     }
     let in_private = || {
-        // Only this thread, which ends with the work, leaves the common mounts.
+        // Only this thread leaves the common mounts, and it ends with the work.
         nix::sched::unshare(CloneFlags::CLONE_NEWNS).context("making the mounts of a thread its own")?;
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context("keeping mounts private")?;
         mount_remount(&place, MountFlags::BIND, c"").with_context(|| format!("mounting {point} writable"))?;
@@ -79,9 +79,9 @@ pub fn space(path: &Path) -> Result<(u64, u64)> {
     Ok((stat.f_bfree.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize)))
 }
 
-/// Bytes in the files below `path`, without crossing mounts (a file with several names counts once; sparse files by their blocks).
-/// What vanishes meanwhile counts nothing, nor what is so deep that its path is longer than Linux takes: any pod can make that. A `path` that does not
-/// exist is empty.
+/// Bytes in the files below `path`, without crossing mounts (a file with several names counts once; sparse files by their blocks). What
+/// vanishes meanwhile is not counted, nor is what lies so deep that its path is longer than Linux accepts: any pod can make such a path. A
+/// `path` that does not exist is empty.
 ///
 /// # Errors
 /// When a directory cannot be read, or the agent is interrupted.
@@ -92,7 +92,7 @@ pub fn usage(path: &Path) -> Result<u64> {
     let (mut bytes, mut seen, mut rest) = (0, HashSet::new(), vec![top]);
     while let Some(here) = rest.pop() {
         interrupted()?;
-        // Before it is looked at: what is mounted there may be dead, and answer with an error or never.
+        // Checked before the entry is looked at: a dead mount may answer with an error, or never.
         if points.contains(&here) {
             continue;
         }

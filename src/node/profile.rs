@@ -20,7 +20,7 @@ pub enum Kind {
 /// One static pod of the control plane.
 #[derive(Debug, PartialEq, Eq)]
 pub struct StaticPod {
-    /// The container that is waited for, which is also the prefix of its revision directories (`etcd-pod-3`).
+    /// The container whose start is waited for; its name is also the prefix of the pod's revision directories (`etcd-pod-3`).
     pub container: &'static str,
     /// Its namespace.
     pub namespace: &'static str,
@@ -28,7 +28,7 @@ pub struct StaticPod {
     pub manifest: &'static str,
 }
 
-/// A container of an operator that is waited for at the end of `resume`.
+/// A container of an operator whose start is waited for at the end of `resume`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct OperatorContainer {
     /// Its name.
@@ -44,7 +44,7 @@ pub struct Redeployed {
     pub resource: &'static str,
     /// The object's kind.
     pub kind: &'static str,
-    /// Its container, one of [`Profile::operator_containers`]: where that does not run, nobody redeploys.
+    /// The operator's container, one of [`Profile::operator_containers`]. Where it does not run, nobody redeploys.
     pub container: &'static str,
 }
 
@@ -59,9 +59,9 @@ pub struct Profile {
     pub kubernetes: &'static str,
     /// The subtrees of [`Profile::kubernetes`] that `static-pods.tar.zst` owns whole and `etc.tar.zst` leaves out.
     pub owned: &'static [&'static str],
-    /// The control plane's static pods, in the order in which they are started.
+    /// The control plane's static pods, in the order in which they start.
     pub static_pods: &'static [StaticPod],
-    /// Containers of operators that are waited for as well.
+    /// Containers of operators whose start is waited for as well.
     pub operator_containers: &'static [OperatorContainer],
     /// Static-pod operators, in the order in which they are redeployed; empty where there are none.
     pub redeployed: &'static [Redeployed],

@@ -1,4 +1,4 @@
-//! External programs: one way to run them, with a time limit always, and errors that carry the argv and the tail of stderr.
+//! External programs: one way to run them, always with a time limit, and with errors that carry the argv and the tail of stderr.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
@@ -14,13 +14,14 @@ use rustix::process::Signal;
 use super::clock::{boottime, interrupted};
 use crate::error::{misfit, unanswered};
 
-/// The time limit of a program that was given none.
+/// The time limit of a program that is given no other.
 pub const DEFAULT_LIMIT: Duration = Duration::from_secs(60);
-/// The most that is kept of a program's output: `rpm-ostree status --json` carries container manifests of over 100 KiB each.
+/// The most bytes of a program's output that are kept: `rpm-ostree status --json` has container manifests of over 100 KiB each.
 const MOST_OUTPUT: u64 = 64 << 20;
-/// How often a running program is looked at, at most: short calls are seen to end at once, long ones cost nothing.
+/// The longest pause between two looks at a running program. The pauses begin short, so that the end of a short call is seen at once.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long a killed program has to be gone. One that waits in the kernel, for a disk that does not answer, goes only when that is over.
+/// How long a killed program may take to be gone. One that waits in the kernel, for a disk that does not answer, goes only when that wait
+/// ends.
 const GONE: Duration = Duration::from_secs(5);
 
 /// One call of an external program, built up and then [run](Command::run).
@@ -33,7 +34,7 @@ pub struct Command {
     limit: Duration,
 }
 
-/// How a program ended, and what it said.
+/// How a program ended, and what it printed.
 #[derive(Debug)]
 pub struct Output {
     /// Its exit status.
@@ -76,14 +77,14 @@ impl Command {
         self
     }
 
-    /// What it reads from its standard input; nothing unless given.
+    /// What the program reads from its standard input; nothing unless given.
     #[must_use]
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = bytes.into();
         self
     }
 
-    /// Its time limit, [`DEFAULT_LIMIT`] unless given.
+    /// The time limit, [`DEFAULT_LIMIT`] unless given.
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
@@ -100,16 +101,16 @@ impl Command {
             .join(" ")
     }
 
-    /// Runs it and returns what it said; a status other than 0 is an error.
+    /// Runs the program and returns what it printed; a status other than 0 is an error.
     ///
     /// # Errors
-    /// As [`Command::output`], and when it fails: with its argv, its status and the tail of its standard error.
+    /// As [`Command::output`]; also when the program fails, with its argv, its status and the tail of its standard error.
     pub fn run(self) -> Result<Output> {
         let output = self.output()?;
         if output.status.success() { Ok(output) } else { Err(output.error()) }
     }
 
-    /// Runs it to its end, whatever its status.
+    /// Runs the program to its end, whatever its status.
     ///
     /// # Errors
     /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is no such program,
@@ -128,12 +129,12 @@ impl Command {
         })?;
         let stdin = child.stdin.take();
         let input = self.stdin;
-        // A program that does not read its input gets a broken pipe, which is its own business.
+        // A program that does not read its input closes the pipe, which is no error here.
         std::thread::spawn(move || stdin.map(|mut pipe| pipe.write_all(&input)));
         let (out, err) = (collect(child.stdout.take()), collect(child.stderr.take()));
         let end = boottime() + self.limit;
         let status = wait(&mut child, end, &argv, self.limit)?;
-        // What it left running may hold the pipes open: the limit covers that too.
+        // A process that the program left running may hold the pipes open: the limit covers that too.
         let drain = |pipe: mpsc::Receiver<std::io::Result<Vec<u8>>>| {
             let left = end.saturating_sub(boottime()).max(Duration::from_millis(200));
             let Ok(bytes) = pipe.recv_timeout(left) else {
@@ -165,7 +166,7 @@ impl Output {
         tail[cut..].to_owned()
     }
 
-    /// The error that this output stands for, when it is one: argv, status, tail of standard error.
+    /// The error for a program that failed: argv, status, tail of standard error.
     #[must_use]
     pub fn error(&self) -> anyhow::Error {
         let how = match (self.status.code(), self.status.signal()) {
@@ -174,7 +175,7 @@ impl Output {
             (None, None) => "failed".to_owned(),
         };
         let tail = self.stderr_tail();
-        let said = if tail.is_empty() { "it said nothing".to_owned() } else { tail };
+        let said = if tail.is_empty() { "it printed nothing".to_owned() } else { tail };
         anyhow!("`{}` {how}: {said}", self.argv)
     }
 }
@@ -195,7 +196,7 @@ fn wait(child: &mut Child, end: Duration, argv: &str, limit: Duration) -> Result
             interrupted().err().map(|e| e.context(format!("running `{argv}`")))
         };
         if let Some(error) = stop {
-            // One that still had time is asked first: it may be in the middle of something.
+            // A program that still had time gets SIGTERM first: it may be in the middle of something.
             if boottime() < end {
                 signal_group(child, Signal::TERM);
                 is_gone(child).with_context(|| format!("waiting for `{argv}`"))?;
@@ -210,7 +211,7 @@ fn wait(child: &mut Child, end: Duration, argv: &str, limit: Duration) -> Result
     }
 }
 
-/// Waits until a program that was told to has ended, but not for ever.
+/// Waits a limited time until a signalled program has ended; true when it has.
 fn is_gone(child: &mut Child) -> std::io::Result<bool> {
     let end = boottime() + GONE;
     while child.try_wait()?.is_none() {
@@ -224,7 +225,7 @@ fn is_gone(child: &mut Child) -> std::io::Result<bool> {
 
 fn signal_group(child: &Child, signal: Signal) {
     if let Some(pid) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
-        // It may have ended a moment ago: nothing to signal is what is wanted.
+        // The group may have ended a moment ago; then there is nothing to signal.
         let _ = rustix::process::kill_process_group(pid, signal);
     }
 }
@@ -277,7 +278,7 @@ mod tests {
         assert!(before.elapsed() < Duration::from_secs(30));
     }
 
-    /// A tracer that does not look keeps its dead program from being waited for: as long as a wait in the kernel would.
+    /// A dead program whose tracer does not wait for it cannot be waited for by its parent either, as if it were waiting in the kernel.
     #[test]
     fn a_program_that_cannot_be_killed_is_given_up() {
         let seize = "import ctypes, sys, time

@@ -1,4 +1,5 @@
-//! SELinux: its mode, through the kernel's own file, and the labels of files. On a kernel without SELinux there is no mode and nothing to do.
+//! SELinux: its mode, through the kernel's own file, and the labels of files. A kernel without SELinux has no mode, and there is nothing to
+//! do.
 
 use std::path::Path;
 
@@ -8,21 +9,21 @@ use rustix::io::Errno;
 
 use super::Node;
 
-/// Reads as `0` or `1`, takes the same (Linux, `security/selinux/selinuxfs.c`).
+/// Reads as `0` or `1`, and accepts the same when written (Linux, `security/selinux/selinuxfs.c`).
 const ENFORCE: &str = "/sys/fs/selinux/enforce";
 
-/// The extended attribute that is a file's label, with a zero byte at its end.
+/// The extended attribute that holds a file's label, which ends with a zero byte.
 pub const LABEL: &str = "security.selinux";
 /// The longest label that is read, bytes.
 const LONGEST: usize = 4096;
 
-/// What the kernel does with an access that the policy does not allow.
+/// What the kernel does with an access that the policy forbids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// It is denied.
+    /// The access is denied.
     Enforcing,
-    /// It is logged and allowed; labels that the policy does not know can be written.
+    /// The access is logged and allowed; labels that the policy does not know can be written.
     Permissive,
 }
 
@@ -44,11 +45,11 @@ pub fn mode(node: &Node) -> Result<Option<Mode>> {
 pub fn set_mode(node: &Node, wanted: Mode) -> Result<()> {
     let value = if wanted == Mode::Permissive { "0" } else { "1" };
     std::fs::write(node.real_path(ENFORCE), value).with_context(|| format!("making SELinux {wanted:?} through {ENFORCE}"))?;
-    anyhow::ensure!(mode(node)? == Some(wanted), "SELinux did not become {wanted:?}: {ENFORCE} says otherwise");
+    anyhow::ensure!(mode(node)? == Some(wanted), "SELinux did not become {wanted:?}: {ENFORCE} shows another mode");
     Ok(())
 }
 
-/// The label of what is at `path`, a link itself included; `None` where there is none.
+/// The label of what is at `path` (of the link itself where that is a link); `None` where there is none.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -72,7 +73,8 @@ pub fn set_label(path: &Path, label: &[u8]) -> Result<()> {
     lsetxattr(path, LABEL, label, XattrFlags::empty()).with_context(|| format!("labelling {} for SELinux", path.display()))
 }
 
-/// Gives what is at `path` the label of `like` or, when nothing is there, of what is nearest above it; without labels there is nothing to do.
+/// Gives what is at `path` the label of `like` or, when `like` does not exist, that of the nearest directory above it. Without labels there
+/// is nothing to do.
 ///
 /// # Errors
 /// Those of [`label`] and [`set_label`].

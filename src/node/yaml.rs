@@ -1,7 +1,7 @@
 //! YAML as kubelet reads it.
 //!
-//! kubelet turns every file into JSON first (`sigs.k8s.io/yaml`): of several documents the first one counts, of a key that is there twice the
-//! last value does, in JSON as well.
+//! kubelet turns every file into JSON first (`sigs.k8s.io/yaml`): of several documents the first counts; of a key that is given twice the
+//! last value counts, in JSON too.
 
 use anyhow::{Context, Result, anyhow};
 use serde::de::DeserializeOwned;
@@ -12,7 +12,8 @@ use serde_saphyr::options::DuplicateKeyPolicy;
 /// # Errors
 /// When it is neither, when it is empty, or when it is not a `T`.
 pub fn first<T: DeserializeOwned>(text: &str) -> Result<T> {
-    // JSON is tried as JSON: its escapes are not all YAML's. By way of a value, because that takes the last of two.
+    // JSON is parsed as JSON: YAML does not have all of its escapes. It goes through a `Value`, because that takes the last of two equal
+    // keys.
     if text.trim_start().starts_with('{')
         && let Some(Ok(value)) = serde_json::Deserializer::from_str(text).into_iter::<serde_json::Value>().next()
     {
@@ -24,7 +25,8 @@ pub fn first<T: DeserializeOwned>(text: &str) -> Result<T> {
     Ok(documents.next().context("it is empty")??)
 }
 
-/// As [`first`], of a file with keys and tokens in it: the error says where it is wrong and quotes nothing, as a parser's own would.
+/// As [`first`], for a file that may hold keys and tokens: the error says where the file is wrong and does not quote it, as a parser's own
+/// error would.
 ///
 /// # Errors
 /// As [`first`].

@@ -390,7 +390,7 @@ fn missing_images(node: &Node, manifest: &Manifest, warnings: &mut Vec<String>) 
     let there = match crictl::images(node) {
         Ok(there) => there,
         Err(error) => {
-            warnings.push(format!("whether the images are still there cannot be told: {error:#}"));
+            warnings.push(format!("it is unknown whether the images are still there: {error:#}"));
             return Vec::new();
         }
     };

@@ -200,7 +200,7 @@ fn machine_config(here: &mut Doing<'_, '_>) -> Result<()> {
     let differences = match found {
         Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
         Err(error) => {
-            here.warn(format!("whether the files are as the machine configuration says cannot be told: {error:#}"));
+            here.warn(format!("it is unknown whether the files are as the machine configuration says: {error:#}"));
             return Ok(());
         }
         Ok(differences) => differences,

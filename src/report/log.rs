@@ -1,8 +1,9 @@
 //! The log: journald with structured fields, and plain lines on standard error.
 //!
 //! Events carry the fields `recovery_run`, `recovery_phase`, `recovery_step` and, for a change of phase, `message_id`; journald shows them as
-//! `RECOVERY_RUN`, … and `MESSAGE_ID`, so that `journalctl RECOVERY_RUN=…` is one recovery and `journalctl MESSAGE_ID=…` its outline. Both get each
-//! message as one line with nothing in it that a terminal would obey: of a message with such a character, journalctl shows only its size.
+//! `RECOVERY_RUN`, … and `MESSAGE_ID`, so that `journalctl RECOVERY_RUN=…` shows one recovery and `journalctl MESSAGE_ID=…` its outline.
+//! Both outputs get each message as one line, without characters that control a terminal: of a message with such a character, journalctl
+//! shows only its size.
 
 use std::fmt::Write as _;
 use std::os::unix::net::UnixDatagram;
@@ -18,17 +19,17 @@ use super::{Progress, to_stderr, words};
 
 /// Where journald listens (`man 8 systemd-journald.service`).
 const JOURNALD: &str = "/run/systemd/journal/socket";
-/// The most that journald is sent of one value, bytes: with all others, far below the 208 KiB that a datagram may have by default.
+/// The most bytes of one value for journald: together with the others, far below the 208 KiB that a datagram may have by default.
 const LONGEST: usize = 32 << 10;
 
-/// Starts logging. To journald when `live` (it is this machine's node) and it is there; to standard error as plain lines, unless that already
-/// ends in the journal. `verbose` shows debug lines on standard error.
+/// Starts logging: to journald when `live` (this machine is the node) and journald is there; to standard error as plain lines, unless that
+/// already goes to the journal. `verbose` shows debug lines on standard error.
 pub fn start(live: bool, verbose: bool, progress: &Progress) {
     let journald = live.then(|| Journald::connect(Path::new(JOURNALD)).ok()).flatten();
     let in_journal = journald.is_some() && std::env::var_os("JOURNAL_STREAM").is_some();
     let level = if verbose { LevelFilter::DEBUG } else { LevelFilter::INFO };
     let plain = (!in_journal).then(|| Plain { progress: progress.clone() }.with_filter(level));
-    // A second start in one process (tests) keeps the first.
+    // In tests, a second start in the same process keeps the first.
     tracing_subscriber::registry()
         .with(journald.map(|layer| layer.with_filter(level)))
         .with(plain)
@@ -62,7 +63,7 @@ impl<S: Subscriber> Layer<S> for Plain {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut message = Message::default();
         event.record(&mut message);
-        // The command ends with what its step failed with, in the same words.
+        // The command ends with its step's error, in the same words.
         if message.of_a_step && *event.metadata().level() == Level::ERROR {
             return;
         }
@@ -111,7 +112,7 @@ impl Visit for Entry {
 
 impl<S: Subscriber> Layer<S> for Journald {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        // As `syslog(3)` numbers them, from 3, error, to 6, information: what people are told of is worth noticing.
+        // Numbered as in `syslog(3)`, from 3, error, to 6, information. Ordinary messages are for people, so they are 5, notice.
         let priority = match *event.metadata().level() {
             Level::ERROR => "3",
             Level::WARN => "4",
@@ -122,7 +123,7 @@ impl<S: Subscriber> Layer<S> for Journald {
         entry.put("PRIORITY", priority);
         entry.put("SYSLOG_IDENTIFIER", env!("CARGO_PKG_NAME"));
         event.record(&mut entry);
-        // A journal that does not take it must not end a recovery.
+        // A recovery must not end because the journal does not accept a message.
         self.0.send(entry.0.as_bytes()).ok();
     }
 }

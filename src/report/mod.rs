@@ -1,8 +1,8 @@
-//! What the agent tells while it works: [`Progress`] for people, the [`log`] for journald and stderr, [`mod@unit`] for
-//! systemd, [`termination`] for who looks at a pod. What others chose, [`paths`] and [`words`] show so that no terminal obeys it.
+//! What the agent reports while it works: [`Progress`] for people, the [`log`] for journald and stderr, [`mod@unit`] for systemd,
+//! [`termination`] for whoever looks at a pod. [`paths`] and [`words`] make text from outside safe for a terminal.
 //!
-//! On a terminal, long work shows bars; elsewhere (a Job's log, a unit's journal) a plain line every few seconds. Reports go to standard
-//! output, everything here to standard error.
+//! On a terminal, long work shows bars; elsewhere (a Job's log, a unit's journal) it prints a plain line every few seconds. Reports go to
+//! standard output, everything here to standard error.
 
 pub mod log;
 pub mod paths;
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-/// How often a log is told how far long work is.
+/// How often long work prints its progress in a log.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// Where progress goes. Cheap to clone.
@@ -64,7 +64,7 @@ impl Progress {
         Self { form }
     }
 
-    /// Begins a piece of work called `what`, of `total` bytes when that is known.
+    /// Begins a piece of work named `what`, of `total` bytes when that is known.
     #[must_use]
     pub fn task(&self, what: &str, total: Option<u64>) -> Task {
         let shown = match &self.form {
@@ -93,7 +93,7 @@ impl Progress {
         }
     }
 
-    /// Runs `show`, which writes to the terminal, with the bars out of the way.
+    /// Runs `show`, which writes to the terminal, while the bars are hidden.
     pub fn pause<T>(&self, show: impl FnOnce() -> T) -> T {
         match &self.form {
             Form::Bars(all) => all.suspend(show),
@@ -103,7 +103,7 @@ impl Progress {
 }
 
 impl Task {
-    /// So many more bytes are done.
+    /// Adds the bytes that were done since the last call.
     pub fn add(&self, bytes: u64) {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         match &self.shown {
@@ -116,14 +116,14 @@ impl Task {
         }
     }
 
-    /// It still waits.
+    /// Shows that the work still waits.
     pub fn alive(&self) {
         if let Shown::Lines(last) = &self.shown {
             self.line(last, || format!("{} s so far", self.begun.elapsed().as_secs()));
         }
     }
 
-    /// What it is doing or waiting for now.
+    /// Shows what the work is doing or waiting for now.
     pub fn note(&self, what: &str) {
         match &self.shown {
             Shown::Hidden => {}
@@ -133,7 +133,7 @@ impl Task {
     }
 
     fn line(&self, last: &Mutex<Instant>, text: impl FnOnce() -> String) {
-        // Another thread that is at this very moment writing the line is enough.
+        // If another thread is writing the line at this moment, one line is enough.
         let Ok(mut last) = last.try_lock() else { return };
         if last.elapsed() >= LINE_EVERY {
             *last = Instant::now();

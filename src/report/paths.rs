@@ -1,5 +1,5 @@
-//! Paths in reports. A name on disk is any bytes, JSON and people's terminals want text: what is not UTF-8 is escaped, `\xff`. JSON has the rest
-//! exactly ([`text`]); people are shown what a terminal would obey ([`shown`]).
+//! Paths in reports. A file name can be any bytes, but JSON and terminals need text: bytes that are not UTF-8 are escaped, `\xff`. JSON has
+//! everything else unchanged ([`text`]); for people, control characters are escaped too ([`shown`]).
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 
 use super::words;
 
-/// A path as text, exactly: one that is UTF-8 as it is; of another, each byte that is not as `\x` and two digits.
+/// A path as text, without loss: UTF-8 stays as it is; any other byte becomes `\x` and two digits.
 #[must_use]
 pub fn text(path: &Path) -> String {
     let mut text = String::new();
@@ -19,8 +19,8 @@ pub fn text(path: &Path) -> String {
     text
 }
 
-/// A path as people see it, in one line: also what a terminal would obey is escaped (see [`words::line`]). A backslash of the name itself is
-/// doubled, as `ls -b` does, so that `\x1b` is told from an escape.
+/// A path for people, on one line: control characters are escaped too (see [`words::line`]). A backslash in the name is doubled, as `ls -b`
+/// does, so that it differs from an escape such as `\x1b`.
 #[must_use]
 pub fn shown(path: &Path) -> String {
     let mut text = String::new();
@@ -31,18 +31,18 @@ pub fn shown(path: &Path) -> String {
     text
 }
 
-/// Writes a path in a report; for `serialize_with`.
+/// Serializes a path in a report; for `serialize_with`.
 ///
 /// # Errors
-/// Those of the serializer.
+/// The errors of the serializer.
 pub fn one<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(&text(path))
 }
 
-/// Writes paths, and why, in a report; for `serialize_with`.
+/// Serializes paths, each with a reason, in a report; for `serialize_with`.
 ///
 /// # Errors
-/// Those of the serializer.
+/// The errors of the serializer.
 pub fn with_reasons<W: Serialize, S: Serializer>(paths: &[(PathBuf, W)], to: S) -> Result<S::Ok, S::Error> {
     paths.iter().map(|(path, why)| (text(path), why)).collect::<Vec<_>>().serialize(to)
 }

@@ -1,4 +1,4 @@
-//! The termination message of a pod's container: why it failed, for who looks at the pod and not into its log.
+//! The termination message of a pod's container: why it failed, for people who look at the pod and not into its log.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -13,17 +13,17 @@ use crate::node::host::IN_A_POD;
 
 /// Where kubelet mounts the file unless the pod says otherwise (`terminationMessagePath`).
 const PATH: &str = "/dev/termination-log";
-/// On the host there is no such path: the number of the descriptor that was open when this program left its container.
+/// The variable with the number of the open descriptor, for the program on the host: there, the path does not exist.
 const HANDED_ON: &str = "RECOVERY_TERMINATION_LOG";
-/// kubelet reads no more of it, bytes.
+/// The most bytes that kubelet reads of it.
 const LIMIT: usize = 4096;
 
-/// The open file of this container.
+/// The open file in this container.
 #[derive(Debug)]
 pub struct TerminationLog(File);
 
 impl TerminationLog {
-    /// That of this process, when a container has started it and kubelet has mounted the file.
+    /// The file of this process, when it runs in a container and kubelet has mounted the file.
     #[must_use]
     pub fn find() -> Option<Self> {
         let handed_on = std::env::var(HANDED_ON).ok().and_then(|number| number.parse::<u32>().ok());
@@ -34,7 +34,7 @@ impl TerminationLog {
         OpenOptions::new().write(true).open(path).ok().map(Self)
     }
 
-    /// Keeps it open for the program that replaces this one: the variable to give it.
+    /// Keeps the file open for the program that replaces this one. Returns the variable to give to that program.
     ///
     /// # Errors
     /// When the descriptor cannot be kept.
@@ -43,7 +43,7 @@ impl TerminationLog {
         Ok((HANDED_ON, self.0.as_raw_fd().to_string().into()))
     }
 
-    /// Writes why the container ends. The log has it too: that it cannot be written is no failure.
+    /// Writes why the container ends. The log says it too, so an error here is ignored.
     pub fn say(&self, why: &str) {
         let mut end = why.len().min(LIMIT);
         while !why.is_char_boundary(end) {

@@ -1,21 +1,21 @@
-//! What systemd is told when it started the agent: that it is at work, and at what. `systemctl status` shows it as `Status:`, also after a
+//! Messages to systemd when it started the agent: that the agent works, and on what. `systemctl status` shows it as `Status:`, also after a
 //! failure.
 
 use sd_notify::{NotifyState, notify};
 
 use super::words;
 
-/// The agent is at work: for a unit of type `notify`, it has started.
+/// Says that the agent works: a unit of type `notify` has then started.
 pub fn ready() {
     tell(NotifyState::Ready);
 }
 
-/// What it is doing, or why it stopped, in one line (a newline would begin another assignment).
+/// What the agent is doing, or why it stopped, on one line (a newline would begin another assignment).
 pub fn status(text: &str) {
     tell(NotifyState::Status(&words::line(text)));
 }
 
-/// Without systemd, nobody wants to know; with it, a message that is lost is no reason to stop.
+/// Without systemd there is nobody to tell; with it, a lost message is no reason to stop.
 fn tell(state: NotifyState<'_>) {
     if let Err(error) = notify(&[state]) {
         tracing::debug!("telling systemd: {error}");

@@ -1,12 +1,13 @@
-//! Words that are not the agent's: names of files, what tools and clusters say, labels. Any pod can choose some of them, and a terminal obeys
-//! what is in them: colours, titles, lines that are overwritten. People are shown such characters, `\x1b`; JSON keeps the text as it is.
+//! Text from outside: file names, the output of tools and clusters, labels. Any pod can choose some of it, and it may control a terminal:
+//! colours, titles, overwritten lines. People see such characters escaped, `\x1b`; JSON keeps the text as it is.
 //!
-//! Whoever puts one into a report uses [`line()`] (or [`paths::shown`](super::paths::shown) for a path), so that a newline in it begins no line of
-//! the report. Whatever is printed goes through [`line()`], [`lines`] or [`json`] once more, at the one place where it leaves the agent.
+//! Code that puts such text into a report uses [`line()`] (or [`paths::shown`](super::paths::shown) for a path), so that a newline in it
+//! does not begin a line of the report. Everything printed passes [`line()`], [`lines`] or [`json`] once more, at the one place where it
+//! leaves the agent.
 
 use std::borrow::Cow;
 
-/// `text` as a part of one line: every character that a terminal would obey is spelled out, newline and tab among them.
+/// `text` as part of one line: every control character is escaped, including newline and tab.
 #[must_use]
 pub fn line(text: &str) -> Cow<'_, str> {
     escape(text, is_obeyed, spelled)
@@ -18,15 +19,16 @@ pub fn lines(text: &str) -> Cow<'_, str> {
     escape(text, |c| is_obeyed(c) && !matches!(c, '\n' | '\t'), spelled)
 }
 
-/// A JSON document that says the same and has no such character but the newlines between its values: JSON itself asks only for those below
-/// U+0020 to be spelled out ([RFC 8259](https://www.rfc-editor.org/rfc/rfc8259#section-7)), and a terminal obeys more.
+/// The same JSON document without control characters except the newlines between its values: JSON itself only requires escapes below U+0020
+/// ([RFC 8259](https://www.rfc-editor.org/rfc/rfc8259#section-7)), but more characters control a terminal.
 #[must_use]
 pub fn json(document: &str) -> Cow<'_, str> {
-    // All of them are in the Basic Multilingual Plane: one escape is enough for each.
+    // All of them are in the Basic Multilingual Plane, so one escape is enough for each.
     escape(document, |c| is_obeyed(c) && c != '\n', |c| format!("\\u{:04x}", u32::from(c)))
 }
 
-/// Control characters (C0, DEL, C1), the separators that end a line, and what turns the direction of writing, so that a name reads as another.
+/// Control characters (C0, DEL, C1), the separators that end a line, and characters that change the direction of writing, which make a name
+/// look like another.
 fn is_obeyed(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
@@ -64,7 +66,7 @@ mod tests {
         assert_eq!(line("gpj.\u{202e}exe\u{2028}x"), "gpj.\\u{202e}exe\\u{2028}x");
         let plain = "caf\u{e9} \u{1f600} \u{05d0} `a\\x1b` 100 %";
         assert!(matches!(line(plain), Cow::Borrowed(text) if text == plain));
-        // What is spelled out already stays as it is.
+        // What is already escaped stays as it is.
         assert_eq!(line(&line("\x1b")), "\\x1b");
     }
 

@@ -1,8 +1,7 @@
-//! A file or folder for each external program: its arguments, and a typed parser of its output, tested on captures of the real one. [`runtime`] finds
-//! the unit of the container runtime with them, [`needs`] what a recovery needs and the node has not.
+//! A file or folder for each external program: its arguments, and a typed parser of its output, tested on captures of the real one.
+//! [`runtime`] uses them to find the unit of the container runtime, [`needs`] to find what a recovery needs and the node lacks.
 //!
-//! What is common to all: a time limit on every call, the state after a change is read back instead of believing an exit status, and
-//! the exit status is what decides, never a word in a message.
+//! Common to all: every call has a time limit; after a change the state is read back; and no decision depends on a word in a message.
 
 pub mod crictl;
 pub mod needs;

@@ -1,4 +1,4 @@
-//! What a recovery will need of the node: units, programs, directories. Looked at before the first change, and by every backup.
+//! What a recovery will need of the node: units, programs, directories. It is checked before the first change, and by every backup.
 
 use std::path::{Path, PathBuf};
 
@@ -12,22 +12,22 @@ use crate::node::profile::Profile;
 
 /// kubelet, on every kind of node.
 pub const KUBELET_UNIT: &str = "kubelet.service";
-/// Where `/etc` has unit files, below it.
+/// The folder of unit files below `/etc`.
 pub const UNITS_IN_ETC: &str = "systemd/system";
-/// Where a release has its unit files.
+/// The folder of unit files in a release.
 const RELEASES_UNITS: &str = "usr/lib/systemd/system";
-/// Where unit files are that no restore touches.
+/// The folders of unit files that no restore touches.
 const UNITS_ELSEWHERE: [&str; 3] = ["/usr/lib/systemd/system", "/lib/systemd/system", "/run/systemd/system"];
 
-/// What is to be restored, as far as this goes by it.
+/// What will be restored, as far as it matters here.
 pub struct Need<'a> {
-    /// The runtime's unit as the backup has it.
+    /// The runtime's unit that the backup records.
     pub recorded: Option<&'a str>,
-    /// Programs that are needed beyond what every recovery needs.
+    /// Programs that this recovery needs beyond those that every recovery needs.
     pub programs: &'a [&'a str],
-    /// The root of the deployment that will be booted, where that is another than the one that is.
+    /// The root of the deployment that will be booted, when it is not the booted one.
     pub deployment: Option<&'a Path>,
-    /// What the backup's `/etc` brings under the name of a unit.
+    /// What the backup's `/etc` has under the name of a unit.
     pub in_etc: &'a dyn Fn(&str) -> UnitFile,
 }
 
@@ -36,7 +36,7 @@ pub struct Need<'a> {
 pub struct Found {
     /// The unit of the container runtime; `None` when there is none.
     pub runtime: Option<String>,
-    /// What is missing, and what to do about it: each of kind [`FailureKind::Misfit`].
+    /// What is missing, and what to do about it; each is of kind [`FailureKind::Misfit`].
     pub missing: Vec<Failure>,
 }
 
@@ -52,7 +52,7 @@ pub enum UnitFile {
 }
 
 impl UnitFile {
-    /// By where the link of this name points, and whether there is anything.
+    /// What a name holds, from the target of its link if it is one, and whether anything is there.
     #[must_use]
     pub fn of(link: Option<&Path>, is_there: bool) -> Self {
         match (link == Some(Path::new("/dev/null")), is_there) {
@@ -62,7 +62,7 @@ impl UnitFile {
         }
     }
 
-    /// What the node has in this folder.
+    /// What this folder of the node has under the name of `unit`.
     #[must_use]
     pub fn in_folder(node: &Node, folder: &Path, unit: &str) -> Self {
         let path = node.path(folder.join(unit));
@@ -95,7 +95,7 @@ pub fn look(node: &Node, profile: &Profile, need: &Need<'_>) -> Result<Found> {
     Ok(Found { runtime, missing })
 }
 
-/// That a program is missing, and what to do about it.
+/// A failure that says that a program is missing, and what to do about it.
 #[must_use]
 pub fn missing_program(node: &Node, program: &str) -> Option<Failure> {
     let next = || by_hand(format!("install `{program}`, or put it into the PATH"));
@@ -107,7 +107,7 @@ fn lack(what: String, next: Option<Next>) -> Failure {
     Failure { kind: FailureKind::Misfit, message: what, next }
 }
 
-/// What is wrong with a unit that has to be there when `/etc` is restored and the node has rebooted; `None` when it will be.
+/// What is wrong with a unit that must be there once `/etc` is restored and the node has rebooted; `None` when it will be there.
 fn lasts(node: &Node, need: &Need<'_>, unit: &str) -> Result<Option<Unfit>> {
     match (need.in_etc)(unit) {
         UnitFile::Nothing => {}
@@ -123,7 +123,7 @@ fn lasts(node: &Node, need: &Need<'_>, unit: &str) -> Result<Option<Unfit>> {
     if let Some(deployment) = need.deployment {
         return Ok(in_deployment(node, deployment, unit));
     }
-    // The restore takes away what /etc has of it, and the reboot what masks it in /run: what they hide counts then.
+    // The restore removes what is in /etc under this name, and the reboot the mask in /run; then the unit file that they hide counts.
     let in_etc = UnitFile::in_folder(node, &Path::new("/etc").join(UNITS_IN_ETC), unit);
     let masked_until_then = UnitFile::in_folder(node, Path::new("/run/systemd/system"), unit) == UnitFile::Mask;
     if in_etc == UnitFile::Nothing && !masked_until_then {
@@ -135,7 +135,7 @@ fn lasts(node: &Node, need: &Need<'_>, unit: &str) -> Result<Option<Unfit>> {
     }
     Ok(Some(if in_etc == UnitFile::Unit {
         Unfit {
-            what: format!("the unit file of {unit} is in /etc and not in the backup, whose /etc takes its place: it would be gone"),
+            what: format!("the unit file of {unit} is in /etc but not in the backup: restoring the backup's /etc would remove it"),
             next: run(format!("systemctl status {unit}"), "shows it"),
             absent: false,
         }
@@ -144,7 +144,7 @@ fn lasts(node: &Node, need: &Need<'_>, unit: &str) -> Result<Option<Unfit>> {
     }))
 }
 
-/// What is wrong with a unit of a deployment that is not booted. One whose files are not laid out here cannot be asked.
+/// What is wrong with a unit in a deployment that is not booted. `None` also where the files of the deployment are not on this node.
 fn in_deployment(node: &Node, deployment: &Path, unit: &str) -> Option<Unfit> {
     let folder = deployment.join(RELEASES_UNITS);
     if !node.real_path(&folder).is_dir() {
@@ -155,7 +155,7 @@ fn in_deployment(node: &Node, deployment: &Path, unit: &str) -> Option<Unfit> {
         UnitFile::Mask => (format!("the unit {unit} is masked in the backup's deployment"), false),
         UnitFile::Nothing => (format!("there is no unit {unit} in the backup's deployment or its /etc"), true),
     };
-    Some(Unfit { what, next: run(format!("ls -l {}", folder.display()), "shows those that there are"), absent })
+    Some(Unfit { what, next: run(format!("ls -l {}", folder.display()), "shows which units there are"), absent })
 }
 
 /// What is wrong with a unit as systemd has it now; `None` when it can be started.
@@ -180,29 +180,29 @@ pub fn unloadable(node: &Node, unit: &str) -> Result<Option<Unfit>> {
 fn not_there(unit: &str) -> Unfit {
     Unfit {
         what: format!("there is no unit {unit} on this node"),
-        next: run("systemctl list-unit-files", "shows those that there are"),
+        next: run("systemctl list-unit-files", "shows which units there are"),
         absent: true,
     }
 }
 
-/// The directory of the node, or what is there in its place; while nothing is, the nearest above it.
+/// What is at the node's path `shown`, or the nearest directory above it that exists.
 fn nearest(node: &Node, shown: &Path) -> PathBuf {
     let path = node.real_path(shown);
     let there = path.ancestors().find(|path| path.symlink_metadata().is_ok());
     there.unwrap_or(Path::new("/")).to_owned()
 }
 
-/// That something else is where a directory is written to; one that is not there is made.
+/// A failure when something other than a directory is at the path; a directory that does not exist will be made.
 fn no_directory(node: &Node, shown: &Path) -> Option<Failure> {
     let nearest = nearest(node, shown);
     (!nearest.is_dir()).then(|| {
         let at = node.shown(&nearest);
         let next = by_hand(format!("move {} away (`ls -ld {0}` shows it)", at.display()));
-        lack(format!("{} is no directory", at.display()), Some(next))
+        lack(format!("{} is not a directory", at.display()), Some(next))
     })
 }
 
-/// That a directory cannot be written to.
+/// A failure when nothing can be written to the directory, because its file system is mounted read-only.
 ///
 /// # Errors
 /// When its file system cannot be looked at.

@@ -1,6 +1,6 @@
 //! `rpm-ostree`: deployments, and the change of what boots next.
 //!
-//! It is a client of a daemon that D-Bus starts when it is asked for; that start fails now and then, on a busy machine more often.
+//! It is a client of a daemon that D-Bus starts on demand. That start fails now and then, more often on a busy machine.
 
 use std::time::Duration;
 
@@ -12,23 +12,24 @@ use crate::node::Node;
 use crate::node::clock::interrupted;
 use crate::node::run::Output;
 
-/// How often a question is asked before its failure is believed, and the pause between.
+/// How often a query is tried before its failure counts, and the pause between two tries.
 const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(2);
-/// For a change: it writes boot loader entries and prunes.
+/// The time limit of a change: it writes boot loader entries and prunes.
 const CHANGE: Duration = Duration::from_secs(300);
-/// How rpm-ostree refuses, at once and with nothing done, while another transaction runs, or while any `ostree admin` holds the lock (2025.1).
+/// The messages with which rpm-ostree refuses, at once and with nothing done, while another transaction runs or an `ostree admin` holds the
+/// lock (2025.1).
 const BUSY: [&str; 2] = ["Transaction in progress", "System transaction in progress"];
 
 #[derive(Deserialize)]
 struct Status {
     deployments: Vec<Row>,
-    /// What runs: its name, who asked for it, where. It outlives a client that is killed.
+    /// The transaction that runs: its name, who started it, where. It goes on when its client is killed.
     #[serde(default)]
     transaction: Option<Vec<String>>,
 }
 
-/// Only what is needed: the rest varies by release and origin, up to numbers that fit no type.
+/// Only the needed fields: the rest varies by release and origin, and some numbers fit no type.
 #[derive(Deserialize)]
 struct Row {
     osname: String,
@@ -45,7 +46,7 @@ struct Row {
 /// `rpm-ostree status --json`: the deployments in boot order.
 ///
 /// # Errors
-/// When it is anything else.
+/// When the output is anything else.
 pub fn parse(bytes: &[u8]) -> Result<Vec<Deployment>> {
     let status: Status =
         serde_json::from_slice(bytes).map_err(|error| anyhow!("`rpm-ostree status --json` printed something else: {error}"))?;
@@ -62,7 +63,7 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Deployment>> {
         pending: false,
         rollback: false,
         pinned: row.pinned,
-        // It does not say (2025.1).
+        // The JSON does not have it (2025.1).
         soft_reboot: false,
         version: row.version,
     };
@@ -71,8 +72,8 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Deployment>> {
     Ok(all)
 }
 
-/// The deployments in boot order, as `rpm-ostree status --json` has them: the same as `ostree admin status`, and nothing printed of
-/// pending or rollback.
+/// The deployments in boot order, from `rpm-ostree status --json`: the same as `ostree admin status`, but without marks for pending and
+/// rollback.
 ///
 /// # Errors
 /// When it fails four times in a row; when it prints anything but its status.
@@ -80,8 +81,8 @@ pub fn deployments(node: &Node) -> Result<Vec<Deployment>> {
     parse(&patiently(node, &["status", "--json"])?.stdout)
 }
 
-/// Puts the rollback slot first in boot order; with only a pending deployment, the booted one. It does not reboot: what boots next is to
-/// be checked first. While rpm-ostree is busy it is waited for, at most `wait`.
+/// Puts the rollback deployment first in boot order; with only a pending deployment, the booted one. It does not reboot, so that what boots
+/// next can be checked first. While rpm-ostree is busy it is waited for, at most `wait`.
 ///
 /// # Errors
 /// When rpm-ostree fails: "No rollback deployment found", a staged deployment is in the way, another transaction runs for longer than `wait`.
@@ -89,8 +90,8 @@ pub fn rollback(node: &Node, wait: Duration) -> Result<()> {
     change(node, &["rollback"], wait)
 }
 
-/// Removes the staged or pending deployment (`rpm-ostree cleanup -p`); none is fine. While rpm-ostree is busy it is waited for, at most
-/// `wait`.
+/// Removes the staged or pending deployment (`rpm-ostree cleanup -p`); it is fine when there is none. While rpm-ostree is busy it is waited
+/// for, at most `wait`.
 ///
 /// # Errors
 /// When rpm-ostree fails, or another transaction runs for longer than `wait`.
@@ -98,12 +99,12 @@ pub fn cleanup_pending(node: &Node, wait: Duration) -> Result<()> {
     change(node, &["cleanup", "-p"], wait)
 }
 
-/// Waits until no transaction runs, at most `wait`. One goes on when its client is stopped, and may yet stage a deployment: which ones
-/// there are is known only after it. Returns why it cannot be told, where rpm-ostree does not answer four times in a row: a recovery goes on
-/// without what it may not need.
+/// Waits until no transaction runs, at most `wait`. A transaction goes on when its client is stopped, and may yet stage a deployment: the
+/// list of deployments is final only after it. Where rpm-ostree does not answer four times in a row, returns why: a recovery may not need
+/// it, and goes on.
 ///
 /// # Errors
-/// When one runs for longer than `wait`; when interrupted.
+/// When a transaction runs for longer than `wait`; when interrupted.
 pub fn idle(node: &Node, wait: Duration) -> Result<Option<String>> {
     if !node.has_program("rpm-ostree") {
         return Ok(None);
@@ -115,7 +116,7 @@ pub fn idle(node: &Node, wait: Duration) -> Result<Option<String>> {
             Ok(Some(name)) => name,
             Err(error) => {
                 interrupted()?;
-                return Ok(Some(format!("whether rpm-ostree is at work cannot be told: {error:#}")));
+                return Ok(Some(format!("it is unknown whether rpm-ostree is at work: {error:#}")));
             }
         };
         if deadline.passed() {
@@ -125,7 +126,7 @@ pub fn idle(node: &Node, wait: Duration) -> Result<Option<String>> {
     }
 }
 
-/// Says once of each transaction that it is waited for.
+/// Logs once for each transaction that it is waited for.
 fn wait_for_it(node: &Node, what: &str, told: &mut Option<String>) -> Result<()> {
     if told.as_deref() != Some(what) {
         tracing::warn!("rpm-ostree is busy with another transaction{what}; waiting for its end");
@@ -141,7 +142,7 @@ fn kept_busy(what: &str, wait: Duration) -> String {
 
 fn change(node: &Node, arguments: &[&str], wait: Duration) -> Result<()> {
     let (deadline, mut told) = (node.clock().deadline(wait), None);
-    // The daemon is woken by a question first, so that the change itself, which must not be repeated blindly, meets a running one.
+    // A query first wakes the daemon, so that the change finds it running: the change itself must not be repeated blindly.
     patiently(node, &["status", "--json"]).context("waking rpm-ostree's daemon")?;
     loop {
         let output = node.command("rpm-ostree")?.args(arguments).limit(CHANGE).output()?;
@@ -151,7 +152,7 @@ fn change(node: &Node, arguments: &[&str], wait: Duration) -> Result<()> {
         if !is_busy(&output.stderr) {
             return Err(output.error());
         }
-        // A refusal changes nothing: this may be asked again.
+        // A refusal has changed nothing, so the change may be tried again.
         let what = transaction(node).map_or_else(String::new, |name| format!(" ({name})"));
         if deadline.passed() {
             return Err(output.error().context(kept_busy(&what, wait)));
@@ -165,7 +166,7 @@ fn is_busy(stderr: &[u8]) -> bool {
     BUSY.iter().any(|refusal| text.contains(refusal))
 }
 
-/// The name of the transaction that runs, as the daemon has it; `None` when it says of none, as of an `ostree admin`.
+/// The name of the transaction that runs, as the daemon shows it; `None` when it shows none, for example for an `ostree admin`.
 fn transaction(node: &Node) -> Option<String> {
     running(&node.command("rpm-ostree").ok()?.args(["status", "--json"]).output().ok()?.stdout)
 }

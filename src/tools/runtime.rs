@@ -1,7 +1,7 @@
-//! The container runtime of a node: the socket that kubelet is told to use, and the unit that serves it.
+//! The container runtime of a node: the socket that kubelet is configured to use, and the unit that serves it.
 //!
-//! kubelet takes its flag `--container-runtime-endpoint` before `containerRuntimeEndpoint` of its configuration (kubernetes
-//! `cmd/kubelet/app/options`). Where it is told neither, `/etc/crictl.yaml` names the socket; else the profile knows what is usual.
+//! kubelet's flag `--container-runtime-endpoint` has precedence over `containerRuntimeEndpoint` in its configuration (kubernetes
+//! `cmd/kubelet/app/options`). Where neither is set, `/etc/crictl.yaml` names the socket; else the profile has the usual one.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -14,22 +14,23 @@ use crate::node::profile::Profile;
 use crate::node::{Node, yaml};
 use crate::tools::systemctl;
 
-/// Where systemd looks for unit files, the place that counts most last.
+/// Where systemd looks for unit files; later places have precedence.
 const UNIT_FOLDERS: [&str; 4] = ["/lib/systemd/system", "/usr/lib/systemd/system", "/run/systemd/system", "/etc/systemd/system"];
-/// Files of variables that kubelet's unit reads: kubeadm's own, and those that Debian and RHEL leave to people. Those that come later count more.
+/// Files of variables that kubelet's unit reads: kubeadm's own, and those that Debian and RHEL leave to the administrator. Later ones have
+/// precedence.
 const FLAG_FILES: [&str; 3] = ["/var/lib/kubelet/kubeadm-flags.env", "/etc/default/kubelet", "/etc/sysconfig/kubelet"];
-/// kubelet's configuration where no flag says another: kubeadm's, and OpenShift's.
+/// kubelet's configuration where no flag names another: kubeadm's, and OpenShift's.
 const CONFIGS: [&str; 2] = ["/var/lib/kubelet/config.yaml", "/etc/kubernetes/kubelet.conf"];
 /// crictl's own configuration.
 const CRICTL_CONFIG: &str = "/etc/crictl.yaml";
-/// The runtimes: what their sockets' names hold, which is their program's name too, and the usual names of their units.
+/// The runtimes: a word in the names of their sockets, which is also the name of their program, and the usual names of their units.
 const RUNTIMES: [(&str, &[&str]); 3] = [
     ("crio", &["crio.service", "cri-o.service"]),
     ("cri-dockerd", &["cri-docker.service", "cri-dockerd.service"]),
     ("containerd", &["containerd.service"]),
 ];
 
-/// The socket that kubelet is told to use, without `unix://`; `None` when it is told none.
+/// The socket that kubelet is configured to use, without `unix://`; `None` when none is configured.
 fn told(node: &Node) -> Option<PathBuf> {
     let texts = flags(node);
     let flag = |name: &str| texts.iter().rev().find_map(|text| last_flag(text, name));
@@ -39,7 +40,7 @@ fn told(node: &Node) -> Option<PathBuf> {
     })
 }
 
-/// What kubelet's flags are in, in the order in which they count: its unit, the drop-ins, files of variables.
+/// The texts that may hold kubelet's flags, in rising precedence: its unit, the drop-ins, files of variables.
 fn flags(node: &Node) -> Vec<String> {
     let units = UNIT_FOLDERS.map(|folder| Path::new(folder).join("kubelet.service"));
     let unit = units.iter().rev().find(|path| node.exists(path)).cloned();
@@ -54,12 +55,12 @@ fn files(node: &Node, folder: &Path, ending: &str) -> BTreeSet<PathBuf> {
     entries.map(|entry| folder.join(entry.file_name())).filter(|path| path.extension().is_some_and(|is| is == ending)).collect()
 }
 
-/// The value that a flag has last in a text of unit files or variables; one that is a variable itself says nothing.
+/// The last value of a flag in a text of unit files or variables; a value that is itself a variable does not count.
 fn last_flag(text: &str, name: &str) -> Option<String> {
     let lines = text.lines().filter(|line| !line.trim_start().starts_with(['#', ';']));
     let words: Vec<&str> =
         lines.flat_map(|line| line.split(|c: char| c.is_whitespace() || matches!(c, '"' | '\''))).filter(|w| !w.is_empty()).collect();
-    // The first word of a quoted variable has the variable's name before it.
+    // In a quoted variable, the variable's name stands before the first word.
     let value = |at: usize| {
         let (_, rest) = words[at].split_once(name).filter(|(before, _)| before.is_empty() || before.ends_with('='))?;
         if rest.is_empty() { words.get(at + 1).copied() } else { rest.strip_prefix('=') }
@@ -71,7 +72,7 @@ fn configured(node: &Node, path: &Path) -> Option<PathBuf> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Kubelet {
-        // A kubeconfig can be of the same name.
+        // A kubeconfig may have the same name.
         kind: String,
         container_runtime_endpoint: Option<String>,
     }
@@ -79,7 +80,7 @@ fn configured(node: &Node, path: &Path) -> Option<PathBuf> {
     (config.kind == "KubeletConfiguration").then_some(config.container_runtime_endpoint).flatten().and_then(|value| socket_path(&value))
 }
 
-/// What crictl takes when it is told nothing else.
+/// The socket in crictl's own configuration.
 fn crictls(node: &Node) -> Option<PathBuf> {
     #[derive(Deserialize)]
     #[serde(rename_all = "kebab-case")]
@@ -90,14 +91,14 @@ fn crictls(node: &Node) -> Option<PathBuf> {
     socket_path(&config.runtime_endpoint?)
 }
 
-/// `/run/…`, as every such socket can be called: `/var/run` is a link to it.
+/// The path of a socket, below `/run`: `/var/run` is a link to it.
 fn socket_path(endpoint: &str) -> Option<PathBuf> {
     let path = Path::new(endpoint.strip_prefix("unix://").unwrap_or(endpoint));
     let path = path.strip_prefix("/var/run").map_or_else(|_| path.to_owned(), |rest| Path::new("/run").join(rest));
     path.is_absolute().then_some(path)
 }
 
-/// What crictl must be told: kubelet's socket, where crictl's own configuration does not say the same.
+/// The flags that crictl needs: kubelet's socket, where crictl's own configuration does not name the same one.
 #[must_use]
 pub fn crictl_flags(node: &Node) -> Vec<String> {
     match told(node) {
@@ -108,32 +109,32 @@ pub fn crictl_flags(node: &Node) -> Vec<String> {
     }
 }
 
-/// Why a unit cannot be started, or will not be there.
+/// What is wrong with a unit that cannot be started, or that will be gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unfit {
     /// What is wrong, naming the unit.
     pub what: String,
     /// What to do about it.
     pub next: Next,
-    /// There is no such unit: where several names are tried, that is no news.
+    /// True when there is no such unit: where several names are tried, that is to be expected.
     pub absent: bool,
 }
 
-/// A node whose unit is unfit does not fit the backup.
+/// On a node whose unit is unfit, the backup does not fit.
 impl From<Unfit> for Failure {
     fn from(Unfit { what, next, .. }: Unfit) -> Self {
         Self { kind: FailureKind::Misfit, message: what, next: Some(next) }
     }
 }
 
-/// The unit whose process listens on the socket that kubelet is told to use; `None` while nothing does.
+/// The unit whose process listens on kubelet's socket; `None` while nothing listens.
 #[must_use]
 pub fn listening(node: &Node) -> Option<String> {
     listener(node, &socket(node)?)
 }
 
-/// The unit of the container runtime that runs now: the one that listens; while nothing does, the first of those that it may be that runs or is about
-/// to. `recorded` are names it was seen under, which may be of another release.
+/// The unit of the container runtime that runs now: the one that listens or, while none does, the first possible one that runs or is about
+/// to. `recorded` are names that were noted before, perhaps under another release.
 ///
 /// # Errors
 /// When systemd does not answer.
@@ -149,11 +150,11 @@ pub fn running(node: &Node, profile: &Profile, recorded: &[&str]) -> Result<Opti
     Ok(None)
 }
 
-/// The unit to start the container runtime with: the one that was recorded, the one that listens now, one of the usual names, or one that runs the
-/// socket's program; the first with which nothing is wrong, as `unfit` says.
+/// The unit with which to start the container runtime: the recorded one, the one that listens now, one of the usual names, or one that runs
+/// the socket's program. The first of them with which nothing is wrong, as `unfit` says.
 ///
 /// # Errors
-/// [`FailureKind::Misfit`] when there is none, with what is wrong with each; those of `unfit`.
+/// [`FailureKind::Misfit`] when there is none, with what is wrong with each; the errors of `unfit`.
 pub fn unit(node: &Node, profile: &Profile, recorded: Option<&str>, unfit: &dyn Fn(&str) -> Result<Option<Unfit>>) -> Result<String> {
     let mut tried: BTreeSet<String> = BTreeSet::new();
     let mut wrong = Vec::new();
@@ -178,22 +179,22 @@ fn socket(node: &Node) -> Option<PathBuf> {
     told(node).or_else(|| crictls(node))
 }
 
-/// What the unit may be called: the usual names, and the units that run the program.
+/// Possible names of the unit: the usual ones, and the units that run the program.
 fn usual(node: &Node, profile: &Profile) -> Vec<String> {
     let known = |name: &str| RUNTIMES.iter().find(|(program, _)| name.contains(program));
-    // `/run/docker/containerd/containerd.sock` is another's as well: nothing but its listener tells.
+    // `/run/docker/containerd/containerd.sock` is another containerd's: only its listener is certain.
     let runtime = socket(node).map_or_else(|| known(profile.runtime_unit), |socket| known(&socket.file_name()?.to_string_lossy()));
     let Some((program, names)) = runtime else { return vec![profile.runtime_unit.to_owned()] };
     names.iter().map(|name| (*name).to_owned()).chain(units_that_run(node, program)).collect()
 }
 
-/// The service whose process listens on the socket: by the kernel's list of sockets, the process that holds it open, and its control group. (systemd
-/// itself may hold it too, but is no service.)
+/// The service whose process listens on the socket: found by the kernel's list of sockets, the process that holds the socket open, and that
+/// process's control group. (systemd may hold the socket too, but is not a service.)
 fn listener(node: &Node, socket: &Path) -> Option<String> {
-    // The list of init: the agent's own may be that of another network namespace.
+    // The list of process 1: the agent may be in another network namespace.
     let sockets = node.read_text("/proc/1/net/unix").ok()?;
     let inode = sockets.lines().find_map(|line| {
-        // Num RefCount Protocol Flags Type St Inode Path; flag 0x10000 is __SO_ACCEPTCON: it listens.
+        // Num RefCount Protocol Flags Type St Inode Path; flag 0x10000 is __SO_ACCEPTCON, which means listening.
         let fields: Vec<&str> = line.split_whitespace().collect();
         let listens = fields.get(3) == Some(&"00010000");
         (listens && socket_path(fields.get(7)?).as_deref() == Some(socket)).then(|| fields[6].to_owned())
@@ -208,15 +209,15 @@ fn listener(node: &Node, socket: &Path) -> Option<String> {
     pids.filter(holds).find_map(|pid| service(&std::fs::read_to_string(pid.path().join("cgroup")).ok()?))
 }
 
-/// The service of a process, by its control groups: those of version 2, and systemd's own tree of version 1 (`cgroups(7)`). Both can be there,
-/// and only one of them be what this systemd goes by.
+/// The service of a process, by its control groups: those of version 2, and systemd's own tree of version 1 (`cgroups(7)`). Both can exist,
+/// and systemd uses only one of them.
 fn service(cgroups: &str) -> Option<String> {
     let own =
         cgroups.lines().filter_map(|line| line.strip_prefix("0::").or_else(|| line.split_once(":name=systemd:").map(|(_, path)| path)));
     own.flat_map(|path| path.rsplit('/')).find(|part| part.ends_with(".service")).map(str::to_owned)
 }
 
-/// The services that run a program of this name, by their files; not those that it ends at once, as `crio wipe`.
+/// The services that run a program of this name, by their unit files; not those whose program ends at once, such as `crio wipe`.
 fn units_that_run(node: &Node, program: &str) -> Vec<String> {
     let runs = |path: &PathBuf| {
         let text = node.read_text(path).unwrap_or_default();
@@ -309,7 +310,7 @@ mod tests {
         }
         assert_eq!(unit(&node, &OPENSHIFT, None, &|_| Ok(None)).unwrap(), "site-runtime.service");
         assert_eq!(running(&node, &OPENSHIFT, &["crio.service"]).unwrap().as_deref(), Some("site-runtime.service"));
-        // What is started is the backup's, whatever runs in the release that it replaces.
+        // The backup's runtime is started, whatever runs in the release that it replaces.
         assert_eq!(unit(&node, &OPENSHIFT, Some("crio.service"), &|_| Ok(None)).unwrap(), "crio.service");
         let gone = |unit: &str| Ok((unit == "site-runtime.service").then(|| unfit(unit, "gone", false)));
         assert_eq!(unit(&node, &OPENSHIFT, None, &gone).unwrap(), "crio.service");

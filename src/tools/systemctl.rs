@@ -8,7 +8,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::error::{FailureKind, kind, unanswered};
 use crate::node::Node;
 
-/// For a job to end: kubelet and the runtime have up to 90 s by default to stop before systemd kills them, and a start waits for a stop.
+/// The time limit of a job: kubelet and the runtime have up to 90 s by default to stop before systemd kills them, and a start waits for a
+/// stop.
 const JOB: Duration = Duration::from_secs(240);
 
 /// A unit's state.
@@ -20,12 +21,13 @@ pub struct Unit {
     pub sub: String,
     /// `LoadState`: loaded, not-found, masked, …
     pub load: String,
-    /// `Job`: a job of it is queued or runs.
+    /// `Job`: true when a job for the unit is queued or runs.
     pub job: bool,
     /// `ConditionResult`: whether its conditions were met when it was last started; false if it never was.
     pub condition: bool,
-    /// `ExecMainStartTimestampMonotonic`: when the main process that a service has, or had last, was started; see [`Clock::since_monotonic`]. The one
-    /// form of a time that every systemd prints alike: dates are in the node's time zone, and `--timestamp=` is too new for the oldest nodes.
+    /// `ExecMainStartTimestampMonotonic`: when the current or last main process of a service was started; see [`Clock::since_monotonic`].
+    /// Every systemd prints this form of a time alike: dates are in the node's time zone, and `--timestamp=` is too new for the oldest
+    /// nodes.
     ///
     /// [`Clock::since_monotonic`]: crate::node::clock::Clock::since_monotonic
     pub started: Option<Duration>,
@@ -38,26 +40,27 @@ impl Unit {
         self.active == "active"
     }
 
-    /// True when nothing of it runs: `inactive` or `failed`.
+    /// True when no process of it runs: `inactive` or `failed`.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         matches!(self.active.as_str(), "inactive" | "failed")
     }
 
-    /// True while a start of it is under way, or waits for its turn: at a boot. One that failed and will be tried again (`auto-restart`) may
-    /// fail for ever.
+    /// True while it is being started, or its start is queued, as during a boot. A failed unit that will be started again (`auto-restart`)
+    /// does not count: it may fail for ever.
     #[must_use]
     pub fn is_starting(&self) -> bool {
         (self.active == "activating" && self.sub.starts_with("start")) || (self.job && self.active == "inactive")
     }
 
-    /// True when it runs, or would by itself: a start of it is under way or waits for its turn, or it is tried again after a failure.
+    /// True when it runs, or will without further action: it is being started, its start is queued, or it will be started again after a
+    /// failure.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
         matches!(self.active.as_str(), "active" | "activating" | "reloading") || self.is_starting()
     }
 
-    /// False for a unit that systemd has no file of.
+    /// False for a unit without a unit file.
     #[must_use]
     pub fn exists(&self) -> bool {
         self.load != "not-found"
@@ -79,7 +82,7 @@ fn parse(text: &str) -> Result<Unit> {
             .map(str::to_owned)
             .ok_or_else(|| anyhow!("`systemctl show` printed no {key}: {:?}", text.chars().take(200).collect::<String>()))
     };
-    // Systemd prints none, or 0, where there is none.
+    // systemd prints nothing, or 0, where there is no such time.
     let number = |key: &str| value(key).ok()?.parse().ok().filter(|number: &u64| *number > 0);
     Ok(Unit {
         job: number("Job").is_some(),
@@ -91,18 +94,18 @@ fn parse(text: &str) -> Result<Unit> {
     })
 }
 
-/// Its state now. A unit that does not exist is `inactive`, `not-found`.
+/// The state of a unit now. A unit that does not exist is `inactive`, `not-found`.
 ///
 /// # Errors
-/// When systemd does not answer; when what it prints is not its properties.
+/// When systemd does not answer, or does not print the properties.
 pub fn show(node: &Node, unit: &str) -> Result<Unit> {
     let properties = "--property=ActiveState,SubState,LoadState,Job,ConditionResult,ExecMainStartTimestampMonotonic";
     let output = node.command("systemctl")?.args(["show", properties, unit]).run()?;
     parse(output.text()?)
 }
 
-/// True when something mounts `point` at a boot: systemd has a unit file for it, one that is made of `/etc/fstab` included. What was mounted by
-/// hand has a unit as well, but no file.
+/// True when `point` is mounted at a boot: systemd then has a unit file for it, perhaps made from `/etc/fstab`. A mount by hand has a unit
+/// too, but no file.
 ///
 /// # Errors
 /// When systemd does not answer.
@@ -111,7 +114,7 @@ pub fn mounts_at_boot(node: &Node, point: &Path) -> Result<bool> {
     Ok(output.text()?.lines().any(|line| line.strip_prefix("FragmentPath=").is_some_and(|path| !path.is_empty())))
 }
 
-/// Starts it and checks that it is active: `systemctl start` exits 0 when a condition kept it from starting.
+/// Starts a unit and checks that it is active: `systemctl start` exits with 0 even when a condition kept the unit from starting.
 ///
 /// # Errors
 /// [`FailureKind::Unanswered`] when the job fails or the unit is not active afterwards; when a condition of
@@ -120,7 +123,7 @@ pub fn start(node: &Node, unit: &str) -> Result<()> {
     bring_up(node, "start", unit)
 }
 
-/// Restarts it and checks that it is active.
+/// Restarts a unit and checks that it is active.
 ///
 /// # Errors
 /// As [`start`].
@@ -135,7 +138,7 @@ fn bring_up(node: &Node, verb: &str, unit: &str) -> Result<()> {
         return Ok(());
     }
     if !asked.status.success() {
-        // What a unit depends on may be there the next time.
+        // What the unit depends on may be there next time.
         return Err(unanswered(format!("{verb}ing {unit}: {:#}; it is {now}: see `journalctl -u {unit}`", asked.error())));
     }
     if now.is_stopped() && !now.condition {
@@ -144,13 +147,13 @@ fn bring_up(node: &Node, verb: &str, unit: &str) -> Result<()> {
     Err(unanswered(format!("{unit} is {now} after `systemctl {verb}`: see `journalctl -u {unit}`")))
 }
 
-/// Stops it and checks that nothing of it runs. A unit that does not exist is fine.
+/// Stops a unit and checks that no process of it runs. It is fine when the unit does not exist.
 ///
 /// # Errors
 /// When systemctl fails; [`FailureKind::Unanswered`] when the unit is not stopped afterwards.
 pub fn stop(node: &Node, unit: &str) -> Result<()> {
     let before = show(node, unit)?;
-    // A unit whose file is gone can still run: it is stopped as any other.
+    // A unit whose file is gone can still run, and is stopped like any other.
     if !before.exists() && before.is_stopped() {
         return Ok(());
     }
@@ -159,7 +162,7 @@ pub fn stop(node: &Node, unit: &str) -> Result<()> {
     if now.is_stopped() { Ok(()) } else { Err(unanswered(format!("{unit} is {now} after `systemctl stop`"))) }
 }
 
-/// Makes systemd forget that it failed; true when it had.
+/// Makes systemd forget that the unit failed; true when it had failed.
 ///
 /// # Errors
 /// When systemctl fails.
@@ -180,8 +183,8 @@ pub fn daemon_reload(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// How many soft reboots this boot has seen (`SoftRebootsCount`, systemd 256 and later): they change the root and keep the kernel, and with it the
-/// boot id. 0 where systemd does not say.
+/// How many soft reboots this boot has seen (`SoftRebootsCount`, systemd 256 and later): a soft reboot changes the root but keeps the
+/// kernel and its boot id. 0 where systemd does not say.
 #[must_use]
 pub fn soft_reboots(node: &Node) -> u32 {
     let ask = || node.command("systemctl")?.args(["show", "--property=SoftRebootsCount"]).run();
@@ -192,11 +195,12 @@ fn count(text: &str) -> Option<u32> {
     text.lines().find_map(|line| line.strip_prefix("SoftRebootsCount="))?.trim().parse().ok()
 }
 
-/// Asks for a reboot, a real one whatever is prepared in `/run/nextroot` (systemd 254 and later would go into that). Its exit status proves nothing (the connection to systemd may be reset although the reboot is under way, or the
-/// reboot may end this process in the middle of the call): a failure is returned as text. A new boot id is the only proof.
+/// Asks for a reboot: a real one, even when a soft reboot into `/run/nextroot` is prepared (systemd 254 and later would take that). The
+/// exit status proves nothing (the connection to systemd may be reset although the reboot is under way, or the reboot may end this process
+/// in the middle of the call), so a failure is returned as text. Only a new boot id proves a reboot.
 ///
 /// # Errors
-/// When there is no systemctl to ask.
+/// When there is no systemctl.
 pub fn reboot(node: &Node) -> Result<Option<String>> {
     let asked = node.command("systemctl")?.arg("reboot").env("SYSTEMCTL_SKIP_AUTO_SOFT_REBOOT", "1").run();
     match asked {
@@ -213,7 +217,7 @@ mod tests {
 
     #[test]
     fn properties_in_any_order() -> Result<()> {
-        // As systemd 252 prints them: its own order, not that of the question.
+        // As systemd 252 prints them: in its own order, not that of the request.
         let unit = parse("LoadState=loaded\nActiveState=active\nSubState=running\nConditionResult=yes\n")?;
         assert!(unit.is_active() && unit.condition && unit.exists());
         assert!(!unit.is_starting());

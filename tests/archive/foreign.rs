@@ -377,7 +377,7 @@ fn what_begins_with_zeros_is_not_an_empty_archive_for_that() {
     for rest in [&member[..], &noise(3, 5000)] {
         fs::write(&file, [&member, rest].concat()).unwrap();
         let said = not_taken(&file);
-        assert!(said.contains("goes on behind its end mark"), "{said}");
+        assert!(said.contains("goes on after its end mark"), "{said}");
     }
     // The end marks of some programs are short; what fills up the last record may be more zeros.
     for end in [512, 1024, 10_240] {

@@ -324,7 +324,7 @@ fn directories_that_are_nested_too_deep_are_an_error_and_can_be_left_out_and_del
         // Left out in silence, a restore onto the same tree would delete it.
         let error = recovery::archive::pack(&tree, &file, &Selection::all(), None, &|_| ()).unwrap_err();
         assert_eq!(exit_code(&error), 64, "{error:#}");
-        assert!(format!("{error:#}").contains("longer than the 4095 bytes that Linux takes") && !file.exists(), "{error:#}");
+        assert!(format!("{error:#}").contains("longer than the 4095 bytes that Linux accepts") && !file.exists(), "{error:#}");
         let selection = Selection::all().except([&name]).unwrap();
         recovery::archive::pack(&tree, &file, &selection, None, &|_| ()).unwrap();
         Archive::open(&file).unwrap().restore(&tree, &selection, Extra::Delete, &|_| ()).unwrap();

@@ -167,7 +167,7 @@ fn a_damaged_old_backup_is_refused_and_leaves_nothing() {
     refused("rm etc/machine-id", "machine-id");
     refused("cd etc/kubernetes && tar -czf ../../cluster/*.tar.gz static-pod-resources/etcd-pod-3", "kube-apiserver");
     refused("ln etc/machine-id x && tar -P -czf extras.tgz --transform 's#^x#../../x#' x", "holds the name");
-    refused("ln -s /etc var && mkdir opt && touch opt/x && tar -czf extras.tgz var opt/x && rm -r var opt", "in each other's place");
+    refused("ln -s /etc var && mkdir opt && touch opt/x && tar -czf extras.tgz var opt/x && rm -r var opt", "have conflicting paths");
     assert!(choose(&sno.place.node, &sno.place.dir, Some("upgrade-recovery")).is_ok());
 }
 
@@ -195,15 +195,15 @@ fn what_no_recovery_can_use_is_good_to_nobody() {
     };
     // Quick to see.
     refused(": > etc/machine-config-daemon/currentconfig", "not a MachineConfig", true);
-    refused(": > etc/kubernetes/manifests/etcd-pod.yaml", "no manifest of a pod", true);
+    refused(": > etc/kubernetes/manifests/etcd-pod.yaml", "is not the manifest of a pod", true);
     refused(
         "find etc/kubernetes -name '*ca.crt' -delete; rm -f etc/kubernetes/kubeconfig etc/kubernetes/*kubeconfig*; find etc/kubernetes -name '*kubeconfig*' -delete",
         "no certificate authority",
         true,
     );
     refused("cp -a etc inner && mv inner etc/etc", "mv etc/etc etc.inner && mv etc etc.outer", true);
-    refused("mkdir -p local/local/bin", "local/local is a copy within", true);
-    refused("mkdir kubelet/kubelet", "kubelet/kubelet is a copy within", true);
+    refused("mkdir -p local/local/bin", "local/local is a copy inside", true);
+    refused("mkdir kubelet/kubelet", "kubelet/kubelet is a copy inside", true);
     refused("truncate -s 40M etc/machine-config-daemon/currentconfig", "no more than 8388608 are read", true);
     refused("truncate -s 40M etc.exclude.list", "no more than 1048576 are read", true);
     for odd in ["mkfifo extras.tgz", "mkdir extras.tgz", "ln -s nowhere extras.tgz"] {
@@ -219,11 +219,11 @@ fn what_no_recovery_can_use_is_good_to_nobody() {
         format!("f=$(ls cluster/*.tar.gz) && d=$(mktemp -d) && tar -xzf $f -C $d && cd $d && {change} && {again} && rm -r $d")
     };
     refused(&unpacked(&format!("rm {pod}")), &format!("{pod} is not in it"), false);
-    refused(&unpacked(&format!(": > {pod}")), "is no manifest of a pod", false);
+    refused(&unpacked(&format!(": > {pod}")), "is not the manifest of a pod", false);
     refused(&unpacked(&format!("truncate -s 40M {pod}")), "no more than 1048576 are read", false);
     refused(
         "mkdir x && touch x/y x/z && tar -cf e x/y && rm -r x && touch x && tar -rf e x && gzip -c e > extras.tgz && rm e x",
-        "in each other's place",
+        "have conflicting paths",
         false,
     );
     refused("touch a && ln a b && tar -cf e a b && tar --delete -f e a && gzip -c e > extras.tgz && rm a b e", "is a link to a", false);

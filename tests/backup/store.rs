@@ -68,7 +68,7 @@ fn damage_is_seen_named_and_passed_over() {
         ("huge", "truncate -s 8G SHA256SUMS", "no more than 65536 are read"),
         ("binary", "printf '\\377' > SHA256SUMS", "SHA256SUMS is not text"),
         ("long", "head -c 60000 /dev/zero | tr '\\0' x > SHA256SUMS", "x…`"),
-        ("hostile", "echo \"$(printf '0%.0s' {1..64})  ../../etc/passwd\" >> SHA256SUMS", "no sum"),
+        ("hostile", "echo \"$(printf '0%.0s' {1..64})  ../../etc/passwd\" >> SHA256SUMS", "not a checksum"),
         ("link", "mv etc.tar.zst ../../e && ln -s ../../e etc.tar.zst", "not a regular file"),
     ];
     let place = Place::new();
@@ -113,7 +113,7 @@ fn a_backup_without_a_part_that_a_recovery_needs_is_damaged_however_right_its_su
         without.sizes.remove(*part);
         let path = place.published_as(&without);
         sh(&path, "sha256sum -c --quiet --strict SHA256SUMS");
-        let says = format!("names no {part}");
+        let says = format!("does not name {part}");
         let report = backup::verify::report(&path, &without.id, false, &Progress::hidden()).unwrap();
         assert!(!report.good && report.problems[0].contains(&says), "{report:?}");
         let (code, message) = choose(&place, Some(&without.id)).unwrap_err();

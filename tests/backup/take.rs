@@ -153,7 +153,7 @@ fn certificates_that_cannot_be_read_cost_a_warning_and_no_backup() {
     let sno = Sno::new();
     sh(sno.root(), "mkdir -p var/lib/kubelet/pki/kubelet-server-current.pem");
     let taken = take(&sno, &options()).unwrap();
-    assert!(taken.warnings.iter().any(|w| w.contains("certificate expires is not recorded")), "{:?}", taken.warnings);
+    assert!(taken.warnings.iter().any(|w| w.contains("does not record when the first certificate expires")), "{:?}", taken.warnings);
     assert_eq!(taken.manifest.certificates_expire, None);
 }
 
@@ -301,7 +301,7 @@ fn a_roll_out_in_between_is_noticed_and_the_next_attempt_goes_on() {
         let error = taken.unwrap().unwrap_err();
         assert_eq!(exit_code(&error), 75, "{error:#}");
         let said = format!("{error:#}");
-        assert!(said.starts_with("step etcd-and-static-pods failed: static pods are being rolled out"), "{said}");
+        assert!(said.starts_with("step etcd-and-static-pods failed: static pods were rolled out during each attempt"), "{said}");
         assert!(said.ends_with("; next: `recovery backup` again then"), "{said}");
     });
     sno.roll_out("kube-scheduler", 5, &port);

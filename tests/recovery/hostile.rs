@@ -141,7 +141,7 @@ fn damaged_archives_and_manifests() {
         let mut manifest = place.manifest("b1", 1);
         manifest.sizes.remove(part);
         Place::publish(&backup, &manifest);
-        begin(&place, 65, &["b1", "names no", part]);
+        begin(&place, 65, &["b1", "does not name", part]);
         std::fs::copy(whole.join(part), backup.join(part)).unwrap();
     }
     Place::publish(&backup, &place.manifest("b1", 1));

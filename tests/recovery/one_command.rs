@@ -112,7 +112,7 @@ fn a_soft_reboot_is_not_the_reboot_that_was_asked_for() -> Result<()> {
         "phase restore-files, step deployment failed",
         "bootloader entry not found",
         "soft reboot",
-        "next: `systemctl reboot`, and the same again",
+        "next: `systemctl reboot`, then run the same command again",
     ];
     run(&node, &["resume", "--unit"])?.expect(78, &says)?;
     node.clear_faults()?;

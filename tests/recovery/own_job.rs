@@ -79,8 +79,7 @@ fn the_job_of_a_backup_is_served_once_in_whatever_pod_it_comes_back() -> Result<
     is_done(&node, &format!("job/{JOB}"), JOB)?;
     is_done(&node, &format!("pod/{third}"), HUBS)?;
     backup_for(&node, &format!("job/{OTHER}"))?.expect(75, &["a recovery is in progress"])?;
-    backup_for(&node, &format!("pod/{unknown}"))?
-        .expect(75, &["a recovery is in progress", "nothing says of which Job", "RECOVERY_JOB_UID"])?;
+    backup_for(&node, &format!("pod/{unknown}"))?.expect(75, &["a recovery is in progress", "its Job is unknown", "RECOVERY_JOB_UID"])?;
     ok(&node, &["resume"])?;
     settled(&node)?;
 

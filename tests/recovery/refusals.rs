@@ -98,7 +98,7 @@ fn a_unit_that_a_later_step_needs_and_that_is_not_there() {
 fn a_unit_that_the_restore_itself_would_take_away() {
     let place = Place::new();
     place.put("/etc/systemd/system/kubelet.service", "[Service]\nExecStart=/usr/bin/kubelet\n");
-    refused(&place, Options::default(), 78, &["kubelet.service is in /etc and not in the backup", "next:"]);
+    refused(&place, Options::default(), 78, &["kubelet.service is in /etc but not in the backup", "next:"]);
     place.put("/usr/lib/systemd/system/kubelet.service", "[Service]\nExecStart=/usr/bin/kubelet\n");
     place.plan(Options::default()).unwrap();
 }
@@ -138,8 +138,8 @@ fn the_recorded_unit_counts_and_not_the_one_that_listens() {
     Place::publish(&place.dir.backups().join("b1"), &manifest);
     place.state("crio.service.load", "masked");
     place.state("cri-o.service.load", "not-found");
-    let why = "has no unit that can be started: the unit crio.service is masked; the unit file of site-crio.service is in /etc and not in the backup, \
-               whose /etc takes its place: it would be gone; there is no unit cri-o.service on this node; next: `systemctl unmask crio.service`";
+    let why = "has no unit that can be started: the unit crio.service is masked; the unit file of site-crio.service is in /etc but not in the backup: \
+               restoring the backup's /etc would remove it; there is no unit cri-o.service on this node; next: `systemctl unmask crio.service`";
     refused(&place, Options::default(), 78, &[why]);
 }
 
@@ -211,7 +211,7 @@ fn a_program_or_a_directory_that_is_not_there() {
     std::fs::rename(place.temporary.path().join("crictl"), tool).unwrap();
     std::fs::rename(place.at("/var/lib/kubelet"), place.at("/var/lib/other")).unwrap();
     place.put("/var/lib/kubelet", "a file");
-    refused(&place, Options::default(), 78, &["/var/lib/kubelet is no directory", "next:"]);
+    refused(&place, Options::default(), 78, &["/var/lib/kubelet is not a directory", "next:"]);
 }
 
 /// A node whose kubelet is told CRI-O's socket, by a unit of another name, and that has no containerd.

@@ -10,16 +10,16 @@ use crate::archive::entry::{APPEND_ONLY, Entry, IMMUTABLE, Kind, Time};
 use crate::archive::tar::{BLOCK, Segments, padding};
 use crate::archive::xattrs::LABEL;
 
-/// The largest number in a field of 12 octal digits, the last of them a blank.
+/// The largest number in a field of 12: 11 octal digits and a blank.
 const LARGEST_12: u64 = 0o77_777_777_777;
 /// The largest number in a field of 8.
 const LARGEST_8: u64 = 0o7_777_777;
 
-/// Appends the header blocks of `entry` to `out`, with `comments` on it; of a sparse file, the map of its segments too. Content follows,
-/// then [`padding`].
+/// Appends the header blocks of `entry` to `out`, with `comments` in them and, for a sparse file, the map of its segments. Then come the
+/// content and the [`padding`].
 ///
 /// # Errors
-/// When an ACL is not of the form that Linux keeps.
+/// When an ACL is not in Linux's format.
 pub(in crate::archive) fn encode(entry: &Entry, segments: Option<&Segments>, comments: &[&[u8]], out: &mut Vec<u8>) -> Result<()> {
     let name = name_of(entry);
     let map = segments.map(map_of);
@@ -34,8 +34,8 @@ pub(in crate::archive) fn encode(entry: &Entry, segments: Option<&Segments>, com
         records.add(b"GNU.sparse.minor", b"0");
         records.add(b"GNU.sparse.name", &name);
         records.add(b"GNU.sparse.realsize", entry.size.to_string().as_bytes());
-        // The name under which a tar that does not know sparse files unpacks the map and the pieces: not the file's own, because that is
-        // not the file.
+        // The name under which a tar without sparse files unpacks the map and the pieces. It is not the file's own name, because that would
+        // not be the file.
         [b"GNUSparseFile.0/", &name[..name.len().min(80)]].concat()
     } else {
         if name.len() > 100 {
@@ -68,8 +68,8 @@ fn name_of(entry: &Entry) -> Vec<u8> {
     }
 }
 
-/// The map at the head of a sparse file's content (GNU.sparse 1.0): the number of segments, then offset and length of each, a decimal
-/// number a line, filled up to whole blocks.
+/// The map before a sparse file's content (GNU.sparse 1.0): the number of segments, then offset and length of each, one decimal number a
+/// line, filled up to whole blocks.
 fn map_of(segments: &Segments) -> Vec<u8> {
     let numbers = segments.iter().flat_map(|(offset, len)| [*offset, *len]);
     let mut map = Vec::new();
@@ -96,7 +96,7 @@ fn number_records(entry: &Entry, stored: u64, records: &mut Records) {
     }
 }
 
-/// A time as pax writes it: decimal seconds, so that before 1970 the fraction counts downwards.
+/// A time in pax format: decimal seconds; before 1970 the fraction counts downwards.
 fn decimal(Time { seconds, nanoseconds }: Time) -> String {
     match (seconds, nanoseconds) {
         (_, 0) => seconds.to_string(),
@@ -115,7 +115,7 @@ fn attribute_records(entry: &Entry, records: &mut Records) -> Result<()> {
             acl::DEFAULT => records.add(b"SCHILY.acl.default", acl::to_text(value)?.as_bytes()),
             name => {
                 if name == LABEL {
-                    // What `tar --selinux` reads; the label as it is, its terminating zero included, is in the record below.
+                    // The record that `tar --selinux` reads; the record below has the label as it is, with its terminating zero.
                     records.add(b"RHT.security.selinux", value.strip_suffix(b"\0").unwrap_or(value));
                 }
                 records.add(&[b"SCHILY.xattr.", &escape(name)[..]].concat(), value);
@@ -204,7 +204,7 @@ struct Fields<'a> {
 }
 
 impl Fields<'_> {
-    /// Appends the block. What does not fit a field stands in an extended header before it.
+    /// Appends the block. A value that does not fit its field is in the extended header before it.
     fn block(&self, out: &mut Vec<u8>) {
         let mut block = [0; BLOCK];
         let mut text = |at: usize, len: usize, bytes: &[u8]| {

@@ -1,4 +1,4 @@
-//! Where a file that has holes has data. It takes no longer for a hole, however long that is.
+//! Where a file with holes has data. A hole costs no time, however long it is.
 
 use std::os::fd::OwnedFd;
 
@@ -8,19 +8,18 @@ use crate::archive::inode::next_data;
 use crate::archive::tar::{BLOCK, Segments};
 use crate::node::clock::interrupted;
 
-/// A file is packed in no more pieces than this.
+/// The most pieces in which a file is packed.
 pub(super) const MOST_SEGMENTS: usize = 1 << 16;
-/// When there are too many pieces, those that are no farther apart than this are joined; the distance is doubled for as long as there are
-/// still too many.
+/// Where there are too many pieces, those no farther apart than this are joined; the distance is doubled until there are few enough.
 const CLOSE: u64 = 4096;
 
-/// Where a file of `size` bytes that has holes has data, and how much; `None` when it is to be stored from start to end. Where there are
-/// more pieces than an archive takes, those that are closest to each other are joined.
+/// Where a file of `size` bytes with holes has data, and how many bytes; `None` when it should be stored from start to end. Where there are
+/// more pieces than an archive can hold, those closest to each other are joined.
 pub(super) fn segments(file: &OwnedFd, size: u64) -> Result<Option<(Segments, u64)>> {
     let (mut segments, mut data, mut close, mut at) = (Segments::new(), 0, 0, 0);
     while let Some((start, end)) = next_data(file, at, size)? {
         interrupted()?;
-        // Pieces begin and end with blocks of the archive.
+        // Pieces begin and end at blocks of the archive.
         let (start, end) = (start / BLOCK as u64 * BLOCK as u64, end.next_multiple_of(BLOCK as u64).min(size));
         data += end - start;
         add_piece(&mut segments, start, end, close);
@@ -42,7 +41,7 @@ pub(super) fn segments(file: &OwnedFd, size: u64) -> Result<Option<(Segments, u6
     Ok(Some((segments, data)))
 }
 
-/// Adds a piece, to the last one when that is no farther than `close`.
+/// Adds a piece, or joins it to the last one when that is no farther away than `close`.
 fn add_piece(segments: &mut Segments, start: u64, end: u64, close: u64) {
     match segments.last_mut() {
         Some((last, len)) if (*last + *len).saturating_add(close) >= start => *len = end - *last,

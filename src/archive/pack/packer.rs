@@ -1,4 +1,4 @@
-//! The packer: it walks the tree, reads files and hashes them, and hands over the tar stream a frame at a time.
+//! The packer: walks the tree, reads and hashes its files, and passes on the tar stream one frame at a time.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -25,11 +25,11 @@ use crate::archive::work::Tick;
 use crate::error::busy;
 use crate::node::clock::interrupted;
 
-/// When a sparse file has more pieces than an archive takes, some are joined, and the holes between them stored as zeros: so many bytes of
-/// them, and three times what the file holds, but no more.
+/// When a sparse file has too many pieces, some are joined and the holes between them stored as zeros. At most three times what the file
+/// holds may be added, and this many bytes more.
 const MOST_FILLED: u64 = 1 << 30;
 
-/// The tree on its way into the frames of an archive.
+/// Turns a tree into the frames of an archive.
 pub(super) struct Packer<'a, 'scope> {
     tree: &'a Tree,
     walk: Walk<'a>,
@@ -47,11 +47,11 @@ pub(super) struct Packer<'a, 'scope> {
 
 /// How reading a file ended.
 enum Reading {
-    /// It was the same before and after.
+    /// The file was the same before and after.
     Steady(Sum),
-    /// It was written to meanwhile, but there was as much of it as expected.
+    /// The file was written to meanwhile, but had as many bytes as expected.
     Changed(Sum),
-    /// It became shorter.
+    /// The file became shorter.
     Short,
 }
 
@@ -61,10 +61,10 @@ impl<'a, 'scope> Packer<'a, 'scope> {
         Ok(Self { tree, walk, sink, tick, index, frame, first: true, skipped: Vec::new(), entries: 0, bytes: 0, reused: 0 })
     }
 
-    /// Packs all of the tree.
+    /// Packs the whole tree.
     ///
     /// # Errors
-    /// As [`pack`](super::pack); when the writer has failed, any.
+    /// As [`pack`](super::pack); any error when the writer has failed.
     pub(super) fn run(&mut self, mut previous: Option<Previous>) -> Result<()> {
         let expected = |previous: &mut Option<Previous>, path: &[u8]| previous.as_mut().map_or(Ok(None), |older| older.expected(path));
         while let Some(item) = self.walk.next(&mut |path| expected(&mut previous, path))? {
@@ -104,7 +104,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
         if self.frame.plain.len() >= FRAME_SIZE { self.cut() } else { Ok(()) }
     }
 
-    /// Packs a file with content. One that changes meanwhile is read again; one that never rests is taken as it was read last.
+    /// Packs a file with content. If it changes meanwhile, it is read again; if it changes every time, it is packed as last read.
     fn add_file(&mut self, mut item: Item) -> Result<()> {
         for attempt in 1..=TRIES {
             if item.file.is_none() {
@@ -114,12 +114,12 @@ impl<'a, 'scope> Packer<'a, 'scope> {
                 };
                 item = again;
             }
-            // Looked at again, it can be empty by now, or have become a hard link.
+            // It can meanwhile be empty, or have become a hard link.
             let Some(file) = item.file.take() else { return self.add(item) };
             let segments = if item.found.holes { segments(&file, item.entry.size).context("looking for holes")? } else { None };
             let stored = segments.as_ref().map_or(item.entry.size, |(segments, _)| segments.iter().map(|s| s.1).sum());
             if segments.as_ref().is_some_and(|(_, data)| stored > data.saturating_mul(4).saturating_add(MOST_FILLED)) {
-                return Err(cannot_hold(&item.entry.path, "it is a sparse file of more and farther pieces than an archive can hold"));
+                return Err(cannot_hold(&item.entry.path, "it is a sparse file with more pieces, farther apart, than an archive can hold"));
             }
             let segments = segments.map(|(segments, _)| segments);
             let large = stored > FRAME_SIZE as u64;
@@ -144,7 +144,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
         Err(busy("it became shorter each time it was read: run this again when it is at rest"))
     }
 
-    /// Forgets what was packed since `mark` in the frame, or, of a large file, since the mark in the archive.
+    /// Removes what was packed since `mark` in the frame or, for a large file, since the remembered place in the archive.
     fn go_back(&mut self, large: bool, mark: usize) -> Result<()> {
         if large {
             self.sink.rewind()?;
@@ -158,7 +158,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
         if large { self.cut() } else { Ok(()) }
     }
 
-    /// Appends an entry's header to the frame; where it starts there.
+    /// Appends an entry's header to the frame; returns where in the frame it starts.
     fn header(&mut self, item: &Item, segments: Option<&Segments>) -> Result<u32> {
         let offset = u32::try_from(self.frame.plain.len())?;
         let mut comments = Vec::new();
@@ -182,7 +182,7 @@ impl<'a, 'scope> Packer<'a, 'scope> {
                 }
                 let before = self.frame.plain.len();
                 let want = usize::try_from(end - at).unwrap_or(usize::MAX);
-                // As much as the buffer has room for; a small file is read whole.
+                // As much as the buffer has room for, so a small file is read at once.
                 self.frame.plain.reserve(if large { BLOCK } else { want });
                 rustix::io::pread(file, spare_capacity(&mut self.frame.plain), at)?;
                 self.frame.plain.truncate(before.saturating_add(want));
@@ -220,11 +220,11 @@ impl<'a, 'scope> Packer<'a, 'scope> {
         self.sink.frame(std::mem::replace(&mut self.frame, empty))
     }
 
-    /// Takes over a group of the older archive, or packs it when that is not worth while.
+    /// Takes over a group of the older archive, or packs it again when that is better.
     fn take(&mut self, group: Group, older: &Arc<Frames>) -> Result<()> {
         let frames = older.table().get(group.frames.start as usize..group.frames.end as usize).unwrap_or_default();
         let plain: u64 = frames.iter().map(|frame| u64::from(frame.plain_len)).sum();
-        // A small frame is packed again, with what is beside it: else there would be ever more of them.
+        // A small frame is packed again together with what is beside it; otherwise the number of small frames would grow with each backup.
         if plain < FRAME_SIZE as u64 / 4 || !group.items.iter().all(|item| self.walk.is_linked(item)) {
             return group.items.into_iter().try_for_each(|item| self.add(item));
         }

@@ -1,10 +1,10 @@
-//! Taking over frames of an older archive of the same tree: whole ones, as they are, when nothing in them has changed.
+//! Taking over whole frames of an older archive of the same tree, unchanged, when nothing in them has changed.
 //!
-//! Nothing has changed when kind, metadata, size, inode and change time are all the same. The kernel lets nobody set the change time. It
-//! moves with every change of metadata and every write, but of what is stored through a mapping only with the first store since the page
-//! was last written to disk. So a pack notes when it began and then syncs the file system, before it reads anything there: every later
-//! store, through whatever mapping, moves the change time beyond that. Its ticks are coarse, so what had changed less than [`RACY`] before
-//! the older backup began could have changed again within the same tick, and is read again.
+//! Nothing has changed when kind, metadata, size, inode and change time are all the same. Nobody can set the change time. Every write and
+//! every change of metadata updates it, but of the stores through a memory mapping only the first one after the page was last written to
+//! disk does. So a pack notes when it began and then syncs the file system before it reads anything there: every later store, through
+//! whatever mapping, updates the change time to a later one. The kernel's clock ticks are coarse, so what had changed less than [`RACY`]
+//! before the older backup began could have changed again within the same tick, and is read again.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,33 +19,33 @@ use crate::archive::path::compare_paths;
 use crate::error::{FailureKind, kind};
 use crate::node::durable;
 
-/// Seconds. Ticks last some milliseconds on local file systems, up to two seconds on the coarsest (FAT).
+/// The resolution of the change time, seconds. Ticks last some milliseconds on local file systems, up to two seconds on the coarsest (FAT).
 const RACY: i64 = 2;
 
-/// An older archive, read along with the walk through the tree.
+/// An older archive, read in step with the walk through the tree.
 pub(super) struct Previous {
     reader: Box<Reader>,
     pub(super) frames: Arc<Frames>,
-    /// The records whose headers are in one frame: they are taken over together or not at all.
+    /// The records whose headers are in one frame; they are taken over together or not at all.
     group: Vec<Record>,
     /// The first record of the next group.
     ahead: Option<Record>,
-    /// Items that were met unchanged: those of the group's first records.
+    /// The unchanged items met so far: they are the group's first records.
     held: Vec<Item>,
     safe_before: Time,
 }
 
-/// Said of an older archive when a frame of it is not what was written: nothing is taken over from it then.
+/// The error when a frame of an older archive is not as it was written; then nothing is taken over from that archive.
 #[derive(Debug, thiserror::Error)]
 #[error("taking over a part of the previous archive")]
 pub(super) struct Unusable;
 
-/// What is to be done after an item of the walk.
+/// What the packer should do after an item of the walk.
 #[derive(Default)]
 pub(super) struct Met {
-    /// To be packed now, in this order: it is not known, or has changed, or something beside it has.
+    /// Items to pack now, in this order: they are new, or have changed, or something in the same frame has.
     pub(super) pack: Vec<Item>,
-    /// To be taken over after that.
+    /// A group to take over after that.
     pub(super) take: Option<Group>,
 }
 
@@ -58,10 +58,10 @@ pub(super) struct Group {
 }
 
 impl Previous {
-    /// Opens an older archive; `None`, with a line in the log, when there is nothing to be had from it.
+    /// Opens an older archive; `None`, with a line in the log, when nothing can be taken over from it.
     ///
     /// # Errors
-    /// [`FailureKind::Unsupported`] when it is not a regular file, and so can be no archive at all: it was not meant.
+    /// [`FailureKind::Unsupported`] when it is not a regular file, so it cannot be an archive: probably the wrong path was given.
     pub(super) fn open(path: &Path) -> Result<Option<Self>> {
         let open = || -> Result<Self> {
             let file = durable::open_regular(path).with_context(|| format!("opening the previous archive {}", path.display()))?;
@@ -84,7 +84,8 @@ impl Previous {
         })
     }
 
-    /// What the older archive says of the file `path`, which the walk has come to, unless it had changed just before that was made.
+    /// What the older archive says of the file `path`, which the walk has reached; `None` if the file had changed just before that archive
+    /// was made.
     pub(super) fn expected(&mut self, path: &[u8]) -> Result<Option<Record>> {
         self.pass_over(path)?;
         let next = self.group.get(self.held.len());
@@ -100,7 +101,7 @@ impl Previous {
         }
         self.pass_over(&item.entry.path)?;
         if self.goes_on_with(&item) {
-            // It is closed: many items are held until it is known whether their group is taken over.
+            // The file is closed: many items are held until it is known whether their group is taken over.
             item.file = None;
             self.held.push(item);
             if self.held.len() == self.group.len() {
@@ -112,13 +113,13 @@ impl Previous {
         Ok(met)
     }
 
-    /// What is still held at the end of the walk.
+    /// The items still held at the end of the walk.
     pub(super) fn finish(self) -> Vec<Item> {
         self.held
     }
 
-    /// Skips the groups that begin before `path`, unless we are in the middle of one: what the walk has passed and not met is gone from the
-    /// tree, so its group cannot be taken over.
+    /// Skips the groups that begin before `path`, unless we are in the middle of one. What the walk has passed without meeting is gone from
+    /// the tree, so its group cannot be taken over.
     fn pass_over(&mut self, path: &[u8]) -> Result<()> {
         while self.held.is_empty() && self.group.first().is_none_or(|first| compare_paths(&first.entry.path, path).is_lt()) {
             if !self.next_group()? {
@@ -131,7 +132,7 @@ impl Previous {
     fn goes_on_with(&self, item: &Item) -> bool {
         self.group.get(self.held.len()).is_some_and(|record| {
             item.entry == record.entry
-                // The mark that only its existence is meant is not in the headers that older agents wrote.
+                // The headers that older agents wrote lack the mark for an entry of which only the existence is recorded.
                 && !item.existence
                 && !record.existence
                 && item.found.inode == record.inode
@@ -148,7 +149,7 @@ impl Previous {
         Group { items, records, frames: first..end }
     }
 
-    /// Goes on to the next group; false when there is none.
+    /// Moves to the next group; false when there is none.
     fn next_group(&mut self) -> Result<bool> {
         self.group.clear();
         let Some(first) = self.ahead.take() else { return Ok(false) };

@@ -1,8 +1,8 @@
-//! Where the frames of a new archive go: compressed by several threads at once, written in order and hashed on the way by another, and by
-//! another still read back from the disk some way behind (see [`super::check`]).
+//! Where the frames of a new archive go: several threads compress them, another writes them in order and hashes them, and another reads
+//! them back from the disk some way behind (see [`mod@super::read_back`]).
 //!
-//! A fixed number of buffers goes round, from the packer over the compressors to the writer and back, so memory is bounded; who is ahead
-//! waits.
+//! A fixed number of buffers goes from the packer to the compressors, the writer and back, so memory is bounded: a thread that is ahead
+//! waits for a buffer.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,20 +15,20 @@ use anyhow::{Context, Result, anyhow};
 use sha2::{Digest, Sha256};
 use zstd::bulk::Compressor;
 
-use super::check::Checker;
+use super::read_back::ReadBack;
 use super::reuse::Unusable;
 use crate::archive::frames::Frames;
 use crate::archive::index::{Frame, compressor};
 use crate::archive::work;
 
-/// The frame that small entries share is cut when it has so many bytes. When one of them changes, a later backup packs all of it again: so
-/// it is small. (With half of it, archives grow and nothing is gained; with four times as much, most frames of a tree in which two files of
-/// a hundred have changed are packed again.)
+/// The frame that small entries share ends at this many bytes. When one of its entries changes, a later backup packs the whole frame again,
+/// so it is small. (At half this size archives grow and nothing is gained; at four times this size, most frames are packed again for a tree
+/// in which two files of a hundred have changed.)
 pub(super) const FRAME_SIZE: usize = 128 << 10;
-/// What a buffer holds: a full frame and one more small file, or a piece of a large one, which is a frame of its own.
+/// The size of a buffer: a full frame and one more small file, or a piece of a large one, which is a frame of its own.
 const BUFFER_ROOM: usize = 1 << 20;
 
-/// A frame on its way.
+/// A frame on its way to the file.
 #[derive(Default)]
 pub(super) struct Buffer {
     /// A piece of the tar stream.
@@ -38,9 +38,9 @@ pub(super) struct Buffer {
 }
 
 enum Job {
-    /// To be compressed.
+    /// A piece to compress.
     Plain(Buffer),
-    /// To be taken over from an older archive: the frame of this number.
+    /// A frame to take over from an older archive, by its number.
     Old(Buffer, Arc<Frames>, u32),
     Mark,
     Rewind,
@@ -52,14 +52,14 @@ enum Done {
     Rewind,
 }
 
-/// The handle that the packer has of the threads that compress and write.
+/// The packer's handle of the threads that compress and write.
 pub(super) struct Sink<'scope> {
     jobs: SyncSender<(u64, Job)>,
     buffers: Receiver<Buffer>,
     sequence: u64,
     frames: u32,
     mark: u32,
-    writer: ScopedJoinHandle<'scope, Result<(Written, Checker<'scope>)>>,
+    writer: ScopedJoinHandle<'scope, Result<(Written, ReadBack<'scope>)>>,
 }
 
 /// What has been written.
@@ -70,13 +70,14 @@ pub(super) struct Written {
 }
 
 impl<'scope> Sink<'scope> {
-    /// Starts the threads that compress, and the one that writes to `file` and tells `checker` about it.
-    pub(super) fn start<'env>(scope: &'scope Scope<'scope, 'env>, file: &'env File, checker: Checker<'scope>) -> Self {
+    /// Starts the threads that compress, and the one that writes to `file` and tells `reader` about it.
+    pub(super) fn start<'env>(scope: &'scope Scope<'scope, 'env>, file: &'env File, reader: ReadBack<'scope>) -> Self {
         let threads = work::threads();
         let (jobs, to_do) = sync_channel(threads);
         let (done, finished) = channel();
         let (give_back, buffers) = channel();
-        // One that is filled, and for each compressor one that waits for it, one that it has, and one that waits for the writer.
+        // One buffer that is being filled; and for each compressor one that waits for it, one that it has, and one that waits for the
+        // writer.
         for _ in 0..=3 * threads {
             let buffer = Buffer { plain: Vec::with_capacity(BUFFER_ROOM), packed: Vec::new() };
             give_back.send(buffer).unwrap_or_default();
@@ -86,7 +87,7 @@ impl<'scope> Sink<'scope> {
             let (to_do, done) = (to_do.clone(), done.clone());
             scope.spawn(move || compress(&to_do, &done));
         }
-        let writer = scope.spawn(move || write(file, &finished, &give_back, &checker).map(|written| (written, checker)));
+        let writer = scope.spawn(move || write(file, &finished, &give_back, &reader).map(|written| (written, reader)));
         Self { jobs, buffers, sequence: 0, frames: 0, mark: 0, writer }
     }
 
@@ -113,13 +114,13 @@ impl<'scope> Sink<'scope> {
         self.send(job)
     }
 
-    /// Remembers this place in the archive, instead of the last one.
+    /// Remembers this place in the archive, in place of the one remembered before.
     pub(super) fn remember(&mut self) -> Result<()> {
         self.mark = self.frames;
         self.send(Job::Mark)
     }
 
-    /// Goes back to the remembered place: what was written after it is forgotten.
+    /// Goes back to the remembered place: what was written after it is removed.
     pub(super) fn rewind(&mut self) -> Result<()> {
         self.frames = self.mark;
         self.send(Job::Rewind)
@@ -128,8 +129,8 @@ impl<'scope> Sink<'scope> {
     /// Waits until all is written.
     ///
     /// # Errors
-    /// What went wrong in any of the threads.
-    pub(super) fn finish(self) -> Result<(Written, Checker<'scope>)> {
+    /// The error of whichever thread failed.
+    pub(super) fn finish(self) -> Result<(Written, ReadBack<'scope>)> {
         drop(self.jobs);
         drop(self.buffers);
         self.writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -142,7 +143,7 @@ impl<'scope> Sink<'scope> {
     }
 }
 
-/// Said when another thread has failed; its own error says why.
+/// The error when another thread has failed; that thread's error says why.
 fn stopped() -> anyhow::Error {
     anyhow!("the archive could not be written")
 }
@@ -177,8 +178,8 @@ fn compress_frame(compressor: &mut Compressor<'_>, Buffer { plain, packed }: &mu
     Ok(Frame { offset: 0, len: u32::try_from(packed.len())?, plain_len: u32::try_from(plain.len())?, hash })
 }
 
-/// Writes frames in the order of the stream, whichever was compressed first.
-fn write(file: &File, finished: &Receiver<(u64, Result<Done>)>, give_back: &Sender<Buffer>, checker: &Checker<'_>) -> Result<Written> {
+/// Writes the frames in the order of the stream, whichever was compressed first.
+fn write(file: &File, finished: &Receiver<(u64, Result<Done>)>, give_back: &Sender<Buffer>, reader: &ReadBack<'_>) -> Result<Written> {
     let mut early = BTreeMap::new();
     let mut next = 0;
     let mut written = Written { frames: Vec::new(), end: 0, sha256: Sha256::new() };
@@ -192,18 +193,18 @@ fn write(file: &File, finished: &Receiver<(u64, Result<Done>)>, give_back: &Send
                     file.write_all_at(&buffer.packed, written.end).context("writing the archive")?;
                     written.sha256.update(&buffer.packed);
                     buffer.plain.clear();
-                    // Nobody takes it back once the packer has ended.
+                    // The packer has ended when nobody takes the buffer back.
                     give_back.send(buffer).unwrap_or_default();
                     let frame = Frame { offset: written.end, ..frame };
                     written.frames.push(frame);
                     written.end += u64::from(frame.len);
-                    checker.add(frame);
+                    reader.add(frame);
                 }
                 Done::Mark => marked = (written.frames.len(), written.end, written.sha256.clone()),
                 Done::Rewind => {
                     written.frames.truncate(marked.0);
                     (written.end, written.sha256) = (marked.1, marked.2.clone());
-                    checker.rewind(marked.0);
+                    reader.rewind(marked.0);
                 }
             }
         }

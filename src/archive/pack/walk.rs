@@ -19,10 +19,10 @@ use crate::archive::tree::{Tree, kind_in, names};
 use crate::archive::xattrs::LABEL;
 use crate::error::{busy, unsupported};
 
-/// How often something that changes while it is looked at is looked at again.
+/// How many times something that changes while it is looked at is looked at.
 pub(super) const TRIES: u32 = 5;
 
-/// So many paths that are left out are named; of the others, only how many there are.
+/// The most left-out paths that are named; of the others, only their number is given.
 const MOST_SKIPPED: usize = 1000;
 
 /// One path, as it was when it was looked at.
@@ -30,31 +30,31 @@ const MOST_SKIPPED: usize = 1000;
 pub(super) struct Item {
     pub(super) entry: Entry,
     pub(super) found: Found,
-    /// Only that it exists is meant.
+    /// True when only its existence is recorded.
     pub(super) existence: bool,
-    /// Of a file with content, open for reading, unless it was let go.
+    /// The open file of a file with content, unless it was closed.
     pub(super) file: Option<OwnedFd>,
 }
 
-/// Called with a path; what an older archive says of it, when it may still hold.
+/// Called with a path; returns what an older archive says of it, when that may still be true.
 pub(super) type Expected<'e> = &'e mut dyn FnMut(&[u8]) -> Result<Option<Record>>;
 
 /// A walk through a tree.
 pub(super) struct Walk<'a> {
     tree: &'a Tree,
     selection: &'a Selection,
-    /// The file that is being written, and that which it replaces, should they be in the tree.
+    /// The file that is being written, and the one that it replaces, in case they are in the tree.
     output: [Option<Found>; 2],
-    /// The directories that lead to where we are, with the names in them that are still to come, the next one last.
+    /// The directories from the root to the current one, with the names in them that are still to come, the next one last.
     above: Vec<Level>,
-    /// The first name of every inode that has several, which the others are hard links to.
+    /// The first name of every inode that has several; the others are hard links to it.
     first_names: HashMap<Identity, Vec<u8>>,
     started: bool,
     /// The file systems that were synced: see [`super::reuse`].
     synced: Vec<(u32, u32)>,
-    /// What the entries so far take in the memory of who opens the archive.
+    /// The memory that the entries so far will take when the archive is opened.
     weight: u64,
-    /// What was left out: path and why; and how much more.
+    /// What was left out: path and why; and how many more.
     skipped: Vec<(PathBuf, Skipped)>,
     more_skipped: u64,
 }
@@ -82,10 +82,10 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The next item; `None` at the end. A file that is as `expected` is not opened.
+    /// The next item; `None` at the end. A file that is still as `expected` is not opened.
     ///
     /// # Errors
-    /// When something cannot be read, or an archive cannot hold it; what has vanished in the meantime is skipped.
+    /// When something cannot be read, or an archive cannot hold it; what has vanished meanwhile is skipped.
     pub(super) fn next(&mut self, expected: Expected<'_>) -> Result<Option<Item>> {
         if !self.started {
             self.started = true;
@@ -119,7 +119,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Notes that an item is not packed: of its other names, if it has any, the next one becomes the first.
+    /// Notes that an item is not packed: if it has other names, the next one becomes the first.
     pub(super) fn leave_out(&mut self, item: &Item, why: Skipped) {
         self.forget(item);
         self.skip(&item.entry.path, why);
@@ -132,7 +132,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// True unless the item is another name of something that was then not packed, or not as what it had been.
+    /// False when the item is another name of something that was then not packed, or was packed as something else.
     pub(super) fn is_linked(&self, item: &Item) -> bool {
         let first = || self.first_names.get(&item.found.identity());
         item.entry.kind != Kind::HardLink || first() == Some(&item.entry.target)
@@ -162,14 +162,14 @@ impl<'a> Walk<'a> {
         self.skipped.push((path, why));
     }
 
-    /// The item of `path`, whose parent is the directory we are in; `None` when there is none to be packed.
+    /// The item of `path`, whose parent is the current directory; `None` when there is nothing to pack.
     fn visit(&mut self, path: Vec<u8>, expected: Expected<'_>) -> Result<Option<Item>> {
         let standing = self.selection.standing(&path);
         if standing == Standing::Outside {
             return Ok(None);
         }
         if path.len() > LONGEST_PATH {
-            return Err(cannot_hold(&path, &format!("its path is longer than the {LONGEST_PATH} bytes that Linux takes in one call")));
+            return Err(cannot_hold(&path, &format!("its path is longer than the {LONGEST_PATH} bytes that Linux accepts in one call")));
         }
         let tree = self.tree;
         let context = || format!("reading {}", tree.shown(&path));
@@ -185,10 +185,7 @@ impl<'a> Walk<'a> {
         }
         let looked = self.look(&path).with_context(context)?;
         if let Looked::Restless = looked {
-            return Err(busy(format!(
-                "{} is replaced by something else again and again: run this again when it is at rest",
-                tree.shown(&path)
-            )));
+            return Err(busy(format!("{} is replaced again and again: run this again when it no longer changes", tree.shown(&path))));
         }
         let Looked::There(found, inode) = looked else {
             if standing == Standing::Inside && self.selection.standing(split(&path).map_or(b"", |s| s.0)) == Standing::Inside {
@@ -226,8 +223,8 @@ impl<'a> Walk<'a> {
         Ok(self.here()?.is_some_and(|directory| tree.is_known_mount(path, directory, name)))
     }
 
-    /// The item of a mount point: only that it is there is kept. What is mounted is not looked at; a restore that finds nothing there makes
-    /// it with the owner, mode and label of the directory that holds it.
+    /// The item of a mount point: only its existence is recorded. What is mounted is not looked at. A restore that finds nothing there
+    /// makes the mount point with the owner, mode and label of the directory above it.
     fn mount_point(&mut self, path: Vec<u8>) -> Result<Option<Item>> {
         let (parent, name) = split(&path).unwrap_or((b"", b""));
         let look = || -> rustix::io::Result<_> {
@@ -253,28 +250,28 @@ impl<'a> Walk<'a> {
         Ok(Some(item))
     }
 
-    /// Refuses what an archive that could be opened again cannot hold: see [`LARGEST_TABLE`]. To leave it out would be to lose it: a
+    /// Refuses an entry with which the archive could not be opened again: see [`LARGEST_TABLE`]. Leaving the entry out would lose it: a
     /// restore deletes what the archive does not have.
     fn check_fits(&mut self, item: &Item) -> Result<()> {
         let (path, attributes) = (&item.entry.path, item.entry.attributes.weight());
         let weight = item.entry.weight() + attributes;
         if weight > LARGEST_ENTRY {
-            return Err(cannot_hold(path, &format!("its extended attributes take {attributes} bytes of at most {LARGEST_ENTRY}")));
+            return Err(cannot_hold(path, &format!("its extended attributes take {attributes} bytes, and {LARGEST_ENTRY} is the most")));
         }
         self.weight += weight;
         if self.weight > LARGEST_TABLE {
-            return Err(cannot_hold(path, &format!("names and attributes up to here take more than {LARGEST_TABLE} bytes in all")));
+            return Err(cannot_hold(
+                path,
+                &format!("the names and attributes of the tree up to here take more than {LARGEST_TABLE} bytes"),
+            ));
         }
         Ok(())
     }
 
-    /// What was to lead to something selected is not a directory.
+    /// The error when something on the path to a selected item is not a directory.
     fn beside_the_way(&self, path: &[u8], kind: Kind) -> Result<Option<Item>> {
         if kind == Kind::Symlink {
-            return Err(anyhow!(
-                "{} is a symbolic link: name what is selected below it by the path that it leads to",
-                self.tree.shown(path)
-            ));
+            return Err(anyhow!("{} is a symbolic link: name a selected path below it by the target of the link", self.tree.shown(path)));
         }
         Ok(None)
     }
@@ -284,8 +281,8 @@ impl<'a> Walk<'a> {
         self.here()?.map_or(Ok(Looked::Gone), |directory| look(directory, name))
     }
 
-    /// The item of a file that is still as an older archive has it: nothing of it needs to be read. A change of its attributes shows in
-    /// the change time, as any other does.
+    /// The item of a file that is unchanged since an older archive: nothing of it need be read. Any change, also of its attributes, updates
+    /// the change time.
     fn unchanged(&mut self, Record { entry, existence, inode, ctime, .. }: Record) -> Result<Option<Item>> {
         let Some((_, name)) = split(&entry.path) else { return Ok(None) };
         let Some(directory) = self.here()? else { return Ok(None) };
@@ -299,7 +296,7 @@ impl<'a> Walk<'a> {
         Ok((same && plain).then_some(Item { entry, found, existence: false, file: None }))
     }
 
-    /// The directory that we are in; `None` when it is not there any more.
+    /// The current directory; `None` when it no longer exists.
     fn here(&mut self) -> Result<Option<&OwnedFd>> {
         let Some(level) = self.above.last_mut() else { return Ok(None) };
         if level.directory.is_none() {
@@ -314,7 +311,7 @@ impl<'a> Walk<'a> {
     fn enter(&mut self, item: &Item, standing: Standing) -> Result<()> {
         let path = &item.entry.path;
         self.sync(path, item.found.file_system)?;
-        // One handle at a time is open: those of the directories above are opened again on the way back.
+        // Only one directory is open at a time; those above are opened again on the way back.
         if let Some(level) = self.above.last_mut() {
             level.directory = None;
         }
@@ -332,7 +329,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Syncs the file system of a directory, before anything of it is read; one that has vanished is found out by who opens it.
+    /// Syncs the file system of a directory before anything of it is read. If it has vanished, opening it will show that.
     fn sync(&mut self, path: &[u8], file_system: (u32, u32)) -> Result<()> {
         if self.synced.contains(&file_system) {
             return Ok(());
@@ -373,31 +370,28 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// What cannot be in an archive, and would be lost if it were left out in silence.
+/// The error for what an archive cannot hold, and what would be lost if it were left out silently.
 pub(super) fn cannot_hold(path: &[u8], why: &str) -> anyhow::Error {
-    unsupported(format!(
-        "{} cannot be packed: {why}; remove it, or leave it out by name (and it is left alone by a restore too)",
-        shown(path)
-    ))
+    unsupported(format!("{} cannot be packed: {why}; remove it, or leave it out by name (then a restore leaves it alone too)", shown(path)))
 }
 
 /// What a look at a path found.
 enum Looked {
     There(Found, Inode),
     Gone,
-    /// It was something else each time.
+    /// Something else each time.
     Restless,
 }
 
-/// Looks at `name` and holds on to it.
+/// Looks at `name` and keeps it open.
 fn look(directory: impl std::os::fd::AsFd, name: &[u8]) -> Result<Looked> {
     let directory = directory.as_fd();
     for _ in 0..TRIES {
         let Some(found) = Found::at(directory, name)? else { return Ok(Looked::Gone) };
-        // A socket is never opened; a handle of it is not needed either.
+        // A socket is never opened, and no handle of it is needed.
         let inode = match Inode::open(directory, name, found.kind.unwrap_or(Kind::Fifo)) {
             Ok(inode) => inode,
-            // It was replaced by something else since.
+            // It was replaced by something else meanwhile.
             Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::NOTDIR) => continue,
             Err(error) => return Err(error.into()),
         };

@@ -23,14 +23,14 @@ impl Raw {
     /// Reads a block.
     ///
     /// # Errors
-    /// `FailureKind::Damaged` when its checksum is wrong, or a number in it is none.
+    /// `FailureKind::Damaged` when its checksum is wrong, or one of its numbers is invalid.
     pub(super) fn of(block: &[u8; BLOCK]) -> Result<Self> {
         if !is_tar(block) {
             return Err(damaged("the archive is damaged: the checksum of a tar header is wrong"));
         }
         let id = |field: &[u8]| number(field).and_then(|n| u32::try_from(n).map_err(|_| bad_number(field)));
-        // GNU tar's own format ends its magic with blanks, and has other fields where the prefix is. The version is nothing that any tar
-        // looks at, and many write something else there.
+        // GNU tar's own format ends its magic with blanks, and has other fields in place of the prefix. The version is ignored by every
+        // tar, and many write something else there.
         let posix = block[257..].starts_with(b"ustar") && block[257..265] != *b"ustar  \0";
         let mut name = text(&block[..100]).to_vec();
         let prefix = text(&block[345..500]);
@@ -38,7 +38,7 @@ impl Raw {
             name = [prefix, b"/", &name[..]].concat();
         }
         let kind = block[156];
-        // Only devices have these; elsewhere old archives leave anything in them.
+        // Only devices have these numbers; for other entries, old archives may have anything there.
         let device = if matches!(kind, b'3' | b'4') { (id(&block[329..337])?, id(&block[337..345])?) } else { (0, 0) };
         Ok(Self {
             name,
@@ -62,7 +62,7 @@ fn bad_number(field: &[u8]) -> anyhow::Error {
     damaged(format!("the archive is hostile or damaged: {:?} in a tar header is not a number in range", field.escape_ascii().to_string()))
 }
 
-/// A number: octal digits between blanks or zeros, or GNU tar's base 256, told by the highest bit.
+/// A number: octal digits between blanks or zeros, or GNU tar's base 256, marked by the highest bit.
 fn number(field: &[u8]) -> Result<i64> {
     let bad = || bad_number(field);
     let (first, rest) = field.split_first().ok_or_else(bad)?;

@@ -1,4 +1,4 @@
-//! Making a [`Table`] of what an archive holds: every name is checked, and every hard link finds what it is a name of.
+//! Makes a [`Table`] of an archive's entries: checks every name, and finds the target of every hard link.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -17,26 +17,26 @@ use crate::node::clock::interrupted;
 #[derive(Debug, Default)]
 pub(super) struct Builder {
     table: Table,
-    /// The attributes there are, by a hash of them.
+    /// The attributes in the table, by their hash.
     known: HashMap<u64, u32>,
     hasher: RandomState,
-    /// The targets of hard links, to be looked up when all entries are known: their row, where they are in the stream, the target.
+    /// The hard links whose targets will be looked up when all entries are known: row, place in the stream, target.
     links: Vec<(u32, Vec<u8>)>,
-    /// The rows of further names, and of what they are names of, when the targets have been looked up.
+    /// The row of each hard link and of its target, once the targets have been looked up.
     followers: Vec<(Id, Id)>,
-    /// What all that was added takes in memory.
+    /// The memory that everything added so far takes.
     weight: u64,
 }
 
 impl Builder {
-    /// Adds an entry of an index, which is sorted.
+    /// Adds an entry of an index; these come sorted.
     pub(super) fn add_record(&mut self, record: Record) -> Result<()> {
         let path = &record.entry.path;
         let odd = |why: &str| damaged(format!("the index of the archive is hostile or damaged: {} {why}", shown(path)));
         if let Some(last) = self.table.rows.last()
             && compare_paths(self.table.path_of(last), path).is_ge()
         {
-            return Err(odd("is out of order, or there twice"));
+            return Err(odd("is out of order, or is there twice"));
         }
         if record.data > record.entry.size {
             return Err(odd("holds more than its size"));
@@ -45,17 +45,17 @@ impl Builder {
         self.add(record.entry, record.existence, sum, (record.frame, record.offset))
     }
 
-    /// Adds the entry of an archive without an index that is number `place` in its stream.
+    /// Adds an entry of an archive without an index; `place` is its number in the stream.
     pub(super) fn add_member(&mut self, mut entry: Entry, existence: bool, sum: Sum, place: u32) -> Result<()> {
         if entry.kind == Kind::HardLink {
-            // They belong to what it is a name of, and every tar takes them from there.
+            // A hard link has the attributes of its target, and every tar takes them from there.
             entry.attributes = Attributes::default();
         }
         self.add(entry, existence, sum, (place, 0))
     }
 
     fn add(&mut self, entry: Entry, existence: bool, sum: Sum, (frame, offset): (u32, u32)) -> Result<()> {
-        entry.check()?;
+        entry.validate()?;
         if entry.path.is_empty() && entry.kind != Kind::Directory {
             return Err(damaged("the archive is hostile: the root of the tree is not a directory in it"));
         }
@@ -98,19 +98,19 @@ impl Builder {
         Ok(())
     }
 
-    /// Counts what an entry takes in memory.
+    /// Counts the memory that an entry takes.
     fn weigh(&mut self, weight: u64) -> Result<()> {
         self.weight += weight;
         if self.weight > LARGEST_TABLE {
             return Err(unsupported(format!(
-                "the names and attributes in the archive take more than {} MiB of memory, and that is all that is taken: unpack it with tar",
+                "the names and attributes in the archive take more than {} MiB of memory, which is the limit: unpack it with tar",
                 LARGEST_TABLE >> 20
             )));
         }
         Ok(())
     }
 
-    /// Where attributes are in the table.
+    /// The place of these attributes in the table.
     fn attributes(&mut self, attributes: Attributes) -> Result<u32> {
         let key = self.hasher.hash_one(&attributes);
         if let Some(known) = self.known.get(&key).filter(|at| self.table.attributes[**at as usize] == attributes) {
@@ -123,7 +123,7 @@ impl Builder {
         Ok(next)
     }
 
-    /// The table of an archive with an index: every parent must be there.
+    /// The table of an archive with an index: every parent must be in it.
     ///
     /// # Errors
     /// As [`Builder::finish_stream`].
@@ -134,12 +134,12 @@ impl Builder {
         Ok(self.table)
     }
 
-    /// The table of an archive without an index, whose entries can be in any order and whose parents can be missing; and of each of the
-    /// `members` in the stream, its row, unless a later one has replaced it.
+    /// The table of an archive without an index, where entries can be in any order and parents can be missing. Also the row of each of the
+    /// `members` in the stream, or `None` when a later one has replaced it.
     ///
     /// # Errors
-    /// `FailureKind::Damaged` when something is below what is not a directory, or when a hard link leads to nothing before it in the
-    /// stream; `FailureKind::Unsupported` when a directory that is not empty becomes something else.
+    /// `FailureKind::Damaged` when something is below an entry that is not a directory, or when the target of a hard link does not come
+    /// before it in the stream; `FailureKind::Unsupported` when something else replaces a directory that is not empty.
     pub(super) fn finish_stream(mut self, members: u32) -> Result<(Table, Vec<Option<Id>>)> {
         self.sort();
         self.refuse_replaced()?;
@@ -160,7 +160,7 @@ impl Builder {
         Ok((self.table, rows))
     }
 
-    /// Sorts the rows; those of the same path as they are in the stream.
+    /// Sorts the rows by path; rows of the same path stay in the order of the stream.
     fn sort(&mut self) {
         let mut order: Vec<Id> = self.table.ids().collect();
         let table = &self.table;
@@ -179,8 +179,8 @@ impl Builder {
         self.table.rows = order.iter().map(|old| *self.table.compact(*old)).collect();
     }
 
-    /// Refuses an archive in which something else takes the place of a directory that has something in it by then, as `tar -r` adds it: tar
-    /// itself stops there. The rows are sorted.
+    /// Refuses an archive in which something else replaces a directory that already has something in it, as `tar -r` can add it: tar itself
+    /// fails there. The rows are sorted.
     fn refuse_replaced(&self) -> Result<()> {
         let paths = |pair: &[CompactRow]| (self.table.path_of(&pair[0]), self.table.path_of(&pair[1]));
         let is_replaced = |pair: &&[CompactRow]| {
@@ -189,15 +189,15 @@ impl Builder {
         };
         let Some((path, below)) = self.table.rows.windows(2).find(is_replaced).map(paths) else { return Ok(()) };
         Err(unsupported(format!(
-            "in the archive, {} is something other than a directory behind {}, which is in it: unpack it with `tar --recursive-unlink`, and pack \
+            "in the archive, {} is replaced by something other than a directory after {}, which is in it: unpack it with `tar --recursive-unlink`, and pack \
              the tree anew",
             shown(path),
             shown(below)
         )))
     }
 
-    /// Keeps of several entries of the same path the last, as tar does when it unpacks one after the other; the rows are sorted. A hard
-    /// link is to what its target was by then, and keeps that when the target is replaced later.
+    /// Keeps the last of several entries of the same path, as if tar had unpacked them one after the other; the rows are sorted. A hard
+    /// link leads to what its target was at that point, and keeps that content when the target is replaced later.
     fn take_last(&mut self) -> Result<()> {
         self.links.sort_unstable_by_key(|(id, _)| self.table.compact(*id).frame);
         let mut objects: HashMap<Id, Id> = HashMap::new();
@@ -214,7 +214,7 @@ impl Builder {
         }
         let is_last = |id: &Id| *id + 1 == self.table.ids().end || self.table.path(*id) != self.table.path(*id + 1);
         let last: Vec<Id> = self.table.ids().filter(is_last).collect();
-        // Where a name was replaced later: the hard link that keeps its content, by the row of the content.
+        // For each content whose own name was replaced later, by its row: the hard link that keeps the content.
         let mut heirs: HashMap<Id, Id> = HashMap::new();
         for id in &last {
             let Some(object) = objects.get(id).copied() else { continue };
@@ -241,14 +241,13 @@ impl Builder {
         damaged(format!("the archive is hostile or damaged: {path} is a hard link to {}, {why}", shown(target)))
     }
 
-    /// Adds the directories that are not in a stream and lead to what is, each with the time of the first entry below it. The rows are
-    /// sorted, and stay so. The path of such a directory is stored as the beginning of the path below it, and counts in the limit as if the
-    /// archive had it.
+    /// Adds the missing parent directories of a stream, each with the time of the first entry below it. The rows are sorted and stay so.
+    /// The path of such a directory is stored as the beginning of the path below it, and counts in the limit as if it were in the archive.
     fn add_parents(&mut self) -> Result<()> {
         let attributes = self.attributes(Attributes { mode: 0o755, ..Attributes::default() })?;
         let members = std::mem::take(&mut self.table.rows);
         let mut place: Vec<Id> = Vec::with_capacity(members.len());
-        // The rows that lead to where we are.
+        // The rows from the root to the current directory.
         let mut above: Vec<CompactRow> = Vec::new();
         for member in members {
             interrupted()?;
@@ -275,9 +274,9 @@ impl Builder {
         Ok(())
     }
 
-    /// Sets the end of each row, and checks that everything is below directories.
+    /// Sets the end of each row, and checks that every parent is a directory.
     fn nest(&mut self) -> Result<()> {
-        // The directories that lead to where we are.
+        // The directories from the root to the current one.
         let mut above: Vec<Id> = Vec::new();
         for id in self.table.ids() {
             interrupted()?;
@@ -306,7 +305,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Finds what hard links are names of, in an archive with an index.
+    /// Finds the targets of hard links in an archive with an index.
     fn link(&mut self) -> Result<()> {
         let place = |row: &CompactRow| u64::from(row.frame) << 32 | u64::from(row.offset);
         self.links.sort_unstable_by_key(|(id, _)| place(self.table.compact(*id)));

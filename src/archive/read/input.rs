@@ -1,7 +1,7 @@
-//! The tar stream in a file: compressed with zstd or gzip, or not at all, told by its first bytes.
+//! The tar stream in a file: compressed with zstd or gzip, or not at all, recognised by its first bytes.
 //!
-//! A compressed archive can be of several members, one after the other, and be filled up with zeros, as bsdtar into a pipe, dd and tapes
-//! do it: gzip passes over them, and so is done here for both.
+//! A compressed archive can consist of several members, one after the other, and end with zeros (written by bsdtar into a pipe, by dd, or
+//! on tape). gzip ignores the zeros; here they are ignored for zstd too.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -23,12 +23,12 @@ pub(in crate::archive) type Input = BufReader<Unpacked>;
 /// Opens the tar stream that is in `file`; `path` is its name, for messages.
 ///
 /// # Errors
-/// `FailureKind::Unsupported` when it is compressed with something else.
+/// `FailureKind::Unsupported` when it has another compression.
 pub(in crate::archive) fn open(file: &File, path: &Path) -> Result<Input> {
     let mut head = [0; BLOCK];
     let len = read_at(file, 0, &mut head).map_err(unreadable)?;
     let start = Start { file: file.try_clone().context("reading the archive")?, at: 0 };
-    // The name of a first entry can be anything, so a tar header comes before all magic numbers.
+    // The first entry's name can be anything, so a tar header is recognised before all magic numbers.
     let is_tar = is_tar(&head[..len]);
     let compression = if is_tar { None } else { Compression::of(&head[..len]) };
     let unpacked = match compression {
@@ -49,7 +49,7 @@ pub(in crate::archive) fn open(file: &File, path: &Path) -> Result<Input> {
     Ok(BufReader::with_capacity(BUFFER, unpacked))
 }
 
-/// Reads as much as there is from a place on, up to the length of `into`.
+/// Reads the bytes from `at` on, up to the length of `into`, or fewer at the end of the file.
 fn read_at(file: &File, at: u64, into: &mut [u8]) -> io::Result<usize> {
     let mut len = 0;
     while len < into.len() {
@@ -67,22 +67,22 @@ fn not_taken(other: Compression, path: &Path) -> anyhow::Error {
         return not_tar(name, path);
     }
     unsupported(format!(
-        "it is compressed with {name}, which is not taken; decompress it, and use what comes out: {} > {}",
+        "it is compressed with {name}, which is not supported; decompress it, and use the result: {} > {}",
         other.command(path),
         word(&tar_of(path))
     ))
 }
 
-/// It is an archive of another kind, of which bsdtar makes a tar archive.
+/// The error for an archive of another kind that bsdtar can convert to tar.
 fn not_tar(name: &str, path: &Path) -> anyhow::Error {
     unsupported(format!(
-        "it is an archive of the kind {name}, which is not taken; make a tar archive of it: bsdtar -cf {} @{}",
+        "it is an archive of the kind {name}, which is not supported; make a tar archive of it: bsdtar -cf {} @{}",
         word(&tar_of(path)),
         word(path)
     ))
 }
 
-/// What a tar archive that is made of `path` is called.
+/// The name for a tar archive made from `path`.
 fn tar_of(path: &Path) -> PathBuf {
     let tar = path.with_extension("");
     if tar.extension().is_some_and(|extension| extension == "tar") && tar != path {
@@ -93,9 +93,9 @@ fn tar_of(path: &Path) -> PathBuf {
     tar.into()
 }
 
-/// Refuses archives and lists of files of other kinds that have no compression, each by its name.
+/// Refuses uncompressed archives and lists of files of other kinds, each by its name.
 fn refuse_others(file: &File, head: &[u8], path: &Path) -> Result<()> {
-    // Its volume descriptors begin in sector 16 (ECMA-119, 6.7.1 and 8.1); what is before them can be anything.
+    // An ISO image: its volume descriptors begin in sector 16 (ECMA-119, 6.7.1 and 8.1); before them can be anything.
     let mut volume = [0; 5];
     let read = read_at(file, 16 * 2048 + 1, &mut volume).map_err(unreadable)?;
     if volume[..read] == *b"CD001" {
@@ -103,17 +103,17 @@ fn refuse_others(file: &File, head: &[u8], path: &Path) -> Result<()> {
     }
     if head.starts_with(b"#mtree") {
         return Err(unsupported(format!(
-            "it is a list of files (mtree), without what is in them; where they are, make a tar archive of them: bsdtar -cf {} @{}",
+            "it is a list of files (mtree), without their content; where the files are, make a tar archive of them: bsdtar -cf {} @{}",
             word(&tar_of(path)),
             word(path)
         )));
     }
-    // GNU's begins with the name of a shell, others with this, in a comment or after a colon.
+    // GNU's begins with the name of a shell, others with this sentence, in a comment or after a colon.
     if !contains(&head[..head.len().min(64)], b"This is a shell archive") {
         return Ok(());
     }
     Err(unsupported(format!(
-        "it is a shell archive, which is a program and not taken; if you trust it, run it in an empty directory, and pack that: sh {}",
+        "it is a shell archive, which is a program and not supported; if you trust it, run it in an empty directory, and pack that directory: sh {}",
         word(path)
     )))
 }
@@ -122,16 +122,16 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// What comes out of a file.
+/// The tar stream of a file.
 pub(in crate::archive) enum Unpacked {
     Plain(Start),
-    /// Nothing after the last member.
+    /// True when nothing follows the last member.
     Gzip(Option<Box<flate2::bufread::GzDecoder<BufReader<Start>>>>),
     Zstd(Box<Zstd>),
 }
 
 impl Unpacked {
-    /// There was an index among what has been read, or its trailer: nothing is left of them when an archive is compressed anew.
+    /// True when an index, or its trailer, was among the bytes read. An archive that was compressed again has neither.
     pub(in crate::archive) fn has_index(&self) -> bool {
         matches!(self, Self::Zstd(zstd) if zstd.indexed)
     }
@@ -158,15 +158,15 @@ impl Read for Unpacked {
     }
 }
 
-/// Frames of zstd, one after the other, an index of ours among them.
+/// Frames of zstd, one after the other; an index of ours may be among them.
 pub(in crate::archive) struct Zstd {
     frames: Unzstd<Start>,
-    /// An index was passed over.
+    /// True when an index was skipped.
     indexed: bool,
 }
 
 impl Zstd {
-    /// True when what comes next is an index, or its trailer.
+    /// True when an index or its trailer comes next.
     fn is_at_index(&self) -> io::Result<bool> {
         let (raw, mut head) = (self.frames.raw(), [0; layout::FRAME_HEAD]);
         let start = raw.get_ref();
@@ -192,17 +192,17 @@ impl Read for Zstd {
     }
 }
 
-/// Adds to an error what can be done about it, where that is known.
+/// Adds to an error what to do about it, where that is known.
 fn with_the_way_on(error: io::Error) -> io::Error {
     if !WindowTooLarge::is_cause_of(&error) {
         return error;
     }
     io::Error::other(Carried(unsupported(format!(
-        "{error}; decompress it first, and use what comes out: zstd -d --long=31 ARCHIVE -o FILE.tar"
+        "{error}; decompress it first, and use the result: zstd -d --long=31 ARCHIVE -o FILE.tar"
     ))))
 }
 
-/// A file, read from its start: its own position is not used, because clones of the handle share it.
+/// A file, read from its start. The handle's own position is not used, because clones of the handle share it.
 pub(in crate::archive) struct Start {
     file: File,
     at: u64,

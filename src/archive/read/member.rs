@@ -1,4 +1,4 @@
-//! One entry of a tar stream: its header, and what the extended headers before it say, put together.
+//! One entry of a tar stream: its header, combined with the extended headers before it.
 
 use anyhow::{Context, Result};
 
@@ -9,26 +9,25 @@ use crate::archive::path::{LONGEST_PATH, path_from_name, shown};
 use crate::archive::tar::BLOCK;
 use crate::error::{damaged, unsupported};
 
-/// An entry as it stands in the stream, before its content.
+/// An entry as it is in the stream, before its content.
 #[derive(Debug)]
 pub(in crate::archive) struct Member {
     pub(in crate::archive) entry: Entry,
     /// Bytes of its content in the stream, without the padding.
     pub(in crate::archive) stored: u64,
-    /// Its content begins with the map of a sparse file.
+    /// True when its content begins with the map of a sparse file.
     pub(in crate::archive) sparse: bool,
-    /// It bears the mark of an archive that an index follows.
+    /// True when it has the mark of an archive that an index follows.
     pub(in crate::archive) indexed: bool,
-    /// Only that it exists is meant.
+    /// True when only its existence is recorded.
     pub(in crate::archive) existence: bool,
 }
 
 impl Member {
-    /// Puts a header and what was said before it together.
+    /// Combines a header with what was said before it.
     ///
     /// # Errors
-    /// `FailureKind::Damaged` when it is no entry that can be on any disk; `FailureKind::Unsupported` for a kind of entry that is not
-    /// taken.
+    /// `FailureKind::Damaged` when no disk can have such an entry; `FailureKind::Unsupported` for a kind of entry that is not supported.
     pub(super) fn new(raw: Raw, mut more: Extension) -> Result<Self> {
         let version = match more.sparse_version {
             (None, None) if !more.sparse_other => None,
@@ -36,7 +35,7 @@ impl Member {
         };
         if version.is_some_and(|version| version != (Some(1), Some(0))) || raw.kind == b'S' {
             return Err(unsupported(
-                "the archive holds a sparse file in a form that is not taken: unpack it with tar, and pack it with --format=posix \
+                "the archive holds a sparse file in a format that is not supported: unpack it with tar, and pack it with --format=posix \
                  --sparse-version=1.0, or without --sparse",
             ));
         }
@@ -58,7 +57,7 @@ impl Member {
             other => {
                 let (kind, name) = (char::from(other), shown(&name));
                 return Err(unsupported(format!(
-                    "in the archive, {name} is of type {kind:?}, which is not taken: pack the tree with GNU tar or bsdtar"
+                    "in the archive, {name} is of type {kind:?}, which is not supported: pack the tree with GNU tar or bsdtar"
                 )));
             }
         };

@@ -1,9 +1,9 @@
-//! Opening an archive: what is in it, with every name checked, and where its data is.
+//! Opening an archive: its entries, with every name checked, and where its data is.
 //!
-//! Reading order: tar: [`block`] (one header block), [`records`] (what extended headers say), [`member`] (both together: an entry),
+//! Reading order: tar: [`block`] (one header block), [`records`] (what extended headers say), [`member`] (both combined: an entry),
 //! [`sparse`] (the map of a sparse file), [`reader`] (entry after entry); the archive as a whole: [`table`] (all entries in memory),
-//! [`builder`] (how that is made), [`input`] (the tar stream in a file), [`stream`] (an archive without an index), [`verify`] (all of it,
-//! or one file).
+//! [`builder`] (makes the table), [`input`] (the tar stream in a file), [`stream`] (an archive without an index), [`verify`] (all of it, or
+//! one file).
 
 mod block;
 mod builder;
@@ -34,9 +34,9 @@ use crate::formats::index::FORMAT;
 /// Where the data of an archive comes from.
 #[derive(Debug)]
 pub(super) enum Source {
-    /// With an index: any part of it can be read, by several threads.
+    /// With an index: several threads can read any part of it.
     Indexed(Arc<Frames>),
-    /// Without one: it is read from start to end.
+    /// Without an index: it is read from start to end.
     Stream(Stream),
 }
 
@@ -50,7 +50,7 @@ impl Source {
     }
 }
 
-/// Opens the archive in `file`, whose name is `path`, for messages.
+/// Opens the archive in `file`; `path` is its name in messages.
 ///
 /// # Errors
 /// As [`Archive::open`](super::Archive::open).
@@ -73,7 +73,7 @@ pub(super) fn open(file: File, path: &Path) -> Result<(Table, Source)> {
     Ok((table, Source::Stream(stream)))
 }
 
-/// Checks that the archive in `file`, which has just been made, opens with its index.
+/// Checks that a new archive in `file` opens with its index.
 ///
 /// # Errors
 /// When it does not.
@@ -82,7 +82,7 @@ pub(super) fn check_index(file: &File) -> Result<()> {
     read_index(reader, file.try_clone()?).map(drop)
 }
 
-/// All that an index says, checked.
+/// Reads and checks the whole index.
 fn read_index(mut reader: Box<index::Reader>, file: File) -> Result<(Table, Source)> {
     let mut builder = Builder::default();
     while let Some(record) = reader.next()? {
@@ -93,7 +93,7 @@ fn read_index(mut reader: Box<index::Reader>, file: File) -> Result<(Table, Sour
     Ok((table, Source::Indexed(Arc::new(Frames::new(file, frames)))))
 }
 
-/// Checks that the entries are in the data in the order of the index, each in a frame that there is.
+/// Checks that the entries are in the data in the order of the index, each in a frame that exists.
 fn check_places(table: &Table, frames: usize) -> Result<()> {
     let place = |id| (table.row(id).frame, table.row(id).offset);
     let in_order = table.ids().skip(1).all(|id| place(id - 1) < place(id));

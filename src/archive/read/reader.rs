@@ -1,4 +1,4 @@
-//! Reading tar: one entry after the other, each checked; everything that cannot be restored faithfully is refused.
+//! Reading tar: one entry after the other, each checked; anything that cannot be restored faithfully is refused.
 //!
 //! Understands what a pack writes, and what GNU tar writes in its own and in pax format (long names, large numbers, sparse files of version
 //! 1.0). All names are checked by [`path_from_name`](crate::archive::path::path_from_name).
@@ -18,28 +18,28 @@ use crate::compression::is_tar;
 use crate::error::{damaged, unsupported};
 use crate::node::clock::interrupted;
 
-/// More than all extended headers of an entry can be by the kernel's limits on names and attributes.
+/// The most bytes of all extended headers of an entry: more than the kernel's limits on names and attributes allow.
 const LARGEST_EXTENSION: u64 = 4 << 20;
 
 /// Reads entries from a tar stream.
 #[derive(Debug)]
 pub(in crate::archive) struct TarReader<R> {
     input: R,
-    /// Bytes still to be passed over before the next header: content nobody asked for, and padding.
+    /// Bytes to skip before the next header: content that was not read, and padding.
     left: u64,
     /// Bytes read so far.
     position: u64,
     /// A block that was read ahead: the next header.
     ahead: Option<[u8; BLOCK]>,
-    /// What global headers have said so far, of all that follows.
+    /// What the global headers so far say about all entries that follow.
     defaults: Extension,
-    /// Its label says that it is the first volume of several.
+    /// True when its label says that it is the first volume of several.
     first_volume: bool,
-    /// An entry was read.
+    /// True when an entry was read.
     begun: bool,
 }
 
-/// Called with the offset in the file and the bytes that belong there.
+/// Called with an offset in the file and the bytes at that offset.
 pub(in crate::archive) type OnPiece<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<()>;
 
 impl<R: BufRead> TarReader<R> {
@@ -47,19 +47,19 @@ impl<R: BufRead> TarReader<R> {
         Self { input, left: 0, position: 0, ahead: None, defaults: Extension::default(), first_volume: false, begun: false }
     }
 
-    /// The next entry; `None` at the end of the archive. What was not read of the last one's content is passed over.
+    /// The next entry; `None` at the end of the archive. The unread content of the last entry is skipped.
     ///
     /// # Errors
     /// `FailureKind::Damaged` for anything that is not a sound tar header, and for a stream that ends without the end mark.
     pub(in crate::archive) fn next(&mut self) -> Result<Option<Member>> {
         self.pass_over()?;
-        // Any number of extended headers may come before an entry; what they say is kept until then, and limited.
+        // Any number of extended headers may come before an entry; they are collected until then, up to a limit.
         let (mut said, mut room) = (Vec::new(), LARGEST_EXTENSION);
         loop {
             let block = self.block()?;
             if block == [0; BLOCK] {
                 let mut second = [0; BLOCK];
-                // One block of zeros at the very end is what some programs write, and GNU tar takes.
+                // Some programs write a single block of zeros at the very end, and GNU tar accepts it.
                 let len = self.up_to_a_block(&mut second)?;
                 if !said.is_empty() || second != [0; BLOCK] || (len != 0 && len != BLOCK) {
                     return Err(damaged("the archive is damaged: its end mark is not whole"));
@@ -81,7 +81,7 @@ impl<R: BufRead> TarReader<R> {
                     self.pass(
                         raw.size
                             .checked_add(padded(raw.size))
-                            .ok_or_else(|| damaged("the archive is damaged: its label has a size that it cannot have"))?,
+                            .ok_or_else(|| damaged("the archive is damaged: its label has an impossible size"))?,
                     )?;
                 }
                 kind => {
@@ -115,11 +115,11 @@ impl<R: BufRead> TarReader<R> {
         Ok(more)
     }
 
-    /// Reads the content of the entry that [`TarReader::next`] returned last. Holes are left out; the file's length is its entry's size.
+    /// Reads the content of the entry that [`TarReader::next`] returned last. Holes are left out; the file's length is the entry's size.
     ///
     /// # Errors
-    /// Those of `sink`; `FailureKind::Damaged` when it is cut off, or the map of a sparse file is not sound; when interrupted, at the next
-    /// piece.
+    /// The errors of `sink`; `FailureKind::Damaged` when the content is cut off, or the map of a sparse file is invalid; when interrupted,
+    /// at the next piece.
     pub(in crate::archive) fn content(&mut self, member: &Member, sink: OnPiece<'_>) -> Result<()> {
         let segments = if member.sparse {
             let (segments, left) = sparse::read_map(&member.entry, self.left, || self.block())?;
@@ -144,25 +144,26 @@ impl<R: BufRead> TarReader<R> {
         Ok(())
     }
 
-    /// Passes over what was not read of the last entry.
+    /// Skips the unread content of the last entry.
     pub(in crate::archive) fn pass_over(&mut self) -> Result<()> {
         let left = std::mem::take(&mut self.left);
         self.pass(left)
     }
 
-    /// Where the next header starts, counted from the first.
+    /// The start of the next header, counted from the first.
     pub(in crate::archive) fn next_position(&self) -> u64 {
         let ahead = if self.ahead.is_some() { BLOCK as u64 } else { 0 };
         self.position + self.left - ahead
     }
 
-    /// What is read from.
+    /// The input that is read from.
     pub(in crate::archive) fn into_input(self) -> R {
         self.input
     }
 
-    /// Passes over the content of what has none. Some tars give directories and links a size and no content, and POSIX says that there is
-    /// none; but GNU tar and pax(1) take it to be there. So what follows decides: when it is a header, there is no content.
+    /// Skips the content of an entry that should have none. Some tars give directories and links a size but no content, and POSIX says that
+    /// there is none; but GNU tar and pax(1) read content of that size. So the next block decides: when it is a header, there is no
+    /// content.
     fn pass_odd_content(&mut self) -> Result<()> {
         let block = self.block()?;
         if block == [0; BLOCK] || is_tar(&block) {
@@ -173,11 +174,11 @@ impl<R: BufRead> TarReader<R> {
         Ok(())
     }
 
-    /// Reads on to the end of the input, so that its checksums are checked to the last.
+    /// Reads to the end of the input, so that all its checksums are checked.
     ///
     /// # Errors
-    /// When anything but zeros follows. tar passes it over and adds to a tree what it has read; a restore would delete what is only behind
-    /// the end mark. An archive that begins with zeros is not taken for an empty one.
+    /// When anything but zeros follows. tar would ignore it and unpack what it has read; but a restore also deletes, and would delete what
+    /// is only after the end mark. An archive that begins with zeros does not count as empty.
     pub(in crate::archive) fn drain(&mut self) -> Result<()> {
         let mut block = [0; BLOCK];
         loop {
@@ -191,22 +192,22 @@ impl<R: BufRead> TarReader<R> {
             }
             if self.begun {
                 return Err(unsupported(
-                    "the archive goes on behind its end mark, as several ones do that were put one after the other: unpack it with \
-                     `tar --ignore-zeros`, look whether all is there, and pack the tree in one",
+                    "the archive goes on after its end mark, like several archives joined together: unpack it with \
+                     `tar --ignore-zeros`, check that everything is there, and pack the tree as one archive",
                 ));
             }
             if len == BLOCK && is_tar(&block) {
                 return Err(unsupported(
-                    "the archive begins with the end of one, and goes on behind it: unpack it with `tar --ignore-zeros`, and pack the tree in one",
+                    "the archive begins with an end mark, and goes on after it: unpack it with `tar --ignore-zeros`, and pack the tree as one archive",
                 ));
             }
             return Err(damaged(
-                "it is no tar archive, or has lost its beginning: there is something behind zeros, and no entry before them",
+                "it is not a tar archive, or its beginning is lost: it begins with zeros, and what follows is not an entry",
             ));
         }
     }
 
-    /// Reads a block, or what is left before the end of the input; how many bytes.
+    /// Reads a block, or the rest before the end of the input; returns how many bytes.
     fn up_to_a_block(&mut self, block: &mut [u8; BLOCK]) -> Result<usize> {
         let mut len = 0;
         while len < BLOCK {
@@ -255,7 +256,7 @@ impl<R: BufRead> TarReader<R> {
         Ok(())
     }
 
-    /// The content of an extended header, for which there is `room`, and for the header itself.
+    /// The content of an extended header. `room` is the number of bytes still allowed; content and header are taken from it.
     fn extension(&mut self, len: u64, room: &mut u64) -> Result<Vec<u8>> {
         *room = room.checked_sub(len.saturating_add(BLOCK as u64)).ok_or_else(|| {
             damaged(format!("the archive is hostile or damaged: more than {LARGEST_EXTENSION} bytes of extended headers for one entry"))
@@ -266,7 +267,7 @@ impl<R: BufRead> TarReader<R> {
         Ok(bytes)
     }
 
-    /// A long name of GNU tar's own format: it ends with a zero byte.
+    /// A long name in GNU tar's own format: it ends with a zero byte.
     fn long(&mut self, len: u64, room: &mut u64) -> Result<Vec<u8>> {
         let mut name = self.extension(len, room)?;
         if name.last() == Some(&0) {
@@ -286,7 +287,7 @@ fn fill(input: &mut impl BufRead, first_volume: bool) -> Result<&[u8]> {
     match chunk {
         [] if first_volume => Err(unsupported(
             "the archive is the first volume of several, by its label, and goes on in the next: unpack them with `tar --multi-volume`, and pack \
-             the tree in one",
+             the tree as one archive",
         )),
         [] => Err(damaged("the archive is truncated")),
         chunk => Ok(chunk),

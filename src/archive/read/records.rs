@@ -1,7 +1,7 @@
-//! What pax records say of an entry: the keywords of pax(1), of GNU tar and of star(5) that matter here. Others are passed over.
+//! What pax records say about an entry: the keywords of pax(1), of GNU tar and of star(5) that matter here. Others are ignored.
 //!
-//! A record stands for the entry that follows it, or, in a global header, for all that follow and do not say otherwise. An empty value
-//! takes back what was said before it, as pax(1) has it; but an extended attribute can be empty.
+//! A record applies to the entry that follows it or, in a global header, to all entries that follow and have no record of their own. An
+//! empty value cancels what was said before, as in pax(1); but an extended attribute can be empty.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,10 +15,10 @@ use crate::archive::tar::{EXISTENCE, INDEXED};
 use crate::archive::xattrs::{LABEL, Xattrs, is_kept};
 use crate::error::{damaged, unsupported};
 
-/// Bytes that global headers may take in all: they are kept, and looked at for each entry.
+/// The most bytes of all global headers together: they are kept, and applied to each entry.
 const LARGEST_DEFAULTS: usize = 64 << 10;
 
-/// What extended headers and long names say of the entry that follows them.
+/// What extended headers and long names say about the entry that follows them.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Extension {
     pub(super) path: Option<Vec<u8>>,
@@ -29,27 +29,27 @@ pub(super) struct Extension {
     pub(super) mtime: Option<Time>,
     pub(super) flags: u8,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// The security label of `RHT.security.selinux`. A record of the attribute itself, in the same header, says more and wins.
+    /// The security label from `RHT.security.selinux`. A record of the attribute itself, in the same header, is more exact and wins.
     label: Option<Vec<u8>>,
-    /// ACLs as text. They are converted once the name of the entry is known, so that an error can say it.
+    /// ACLs as text. They are converted once the entry's name is known, so that an error can name the entry.
     acls: BTreeMap<&'static [u8], Vec<u8>>,
-    /// It bears the mark [`INDEXED`], or [`EXISTENCE`].
+    /// True when the entry has the mark [`INDEXED`], or [`EXISTENCE`].
     pub(super) indexed: bool,
     pub(super) existence: bool,
-    /// `GNU.sparse.major` and `.minor`, `.name`, `.realsize`; and whether there was any other of that family.
+    /// `GNU.sparse.major` and `.minor`, `.name`, `.realsize`; and whether there was another keyword of that family.
     pub(super) sparse_version: (Option<u64>, Option<u64>),
     pub(super) sparse_name: Option<Vec<u8>>,
     pub(super) sparse_size: Option<u64>,
     pub(super) sparse_other: bool,
-    /// The archive is the first volume of several, by its label.
+    /// True when the archive is the first volume of several, by its label.
     pub(super) first_volume: bool,
 }
 
 impl Extension {
-    /// Adds the records of a global header, which are defaults.
+    /// Adds the records of a global header, which are defaults for the entries that follow.
     ///
     /// # Errors
-    /// As [`Extension::read_records`]; `FailureKind::Unsupported` when they come to more than is held for each entry.
+    /// As [`Extension::read_records`]; `FailureKind::Unsupported` when there are more than can be kept for each entry.
     pub(super) fn read_defaults(&mut self, bytes: &[u8]) -> Result<()> {
         self.read_records(bytes)?;
         if let Some(label) = self.xattrs.remove(LABEL) {
@@ -59,7 +59,7 @@ impl Extension {
         let attributes = self.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
         if names + attributes + self.acls.values().map(Vec::len).sum::<usize>() > LARGEST_DEFAULTS {
             return Err(unsupported(format!(
-                "the archive says more than {LARGEST_DEFAULTS} bytes of all its entries at once: unpack it with tar, and pack the tree without \
+                "the global headers of the archive have more than {LARGEST_DEFAULTS} bytes: unpack it with tar, and pack the tree without \
                  global headers"
             )));
         }
@@ -69,10 +69,10 @@ impl Extension {
     /// Adds the records of an extended header.
     ///
     /// # Errors
-    /// `FailureKind::Damaged` when one of them is not sound; `FailureKind::Unsupported` for a later volume, or a part of an incremental
+    /// `FailureKind::Damaged` when one of them is invalid; `FailureKind::Unsupported` for a later volume, or a part of an incremental
     /// archive.
     pub(super) fn read_records(&mut self, mut bytes: &[u8]) -> Result<()> {
-        let bad = || damaged("the archive is hostile or damaged: an extended header is not of the form that pax(1) says");
+        let bad = || damaged("the archive is hostile or damaged: an extended header is not in the format of pax(1)");
         while !bytes.is_empty() {
             let blank = bytes.iter().position(|b| *b == b' ').ok_or_else(bad)?;
             let len: usize = std::str::from_utf8(&bytes[..blank]).ok().and_then(|len| len.parse().ok()).ok_or_else(bad)?;
@@ -110,7 +110,7 @@ impl Extension {
             b"GNU.volume.label" => self.first_volume |= is_first_volume(value)?,
             b"GNU.dumpdir" => check_complete(value)?,
             key if key.starts_with(b"GNU.sparse.") => self.sparse_other = true,
-            // The file with which it goes on, its size, and how much of it was before.
+            // The file that continues here, its size, and how much of it was in the volume before.
             key if key.starts_with(b"GNU.volume.") => return Err(later_volume()),
             key => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
@@ -121,10 +121,10 @@ impl Extension {
         Ok(())
     }
 
-    /// The extended attributes, ACLs among them in the kernel's form; names in those are looked up on the system that runs this.
+    /// The extended attributes, including ACLs in the kernel's form; names in ACLs are looked up on the system on which this runs.
     ///
     /// # Errors
-    /// Those of [`acl::from_text`].
+    /// The errors of [`acl::from_text`].
     pub(super) fn xattrs(&mut self) -> Result<Xattrs> {
         static NAMES: OnceLock<acl::Names> = OnceLock::new();
         let mut all = std::mem::take(&mut self.xattrs);
@@ -133,7 +133,7 @@ impl Extension {
         }
         for (name, text) in &self.acls {
             let list = acl::from_text(text, || NAMES.get_or_init(|| acl::Names::of(Path::new("/"))))?;
-            // An empty text is no ACL.
+            // An empty text is not an ACL.
             if !text.trim_ascii().is_empty() {
                 all.insert(name.to_vec(), list);
             }
@@ -148,10 +148,10 @@ impl Extension {
     }
 }
 
-/// True for the label of the first volume of several, as GNU tar makes it of the label that it is given.
+/// True for the label of the first of several volumes, which GNU tar makes from the label that the user gives.
 ///
 /// # Errors
-/// `FailureKind::Unsupported` for that of a later one: what is before it is not in this archive.
+/// `FailureKind::Unsupported` for the label of a later volume: the data before it is not in this archive.
 pub(super) fn is_first_volume(label: &[u8]) -> Result<bool> {
     const SIGN: &[u8] = b" Volume ";
     let at = label.windows(SIGN.len()).rposition(|part| part == SIGN);
@@ -161,19 +161,20 @@ pub(super) fn is_first_volume(label: &[u8]) -> Result<bool> {
     }
 }
 
-/// The archive is a volume, and not the first.
+/// The error for an archive that is a volume, and not the first.
 pub(super) fn later_volume() -> anyhow::Error {
     unsupported(
-        "the archive is a volume of several, and goes on where the one before ends: unpack them with `tar --multi-volume`, and pack the tree in \
-         one",
+        "the archive is one of several volumes, and not the first: unpack them with `tar --multi-volume`, and pack the tree as \
+         one archive",
     )
 }
 
-/// Refuses an incremental archive of GNU tar that does not hold all of a directory. `list` is what it says of the names in it, as in the
-/// manual's chapter "Dumpdir": a letter, the name and a zero byte for each; `N` is said of what has not changed, and is not in the archive.
+/// Refuses an incremental archive of GNU tar that does not hold all files of a directory. `list` describes the names in it, as in the
+/// chapter "Dumpdir" of the manual: a letter, the name and a zero byte for each; the letter `N` marks a file that has not changed, and so
+/// is not in the archive.
 ///
 /// # Errors
-/// `FailureKind::Unsupported` when something is not in it.
+/// `FailureKind::Unsupported` when a file is not in it.
 pub(super) fn check_complete(list: &[u8]) -> Result<()> {
     if !list.split(|b| *b == 0).any(|record| record.starts_with(b"N")) {
         return Ok(());
@@ -207,7 +208,7 @@ fn flags(value: &[u8]) -> u8 {
     })
 }
 
-/// What a record says; nothing when it is empty.
+/// The value of a record; `None` when it is empty.
 fn given<T>(value: &[u8], read: impl FnOnce(&[u8]) -> Result<T>) -> Result<Option<T>> {
     if value.is_empty() { Ok(None) } else { read(value).map(Some) }
 }

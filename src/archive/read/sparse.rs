@@ -1,5 +1,5 @@
-//! The map at the head of a sparse file's content (GNU.sparse 1.0, in GNU tar's manual): the number of its pieces, then offset and length
-//! of each, a decimal number a line, filled up to whole blocks.
+//! The map before a sparse file's content (GNU.sparse 1.0, in GNU tar's manual): the number of its pieces, then offset and length of each,
+//! one decimal number a line, filled up to whole blocks.
 
 use anyhow::Result;
 
@@ -8,22 +8,22 @@ use crate::archive::path::shown;
 use crate::archive::tar::{BLOCK, Segments, padding};
 use crate::error::{damaged, unsupported};
 
-/// More pieces of a sparse file than this are not taken: their places are held in memory, 16 bytes each. (Fewer are packed: `MOST_SEGMENTS`
-/// in `pack/holes.rs`.)
+/// The most pieces of a sparse file: their places are held in memory, 16 bytes each. (Fewer are packed: `MOST_SEGMENTS` in
+/// `pack/holes.rs`.)
 const MOST_PIECES: u64 = 1 << 20;
 
-/// Reads the map of `entry`, and checks that the data behind it is as long as it says. `block` reads the next block of the content, which
-/// is of `left` bytes, padding included. Returns what is left then: the data.
+/// Reads the map of `entry`, and checks that the data after it is as long as the map says. `block` reads the next block of the content,
+/// which has `left` bytes with padding. Returns the map and the length of the data.
 ///
 /// # Errors
-/// Those of `block`; `FailureKind::Damaged` when the map is not sound; `FailureKind::Unsupported` when it has too many pieces.
+/// The errors of `block`; `FailureKind::Damaged` when the map is invalid; `FailureKind::Unsupported` when it has too many pieces.
 pub(super) fn read_map(entry: &Entry, left: u64, block: impl FnMut() -> Result<[u8; BLOCK]>) -> Result<(Segments, u64)> {
-    let bad = || damaged(format!("the archive is damaged: the map of the sparse file {} is not sound", shown(&entry.path)));
+    let bad = || damaged(format!("the archive is damaged: the map of the sparse file {} is invalid", shown(&entry.path)));
     let mut numbers = Numbers { read: block, block: [0; BLOCK], at: BLOCK, left };
     let count = numbers.next()?.ok_or_else(bad)?;
     if count > MOST_PIECES {
         return Err(unsupported(format!(
-            "the sparse file {} is in the archive in {count} pieces, and no more than {MOST_PIECES} are taken: pack it without --sparse",
+            "the sparse file {} is in the archive in {count} pieces, and {MOST_PIECES} is the limit: pack it without --sparse",
             shown(&entry.path)
         )));
     }
@@ -33,7 +33,7 @@ pub(super) fn read_map(entry: &Entry, left: u64, block: impl FnMut() -> Result<[
         if offset < end || offset.checked_add(len).is_none_or(|end| end > entry.size) {
             return Err(bad());
         }
-        // Pieces begin on a block of the archive: only the last may end within one.
+        // Pieces begin at a block of the archive, so only the last one may end inside a block.
         if data % BLOCK as u64 != 0 && len > 0 {
             return Err(bad());
         }
@@ -50,12 +50,12 @@ struct Numbers<F> {
     block: [u8; BLOCK],
     /// The next byte in the block.
     at: usize,
-    /// Bytes of the content behind the block.
+    /// Bytes of the content after this block.
     left: u64,
 }
 
 impl<F: FnMut() -> Result<[u8; BLOCK]>> Numbers<F> {
-    /// The next number; `None` when there is something else.
+    /// The next number; `None` when something else is there.
     fn next(&mut self) -> Result<Option<u64>> {
         let mut number: Option<u64> = None;
         loop {

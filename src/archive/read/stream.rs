@@ -1,4 +1,4 @@
-//! Archives without an index, or with one that this agent does not know: they are read from start to end, as tar does.
+//! Archives without an index, or with one of an unknown version: they are read from start to end, as tar does.
 
 use std::fs::File;
 use std::io::BufRead;
@@ -22,15 +22,15 @@ use crate::node::clock::interrupted;
 pub(in crate::archive) struct Stream {
     file: File,
     path: PathBuf,
-    /// Of each entry in the stream, its row in the table; of one that a later one replaces, none.
+    /// The table's row of each entry in the stream; `None` for an entry that a later one replaces.
     rows: Vec<Option<Id>>,
 }
 
 impl Stream {
-    /// Reads all of it once, and checks every name. `passed_over`: there is a whole index, of a version that this agent does not know.
+    /// Reads the whole stream once, and checks every name. `passed_over`: it has a whole index, of an unknown version.
     ///
     /// # Errors
-    /// `FailureKind::Damaged` when anything in it is not sound; `FailureKind::Unsupported` when it is, and is nothing that can be restored.
+    /// `FailureKind::Damaged` when anything in it is invalid; `FailureKind::Unsupported` when it is sound, but cannot be restored.
     pub(in crate::archive) fn open(file: File, path: &Path, passed_over: bool) -> Result<(Self, Table)> {
         let mut builder = Builder::default();
         let (mut place, mut marked) = (0, false);
@@ -41,7 +41,7 @@ impl Stream {
             place += 1;
             Ok(())
         })?;
-        // Of one that was decompressed, or compressed anew, no part of the index is left.
+        // An archive that was decompressed, or compressed again, has no part of the index left.
         if marked && remains && !passed_over {
             return Err(damaged("the archive is damaged: its index, or the end of it, is cut off").and_next(salvage()));
         }
@@ -53,10 +53,10 @@ impl Stream {
         &self.file
     }
 
-    /// Calls `each` for every entry that is in the table, with its row, in the order of the stream.
+    /// Calls `each` for every entry in the table, with its row, in the order of the stream.
     ///
     /// # Errors
-    /// Those of `each`, and as [`Stream::open`]: the file could have changed since.
+    /// The errors of `each`, and those of [`Stream::open`]: the file may have changed since.
     pub(in crate::archive) fn each(&self, mut each: impl FnMut(Id, &Member, &mut TarReader<Input>) -> Result<()>) -> Result<()> {
         let mut rows = self.rows.iter();
         read(&self.file, &self.path, |member, reader| {
@@ -67,7 +67,7 @@ impl Stream {
     }
 }
 
-/// The sum of an entry's content; that of an empty file and of other kinds is nothing.
+/// The sum of an entry's content; the default for an empty file and for other kinds.
 pub(in crate::archive) fn sum<R: BufRead>(member: &Member, reader: &mut TarReader<R>) -> Result<Sum> {
     if member.entry.kind != Kind::File || member.entry.size == 0 {
         return Ok(Sum::default());
@@ -80,7 +80,7 @@ pub(in crate::archive) fn sum<R: BufRead>(member: &Member, reader: &mut TarReade
     Ok(content.finish(member.entry.size))
 }
 
-/// Reads all entries; true when there was an index among them, or the trailer of one.
+/// Reads all entries; true when an index, or its trailer, was among them.
 fn read(file: &File, path: &Path, mut each: impl FnMut(Member, &mut TarReader<Input>) -> Result<()>) -> Result<bool> {
     let mut reader = TarReader::new(input::open(file, path)?);
     while let Some(member) = reader.next()? {

@@ -1,6 +1,6 @@
-//! All entries of an archive in memory, compactly and in the order of a walk.
+//! All entries of an archive in memory, compact and in the order of a walk.
 //!
-//! A row takes 48 bytes and its path, and a file that is not empty as much again; what entries have in common is kept once.
+//! A row takes 48 bytes and its path, and a file that is not empty the same again; what entries have in common is stored once.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -18,21 +18,21 @@ pub(in crate::archive) type Id = u32;
 #[derive(Debug, Clone, Copy)]
 pub(in crate::archive) struct Row {
     pub(in crate::archive) kind: Kind,
-    /// Only that it exists is meant.
+    /// True when only its existence is recorded.
     pub(in crate::archive) existence: bool,
     /// One past the last row below it.
     pub(in crate::archive) end: Id,
     pub(in crate::archive) mtime: Time,
-    /// Of a file.
+    /// The size of a file.
     pub(in crate::archive) size: u64,
-    /// Of a file that is not empty.
+    /// The sum of a file that is not empty.
     pub(in crate::archive) sum: Sum,
-    /// Where its header is in an archive with an index; in one without, its place in the stream.
+    /// The place of its header in an archive with an index; without one, its number in the stream.
     pub(in crate::archive) frame: u32,
     pub(in crate::archive) offset: u32,
 }
 
-/// One entry as it is stored.
+/// One entry, as it is stored.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CompactRow {
     pub(super) path_start: u32,
@@ -48,15 +48,15 @@ pub(super) struct CompactRow {
     pub(super) more: More,
 }
 
-/// What only some kinds have.
+/// Data that only some kinds have.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum More {
     Nothing,
-    /// Of a file that is not empty: an index into the contents.
+    /// A file that is not empty: an index into the contents.
     Content(u32),
-    /// Where it points: an index into the targets.
+    /// A link's target: an index into the targets.
     Target(u32),
-    /// The row that a hard link is another name of.
+    /// The row of a hard link's target.
     Leader(Id),
     Device(u32, u32),
 }
@@ -78,9 +78,9 @@ impl Table {
         self.rows.len()
     }
 
-    /// All rows' numbers, in order.
+    /// The numbers of all rows, in order.
     pub(in crate::archive) fn ids(&self) -> std::ops::Range<Id> {
-        // Their number is checked as they are added.
+        // Their number is checked when they are added.
         0..Id::try_from(self.rows.len()).unwrap_or(Id::MAX)
     }
 
@@ -99,7 +99,7 @@ impl Table {
         self.path_of(self.compact(id))
     }
 
-    /// The path of a row that need not be in the table yet.
+    /// The path of a row, which may not be in the table yet.
     pub(super) fn path_of(&self, row: &CompactRow) -> &[u8] {
         &self.paths[row.path_start as usize..][..usize::from(row.path_len)]
     }
@@ -122,7 +122,7 @@ impl Table {
         self.attributes.iter().any(|attributes| attributes.xattrs.iter().any(|(name, _)| name == LABEL))
     }
 
-    /// The row of what an entry really is: that a hard link is another name of, else itself.
+    /// The row of a hard link's target; for any other entry, its own row.
     pub(in crate::archive) fn leader(&self, id: Id) -> Id {
         match self.compact(id).more {
             More::Leader(leader) => leader,
@@ -158,7 +158,7 @@ impl Table {
         std::iter::successors(first, move |child| Some(self.compact(*child).end).filter(|next| *next < end))
     }
 
-    /// The entry of a row, as its header in the archive says it.
+    /// The entry of a row, as in its header in the archive.
     pub(in crate::archive) fn entry(&self, id: Id) -> Entry {
         let row = self.row(id);
         Entry {

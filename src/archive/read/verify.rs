@@ -1,4 +1,4 @@
-//! Checking all of an archive against its index, and reading single files out of it.
+//! Checking a whole archive against its index, and reading single files from it.
 
 use std::io::BufRead;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::archive::path::shown;
 use crate::archive::work::{self, Tick};
 use crate::error::damaged;
 
-/// Decompresses everything and checks that it is, to the last byte, what the index says.
+/// Decompresses everything and checks that it is exactly what the index says.
 pub(in crate::archive) fn indexed(frames: &Arc<Frames>, table: &Table, tick: Tick<'_>) -> Result<()> {
     let mut groups: Vec<(Id, Id)> = Vec::new();
     for id in table.ids() {
@@ -38,7 +38,7 @@ pub(in crate::archive) fn indexed(frames: &Arc<Frames>, table: &Table, tick: Tic
             if tar.next_position() != u64::from(row.offset) {
                 return Err(damaged(format!("the archive is damaged: {} is not where the index says", shown(table.path(id)))));
             }
-            check(table, id, tar.next()?.as_ref(), &mut tar)?;
+            check_entry(table, id, tar.next()?.as_ref(), &mut tar)?;
             tick(row.sum.data);
         }
         tar.pass_over()?;
@@ -51,7 +51,7 @@ pub(in crate::archive) fn indexed(frames: &Arc<Frames>, table: &Table, tick: Tic
     .map(drop)
 }
 
-/// Reads a stream again and checks that it is what it was when it was opened.
+/// Reads a stream again and checks that it is the same as when it was opened.
 pub(in crate::archive) fn stream(stream: &Stream, table: &Table, tick: Tick<'_>) -> Result<()> {
     stream.each(|id, member, reader| {
         let row = table.row(id);
@@ -64,7 +64,7 @@ pub(in crate::archive) fn stream(stream: &Stream, table: &Table, tick: Tick<'_>)
 }
 
 /// Checks header and content of an entry against the table.
-fn check<R: BufRead>(table: &Table, id: Id, member: Option<&Member>, reader: &mut TarReader<R>) -> Result<()> {
+fn check_entry<R: BufRead>(table: &Table, id: Id, member: Option<&Member>, reader: &mut TarReader<R>) -> Result<()> {
     let member = check_header(table, id, member)?;
     if member.entry.kind == Kind::File && sum(member, reader)? != table.row(id).sum {
         return Err(not_what_was_packed(table, id));
@@ -116,13 +116,13 @@ mod tests {
     use crate::formats::index::Trailer;
 
     fn entry(path: &str, kind: Kind, size: u64, target: &str) -> Entry {
-        // Of who runs the test: only root can restore what is another's.
+        // The owner of the test's process: only root can restore other owners.
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let attributes = Attributes { mode: 0o755, uid, gid, ..Attributes::default() };
         Entry { path: path.into(), kind, attributes, mtime: Time::default(), size, target: target.into(), device: (0, 0) }
     }
 
-    /// An archive whose tar stream holds `entries`, and whose index is what `lie` makes of the truth.
+    /// An archive whose tar stream holds `entries`, and whose index is the true one, changed by `lie`.
     fn archive(entries: &[(Entry, &[u8])], lie: impl FnOnce(&mut Vec<Record>, &mut Frame)) -> Vec<u8> {
         let (mut stream, mut records) = (Vec::new(), Vec::new());
         for (n, (entry, content)) in entries.iter().enumerate() {
@@ -202,7 +202,7 @@ mod tests {
         let trailer = bytes.len() - Trailer::LEN;
         bytes[trailer + 16] += 1;
         fs::write(&file, &bytes).unwrap();
-        // Not so when that is only what it has become.
+        // A version number that was damaged does not count as another version.
         assert_eq!(exit_code(&Archive::open(&file).unwrap_err()), 65);
         let sum = blake3::hash(&bytes[trailer..trailer + Trailer::LEN - 16]);
         bytes[trailer + Trailer::LEN - 16..].copy_from_slice(&sum.as_bytes()[..16]);

@@ -1,7 +1,7 @@
-//! Comparing a tree on disk with an archive: everything but what the comparison itself must read is left alone, access times included.
+//! Comparing a tree on disk with an archive. Only what must be read is read, and even access times stay as they are.
 //!
-//! Several threads look at a directory each, and at parts of a large one; large files are begun with, so that the last of them does not
-//! keep everyone waiting. What is found is a set of differences for each row of the table, and a list of what the archive does not have.
+//! Each thread looks at a directory, or at a part of a large one. Large files come first, so that the end does not wait for one of them.
+//! The result is a set of differences for each row of the table, and a list of what the archive does not have.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -24,14 +24,14 @@ use crate::archive::xattrs::LABEL;
 use crate::error::{misfit, usage};
 use crate::node::clock::interrupted;
 
-/// In what a path differs, as bits. [`SEEN`] says that something is there; alone, that it is equal.
+/// How a path differs, as bits. [`SEEN`] means that something is there; alone, that it is equal.
 pub(super) type Differences = u16;
 pub(super) const SEEN: Differences = 1;
 pub(super) const KIND: Differences = 1 << 1;
 pub(super) const CONTENT: Differences = 1 << 2;
 pub(super) const TARGET: Differences = 1 << 3;
 pub(super) const DEVICE: Differences = 1 << 4;
-/// It is another inode than it should be, or the same as something that it should not be.
+/// It is another inode than it should be, or shares one that it should not share.
 pub(super) const LINK: Differences = 1 << 5;
 pub(super) const MODE: Differences = 1 << 6;
 pub(super) const OWNER: Differences = 1 << 7;
@@ -42,17 +42,17 @@ pub(super) const FLAGS: Differences = 1 << 10;
 /// Whether a restore deletes what the archive does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extra {
-    /// The tree becomes equal to the archive.
+    /// Delete it: the tree becomes equal to the archive.
     Delete,
-    /// What else is there stays (`extras.tar.zst`).
+    /// Keep it (`extras.tar.zst`).
     Keep,
 }
 
 /// Files from this size on are compared first.
 const LARGE: u64 = 4 << 20;
-/// So many names of a directory are one piece of work.
+/// How many names of a directory make one piece of work.
 const NAMES_AT_ONCE: usize = 64;
-/// Files are read in pieces of so many bytes: they fit the processor's cache, where they are hashed.
+/// Files are read in pieces of this many bytes: they fit the processor's cache, where they are hashed.
 const CHUNK: usize = 256 << 10;
 
 /// A path that the archive does not have.
@@ -64,7 +64,7 @@ pub(super) struct Surplus {
 }
 
 impl Surplus {
-    /// No system call takes its path, so what is in it is not listed: it goes with all below it.
+    /// True when its path is too long for any system call, so its content is not listed: it is deleted with everything below it.
     pub(super) fn is_beyond_reach(&self) -> bool {
         self.directory && self.path.len() > LONGEST_PATH
     }
@@ -82,32 +82,32 @@ pub(super) struct Shared {
 #[derive(Debug, Default)]
 pub(super) struct Comparison {
     pub(super) differences: Vec<Differences>,
-    /// In an order in which they can be deleted.
+    /// What the archive does not have, in an order in which it can be deleted.
     pub(super) surplus: Vec<Surplus>,
     pub(super) shared: Vec<Shared>,
-    /// Mount points that are also in the archive, with content that is not the tree's.
+    /// Mount points that are also in the archive; their content does not belong to the tree.
     pub(super) mounts: Vec<Id>,
-    /// Directories on the way to what is selected where another file system begins.
+    /// Directories on the way to a selected path at which another file system begins.
     pub(super) crossed: Vec<Vec<u8>>,
 }
 
-/// What a comparison works with.
+/// What a comparison uses.
 pub(super) struct Comparer<'a> {
     pub(super) table: &'a Table,
     pub(super) tree: &'a Tree,
     pub(super) selection: &'a Selection,
     pub(super) extra: Extra,
     pub(super) tick: Tick<'a>,
-    /// Of hard links: see [`super::plan::leaders`].
+    /// The leaders of hard links: see [`super::plan::leaders`].
     pub(super) leaders: &'a HashMap<Id, Id>,
-    /// Security labels are in the archive, so they are compared.
+    /// True when the archive has security labels, so that they are compared.
     pub(super) labelled: bool,
-    /// The file that the archive is.
+    /// The archive's own file.
     pub(super) archive: Found,
 }
 
 enum Task {
-    /// A row that is compared by itself.
+    /// A row that is compared alone.
     Single(Id),
     Directory(Id),
     /// Some of the names in a directory, with their rows.
@@ -129,7 +129,7 @@ impl Comparer<'_> {
     pub(super) fn run(&self) -> Result<Comparison> {
         let differences = self.table.ids().map(|_| AtomicU16::new(0)).collect();
         let scan = Scan { with: self, differences, found: Mutex::new(Comparison::default()) };
-        // The last one is done first, so the largest files come first.
+        // The last item is done first, so the largest files come first.
         let mut items: Vec<Task> = Vec::new();
         if self.table.len() > 0 && self.selection.standing(b"") != Standing::Outside {
             items.push(Task::Single(0));
@@ -144,18 +144,21 @@ impl Comparer<'_> {
         Ok(found)
     }
 
-    /// Large enough to be compared by itself, before everything else.
+    /// True for a file that is large enough to be compared alone, before everything else.
     fn is_large(&self, id: Id) -> bool {
         let row = self.table.row(id);
         row.kind == Kind::File && row.size >= LARGE && !row.existence && self.selection.standing(self.table.path(id)) == Standing::Inside
     }
 
-    /// Refuses to compare the archive with itself: it would be replaced, or deleted as something that it does not hold.
+    /// Refuses to compare the archive with itself: the restore would replace it, or delete it because the archive does not hold itself.
     fn check_not_archive(&self, path: &[u8], found: &Found) -> Result<()> {
         if (found.file_system, found.inode) != (self.archive.file_system, self.archive.inode) {
             return Ok(());
         }
-        Err(usage(format!("{} is the archive itself, in the tree that is to become as it says: move the archive elsewhere", shown(path))))
+        Err(usage(format!(
+            "{} is the archive itself, and lies in the tree that would be restored from it: move the archive elsewhere",
+            shown(path)
+        )))
     }
 
     /// True for a hard link whose content is that of another selected row.
@@ -192,7 +195,7 @@ impl Scan<'_> {
         }
     }
 
-    /// Opens a directory; `None` when it is not there, or something else is, or a link leads to it.
+    /// Opens a directory; `None` when nothing is there, something other than a directory, or a link on the way.
     fn open(&self, path: &[u8], open: impl Fn(&Tree, &[u8]) -> rustix::io::Result<OwnedFd>) -> Result<Option<OwnedFd>> {
         match open(self.with.tree, path) {
             Ok(directory) => Ok(Some(directory)),
@@ -201,7 +204,7 @@ impl Scan<'_> {
         }
     }
 
-    /// Looks at what is in a directory: what it holds on disk when that matters, else what the archive or the selection names.
+    /// Looks at a directory: at everything on disk when that matters, else at the names in the archive or the selection.
     fn directory(&self, buffer: &mut [u8], id: Id, pile: &Pile<Task>) -> Result<()> {
         let Comparer { table, tree, selection, extra, .. } = self.with;
         let path = table.path(id);
@@ -251,7 +254,7 @@ impl Scan<'_> {
             return Ok(());
         }
         let found = match Found::at(&directory.0, name) {
-            // The file system that is mounted there does not answer, so nothing can be said of it.
+            // The file system that is mounted there does not answer, so nothing is known about it.
             Err(_) if known_mount => return Err(mounted(path)),
             found => found.with_context(context)?,
         };
@@ -260,7 +263,7 @@ impl Scan<'_> {
         let mount = !path.is_empty() && tree.is_mount(path, &found, &directory.1);
         let kind = table.row(table.leader(id)).kind;
         if standing == Standing::Parent && kind != Kind::Directory {
-            // In the archive this is no directory, so nothing of what is selected below it is in the archive.
+            // This is not a directory in the archive, so the archive has nothing selected below it.
             if self.with.extra == Extra::Delete && found.kind == Some(Kind::Directory) {
                 pile.add(Task::Surplus(path.to_vec()));
             }
@@ -271,8 +274,8 @@ impl Scan<'_> {
         }
         if standing == Standing::Parent || table.row(id).existence {
             self.saw(id, 0);
-            // What is below it in the archive was named there: it is restored even where it is on another file system. Without anything
-            // below it, it can be a mount point that was not entered.
+            // What the archive has below it was named explicitly, so it is restored even on another file system. With nothing below it, it
+            // may be a mount point that was not entered.
             if kind == Kind::Directory && (standing == Standing::Parent || table.row(id).end > id + 1) {
                 if mount {
                     self.found().crossed.push(path.to_vec());
@@ -297,7 +300,7 @@ impl Scan<'_> {
         Ok(())
     }
 
-    /// Something of another kind is where a row should be: what is below it has to go.
+    /// Something of another kind is where a row should be: it must go, with everything below it.
     fn replaced(&self, path: &[u8], found: Found, mount: bool, id: Id) -> Result<()> {
         if mount {
             return Err(mounted(path));
@@ -306,14 +309,14 @@ impl Scan<'_> {
         if found.kind == Some(Kind::Directory) {
             let mut surplus = Vec::new();
             if !self.surplus_in(self.level(path.to_vec(), None)?, &mut surplus)? {
-                return Err(misfit("it is a directory here and not in the archive, and holds something that is to be left alone"));
+                return Err(misfit("it is a directory here but not in the archive, and holds something that was left out by name"));
             }
             self.found().surplus.append(&mut surplus);
         }
         Ok(())
     }
 
-    /// In what an inode of the right kind differs; `None` when it vanished in the meantime.
+    /// How an inode of the right kind differs; `None` when it vanished meanwhile.
     fn details(&self, buffer: &mut [u8], directory: &OwnedFd, name: &[u8], id: Id, found: Found) -> Result<Option<Differences>> {
         let Comparer { table, labelled, .. } = self.with;
         let leader = table.leader(id);
@@ -344,16 +347,17 @@ impl Scan<'_> {
         Ok(Some(differences))
     }
 
-    /// Lists `path`, which is not in the archive, after all below it.
+    /// Lists `path`, which is not in the archive, and before it everything below it.
     fn surplus(&self, path: &[u8], into: &mut Vec<Surplus>) -> Result<()> {
         let (parent, name) = split(path).context("deleting the root of the tree")?;
         let level = Listed { path: parent.to_vec(), names: vec![name.to_vec()], alone: true, own: None };
         self.surplus_in(level, into).map(drop)
     }
 
-    /// Lists what is in a directory, none of which is in the archive; false when something of it is to be left alone.
+    /// Lists everything in a directory that is not in the archive; false when something in it must stay.
     fn surplus_in(&self, top: Listed, into: &mut Vec<Surplus>) -> Result<bool> {
-        // The directories that lead to where we are: no stack is as deep as any user can nest them.
+        // The directories from the top to the current one. It is no recursion, because users can nest directories deeper than any call
+        // stack.
         let mut above = vec![top];
         while let Some(mut level) = above.pop() {
             let Some(name) = level.names.pop() else {
@@ -378,7 +382,7 @@ impl Scan<'_> {
         Ok(true)
     }
 
-    /// What is at a path that is not in the archive; `None` when it is to be left alone.
+    /// What is at a path that is not in the archive; `None` when it must stay.
     fn surplus_at(&self, path: Vec<u8>) -> Result<Option<SurplusAt>> {
         interrupted()?;
         let standing = self.with.selection.standing(&path);
@@ -420,11 +424,11 @@ impl Scan<'_> {
 /// A directory whose content is not in the archive.
 struct Listed {
     path: Vec<u8>,
-    /// Those that have not been looked at yet.
+    /// The names that have not been looked at yet.
     names: Vec<Vec<u8>>,
-    /// Nothing that was in it so far is to be left alone.
+    /// True while nothing in it so far must stay.
     alone: bool,
-    /// The directory itself, when it is to be deleted once all that is in it is.
+    /// The directory itself, if it can be deleted after everything in it.
     own: Option<Surplus>,
 }
 
@@ -439,11 +443,11 @@ enum SurplusAt {
 fn mounted(path: &[u8]) -> anyhow::Error {
     let path = shown(path);
     misfit(format!(
-        "{path} is a mount point, and would have to be changed: what is mounted there is not the tree's; unmount it and run this again"
+        "{path} is a mount point and would have to be changed, but what is mounted there is not part of the tree; unmount it and run this again"
     ))
 }
 
-/// Refuses differences in or below a mount point.
+/// Refuses differences at or below a mount point.
 ///
 /// # Errors
 /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there are any.

@@ -1,4 +1,4 @@
-//! Making something new, under a name in a directory that nobody looks into.
+//! Making something new, in a directory that nobody else uses.
 
 use std::os::fd::OwnedFd;
 
@@ -8,7 +8,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use crate::archive::entry::Kind;
 use crate::archive::read::table::{Id, Table};
 
-/// Makes something of the kind that an entry is, without its content and attributes.
+/// Makes something of the same kind as an entry, without its content and attributes.
 pub(super) fn make_empty(stage: &OwnedFd, name: &[u8], table: &Table, id: Id) -> rustix::io::Result<()> {
     let special = |kind| {
         let (major, minor) = table.device(id);
@@ -27,7 +27,7 @@ pub(super) fn make_empty(stage: &OwnedFd, name: &[u8], table: &Table, id: Id) ->
 /// Makes a file, and opens it for writing.
 pub(super) fn create(stage: &OwnedFd, name: &str) -> Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(stage, name, flags, Mode::RUSR | Mode::WUSR).context("making it")
+    rustix::fs::openat(stage, name, flags, Mode::RUSR | Mode::WUSR).context("creating it")
 }
 
 /// Writes all of `bytes` at `offset`.

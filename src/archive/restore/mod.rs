@@ -1,8 +1,8 @@
 //! Making a tree equal to an archive.
 //!
-//! Reading order: [`mod@compare`] (in what a tree differs), [`plan`] (what is done about it), [`needed`] (what that needs of the archive's
-//! data); [`noted`] (what directories were like before), [`stage`] (where new files are made), [`make`], [`remove`], [`trial`] (what the
-//! file system takes); [`restorer`] (the steps, in their order); here, all of it.
+//! Reading order: [`mod@compare`] (how a tree differs), [`plan`] (what to do about it), [`needed`] (which data of the archive that needs);
+//! [`noted`] (what directories were like before), [`stage`] (where new files are made), [`make`], [`remove`], [`trial`] (what the file
+//! system supports); [`restorer`] (the steps, in their order); here, all of it.
 
 mod compare;
 mod make;
@@ -33,9 +33,9 @@ use super::work::Tick;
 pub use self::compare::Extra;
 pub use self::plan::{Action, Change, Counts};
 
-/// Removes what a restore that was interrupted has left in `tree` when nobody will finish it: a directory with parts of files, secrets
-/// among them. True when there was one. It stands at the root of the tree, and of each other file system on the way to what was restored:
-/// call this for each of them. What the restore had changed so far is synced first: see [`Archive::restore`](super::Archive::restore).
+/// Removes what an interrupted restore has left in `tree` when nobody will finish it: a directory with parts of files, some of them secret.
+/// True when there was one. It is at the root of the tree, and at the root of each other file system on the way to what was restored: call
+/// this for each of them. What the restore had changed so far is synced first: see [`Archive::restore`](super::Archive::restore).
 ///
 /// # Errors
 /// When it cannot be synced or removed.
@@ -86,16 +86,16 @@ pub(super) fn restore(table: &Table, source: &Source, path: &Path, selection: &S
         Comparer { table, tree: &tree, selection, extra, tick, leaders: &leaders, labelled, archive: Found::of(source.file())? }.run()?;
     let plan = Plan::new(table, selection, &leaders, found)?;
     let needed = Needed::new(table, source, &plan, &leaders);
-    needed.check(table, source, &plan)?;
+    needed.verify(table, source, &plan)?;
     let paths = plan.steps.iter().map(|step| table.path(step.id)).chain(plan.surplus.iter().map(|surplus| &surplus.path[..]));
     let stages = Stages::new(&tree, &plan.crossed, paths)?;
-    // Directories that are in the archive become as it says, whatever an earlier restore found there.
+    // Directories in the archive get their metadata from it, whatever an earlier restore found.
     let in_archive =
         |path: &[u8]| selection.standing(path) == Standing::Inside && table.find(path).is_some_and(|id| !table.row(id).existence);
     let mut noted = stages.noted()?;
     noted.retain(|path, _| !in_archive(path));
     if plan.is_empty() {
-        // An earlier restore may have done it all, and been killed before it was on disk.
+        // An earlier restore may have done everything, and been killed before it was on disk.
         stages.put_back(&noted)?;
         stages.finish()?;
         return Ok(plan.counts);
@@ -113,13 +113,13 @@ pub(super) fn restore(table: &Table, source: &Source, path: &Path, selection: &S
     let touched = restorer.touch(noted)?;
     let done = restorer.run(source, &needed, touched.clone());
     if done.is_err() {
-        // What was done so far is kept and gets on disk; the error is what matters.
+        // What was done so far is kept and synced; only the first error matters.
         let _ = stages.put_back(&touched).and_then(|()| stages.finish());
     }
     done.map(|()| plan.counts)
 }
 
-/// Security labels are compared and restored, unless an archive of another origin holds none at all.
+/// True when security labels are compared and restored: always, except for an archive of other origin that has none.
 fn labelled(table: &Table, source: &Source) -> bool {
     matches!(source, Source::Indexed(_)) || table.is_labelled()
 }

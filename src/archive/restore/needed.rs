@@ -1,4 +1,4 @@
-//! What a restore needs of the data of an archive, and the check of it before anything is changed.
+//! Which data of an archive a restore needs, and its check before anything is changed.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,11 +11,11 @@ use crate::archive::read::table::{Id, Table};
 use crate::archive::read::{Source, verify};
 use crate::archive::work;
 
-/// What is needed of the data of an archive: rows whose content is written, by the frame they begin in.
+/// The needed data of an archive: the rows whose content will be written, by the frame in which they begin.
 pub(super) struct Needed {
     pub(super) groups: Vec<Vec<Id>>,
     frames: Vec<u32>,
-    /// The row whose path a content is written to, by the row that the archive has the content at.
+    /// For a row at which the archive has a content: the row to whose path that content is written.
     pub(super) content: HashMap<Id, Id>,
 }
 
@@ -40,14 +40,14 @@ impl Needed {
             frames.dedup();
         }
         let mut groups: Vec<Vec<Id>> = groups.into_values().collect();
-        // The largest is begun with, so that it does not keep everyone waiting at the end.
+        // The largest comes first, so that the end does not wait for it.
         groups.sort_by_key(|group| group.iter().map(|id| table.row(*id).size).sum::<u64>());
         Self { groups, frames, content }
     }
 
-    /// Checks what is needed, before anything is changed: the frames, and when something would be lost, each content too. (A stream was
+    /// Checks the needed data before anything is changed: the frames and, when something would be lost, each content too. (A stream was
     /// checked to its end when it was opened.)
-    pub(super) fn check(&self, table: &Table, source: &Source, plan: &Plan) -> Result<()> {
+    pub(super) fn verify(&self, table: &Table, source: &Source, plan: &Plan) -> Result<()> {
         let Source::Indexed(frames) = source else { return Ok(()) };
         if plan.counts.deleted + plan.counts.replaced == 0 {
             return work::run(self.frames.clone(), || Ok(Vec::new()), |buffer, number, _| frames.read(number, buffer).map(drop)).map(drop);
@@ -62,7 +62,7 @@ fn has_content(table: &Table, id: Id) -> bool {
     table.row(id).kind == Kind::File && table.row(id).size > 0
 }
 
-/// The frames that hold a row's content: up to that in which the next row begins.
+/// The frames that hold a row's content: up to the one in which the next row begins.
 fn frames_of(table: &Table, frames: &Frames, id: Id) -> std::ops::RangeInclusive<u32> {
     let first = table.row(id).frame;
     let last = u32::try_from(frames.table().len()).unwrap_or(u32::MAX).saturating_sub(1);

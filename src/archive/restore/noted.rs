@@ -1,12 +1,12 @@
-//! What the directories were like that a restore passes through: their times change with what is in them, and those that are immutable have
-//! to be unlocked. Neither is in the archive, or it is not to be taken from there; so it is written down, in the stage and on the disk,
-//! before anything is changed, for whoever comes after a restore that was killed.
+//! Notes on the directories that a restore passes through, as they were before. Their times change with what is in them, and immutable ones
+//! must be unlocked; the archive does not have their times and flags, or they must not be taken from it. So they are written down in the
+//! stage, on disk, before anything is changed, for a restore that follows one that was killed.
 //!
-//! The directory that the stage is in changes before there is a stage, and once more when the stage goes. What it was like is noted in an
-//! extended attribute of that directory, from before the stage until after it: that changes neither its time nor what is in it. An
-//! immutable directory takes no attribute; in one call its flag is exchanged for three others ([`STAND_IN`]) that stand for it until the
-//! attribute is there, and the other way round at the end. (Append-only has nothing that stands for it: for the moment of two calls its
-//! only trace is in memory.)
+//! The directory that contains the stage changes before there is a stage, and once more when the stage is removed. Its note is an extended
+//! attribute of that directory, from before the stage exists until after it is gone: that changes neither the directory's time nor its
+//! content. An immutable directory accepts no attribute, so one call replaces its flag by three others ([`STAND_IN`]), which mean the same
+//! until the attribute is there; at the end this is reversed. (Append-only has no such replacement: between two calls it is recorded only
+//! in memory.)
 
 use std::os::fd::OwnedFd;
 
@@ -25,7 +25,7 @@ use crate::formats::stage as format;
 
 /// The file in the stage that holds the notes.
 pub(super) const NOTES: &[u8] = b"directories";
-/// Under another name until it is whole.
+/// The file has another name until it is whole.
 const UNFINISHED: &str = "directories.new";
 /// What stands for the immutable flag (`chattr +SdA`): nobody sets all three of them on a directory for another reason.
 const STAND_IN: IFlags = IFlags::SYNC.union(IFlags::NODUMP).union(IFlags::NOATIME);
@@ -38,17 +38,17 @@ pub(super) struct Touched {
     pub(super) flags: u8,
 }
 
-/// The same, with its path, as it is noted.
+/// The same with its path, as in a note.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Noted {
-    /// Relative to the directory that the stage is in.
+    /// The path relative to the directory that contains the stage.
     pub(super) path: Vec<u8>,
     pub(super) mtime: Time,
     /// Flags that forbid changes.
     pub(super) flags: u8,
 }
 
-/// Writes notes into the stage in the directory `root`, durably.
+/// Writes notes durably into the stage in the directory `root`.
 ///
 /// # Errors
 /// When they cannot be written.
@@ -70,7 +70,7 @@ pub(super) fn write(tree: &Tree, root: &[u8], notes: &[Noted]) -> Result<()> {
     write().with_context(|| format!("writing down in {} what directories are like", tree.shown(&join(root, STAGE))))
 }
 
-/// What a restore that did not end has noted in the stage in the directory `root`; nothing when there is none.
+/// What a restore that did not end has noted in the stage in the directory `root`; empty when there is no stage.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -92,7 +92,8 @@ pub(super) fn read(tree: &Tree, root: &[u8]) -> Result<Vec<Noted>> {
     if bytes.is_empty() {
         return Ok(Vec::new());
     }
-    // They are renamed when they are whole, so what cannot be read is another release's, or nobody's. To stop here would help no one.
+    // Notes are renamed when they are whole, so unreadable ones are of another release, or of another origin. An error here would help
+    // nobody.
     let notes = parse(&bytes);
     if notes.is_none() {
         tracing::warn!(
@@ -119,8 +120,8 @@ fn parse(bytes: &[u8]) -> Option<Vec<Noted>> {
     notes.iter().all(|noted| noted.path.is_empty() || check_path(&noted.path).is_ok()).then_some(notes)
 }
 
-/// Notes in the directory `root` itself what it is to be like when all is over, durably, and makes it changeable. Where the file system
-/// takes no note, it is only made changeable.
+/// Notes durably, in the directory `root` itself, what it was like, and makes it changeable. Where the file system cannot store a note, it
+/// is only made changeable.
 ///
 /// # Errors
 /// When that fails.
@@ -134,9 +135,12 @@ pub(super) fn mark(tree: &Tree, root: &[u8], before: Touched) -> Result<()> {
         let note = Noted { path: Vec::new(), mtime: before.mtime, flags: before.flags };
         match rustix::fs::fsetxattr(directory.file(), NOTE, &to_bytes(&[note])?, XattrFlags::empty()) {
             Err(Errno::NOSPC | Errno::DQUOT) => {
-                tracing::warn!("no room to note what {} is like: should this restore be killed, it loses its time", tree.shown(root));
+                tracing::warn!(
+                    "no room to note what {} is like: if this restore is killed, its modification time is lost",
+                    tree.shown(root)
+                );
             }
-            // Attributes of this kind are not for every file system, and for root alone.
+            // Not every file system supports such attributes, and only root can set them.
             Err(Errno::OPNOTSUPP | Errno::PERM) => {}
             result => result?,
         }
@@ -165,7 +169,7 @@ pub(super) fn marked(tree: &Tree, root: &[u8]) -> Result<Option<Touched>> {
     marked().with_context(|| format!("reading what is noted of {}", tree.shown(root)))
 }
 
-/// Removes what [`mark`] has left in the directory `root`, which is as it is to be.
+/// Removes what [`mark`] has left in the directory `root`, which has its final state.
 ///
 /// # Errors
 /// When it cannot be removed.
@@ -193,13 +197,13 @@ fn note(directory: &Inode) -> Result<Option<Vec<u8>>> {
     let mut value = [0; 256];
     match rustix::fs::fgetxattr(directory.file(), NOTE, &mut value) {
         Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => Ok(None),
-        // No note of ours is as long.
+        // No note of ours is so long.
         Err(Errno::RANGE) => Ok(Some(Vec::new())),
         len => Ok(Some(value[..len?].to_vec())),
     }
 }
 
-/// All flags of a directory; none where the file system has none.
+/// All flags of a directory; empty where the file system has none.
 fn all_flags(directory: &Inode) -> Result<IFlags> {
     match rustix::fs::ioctl_getflags(directory.file()) {
         Err(Errno::NOTTY | Errno::OPNOTSUPP) => Ok(IFlags::empty()),
@@ -211,7 +215,7 @@ fn set_all_flags(directory: &Inode, flags: IFlags) -> Result<()> {
     if all_flags(directory)? == flags { Ok(()) } else { rustix::fs::ioctl_setflags(directory.file(), flags).context("setting its flags") }
 }
 
-/// Exchanges the flags that forbid changes for what stands for them; where the file system does not know that, they are cleared.
+/// Replaces the flags that forbid changes by [`STAND_IN`]; where the file system does not support that, they are cleared.
 fn exchange(directory: &Inode, flags: IFlags) -> Result<()> {
     let stand_in = if flags.contains(IFlags::IMMUTABLE) { STAND_IN } else { IFlags::empty() };
     match rustix::fs::ioctl_setflags(directory.file(), (flags - LOCKS) | stand_in) {
@@ -224,7 +228,7 @@ fn without_stand_in(flags: IFlags) -> IFlags {
     if flags.contains(STAND_IN) { flags - STAND_IN } else { flags }
 }
 
-/// Gives a directory its time and flags back, where it is still there.
+/// Restores a directory's time and flags, if it still exists.
 ///
 /// # Errors
 /// When they cannot be set.
@@ -263,7 +267,7 @@ mod tests {
         write(&tree, b"", &notes).unwrap();
         assert_eq!(read(&tree, b"").unwrap(), notes);
         assert!(!stage.join(UNFINISHED).exists());
-        // What an agent of this version has written is read by every later one that has the same number.
+        // Every later agent with the same version number must read this.
         assert_eq!(std::fs::read(stage.join("directories")).unwrap(), b"\x01\x02\0\x09\x07\x01\x05etc/\xff\x09\x07\x01");
         write(&tree, b"", &[note(b"../outside")]).unwrap();
         assert_eq!(read(&tree, b"").unwrap(), []);

@@ -1,4 +1,4 @@
-//! From what differs to what is done about it.
+//! Turns differences into what to do about them.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -33,9 +33,9 @@ pub struct Change {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// It was not there.
+    /// It does not exist yet.
     Create,
-    /// Content or kind differ.
+    /// Its content or kind differs.
     Replace,
     /// Only owner, mode, times or attributes differ.
     Metadata,
@@ -46,15 +46,15 @@ pub enum Action {
 /// What a restore did or would do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
-    /// Created.
+    /// Paths that are created.
     pub created: u64,
-    /// Replaced.
+    /// Paths that are replaced.
     pub replaced: u64,
-    /// Metadata only.
+    /// Paths of which only metadata is changed.
     pub metadata: u64,
-    /// Deleted.
+    /// Paths that are deleted.
     pub deleted: u64,
-    /// Equal already.
+    /// Paths that are already equal.
     pub unchanged: u64,
     /// Bytes of content written.
     pub bytes: u64,
@@ -63,7 +63,7 @@ pub struct Counts {
 /// Differences that need a new inode.
 const REPLACE: Differences = KIND | CONTENT | TARGET | DEVICE | LINK;
 
-/// What is done to one row.
+/// What to do to one row.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Step {
     pub(super) id: Id,
@@ -72,26 +72,26 @@ pub(super) struct Step {
 }
 
 impl Step {
-    /// Something of another kind is in the way.
+    /// True when something of another kind is in its place.
     pub(super) fn is_of_other_kind(self) -> bool {
         self.differences & KIND != 0
     }
 }
 
-/// All that is to be done.
+/// Everything to do.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    /// In the order of the rows.
+    /// The steps, in the order of the rows.
     pub(super) steps: Vec<Step>,
-    /// To be deleted, in this order.
+    /// What is deleted, in this order.
     pub(super) surplus: Vec<Surplus>,
     /// Directories where another file system begins, on the way to what is selected.
     pub(super) crossed: Vec<Vec<u8>>,
     pub(super) counts: Counts,
 }
 
-/// Of everything that has several names, by the row that the archive has its content at: the first of its selected names, which the others
-/// are linked to.
+/// The leader of everything that has several names, by the row at which the archive has its content. The leader is the first of its
+/// selected names, and the others are linked to it.
 pub(super) fn leaders(table: &Table, selection: &Selection) -> HashMap<Id, Id> {
     let mut leaders = HashMap::new();
     let selected = |id: Id| selection.standing(table.path(id)) == Standing::Inside;
@@ -106,7 +106,7 @@ pub(super) fn leaders(table: &Table, selection: &Selection) -> HashMap<Id, Id> {
     leaders
 }
 
-/// How many selected names everything has that has several, by the row that the archive has its content at.
+/// The number of selected names of everything that has several, by the row at which the archive has its content.
 pub(super) fn name_counts(table: &Table, selection: &Selection) -> HashMap<Id, u32> {
     let mut names = HashMap::new();
     let selected = |id: Id| selection.standing(table.path(id)) == Standing::Inside;
@@ -121,7 +121,7 @@ impl Plan {
     /// Makes a plan.
     ///
     /// # Errors
-    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when it would change something in or under a mount point.
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when it would change something at or below a mount point.
     pub(super) fn new(table: &Table, selection: &Selection, leaders: &HashMap<Id, Id>, mut found: Comparison) -> Result<Self> {
         let mut differences = std::mem::take(&mut found.differences);
         decide_links(table, leaders, &found.shared, &mut differences);
@@ -163,12 +163,12 @@ impl Plan {
         self.steps.push(Step { id, action, differences });
     }
 
-    /// Nothing differs.
+    /// True when nothing differs.
     pub(super) fn is_empty(&self) -> bool {
         self.steps.is_empty() && self.surplus.is_empty()
     }
 
-    /// True when something else is where `id` is to be.
+    /// True when something else is in the place of `id`.
     pub(super) fn replaces(&self, id: Id) -> bool {
         self.steps.binary_search_by_key(&id, |step| step.id).is_ok_and(|at| self.steps[at].action == Action::Replace)
     }
@@ -203,11 +203,11 @@ fn why(differences: Differences) -> String {
     words.iter().filter(|(bit, _)| differences & bit != 0).map(|(_, word)| *word).collect::<Vec<_>>().join(", ")
 }
 
-/// Decides which names share an inode that should not, or do not share one that they should.
+/// Finds names that share an inode but should not, and names that should share one but do not.
 fn decide_links(table: &Table, leaders: &HashMap<Id, Id>, shared: &[Shared], differences: &mut [Differences]) {
     let first = |id: Id| leaders.get(&table.leader(id)).copied().unwrap_or(id);
     let inodes: HashMap<Id, _> = shared.iter().map(|shared| (shared.id, shared.inode)).collect();
-    // An inode belongs to the first, in order, of the names that it has here and that are not to be made anew anyway.
+    // An inode belongs to the first of its names here that will not be made anew anyway.
     let mut owners = HashMap::new();
     let mut names_of: HashMap<_, u32> = HashMap::new();
     for Shared { id, inode, .. } in shared.iter().filter(|shared| first(shared.id) == shared.id) {
@@ -223,14 +223,14 @@ fn decide_links(table: &Table, leaders: &HashMap<Id, Id>, shared: &[Shared], dif
         let leader = first(id) as usize;
         let kept = differences[leader] & (SEEN | REPLACE) == SEEN;
         let same = inodes.get(&id).is_some_and(|inode| inodes.get(&first(id)) == Some(inode));
-        // What else differs is a matter of the inode, and so of its first name.
+        // Other differences concern the inode, and so its first name.
         differences[id as usize] = if kept && same { SEEN } else { SEEN | LINK };
     }
     for Shared { id, inode, .. } in shared.iter().filter(|shared| differences[shared.id as usize] & REPLACE == 0) {
         debug_assert!(differences[*id as usize] & SEEN != 0);
         *names_of.entry(*inode).or_default() += 1;
     }
-    // Names elsewhere would be changed with it: rather make it anew.
+    // Names outside the selection would be changed too, so it is made anew.
     let mut made_anew = Vec::new();
     for Shared { id, inode, links } in shared {
         let metadata = differences[*id as usize] & !SEEN != 0 && differences[*id as usize] & REPLACE == 0;
@@ -246,7 +246,8 @@ fn decide_links(table: &Table, leaders: &HashMap<Id, Id>, shared: &[Shared], dif
     }
 }
 
-/// Which rows are to be as the archive says: those inside the selection, and of what leads to them, that which is there or has to be made.
+/// The rows that a restore makes equal: those inside the selection, and of the directories leading to them those that exist or must be
+/// made.
 fn wanted(table: &Table, selection: &Selection, differences: &[Differences]) -> Vec<bool> {
     let mut wanted = vec![false; table.len()];
     let mut above: Vec<(Id, bool)> = Vec::new();

@@ -1,4 +1,4 @@
-//! Removing what may be immutable, or nested deeper than any path can tell.
+//! Removing things that may be immutable, or nested deeper than any path can say.
 
 use std::os::fd::OwnedFd;
 
@@ -13,11 +13,11 @@ use crate::archive::path::shown;
 use crate::archive::tree::names;
 use crate::error::misfit;
 
-/// Removes `name` in `parent`: an empty directory when `how` says so. What is not there any more is fine.
+/// Removes `name` in `parent`; `how` says whether it is an empty directory. It is fine when it no longer exists.
 pub(super) fn unlink(parent: &OwnedFd, name: &[u8], how: AtFlags) -> Result<()> {
     match rustix::fs::unlinkat(parent, name, how) {
         Err(Errno::PERM) if unlock(parent, name)? => Ok(rustix::fs::unlinkat(parent, name, how)?),
-        // Somebody else has removed it.
+        // Somebody else removed it.
         Err(Errno::NOENT) => Ok(()),
         result => Ok(result?),
     }
@@ -37,12 +37,12 @@ pub(super) fn unlock(directory: &OwnedFd, name: &[u8]) -> Result<bool> {
     }
 }
 
-/// Removes `name` in `parent`, and when it is a directory all below it, however deep: whatever is in a directory moves up first, so that
-/// none is ever farther down than two steps, and two handles are enough. `go_on` is asked before each step.
+/// Removes `name` in `parent`, and everything below it, however deep: the content of each directory is moved up first, so nothing is ever
+/// more than two levels down, and two handles are enough. `go_on` is called before each step and can end the work.
 ///
 /// # Errors
-/// Those of `go_on`; when something cannot be removed; [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when something is mounted
-/// in there, which stays as it is.
+/// The errors of `go_on`; when something cannot be removed; [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when something is
+/// mounted below; that stays as it is.
 pub(super) fn remove_all(parent: &OwnedFd, name: &[u8], go_on: fn() -> Result<()>) -> Result<()> {
     let Some(top) = directory(parent, name)? else { return unlink(parent, name, AtFlags::empty()) };
     let mut number = 0;
@@ -54,7 +54,7 @@ pub(super) fn remove_all(parent: &OwnedFd, name: &[u8], go_on: fn() -> Result<()
         }
         for name in all {
             go_on()?;
-            // It is moved even if it is here already: that fails for a mount point, whose content must not be touched.
+            // It is moved even if it is here already: moving fails for a mount point, whose content must not be touched.
             let Some(moved) = remove_or_move(&top, &name, &top, &mut number)? else { continue };
             let Some(inner) = directory(&top, &moved)? else { continue };
             for name in names(&inner)? {
@@ -66,7 +66,7 @@ pub(super) fn remove_all(parent: &OwnedFd, name: &[u8], go_on: fn() -> Result<()
     }
 }
 
-/// The directory `name`, to be emptied; `None` when it is not one.
+/// The directory `name`, to be emptied; `None` when it is not a directory.
 fn directory(parent: &OwnedFd, name: &[u8]) -> Result<Option<OwnedFd>> {
     match Found::at(parent, name)? {
         Some(Found { kind: Some(Kind::Directory), .. }) => {}
@@ -76,7 +76,7 @@ fn directory(parent: &OwnedFd, name: &[u8]) -> Result<Option<OwnedFd>> {
     Ok(Some(Inode::open(parent, name, Kind::Directory)?.into_file()))
 }
 
-/// Removes `name`, or moves it when it is a directory: its new name.
+/// Removes `name`; a directory is moved, and its new name returned.
 fn remove_or_move(from: &OwnedFd, name: &[u8], to: &OwnedFd, number: &mut u64) -> Result<Option<Vec<u8>>> {
     if Found::at(from, name)?.is_none_or(|found| found.kind != Some(Kind::Directory)) {
         return unlink(from, name, AtFlags::empty()).map(|()| None);

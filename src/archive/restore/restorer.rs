@@ -1,7 +1,7 @@
-//! The steps of a restore, in their order: what is not in the archive is deleted (it makes room), directories are made, files are made in
-//! the stage and renamed into place by several threads (those that replace something once they are on disk), hard links are made, then
-//! metadata alone is changed, flags are set, and directories get their metadata and times back, the innermost first. Then everything is
-//! synced, and the stage removed.
+//! The steps of a restore, in their order. What is not in the archive is deleted (which makes room); directories are made; several threads
+//! make files in the stage and rename them into place (files that replace something only once they are on disk); hard links are made;
+//! metadata of existing files is changed; flags are set; and directories get their metadata and times, the innermost first. Then everything
+//! is synced, and the stage removed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
@@ -32,10 +32,10 @@ use crate::archive::xattrs::LABEL;
 use crate::error::damaged;
 use crate::node::clock::interrupted;
 
-/// So many entries without content are one piece of work.
+/// How many entries without content make one piece of work.
 const ENTRIES_AT_ONCE: usize = 64;
 
-/// What a restore works with.
+/// What a restore uses.
 pub(super) struct Restorer<'a> {
     pub(super) table: &'a Table,
     pub(super) tree: &'a Tree,
@@ -53,7 +53,7 @@ impl Restorer<'_> {
     /// # Errors
     /// As [`Archive::restore`](crate::archive::Archive::restore).
     pub(super) fn run(&self, source: &Source, needed: &Needed, mut touched: BTreeMap<Vec<u8>, Touched>) -> Result<()> {
-        // A directory that is only passed through is unlocked after its flags have been written down. One that becomes as the archive says
+        // A directory that is only passed through is unlocked after its flags have been noted. One that gets its metadata from the archive
         // needs no note.
         let passed_through = self.passed_through(&touched);
         self.stages.mark(&passed_through)?;
@@ -88,7 +88,7 @@ impl Restorer<'_> {
         format!("restoring {}", self.tree.shown(self.table.path(id)))
     }
 
-    /// What a row is, or is another name of.
+    /// The kind of a row; for a hard link, that of its target.
     fn kind(&self, id: Id) -> Kind {
         self.table.row(self.table.leader(id)).kind
     }
@@ -97,7 +97,8 @@ impl Restorer<'_> {
         self.leaders.get(&self.table.leader(id)).is_some_and(|first| *first != id)
     }
 
-    /// The directories in which something will be changed, as they are, or were before an earlier restore that did not end (`noted`).
+    /// The directories in which something will be changed, as they are now or, for those in `noted`, as they were before an earlier restore
+    /// that did not end.
     pub(super) fn touch(&self, noted: BTreeMap<Vec<u8>, Touched>) -> Result<BTreeMap<Vec<u8>, Touched>> {
         let mut touched = noted;
         let changed = self.steps(|step| step.action != Action::Metadata).map(|step| self.table.path(step.id));
@@ -108,7 +109,7 @@ impl Restorer<'_> {
                 continue;
             }
             let directory = match self.tree.list(parent) {
-                // It is to be made first.
+                // It will be made first.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
                 directory => directory.with_context(|| format!("opening {}", self.tree.shown(parent)))?,
             };
@@ -118,7 +119,7 @@ impl Restorer<'_> {
         Ok(touched)
     }
 
-    /// Of those, the directories that do not get their metadata from the archive.
+    /// Of `touched`, the directories that do not get their metadata from the archive.
     fn passed_through(&self, touched: &BTreeMap<Vec<u8>, Touched>) -> BTreeMap<Vec<u8>, Touched> {
         let stepped = |path: &[u8]| {
             let id = self.table.find(path);
@@ -127,11 +128,11 @@ impl Restorer<'_> {
         touched.iter().filter(|(path, _)| !stepped(path)).map(|(path, touched)| (path.clone(), *touched)).collect()
     }
 
-    /// Makes directories changeable, those of them that `which` says.
+    /// Clears the flags that forbid changes from those directories that `which` selects.
     fn unlock(&self, touched: &BTreeMap<Vec<u8>, Touched>, which: impl Fn(&[u8]) -> bool) -> Result<()> {
         for path in touched.keys().filter(|path| which(path)) {
             let unlock = || match self.tree.list(path) {
-                // It is gone since an earlier restore noted it.
+                // It has vanished since an earlier restore noted it.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
                 directory => {
                     let directory = Inode::of(directory?);
@@ -159,7 +160,7 @@ impl Restorer<'_> {
         Ok(())
     }
 
-    /// Removes what is of another kind than it should be, where it cannot be renamed over.
+    /// Removes things of another kind than the archive has, where a rename could not replace them.
     fn clear_the_way(&self, bench: &mut Bench<'_>, touched: &mut BTreeMap<Vec<u8>, Touched>) -> Result<()> {
         for step in self.steps(|step| step.is_of_other_kind()) {
             let path = self.table.path(step.id);
@@ -180,11 +181,11 @@ impl Restorer<'_> {
 
     fn make_directory(&self, bench: &mut Bench<'_>, id: Id) -> Result<()> {
         let (parent, name) = split(self.table.path(id)).context("making the root of the tree")?;
-        // Nobody but root may look in until it is as it should be.
+        // Only root may look inside until it has its metadata.
         Ok(rustix::fs::mkdirat(bench.enter(parent)?, name, Mode::RWXU)?)
     }
 
-    /// Makes everything that is not a directory and not a further name.
+    /// Makes everything that is neither a directory nor a further name.
     fn files(&self, source: &Source, needed: &Needed) -> Result<()> {
         let plain: Vec<Id> = self
             .steps(|step| step.action != Action::Metadata && self.kind(step.id) != Kind::Directory && !self.is_follower(step.id))
@@ -217,14 +218,14 @@ impl Restorer<'_> {
                 vec![bench]
             }
         };
-        // A further name that replaces something is linked to a file that must be on disk too, whichever that is.
+        // A further name that replaces something leads to a file that must be on disk too.
         if self.steps(|step| step.action == Action::Replace && self.kind(step.id) == Kind::File).next().is_some() {
             self.stages.sync()?;
         }
         benches.into_iter().try_for_each(|mut bench| bench.rename_waiting())
     }
 
-    /// Makes a file whose content is handed over by `read`.
+    /// Makes a file; `read` supplies its content.
     fn content(&self, bench: &mut Bench<'_>, id: Id, read: impl FnOnce(OnPiece<'_>) -> Result<()>) -> Result<()> {
         let leader = self.table.leader(id);
         let row = self.table.row(leader);
@@ -252,7 +253,7 @@ impl Restorer<'_> {
         Ok(())
     }
 
-    /// Makes anything without content.
+    /// Makes an entry without content.
     fn plain(&self, bench: &mut Bench<'_>, id: Id) -> Result<()> {
         let leader = self.table.leader(id);
         let row = self.table.row(leader);
@@ -264,7 +265,7 @@ impl Restorer<'_> {
         bench.place(self.table.path(id), make).with_context(|| self.making(id))
     }
 
-    /// The attributes of a row. When the archive knows of no labels, that of what is there, or of the directory.
+    /// The attributes of a row. When the archive has no labels, the label is that of the existing file, or of the directory.
     fn attributes(&self, bench: &mut Bench<'_>, id: Id) -> Result<Attributes> {
         let mut attributes = self.table.attributes(self.table.leader(id)).clone();
         if !self.labelled {
@@ -279,7 +280,7 @@ impl Restorer<'_> {
         Ok(attributes)
     }
 
-    /// Makes the further names of what has several; returns the rows whose flags had to be cleared for it.
+    /// Makes the further names of files that have several; returns the rows whose flags had to be cleared for that.
     fn links(&self, bench: &mut Bench<'_>) -> Result<Vec<Id>> {
         let mut unlocked = Vec::new();
         for step in self.steps(|step| step.action != Action::Metadata && self.is_follower(step.id)) {
@@ -313,7 +314,7 @@ impl Restorer<'_> {
         Inode::open(parent, name, row.kind)?.set(&attributes, row.mtime, row.kind)
     }
 
-    /// Sets the flags of what is finished otherwise: they forbid every further change.
+    /// Sets the flags of an entry that is otherwise finished: they forbid every further change.
     fn flags(&self, bench: &mut Bench<'_>, id: Id) -> Result<()> {
         let (row, flags) = (self.table.row(self.table.leader(id)), self.table.attributes(self.table.leader(id)).flags);
         if flags == 0 {
@@ -328,14 +329,14 @@ impl Restorer<'_> {
         let directories = self.steps(|step| self.kind(step.id) == Kind::Directory).map(|step| (self.table.path(step.id).to_vec(), step.id));
         let mut steps: BTreeMap<Vec<u8>, Id> = directories.collect();
         let mut all: Vec<Vec<u8>> = touched.keys().chain(steps.keys()).cloned().collect();
-        // The innermost first: a directory is longer than those above it.
+        // The innermost first: a path is longer than those above it.
         all.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
         all.dedup();
         let roots = self.stages.roots();
         for path in all.iter().filter(|path| !roots.contains(path)) {
             self.finish_directory(path, steps.remove(path), touched.remove(path).as_ref())?;
         }
-        // The stages go last, and leave these times and flags.
+        // The stages go last, and their removal keeps these times and flags.
         for root in roots.iter().filter(|root| !steps.contains_key(*root)) {
             self.finish_directory(root, None, touched.remove(root).as_ref())?;
         }

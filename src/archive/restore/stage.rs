@@ -1,11 +1,11 @@
-//! Where a restore makes what it then renames into place: a directory at the root of the tree, on the tree's own file system and outside
-//! directories that something watches, such as `cron.d`.
+//! The stage: where a restore makes what it then renames into place. It is a directory at the root of the tree, so it is on the tree's own
+//! file system, and outside directories that are watched, such as `cron.d`.
 //!
-//! It is there from before the first change until everything is on disk: one that is found tells of a restore that was interrupted.
+//! It exists from before the first change until everything is on disk. A stage that is found means that a restore was interrupted.
 //!
-//! What takes the place of something else is renamed when it is on disk, and not before: a journaling file system such as XFS can have the
-//! rename on disk long before the content, and a power cut then leaves an empty file where there was a whole one. To sync one file after
-//! the other takes many times as long as to sync the file system once for a batch of them.
+//! What replaces something else is renamed only when it is on disk: a journaling file system such as XFS may write the rename long before
+//! the content, and a power cut then leaves an empty file in place of a whole one. Syncing each file would take many times as long as
+//! syncing the file system once for a batch of files.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
@@ -27,13 +27,13 @@ use crate::archive::tree::{Tree, names};
 use crate::error::{FailureKind, kind};
 use crate::node::clock::interrupted;
 
-/// What is being made in it.
+/// The name in the stage of what is being made.
 const BEING_MADE: &str = "new";
-/// A worker's batch ends with so many bytes (the disk has to hold what is replaced as well until then) or files.
+/// A worker's batch ends after this many bytes or files; until then, the disk also holds what is replaced.
 const BATCH_BYTES: u64 = 8 << 20;
 const BATCH_FILES: usize = 1024;
 
-/// Removes the stage in the directory `root`, whose times and flags stay as they are, and then what was noted of it.
+/// Removes the stage in the directory `root`, whose times and flags stay as they are, and then the note in that directory.
 ///
 /// # Errors
 /// When it cannot be removed.
@@ -45,14 +45,14 @@ fn sweep(tree: &Tree, root: &[u8]) -> Result<()> {
     if Found::at(&directory, STAGE)?.is_some() {
         let before = Found::of(&directory)?;
         unlock(&directory, b"")?;
-        // Being asked to stop does not stop this: there can be parts of secret files in it.
+        // A request to stop does not stop this: the stage may contain parts of secret files.
         remove_all(&directory, STAGE, || Ok(())).with_context(|| format!("removing {}", tree.shown(&join(root, STAGE))))?;
         noted::put_back(tree, root, before.mtime, before.flags)?;
     }
     noted::unmark(tree, root)
 }
 
-/// Makes a restore that was interrupted durable as far as it got, and removes its stage in the root of `tree`; true when there was one.
+/// Syncs what an interrupted restore has changed, and removes its stage in the root of `tree`; true when there was one.
 ///
 /// # Errors
 /// When it cannot be synced or removed.
@@ -70,17 +70,17 @@ pub(super) fn sweep_alone(tree: &Tree) -> Result<bool> {
 #[derive(Debug)]
 pub(super) struct Stages<'a> {
     tree: &'a Tree,
-    /// The directories they are in, the innermost first.
+    /// The directories that contain them, the innermost first.
     roots: Vec<Vec<u8>>,
-    /// The same, open from before the first change: so that no error of writing goes unseen when they are synced.
+    /// The same directories, opened before the first change, so that a sync reports every error of writing since.
     handles: Vec<OwnedFd>,
-    /// How many benches there are: each has a directory of its own, so that they do not wait for each other.
+    /// How many benches there are: each has a directory of its own, so that they need not wait for each other.
     benches: AtomicUsize,
 }
 
 impl<'a> Stages<'a> {
-    /// The stages that changes at `paths` need, and those that a restore has left; `crossed` are the directories where another file system
-    /// begins.
+    /// The stages that changes at `paths` need, and those left by an earlier restore; `crossed` are the directories where another file
+    /// system begins.
     ///
     /// # Errors
     /// When one of these directories cannot be opened.
@@ -89,7 +89,7 @@ impl<'a> Stages<'a> {
         all.sort_by_key(|root| std::cmp::Reverse(root.len()));
         let mut used = vec![false; all.len()];
         for path in paths {
-            // What is changed is in its parent: a directory where another file system begins is not in that itself.
+            // A change is made in the parent directory: the root of another file system is not itself inside that file system.
             let parent = split(path).map_or(path, |(parent, _)| parent);
             if let Some(at) = all.iter().position(|root| is_below(parent, root)) {
                 used[at] = true;
@@ -106,7 +106,7 @@ impl<'a> Stages<'a> {
         Ok(Self { tree, roots, handles, benches: AtomicUsize::new(0) })
     }
 
-    /// Notes in each directory that a stage is to be in what that directory is like, by `touched`, and makes it changeable.
+    /// Notes in each directory that will contain a stage what the directory is like, from `touched`, and makes it changeable.
     ///
     /// # Errors
     /// When it cannot be done for one of them.
@@ -115,7 +115,7 @@ impl<'a> Stages<'a> {
         roots.into_iter().try_for_each(|(root, before)| noted::mark(self.tree, root, *before))
     }
 
-    /// Makes the stages. One that an earlier restore has left is emptied, but for its notes.
+    /// Makes the stages. One that an earlier restore left is emptied except for its notes.
     ///
     /// # Errors
     /// When one cannot be made.
@@ -128,13 +128,13 @@ impl<'a> Stages<'a> {
                 if !left {
                     unlink(&directory, STAGE, AtFlags::empty())?;
                     rustix::fs::mkdirat(&directory, STAGE, Mode::RWXU)?;
-                    // At once: where the file system takes no note, the time is known to nobody else.
+                    // At once: where the file system could store no note, only this process knows the time.
                     Inode::of(self.tree.list(root)?).set_mtime(before.mtime)?;
                 }
                 let stage = Inode::open(&directory, STAGE, Kind::Directory)?;
                 let left = names(stage.file())?;
                 left.iter().filter(|name| *name != NOTES).try_for_each(|name| remove_all(stage.file(), name, interrupted))?;
-                // Nothing made in it is to inherit an ACL.
+                // Nothing made in it may inherit an ACL.
                 match rustix::fs::fremovexattr(stage.file(), acl::DEFAULT) {
                     Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
                     result => Ok(result?),
@@ -145,7 +145,7 @@ impl<'a> Stages<'a> {
         Ok(())
     }
 
-    /// What a restore that did not end has noted of directories, by their paths.
+    /// What a restore that did not end has noted about directories, by path.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -162,7 +162,7 @@ impl<'a> Stages<'a> {
         Ok(all)
     }
 
-    /// Notes what directories are like, durably, each on its own file system.
+    /// Notes what directories are like, durably, on the file system of each.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -176,9 +176,9 @@ impl<'a> Stages<'a> {
         }
         for (root, notes) in self.roots.iter().zip(notes) {
             match noted::write(self.tree, root, &notes) {
-                // The disk is full. A restore begins with what it deletes, which makes room: so it goes on without the note.
+                // The disk is full. A restore deletes first, which makes room, so it goes on without the note.
                 Err(error) if kind(&error) == FailureKind::NoSpace => {
-                    tracing::warn!("{error:#}: should this restore be killed, directories on the way lose their times");
+                    tracing::warn!("{error:#}: if this restore is killed, directories on the way lose their modification times");
                 }
                 result => result?,
             }
@@ -186,19 +186,19 @@ impl<'a> Stages<'a> {
         Ok(())
     }
 
-    /// The directory whose stage serves `path`.
+    /// The directory whose stage is used for `path`.
     pub(super) fn root_of(&self, path: &[u8]) -> &[u8] {
         let parent = split(path).map_or(path, |(parent, _)| parent);
         self.roots.iter().find(|root| is_below(parent, root)).map_or(b"", Vec::as_slice)
     }
 
-    /// The tree they are in.
+    /// The tree that contains them.
     pub(super) fn tree(&self) -> &Tree {
         self.tree
     }
 
-    /// Gives directories their times and flags back. Those that the stages are in get them before the stages go, and [`Stages::finish`]
-    /// leaves them so.
+    /// Restores times and flags of directories. Those that contain a stage get them before the stage is removed, and [`Stages::finish`]
+    /// does not change them.
     ///
     /// # Errors
     /// When it fails for one of them.
@@ -220,26 +220,26 @@ impl<'a> Stages<'a> {
     /// Makes everything durable, and then removes them; directories keep their times.
     ///
     /// # Errors
-    /// When something could not be written, or removed. The stages then still tell of it.
+    /// When something could not be written, or removed. The stages then stay, as a sign of it.
     pub(super) fn finish(&self) -> Result<()> {
         self.sync()?;
         self.roots.iter().try_for_each(|root| sweep(self.tree, root))
     }
 
-    /// The directories they are in.
+    /// The directories that contain them.
     pub(super) fn roots(&self) -> &[Vec<u8>] {
         &self.roots
     }
 }
 
-/// One worker's place in the stages, and the directory it was last in.
+/// One worker's place in the stages, and the directory in which it last worked.
 #[derive(Debug)]
 pub(super) struct Bench<'a> {
     stages: &'a Stages<'a>,
     number: usize,
     own: HashMap<usize, OwnedFd>,
     parent: Option<(Vec<u8>, OwnedFd)>,
-    /// What is to be renamed when it is on disk: its name in the stage is its number here.
+    /// What waits to be renamed: its name in the stage is its index here.
     waiting: Vec<Vec<u8>>,
     waiting_bytes: u64,
 }
@@ -250,10 +250,10 @@ impl<'a> Bench<'a> {
         Self { stages, number, own: HashMap::new(), parent: None, waiting: Vec::new(), waiting_bytes: 0 }
     }
 
-    /// Makes something new with `make`, which is given a directory and a name, and renames it to `path`.
+    /// Makes something new with `make`, which gets a directory and a name, and renames it to `path`.
     ///
     /// # Errors
-    /// Those of `make`, and when it cannot be renamed; what was made is then removed.
+    /// The errors of `make`; when it cannot be renamed. What was made is then removed.
     pub(super) fn place<T>(&mut self, path: &[u8], make: impl FnOnce(&OwnedFd, &str) -> Result<T>) -> Result<T> {
         let (directory, name) = split(path).context("replacing the root of the tree")?;
         self.enter(directory)?;
@@ -270,11 +270,11 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// As [`Bench::place`], for something of `bytes` that takes the place of something else: it is renamed when it is on disk, by
-    /// [`Bench::rename_waiting`].
+    /// As [`Bench::place`], for something of `bytes` that replaces something else: it is renamed by [`Bench::rename_waiting`], when it is
+    /// on disk.
     ///
     /// # Errors
-    /// Those of `make`, and of [`Bench::rename_waiting`].
+    /// The errors of `make` and of [`Bench::rename_waiting`].
     pub(super) fn replace(&mut self, path: &[u8], bytes: u64, make: impl FnOnce(&OwnedFd, &str) -> Result<()>) -> Result<()> {
         let (directory, _) = split(path).context("replacing the root of the tree")?;
         let stage = own(&mut self.own, self.stages, self.number, directory)?;
@@ -288,7 +288,7 @@ impl<'a> Bench<'a> {
         self.rename_waiting()
     }
 
-    /// Renames into place what waits for it; the file system has been synced since.
+    /// Renames everything that waits into place. The file system has been synced before.
     ///
     /// # Errors
     /// When something cannot be renamed.
@@ -315,7 +315,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// The worker's own directory in the stage that belongs to `directory`.
+/// The worker's own directory in the stage for `directory`.
 fn own<'o>(own: &'o mut HashMap<usize, OwnedFd>, stages: &Stages<'_>, number: usize, directory: &[u8]) -> Result<&'o OwnedFd> {
     let at = stages.roots.iter().position(|root| is_below(directory, root)).context("finding the stage")?;
     if let std::collections::hash_map::Entry::Vacant(place) = own.entry(at) {
@@ -333,7 +333,7 @@ fn own<'o>(own: &'o mut HashMap<usize, OwnedFd>, stages: &Stages<'_>, number: us
 
 fn rename(stage: &OwnedFd, made: &str, parent: &OwnedFd, name: &[u8]) -> Result<()> {
     match rustix::fs::renameat(stage, made, parent, name) {
-        // What is there may be immutable.
+        // The file that is replaced may be immutable.
         Err(Errno::PERM) if unlock(parent, name)? => rustix::fs::renameat(stage, made, parent, name),
         result => result,
     }

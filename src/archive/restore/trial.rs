@@ -1,5 +1,5 @@
-//! Trying out before anything is changed what only the kernel knows: which attributes a file system takes, on which kind of file, and how
-//! much of them; which owners, device numbers, sizes, lengths and numbers of names. Each different combination is made once, in the stage.
+//! Trying out, before anything is changed, what only the kernel knows: which attributes a file system supports, on which kind of file and
+//! of which size; which owners, device numbers, sizes, lengths and numbers of names. Each different combination is made once, in the stage.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
@@ -21,24 +21,24 @@ use crate::archive::select::STAGE;
 use crate::error::misfit;
 use crate::node::clock::interrupted;
 
-/// What is made in the stage.
+/// The name in the stage of what is tried.
 const TRIAL: &[u8] = b"trial";
-/// Every file system takes a file of so many bytes, holes included, and a link that points to a path of so many.
+/// Every file system supports a file of this size, holes included, and a link whose target has this length, bytes.
 const USUAL_SIZE: u64 = 1 << 40;
 const USUAL_TARGET: usize = 255;
-/// Every file system of a node takes so many names of one file; one that takes so many more than the others (ext4 65,000, btrfs 65,535)
-/// takes all that there can be.
+/// Every file system of a node supports this many names of one file; one that supports [`MOST_NAMES`], more than the limits of others (ext4
+/// 65,000, btrfs 65,535), supports any number.
 const USUAL_NAMES: u32 = 30_000;
 const MOST_NAMES: u32 = 70_000;
 
-/// Tries what `steps` are going to make and set; `names` says of what gets several names how many that are.
+/// Tries what `steps` will make and set; `names` has the number of names of what gets several.
 ///
 /// # Errors
-/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) naming the entry and what the file system does not take of it; when anything
-/// else cannot be set. A full disk is no error here: what is deleted later may make room; everything else is tried all the same.
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) with the entry and what the file system does not support of it; when anything
+/// else cannot be set. A full disk is no error here: a later deletion may make room. The rest is tried all the same.
 pub(super) fn run(table: &Table, stages: &Stages<'_>, steps: &[Step], names: &HashMap<Id, u32>) -> Result<()> {
     let (mut tried, mut owners) = (HashSet::new(), HashSet::new());
-    // The stage at hand, and how long a name in it may be.
+    // The current stage, and the longest name possible in it.
     let mut at: Option<(&[u8], OwnedFd, u64)> = None;
     for step in steps {
         let path = table.path(step.id);
@@ -52,14 +52,14 @@ pub(super) fn run(table: &Table, stages: &Stages<'_>, steps: &[Step], names: &Ha
                 (stage, longest)
             }
         };
-        let context = || format!("trying what {} is to be, before anything is changed", shown(path));
+        let context = || format!("trying whether {} can be restored, before anything is changed", shown(path));
         let name = split(path).map_or(0, |(_, name)| name.len() as u64);
         if name > longest {
             return Err(does_not_take(&stage, &format!("a name of {name} bytes, only of up to {longest}"))).with_context(context);
         }
         let leader = table.leader(step.id);
         let (row, attributes, device) = (table.row(leader), table.attributes(leader), table.device(leader));
-        // XFS takes smaller device numbers and shorter targets than the kernel does, ext4 smaller files.
+        // XFS accepts a smaller range of device numbers and shorter targets than the kernel, and ext4 smaller files.
         let large = Some(row.size).filter(|size| *size > USUAL_SIZE);
         let long = Some(table.target(leader).len()).filter(|len| *len > USUAL_TARGET);
         let many = names.get(&leader).copied().filter(|names| *names > USUAL_NAMES);
@@ -83,11 +83,11 @@ fn attempt(stage: &OwnedFd, table: &Table, id: Id) -> Result<()> {
     unlink(stage, TRIAL, AtFlags::empty())?;
     make_empty(stage, TRIAL, table, id)
         .map_err(|error| not_taken(error, stage, &what(table, id)))
-        .context("making something of its kind")?;
+        .context("making an entry of its kind")?;
     if row.size > USUAL_SIZE {
         let file = rustix::fs::openat(stage, TRIAL, OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
         let sized = rustix::fs::ftruncate(&file, row.size);
-        sized.map_err(|error| not_taken(error, stage, &format!("a file of {} bytes", row.size))).context("making it as large")?;
+        sized.map_err(|error| not_taken(error, stage, &format!("a file of {} bytes", row.size))).context("making a file of its size")?;
     }
     let (uid, gid) = (attributes.uid, attributes.gid);
     let owned = rustix::fs::chownat(stage, TRIAL, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW);
@@ -101,7 +101,7 @@ fn attempt(stage: &OwnedFd, table: &Table, id: Id) -> Result<()> {
     Ok(())
 }
 
-/// Gives a file so many names, and takes them away again.
+/// Gives a file this many names, and removes them again.
 fn attempt_names(stage: &OwnedFd, names: u32) -> Result<()> {
     unlink(stage, TRIAL, AtFlags::empty())?;
     rustix::fs::mkdirat(stage, TRIAL, Mode::RWXU)?;
@@ -117,7 +117,7 @@ fn attempt_names(stage: &OwnedFd, names: u32) -> Result<()> {
     remove_all(stage, TRIAL, interrupted)
 }
 
-/// What of an entry a file system may refuse, in words.
+/// The property of an entry that a file system may refuse, in words.
 fn what(table: &Table, id: Id) -> String {
     let (major, minor) = table.device(id);
     match table.row(id).kind {
@@ -129,7 +129,7 @@ fn what(table: &Table, id: Id) -> String {
     }
 }
 
-/// What it means that something cannot be made, although it is sound.
+/// The error when something sound cannot be made.
 fn not_taken(error: Errno, stage: &OwnedFd, what: &str) -> anyhow::Error {
     match error {
         Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP | Errno::NAMETOOLONG | Errno::FBIG | Errno::OVERFLOW => does_not_take(stage, what),
@@ -139,7 +139,7 @@ fn not_taken(error: Errno, stage: &OwnedFd, what: &str) -> anyhow::Error {
 
 fn does_not_take(stage: &OwnedFd, what: &str) -> anyhow::Error {
     misfit(format!(
-        "the file system ({}) does not take {what}; restore to a file system like that which the archive was made from, or leave this path out",
+        "the file system ({}) does not take {what}; restore to a file system of the kind from which the archive was made, or leave this path out",
         file_system::name(stage)
     ))
 }

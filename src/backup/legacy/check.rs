@@ -1,4 +1,4 @@
-//! Whether a recovery can use an old backup: the one judge of `list`, of `verify`, and of the import before a recovery.
+//! Whether a recovery can use an old backup. `list`, `verify`, and the import before a recovery all ask here.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,32 +19,31 @@ use crate::node::profile::OPENSHIFT;
 use crate::node::{Node, clock::interrupted};
 use crate::report::Progress;
 
-/// Bytes of a `currentconfig`: as a `MachineConfig` it had to fit into etcd, whose requests end at 1.5 MiB.
+/// The most bytes of a `currentconfig`: as a `MachineConfig` it had to fit into etcd, which accepts requests of up to 1.5 MiB.
 const MOST_CONFIGURATION: u64 = 8 << 20;
 
-/// How far it is looked at.
+/// How much is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Depth {
-    /// What the files say that an import reads whole: quick.
+    /// The small files that an import reads whole: quick.
     Files,
-    /// The snapshot, the archives and the trees, too.
+    /// The snapshot, the archives and the trees as well.
     Contents,
 }
 
-/// Checks it as far as it allows, and as an import and a recovery take it: all parts there, once and not too deep; the node's identity, its
-/// configuration and certificate authorities in the copy of `/etc`; the structure of the snapshot; both archives readable to their end,
-/// with plain names; the manifest of each of the four pods at its revision.
+/// Checks an old backup as far as it allows, by what an import and a recovery need: all parts are there, only once and not too deep; the
+/// node's identity, its configuration and certificate authorities are in the copy of `/etc`; the snapshot's structure is sound; both
+/// archives can be read to their end, and have plain names; the manifest of each of the four pods is there at its revision.
 ///
 /// # Errors
-/// When interrupted; what is wrong is in the report.
+/// When interrupted; what is wrong with the backup is in the report.
 pub fn verify(old: &Legacy, progress: &Progress) -> Result<VerifyReport> {
     let task = progress.task("checking the backup of upgrade-recovery.sh", Some(old.usage()));
     let problems = problems(old, Depth::Contents, &|bytes| task.add(bytes))?;
     Ok(VerifyReport { bytes: old.usage(), ..VerifyReport::new(LEGACY_ID, true, BTreeMap::new(), &problems) })
 }
 
-/// What is wrong with it as far as a quick look tells, when something is: that of [`verify`], without the snapshot, the archives and the
-/// trees.
+/// What a quick check finds wrong, if anything: as [`verify`], but without the snapshot, the archives and the trees.
 ///
 /// # Errors
 /// [`FailureKind::Interrupted`] when interrupted.
@@ -54,7 +53,7 @@ pub fn problem(old: &Legacy) -> Result<Option<String>> {
     Ok(Some(problems.join("; ")).filter(|text| !text.is_empty()))
 }
 
-/// All that is wrong with it, one sentence each; nothing when a recovery takes it.
+/// Everything that is wrong with it, one sentence each; empty when a recovery can use it.
 ///
 /// # Errors
 /// [`FailureKind::Interrupted`] when interrupted;
@@ -66,7 +65,7 @@ fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec<Error>> {
     };
     let mut problems = Vec::new();
     let mut note = |name: &str, result: Result<()>| match result {
-        // An interruption is no damage, nor is a lack of scratch space.
+        // An interruption is no damage, and neither is a lack of scratch space.
         Err(error) if matches!(kind(&error), FailureKind::NoSpace | FailureKind::Interrupted) => Err(error),
         Err(error) => {
             problems.push(error.context(name.to_owned()));
@@ -84,11 +83,11 @@ fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec<Error>> {
         }
     }
     if !unreadable {
-        // The copy of /etc stands where a node's would.
+        // The copy of /etc is read as if it were a node's.
         let copy = Node::at(&old.root, None);
-        // It is read as a node's, and what a node lacks the copy has lost.
+        // What is reported as missing from a node is missing from the copy, so the copy is damaged.
         let identity = Identity::of(&copy, &OPENSHIFT).map_err(|error| damaged(format!("{error:#}")));
-        note("etc does not say which node it is of", identity.map(drop))?;
+        note("etc does not say to which node it belongs", identity.map(drop))?;
         note("etc", MachineConfig::current(&copy).map(drop))?;
         note(EXCLUDE_LIST, excludes::read_list(&parts.excludes, &[&parts.etc]).map(drop))?;
     }
@@ -105,7 +104,7 @@ fn problems(old: &Legacy, depth: Depth, tick: Tick<'_>) -> Result<Vec<Error>> {
     Ok(problems)
 }
 
-/// That the files which an import reads whole are of a sane kind and size, before any is read.
+/// Checks that the files which an import reads whole are regular and not too large, before any is read.
 fn small(parts: &Parts<'_>) -> Result<()> {
     let root = parts.etc.parent().unwrap_or(Path::new("/"));
     let copy = Node::at(root, None);
@@ -126,8 +125,8 @@ fn small(parts: &Parts<'_>) -> Result<()> {
     Ok(())
 }
 
-/// That no second copy stands within the first: `cp -Ra /etc DIR/etc`, run again, makes `DIR/etc/etc`, and what is around it is of the run
-/// before or incomplete. Which of the two was meant is for somebody to say. `mark` is what every copy of this tree holds.
+/// Checks that there is no second copy inside the first: `cp -Ra /etc DIR/etc`, run twice, makes `DIR/etc/etc`, and the outer copy is then
+/// of the earlier run or incomplete. A person must say which of the two to use. `mark` is a path that every copy of this tree has.
 fn nested(tree: &Path, name: &str, mark: &str) -> Result<()> {
     let inner = tree.join(name);
     if !is_dir(&inner) || (!mark.is_empty() && inner.join(mark).symlink_metadata().is_err()) {
@@ -135,34 +134,34 @@ fn nested(tree: &Path, name: &str, mark: &str) -> Result<()> {
     }
     let outer = tree.file_name().unwrap_or_default().display().to_string();
     Err(damaged(format!(
-        "{outer}/{name} is a copy within the copy: it is of the last run, and what is around it of an earlier one, which an import would take; next, when \
-         the inner one is whole, in that directory: `mv {outer}/{name} {outer}.inner && mv {outer} {outer}.outer && mv {outer}.inner {outer}`; when the \
-         outer one is what is meant, move the inner one away"
+        "{outer}/{name} is a copy inside the copy: the inner one is of the last run, and the outer one, which an import would \
+         use, of an earlier one; next, when the inner one is whole, in that directory: \
+         `mv {outer}/{name} {outer}.inner && mv {outer} {outer}.outer && mv {outer}.inner {outer}`; when the outer one is the right one, move the inner one away"
     )))
 }
 
-/// That each of the four pods has a revision with a manifest that is one.
+/// Checks that each of the four pods has a revision with a valid manifest.
 fn pods(members: &Members) -> Result<()> {
     for (pod, revision) in OPENSHIFT.static_pods.iter().zip(revisions(&members.names)?) {
         let path = revision.join(pod.manifest);
         let text = members.manifests.get(&path).ok_or_else(|| damaged(format!("{} is not in it", path.display())))?;
         crate::node::static_pod::Manifest::parse(text)
-            .map_err(|why| damaged(format!("{} is no manifest of a pod: {why:#}", path.display())))?;
+            .map_err(|why| damaged(format!("{} is not the manifest of a pod: {why:#}", path.display())))?;
     }
     Ok(())
 }
 
-/// That no path below `tree` is deeper than an import goes.
+/// Checks that no path below `tree` is deeper than an import supports.
 fn levels(tree: &Path) -> Result<()> {
     for entry in walkdir::WalkDir::new(tree).max_depth(MOST_LEVELS + 1) {
         interrupted()?;
         let entry = match entry {
             Ok(entry) => entry,
-            // A path of 4,096 bytes, whatever its levels.
+            // A path of 4,096 bytes, with however many levels.
             Err(error)
                 if error.io_error().and_then(std::io::Error::raw_os_error) == Some(rustix::io::Errno::NAMETOOLONG.raw_os_error()) =>
             {
-                return Err(too_deep("it holds paths that are longer than the 4,095 bytes that Linux takes in one"));
+                return Err(too_deep("it holds paths that are longer than the 4,095 bytes that Linux accepts in one"));
             }
             Err(error) => return Err(error).context("walking through it"),
         };
@@ -173,7 +172,7 @@ fn levels(tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// No node needs what is so deep, and whatever wrote it may be no more than a test: it is sound.
+/// No node needs such depth, and it may be left from a test: the backup is sound.
 fn too_deep(what: &str) -> Error {
-    unsupported(format!("{what}, which are not taken: remove what is so deep from the copy"))
+    unsupported(format!("{what}, which is not supported: remove such paths from the copy"))
 }

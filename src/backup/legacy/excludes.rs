@@ -1,8 +1,8 @@
 //! `etc.exclude.list` of the old script: patterns for rsync's `--exclude-from`, read and written.
 //!
-//! rsync's are not anchored: `resolv.conf` leaves every file of that name alone, `a/b` every path that ends in it; a leading `/` ties one
-//! to the top. The agent's own patterns always begin at `/etc`: an unanchored one becomes itself at the top, and every path that it matches
-//! now.
+//! rsync's patterns are not anchored: `resolv.conf` excludes every file of that name, `a/b` every path that ends in it; a leading `/`
+//! anchors a pattern at the top. The agent's own patterns are always anchored at `/etc`. So an unanchored pattern becomes itself at the
+//! top, and every path that it matches now.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStringExt;
@@ -17,18 +17,19 @@ use crate::backup::take::tmpfiles::literal;
 use crate::error::unsupported;
 use crate::node::mounts;
 
-/// Patterns that a list stands for; a real one has some twenty. Each part of a line that begins with a wildcard doubles what the line
-/// stands for.
+/// The most patterns that a list may expand to; a real one has some twenty. Each part of a line that begins with a wildcard doubles the
+/// patterns of that line.
 const MOST_PATTERNS: usize = 10_000;
-/// And the most bytes they take.
+/// The most bytes of these patterns.
 const MOST_PATTERN_BYTES: usize = 1 << 20;
-/// What the old script leaves to `cluster-restore.sh`. Here, the archive of the static pods owns it.
+/// What the old script leaves to `cluster-restore.sh`. Here it belongs to the archive of the static pods.
 const LEFT_TO_STATIC_PODS: &str = "kubernetes/manifests";
 
-/// The patterns of the list at `file` as the agent's own, tried on each of `trees` (copies of `/etc`). A list that is missing is empty.
+/// The patterns of the list in `file`, converted to the agent's own by trying them on each of `trees` (copies of `/etc`). A missing list is
+/// empty.
 ///
 /// # Errors
-/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it stands for more than [`MOST_PATTERNS`] patterns; when the
+/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it expands to more than [`MOST_PATTERNS`] patterns; when the
 /// list or one of the trees cannot be read.
 pub(super) fn read_list(file: &Path, trees: &[&Path]) -> Result<Vec<PathBuf>> {
     let text = match std::fs::read(file) {
@@ -52,7 +53,7 @@ pub(super) fn read_list(file: &Path, trees: &[&Path]) -> Result<Vec<PathBuf>> {
         .collect();
     for tree in trees {
         paths.extend(matched(tree, &loose)?);
-        // They go into the manifest, which has its own limit.
+        // The patterns go into the manifest, which has a limit of its own.
         if paths.len() > MOST_PATTERNS || paths.iter().map(|path| path.as_os_str().len()).sum::<usize>() > MOST_PATTERN_BYTES {
             return Err(too_many());
         }
@@ -63,7 +64,7 @@ pub(super) fn read_list(file: &Path, trees: &[&Path]) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The list that stands for `patterns`: each tied to the top, and what the old script always leaves alone.
+/// The list for `patterns`: each anchored at the top, and what the old script always excludes.
 #[must_use]
 pub(super) fn to_list(patterns: &[PathBuf]) -> String {
     let lines: Vec<String> =
@@ -71,7 +72,7 @@ pub(super) fn to_list(patterns: &[PathBuf]) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Every path below `tree`, not at its top, that one of the patterns matches by its end.
+/// Every path below the top of `tree` whose end one of the patterns matches.
 fn matched(tree: &Path, patterns: &[Vec<&str>]) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut walk = walkdir::WalkDir::new(tree).min_depth(1).into_iter();
@@ -97,8 +98,8 @@ fn matched(tree: &Path, patterns: &[Vec<&str>]) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// What rsync's pattern `line`, tied to the top, is as patterns of the agent's own, which together match the same. There, a wildcard
-/// matches a leading period as well; in glob(7), and so in tmpfiles.d and here, a period has to be said.
+/// Converts rsync's pattern `line`, anchored at the top, to patterns of the agent's own that together match the same. In rsync a wildcard
+/// also matches a leading period; in glob(7), and so in tmpfiles.d and here, a leading period must be written out.
 fn as_glob(line: &str) -> Result<Vec<PathBuf>> {
     let mut patterns = vec![Vec::new()];
     for part in line.split('/').filter(|part| !part.is_empty()) {
@@ -111,21 +112,21 @@ fn as_glob(line: &str) -> Result<Vec<PathBuf>> {
         };
         patterns = patterns.iter().flat_map(longer).collect();
     }
-    // Neither rsync nor a restore meets a name like `..`: what has it in it matches nothing, and is left out.
+    // No file that rsync or a restore visits has a name like `..`, so a pattern with it matches nothing and is left out.
     let fits = |path: &PathBuf| Selection::all().except([path]).is_ok();
     Ok(patterns.into_iter().map(|pattern| PathBuf::from(OsString::from_vec(pattern))).filter(fits).collect())
 }
 
 fn too_many() -> anyhow::Error {
     unsupported(format!(
-        "the list stands for more than {MOST_PATTERNS} patterns, which is not taken: write it with fewer lines, or with fewer wildcards in a line"
+        "the list expands to more than {MOST_PATTERNS} patterns, which is not supported: write it with fewer lines, or fewer wildcards"
     ))
 }
 
 /// The patterns of glob(7) for those names with a leading period that rsync's pattern `part` matches.
 fn hidden(part: &[u8]) -> Vec<Vec<u8>> {
     match part {
-        // A star takes the period, or it takes nothing.
+        // A star matches the period, or nothing.
         [b'*', rest @ ..] => [vec![[b".", part].concat()], hidden(rest)].concat(),
         _ => one(part, b'.').map(|rest| [b".", rest].concat()).into_iter().collect(),
     }
@@ -144,7 +145,7 @@ mod tests {
         Ok(files)
     }
 
-    /// What our patterns leave out is what rsync, the real one, leaves out.
+    /// Our patterns must leave out the same as the real rsync.
     #[test]
     fn tied_patterns_match_as_rsyncs_do() -> Result<()> {
         let dir = tempfile::tempdir()?;

@@ -1,4 +1,4 @@
-//! From a backup to the old script's layout, for `upgrade-recovery.sh`, `cluster-restore.sh` and people with a shell: see
+//! Writes a backup in the old script's layout, for `upgrade-recovery.sh`, `cluster-restore.sh` and people with a shell: see
 //! [`layout`](super::layout).
 
 use std::fs::{File, OpenOptions};
@@ -27,24 +27,23 @@ use crate::report::{Progress, paths};
 /// What was exported.
 #[derive(Debug, Clone, Serialize)]
 pub struct Exported {
-    /// Which backup.
+    /// The backup.
     pub id: String,
-    /// Where to.
+    /// The directory.
     #[serde(serialize_with = "paths::one")]
     pub to: PathBuf,
-    /// It was all there already: an earlier call had come to its end.
+    /// True when everything was there already: an earlier call had finished.
     pub already: bool,
 }
 
-/// Writes `backup` into the directory `to`, which must be empty or not there, as the old script would have: directories 0700 and files 0600
-/// where they are the layout's own. An export that was cut short there is begun again; one that is whole, and of this backup, is left as it
-/// is.
+/// Writes `backup` into the directory `to`, which must be empty or not exist, in the old script's layout: its own directories have mode
+/// 0700 and its own files 0600. An export that was interrupted there begins again; a complete one of this backup is left as it is.
 ///
 /// # Errors
 /// [`FailureKind::Usage`](crate::error::FailureKind::Usage) when `to` holds something else,
 /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) for a backup of a kubeadm node,
-/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the backup is; when something cannot be written, and then nothing
-/// stays.
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the backup is damaged; when something cannot be written. A failure
+/// leaves nothing behind.
 pub fn export(backup: &Backup, to: &Path, progress: &Progress) -> Result<Exported> {
     if backup.manifest.profile != Kind::OpenShift {
         return Err(misfit("the layout of upgrade-recovery.sh is that of an OpenShift node; this backup is of a kubeadm one"));
@@ -78,7 +77,7 @@ pub fn export(backup: &Backup, to: &Path, progress: &Progress) -> Result<Exporte
     Ok(exported(false))
 }
 
-/// As [`export`], but only what `cluster-restore.sh` reads: `cluster/`, and the static pods that it is made of.
+/// As [`export`], but only what `cluster-restore.sh` reads: `cluster/`, and the static pods from which it is made.
 ///
 /// # Errors
 /// As [`export`].
@@ -91,7 +90,7 @@ pub fn export_cluster(backup: &Backup, to: &Path, progress: &Progress) -> Result
 }
 
 const EXTRAS_STAGING: &str = ".extras";
-/// There until all else is: what is beside it is an export of the agent's that was cut short, and nobody's else.
+/// Exists until the export is complete: what is beside it is an interrupted export of the agent's, and belongs to nobody else.
 const UNFINISHED: &str = ".unfinished-export";
 struct Export<'a> {
     backup: &'a Backup,
@@ -109,14 +108,14 @@ impl Export<'_> {
         durable::sync_file_system(self.to)
     }
 
-    /// Removes what an export writes; the mark that it is one goes last.
+    /// Removes what an export writes; the mark of an unfinished export goes last.
     fn clear(&self) -> Result<()> {
         let left = ["cluster", "etc", "local", "kubelet", EXTRAS_TGZ, EXCLUDE_LIST, EXTRAS_STAGING, UNFINISHED];
         left.iter().try_for_each(|name| durable::remove_tree(&self.to.join(name)))
     }
 
-    /// True when everything that an export of this backup writes is there, and as it writes it. The two `.tar.gz`, whose bytes depend on
-    /// the order in which a file system lists, are read to their end.
+    /// True when everything that an export of this backup writes is there, with the same content. The two `.tar.gz` are only read to their
+    /// end: their bytes depend on the order in which a file system lists its files.
     fn is_whole(&self) -> Result<bool> {
         for (part, place) in Part::in_legacy() {
             let (archive, tree) = (Archive::open(&self.backup.file(part.file))?, self.to.join(place));
@@ -134,7 +133,7 @@ impl Export<'_> {
         Ok(is_same(&self.in_cluster("snapshot", "db"), &mut snapshot)? && is_same(&self.to.join(EXCLUDE_LIST), &mut list.as_bytes())?)
     }
 
-    /// A file of `cluster/`, which the old script names by the time.
+    /// A file in `cluster/`, with the time in its name as in the old script.
     fn in_cluster(&self, what: &str, extension: &str) -> PathBuf {
         let date = self.backup.manifest.taken.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d_%H%M%S");
         self.to.join("cluster").join(format!("{what}_{date}.{extension}"))
@@ -145,7 +144,7 @@ impl Export<'_> {
         let (archive, tree) = (Archive::open(&self.backup.file(name))?, self.to.join(place));
         durable::create_dir(&tree, 0o700)?;
         let task = self.progress.task(&format!("exporting {place}"), Some(archive.bytes()));
-        // `etc/kubernetes` holds files of `etc` already.
+        // `etc/kubernetes` already has files of `etc`.
         archive.restore(&tree, &Selection::all(), Extra::Keep, &|bytes| task.add(bytes)).with_context(|| format!("unpacking {name}"))?;
         Ok(())
     }
@@ -169,7 +168,7 @@ impl Export<'_> {
         })
     }
 
-    /// Container and revision in use of each static pod: from the manifest's label, never from times.
+    /// Container and revision in use of each static pod: from the manifest's label, never from file times.
     fn revisions(&self) -> Result<Vec<(&'static str, u32)>> {
         let exported = Node::at(self.to, None);
         let revision = |pod: &StaticPod| -> Result<u32> {

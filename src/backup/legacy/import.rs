@@ -1,4 +1,4 @@
-//! From what the old script left to a backup like any other. The original stays as it is.
+//! Makes an ordinary backup of the old script's. The original stays as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions, Permissions};
@@ -31,17 +31,17 @@ use crate::node::selinux::label_like;
 use crate::node::{Node, clock::interrupted, durable, mounts};
 use crate::session::{Locked, Session};
 
-/// The label by which an old backup that was imported is known.
+/// The label that holds the fingerprint of the old backup that was imported.
 const FINGERPRINT: &str = "upgrade-recovery/fingerprint";
-/// Where the parts are put together, in the unfinished backup.
+/// The folder in the unfinished backup in which the parts are put together.
 const STAGING: &str = "staging";
 
-/// Makes a backup of the old one, once: the next time, the one that was made is found by the old one's fingerprint. It gets the sequence 0,
-/// so that all that the agent took itself are newer. It names no deployment: a recovery goes back to the pinned one.
+/// Imports the old backup, once: later calls find the imported one by the old one's fingerprint. Its sequence is 0, so all backups of the
+/// agent's own are newer. It names no deployment, so a recovery goes back to the pinned one.
 ///
 /// # Errors
-/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the old backup is,
-/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is sound, and a part of it is not taken all the same;
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the old backup is damaged,
+/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) when it is sound but a part of it is not supported;
 /// [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace) when there is no room for a second copy; when something cannot be read or
 /// written. Nothing is left behind then.
 pub fn import(session: &Locked<'_>, survey: &Survey, old: &Legacy) -> Result<Backup> {
@@ -52,7 +52,7 @@ pub fn import(session: &Locked<'_>, survey: &Survey, old: &Legacy) -> Result<Bac
     }
     progress.say("importing the backup of upgrade-recovery.sh; it stays as it is");
     check::verify(old, progress)?.accept("the backup of upgrade-recovery.sh")?;
-    // Files are packed smaller than they are, but the snapshot is there twice for a while.
+    // Files become smaller when packed, but for a while the snapshot is there twice.
     let (needed, (free, _)) = (old.usage(), mounts::space(dir.path())?);
     if free < needed {
         let shown = dir.shown().display();
@@ -109,8 +109,9 @@ impl Import<'_> {
         Ok(())
     }
 
-    /// The old script's tar keeps no labels: each file gets that of what is at its place now. It names files as the machine configuration
-    /// does, also through links (`/opt` is one on an ostree host); a backup names them by where they are, because its restore follows none.
+    /// The old script's tar has no labels: each file gets the label of what is now in its place. It names files as the machine
+    /// configuration does, also through links (`/opt` is one on an ostree host); a backup names them by their real paths, because its
+    /// restore follows no links.
     fn extras(&mut self, tar: &Path, staging: &Path) -> Result<()> {
         let (unpacked, placed) = (staging.join("unpacked"), staging.join("placed"));
         durable::create_dir(staging, 0o700)?;
@@ -123,7 +124,7 @@ impl Import<'_> {
             let real =
                 there.strip_prefix(self.session.node.root()).with_context(|| format!("{} is outside of the node", there.display()))?;
             if let Some(other) = names.iter().find(|other: &&PathBuf| other.starts_with(real) || real.starts_with(other)) {
-                return Err(damaged(format!("{} and {} in it are in each other's place", other.display(), real.display())));
+                return Err(damaged(format!("{} and {} in it have conflicting paths", other.display(), real.display())));
             }
             let to = placed.join(real);
             std::fs::create_dir_all(to.parent().unwrap_or(&placed)).context("making room for the managed files")?;
@@ -136,8 +137,8 @@ impl Import<'_> {
         self.pack(EXTRAS, &placed, &Selection::all().only(&names))
     }
 
-    /// The whole of `manifests` and `static-pod-resources` from the copy of `/etc`; over it the revisions that were saved with the
-    /// snapshot, and their manifests.
+    /// The whole of `manifests` and `static-pod-resources` from the copy of `/etc`; and over them the revisions that were saved with the
+    /// snapshot, with their manifests.
     fn static_pods(&mut self, staging: &Path) -> Result<()> {
         let (kubernetes, resources) = (staging.join("kubernetes"), staging.join("resources"));
         let (source, selection) = (self.parts.etc.join("kubernetes"), parts::owned(&OPENSHIFT)?);
@@ -180,10 +181,10 @@ impl Import<'_> {
     }
 
     fn manifest(&self, etcd: Etcd, fingerprint: String) -> Result<Manifest> {
-        // The copy of /etc stands where a node's would.
+        // The copy of /etc is read as if it were a node's.
         let copy = Node::at(self.session.dir.path(), None);
         let expire = certificates_expire(&copy, &OPENSHIFT).unwrap_or_else(|error| {
-            self.session.progress.say(&format!("when the certificates in it expire is not known: {error:#}"));
+            self.session.progress.say(&format!("it is unknown when the certificates in it expire: {error:#}"));
             None
         });
         Ok(Manifest {
@@ -215,7 +216,7 @@ impl Import<'_> {
     }
 }
 
-/// Moves what is new or different below `from` to its place below `to`.
+/// Moves everything new or different below `from` to the same place below `to`.
 fn overlay(from: &Path, to: &Path) -> Result<()> {
     for entry in std::fs::read_dir(from).with_context(|| format!("listing {}", from.display()))? {
         let source = entry.with_context(|| format!("listing {}", from.display()))?.path();
@@ -225,7 +226,7 @@ fn overlay(from: &Path, to: &Path) -> Result<()> {
             Some(old) if new.is_dir() && old.is_dir() => overlay(&source, &target)?,
             Some(old) if new.is_file() && old.is_file() && is_same(&target, &mut File::open(&source)?)? => {}
             old => {
-                // A directory takes no file's place, nor a file a directory's.
+                // A directory must not replace a file, nor a file a directory.
                 if old.is_some_and(|old| old.is_dir() || new.is_dir()) {
                     durable::remove_tree(&target)?;
                 }
@@ -237,7 +238,7 @@ fn overlay(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// An empty directory with the owner, mode and label of another.
+/// Makes an empty directory with the owner, mode and label of another.
 fn copy_dir(from: &Path, to: &Path) -> Result<()> {
     durable::create_dir(to, 0o700)?;
     let meta = from.metadata().with_context(|| format!("looking at {}", from.display()))?;

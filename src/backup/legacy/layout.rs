@@ -8,7 +8,7 @@
 //! etc.exclude.list                                                 rsync patterns that a restore of /etc leaves alone
 //! ```
 //!
-//! It has no sums: it is checked as far as that allows, by [`check`](super::check).
+//! It has no checksums: [`check`](super::check) checks what can be checked without them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
@@ -23,7 +23,7 @@ use crate::error::damaged;
 use crate::node::profile::OPENSHIFT;
 use crate::node::{dir::RecoveryDir, mounts};
 
-/// The list of what a restore of `/etc` leaves alone.
+/// The list of what a restore of `/etc` excludes.
 pub(super) const EXCLUDE_LIST: &str = "etc.exclude.list";
 /// The archive of its managed files.
 pub(super) const EXTRAS_TGZ: &str = "extras.tgz";
@@ -39,7 +39,7 @@ pub struct Legacy {
     local: Option<PathBuf>,
 }
 
-/// The parts of one that has them all.
+/// The parts of an old backup that has them all.
 #[derive(Debug)]
 pub(super) struct Parts<'a> {
     pub(super) snapshot: &'a Path,
@@ -49,11 +49,11 @@ pub(super) struct Parts<'a> {
     pub(super) kubelet: PathBuf,
     /// `None` where no file is managed outside the three trees.
     pub(super) extras: Option<PathBuf>,
-    /// Where the list of excludes is; one that is missing is empty.
+    /// The path of the list of excludes; a missing list is empty.
     pub(super) excludes: PathBuf,
 }
 
-/// The old backup in `dir`, when there is one, whole or not.
+/// The old backup in `dir`, if there is one, complete or not.
 #[must_use]
 pub fn find(dir: &RecoveryDir) -> Option<Legacy> {
     let root = dir.path().to_owned();
@@ -68,10 +68,10 @@ pub fn find(dir: &RecoveryDir) -> Option<Legacy> {
 }
 
 impl Legacy {
-    /// Its parts.
+    /// The parts.
     ///
     /// # Errors
-    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) with what is missing, or is no file.
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) with the part that is missing or is not a file.
     pub(super) fn parts(&self) -> Result<Parts<'_>> {
         let missing = |what: &str| damaged(format!("the backup of upgrade-recovery.sh has no {what}"));
         let (etc, kubelet, extras) = (self.root.join("etc"), self.root.join("kubelet"), self.root.join(EXTRAS_TGZ));
@@ -96,7 +96,7 @@ impl Legacy {
         })
     }
 
-    /// When it was taken: as its names say (nodes run on UTC), else the snapshot's time.
+    /// When it was taken, from its names (nodes run on UTC), else from the snapshot's file time.
     #[must_use]
     pub fn taken(&self) -> Option<Timestamp> {
         let snapshot = self.snapshot.as_deref()?;
@@ -119,7 +119,7 @@ impl Legacy {
         there.map(|path| (name(path), mounts::usage(path).unwrap_or(0))).collect()
     }
 
-    /// Tells one old backup from the next in the same place: names, sizes and times of what is written anew with each.
+    /// Distinguishes successive old backups in the same place, by names, sizes and times of the files that each run writes anew.
     ///
     /// # Errors
     /// When a part is missing or cannot be looked at.
@@ -151,7 +151,7 @@ pub(super) fn revisions(members: &BTreeSet<PathBuf>) -> Result<Vec<PathBuf>> {
     OPENSHIFT.static_pods.iter().map(|pod| revision(pod.container)).collect()
 }
 
-/// The last by name of the files `prefix…suffix`, of this date when one is given: what `cluster-restore.sh` takes.
+/// The last by name of the files `prefix…suffix`, with this date when one is given: the same choice as `cluster-restore.sh`.
 fn newest(dir: &Path, (prefix, suffix): (&str, &str), date: Option<&str>) -> Option<PathBuf> {
     let fits = |path: &PathBuf| {
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();

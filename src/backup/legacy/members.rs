@@ -1,5 +1,4 @@
-//! What is in the archives of an old backup, and how it is unpacked. As for tar, the last of several members of one name is the one that
-//! counts.
+//! The content of an old backup's archives, and how they are unpacked. As with tar, the last of several members with one name counts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -14,43 +13,43 @@ use tar::{Archive, Entry};
 use crate::error::{damaged, unsupported};
 use crate::node::{clock::interrupted, durable};
 
-/// Levels of directories below each of its trees: a real `/etc` has some ten. The archives' names have no more either.
+/// The most levels of directories below each tree: a real `/etc` has some ten. The limit holds for names in the archives too.
 pub(super) const MOST_LEVELS: usize = 1024;
-/// Bytes of any other file that is read whole: a manifest, the list of excludes, a bundle of certificates.
+/// The most bytes of any other file that is read whole: a manifest, the list of excludes, a bundle of certificates.
 pub(super) const MOST_FILE: u64 = 1 << 20;
 
 type Gz = MultiGzDecoder<BufReader<File>>;
 
-/// Bytes of a member's name: with the directory that it is unpacked into, a path has to stay below the 4,096 of Linux.
+/// The most bytes of a member's name: together with the directory into which it is unpacked, a path must stay below Linux's 4,096.
 const MOST_NAME: usize = 3 << 10;
-/// Members of one archive: one of a real node has some hundreds.
+/// The most members of one archive: a real node's has some hundreds.
 const MOST_MEMBERS: usize = 100_000;
-/// How the manifests of static pods end: the text of these is kept.
+/// The suffix of static pods' manifests, whose text is kept.
 const POD_MANIFEST: &str = "-pod.yaml";
 
-/// What is in one archive.
+/// The content of one archive.
 #[derive(Debug, Default)]
 pub(super) struct Members {
     /// Every name.
     pub(super) names: BTreeSet<PathBuf>,
-    /// The text of those that are named as manifests of static pods are, at their revision's top.
+    /// The text of members that are named like manifests of static pods, at the top of their revision.
     pub(super) manifests: BTreeMap<PathBuf, String>,
-    /// The names that are no directories.
+    /// The names of members that are not directories.
     files: BTreeSet<PathBuf>,
 }
 
-/// The members of the tar.gz at `file`, read to the end (gzip's own sum is behind it).
+/// The members of the tar.gz `file`, read to the end (gzip's checksum comes after the tar).
 ///
 /// # Errors
-/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it cannot be read to its end, or when a member cannot be unpacked
-/// where it belongs.
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it cannot be read to its end, or when a member cannot be unpacked at
+/// its own path.
 pub(super) fn of(file: &Path) -> Result<Members> {
     let mut members = Members::default();
     each(file, |name, entry| members.see(name, entry))?;
     Ok(members)
 }
 
-/// Unpacks the tar.gz at `file` into the new directory `into`: what is in it that is no directory.
+/// Unpacks the tar.gz `file` into the new directory `into`; returns its members.
 ///
 /// # Errors
 /// As [`of`], before anything is written; when something cannot be written.
@@ -69,7 +68,7 @@ pub(super) fn unpack(file: &Path, into: &Path) -> Result<Members> {
         }
         entry.unpack_in(into).map(drop).with_context(|| format!("unpacking {}", name.display()))
     })?;
-    // What was put into a directory has changed its time.
+    // Unpacking into a directory has changed its time.
     for (dir, time) in times {
         File::open(&dir).and_then(|open| open.set_modified(time)).with_context(|| format!("setting the time of {}", dir.display()))?;
     }
@@ -77,7 +76,7 @@ pub(super) fn unpack(file: &Path, into: &Path) -> Result<Members> {
 }
 
 impl Members {
-    /// The names that are no directories, in order.
+    /// The names of members that are not directories, in order.
     pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(PathBuf::as_path)
     }
@@ -86,7 +85,7 @@ impl Members {
         let shown = name.display();
         if name.components().count() > MOST_LEVELS || name.as_os_str().len() > MOST_NAME {
             return Err(unsupported(format!(
-                "a name in it has more than {MOST_LEVELS} levels or {MOST_NAME} bytes, which is not taken: pack it without that"
+                "a name in it has more than {MOST_LEVELS} levels or {MOST_NAME} bytes, which is not supported: pack it without that name"
             )));
         }
         let is_dir = entry.header().entry_type().is_dir();
@@ -96,19 +95,19 @@ impl Members {
             || (is_dir && self.files.contains(name))
             || (!is_dir && (below() || self.names.contains(name) != self.files.contains(name)))
         {
-            return Err(damaged(format!("{shown} and another name in it are in each other's place")));
+            return Err(damaged(format!("{shown} and another name in it have conflicting paths")));
         }
         if let Some(to) = link(entry)?
             && !self.files.contains(&to)
         {
-            return Err(damaged(format!("{shown} in it is a link to {}, which is not in it before", to.display())));
+            return Err(damaged(format!("{shown} in it is a link to {}, which does not come before it", to.display())));
         }
         if !is_dir {
             self.files.insert(name.to_owned());
         }
         self.names.insert(name.to_owned());
         if self.names.len() > MOST_MEMBERS {
-            return Err(unsupported(format!("it has more than {MOST_MEMBERS} members, and no more are taken")));
+            return Err(unsupported(format!("it has more than {MOST_MEMBERS} members, which is the limit")));
         }
         if name.as_os_str().to_string_lossy().ends_with(POD_MANIFEST) && name.components().count() == 3 {
             self.keep(name, entry)?;
@@ -134,7 +133,7 @@ impl Members {
     }
 }
 
-/// Shows each member, by its plain name, to `see`.
+/// Calls `see` with each member and its plain name.
 fn each(file: &Path, mut see: impl FnMut(&Path, &mut Entry<'_, Gz>) -> Result<()>) -> Result<()> {
     let mut read = || -> Result<()> {
         let mut archive = open(file)?;
@@ -150,7 +149,7 @@ fn each(file: &Path, mut see: impl FnMut(&Path, &mut Entry<'_, Gz>) -> Result<()
             }
             std::io::copy(&mut entry, &mut std::io::sink())?;
         }
-        // The tar ends before the gzip does: what follows must be whole as well.
+        // The tar ends before the gzip does: the rest must be sound as well.
         std::io::copy(&mut archive.into_inner(), &mut std::io::sink())?;
         Ok(())
     };
@@ -169,7 +168,7 @@ fn open(file: &Path) -> Result<Archive<Gz>> {
     Ok(archive)
 }
 
-/// What a hard link is a link to.
+/// The target of a hard link; `None` for other members.
 fn link(entry: &Entry<'_, Gz>) -> Result<Option<PathBuf>> {
     if !entry.header().entry_type().is_hard_link() {
         return Ok(None);
@@ -177,14 +176,14 @@ fn link(entry: &Entry<'_, Gz>) -> Result<Option<PathBuf>> {
     let to = entry.link_name()?.ok_or_else(|| damaged("it holds a link to nothing"))?;
     if to.is_absolute() {
         return Err(unsupported(format!(
-            "it holds a hard link to {}, whose name begins with a slash, which is not taken: pack it without tar's option -P",
+            "it holds a hard link to {}, whose name begins with a slash, which is not supported: pack it without tar's option -P",
             to.display()
         )));
     }
     plain(&to).map(Some)
 }
 
-/// A name without `.` in it, and without a slash before it: tar leaves that out when it unpacks. One that could lead out of a directory is
+/// A name without `.` in it and without a leading slash, which tar drops too when it unpacks. A name that could lead out of a directory is
 /// refused.
 fn plain(name: &Path) -> Result<PathBuf> {
     let name: PathBuf = name.components().filter(|c| !matches!(c, Component::CurDir | Component::RootDir)).collect();

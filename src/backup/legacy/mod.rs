@@ -1,7 +1,7 @@
 //! The layout of the old `upgrade-recovery.sh`.
 //!
-//! Reading order: [`layout`] (what lies where); [`members`] (its archives); [`excludes`] (its list of what a restore leaves alone);
-//! [`check`] (whether a recovery takes it); [`mod@import`] (a backup of it); [`mod@export`] (it, of a backup).
+//! Reading order: [`layout`] (where its files are); [`members`] (its archives); [`excludes`] (its list of what a restore excludes);
+//! [`check`] (whether a recovery can use it); [`mod@import`] (makes a backup from it); [`mod@export`] (makes it from a backup).
 
 mod check;
 mod excludes;

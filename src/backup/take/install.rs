@@ -1,5 +1,5 @@
-//! What a backup puts into the recovery directory besides itself: the agent's own binary and the old tool's front. An upgrade that fails
-//! may leave a node without images or network: what recovers it must lie there already.
+//! What a backup installs in the recovery directory: the agent's own binary and the old tool's front. A failed upgrade may leave a node
+//! without images or network, so what recovers it must already be there.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Cursor, Read, Seek};
@@ -22,8 +22,7 @@ const SELF: &str = "/proc/self/exe";
 /// Below `/var`, files are labelled `var_t`, which systemd may not run.
 const BIN_LABEL: &[u8] = b"system_u:object_r:bin_t:s0\0";
 
-/// Installs both, replacing older ones in one step each. A file whose content is the same already stays, with mode and label as they must
-/// be.
+/// Installs both, replacing older ones in one step each. A file with the same content stays, and gets the right mode and label.
 ///
 /// # Errors
 /// When one cannot be written or, on a host with `SELinux`, labelled.
@@ -34,7 +33,7 @@ pub fn install(node: &Node, dir: &RecoveryDir) -> Result<()> {
     place(&dir.path().join(FRONT), Cursor::new(FRONT_TEXT), labelled).context("installing the front of the old tool")
 }
 
-/// Bytes that [`install`] takes in the recovery directory: those of the agent, unless it lies there already.
+/// Bytes that [`install`] needs in the recovery directory: the size of the agent, unless the same one is already there.
 ///
 /// # Errors
 /// When the agent's own program cannot be read.
@@ -42,7 +41,7 @@ pub fn room(dir: &RecoveryDir) -> Result<u64> {
     let look = || -> Result<u64> {
         let mut own = File::open(SELF)?;
         let length = own.metadata()?.len();
-        // One that cannot be read is replaced.
+        // A file that cannot be read is replaced.
         let is_there = is_same(&dir.path().join(BINARY), &mut own).unwrap_or(false);
         Ok(if is_there { 0 } else { length })
     };
@@ -51,7 +50,7 @@ pub fn room(dir: &RecoveryDir) -> Result<u64> {
 
 fn place(path: &Path, mut content: impl Read + Seek, labelled: bool) -> Result<()> {
     let temporary = durable::beside(path)?;
-    // What one that was killed left serves nobody, and takes room.
+    // What a killed call left is of no use, and takes room.
     durable::remove(&temporary)?;
     if is_same(path, &mut content)? {
         return dress(&File::open(path)?, labelled);
@@ -61,14 +60,14 @@ fn place(path: &Path, mut content: impl Read + Seek, labelled: bool) -> Result<(
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o700).open(&temporary)?;
         std::io::copy(&mut content, &mut file)?;
         dress(&file, labelled)?;
-        // A program that runs keeps the inode it has: the rename never disturbs it.
+        // A running program keeps its inode, so the rename does not disturb it.
         durable::rename(&temporary, path)
     };
-    // A part of it must not fill the disk on which the recovery is about to write; the error is what matters.
+    // A partial file must not fill the disk on which the recovery will write; only the error matters.
     write().inspect_err(|_| drop(std::fs::remove_file(&temporary)))
 }
 
-/// Gives a file the mode and, where there are labels, the label that let it be run; durably, with its content.
+/// Gives a file the mode and, where there are labels, the label with which it can be run; durably, with its content.
 fn dress(file: &File, labelled: bool) -> Result<()> {
     fchmod(file, Mode::from_raw_mode(0o755))?;
     if labelled {
@@ -82,8 +81,8 @@ mod tests {
     use super::*;
     use std::process::Command;
 
-    /// A recovery directory with the front, and an agent that prints how it was called. Both are copied by a child: what this process
-    /// wrote, a child that another thread forks at that moment holds open, and it cannot be run ("text file busy").
+    /// A recovery directory with the front, and an agent that prints its arguments. A child process writes both: if this process wrote
+    /// them, a child that another thread forks at that moment would hold them open, and they could not be run ("text file busy").
     fn fronted() -> tempfile::TempDir {
         let dir = tempfile::Builder::new().prefix("with blank ").tempdir().unwrap();
         for (name, text) in [(FRONT, FRONT_TEXT), (BINARY, "#!/bin/sh\nprintf '%s|' \"$@\"\n")] {

@@ -1,14 +1,14 @@
-//! What is asked for when a backup is taken.
+//! The options of a backup.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::backup::asked_by::AskedBy;
 
-/// How many good backups are kept unless said otherwise.
+/// How many good backups are kept by default.
 pub const KEEP: u32 = 3;
 
-/// What is asked for.
+/// What the caller asks for.
 #[derive(Debug, Clone)]
 pub struct TakeOptions {
     /// A name, for people.
@@ -21,6 +21,6 @@ pub struct TakeOptions {
     pub keep: usize,
     /// The deadline of each wait.
     pub wait: Duration,
-    /// Who asks: found out before the host's namespaces are entered.
+    /// Who asks; determined before the host's namespaces are entered.
     pub asked_by: AskedBy,
 }

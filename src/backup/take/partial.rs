@@ -1,5 +1,5 @@
 //! A backup that is being taken: a directory `<id>.partial` with the journal of its [steps](super::procedure), so that the next `backup`
-//! can go on with it.
+//! can continue it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,9 +18,9 @@ use crate::error::{FailureKind, kind};
 use crate::formats::partial::{DoneV2, FinishedV2};
 use crate::node::{Node, dir::RecoveryDir, durable};
 
-/// Its journal; not there any more once it is published.
+/// Its journal, which is removed when the backup is published.
 pub const JOURNAL: &str = "journal";
-/// After so many seconds an unfinished backup is not gone on with: what of it is finished is too old to go with the rest.
+/// An unfinished backup that is older than this, in seconds, is not continued: its finished part is too old for the rest.
 const GOES_STALE: u64 = 3600;
 
 /// A file of the backup that is finished and on disk.
@@ -30,7 +30,7 @@ pub struct Finished {
     pub bytes: u64,
     /// Bytes of the file.
     pub stored: u64,
-    /// Of the file, hex.
+    /// SHA-256 of the file, hex.
     pub sha256: String,
 }
 
@@ -46,11 +46,11 @@ pub struct Partial {
 }
 
 impl Partial {
-    /// Goes on with the newest unfinished backup when boot, agent, plan and `conditions` are the same, it is not an hour old, and its
-    /// archives are as they were written; else begins a new one. All other unfinished ones are discarded.
+    /// Continues the newest unfinished backup when boot, agent, plan and `conditions` are the same, it is less than an hour old, and its
+    /// archives are as they were written; else begins a new one. All other unfinished backups are discarded.
     ///
     /// # Errors
-    /// When one cannot be discarded, or the new directory cannot be made; when interrupted, and then what is finished stays.
+    /// When one cannot be discarded, or the new directory cannot be made; when interrupted: then the finished part stays.
     pub fn continue_or_begin(
         node: &Node,
         dir: &RecoveryDir,
@@ -78,7 +78,7 @@ impl Partial {
         Ok(partial)
     }
 
-    /// Begins a new one, of something `taken` then.
+    /// Begins a new one; `taken` is its time.
     ///
     /// # Errors
     /// When its directory cannot be made.
@@ -115,7 +115,7 @@ impl Partial {
         remove(dir, &format!("{}{PARTIAL}", self.id))
     }
 
-    /// Removes all but the finished archives: etcd's and the static pods' are taken again, together.
+    /// Removes everything but the finished archives: etcd and the static pods are saved again, together.
     fn keep_archives_alone(&self) -> Result<()> {
         let archives = archives(self.journal.reading())?;
         for entry in std::fs::read_dir(&self.path).with_context(|| format!("listing {}", self.path.display()))? {
@@ -129,7 +129,7 @@ impl Partial {
     }
 }
 
-/// The path at which a file is to be written. What an earlier attempt left there is removed.
+/// The path at which a file is to be written. A file that an earlier attempt left there is removed.
 ///
 /// # Errors
 /// When that cannot be removed.
@@ -139,7 +139,7 @@ pub fn room_for(partial: &Path, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The figures of a step that has finished these files, for the journal.
+/// What the journal records of a step that has finished these files.
 ///
 /// # Errors
 /// When they cannot be serialized.
@@ -151,7 +151,7 @@ pub fn figures(files: BTreeMap<String, Finished>) -> Result<Value> {
 /// The files of all steps that are done.
 ///
 /// # Errors
-/// When the journal has a step's figures in another form.
+/// When the journal has a record of a step in another format.
 pub fn finished(reading: &Reading) -> Result<BTreeMap<String, Finished>> {
     let mut files = BTreeMap::new();
     for record in reading.records.iter().filter(|record| matches!(record.event, Event::StepDone(..)) && !record.detail.is_null()) {
@@ -161,7 +161,7 @@ pub fn finished(reading: &Reading) -> Result<BTreeMap<String, Finished>> {
     Ok(files)
 }
 
-/// Those of them that the next process goes on with: the archives that are steps of their own.
+/// Those of the finished files that the next process keeps: the archives that have a step of their own.
 ///
 /// # Errors
 /// As [`finished`].
@@ -171,13 +171,13 @@ pub fn archives(reading: &Reading) -> Result<BTreeMap<String, Finished>> {
     Ok(files)
 }
 
-/// True when all that is left is to give it its name.
+/// True when only the final rename is missing.
 #[must_use]
 pub fn is_done(reading: &Reading) -> bool {
     reading.last_of(&Event::StepDone(Phase::Take, MANIFEST.to_owned())).is_some()
 }
 
-/// The newest that fits, by the name of its directory.
+/// The newest one that can be continued, by the name of its directory.
 fn newest(node: &Node, dir: &RecoveryDir, survey: &Survey, plan: &Plan, conditions: &Conditions) -> Result<Option<(String, Reading)>> {
     let (boot, now) = (node.clock().boot_id()?, node.clock().since_boot().as_secs());
     let fits = |id: &str, reading: &Reading| {
@@ -190,18 +190,18 @@ fn newest(node: &Node, dir: &RecoveryDir, survey: &Survey, plan: &Plan, conditio
             && reading.beginning.conditions == *conditions
             && !is_stale(reading.beginning.begun, now)
     };
-    // One whose journal cannot be read is not gone on with.
+    // One whose journal cannot be read is not continued.
     let read = |id: &String| Some((id.clone(), Reading::of(&dir.backups().join(id).join(JOURNAL)).ok()??));
     let fitting = survey.partial.iter().filter_map(read).filter(|(id, reading)| fits(id, reading));
     Ok(fitting.max_by_key(|(_, reading)| reading.beginning.begun))
 }
 
-/// Both in seconds since the same boot.
+/// Both are seconds since the same boot.
 fn is_stale(begun: u64, now: u64) -> bool {
     now < begun || now - begun >= GOES_STALE
 }
 
-/// True when the archives in `path` are as the journal says that they were written.
+/// True when the archives in `path` are as the journal says they were written.
 fn is_whole(path: &Path, reading: &Reading) -> Result<bool> {
     let Ok(archives) = archives(reading) else { return Ok(false) };
     for (name, finished) in &archives {
@@ -247,7 +247,7 @@ mod tests {
         let node = Node::at(root.path(), None);
         std::fs::create_dir_all(root.path().join("proc/sys/kernel/random")).unwrap();
         let dir = RecoveryDir::new(&node, Path::new("/var/recovery"));
-        // Not by `prepare`, which wants it to be root's: the tests of a room need no root.
+        // Not made by `prepare`, which requires that root owns it: the tests of a room need no root.
         std::fs::create_dir_all(dir.backups()).unwrap();
         let conditions = Conditions::of(&node, None).unwrap();
         let place = Place { _root: root, node, dir, plan: plan(false, &[ETC, KUBELET]), conditions };
@@ -286,7 +286,7 @@ mod tests {
             partial
         }
 
-        /// True when the next one begins again, and nothing is left of any other.
+        /// True when the next backup begins anew, and nothing is left of any other.
         fn begins_again(&self) -> bool {
             let next = self.open();
             let survey = survey(&self.dir).unwrap();
@@ -334,14 +334,14 @@ mod tests {
         }
     }
 
-    /// Gives the journal of the unfinished backup other lines.
+    /// Replaces lines in the journal of the unfinished backup.
     fn rewritten(path: &Path, change: impl Fn(usize, &str) -> String) {
         let journal = path.join(JOURNAL);
         let text = std::fs::read_to_string(&journal).unwrap();
         std::fs::write(&journal, text.lines().enumerate().map(|(i, line)| change(i, line)).collect::<String>()).unwrap();
     }
 
-    /// A line with its checksum made anew.
+    /// The line with a new checksum.
     fn sealed(line: &str) -> String {
         let content = format!("{}}}", line.rsplit_once(",\"sum\"").unwrap().0);
         format!("{},\"sum\":\"{:08x}\"}}\n", content.strip_suffix('}').unwrap(), crc32c::crc32c(content.as_bytes()))

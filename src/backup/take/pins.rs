@@ -1,8 +1,8 @@
-//! Pins: the booted deployment is pinned before a backup, so that machine-config-daemon's clean-up does not take it away, and unpinned when
-//! no backup needs it any more. Every pin holds a kernel in `/boot`.
+//! Pins: the booted deployment is pinned before a backup, so that machine-config-daemon's clean-up does not remove it, and unpinned when no
+//! backup needs it any more. Every pin keeps a kernel in `/boot`.
 //!
-//! `pins.json` in the recovery directory names the pins that are the agent's own. It is written *before* a pin is set: a pin of somebody
-//! else's is never dropped; if the file is lost, pins stay, and nothing worse.
+//! `pins.json` in the recovery directory lists the agent's own pins. It is written *before* a pin is set, so nobody else's pin is ever
+//! dropped. If the file is lost, pins stay; nothing worse happens.
 
 use anyhow::{Context, Result};
 
@@ -30,7 +30,7 @@ pub fn pin(node: &Node, dir: &RecoveryDir, deployment: &Deployment) -> Result<()
     ostree::pin(node, deployment).context("pinning the booted deployment")
 }
 
-/// Drops the agent's own pins that no backup of `kept` needs; the checksums of those deployments.
+/// Drops the agent's own pins that no backup in `kept` needs; returns the checksums of those deployments.
 ///
 /// # Errors
 /// When a backup that cannot be read may need one of them, `pins.json` cannot be read or written, or ostree fails.

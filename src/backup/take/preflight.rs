@@ -1,4 +1,4 @@
-//! What is looked at before a backup changes anything: whether it can be taken now, and what will stand in its manifest.
+//! What is checked before a backup changes anything: whether it can be taken now, and what its manifest will say.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,18 +24,18 @@ use crate::tools::needs::{self, Need, UnitFile};
 use crate::tools::ostree::{self, Deployment};
 use crate::tools::{crictl, runtime};
 
-/// How long etcd has to answer while it is only asked how it is.
+/// How long etcd may take to answer when it is only asked for its state.
 const ETCD_ANSWERS: Duration = Duration::from_secs(30);
-/// What a byte takes on disk when no earlier backup tells: more than configuration and binaries do, less than what is compressed already.
-/// In thousandths.
+/// The size on disk of a byte of content when no earlier backup tells, in thousandths: more than configuration and binaries need, less than
+/// what is already compressed.
 const COMPRESSED: u64 = 700;
-/// What a byte takes when it took one in an earlier backup, in thousandths.
+/// The size on disk of what took one byte in the newest backup, in thousandths: a tenth more.
 const MORE_THAN_BEFORE: u64 = 1100;
 
-/// Left free beyond the backup, bytes: a recovery writes its journal to the same place, and must not have to make room first.
+/// Bytes that must stay free after the backup: a recovery writes its journal to the same place, and should not have to make room first.
 const RESERVE: u64 = 16 << 20;
 
-/// What was found.
+/// What the check found.
 #[derive(Debug)]
 pub struct Facts {
     /// The kind of control plane.
@@ -52,7 +52,7 @@ pub struct Facts {
     pub management: Option<kube::Management>,
     /// How etcd is reached.
     pub endpoint: Endpoint,
-    /// How etcd is.
+    /// etcd's state.
     pub health: Health,
     /// The booted deployment, on an ostree host.
     pub booted: Option<(Deployment, DeploymentId)>,
@@ -62,15 +62,15 @@ pub struct Facts {
     pub runtime_unit: Option<String>,
     /// The containers of the profile's operators that run, name and namespace.
     pub operator_containers: Option<Vec<(String, String)>>,
-    /// When the first certificate expires, and which.
+    /// When the first certificate expires, and which one that is.
     pub certificates_expire: Option<(Timestamp, PathBuf)>,
     /// What is archived.
     pub trees: Trees,
-    /// What somebody should know, one sentence each.
+    /// Warnings, one sentence each.
     pub warnings: Vec<String>,
 }
 
-/// Looks at everything; changes nothing.
+/// Checks everything; changes nothing.
 ///
 /// # Errors
 /// [`FailureKind::NotPermitted`](crate::error::FailureKind::NotPermitted) when not root,
@@ -79,7 +79,7 @@ pub struct Facts {
 /// [`FailureKind::Busy`](crate::error::FailureKind::Busy) when something is being rolled out.
 pub fn look(node: &Node, options: &TakeOptions, survey: &Survey, progress: &Progress) -> Result<Facts> {
     if !rustix::process::geteuid().is_root() {
-        return Err(not_permitted("a backup is taken by root: nobody else can read all of it"));
+        return Err(not_permitted("only root can take a backup: no other user can read all of the node"));
     }
     progress.say("looking at the node");
     let mut warnings = Vec::new();
@@ -94,16 +94,17 @@ pub fn look(node: &Node, options: &TakeOptions, survey: &Survey, progress: &Prog
     let runtime_unit = needs(node, profile, &mut warnings);
     let containers = crictl::containers(node);
     let operator_containers = containers.as_ref().ok().and_then(|containers| {
-        let sandboxes =
-            crictl::sandboxes(node).map_err(|error| warnings.push(format!("which operators run is not recorded: {error:#}"))).ok()?;
+        let sandboxes = crictl::sandboxes(node)
+            .map_err(|error| warnings.push(format!("the backup does not record which operators run: {error:#}")))
+            .ok()?;
         Some(operators_running(profile, containers, &sandboxes, &mut warnings))
     });
     let images = containers.and_then(|containers| images(node, &containers)).unwrap_or_else(|error| {
-        warnings.push(format!("the images and containers in use are not recorded: {error:#}"));
+        warnings.push(format!("the backup does not record the images and containers in use: {error:#}"));
         Vec::new()
     });
     let certificates_expire = certificates_expire(node, profile).unwrap_or_else(|error| {
-        warnings.push(format!("when the first certificate expires is not recorded: {error:#}"));
+        warnings.push(format!("the backup does not record when the first certificate expires: {error:#}"));
         None
     });
     if let Some((when, path)) = certificates_expire.as_ref().filter(|(when, _)| *when < node.clock().now()) {
@@ -128,7 +129,7 @@ pub fn look(node: &Node, options: &TakeOptions, survey: &Survey, progress: &Prog
     })
 }
 
-/// The booted deployment, and what about it and `/boot` is worth a warning.
+/// The booted deployment. Adds warnings about it and about `/boot`.
 fn booted(node: &Node, warnings: &mut Vec<String>) -> Result<Option<(Deployment, DeploymentId)>> {
     if !ostree::is_ostree(node) {
         warnings.push("this is not an ostree host: there is no deployment to pin or to roll back to".to_owned());
@@ -149,7 +150,7 @@ fn booted(node: &Node, warnings: &mut Vec<String>) -> Result<Option<(Deployment,
     Ok(Some((booted.clone(), DeploymentId::of(booted, arguments))))
 }
 
-/// A pinned deployment keeps its kernel in `/boot`, and the upgrade brings another: says so when that will not fit.
+/// A warning when the upgrade's kernel will not fit into `/boot`, where the pinned deployment keeps its own.
 fn boot_space(node: &Node) -> Result<Option<String>> {
     let boot = node.real_path("/boot");
     let Ok(kernels) = std::fs::read_dir(boot.join("ostree")) else { return Ok(None) };
@@ -160,7 +161,7 @@ fn boot_space(node: &Node) -> Result<Option<String>> {
     let (free, _) = mounts::space(&boot)?;
     Ok((free < largest).then(|| {
         format!(
-            "/boot has {} free and a kernel takes up to {}: with the booted deployment pinned, the upgrade's may not fit; drop old pins \
+            "/boot has {} free and a kernel takes up to {}: with the booted deployment pinned, the upgrade's kernel may not fit; drop old pins \
              (`ostree admin status`, `recovery prune`)",
             HumanBytes(free),
             HumanBytes(largest)
@@ -168,7 +169,7 @@ fn boot_space(node: &Node) -> Result<Option<String>> {
     }))
 }
 
-/// Order does not depend on the clock, but certificates and people do.
+/// The order of backups does not depend on the clock, but certificates and people do.
 fn clock(node: &Node, survey: &Survey, warnings: &mut Vec<String>) {
     let now = node.clock().now();
     if let Some(newest) = survey.backups.iter().map(|b| b.manifest.taken).max().filter(|newest| *newest > now) {
@@ -181,7 +182,7 @@ fn clock(node: &Node, survey: &Survey, warnings: &mut Vec<String>) {
 }
 
 fn single_member(endpoint: &Endpoint) -> Result<Health> {
-    let health = etcd::health(endpoint, ETCD_ANSWERS).context("asking etcd how it is")?;
+    let health = etcd::health(endpoint, ETCD_ANSWERS).context("asking etcd for its state")?;
     if health.members != 1 {
         return Err(misfit(format!("etcd has {} members: this agent is for clusters of a single node", health.members)));
     }
@@ -218,7 +219,7 @@ struct Answers {
     management: Option<kube::Management>,
 }
 
-/// Refuses a cluster where something is being rolled out, unless forced; what is worth a warning.
+/// Refuses a cluster in which something is being rolled out, unless forced; returns warnings.
 fn at_rest(cluster: &kube::Cluster, operators: &[kube::OperatorState], rolling: &[String], force: bool) -> Result<Vec<String>> {
     let version = cluster.progressing.then(|| "the ClusterVersion".to_owned());
     let progressing = operators.iter().filter(|o| o.progressing).map(|o| format!("the operator {}", o.name));
@@ -239,7 +240,8 @@ fn at_rest(cluster: &kube::Cluster, operators: &[kube::OperatorState], rolling: 
     Ok(warnings)
 }
 
-/// The unit of the container runtime. What a recovery would not find here is a warning: the backup may be the last chance to have one.
+/// The unit of the container runtime. If the node lacks something that a recovery needs, that is only a warning: this may be the last
+/// chance for a backup.
 fn needs(node: &Node, profile: &Profile, warnings: &mut Vec<String>) -> Option<String> {
     let in_etc = |unit: &str| UnitFile::in_folder(node, &Path::new("/etc").join(needs::UNITS_IN_ETC), unit);
     let found = match needs::look(node, profile, &Need { recorded: None, programs: &[], deployment: None, in_etc: &in_etc }) {
@@ -248,7 +250,7 @@ fn needs(node: &Node, profile: &Profile, warnings: &mut Vec<String>) -> Option<S
             found.runtime
         }
         Err(error) => {
-            warnings.push(format!("whether the node has what a recovery needs cannot be told: {error:#}"));
+            warnings.push(format!("it is unknown whether the node has what a recovery needs: {error:#}"));
             None
         }
     };
@@ -256,12 +258,12 @@ fn needs(node: &Node, profile: &Profile, warnings: &mut Vec<String>) -> Option<S
         let missing = needs::missing_program(node, "rpm-ostree");
         warnings.extend(missing.map(|missing| format!("a recovery that has to roll back would be refused here: {missing}")));
     }
-    // What runs is what a recovery finds again, if its unit is mended until then.
+    // A recovery will find what runs now, provided that its unit is repaired until then.
     found.or_else(|| runtime::listening(node))
 }
 
-/// Those containers of the profile's operators that run, or are being started again in their pod: one that is scaled to zero is not waited
-/// for after a recovery.
+/// The containers of the profile's operators that run, or are being restarted in their pod. A recovery does not wait for an operator that
+/// is scaled to zero.
 fn operators_running(
     profile: &Profile,
     containers: &[crictl::Container],
@@ -276,15 +278,15 @@ fn operators_running(
     if !gone.is_empty() {
         let names: Vec<_> = gone.iter().map(|wanted| wanted.container).collect();
         warnings.push(format!(
-            "{} does not run here: a recovery of this backup neither waits for it nor has it roll out pods",
+            "{} does not run here: a recovery from this backup will neither wait for it nor make it roll out pods",
             names.join(", ")
         ));
     }
     there.into_iter().map(|wanted| (wanted.container.to_owned(), wanted.namespace.to_owned())).collect()
 }
 
-/// The images of the containers there are, and those that the runtime pins (the one that every pod sandbox is made of): an edge site may
-/// have no registry to pull them from again.
+/// The images of the existing containers, and those that the runtime pins (the one from which every pod sandbox is made): an edge site may
+/// have no registry from which to pull them again.
 fn images(node: &Node, containers: &[crictl::Container]) -> Result<Vec<Image>> {
     let images = crictl::images(node)?;
     let mut used: Vec<Image> = Vec::new();
@@ -311,7 +313,7 @@ fn named(image: &crictl::Image) -> Image {
     Image { id: image.id.clone(), name: name.clone() }
 }
 
-/// Checks that what is still to be written, besides the bytes that are `done`, fits into the recovery directory, with room for a recovery.
+/// Checks that what is still to be written, beyond the `done` bytes, fits into the recovery directory with room for a recovery.
 ///
 /// # Errors
 /// [`FailureKind::NoSpace`](crate::error::FailureKind::NoSpace), with the numbers and what to do.
@@ -336,7 +338,7 @@ pub fn space(dir: &RecoveryDir, facts: &Facts, survey: &Survey, done: u64) -> Re
     .and_next(dir.make_room_here()))
 }
 
-/// Thousandths that a byte takes on disk: as in the newest backup, with something on top.
+/// The size on disk of a byte of content, in thousandths: as in the newest backup, plus a margin.
 fn ratio(survey: &Survey) -> u64 {
     let Some(newest) = survey.backups.first() else { return COMPRESSED };
     let sizes = &newest.manifest.sizes;

@@ -1,5 +1,4 @@
-//! A backup as the [engine](crate::engine) carries it out: its steps, and what must be the same for one that was cut short to be gone on
-//! with.
+//! A backup as the [engine](crate::engine) carries it out: its steps, and what must be the same if an interrupted one is to be continued.
 
 use anyhow::Result;
 use data_encoding::HEXLOWER;
@@ -30,14 +29,14 @@ pub const INSTALL: &str = "install";
 pub const PIN: &str = "pin";
 /// Putting the kubelet hold and the resume unit into `/etc`.
 pub const HOLD_FILES: &str = "hold-files";
-/// Saving etcd and archiving the static pods, of one moment. Each step between this and the one before has the name of the archive that it
-/// makes.
+/// Saving etcd and archiving the static pods, of the same moment. The steps between the previous one and this one have the names of the
+/// archives that they make.
 pub const ETCD_AND_STATIC_PODS: &str = "etcd-and-static-pods";
 /// Checking what was written.
 pub const CHECK: &str = "check";
-/// Writing manifest and sums: all is on disk then, and only the name is missing.
+/// Writing manifest and sums. After it everything is on disk, and only the name is missing.
 pub const MANIFEST: &str = "manifest";
-/// All that makes a backup of what the old script left, which is never gone on with.
+/// The only step of an import of the old script's backup, which is never continued.
 pub const IMPORT: &str = "import";
 
 /// The only phase of a backup.
@@ -63,8 +62,8 @@ impl std::fmt::Display for Phase {
     }
 }
 
-/// The plan of a backup with these archives before the static pods'. They alone outlive the process that made them: whatever else was done
-/// is done again by the next one, because etcd and the static pods go on changing, and somebody may have taken a pin or a file away.
+/// The plan of a backup with these archives before that of the static pods. Only these archives are kept for the next process, which does
+/// everything else again: etcd and the static pods change meanwhile, and somebody may have removed a pin or a file.
 #[must_use]
 pub fn plan(pins: bool, archives: &[&str]) -> Plan {
     let step = |volatile: bool| move |name: &&str| PlannedStep { name: (*name).to_owned(), volatile };
@@ -83,15 +82,15 @@ pub fn import() -> Plan {
 /// What a backup was begun with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Beginning {
-    /// When it was begun, by the node's clock; of an import, when the old script took it.
+    /// When it was begun, by the node's clock; for an import, when the old script took the backup.
     pub taken: Timestamp,
-    /// When it was begun, in seconds since boot: with the boot the same, time that no clock set wrong can change.
+    /// When it was begun, in seconds since boot: in the same boot this does not depend on the wall clock.
     pub begun: u64,
     /// What must be the same.
     pub conditions: Conditions,
 }
 
-/// What must be the same for a backup to be gone on with, besides boot, agent and plan, which its journal has anyhow.
+/// What must be the same for a backup to be continued, besides boot, agent and plan, which its journal always records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conditions {
     /// Booted deployment.
@@ -101,7 +100,7 @@ pub struct Conditions {
 }
 
 impl Conditions {
-    /// As the node is now.
+    /// The conditions on the node now.
     ///
     /// # Errors
     /// When `currentconfig` cannot be read.
@@ -117,7 +116,7 @@ pub struct Taking;
 
 impl Procedure for Taking {
     const NAME: &'static str = "backup";
-    const INTERRUPTED: &'static str = "what of the backup is finished is kept";
+    const INTERRUPTED: &'static str = "the finished part of the backup is kept";
     type Phase = Phase;
     type Beginning = Beginning;
 

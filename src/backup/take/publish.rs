@@ -1,8 +1,8 @@
-//! From finished files to a published backup: check what was written, manifest and sums, sync; then remove the journal, rename, sync.
+//! From finished files to a published backup: check what was written, write manifest and sums, sync; then remove the journal, rename, sync.
 //!
-//! The journal goes only when everything else is on disk: a partial without one, whose files are those that its sums list, lacks nothing
-//! but its name, and neither does one whose journal says that manifest and sums are written. [`finish_interrupted`] gives it that when a
-//! crash got in between.
+//! The journal is removed only when everything else is on disk. So a partial backup without a journal, whose files are those in its sums,
+//! lacks only its name; so does one whose journal says that manifest and sums are written. [`finish_interrupted`] renames it when a crash
+//! prevented that.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -26,12 +26,12 @@ use crate::node::{dir::RecoveryDir, durable};
 use crate::report::Progress;
 use crate::session::Locked;
 
-/// Checks the finished files in `partial`: archives were read back from the disk when they were packed, or hashed when this backup was
-/// continued, so that their length (and their index, when they are opened) says that they are still those; the snapshot is read here, from
-/// the disk.
+/// Checks the finished files in `partial`. The archives were read back from the disk when they were packed, or hashed when this backup was
+/// continued, so their length (and their index, when they are opened) shows that they are unchanged. The snapshot is read here, from the
+/// disk.
 ///
 /// # Errors
-/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when a file is not what was written.
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when a file is not as it was written.
 pub fn check(partial: &Path, files: &BTreeMap<String, Finished>, profile: &'static Profile, progress: &Progress) -> Result<()> {
     for (name, written) in files {
         let path = partial.join(name);
@@ -53,7 +53,7 @@ pub fn check(partial: &Path, files: &BTreeMap<String, Finished>, profile: &'stat
     files.keys().try_for_each(fits).context("checking the backup before it is published")
 }
 
-/// Writes manifest and sums of the finished files beside them, and syncs everything: all that is left then is to [`publish`] it.
+/// Writes manifest and sums beside the finished files, and syncs everything: then only [`publish`] is missing.
 ///
 /// # Errors
 /// When anything cannot be written or synced.
@@ -69,11 +69,10 @@ pub fn seal(partial: &Path, files: &BTreeMap<String, Finished>, manifest: &Manif
     durable::sync_dir(partial)
 }
 
-/// Makes what is sealed in `partial` the backup `id`. Until the rename in here, nothing has changed for anybody who looks for a
-/// backup.
+/// Makes the sealed `partial` the backup `id`. Until the rename in this function, nobody who looks for a backup sees a change.
 ///
 /// # Errors
-/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when not all is there; when it cannot be renamed.
+/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when something is missing; when it cannot be renamed.
 pub fn publish(dir: &RecoveryDir, partial: &Path, id: &str) -> Result<Backup> {
     durable::remove(&partial.join(JOURNAL))?;
     let manifest = complete(partial).context("checking the backup before it is published")?;

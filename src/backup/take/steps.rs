@@ -34,16 +34,16 @@ use crate::report::{Progress, paths};
 use crate::session::{Locked, Session};
 use crate::tools::ostree;
 
-/// How often etcd and the static pods are taken when a roll-out gets between them.
+/// How many times etcd and the static pods are saved when a roll-out comes in between.
 const ATTEMPTS: u32 = 3;
 
-/// How it ended.
+/// How the call ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// A backup was taken.
     Taken,
-    /// The same Job has had its backup: there is nothing to do.
+    /// The same Job already has its backup: nothing was done.
     AlreadyDone,
 }
 
@@ -58,7 +58,7 @@ pub struct Taken {
     pub manifest: Manifest,
     /// Bytes it takes on disk.
     pub stored: u64,
-    /// Bytes of content that were taken over from the backup before.
+    /// Bytes of content that were taken over from the previous backup.
     pub reused: u64,
     /// How long it took.
     pub seconds: f64,
@@ -68,18 +68,18 @@ pub struct Taken {
     pub undeployed: Vec<String>,
     /// Older backups that were removed.
     pub pruned: Vec<String>,
-    /// What somebody should know, one sentence each.
+    /// Warnings, one sentence each.
     pub warnings: Vec<String>,
 }
 
-/// Takes a backup. The caller holds the lock of `dir`, and has called [`trees::refuse_dir_inside`] before it made `dir`.
+/// Takes a backup. The caller holds the lock of `dir`, and called [`trees::refuse_dir_inside`] before it made `dir`.
 ///
-/// An interrupted one is continued; one that does not fit on the disk is given up. The backup before is not touched until the new one is
+/// An interrupted backup is continued; one that does not fit on the disk is given up. Older backups are not touched until the new one is
 /// published.
 ///
 /// # Errors
-/// [`FailureKind::Busy`] during a recovery, unless the same Job asks again; [`FailureKind::Usage`]
-/// for a name or label that cannot be; as [`preflight::look`] and [`preflight::space`]; when anything cannot be read or written.
+/// [`FailureKind::Busy`] during a recovery, unless the same Job asks again; [`FailureKind::Usage`] for an invalid name or label; as
+/// [`preflight::look`] and [`preflight::space`]; when anything cannot be read or written.
 pub fn take(session: &Locked<'_>, options: &TakeOptions) -> Result<Taken> {
     let Session { node, dir, progress, .. } = **session;
     let began = Instant::now();
@@ -137,8 +137,8 @@ fn check_options(options: &TakeOptions) -> Result<()> {
     check_keep(options.keep)
 }
 
-/// The backup that the same Job or pod has asked for before: a recovery restores the Job with etcd, and it runs and asks again. Published
-/// backups never change, so this needs no lock; and it must not take it, because the recovery that brought the Job back has it.
+/// The earlier backup of the same Job or pod: a recovery restores the Job with etcd, and the Job runs and asks again. This takes no lock,
+/// because the recovery that brought the Job back holds it; and it needs none, because published backups never change.
 ///
 /// # Errors
 /// When the backups cannot be listed.
@@ -165,8 +165,8 @@ fn refuse_during_a_recovery(dir: &RecoveryDir, asked_by: &AskedBy) -> Result<()>
     }
     let hint = match asked_by {
         AskedBy::Pod(uid) => format!(
-            "; the pod {uid} asks, and nothing says of which Job it is: if it is that of the backup that is restored, its backup is there, and its failure \
-             means nothing. A Job that passes its UID on in RECOVERY_JOB_UID is known again in whatever pod"
+            "; the pod {uid} asks, and its Job is unknown: if it is the Job of the backup that is being restored, its backup is complete, \
+             and its failure does not matter. A Job that passes its UID on in RECOVERY_JOB_UID is recognised in any pod"
         ),
         _ => String::new(),
     };
@@ -176,7 +176,7 @@ fn refuse_during_a_recovery(dir: &RecoveryDir, asked_by: &AskedBy) -> Result<()>
     )))
 }
 
-/// An unfinished backup stays for the next attempt, unless the disk is full: then it is deleted, to leave room.
+/// An unfinished backup is kept for the next attempt, unless the disk is full: then it is deleted to make room.
 fn give_up(error: anyhow::Error, partial: Partial, dir: &RecoveryDir) -> anyhow::Error {
     if kind(&error) != FailureKind::NoSpace {
         return error;
@@ -197,9 +197,9 @@ struct Run<'a> {
     facts: &'a Facts,
     /// What was saved of etcd.
     etcd: Option<Etcd>,
-    /// How many lines the journal had when this process opened it.
+    /// What the save of etcd reported.
     undone_at: u64,
-    /// Manifest and sums are on disk.
+    /// True when manifest and sums are on disk.
     sealed: bool,
     reused: u64,
     skipped: Vec<(String, Skipped)>,
@@ -214,7 +214,7 @@ impl Work for Run<'_> {
         match step {
             INSTALL => install::install(node, dir)?,
             PIN => facts.booted.as_ref().map_or(Ok(()), |(booted, _)| pins::pin(node, dir, booted))?,
-            // Before /etc is archived: every deployment that is restored from here has the files.
+            // Before /etc is archived, so that every deployment restored from this backup has the files.
             HOLD_FILES => {
                 hold::install(&node.real_path("/etc"), dir).context("putting the kubelet hold and the resume unit into /etc")?;
             }
@@ -235,7 +235,7 @@ impl Work for Run<'_> {
         Ok(Value::Null)
     }
 
-    /// What is done is written down, whatever asks this process to end.
+    /// A finished step is always recorded, even when this process was asked to end.
     fn before(&mut self, _: &Journal, event: &Event) -> Result<()> {
         if matches!(event, Event::StepDone(..) | Event::PhaseDone(_) | Event::Finished) { Ok(()) } else { interrupted() }
     }
@@ -244,14 +244,14 @@ impl Work for Run<'_> {
         Ok(false)
     }
 
-    /// Whatever another process has done, but the archives, is done again.
+    /// Everything that another process did is done again, except the archives.
     fn undone_at(&self) -> u64 {
         self.undone_at
     }
 }
 
 impl Run<'_> {
-    /// All that makes the backup.
+    /// Does everything that makes the backup.
     fn make(&mut self, partial: &mut Partial) -> Result<Backup> {
         let kept = archives(partial.journal.reading())?;
         preflight::space(self.dir, self.facts, self.survey, kept.values().map(|file| file.stored).sum())?;
@@ -259,7 +259,7 @@ impl Run<'_> {
             self.progress.say(&format!("{} is finished already", tree.shown));
         }
         self.undone_at = partial.journal.reading().last().sequence;
-        // Once it is sealed, nothing is missing but the name: not even room for the journal's last lines.
+        // Once it is sealed, only the name is missing: it does not even need room for the journal's last lines.
         if let Err(error) = drive(&mut partial.journal, self, Until::End)
             && !self.sealed
         {
@@ -282,8 +282,8 @@ impl Run<'_> {
         Ok((tree.file.to_owned(), Finished { bytes: packed.bytes, stored: packed.stored, sha256: packed.sha256 }))
     }
 
-    /// etcd's data and what is on disk of the static pods must be of one moment (the keys of encrypted secrets are among the latter): when
-    /// a manifest changes in between, both are taken again.
+    /// etcd's data and the static pods' files must be of the same moment (the keys of encrypted secrets are among the latter). When a
+    /// manifest changes in between, both are saved again.
     fn etcd_and_static_pods(&mut self, partial: &Path) -> Result<BTreeMap<String, Finished>> {
         for _ in 0..ATTEMPTS {
             let before = self.manifests_in_use()?;
@@ -294,20 +294,20 @@ impl Run<'_> {
             }
             self.progress.say("a static pod was rolled out meanwhile: etcd and static pods are taken again");
         }
-        Err(busy("static pods are being rolled out again and again: wait until the operators are at rest (`oc get clusteroperators`)"))
+        Err(busy("static pods were rolled out during each attempt: wait until the operators are at rest (`oc get clusteroperators`)"))
     }
 
     fn save_etcd(&mut self, partial: &Path) -> Result<(String, Finished)> {
         let file = room_for(partial, ETCD)?;
-        // What is counted here is in the snapshot, which is begun a moment later.
-        let health = etcd::health(&self.facts.endpoint, self.options.wait).context("asking etcd how it is")?;
+        // What is counted here is in the snapshot, which begins a moment later.
+        let health = etcd::health(&self.facts.endpoint, self.options.wait).context("asking etcd for its state")?;
         let task = self.progress.task("saving etcd", u64::try_from(health.db_size).ok());
         let saved = etcd::save(&self.facts.endpoint, &file, self.options.wait, &|bytes| task.add(bytes)).context("saving etcd")?;
         self.etcd = Some(Etcd { version: Some(health.version), revision: health.revision, keys: Some(health.keys), bytes: saved.bytes });
         Ok((ETCD.to_owned(), Finished { bytes: saved.bytes, stored: saved.stored, sha256: saved.sha256 }))
     }
 
-    /// What identifies the revision of each static pod: its manifest, which names it. (Times of files say nothing.)
+    /// What identifies the revision of each static pod: its manifest, which names the revision. (File times prove nothing.)
     fn manifests_in_use(&self) -> Result<Vec<Option<Vec<u8>>>> {
         let digest = |path: PathBuf| {
             if !self.node.exists(&path) {
@@ -362,7 +362,7 @@ fn make_room(session: &Locked<'_>, options: &TakeOptions, survey: Survey, taken:
     if let Err(error) = link_latest(dir, survey.backups.first()) {
         taken.warnings.push(format!("{error:#}"));
     }
-    // With a recovery open, even another tool's, what it may need stays.
+    // While a recovery is open, even another tool's, everything that it may need stays.
     if dir.old_stages().is_some() {
         return;
     }
@@ -379,8 +379,7 @@ fn make_room(session: &Locked<'_>, options: &TakeOptions, survey: Survey, taken:
     }
 }
 
-/// Removes the deployments behind the booted one in its own stateroot that are not pinned: the upgrade needs the room, in `/boot` above
-/// all.
+/// Removes the deployments behind the booted one in its own stateroot that are not pinned: the upgrade needs the room, mainly in `/boot`.
 fn remove_standbys(node: &Node, removed: &mut Vec<String>) -> Result<()> {
     if !ostree::is_ostree(node) {
         return Ok(());
@@ -388,7 +387,7 @@ fn remove_standbys(node: &Node, removed: &mut Vec<String>) -> Result<()> {
     let deployments = ostree::deployments(node)?;
     let Some(at) = deployments.iter().position(|d| d.booted) else { return Ok(()) };
     let standby = |d: &&ostree::Deployment| !d.pinned && !d.staged && !d.pending && d.stateroot == deployments[at].stateroot;
-    // From the last one up: the indexes of those before do not shift.
+    // From the last one up, so that the indexes of the others do not shift.
     for deployment in deployments[at + 1..].iter().rev().filter(standby) {
         ostree::undeploy(node, deployment)?;
         removed.push(format!("{}.{}", deployment.checksum, deployment.serial));

@@ -1,7 +1,7 @@
-//! What `/etc/tmpfiles.d` names below `/etc`: paths that are made, changed or removed at every boot, and that a restore of `/etc` leaves
-//! alone.
+//! The paths below `/etc` that `/etc/tmpfiles.d` names: they are made, changed or removed at every boot, and a restore of `/etc` does not
+//! touch them.
 //!
-//! The format is tmpfiles.d(5): `type path mode user group age argument`, fields may be quoted, paths may hold specifiers and, for some
+//! The format is tmpfiles.d(5): `type path mode user group age argument`. Fields may be quoted; paths may have specifiers and, for some
 //! types, wildcards.
 
 use std::path::{Component, Path, PathBuf};
@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use crate::node::Node;
 
 const DIR: &str = "/etc/tmpfiles.d";
-/// Types whose path may hold wildcards; in the path of any other type `*` is a plain letter.
+/// Types whose path may have wildcards; in the path of any other type `*` is a plain character.
 const GLOB_TYPES: &str = "wexXrRzZtThHaAm";
 
 /// The paths below `/etc` that the files of `/etc/tmpfiles.d` name: patterns of glob(7), relative to `/etc`, sorted.
@@ -30,7 +30,7 @@ pub fn paths_below_etc(node: &Node) -> Result<Vec<PathBuf>> {
     for entry in list {
         let name = entry.with_context(|| format!("listing {DIR}"))?.file_name();
         let path = Path::new(DIR).join(&name);
-        // A link to /dev/null hides a file of /usr/lib/tmpfiles.d: it names nothing.
+        // A link to /dev/null hides a file of /usr/lib/tmpfiles.d, and names nothing.
         if path.extension().is_some_and(|e| e == "conf") && node.real_path(&path).is_file() {
             let text = String::from_utf8_lossy(&node.read(&path)?).into_owned();
             paths.extend(text.lines().filter_map(|line| below_etc(line, machine_id.trim())));
@@ -41,7 +41,7 @@ pub fn paths_below_etc(node: &Node) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The pattern of one line, when it names something below `/etc`.
+/// The pattern of one line, if it names something below `/etc`.
 fn below_etc(line: &str, machine_id: &str) -> Option<PathBuf> {
     let mut fields = Fields { rest: line.trim_start() };
     let kind = fields.next()?;
@@ -55,15 +55,15 @@ fn below_etc(line: &str, machine_id: &str) -> Option<PathBuf> {
     }
     let mut below = PathBuf::new();
     for part in parts {
-        // `/etc/x/../y` is refused by systemd-tmpfiles as well.
+        // systemd-tmpfiles refuses `/etc/x/../y` too.
         let Component::Normal(name) = part else { return None };
         below.push(name);
     }
     (!below.as_os_str().is_empty()).then_some(below)
 }
 
-/// A path field as a pattern. A specifier whose value is not known here, and a byte that is not UTF-8, becomes `*`: rather leave one path
-/// too many alone than write over one that is made at boot.
+/// A path field as a pattern. A specifier of unknown value, or a byte that is not UTF-8, becomes `*`: excluding one path too many is better
+/// than overwriting one that is made at boot.
 fn pattern(path: &str, globs: bool, machine_id: &str) -> String {
     let mut out = String::with_capacity(path.len());
     let mut letters = path.chars();
@@ -90,7 +90,7 @@ pub(crate) fn literal(text: &str) -> String {
     out
 }
 
-/// Fields between blanks; quotes and C escapes as systemd's `extract_first_word` takes them with `EXTRACT_UNQUOTE | EXTRACT_CUNESCAPE`.
+/// Fields between blanks; quotes and C escapes as in systemd's `extract_first_word` with `EXTRACT_UNQUOTE | EXTRACT_CUNESCAPE`.
 struct Fields<'a> {
     rest: &'a str,
 }
@@ -118,7 +118,7 @@ impl Iterator for Fields<'_> {
     }
 }
 
-/// What stands behind a backslash: `\x20`, `\040`, `\n`, or a letter that means itself.
+/// The value of an escape after its backslash: `\x20`, `\040`, `\n`, or a letter that stands for itself.
 fn unescape(letters: &mut std::str::Chars<'_>) -> char {
     let (digits, radix) = match letters.as_str().chars().next() {
         Some('x') => (1..3, 16),

@@ -1,4 +1,4 @@
-//! The trees of this node that a backup is made of, by the table of [`parts`](crate::backup::parts).
+//! The trees of this node that make a backup, from the table in [`parts`](crate::backup::parts).
 
 use std::path::{Path, PathBuf};
 
@@ -12,39 +12,39 @@ use crate::node::machine_config::MachineConfig;
 use crate::node::profile::Profile;
 use crate::node::{Node, dir::RecoveryDir, mounts};
 
-/// One tree, and what of it belongs to one archive.
+/// One tree, and which part of it goes into one archive.
 #[derive(Debug, Clone)]
 pub struct Tree {
     /// The archive's file.
     pub file: &'static str,
-    /// As the node calls it.
+    /// Its path on the node.
     pub shown: &'static str,
-    /// Where it is for this process, links followed.
+    /// Its path for this process, with links followed.
     pub root: PathBuf,
-    /// What of it.
+    /// The part of it that is archived.
     pub selection: Selection,
 }
 
-/// All that is archived.
+/// Everything that is archived.
 #[derive(Debug, Clone)]
 pub struct Trees {
-    /// In the order in which they are taken; static pods are not among them.
+    /// In the order in which they are archived, without the static pods.
     pub first: Vec<Tree>,
-    /// Taken together with etcd, last.
+    /// The static pods: archived last, together with etcd.
     pub static_pods: Tree,
-    /// Paths below `/etc` that a restore leaves alone.
+    /// Paths below `/etc` that a restore does not touch.
     pub etc_excludes: Vec<PathBuf>,
     /// Managed files outside `/etc`, absolute.
     pub managed_files: Vec<PathBuf>,
-    /// Those of them that the extras hold, relative to `/`.
+    /// Those of the managed files that the extras hold, relative to `/`.
     extras: Vec<PathBuf>,
 }
 
 impl Trees {
-    /// Those of a node of this profile.
+    /// The trees of a node of this profile.
     ///
     /// # Errors
-    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when one of the trees is not there; when `currentconfig` or
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when one of the trees is missing; when `currentconfig` or
     /// `/etc/tmpfiles.d` cannot be read.
     pub fn of(node: &Node, profile: &'static Profile) -> Result<Self> {
         let managed_files = MachineConfig::current(node)?.map(|config| config.outside_etc()).unwrap_or_default();
@@ -62,8 +62,7 @@ impl Trees {
         Ok(Self { first, static_pods, etc_excludes: etc_excludes(node)?, managed_files, extras })
     }
 
-    /// Bytes of content of all of it; mounts are not entered. It is a little more than is archived: what the selections leave out is
-    /// counted, too.
+    /// Bytes of content of all trees, without mounts. This is a little more than is archived: what the selections leave out is counted too.
     ///
     /// # Errors
     /// As [`mounts::usage`].
@@ -78,7 +77,7 @@ impl Trees {
     }
 }
 
-/// Paths below `/etc` that a restore leaves alone: what tmpfiles.d makes, and the agent's own files.
+/// Paths below `/etc` that a restore does not touch: what tmpfiles.d makes, and the agent's own files.
 fn etc_excludes(node: &Node) -> Result<Vec<PathBuf>> {
     let mut paths = tmpfiles::paths_below_etc(node)?;
     paths.extend(always_excluded());
@@ -87,7 +86,8 @@ fn etc_excludes(node: &Node) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The managed files that are there and in none of the other trees, relative to `/`, links on the way followed: the archive follows none.
+/// The managed files that exist and are in none of the other trees, relative to `/`. Links on the way are followed, because the archive
+/// follows none.
 fn extras(node: &Node, managed: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let others: Vec<PathBuf> = Part::whole().map(|part| real(node, Path::new(part.tree))).collect();
     let mut paths = Vec::new();
@@ -108,7 +108,7 @@ fn existing(node: &Node, shown: &str) -> Result<PathBuf> {
     if path.is_dir() { Ok(path) } else { Err(misfit(format!("there is no directory {shown} on this node"))) }
 }
 
-/// Where the node's `path` is for this process, every link followed; what does not exist is joined on.
+/// Where this process finds the node's `path`, with every link followed; the part that does not exist is appended.
 pub(crate) fn real(node: &Node, path: &Path) -> PathBuf {
     if !node.is_live() {
         return node.real_path(path);
@@ -120,8 +120,8 @@ pub(crate) fn real(node: &Node, path: &Path) -> PathBuf {
     }
 }
 
-/// Refuses a recovery directory inside a tree that is archived: a backup would hold all earlier ones, and a restore delete them. To be
-/// called before the directory is made.
+/// Refuses a recovery directory inside a tree that is archived: a backup would contain all earlier ones, and a restore would delete them.
+/// Call it before the directory is made.
 ///
 /// # Errors
 /// [`FailureKind::Usage`](crate::error::FailureKind::Usage) when it is.

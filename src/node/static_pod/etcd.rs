@@ -31,7 +31,7 @@ fn member_name(container: &Container) -> Result<&str> {
     let names: Vec<&Variable> = container.env.iter().filter(|v| is_name(&v.name) && !v.value.is_empty()).collect();
     match names.as_slice() {
         [one] => Ok(&one.value),
-        // With several masters each has a variable; the script of this one says which it takes.
+        // With several control-plane nodes each has a variable; this node's script says which one it uses.
         [_, ..] => {
             let used = |v: &Variable| {
                 container.command.iter().chain(&container.args).any(|part| part.contains(&format!("ETCD_NAME=${{{}}}", v.name)))
@@ -52,9 +52,9 @@ fn member_name(container: &Container) -> Result<&str> {
 /// How the node's own etcd is reached. The paths are the node's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EtcdAccess {
-    /// `https://127.0.0.1:2379`: a number, never a name that would have to be looked up.
+    /// `https://127.0.0.1:2379`: an IP address, never a name that would have to be looked up.
     pub url: String,
-    /// The name that its certificate is checked for.
+    /// The name that etcd's certificate is checked for.
     pub server_name: String,
     /// CA bundle, PEM.
     pub ca: PathBuf,
@@ -96,7 +96,7 @@ fn missing<'a>(what: &str, looked_for: impl Iterator<Item = &'a PathBuf>) -> any
 const ALL_CERTS: &str = "/etc/kubernetes/static-pod-resources/etcd-certs/secrets/etcd-all-certs";
 const CONFIG_MAPS: &str = "/etc/kubernetes/static-pod-resources/etcd-certs/configmaps";
 
-/// First the pair that the pod itself uses as a client (`ETCDCTL_CERT`, `ETCDCTL_KEY`, seen in 4.13), then those that usually stand there.
+/// First the pair that the pod itself uses as a client (`ETCDCTL_CERT`, `ETCDCTL_KEY`, seen in 4.13), then those in the usual places.
 fn openshift_pairs(manifest: &Manifest, container: &Container) -> Vec<(PathBuf, PathBuf)> {
     let own = |name: &str| manifest.on_node(container, Path::new(container.variable(name)?));
     let mut pairs: Vec<_> = own("ETCDCTL_CERT").zip(own("ETCDCTL_KEY")).into_iter().collect();
@@ -120,7 +120,7 @@ fn kubeadm_pair(name: &str) -> (PathBuf, PathBuf) {
     (PathBuf::from(format!("{base}.crt")), PathBuf::from(format!("{base}.key")))
 }
 
-/// The URL of the first of etcd's listeners that this machine reaches by its loopback address, else of the first with an address;
+/// The URL of the first etcd listener on a loopback address of this machine, else of the first that has an address;
 /// `https://127.0.0.1:2379` when there is none.
 fn client_url(container: &Container) -> String {
     let listed = container.flag("--listen-client-urls").or_else(|| container.variable("ETCD_LISTEN_CLIENT_URLS")).unwrap_or_default();
@@ -133,7 +133,7 @@ fn client_url(container: &Container) -> String {
     }
 }
 
-/// Where a listener is reached from this machine. Names, variables of a script and sockets are passed over.
+/// The address and port at which this machine reaches a listener. Names, variables of a script and sockets give `None`.
 fn listener(url: &str) -> Option<(IpAddr, u16)> {
     let (host, port) = url.trim().strip_prefix("https://")?.trim_end_matches('/').rsplit_once(':')?;
     let address: IpAddr = host.trim_matches(['[', ']']).parse().ok()?;
@@ -215,7 +215,7 @@ status: {}
             (&access.cert, &access.key, &access.ca),
             (&format!("{peer}.crt").into(), &format!("{peer}.key").into(), &serving_ca.clone().into())
         );
-        // What is not there is passed over.
+        // What is missing is skipped.
         let gone = |path: &str| std::fs::remove_file(dir.path().join(path.trim_start_matches('/'))).unwrap();
         gone(&format!("{peer}.key"));
         gone(&serving_ca);

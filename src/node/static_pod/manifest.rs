@@ -1,7 +1,7 @@
 //! What a manifest says, and which revision is in use.
 //!
 //! Manifests on OpenShift are one line of JSON in files named `*-pod.yaml`; kubeadm writes YAML. Only the fields that are needed are read.
-//! What is in use is what the manifest says, never the newest directory: after a power cut or a copy, times prove nothing.
+//! The revision in use is what the manifest says, never the newest directory: after a power cut or a copy, file times prove nothing.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -120,10 +120,11 @@ impl Manifest {
     /// Reads the manifest at the node's path `path`.
     ///
     /// # Errors
-    /// When it cannot be read; [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is no pod (empty after a power cut, for example).
+    /// When it cannot be read; [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it does not describe a pod (empty after a
+    /// power cut, for example).
     pub fn read(node: &Node, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        Self::parse(&node.read_text(path)?).map_err(|why| damaged(format!("{} is no manifest of a pod: {why:#}", path.display())))
+        Self::parse(&node.read_text(path)?).map_err(|why| damaged(format!("{} is not the manifest of a pod: {why:#}", path.display())))
     }
 
     /// As [`Manifest::read`], for a static pod of the profile; `None` when its manifest is not there.
@@ -135,7 +136,7 @@ impl Manifest {
         if node.exists(&path) { Self::read(node, &path).map(Some) } else { Ok(None) }
     }
 
-    /// Parses the text of one, YAML or JSON, as kubelet does.
+    /// Parses the text of a manifest, YAML or JSON, as kubelet does.
     ///
     /// # Errors
     /// When it is no pod.
@@ -175,7 +176,7 @@ impl Manifest {
         self.spec.containers.iter().find(|c| c.name == name)
     }
 
-    /// The node's path of a path in a container: through its mounts, the longest one that fits.
+    /// The path on the node of `path` in a container: through its mounts, of which the longest that fits counts.
     pub(super) fn on_node(&self, container: &Container, path: &Path) -> Option<PathBuf> {
         let mounts = container.volume_mounts.iter().filter(|mount| path.starts_with(&mount.mount_path));
         let mount = mounts.max_by_key(|mount| mount.mount_path.components().count())?;
@@ -191,8 +192,8 @@ impl Container {
         self.env.iter().find(|v| v.name == name).map(|v| v.value.as_str()).filter(|value| !value.is_empty())
     }
 
-    /// The value of a flag (`name=value` or `name value`), wherever it stands in command and arguments: in a word of its own or within a
-    /// shell script.
+    /// The value of a flag (`name=value` or `name value`), anywhere in command and arguments: as a word of its own or inside a shell
+    /// script.
     #[must_use]
     pub fn flag(&self, name: &str) -> Option<&str> {
         let mut words = self.command.iter().chain(&self.args).flat_map(|part| part.split_whitespace());
@@ -210,7 +211,7 @@ impl Container {
     }
 }
 
-/// The revision of a static pod that is in use, from its manifest; `None` when there is no manifest, or none of an operator's.
+/// The revision of a static pod that is in use, from its manifest; `None` when there is no manifest, or when no operator made it.
 ///
 /// # Errors
 /// When the manifest cannot be read.

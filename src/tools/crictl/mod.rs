@@ -16,13 +16,13 @@ use crate::node::Node;
 use crate::node::clock::{Deadline, interrupted};
 use crate::node::run::Command;
 
-/// crictl's own limit of each call to the runtime. Its default is 2 s, which a busy node exceeds.
+/// The time limit that crictl sets on each call to the runtime. Its default of 2 s is too short on a busy node.
 const RPC: Duration = Duration::from_secs(30);
-/// The same for removing a sandbox: a CNI plugin whose daemon is gone never answers, a slow one takes several seconds.
+/// The same for removing a sandbox: a CNI plugin whose daemon is gone never answers, and a slow one takes several seconds.
 const REMOVE: Duration = Duration::from_secs(60);
 /// How much longer than its own limit crictl may take before it is killed.
 const SLACK: Duration = Duration::from_secs(15);
-/// Containers stopped, or sandboxes removed, at a time: each mostly waits.
+/// How many containers are stopped, or sandboxes removed, at the same time: each call mostly waits.
 const AT_A_TIME: usize = 8;
 
 /// A container.
@@ -34,7 +34,7 @@ pub struct Container {
     pub name: String,
     /// Label `io.kubernetes.pod.namespace`, empty when it was not made by kubelet.
     pub namespace: String,
-    /// Label `io.kubernetes.pod.name`: of a static pod, with the node's name behind it.
+    /// Label `io.kubernetes.pod.name`; a static pod's ends with the node's name.
     pub pod: String,
     /// True for `CONTAINER_RUNNING`.
     pub running: bool,
@@ -42,11 +42,11 @@ pub struct Container {
     pub state: String,
     /// Sandbox id.
     pub sandbox: String,
-    /// The image as the runtime resolved it (`imageRef`: a digest or an id), else as it was asked for.
+    /// The image as the runtime resolved it (`imageRef`: a digest or an id), else as it was requested.
     pub image: String,
     /// When it was made, nanoseconds since the epoch.
     pub created_at: i64,
-    /// How many came before it in the same sandbox.
+    /// How many containers came before it in the same sandbox.
     pub attempt: u32,
 }
 
@@ -76,13 +76,14 @@ pub struct Image {
     pub digests: Vec<String>,
     /// Bytes.
     pub size: u64,
-    /// Kept by the runtime whether or not a container uses it: the pause image, which no list of containers names and no pod starts without.
+    /// True when the runtime keeps the image even if no container uses it: the pause image, which no list of containers names and without
+    /// which no pod starts.
     #[serde(default)]
     pub pinned: bool,
 }
 
 impl Image {
-    /// True when `name`, which may be an id (with and without `sha256:`), a tag or a digest, is one of this image.
+    /// True when `name` is this image's id (with or without `sha256:`), or one of its tags or digests.
     #[must_use]
     pub fn is(&self, name: &str) -> bool {
         let bare = |name: &str| name.strip_prefix("sha256:").unwrap_or(name).to_owned();
@@ -119,10 +120,10 @@ pub fn images(node: &Node) -> Result<Vec<Image>> {
     parse::images(&crictl(node, RPC)?.args(["images", "-o", "json"]).run()?.stdout)
 }
 
-/// Stops containers, several at a time, each with `grace` (whole seconds) before it is killed. One that is gone already is fine.
+/// Stops containers, several at a time, each with `grace` (whole seconds) before it is killed. It is fine when one is already gone.
 ///
 /// # Errors
-/// When one of them still runs afterwards, with what crictl said; the others are stopped all the same, as far as there is time.
+/// When one of them still runs afterwards, with crictl's message; the others are stopped all the same, as far as there is time.
 pub fn stop(node: &Node, ids: &[String], grace: Duration, deadline: &Deadline) -> Result<()> {
     let said = for_each(ids, deadline, |id| {
         let limit = RPC + grace;
@@ -131,20 +132,20 @@ pub fn stop(node: &Node, ids: &[String], grace: Duration, deadline: &Deadline) -
     if said.is_empty() {
         return Ok(());
     }
-    // A complaint counts only if the container is still there: it may have ended by itself meanwhile.
+    // A failure counts only if the container still runs: it may have ended by itself meanwhile.
     let running: Vec<String> = containers(node)?.into_iter().filter(|c| c.running).map(|c| c.id).collect();
     report("container", "still runs", &said, &running)
 }
 
-/// Stops and removes sandboxes by force, several at a time and in no particular order; one that is gone already is fine. Sandboxes of
-/// the host's network go in a call of their own after those of the pod network, whose removal may need them.
+/// Stops and removes sandboxes by force, several at a time and in no particular order; it is fine when one is already gone. Remove
+/// sandboxes of the host's network in a later call than those of the pod network, whose removal may need them.
 ///
 /// # Errors
-/// When one of them is still there afterwards, with what crictl said; the others are removed all the same, as far as there is time. One whose
-/// network plugin hangs is given up after a minute, twice.
+/// When one of them is still there afterwards, with crictl's message; the others are removed all the same, as far as there is time. A
+/// sandbox whose network plugin hangs gets two tries of a minute.
 pub fn remove_sandboxes(node: &Node, ids: &[String], deadline: &Deadline) -> Result<()> {
     let remove = |id: &str| crictl(node, REMOVE)?.args(["rmp", "-f"]).arg(id).run().map(drop);
-    // CRI-O (1.32 to 1.34) fails when the network plugin does, and leaves the network out the second time.
+    // CRI-O (1.32 to 1.34) fails when the network plugin does, and skips the plugin at the second try.
     let twice = |id: &str| remove(id).or_else(|first| if deadline.passed() { Err(first) } else { remove(id) });
     let said = for_each(ids, deadline, twice)?;
     if said.is_empty() {
@@ -154,7 +155,8 @@ pub fn remove_sandboxes(node: &Node, ids: &[String], deadline: &Deadline) -> Res
     report("sandbox", "is still there", &said, &there)
 }
 
-/// True for a sandbox of the host's network (`inspectp`: `status.linux.namespaces.options.network` is `NODE`); false for one that is gone.
+/// True for a sandbox of the host's network (`inspectp`: `status.linux.namespaces.options.network` is `NODE`); false for a sandbox that is
+/// gone.
 ///
 /// # Errors
 /// As [`containers`].
@@ -166,17 +168,17 @@ pub fn is_host_network(node: &Node, sandbox: &str) -> Result<bool> {
     if sandboxes(node)?.iter().any(|s| s.id == sandbox) { Err(output.error()) } else { Ok(false) }
 }
 
-/// The last lines of a container's log, both of its streams; empty when there is none or crictl cannot get it. For messages only.
+/// The last lines of a container's log, of both streams; empty when there is none or crictl cannot get it. For messages only.
 #[must_use]
 pub fn log_tail(node: &Node, id: &str, lines: u32) -> String {
     let get = || crictl(node, RPC)?.args(["logs", &format!("--tail={lines}"), id]).run();
     let Ok(output) = get() else { return String::new() };
-    // crictl sends each stream to its own; with both, their order is lost. Nearly every component logs to one.
+    // crictl prints each stream to its own, so the order between them is lost. Nearly every component logs to only one.
     let text = [output.stdout, output.stderr].concat();
     String::from_utf8_lossy(&text).trim_end().to_owned()
 }
 
-/// True when the runtime that answers is CRI-O, which no sandbox and no container survives a reboot of, not even one that has ended.
+/// True when the runtime is CRI-O. No sandbox or container of CRI-O survives a reboot, not even one that has ended.
 ///
 /// # Errors
 /// When the runtime does not answer.
@@ -191,7 +193,8 @@ pub fn answers(node: &Node) -> bool {
     crictl(node, Duration::from_secs(5)).and_then(|version| version.arg("version").run()).is_ok()
 }
 
-/// Calls `act` on each id, several at a time, and returns the complaints of those that failed, or whose turn did not come by the deadline.
+/// Calls `act` on each id, several at a time, and returns the ids for which it failed, or which had no turn before the deadline, with the
+/// error.
 ///
 /// # Errors
 /// When the agent is interrupted meanwhile.
@@ -217,12 +220,12 @@ fn next<T>(left: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
     lock(left).next()
 }
 
-/// A worker that panicked has left a whole list behind: nothing is changed under the lock but by one call.
+/// The list is whole even if a worker panicked: under the lock, each change is a single call.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// An error that names each complained-of id that is among `there`.
+/// An error that names each id of `said` that is still among `there`, with what crictl said of it.
 fn report(kind: &str, state: &str, said: &[(String, String)], there: &[String]) -> Result<()> {
     let left: Vec<String> =
         said.iter().filter(|(id, _)| there.contains(id)).map(|(id, why)| format!("{kind} {id} {state}: {why}")).collect();

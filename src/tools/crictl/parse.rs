@@ -1,5 +1,5 @@
-//! What `crictl -o json` prints (`cri-tools` 1.24 to 1.36, the CRI v1 messages as protobuf JSON). Unknown keys are ignored: they come and
-//! go with releases. 64-bit numbers are strings.
+//! What `crictl -o json` prints (`cri-tools` 1.24 to 1.36, the CRI v1 messages as protobuf JSON). Unknown keys are ignored, because they
+//! differ between releases. 64-bit numbers are strings.
 
 use anyhow::{Result, anyhow, bail};
 use serde::Deserialize;
@@ -106,13 +106,13 @@ fn json<T: for<'a> Deserialize<'a>>(what: &str, bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|error| anyhow!("`crictl {what} -o json` printed something else: {error}"))
 }
 
-/// The runtime's name in what `crictl version` prints: lines of `Key:  value`, in every release.
+/// The runtime's name in the output of `crictl version`, which is lines of `Key:  value` in every release.
 #[must_use]
 pub fn runtime_name(text: &str) -> Option<&str> {
     text.lines().find_map(|line| line.strip_prefix("RuntimeName:")).map(str::trim)
 }
 
-/// crictl is called with ids: none may be taken for an option, as `--all` would be.
+/// An id becomes an argument of crictl, so it must not look like an option such as `--all`.
 fn id(id: String) -> Result<String> {
     if id.is_empty() || id.starts_with('-') {
         bail!("crictl printed `{id}` where an id belongs");
@@ -123,7 +123,7 @@ fn id(id: String) -> Result<String> {
 /// `crictl ps -a -o json`.
 ///
 /// # Errors
-/// When it is anything else.
+/// When the output is anything else.
 pub fn containers(bytes: &[u8]) -> Result<Vec<Container>> {
     json::<Containers>("ps", bytes)?.containers.into_iter().map(container).collect()
 }
@@ -150,7 +150,7 @@ fn container(raw: RawContainer) -> Result<Container> {
 /// `crictl pods -o json`.
 ///
 /// # Errors
-/// When it is anything else.
+/// When the output is anything else.
 pub fn sandboxes(bytes: &[u8]) -> Result<Vec<Sandbox>> {
     let sandbox = |raw: RawSandbox| {
         Ok(Sandbox {
@@ -167,7 +167,7 @@ pub fn sandboxes(bytes: &[u8]) -> Result<Vec<Sandbox>> {
 /// `crictl images -o json`.
 ///
 /// # Errors
-/// When it is anything else.
+/// When the output is anything else.
 pub fn images(bytes: &[u8]) -> Result<Vec<Image>> {
     let image = |raw: RawImage| {
         Ok(Image { id: raw.id, tags: raw.repo_tags, digests: raw.repo_digests, size: raw.size.value()?, pinned: raw.pinned })
@@ -175,11 +175,11 @@ pub fn images(bytes: &[u8]) -> Result<Vec<Image>> {
     json::<Images>("images", bytes)?.images.into_iter().map(image).collect()
 }
 
-/// `crictl inspectp -o json`: true where the pod has the host's network. The CRI's `NamespaceMode` is `POD` (0) or `NODE` (2); protobuf
-/// JSON leaves out a value of 0, so that no mode at all is a pod's own network.
+/// `crictl inspectp -o json`: true when the pod has the host's network. The CRI's `NamespaceMode` is `POD` (0) or `NODE` (2); protobuf JSON
+/// leaves out a value of 0, so a missing mode means the pod's own network.
 ///
 /// # Errors
-/// When it is anything else.
+/// When the output is anything else.
 pub fn is_host_network(bytes: &[u8]) -> Result<bool> {
     let sandbox: serde_json::Value = json("inspectp", bytes)?;
     if !sandbox["status"].is_object() {
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn the_runtime_says_its_name() {
-        // As captured of CRI-O 1.34.11.
+        // As captured from CRI-O 1.34.11.
         assert_eq!(runtime_name("Version:  0.1.0\nRuntimeName:  cri-o\nRuntimeVersion:  1.34.11\nRuntimeApiVersion:  v1\n"), Some("cri-o"));
         assert_eq!(runtime_name("something else"), None);
     }
@@ -290,7 +290,7 @@ mod tests {
         Ok(())
     }
 
-    /// Every other file there is: a table, an error or another verb's output must never pass for a list.
+    /// All other captured files: a table, an error or another verb's output must never be taken for a list.
     #[test]
     fn what_is_not_a_list_is_refused() {
         for name in ["", "real-1.36-containerd-1.6"] {

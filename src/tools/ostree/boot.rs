@@ -11,8 +11,8 @@ use crate::node::Node;
 
 const ENTRIES: &str = "/boot/loader/entries";
 
-/// Kernel arguments of a deployment, from its boot loader entry. The `ostree=` argument is left out: it says where the deployment
-/// stands at the moment, and changes whenever the list of deployments does.
+/// The kernel arguments of a deployment, from its boot loader entry. The `ostree=` argument is left out: it is the deployment's place in
+/// the list, and changes whenever the list does.
 ///
 /// # Errors
 /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when no entry boots this deployment (a staged one has none yet); when the entries
@@ -41,8 +41,8 @@ fn options(entry: &str) -> Vec<&str> {
     entry.lines().filter_map(value).flat_map(str::split_whitespace).collect()
 }
 
-/// True when `target` (`/ostree/boot.0/<stateroot>/<boot checksum>/<n>`, a chain of links below the physical root) ends at
-/// `/ostree/deploy/<stateroot>/deploy/<checksum>.<serial>` of this deployment.
+/// True when `target` (`/ostree/boot.0/<stateroot>/<boot checksum>/<n>`, a chain of links below the physical root) leads to this
+/// deployment's `/ostree/deploy/<stateroot>/deploy/<checksum>.<serial>`.
 fn leads_to(node: &Node, target: &str, deployment: &Deployment) -> bool {
     let link = node.real_path(Path::new("/sysroot").join(target.trim_start_matches('/')));
     let Ok(place) = link.canonicalize() else { return false };

@@ -1,7 +1,7 @@
 //! `ostree admin`: deployments, in boot order.
 //!
-//! A deployment is stateroot, checksum and serial. Its index is good for one call: it is looked up just before each, because every
-//! change of the list shifts it, and the list is read again afterwards.
+//! A deployment is identified by stateroot, checksum and serial. Its index is valid for one call only, because every change of the list
+//! shifts it: it is looked up just before each call, and the list is read again afterwards.
 
 mod boot;
 mod deployment;
@@ -28,11 +28,11 @@ pub fn is_ostree(node: &Node) -> bool {
 /// The deployments in boot order.
 ///
 /// # Errors
-/// When ostree fails ([`FailureKind::Misfit`](crate::error::FailureKind::Misfit) after a soft reboot, where it may not know what it runs in); when
-/// it prints anything but its deployments in both of its forms.
+/// When ostree fails ([`FailureKind::Misfit`](crate::error::FailureKind::Misfit) after a soft reboot, where ostree may not know what it
+/// runs in); when neither of the two forms of its output lists deployments.
 pub fn deployments(node: &Node) -> Result<Vec<Deployment>> {
     let status = || Ok::<_, anyhow::Error>(node.command("ostree")?.args(["admin", "status"]));
-    // The option is there from 2025.3 on; it also fails, unlike the text form, when a commit object is missing.
+    // The option exists from 2025.3 on. Unlike the text form, it fails when a commit object is missing.
     let output = status()?.arg("--json").output()?;
     let json = output.status.success().then(|| parse::json(&output.stdout));
     let unusable = match json {
@@ -41,14 +41,14 @@ pub fn deployments(node: &Node) -> Result<Vec<Deployment>> {
         None => None,
     };
     let output = status()?.run().map_err(|error| soft_reboot::explained(node, error))?;
-    // What the JSON of another version lacks, the text form says.
+    // The text form has what the JSON of another version lacks.
     parse::text(output.text()?).map_err(|error| match unusable {
-        Some(unusable) => error.context(format!("{unusable:#}; then, without --json")),
+        Some(unusable) => error.context(format!("{unusable:#}; then without --json")),
         None => error,
     })
 }
 
-/// Pins a deployment and checks that it took. One that is pinned already is left as it is.
+/// Pins a deployment and checks that it is pinned. One that is already pinned is left as it is.
 ///
 /// # Errors
 /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is no such deployment, or it is only staged; when ostree fails, or the
@@ -57,7 +57,7 @@ pub fn pin(node: &Node, deployment: &Deployment) -> Result<()> {
     set_pin(node, deployment, true).with_context(|| format!("pinning {deployment}"))
 }
 
-/// Unpins a deployment and checks that it took. One that is not pinned is left as it is.
+/// Unpins a deployment and checks that it is unpinned. One that is not pinned is left as it is.
 ///
 /// # Errors
 /// As [`pin`].
@@ -77,12 +77,12 @@ fn set_pin(node: &Node, deployment: &Deployment, pinned: bool) -> Result<()> {
     node.command("ostree")?.args(["admin", "pin"]).args(options).arg(now.index.to_string()).limit(CHANGE).run()?;
     let after = find(&deployments(node)?, deployment)?;
     if after.pinned != pinned {
-        bail!("ostree ended well, but the deployment is {} pinned", if pinned { "not" } else { "still" });
+        bail!("ostree reported success, but the deployment is {} pinned", if pinned { "not" } else { "still" });
     }
     Ok(())
 }
 
-/// Removes a deployment that is neither booted nor pinned, and checks that it went and no other did. One that is gone already is fine.
+/// Removes a deployment that is neither booted nor pinned, and checks that it alone is gone. It is fine when it was gone before.
 ///
 /// # Errors
 /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when it is booted or pinned, or when ostree sees no booted deployment at all (it
@@ -103,10 +103,10 @@ fn undeploy_found(node: &Node, deployment: &Deployment) -> Result<()> {
     node.command("ostree")?.args(["admin", "undeploy"]).arg(now.index.to_string()).limit(CHANGE).run()?;
     let after = deployments(node)?;
     if find(&after, deployment).is_ok() {
-        bail!("ostree ended well, but the deployment is still there");
+        bail!("ostree reported success, but the deployment is still there");
     }
     if let Some(lost) = before.iter().find(|d| !d.is(deployment) && find(&after, d).is_err()) {
-        bail!("the list changed at the same moment, and {lost} is gone as well: look at `ostree admin status`");
+        bail!("the list of deployments changed at the same moment, and {lost} is gone as well: look at `ostree admin status`");
     }
     Ok(())
 }

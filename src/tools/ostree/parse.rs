@@ -10,13 +10,13 @@ struct Status {
     deployments: Vec<Row>,
 }
 
-/// What no other field tells is asked for: the text form has it, when this one has not.
+/// The fields that nothing else can supply must be there: where this form lacks one, the text form is read instead.
 #[derive(Deserialize)]
 struct Row {
     checksum: String,
     stateroot: String,
     serial: u32,
-    /// Printed from 2025.7 on; it is the place in the list.
+    /// Printed from 2025.7 on: the place in the list.
     index: Option<usize>,
     booted: bool,
     staged: bool,
@@ -30,7 +30,7 @@ struct Row {
 /// `ostree admin status --json` (2025.3 and later).
 ///
 /// # Errors
-/// When it is anything else.
+/// When the output is anything else.
 pub fn json(bytes: &[u8]) -> Result<Vec<Deployment>> {
     let status: Status =
         serde_json::from_slice(bytes).map_err(|error| anyhow!("`ostree admin status --json` printed something else: {error}"))?;
@@ -64,10 +64,10 @@ pub fn json(bytes: &[u8]) -> Result<Vec<Deployment>> {
     Ok(all)
 }
 
-/// `ostree admin status`. How far lines are indented varies, so they are told apart by their words.
+/// `ostree admin status`. Indentation varies, so lines are recognised by their words.
 ///
 /// # Errors
-/// When it is anything else.
+/// When the output is anything else.
 pub fn text(text: &str) -> Result<Vec<Deployment>> {
     let mut all: Vec<Deployment> = Vec::new();
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -80,7 +80,7 @@ pub fn text(text: &str) -> Result<Vec<Deployment>> {
                 _ => {}
             }
         } else if line != "No deployments." {
-            bail!("`ostree admin status` printed a line that is none of its own: {line:?}");
+            bail!("`ostree admin status` printed an unknown line: {line:?}");
         }
     }
     if all.is_empty() && !text.contains("No deployments.") {
@@ -90,7 +90,7 @@ pub fn text(text: &str) -> Result<Vec<Deployment>> {
     Ok(all)
 }
 
-/// `[*] STATEROOT CHECKSUM.SERIAL [(flag)]…`, where a flag can be of two words.
+/// `[*] STATEROOT CHECKSUM.SERIAL [(flag)]…`, where a flag can have two words.
 fn header(line: &str, index: usize) -> Option<Deployment> {
     let (booted, rest) = line.strip_prefix("* ").map_or((false, line), |rest| (true, rest));
     let mut words = rest.split_whitespace();
@@ -106,7 +106,7 @@ fn header(line: &str, index: usize) -> Option<Deployment> {
         checksum: checksum.to_owned(),
         serial: serial.parse().ok()?,
         booted,
-        // From 2023 a staged deployment that waits for permission is printed as locked instead.
+        // From 2023 on, a staged deployment that waits for permission is printed as locked.
         staged: flags.contains("(staged)") || flags.contains("(finalization locked)"),
         pending: false,
         rollback: false,
@@ -116,12 +116,12 @@ fn header(line: &str, index: usize) -> Option<Deployment> {
     })
 }
 
-/// `Version: …`, `origin refspec: …`, `GPG: …`, and the branch that draws a commit's source title.
+/// `Version: …`, `origin refspec: …`, `GPG: …`, and the line with a commit's source title, which begins with a drawn branch.
 fn is_detail(line: &str) -> bool {
     let key = line.split_once(':').map_or("", |(key, _)| key);
     matches!(key, "Version" | "Pinned" | "Unlocked" | "origin" | "origin refspec" | "GPG" | "Soft-rebooted" | "Digest")
         || line.starts_with(['`', '└'])
-        // Of a later ostree: one word and a colon.
+        // A field of a later ostree: one word and a colon.
         || (!key.is_empty() && !key.contains(char::is_whitespace))
 }
 
@@ -139,7 +139,7 @@ mod tests {
         std::fs::read_to_string(folder().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    /// The flags of each row, and whether it is pinned: `*` booted, `s` staged, `p` pending, `r` rollback, `P` pinned, `S` soft reboot.
+    /// The flags of each row, pinned among them: `*` booted, `s` staged, `p` pending, `r` rollback, `P` pinned, `S` soft reboot.
     fn shape(all: &[Deployment]) -> String {
         let row = |d: &Deployment| -> String {
             [(d.booted, '*'), (d.staged, 's'), (d.pending, 'p'), (d.rollback, 'r'), (d.pinned, 'P'), (d.soft_reboot, 'S')]
@@ -191,7 +191,7 @@ mod tests {
         Ok(())
     }
 
-    /// Pending and rollback are worked out from the order; ostree's own marks are the proof that it is worked out rightly.
+    /// Pending and rollback are derived from the order; ostree's own marks prove that they are derived correctly.
     #[test]
     fn the_marks_are_those_that_ostree_prints() -> Result<()> {
         for entry in std::fs::read_dir(folder())? {

@@ -1,4 +1,5 @@
-//! A prepared soft reboot: `/run/nextroot`, into which systemd (254 and later) goes at a plain `systemctl reboot`, kernel and boot loader left out.
+//! A prepared soft reboot: `/run/nextroot`, which a plain `systemctl reboot` (systemd 254 and later) enters without going through kernel
+//! and boot loader.
 
 use anyhow::Result;
 
@@ -7,34 +8,35 @@ use crate::error::{AndNext, FailureKind, kind, misfit, run, said};
 use crate::node::Node;
 use crate::tools::systemctl;
 
-/// The root that a soft reboot goes into (`systemd-soft-reboot.service(8)`). It stays when the deployment that it was made of is dropped:
-/// `ostree admin undeploy` and `rpm-ostree cleanup` leave it mounted (ostree 2026.4), and the list of deployments no longer tells of it.
+/// The root that a soft reboot enters (`systemd-soft-reboot.service(8)`). It stays when the deployment that it was made from is dropped:
+/// `ostree admin undeploy` and `rpm-ostree cleanup` leave it mounted (ostree 2026.4), and the list of deployments no longer shows it.
 pub const NEXT_ROOT: &str = "/run/nextroot";
 
-/// Takes back what ostree has prepared.
+/// The command that cancels a soft reboot that ostree has prepared.
 pub const UNDO: &str = "ostree admin prepare-soft-reboot --reset";
 
-/// The operating system whose root the node runs, by its own name: after a soft reboot into one that was dropped, ostree knows of none.
+/// The name of the operating system that the node runs: after a soft reboot into a deployment that was dropped, ostree knows no such
+/// deployment.
 #[must_use]
 pub fn running(node: &Node) -> Option<String> {
     let text = node.read_text("/usr/lib/os-release").ok()?;
     let value =
         |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).map(|value| value.trim_matches('"').to_owned());
-    // Of a release of RHCOS, the pretty name has the version too; that of a deployment stands in the other.
+    // On RHCOS the pretty name contains the version too, and `OSTREE_VERSION` has that of the deployment.
     ["PRETTY_NAME", "OSTREE_VERSION"].into_iter().find_map(value)
 }
 
-/// A failure of ostree. After a soft reboot into a deployment that was dropped it fails at everything, and a real reboot is the way out.
+/// Explains a failure of ostree. After a soft reboot into a deployment that was dropped, every call of ostree fails until a real reboot.
 pub(super) fn explained(node: &Node, error: anyhow::Error) -> anyhow::Error {
     if kind(&error) == FailureKind::Interrupted || systemctl::soft_reboots(node) == 0 {
         return error;
     }
     let runs = running(node).map_or_else(String::new, |name| format!(" ({name})"));
     misfit(format!("{}: the node has gone through a soft reboot, and ostree may not know what it runs{runs}", said(&error)))
-        .and_next(run("systemctl reboot", ", and the same again"))
+        .and_next(run("systemctl reboot", ", then run the same command again"))
 }
 
-/// True while there is something to go into. An empty directory is nothing: systemd looks for the tree of an operating system.
+/// True while a root is there to enter. An empty directory does not count: systemd looks for the tree of an operating system.
 #[must_use]
 pub fn is_prepared(node: &Node) -> bool {
     match std::fs::read_dir(node.real_path(NEXT_ROOT)) {
@@ -43,10 +45,10 @@ pub fn is_prepared(node: &Node) -> bool {
     }
 }
 
-/// Takes back what was prepared, so that the next reboot is a real one, into what the boot loader has first. True when something was.
+/// Cancels a prepared soft reboot, so that the next reboot is a real one, into what the boot loader has first. True when one was prepared.
 ///
 /// # Errors
-/// [`FailureKind::Misfit`] when it is still there: it was not ostree that made it, or ostree cannot undo it.
+/// [`FailureKind::Misfit`] when it is still there: ostree did not prepare it, or cannot cancel it.
 pub fn clear(node: &Node) -> Result<bool> {
     if !is_prepared(node) {
         return Ok(false);
@@ -57,8 +59,8 @@ pub fn clear(node: &Node) -> Result<bool> {
     }
     let said = reset.err().map_or_else(String::new, |error| format!(" ({error:#})"));
     Err(misfit(format!(
-        "a soft reboot into {NEXT_ROOT} is prepared, and ostree does not take it back{said}: a reboot would go into that root, not into the backup's \
-         deployment"
+        "a soft reboot into {NEXT_ROOT} is prepared, and ostree does not cancel it{said}: a reboot would go into that root, not into the \
+         backup's deployment"
     ))
     .and_next(run(format!("umount -R {NEXT_ROOT}"), ", then `recovery resume`")))
 }
@@ -69,7 +71,7 @@ mod tests {
     use crate::error::exit_code;
     use std::os::unix::fs::PermissionsExt;
 
-    /// A node with an `ostree` that does as `script` says; `$ROOT` is the node's root.
+    /// A node whose `ostree` is `script`; `$ROOT` is the node's root.
     fn node(script: &str) -> Result<(tempfile::TempDir, Node)> {
         let root = tempfile::tempdir()?;
         let tools = root.path().join("tools");

@@ -1,7 +1,7 @@
-//! Reading back from the disk what has been written to it, some way behind the writing, so that it costs no time of its own.
+//! Reads back from the disk what was written to it, some way behind the writer, so that it takes no extra time.
 //!
-//! Every frame is compared by its hash. The SHA-256 of the archive is taken of the same bytes on their way to the disk, so it is then also
-//! that of what is there. Pages are dropped from memory first: what is read was on the disk.
+//! Every frame is compared by its hash. The SHA-256 of the archive is computed from the same bytes before they are written, so it is also
+//! that of what is on the disk. Pages are dropped from memory first, so that the bytes read do come from the disk.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -17,50 +17,50 @@ use crate::archive::frames::read_frame;
 use crate::archive::index::Frame;
 use crate::error::damaged;
 
-/// The kernel is asked to begin writing out whenever so many bytes have been written: the disk works while we do.
+/// After this many bytes the kernel is asked to begin writing to the disk, so that the disk works at the same time.
 const WRITE_OUT: u64 = 4 << 20;
-/// How far reading back stays behind, so that it does not wait for the disk.
+/// How far reading back stays behind the writer, so that it does not wait for the disk, bytes.
 const BEHIND: u64 = 24 << 20;
 /// The size of a page of memory, on every architecture the agent is built for.
 const PAGE: u64 = 4096;
 
 enum Said {
     Written(Frame),
-    /// All frames but the first so many are to be written again, when this has been dropped.
+    /// The first so many frames stay, all others will be written again; answered by dropping the sender.
     Rewound(usize, Sender<()>),
 }
 
-/// The handle that the writer has of the thread that reads back.
-pub(super) struct Checker<'scope> {
+/// The writer's handle of the thread that reads back.
+pub(super) struct ReadBack<'scope> {
     said: Sender<Said>,
     worker: ScopedJoinHandle<'scope, Result<usize>>,
 }
 
-impl<'scope> Checker<'scope> {
+impl<'scope> ReadBack<'scope> {
     /// Starts reading back what is written to `file`.
     pub(super) fn start<'env>(scope: &'scope Scope<'scope, 'env>, file: &'env File) -> Self {
         let (said, heard) = channel();
         Self { said, worker: scope.spawn(move || follow(file, &heard)) }
     }
 
-    /// A frame has been written.
+    /// Tells the thread that a frame has been written.
     pub(super) fn add(&self, frame: Frame) {
-        // When it has failed, that is said at the end.
+        // If the thread has failed, `finish` returns its error.
         self.said.send(Said::Written(frame)).unwrap_or_default();
     }
 
-    /// All frames but the first `count` are to be written again. Waits until none of them is being read any more.
+    /// Forgets all frames but the first `count`, which will be written again. Waits until none of them is being read any more.
     pub(super) fn rewind(&self, count: usize) {
         let (heard, waiting) = channel();
         self.said.send(Said::Rewound(count, heard)).unwrap_or_default();
-        // Nothing is ever sent: the other end is dropped once the message has been read, and that ends the wait.
+        // Nothing is ever sent: the thread drops the other end when it has read the message, and that ends the wait.
         waiting.recv().unwrap_or_default();
     }
 
-    /// Waits until it has come as far as it can; how many frames it has read back.
+    /// Waits until the thread has read back what it can; returns the number of frames.
     ///
     /// # Errors
-    /// When one of them is not what was written.
+    /// When one of them is not as it was written.
     pub(super) fn finish(self) -> Result<usize> {
         drop(self.said);
         self.worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -85,7 +85,8 @@ fn follow(file: &File, heard: &Receiver<Said>) -> Result<usize> {
         }
         sync_range(file, begun, written - begun, SYNC_FILE_RANGE_WRITE);
         begun = written;
-        // Only as far as the disk has had time to write. The page at the end is shared with what follows, so it is waited for as well.
+        // Waits only for the part that the disk has had time to write. The last page is shared with what follows, so it is waited for as
+        // well.
         let ready = written.saturating_sub(BEHIND);
         let count = frames[checked..].iter().take_while(|frame| end(Some(frame)) <= ready).count();
         if count > 0 {
@@ -99,17 +100,17 @@ fn follow(file: &File, heard: &Receiver<Said>) -> Result<usize> {
     Ok(checked)
 }
 
-/// Asks the kernel to write a part of a file to disk. `fsync` at the end is what makes sure, and reports errors.
+/// Asks the kernel to write a part of a file to disk. Only the `fsync` at the end makes it certain and reports errors.
 fn sync_range(file: &File, offset: u64, len: u64, flags: nix::libc::c_uint) {
     let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
     // SAFETY: a system call on an open file that takes no pointers.
     unsafe { nix::libc::sync_file_range(file.as_raw_fd(), offset, len, flags) };
 }
 
-/// Reads consecutive frames, which are on disk, back from it.
+/// Reads consecutive frames back from the disk.
 ///
 /// # Errors
-/// When one is not what was written.
+/// When one is not as it was written.
 pub(super) fn read_back(file: &File, frames: &[Frame]) -> Result<()> {
     let (Some(first), Some(last)) = (frames.first(), frames.last()) else { return Ok(()) };
     drop_pages(file, first.offset, last.offset + u64::from(last.len))?;
@@ -122,7 +123,7 @@ pub(super) fn read_back_tail(file: &File, offset: u64, tail: &[u8]) -> Result<()
     drop_pages(file, offset, offset + tail.len() as u64)?;
     let mut there = vec![0; tail.len()];
     file.read_exact_at(&mut there, offset).context("reading the archive back from the disk")?;
-    if there == tail { Ok(()) } else { Err(damaged("the index on the disk is not what was written: the disk is failing")) }
+    if there == tail { Ok(()) } else { Err(damaged("the index on the disk is not as it was written: the disk is failing")) }
 }
 
 /// Drops whole pages from memory.
@@ -140,22 +141,22 @@ mod tests {
     fn what_is_written_again_is_not_taken_for_damage() {
         let file = tempfile::tempfile().unwrap();
         let len = 1 << 20;
-        let write = |checker: &Checker<'_>, byte| {
+        let write = |reader: &ReadBack<'_>, byte| {
             for n in 0..64 {
                 let (bytes, offset) = (vec![byte; len], n * len as u64);
                 file.write_all_at(&bytes, offset).unwrap();
                 let len = u32::try_from(len).unwrap();
-                checker.add(Frame { offset, len, plain_len: len, hash: *blake3::hash(&bytes).as_bytes() });
+                reader.add(Frame { offset, len, plain_len: len, hash: *blake3::hash(&bytes).as_bytes() });
             }
         };
         let checked = std::thread::scope(|scope| {
-            let checker = Checker::start(scope, &file);
+            let reader = ReadBack::start(scope, &file);
             for byte in 1..5 {
-                write(&checker, byte);
-                checker.rewind(0);
+                write(&reader, byte);
+                reader.rewind(0);
             }
-            write(&checker, 9);
-            checker.finish()
+            write(&reader, 9);
+            reader.finish()
         });
         assert!(checked.unwrap() > 0);
     }
