@@ -11,7 +11,7 @@ use real_node::{Done, Limit, Node};
 const CALL: Limit = Limit::of(60);
 const TO: &str = "4.99.0";
 
-/// Asks for a release as people and GitOps do; nothing comes of it with `dry`.
+/// Asks for a release as people and controllers do; nothing comes of it with `dry`.
 fn ask(node: &Node, object: &[&str], change: &Value, dry: bool) -> Result<Done> {
     let change = change.to_string();
     let dry = if dry { "--dry-run=server" } else { "--dry-run=none" };
@@ -99,7 +99,7 @@ fn an_upgrade_waits_for_a_good_backup() -> Result<()> {
     )?;
 
     // All of it in one command; the harness is the cluster-version-operator.
-    let begun = [
+    let command = [
         "sh",
         "-c",
         &format!(
@@ -108,7 +108,7 @@ fn an_upgrade_waits_for_a_good_backup() -> Result<()> {
     ]
     .map(str::to_owned);
     std::thread::scope(|scope| -> Result<()> {
-        let words: Vec<&str> = begun.iter().map(String::as_str).collect();
+        let words: Vec<&str> = command.iter().map(String::as_str).collect();
         let node = &node;
         let upgrading = scope.spawn(move || node.exec(&words, Limit::of(180)));
         Limit::of(60).wait(
