@@ -29,5 +29,6 @@ pub mod kube;
 pub mod node;
 pub mod recovery;
 pub mod report;
+pub mod schedule;
 pub mod session;
 pub mod tools;
