@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use super::args::{DeleteArgs, PruneArgs};
+use super::backup::retention;
 use super::context::Context;
 use crate::backup::store::{self, Listed, Removed, State};
 use crate::report::{mib, words::line};
@@ -28,8 +29,13 @@ pub(super) fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode> {
 
 pub(super) fn prune(context: &Context, args: &PruneArgs) -> Result<ExitCode> {
     let session = context.session()?.lock("prune")?;
-    context.confirm(&[format!("All but the newest {} good backups will be deleted.", args.keep)])?;
-    let removed = store::prune(&session, args.keep as usize, None)?;
+    let retention = retention(context, args.keep, Some(args.keep));
+    let mut what = vec![format!("All but the newest {} good backups will be deleted.", args.keep)];
+    if !retention.schedules.is_empty() {
+        what.push("Those of schedules count by themselves: each schedule keeps its own number (`recovery schedule list`).".to_owned());
+    }
+    context.confirm(&what)?;
+    let removed = store::prune(&session, &retention, None)?;
     context.print(&removed, describe_removed)?;
     Ok(ExitCode::SUCCESS)
 }

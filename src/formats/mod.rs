@@ -24,6 +24,7 @@ pub mod manifest;
 pub mod member;
 pub mod partial;
 pub mod pins;
+pub mod schedule;
 pub mod undo;
 
 use anyhow::Result;

@@ -115,7 +115,7 @@ fn a_backup_without_a_part_that_a_recovery_needs_is_damaged_however_right_its_su
     }
     // None of them is chosen, nor counted among those that are kept.
     assert_eq!(choose(&place, None), Ok("good".to_owned()));
-    let done = prune(&locked(&place.node, &place.dir), 1, None).unwrap();
+    let done = prune(&locked(&place.node, &place.dir), &1.into(), None).unwrap();
     assert_eq!((done.kept.as_slice(), done.removed.len(), done.warnings.len()), (["good".to_owned()].as_slice(), 0, PARTS.len()));
 }
 
@@ -156,8 +156,8 @@ fn prune_keeps_the_newest_good_ones_and_never_the_last() {
     // Neither of them is a directory.
     sh(&place.dir.backups(), "touch stale.deleting one.deleting && ln -s /nowhere gone.deleting");
     std::fs::create_dir(place.dir.backups().join("stale.partial")).unwrap();
-    assert_eq!(exit_code(&prune(&locked(&place.node, &place.dir), 0, None).unwrap_err()), 2);
-    let done = prune(&locked(&place.node, &place.dir), 3, None).unwrap();
+    assert_eq!(exit_code(&prune(&locked(&place.node, &place.dir), &0.into(), None).unwrap_err()), 2);
+    let done = prune(&locked(&place.node, &place.dir), &3.into(), None).unwrap();
     assert_eq!(done.kept, ["five", "three", "two"]);
     assert_eq!(done.removed, ["stale.partial", "one"]);
     assert!(done.warnings[0].contains("four"), "{:?}", done.warnings);
@@ -165,9 +165,9 @@ fn prune_keeps_the_newest_good_ones_and_never_the_last() {
     assert_eq!(std::fs::read_link(place.dir.latest()).unwrap(), Path::new("backups/five"));
 
     sh(&place.dir.backups(), "for b in five three; do echo x >> $b/etc.tar.zst; done");
-    let done = prune(&locked(&place.node, &place.dir), 1, None).unwrap();
+    let done = prune(&locked(&place.node, &place.dir), &1.into(), None).unwrap();
     assert_eq!((done.kept.as_slice(), done.removed.len()), (["two".to_owned()].as_slice(), 0));
-    let done = prune(&locked(&place.node, &place.dir), 1, Some("five")).unwrap();
+    let done = prune(&locked(&place.node, &place.dir), &1.into(), Some("five")).unwrap();
     assert_eq!(done.removed, ["four", "three", "two"]);
 }
 
@@ -196,7 +196,7 @@ fn a_crash_before_the_last_rename_costs_no_backup() {
         cut_short(&place, id, 4);
         sh(&place.dir.backups().join(format!("{id}.partial")), what_is_missing);
     }
-    let done = prune(&locked(&place.node, &place.dir), 2, None).unwrap();
+    let done = prune(&locked(&place.node, &place.dir), &2.into(), None).unwrap();
     assert_eq!(done.kept, ["newest", "new"]);
     assert_eq!(done.removed, ["begun.partial", "earlier.partial", "half.partial", "other.partial", "old"]);
 }
@@ -207,7 +207,7 @@ fn nothing_is_deleted_during_a_recovery() {
     place.published("one", 1);
     place.published("two", 2);
     std::fs::write(place.dir.journal(), "{}").unwrap();
-    assert_eq!(exit_code(&prune(&locked(&place.node, &place.dir), 1, None).unwrap_err()), 75);
+    assert_eq!(exit_code(&prune(&locked(&place.node, &place.dir), &1.into(), None).unwrap_err()), 75);
     assert_eq!(exit_code(&delete(&place, "one", true).unwrap_err()), 75);
     assert_eq!(sh(&place.dir.backups(), "ls"), "one\ntwo\n");
 }
@@ -288,7 +288,7 @@ fn a_backup_that_is_pruned_while_it_is_looked_at_is_not_called_damaged() {
     let pruned = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            prune(&locked(&place.node, &place.dir), 1, Some("b39")).unwrap();
+            prune(&locked(&place.node, &place.dir), &1.into(), Some("b39")).unwrap();
             pruned.store(true, std::sync::atomic::Ordering::Relaxed);
         });
         while !pruned.load(std::sync::atomic::Ordering::Relaxed) {

@@ -13,6 +13,6 @@ pub use after::Removed;
 pub use choose::{Found, check, choose, choose_unchanged, find};
 pub use delete::{Deletion, delete, deletion};
 pub use list::{Listed, Shown, State, list, show};
-pub use prune::prune;
+pub use prune::{Retention, prune};
 
 pub use super::survey::{Survey, is_deleted, survey};

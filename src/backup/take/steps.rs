@@ -23,12 +23,12 @@ use crate::backup::manifest::{Etcd, Manifest};
 use crate::backup::names;
 use crate::backup::parts::ETCD;
 use crate::backup::published::Backup;
-use crate::backup::store::{after::link_latest, prune::check_keep, prune::prune};
+use crate::backup::store::{after::link_latest, prune::prune};
 use crate::backup::survey::{Survey, survey};
 use crate::engine::driver::{Until, Work, drive, with_next};
 use crate::error::{AndNext, FailureKind, busy, kind};
 use crate::etcd;
-use crate::node::{Node, clock::interrupted, dir::RecoveryDir, hold};
+use crate::node::{Node, clock::interrupted, dir::RecoveryDir, hold, timer};
 use crate::report::{Progress, paths};
 use crate::session::{Locked, Session};
 use crate::tools::ostree;
@@ -133,7 +133,7 @@ fn partial(node: &Node, dir: &RecoveryDir, survey: &Survey, facts: &Facts) -> Re
 fn check_options(options: &TakeOptions) -> Result<()> {
     options.name.as_deref().map_or(Ok(()), names::check_name)?;
     names::check_labels(&options.labels)?;
-    check_keep(options.keep)
+    options.keep.check()
 }
 
 /// The backup that the same Job or pod has asked for before: a recovery restores the Job with etcd, and it runs and asks again. Published
@@ -215,7 +215,9 @@ impl Work for Run<'_> {
             PIN => facts.booted.as_ref().map_or(Ok(()), |(booted, _)| pins::pin(node, dir, booted))?,
             // Before /etc is archived: every deployment that is restored from here has the files.
             HOLD_FILES => {
-                hold::install(&node.real_path("/etc"), dir).context("putting the kubelet hold and the resume unit into /etc")?;
+                let etc = node.real_path("/etc");
+                hold::install(&etc, dir).context("putting the kubelet hold and the resume unit into /etc")?;
+                timer::install(node, &etc).context("putting the timer of scheduled backups into /etc")?;
             }
             ETCD_AND_STATIC_PODS => return figures(self.etcd_and_static_pods(&partial)?),
             CHECK => check(&partial, &finished(journal.reading())?, facts.profile, self.progress)?,
@@ -358,7 +360,7 @@ fn make_room(session: &Locked<'_>, options: &TakeOptions, backup: &Backup, taken
         Ok(()) => {}
         Err(error) => taken.warnings.push(format!("standby deployments stay: {error:#}")),
     }
-    match prune(session, options.keep, Some(&backup.id)) {
+    match prune(session, &options.keep, Some(&backup.id)) {
         Ok(removed) => {
             taken.pruned = removed.removed;
             taken.warnings.extend(removed.warnings);
