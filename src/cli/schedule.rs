@@ -173,7 +173,7 @@ fn due(context: &Context) -> Result<ExitCode> {
             match (&one.backup, &one.why) {
                 (Some(backup), _) => text += &format!("the schedule {} has the backup {}\n", line(&one.schedule), line(backup)),
                 (None, why) => {
-                    text += &format!("the schedule {} waits: {}\n", line(&one.schedule), line(why.as_deref().unwrap_or_default()))
+                    text += &format!("the schedule {} waits: {}\n", line(&one.schedule), line(why.as_deref().unwrap_or_default()));
                 }
             }
             one.warnings.iter().for_each(|warning| text += &format!("  warning: {}\n", line(warning)));

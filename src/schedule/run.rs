@@ -78,7 +78,7 @@ pub fn due(session: Session<'_>, wait: Duration) -> Result<Vec<Ran>> {
             match judge(&schedule, &now) {
                 Ok(Verdict::Due(since)) if due.as_ref().is_none_or(|(first, _)| since < *first) => due = Some((since, schedule)),
                 Ok(Verdict::Waits { why, .. }) => {
-                    waiting.push(Ran { schedule: name, backup: None, why: Some(why), warnings: Vec::new(), error: None })
+                    waiting.push(Ran { schedule: name, backup: None, why: Some(why), warnings: Vec::new(), error: None });
                 }
                 Ok(_) => {}
                 Err(error) => done.push(Ran::without(name, error)),

@@ -3,7 +3,8 @@
 use std::path::Path;
 use testing::session::{locked, session};
 
-use recovery::backup::store::{self, prune};
+use recovery::backup::names::{RELEASE_LABEL, SCHEDULE_LABEL};
+use recovery::backup::store::{self, Retention, prune};
 use recovery::backup::{self, Backup};
 use recovery::error::exit_code;
 use recovery::report::Progress;
@@ -420,4 +421,52 @@ fn delete_none(place: &Place) -> bool {
     place.published("last", 9);
     let done = delete(place, "last", true).unwrap();
     done.warnings.is_empty()
+}
+
+/// Of each schedule, of those from before an upgrade, and of all others, each by itself.
+#[test]
+fn backups_of_schedules_and_of_before_an_upgrade_count_by_themselves() {
+    let place = Place::new();
+    let publish = |id: &str, sequence: u64, labels: &[(&str, &str)]| {
+        let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        place.published_as(&recovery::backup::manifest::Manifest { labels, ..manifest(id, sequence) })
+    };
+    let (hourly, daily, gone) = ((SCHEDULE_LABEL, "hourly"), (SCHEDULE_LABEL, "daily"), (SCHEDULE_LABEL, "gone"));
+    let upgrade = (RELEASE_LABEL, "kcm-0-2-0");
+    for (sequence, (id, labels)) in (1..).zip([
+        ("by-hand-1", &[][..]),
+        ("gone-1", &[gone]),
+        ("upgrade-1", &[upgrade]),
+        ("daily-1", &[daily]),
+        ("daily-2", &[daily]),
+        ("gone-2", &[gone]),
+        ("by-hand-2", &[("app", "x")]),
+        ("upgrade-2", &[upgrade, daily]),
+        ("hourly-1", &[hourly]),
+        ("hourly-2", &[hourly]),
+        ("hourly-3", &[hourly]),
+    ]) {
+        publish(id, sequence, labels);
+    }
+    let schedules = |hourly: usize, daily: usize| [("hourly".to_owned(), hourly), ("daily".to_owned(), daily)].into();
+    let pruned = |retention: &Retention| {
+        let mut removed = prune(&locked(&place.node, &place.dir), retention, None).unwrap().removed;
+        removed.sort();
+        removed
+    };
+    // The newer one of before an upgrade is damaged: the older one is the last that is good.
+    let damaged = place.dir.backups().join("upgrade-2/etc.tar.zst");
+    let good = std::fs::read(&damaged).unwrap();
+    std::fs::write(&damaged, "damaged").unwrap();
+    assert_eq!(pruned(&Retention { others: None, schedules: schedules(2, 2), gone: None }), ["hourly-1"]);
+    std::fs::write(&damaged, good).unwrap();
+    assert_eq!(pruned(&Retention { others: None, schedules: schedules(2, 2), gone: None }), ["upgrade-1"]);
+    // As `backup --keep 1` does: what a schedule left that is gone stays.
+    assert_eq!(pruned(&Retention { others: Some(1), schedules: schedules(2, 1), gone: None }), ["by-hand-1", "daily-1"]);
+    // As `prune --keep 1` does.
+    assert_eq!(pruned(&Retention { others: Some(1), schedules: schedules(2, 1), gone: Some(1) }), ["gone-1"]);
+    let left: Vec<String> = place.listed().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(left, ["hourly-3", "hourly-2", "upgrade-2", "by-hand-2", "gone-2", "daily-2"]);
+    let none = Retention { schedules: schedules(1, 0), ..Retention::default() };
+    assert_eq!(exit_code(&prune(&locked(&place.node, &place.dir), &none, None).unwrap_err()), 2);
 }

@@ -285,7 +285,7 @@ fn what_is_in_the_way_is_said_and_it_is_tried_again() -> Result<()> {
     for _ in 0..2 {
         two.push(node.recovery()?.args(["schedule", "due"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
     }
-    let mut codes = two.iter_mut().map(|child| Ok(child.wait()?.code().context("killed")?)).collect::<Result<Vec<i32>>>()?;
+    let mut codes = two.iter_mut().map(|child| child.wait()?.code().context("killed")).collect::<Result<Vec<i32>>>()?;
     codes.sort_unstable();
     ensure!(codes == [0, 75] || codes == [0, 0], "{codes:?}");
     ensure!(backups(&node)?.len() == before + 1, "{:?}", backups(&node)?);

@@ -112,13 +112,12 @@ pub fn prune(session: &Locked<'_>, retention: &Retention, trusted: Option<&str>)
             continue;
         }
         let report = if trusted == Some(id.as_str()) { None } else { Some(verify::report(path, id, false, progress)?) };
-        match report.filter(|report| !report.good) {
-            Some(bad) => result.warnings.push(format!("the backup {id} is {}: `recovery verify {id}` says how", bad.verdict())),
-            None => {
-                *good += 1;
-                result.kept.push(id.clone());
-            }
+        if let Some(bad) = report.filter(|report| !report.good) {
+            result.warnings.push(format!("the backup {id} is {}: `recovery verify {id}` says how", bad.verdict()));
+            continue;
         }
+        *good += 1;
+        result.kept.push(id.clone());
     }
     let newer = |(id, error): &(String, _)| format!("the backup {id} is not supported and stays: {error:#}");
     result.warnings.extend(found.unsupported.iter().map(newer));

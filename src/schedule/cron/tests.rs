@@ -161,19 +161,19 @@ fn field(dice: &mut Dice, least: u64, most: u64, names: &[&str]) -> (String, BTr
     for _ in 0..=dice.roll(6) / 4 {
         let one = |dice: &mut Dice| least + dice.roll(most - least + 1);
         let (a, b) = (one(dice), one(dice));
-        let (first, last) = (a.min(b), a.max(b));
+        let (begin, end) = (a.min(b), a.max(b));
         let step = 1 + dice.roll(most / 2);
         let name = |value: u64| match names.get(usize::try_from(value - least).unwrap()) {
-            Some(name) if value % 2 == 0 => name.to_uppercase(),
+            Some(name) if value.is_multiple_of(2) => name.to_uppercase(),
             _ => value.to_string(),
         };
         let (text, from, to, step) = match dice.roll(8) {
             0..3 => ("*".to_owned(), least, most, 1),
             3 => ("?".to_owned(), least, most, 1),
             4 => (format!("*/{step}"), least, most, step),
-            5 => (format!("{}-{}/{step}", name(first), name(last)), first, last, step),
-            6 => (format!("{}/{step}", name(first)), first, most, step),
-            _ => (name(first), first, first, 1),
+            5 => (format!("{}-{}/{step}", name(begin), name(end)), begin, end, step),
+            6 => (format!("{}/{step}", name(begin)), begin, most, step),
+            _ => (name(begin), begin, begin, 1),
         };
         star |= step == 1 && text.starts_with(['*', '?']);
         values.extend((from..=to).filter(|value| (value - from) % step == 0));
