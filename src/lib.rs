@@ -8,6 +8,7 @@
 //! 1. [`error`]: how a failure ends, and its exit code.
 //! 2. [`node`]: the machine, as one value: root directory, programs, clock; the recovery directory and its lock; profile; identity.
 //! 3. [`backup`]: what a backup is on disk, and how one is taken, checked, listed, pruned, exported, and imported from the old script.
+//!    [`schedule`]: backups on time.
 //! 4. [`engine`]: the pure transition function, the journal, the driver. [`recovery`]: what it carries out, one file per phase with its steps in order.
 //! 5. [`archive`], [`etcd`], [`kube`], [`tools`]: the four ways in which things are done.
 //! 6. [`gate`]: no upgrade without a good backup. [`up`]: whether everything is up again.
@@ -31,6 +32,7 @@ pub mod kube;
 pub mod node;
 pub mod recovery;
 pub mod report;
+pub mod schedule;
 pub mod session;
 pub mod tools;
 pub mod up;

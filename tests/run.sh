@@ -9,7 +9,7 @@ usage: tests/run.sh [all | unit | room ROOM | node | drills] [TEST...]
   all         everything, as CI does; this is what it does without a word
   unit        the library's own tests: a minute, no root (which is given up), nothing to install beside what the build needs
   room ROOM   the tests of a room from outside: archive, backup, cli, etcd, kube, machine,
-              recovery or tools
+              recovery, schedule or tools
   node        the real node by itself: it reboots, loses its power and comes back
   drills      backups and recoveries on real nodes
 
@@ -39,6 +39,7 @@ case "$word" in
       kube) groups=(build files etcd emulated) ;;
       machine) groups=(build files) ;;
       recovery) groups=(build files etcd emulated go) ;;
+      schedule) groups=(build files etcd emulated) ;;
       tools) groups=(build files etcd emulated) ;;
       *) usage "no room \"$room\"" ;;
     esac

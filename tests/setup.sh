@@ -13,8 +13,8 @@ packages_of() {
     files) echo acl attr e2fsprogs libarchive-tools libcap2-bin procps rsync strace tar util-linux xfsprogs zstd ;;
     # Debian's etcd 3.4 with its client.
     etcd) echo etcd-server etcd-client ;;
-    # What the emulated node takes: real ostree, and the libostree binding of the rpm-ostree stand-in.
-    emulated) echo ostree gir1.2-ostree-1.0 python3 python3-gi curl ;;
+    # What the emulated node takes: real ostree, and the libostree binding of the rpm-ostree stand-in; systemd's own checker of units.
+    emulated) echo systemd ostree gir1.2-ostree-1.0 python3 python3-gi curl ;;
     # What the real node is made and run with: debootstrap, systemd-nspawn (systemd-container).
     real) echo debootstrap systemd-container ;;
     # A new enough Go: below.

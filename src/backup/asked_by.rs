@@ -12,6 +12,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::names::check_name;
 use crate::node::Node;
 use crate::node::mounts::{Mount, mounts};
 use crate::tools::crictl;
@@ -40,6 +41,8 @@ pub enum AskedBy {
     Pod(String),
     /// A user of the node, by number.
     User(u32),
+    /// A schedule of this node, by its name.
+    Schedule(String),
     /// The old script: an imported backup.
     OldScript,
     /// An asker unknown to this agent, in the words of the agent that wrote it down.
@@ -110,6 +113,7 @@ impl fmt::Display for AskedBy {
             Self::Job(uid) => write!(f, "job/{uid}"),
             Self::Pod(uid) => write!(f, "pod/{uid}"),
             Self::User(number) => write!(f, "user/{number}"),
+            Self::Schedule(name) => write!(f, "schedule/{name}"),
             Self::OldScript => f.write_str(OLD_SCRIPT),
             Self::Other(text) => f.write_str(text),
         }
@@ -122,6 +126,7 @@ impl From<String> for AskedBy {
         let known = match text.split_once('/') {
             Some(("job", uid)) if is_uid(uid) => Self::Job(uid.to_owned()),
             Some(("pod", uid)) if is_uid(uid) => Self::Pod(uid.to_owned()),
+            Some(("schedule", name)) if check_name(name).is_ok() => Self::Schedule(name.to_owned()),
             Some(("user", number)) => number.parse().map_or_else(|_| Self::Other(text.clone()), Self::User),
             _ if text == OLD_SCRIPT => Self::OldScript,
             _ => Self::Other(text.clone()),
@@ -225,7 +230,9 @@ mod tests {
         let read = |text: &str| AskedBy::from(text.to_owned());
         assert_eq!(read("user/1000"), AskedBy::User(1000));
         assert_eq!(read("upgrade-recovery.sh"), AskedBy::OldScript);
-        for odd in ["user/007", "user/-1", "job/../x", "hub/0a1b2c3d-1111", "", "job"] {
+        assert_eq!(read("schedule/example-backup"), AskedBy::Schedule("example-backup".to_owned()));
+        assert!(!read("schedule/example-backup").asks_once());
+        for odd in ["user/007", "user/-1", "job/../x", "hub/0a1b2c3d-1111", "", "job", "schedule/", "schedule/../x"] {
             assert_eq!(read(odd), AskedBy::Other(odd.to_owned()));
             assert!(read(odd).to_string() == odd && !read(odd).asks_once(), "{odd}");
         }

@@ -10,8 +10,30 @@ use sha2::{Digest, Sha256};
 use super::layout::{DELETING, LEGACY_ID, PARTIAL};
 use crate::error::usage;
 
-/// The longest name or id: file systems allow 255 bytes, and a suffix such as `.partial` is added.
-const LONGEST: usize = 120;
+/// The longest name of a backup: as long as Kubernetes has them, so that a scheduled backup can be called what k0rdent would call it. (An id, which is
+/// a directory's name, is made by the agent and short.)
+pub const LONGEST: usize = 253;
+/// The longest value of a label.
+pub const LONGEST_LABEL: usize = 63;
+
+/// The label of a backup that a schedule takes: the schedule. As of k0rdent's kcm.
+pub const SCHEDULE_LABEL: &str = "k0rdent.mirantis.com/management-backup";
+/// The label of a backup from before an upgrade: the release that the upgrade leaves. As of kcm.
+pub const RELEASE_LABEL: &str = "k0rdent.mirantis.com/release-backup";
+/// What stands for the rest of a name that is cut: hyphen and digits.
+const DIGEST: usize = 1 + 8;
+
+/// A name of no more than `most` bytes, at least [`DIGEST`], as kcm 1.11 shortens one: cut, what is then at the end and may not be there (`-`, `.`) taken away,
+/// and eight hex digits of the SHA-256 of the whole behind it. One that is short enough stays as it is.
+#[must_use]
+pub fn shortened(name: &str, most: usize) -> String {
+    if name.len() <= most {
+        return name.to_owned();
+    }
+    let end = (0..=most - DIGEST).rev().find(|end| name.is_char_boundary(*end)).unwrap_or(0);
+    let digest = HEXLOWER.encode(&Sha256::digest(name)[..4]);
+    format!("{}-{digest}", name[..end].trim_end_matches(['-', '.']))
+}
 
 /// Checks that `text` can be a backup's name or id: one plain path component, and none that the agent itself uses.
 ///
@@ -120,7 +142,7 @@ pub fn is_id(text: &str) -> bool {
 fn is_label(text: &str) -> bool {
     let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let ends = |c: char| c.is_ascii_alphanumeric();
-    text.len() <= 63 && text.chars().all(inner) && text.starts_with(ends) && text.ends_with(ends)
+    text.len() <= LONGEST_LABEL && text.chars().all(inner) && text.starts_with(ends) && text.ends_with(ends)
 }
 
 #[cfg(test)]
@@ -142,12 +164,25 @@ mod tests {
         for good in ["before-4.17", "a", "20261121T060536Z-4.16.8", "x_y+1:2@3"] {
             assert!(check_name(good).is_ok(), "{good}");
         }
-        let long = "x".repeat(121);
+        let long = "x".repeat(254);
         for bad in
             ["", ".", "..", "a/b", "/a", "-v", ".hidden", "a b", "ä", "a\n", "a.partial", "a.deleting", "upgrade-recovery", "latest", &long]
         {
             assert_eq!(check_name(bad).map_err(|e| exit_code(&e)), Err(2), "{bad}");
         }
+    }
+
+    /// What sha256sum(1) says of the whole.
+    #[test]
+    fn a_name_that_is_too_long_is_cut_as_kcm_does_it() {
+        let fits = "b".repeat(63);
+        assert_eq!(shortened(&fits, LONGEST_LABEL), fits);
+        let long = "a".repeat(70);
+        assert_eq!(shortened(&long, LONGEST_LABEL), format!("{}-{}", "a".repeat(54), "6bd5e503"));
+        let trimmed = format!("{}.-.-{}", "a".repeat(50), "b".repeat(20));
+        assert_eq!(shortened(&trimmed, LONGEST_LABEL), format!("{}-{}", "a".repeat(50), "f1bc7c6b"));
+        assert_eq!(shortened(&"x".repeat(300), LONGEST).len(), LONGEST);
+        assert!(check_labels(&BTreeMap::from([(SCHEDULE_LABEL.to_owned(), shortened(&trimmed, LONGEST_LABEL))])).is_ok());
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::archive::{Archive, Selection};
-use crate::node::hold;
 use crate::node::profile::Profile;
+use crate::node::{hold, timer};
 
 /// `/etc`, without what [`STATIC_PODS`] owns.
 pub const ETC: &str = "etc.tar.zst";
@@ -129,8 +129,9 @@ pub fn extra_files(archive: &Archive) -> Vec<&Path> {
 
 /// Paths that no restore of `/etc` touches, on any node.
 #[must_use]
-pub fn always_excluded() -> [PathBuf; 4] {
-    [UPDATED, hold::DROP_IN, hold::WIPE_DROP_IN, hold::RESUME_UNIT].map(PathBuf::from)
+pub fn always_excluded() -> [PathBuf; 7] {
+    let (service, timer, wanted) = (timer::SERVICE_UNIT, timer::TIMER_UNIT, timer::WANTED);
+    [UPDATED, hold::DROP_IN, hold::WIPE_DROP_IN, hold::RESUME_UNIT, service, timer, wanted].map(PathBuf::from)
 }
 
 #[cfg(test)]

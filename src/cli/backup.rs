@@ -1,5 +1,6 @@
 //! `recovery backup`.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
@@ -8,16 +9,18 @@ use super::args::BackupArgs;
 use super::context::Context;
 use crate::backup::asked_by::AskedBy;
 use crate::backup::names::parse_labels;
+use crate::backup::store::Retention;
 use crate::backup::take::trees::refuse_dir_inside;
 use crate::backup::take::{Outcome, TakeOptions, Taken, already_taken, take};
 use crate::report::{mib, paths, words::line};
+use crate::schedule::Schedules;
 
 pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<ExitCode> {
     let mut options = TakeOptions {
         name: args.name.clone(),
         labels: parse_labels(&args.labels)?,
         force: args.force,
-        keep: args.keep as usize,
+        keep: retention(context, args.keep, None),
         wait: context.deadline(),
         asked_by: AskedBy::this_process(),
     };
@@ -37,6 +40,18 @@ pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<ExitCode> {
     let taken = take(&session, &options).context("taking a backup")?;
     context.print(&taken, describe)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// How many backups stay, where so many belong to no schedule. Of a schedule that cannot be read, all.
+pub(super) fn retention(context: &Context, others: u32, gone: Option<u32>) -> Retention {
+    let count = |number: u32| number as usize;
+    let schedules = Schedules::of(&context.node).map(|schedules| schedules.keeps());
+    let gone = schedules.as_ref().ok().and(gone).map(count);
+    let schedules = schedules.unwrap_or_else(|error| {
+        context.progress.say(&format!("the backups of schedules stay: {error:#}"));
+        BTreeMap::new()
+    });
+    Retention { others: Some(count(others)), schedules, gone }
 }
 
 fn describe(taken: &Taken) -> String {

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 
 use super::args::{DeleteArgs, ListArgs, ListOutput, PruneArgs};
+use super::backup::retention;
 use super::context::{self, Context};
 use crate::backup::selector;
 use crate::backup::store::{self, Listed, Removed, State};
@@ -37,8 +38,13 @@ pub(super) fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode> {
 
 pub(super) fn prune(context: &Context, args: &PruneArgs) -> Result<ExitCode> {
     let session = context.session()?.lock("prune")?;
-    context.confirm(&[format!("All but the newest {} good backups will be deleted.", args.keep)])?;
-    let removed = store::prune(&session, store::finish_interrupted(&session)?, args.keep as usize, None)?;
+    let retention = retention(context, args.keep, Some(args.keep));
+    let mut what = vec![format!("All but the newest {} good backups will be deleted.", args.keep)];
+    if !retention.schedules.is_empty() {
+        what.push("Those of schedules count by themselves: each schedule keeps its own number (`recovery schedule list`).".to_owned());
+    }
+    context.confirm(&what)?;
+    let removed = store::prune(&session, store::finish_interrupted(&session)?, &retention, None)?;
     context.print(&removed, describe_removed)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -20,6 +20,7 @@ mod recover;
 mod restart;
 mod restore_files;
 mod resume;
+mod schedule;
 mod show;
 mod status;
 mod up;
@@ -159,6 +160,7 @@ fn perform(context: &Context, verb: Verb) -> Result<ExitCode> {
         Verb::Delete(args) => list::delete(context, &args),
         Verb::Prune(args) => list::prune(context, &args),
         Verb::Export(args) => export::run(context, &args),
+        Verb::Schedule(args) => schedule::run(context, &args),
         Verb::Etcd(args) => etcd::run(context, &args),
         Verb::Archive(args) => archive::run(context, &args),
         Verb::Generate(args) => generate::run(&args),

@@ -30,6 +30,7 @@ pub mod member;
 pub mod notes;
 pub mod partial;
 pub mod pins;
+pub mod schedule;
 pub mod stage;
 pub mod undo;
 

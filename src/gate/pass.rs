@@ -10,16 +10,13 @@ use super::door;
 use super::good::{Good, look};
 use super::here::Here;
 use crate::backup::asked_by::AskedBy;
-use crate::backup::names::label_value;
+use crate::backup::names::{LONGEST, RELEASE_LABEL, SCHEDULE_LABEL, label_value, shortened};
+use crate::backup::store::Retention;
 use crate::backup::take::{self, TakeOptions};
 use crate::error::{AndNext, FailureKind, kind, run, unanswered};
 use crate::kube;
 use crate::session::Session;
 
-/// The label of a backup that was taken before an upgrade: the release before it. As k0rdent's kcm has it, there on the ManagementBackup.
-pub const RELEASE_BACKUP: &str = "k0rdent.mirantis.com/release-backup";
-/// The label that names the schedule.
-const SCHEDULE: &str = "k0rdent.mirantis.com/management-backup";
 /// Between two looks while it waits.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -122,13 +119,13 @@ fn attempt(session: Session<'_>, asked: &Asked) -> Result<Found> {
 /// The backup before an upgrade from `release`, as kcm names and labels it.
 fn options(asked: &Asked, release: &str) -> TakeOptions {
     let name = format!("{}-{release}", asked.schedule.as_deref().unwrap_or("before-upgrade"));
-    let mut labels = BTreeMap::from([(RELEASE_BACKUP.to_owned(), label_value(release))]);
-    labels.extend(asked.schedule.as_ref().map(|schedule| (SCHEDULE.to_owned(), label_value(schedule))));
+    let mut labels = BTreeMap::from([(RELEASE_LABEL.to_owned(), label_value(release))]);
+    labels.extend(asked.schedule.as_ref().map(|schedule| (SCHEDULE_LABEL.to_owned(), label_value(schedule))));
     TakeOptions {
-        name: Some(name),
+        name: Some(shortened(&name, LONGEST)),
         labels,
         force: false,
-        keep: take::KEEP as usize,
+        keep: Retention::default(),
         wait: asked.patience,
         asked_by: asked.asked_by.clone(),
     }

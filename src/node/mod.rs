@@ -4,7 +4,7 @@
 //! survive a power cut), [`dir`] (the recovery directory and its lock), [`profile`] (what kind of control plane), [`identity`] (which node
 //! this is), [`static_pod`] and [`certificates`] (what its manifests and certificates say), [`yaml`] (as kubelet reads it),
 //! [`machine_config`] (which files are managed), [`hold`] (what keeps kubelet from starting before everything is restored), [`crio`] (what
-//! it erases at a start), [`mounts`] and [`selinux`], [`host`] (the way from a container to its node).
+//! it erases at a start), [`timer`] (what wakes scheduled backups), [`mounts`] and [`selinux`], [`host`] (the way from a container to its node).
 
 pub mod certificates;
 pub mod clock;
@@ -20,6 +20,7 @@ pub mod profile;
 pub mod run;
 pub mod selinux;
 pub mod static_pod;
+pub mod timer;
 pub mod yaml;
 
 use std::path::{Component, Path, PathBuf};

@@ -20,7 +20,7 @@ use crate::error::{FailureKind, kind};
 use crate::formats::notes::OldContainersV1;
 use crate::node::machine_config::MachineConfig;
 use crate::node::profile::Profile;
-use crate::node::{crio, durable, hold};
+use crate::node::{crio, durable, hold, timer};
 use crate::tools::{crictl, ostree, rpm_ostree, systemctl};
 
 /// How long a container has to end before it is killed. Its work is about to be undone: it needs no more than to close its files.
@@ -87,6 +87,7 @@ pub(super) fn place_hold(here: &mut Doing<'_, '_>) -> Result<()> {
     // Whoever reboots from now on must not get past the hold.
     real_reboot(here)?;
     hold::install(&node.real_path("/etc"), here.run.session.dir)?;
+    timer::install(node, &node.real_path("/etc"))?;
     // After a boot with the hold, systemd no longer shows whether kubelet ran before.
     here.run.undo.note_unit(here.run.session, KUBELET_UNIT)?;
     here.run.undo.place_hold(here.run.session)?;
@@ -297,6 +298,7 @@ fn restore_extras(here: &mut Doing<'_, '_>) -> Result<()> {
 fn reload(here: &mut Doing<'_, '_>) -> Result<()> {
     let node = here.run.session.node;
     hold::install(&node.real_path("/etc"), here.run.session.dir)?;
+    timer::install(node, &node.real_path("/etc"))?;
     anyhow::ensure!(hold::is_placed(node), "the hold file {} is gone: kubelet would start after the reboot", hold::HOLD);
     systemctl::daemon_reload(node)
 }

@@ -3,7 +3,8 @@
 use std::path::Path;
 use testing::session::{locked, session};
 
-use recovery::backup::store;
+use recovery::backup::names::{RELEASE_LABEL, SCHEDULE_LABEL};
+use recovery::backup::store::{self, Retention};
 use recovery::backup::{self, Backup};
 use recovery::error::exit_code;
 use recovery::report::Progress;
@@ -17,8 +18,12 @@ fn choose(place: &Place, wanted: Option<&str>) -> Result<String, (u8, String)> {
 }
 
 fn prune(place: &Place, keep: usize, trusted: Option<&str>) -> anyhow::Result<store::Removed> {
+    prune_by(place, &keep.into(), trusted)
+}
+
+fn prune_by(place: &Place, retention: &Retention, trusted: Option<&str>) -> anyhow::Result<store::Removed> {
     let session = locked(&place.node, &place.dir);
-    store::prune(&session, store::finish_interrupted(&session)?, keep, trusted)
+    store::prune(&session, store::finish_interrupted(&session)?, retention, trusted)
 }
 
 fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -458,4 +463,52 @@ fn a_command_reads_each_manifest_once() {
     sno.place.published("one", 1);
     assert_eq!(opened_on(&sno.place, "backup --force", 0), 1);
     assert_eq!(sno.place.listed().len(), 2);
+}
+
+/// Of each schedule, of those from before an upgrade, and of all others, each by itself.
+#[test]
+fn backups_of_schedules_and_of_before_an_upgrade_count_by_themselves() {
+    let place = Place::new();
+    let publish = |id: &str, sequence: u64, labels: &[(&str, &str)]| {
+        let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        place.published_as(&recovery::backup::manifest::Manifest { labels, ..manifest(id, sequence) })
+    };
+    let (hourly, daily, gone) = ((SCHEDULE_LABEL, "hourly"), (SCHEDULE_LABEL, "daily"), (SCHEDULE_LABEL, "gone"));
+    let upgrade = (RELEASE_LABEL, "kcm-0-2-0");
+    for (sequence, (id, labels)) in (1..).zip([
+        ("by-hand-1", &[][..]),
+        ("gone-1", &[gone]),
+        ("upgrade-1", &[upgrade]),
+        ("daily-1", &[daily]),
+        ("daily-2", &[daily]),
+        ("gone-2", &[gone]),
+        ("by-hand-2", &[("app", "x")]),
+        ("upgrade-2", &[upgrade, daily]),
+        ("hourly-1", &[hourly]),
+        ("hourly-2", &[hourly]),
+        ("hourly-3", &[hourly]),
+    ]) {
+        publish(id, sequence, labels);
+    }
+    let schedules = |hourly: usize, daily: usize| [("hourly".to_owned(), hourly), ("daily".to_owned(), daily)].into();
+    let pruned = |retention: &Retention| {
+        let mut removed = prune_by(&place, retention, None).unwrap().removed;
+        removed.sort();
+        removed
+    };
+    // The newer one of before an upgrade is damaged: the older one is the last that is good.
+    let damaged = place.dir.backups().join("upgrade-2/etc.tar.zst");
+    let good = std::fs::read(&damaged).unwrap();
+    std::fs::write(&damaged, "damaged").unwrap();
+    assert_eq!(pruned(&Retention { others: None, schedules: schedules(2, 2), gone: None }), ["hourly-1"]);
+    std::fs::write(&damaged, good).unwrap();
+    assert_eq!(pruned(&Retention { others: None, schedules: schedules(2, 2), gone: None }), ["upgrade-1"]);
+    // As `backup --keep 1` does: what a schedule left that is gone stays.
+    assert_eq!(pruned(&Retention { others: Some(1), schedules: schedules(2, 1), gone: None }), ["by-hand-1", "daily-1"]);
+    // As `prune --keep 1` does.
+    assert_eq!(pruned(&Retention { others: Some(1), schedules: schedules(2, 1), gone: Some(1) }), ["gone-1"]);
+    let left: Vec<String> = place.listed().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(left, ["hourly-3", "hourly-2", "upgrade-2", "by-hand-2", "gone-2", "daily-2"]);
+    let none = Retention { schedules: schedules(1, 0), ..Retention::default() };
+    assert_eq!(exit_code(&prune_by(&place, &none, None).unwrap_err()), 2);
 }

@@ -18,7 +18,14 @@ use recovery::report::Progress;
 use crate::place::{Sno, fingerprint, sh};
 
 pub(crate) fn options() -> TakeOptions {
-    TakeOptions { name: None, labels: BTreeMap::new(), force: true, keep: 3, wait: Duration::from_secs(60), asked_by: AskedBy::User(0) }
+    TakeOptions {
+        name: None,
+        labels: BTreeMap::new(),
+        force: true,
+        keep: 3.into(),
+        wait: Duration::from_secs(60),
+        asked_by: AskedBy::User(0),
+    }
 }
 
 fn take(sno: &Sno, options: &TakeOptions) -> Result<Taken> {
@@ -137,7 +144,7 @@ fn the_next_backup_takes_over_what_is_unchanged_and_old_ones_go() {
     let settled = take(&sno, &options()).unwrap();
     sno.place.put("/etc/new", "new");
     let mut keep_one = options();
-    keep_one.keep = 1;
+    keep_one.keep = 1.into();
     let second = take(&sno, &keep_one).unwrap();
     assert_eq!(second.manifest.sequence, 3);
     assert!(second.reused > 10_000_000, "{}", second.reused);
@@ -189,7 +196,7 @@ fn damage_inside_an_archive_is_found_by_a_deep_check() {
 #[test]
 fn a_recovery_that_the_old_script_left_open_is_a_warning_and_nothing_that_it_may_need_goes() {
     let sno = Sno::new();
-    let few = TakeOptions { keep: 1, ..options() };
+    let few = TakeOptions { keep: 1.into(), ..options() };
     let first = take(&sno, &few).unwrap();
     std::fs::write(sno.place.dir.journal(), "started\nrestore_files\nrestore_cluster\n").unwrap();
     let second = take(&sno, &few).unwrap();
@@ -323,7 +330,7 @@ fn what_cannot_be_is_refused_before_anything_changes() {
     let code = |options: &TakeOptions| take(&sno, options).map_err(|e| exit_code(&e)).map(drop);
     assert_eq!(code(&TakeOptions { name: Some("../x".to_owned()), ..options() }), Err(2));
     assert_eq!(code(&TakeOptions { labels: BTreeMap::from([("a b".to_owned(), String::new())]), ..options() }), Err(2));
-    assert_eq!(code(&TakeOptions { keep: 0, ..options() }), Err(2));
+    assert_eq!(code(&TakeOptions { keep: 0.into(), ..options() }), Err(2));
     // Nobody says which release this is.
     assert_eq!(code(&TakeOptions { force: false, ..options() }), Err(78));
     let inside = RecoveryDir::new(&sno.place.node, Path::new("/usr/local/recovery"));

@@ -11,6 +11,7 @@ mod old_flags;
 mod one_command;
 mod pods;
 mod power_cuts;
+mod schedule;
 mod systems;
 mod units;
 mod waits;

@@ -180,7 +180,7 @@ mod tests {
             assert!(paths.contains(&PathBuf::from(wanted)), "{wanted} in {paths:?}");
         }
         assert!(!paths.iter().any(|p| p.starts_with("kubernetes")));
-        assert_eq!(paths.len(), 10, "{paths:?}");
+        assert_eq!(paths.len(), 13, "{paths:?}");
         Ok(())
     }
 

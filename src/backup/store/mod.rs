@@ -15,7 +15,7 @@ pub use choose::{Found, check, choose, choose_unchanged, find};
 pub use delete::{Deletion, delete, deletion};
 pub use list::{Listed, Shown, State, list, show};
 pub use logs::logs;
-pub use prune::prune;
+pub use prune::{Retention, prune};
 
 pub use super::survey::{Survey, is_deleted, survey};
 pub use super::take::publish::finish_interrupted;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::backup::asked_by::AskedBy;
+use crate::backup::store::Retention;
 
 /// How many good backups are kept by default.
 pub const KEEP: u32 = 3;
@@ -18,7 +19,7 @@ pub struct TakeOptions {
     /// Go on although operators progress or the API does not answer.
     pub force: bool,
     /// How many good backups are kept.
-    pub keep: usize,
+    pub keep: Retention,
     /// The deadline of each wait.
     pub wait: Duration,
     /// Who asks; determined before the host's namespaces are entered.

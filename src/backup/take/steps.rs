@@ -24,12 +24,12 @@ use crate::backup::manifest::{Etcd, Manifest};
 use crate::backup::names;
 use crate::backup::parts::ETCD;
 use crate::backup::published::Backup;
-use crate::backup::store::{after::link_latest, prune::check_keep, prune::prune};
+use crate::backup::store::{after::link_latest, prune::prune};
 use crate::backup::survey::{Survey, survey};
 use crate::engine::driver::{Until, Work, drive, with_next};
 use crate::error::{AndNext, FailureKind, busy, kind};
 use crate::etcd;
-use crate::node::{Node, clock::interrupted, dir::RecoveryDir, hold};
+use crate::node::{Node, clock::interrupted, dir::RecoveryDir, hold, timer};
 use crate::report::{Progress, paths};
 use crate::session::{Locked, Session};
 use crate::tools::ostree;
@@ -134,7 +134,7 @@ fn partial(node: &Node, dir: &RecoveryDir, survey: &mut Survey, facts: &Facts) -
 fn check_options(options: &TakeOptions) -> Result<()> {
     options.name.as_deref().map_or(Ok(()), names::check_name)?;
     names::check_labels(&options.labels)?;
-    check_keep(options.keep)
+    options.keep.check()
 }
 
 /// The earlier backup of the same Job or pod: a recovery restores the Job with etcd, and the Job runs and asks again. This takes no lock,
@@ -216,7 +216,9 @@ impl Work for Run<'_> {
             PIN => facts.booted.as_ref().map_or(Ok(()), |(booted, _)| pins::pin(node, dir, booted))?,
             // Before /etc is archived, so that every deployment restored from this backup has the files.
             HOLD_FILES => {
-                hold::install(&node.real_path("/etc"), dir).context("putting the kubelet hold and the resume unit into /etc")?;
+                let etc = node.real_path("/etc");
+                hold::install(&etc, dir).context("putting the kubelet hold and the resume unit into /etc")?;
+                timer::install(node, &etc).context("putting the timer of scheduled backups into /etc")?;
             }
             ETCD_AND_STATIC_PODS => return figures(self.etcd_and_static_pods(&partial)?),
             CHECK => check(&partial, &finished(journal.reading())?, facts.profile, self.progress)?,
@@ -370,7 +372,7 @@ fn make_room(session: &Locked<'_>, options: &TakeOptions, survey: Survey, taken:
         Ok(()) => {}
         Err(error) => taken.warnings.push(format!("standby deployments stay: {error:#}")),
     }
-    match prune(session, survey, options.keep, Some(&taken.manifest.id)) {
+    match prune(session, survey, &options.keep, Some(&taken.manifest.id)) {
         Ok(removed) => {
             taken.pruned = removed.removed;
             taken.warnings.extend(removed.warnings);

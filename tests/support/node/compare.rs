@@ -17,11 +17,15 @@ pub const TREES: [&str; 3] = ["/etc", "/var/usrlocal", "/var/lib/kubelet"];
 pub const MANAGED: [&str; 2] = ["/var/opt", "/var/lib/site"];
 /// What differs after a recovery, and may (`ARCHITECTURE.md`, "One owner for each path"): the files that a recovery itself keeps in
 /// `/etc`, what `/etc/tmpfiles.d` names, and the stamp of the last update.
-pub const NOT_RESTORED: [&str; 6] = [
+pub const NOT_RESTORED: [&str; 10] = [
     "/etc/systemd/system/crio-wipe.service.d",
     "/etc/systemd/system/crio-wipe.service.d/10-recovery-images.conf",
     "/etc/systemd/system/kubelet.service.d/10-recovery-hold.conf",
     "/etc/systemd/system/recovery-resume.service",
+    "/etc/systemd/system/recovery-schedule.service",
+    "/etc/systemd/system/recovery-schedule.timer",
+    "/etc/systemd/system/timers.target.wants",
+    "/etc/systemd/system/timers.target.wants/recovery-schedule.timer",
     super::layout::VOLATILE,
     "/etc/.updated",
 ];

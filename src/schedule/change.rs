@@ -1,0 +1,239 @@
+//! Making, changing and deleting schedules. All of what is asked is looked at first: either all of it comes to be, or nothing.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use super::arm::arm;
+use super::due::distance;
+use super::store::{self, Schedule, Schedules, State, check_name, check_owner};
+use crate::backup::layout::MANIFEST;
+use crate::backup::store::survey;
+use crate::backup::take::{KEEP, install, trees::refuse_dir_inside};
+use crate::error::{AndNext, by_hand, unsupported, usage};
+use crate::node::dir::RecoveryDir;
+use crate::node::timer;
+use crate::session::{Locked, Session};
+use crate::tools::systemctl;
+
+/// The shortest time between two instants: cron has none that is shorter, and no backup is done in less.
+const LEAST: Duration = Duration::from_secs(60);
+/// What is longer was no backup: the clock was set meanwhile.
+const LONGEST_BACKUP: Duration = Duration::from_secs(6 * 3600);
+
+/// What is asked of a schedule, new or not. What is not said stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Its name.
+    pub name: String,
+    /// When; a new one has to say it.
+    pub cron: Option<String>,
+    /// The time zone.
+    pub time_zone: Option<String>,
+    /// Whether a backup is to be taken before an upgrade, too.
+    pub before_upgrade: Option<bool>,
+    /// How many good backups of it are kept.
+    pub keep: Option<u32>,
+    /// Whether it is not carried out for now.
+    pub paused: Option<bool>,
+}
+
+impl Change {
+    /// Nothing is asked of this one.
+    #[must_use]
+    pub fn of(name: &str) -> Self {
+        Self { name: name.to_owned(), cron: None, time_zone: None, before_upgrade: None, keep: None, paused: None }
+    }
+
+    /// The schedule that comes of it.
+    fn made(&self, old: Option<&Schedule>, now: Timestamp) -> Result<Schedule> {
+        check_name(&self.name)?;
+        let mut made = match old {
+            Some(old) => old.clone(),
+            None => Schedule {
+                name: self.name.clone(),
+                expression: String::new(),
+                time_zone: None,
+                before_upgrade: false,
+                keep: KEEP,
+                paused: false,
+                created: now,
+                state: State::begin(now),
+            },
+        };
+        match &self.cron {
+            Some(cron) => made.expression.clone_from(cron),
+            None if old.is_none() => return Err(usage(format!("there is no schedule `{}` yet: a new one needs --cron", self.name))),
+            None => {}
+        }
+        if let Some(zone) = &self.time_zone {
+            made.time_zone = Some(zone.clone());
+        }
+        made.before_upgrade = self.before_upgrade.unwrap_or(made.before_upgrade);
+        made.keep = self.keep.unwrap_or(made.keep);
+        made.paused = self.paused.unwrap_or(made.paused);
+        // One that is changed, or goes on, begins at its next instant: what it missed as it was before is nobody's concern any more.
+        let begins_anew = old.is_some_and(|old| {
+            old.expression != made.expression || old.zone_name().ok() != made.zone_name().ok() || (old.paused && !made.paused)
+        });
+        if begins_anew {
+            made.state = State { last: made.state.last, good: made.state.good, ..State::begin(now) };
+        }
+        Ok(made)
+    }
+}
+
+/// The next instants of a schedule.
+///
+/// # Errors
+/// When its expression or zone cannot be read.
+pub fn instants(schedule: &Schedule, after: Timestamp, how_many: usize) -> Result<Vec<Timestamp>> {
+    Ok(schedule.cron()?.instants(after, &schedule.zone()?).take(how_many).collect())
+}
+
+/// Checks that a schedule can be carried out, where a backup takes so long.
+fn check(schedule: &Schedule, backup_takes: Option<Duration>, now: Timestamp) -> Result<()> {
+    let (cron, zone): (_, TimeZone) = (schedule.cron()?, schedule.zone()?);
+    if schedule.keep == 0 {
+        return Err(usage("at least one good backup is always kept: --keep takes 1 or more"));
+    }
+    if cron.next(now, &zone).is_none() {
+        return Err(usage(format!("`{}` never occurs: no day of the next five years is like that", schedule.expression)));
+    }
+    let Some(apart) = distance(&cron, &zone, now) else { return Ok(()) };
+    if apart < LEAST {
+        return Err(unsupported(format!(
+            "`{}` is every {} s: no backup is done in less than a minute",
+            schedule.expression,
+            apart.as_secs()
+        )));
+    }
+    if let Some(takes) = backup_takes.filter(|takes| apart < *takes) {
+        return Err(unsupported(format!(
+            "`{}` is every {} s at times, and the last backup took {} s: one would follow the other without end",
+            schedule.expression,
+            apart.as_secs(),
+            takes.as_secs()
+        ))
+        .and_next(by_hand("choose instants that are further apart")));
+    }
+    Ok(())
+}
+
+/// How long the newest backup took: from its beginning until its manifest was written. Nothing where there is none, or where the clock was set
+/// meanwhile.
+///
+/// # Errors
+/// When the backups cannot be listed.
+fn backup_takes(dir: &RecoveryDir) -> Result<Option<Duration>> {
+    let survey = survey(dir)?;
+    let Some(newest) = survey.backups.first() else { return Ok(None) };
+    let written = newest.file(MANIFEST).metadata().and_then(|meta| meta.modified()).ok().and_then(|time| Timestamp::try_from(time).ok());
+    let took = written.and_then(|written| Duration::try_from(written.duration_since(newest.manifest.taken)).ok());
+    Ok(took.filter(|took| *took < LONGEST_BACKUP))
+}
+
+/// Makes or changes schedules, and has the node wake for them. All or none of them.
+///
+/// # Errors
+/// [`FailureKind::Usage`](crate::error::FailureKind::Usage) for what cannot be, [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) for
+/// what is more often than a backup takes; as [`Schedules::of`] and [`check_owner`]; when systemd does not answer, or something cannot be written.
+pub fn put(session: &Locked<'_>, changes: &[Change]) -> Result<Vec<Schedule>> {
+    let Session { node, dir, .. } = **session;
+    refuse_dir_inside(node, dir)?;
+    check_owner(node, dir)?;
+    let now = node.clock().now();
+    let takes = backup_takes(dir)?;
+    let there = Schedules::of(node)?;
+    let made = changes.iter().map(|change| {
+        let what = || format!("the schedule {}", change.name);
+        let made = change.made(there.find(&change.name)?, now).with_context(what)?;
+        check(&made, takes, now).with_context(what)?;
+        Ok(made)
+    });
+    let made: Vec<Schedule> = made.collect::<Result<_>>()?;
+    // Who would not be woken must not believe that they were.
+    systemctl::show(node, timer::TIMER).context("asking systemd for its timers, by which schedules are woken")?;
+    install::install(node, dir)?;
+    store::prepare(node)?;
+    // First, because a schedule without it would wake nobody.
+    timer::own(node, dir.shown())?;
+    made.iter().try_for_each(|schedule| store::write(node, schedule))?;
+    arm(node)?;
+    Ok(made)
+}
+
+/// Deletes a schedule; its backups stay. One that cannot be read is deleted as well.
+///
+/// # Errors
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is none of this name; as [`check_owner`]; when systemd does not answer, or
+/// something cannot be removed.
+pub fn delete(session: &Locked<'_>, name: &str) -> Result<()> {
+    let Session { node, dir, .. } = **session;
+    check_owner(node, dir)?;
+    check_name(name)?;
+    let there = Schedules::of(node)?;
+    if !there.has(name) {
+        there.take(name)?;
+    }
+    store::remove(node, name)?;
+    arm(node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::exit_code;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn new(cron: &str) -> Schedule {
+        Change { cron: Some(cron.to_owned()), ..Change::of("a") }.made(None, at("2026-01-01T00:00:00Z")).unwrap()
+    }
+
+    #[test]
+    fn what_never_occurs_or_is_too_often_is_refused() {
+        let refused = |cron: &str, takes: u64| {
+            check(&new(cron), Some(Duration::from_secs(takes)), at("2026-01-01T00:00:00Z"))
+                .map_err(|error| (exit_code(&error), error.to_string()))
+        };
+        for fits in ["0 */6 * * *", "* * * * *", "@every 60s", "0 0 29 2 *", "TZ=Asia/Tokyo @daily"] {
+            assert_eq!(refused(fits, 60), Ok(()), "{fits}");
+        }
+        for (cron, takes, code, says) in [
+            ("0 0 31 2 *", 0, 2, "never occurs"),
+            (", * * * *", 0, 2, "never occurs"),
+            ("61 * * * *", 0, 2, "cannot be read"),
+            ("@every 59s", 0, 64, "every 59 s"),
+            ("0,5 0 * * *", 301, 64, "the last backup took 301 s"),
+            ("*/5 * * * *", 301, 64, "every 300 s at times"),
+        ] {
+            let (got, said) = refused(cron, takes).unwrap_err();
+            assert!(got == code && said.contains(says), "{cron}: {got} {said}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_said_stays_and_what_is_changed_begins_anew() {
+        let (then, now) = (at("2026-01-01T00:00:00Z"), at("2026-02-01T00:00:00Z"));
+        let old = new("@daily");
+        assert_eq!((old.keep, old.paused, old.before_upgrade, old.state.base), (KEEP, false, false, then));
+        let same = Change { keep: Some(7), cron: Some("@daily".to_owned()), ..Change::of("a") }.made(Some(&old), now).unwrap();
+        assert_eq!((same.keep, same.state.base, same.created), (7, then, then));
+        for change in [
+            Change { cron: Some("@hourly".to_owned()), ..Change::of("a") },
+            Change { time_zone: Some("Asia/Tokyo".to_owned()), ..Change::of("a") },
+        ] {
+            assert_eq!(change.made(Some(&old), now).unwrap().state.base, now);
+        }
+        let paused = Change { paused: Some(true), ..Change::of("a") }.made(Some(&old), now).unwrap();
+        assert!(paused.paused && paused.state.base == then);
+        let on = Change { paused: Some(false), ..Change::of("a") }.made(Some(&paused), now).unwrap();
+        assert!(!on.paused && on.state.base == now);
+        assert_eq!(Change::of("a").made(None, now).map_err(|error| exit_code(&error)), Err(2));
+    }
+}
