@@ -370,7 +370,7 @@ pub struct ScheduleArgs {
 pub enum ScheduleVerb {
     /// Make or change schedules as k0rdent's `ManagementBackup` objects say
     Apply {
-        /// YAML or JSON, several documents and lists too; - for standard input
+        /// YAML or JSON, several documents and lists too; - is standard input (in a container, a name is one on its host)
         #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
         filename: PathBuf,
     },

@@ -155,7 +155,7 @@ fn show(context: &Context, name: &str) -> Result<ExitCode> {
 }
 
 fn now(context: &Context, name: &str, force: bool) -> Result<ExitCode> {
-    let (backup, warnings) = runs::now_once(&context.prepared_session()?.lock("schedule run")?, name, context.deadline(), force)?;
+    let (backup, warnings) = runs::now_once(&context.session()?.lock("schedule run")?, name, context.deadline(), force)?;
     context.print(&serde_json::json!({"schedule": name, "backup": backup, "warnings": warnings}), |_| {
         let mut text = format!("the schedule {name} has the backup {backup}\n");
         warnings.iter().for_each(|warning| text += &format!("  warning: {}\n", line(warning)));
@@ -166,7 +166,7 @@ fn now(context: &Context, name: &str, force: bool) -> Result<ExitCode> {
 
 /// What waits is tried again, and is no failure of the unit; whatever else went wrong is one.
 fn due(context: &Context) -> Result<ExitCode> {
-    let ran = runs::due(context.prepared_session()?, context.deadline())?;
+    let ran = runs::due(context.session()?, context.deadline())?;
     context.print(&ran, |ran| {
         let mut text = String::new();
         for one in ran {

@@ -29,8 +29,12 @@ const LABEL: &str = "k0rdent.mirantis.com/management-backup";
 
 /// A node with its control plane up, and the directory that is removed after it: what is dropped last stands first.
 fn node(kind: Kind) -> Result<(tempfile::TempDir, Node)> {
+    node_with(Options::new(kind, &Version::V34.program("etcd")?))
+}
+
+fn node_with(options: Options) -> Result<(tempfile::TempDir, Node)> {
     let temporary = tempfile::tempdir()?;
-    let node = Node::build(temporary.path(), &Options::new(kind, &Version::V34.program("etcd")?))?;
+    let node = Node::build(temporary.path(), &options)?;
     node.wait_containers(&["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"])?;
     Ok((temporary, node))
 }
@@ -346,4 +350,30 @@ fn a_run_that_is_killed_anywhere_is_one_backup_in_the_end() -> Result<()> {
     }
     ensure!(killed > 8 && adopted > 0, "killed {killed} times, {adopted} of them after the backup was complete");
     Ok(())
+}
+
+#[test]
+fn a_full_disk_is_said_with_what_lies_there_and_costs_no_backup() -> Result<()> {
+    let options = Options { recovery_disk: Some(300), ..Options::new(Kind::Kubeadm, &Version::V34.program("etcd")?) };
+    let (_temporary, node) = node_with(options)?;
+    apply(&node, GUIDE, 0, &[])?;
+    ended(&node, &["backup"], 0, &[])?;
+    ended(&node, &["schedule", "run", "example-backup"], 0, &[])?;
+    miss(&node)?;
+    let filler = node.at("/var/recovery/filler");
+    checked(
+        Command::new("bash").args(["-euc", "fallocate -l $(($(stat -f -c '%a * %S' \"${1%/*}\") - 9000000)) $1", "bash"]).arg(&filler),
+    )?;
+    let said = ended(
+        &node,
+        &["schedule", "due"],
+        73,
+        &["waits:", "of the backups there, 1 are of this schedule, which keeps 3", "and 1 are not"],
+    )?;
+    ensure!(said.contains("`recovery schedule set example-backup --keep N`"), "{said}");
+    ended(&node, &["schedule", "list"], 0, &["failed (no-space)", "waits since"])?;
+    ensure!(backups(&node)?.len() == 2);
+    std::fs::remove_file(filler)?;
+    edit(&node, |schedule| schedule["waiting"]["tried"]["boot"] = json!("another"))?;
+    ended(&node, &["schedule", "due"], 0, &["has the backup"]).map(drop)
 }
