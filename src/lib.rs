@@ -26,6 +26,7 @@ pub mod error;
 pub mod etcd;
 pub mod formats;
 pub mod kube;
+pub mod modifiers;
 pub mod node;
 pub mod recovery;
 pub mod report;
