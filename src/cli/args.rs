@@ -142,6 +142,15 @@ pub struct RecoverArgs {
     /// The backup, by id or name; the newest good one unless given
     #[arg(long, value_name = "ID")]
     pub backup: Option<String>,
+    /// Patch objects before anybody can read them, by the rules in FILE: Velero's resource modifiers, version v1, raw or in a `ConfigMap`
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub resource_modifier: Option<PathBuf>,
+    /// The backup and the rules are those of the Restore and the `ConfigMap` of Velero in FILE
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with_all = ["backup", "resource_modifier"])]
+    pub file: Option<PathBuf>,
+    /// Print the plan, with each object that a rule is about and what it changes, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
     /// Go on with the booted deployment, and on another node than the backup's
     #[arg(long)]
     pub force: bool,
@@ -190,6 +199,9 @@ pub struct RestartArgs {
     /// The backup, when the journal can no longer say which
     #[arg(long, value_name = "ID")]
     pub backup: Option<String>,
+    /// Patch by the rules in FILE, instead of those that the recovery was begun with
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub resource_modifier: Option<PathBuf>,
     /// Go on with the booted deployment, and on another node than the backup's
     #[arg(long)]
     pub force: bool,

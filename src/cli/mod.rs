@@ -14,6 +14,7 @@ mod etcd;
 mod export;
 mod generate;
 mod list;
+mod modifier;
 mod platform;
 mod recover;
 mod restart;

@@ -2,7 +2,7 @@
 //!
 //! Reading order: this page (what a rule does to an object, and what comes of it); `file` (the rules file, strictly); `shapes` (that file by itself,
 //! in a `ConfigMap`, and beside a Restore); `conditions` and `glob` (which objects a rule is about); `value` (what the text of a value becomes);
-//! `patch` (JSON patches and merge patches); `difference` (what has changed).
+//! `patch` (JSON patches and merge patches); `difference` (what has changed); `stored` (how the API server keeps objects in etcd).
 //!
 //! The semantics are those of Velero 1.18.1, as captured in `tests/fixtures/velero`. Two things differ. What Velero finds out object by object, long
 //! after much was restored, is refused here before anything is touched: a bad glob or expression, a value that is no JSON, a rule without patches.
@@ -15,6 +15,7 @@ mod file;
 mod glob;
 mod patch;
 mod shapes;
+mod stored;
 mod value;
 
 use serde::Serialize;
@@ -23,6 +24,7 @@ use serde_json::Value;
 pub use difference::{Difference, differences};
 pub use file::Rules;
 pub use shapes::{RestoreFile, restore_file, rules_file};
+pub use stored::{Form, Key};
 
 use file::Patches;
 use patch::Fault;
