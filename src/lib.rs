@@ -9,7 +9,7 @@
 //! 2. [`node`]: the machine, as one value: root directory, programs, clock; the recovery directory and its lock; profile; identity.
 //! 3. [`backup`]: what a backup is on disk, and how one is taken, checked, listed, pruned, exported, and imported from the old script.
 //! 4. [`engine`]: the pure transition function, the journal, the driver. [`recovery`]: what it carries out, one file per phase with its steps in order.
-//! 5. [`archive`], [`etcd`], [`kube`], [`tools`]: the four ways in which things are done.
+//! 5. [`archive`], [`etcd`], [`kube`], [`tools`]: the four ways in which things are done. [`modifiers`]: rules by which objects are patched.
 //! 6. [`formats`]: what is written to disk and read again by another version.
 //! 7. [`session`]: what a command works on, and the proof that it may. [`report`]: progress and log. [`compression`]: what a file is packed with. [`cli`]: one file per command.
 //!

@@ -148,6 +148,9 @@ pub struct RecoverArgs {
     /// The backup and the rules are those of the Restore and the `ConfigMap` of Velero in FILE
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with_all = ["backup", "resource_modifier"])]
     pub file: Option<PathBuf>,
+    /// Patch the `ClusterVersion` so that the cluster does not begin the upgrade again that somebody asked for before the backup was taken
+    #[arg(long, conflicts_with_all = ["resource_modifier", "file"])]
+    pub drop_desired_update: bool,
     /// Print the plan, with each object that a rule is about and what it changes, and change nothing
     #[arg(long)]
     pub dry_run: bool,

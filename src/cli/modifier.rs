@@ -11,9 +11,6 @@ use crate::node::durable;
 use crate::recovery::{ModifierReport, ObjectReport, RuleReport};
 use crate::report::{paths, words};
 
-/// How many objects of a rule are shown; `--json` has all of them.
-const SHOWN: usize = 50;
-
 /// The rules in a file, raw or in a `ConfigMap`.
 pub(super) fn rules(path: &Path) -> Result<String> {
     modifiers::rules_file(&text(path)?).with_context(|| format!("reading the resource modifier {}", paths::shown(path)))
@@ -40,11 +37,12 @@ pub(super) fn describe(report: &ModifierReport) -> Vec<String> {
 }
 
 fn describe_rule(rule: &RuleReport) -> Vec<String> {
-    let (objects, s) = (rule.objects.len(), if rule.objects.len() == 1 { "" } else { "s" });
-    let mut lines = vec![format!("rule {} ({}) is about {objects} object{s}:", rule.rule, rule.group_resource)];
-    lines.extend(rule.objects.iter().take(SHOWN).flat_map(describe_object));
-    if objects > SHOWN {
-        lines.push(format!("  and {} more (--json shows them all)", objects - SHOWN));
+    let RuleReport { rule, group_resource, objects, changed, shown } = rule;
+    let s = if *objects == 1 { "" } else { "s" };
+    let mut lines = vec![format!("rule {rule} ({group_resource}) is about {objects} object{s}, and changes {changed}:")];
+    lines.extend(shown.iter().flat_map(describe_object));
+    if *objects > shown.len() {
+        lines.push(format!("  and {} more", objects - shown.len()));
     }
     lines
 }

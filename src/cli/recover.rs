@@ -9,7 +9,7 @@ use super::context::Context;
 use super::modifier;
 use super::restore_files::{begin, describe_plan};
 use crate::modifiers::RestoreFile;
-use crate::recovery::{Asked, FirstPhase, Options, plan};
+use crate::recovery::{Asked, DROP_DESIRED_UPDATE, FirstPhase, Options, plan};
 
 pub(super) fn run(context: &Context, args: &RecoverArgs) -> Result<ExitCode> {
     let (backup, rules) = match (&args.file, &args.resource_modifier) {
@@ -17,6 +17,7 @@ pub(super) fn run(context: &Context, args: &RecoverArgs) -> Result<ExitCode> {
             let RestoreFile { backup, rules } = modifier::restore(file)?;
             (Some(backup), rules)
         }
+        (None, _) if args.drop_desired_update => (args.backup.clone(), Some(DROP_DESIRED_UPDATE.to_owned())),
         (None, file) => (args.backup.clone(), file.as_deref().map(modifier::rules).transpose()?),
     };
     let options = Options {

@@ -23,7 +23,7 @@ pub(super) fn each(path: &Path, wanted: &mut dyn FnMut(&[u8]) -> bool, each: Eac
         bolt.walk().each(&bucket, &mut |item| {
             let Some(revision) = item.key.first_chunk::<REVISION>().filter(|_| item.key.len() == REVISION) else { return Ok(()) };
             let key = key_of_value(item.value).unwrap_or_default();
-            if newest.of(key) != Some(revision) || !wanted(key) {
+            if newest.of(key) != Some(revision) {
                 return Ok(());
             }
             let value = value_of(item.value).ok_or_else(|| bolt.bad("a key holds no value"))?;
@@ -33,7 +33,7 @@ pub(super) fn each(path: &Path, wanted: &mut dyn FnMut(&[u8]) -> bool, each: Eac
 }
 
 /// The newest revision of each key, by a hash of 64 bits: that two of a million keys are taken for one happens once in forty million snapshots. Such a
-/// pair would be told by its values, of which only those of a key that is wanted are used.
+/// pair loses one of its values; never is a value taken for another's, because a revision is of one key.
 #[derive(Default)]
 struct Newest {
     keys: HashMap<u64, [u8; REVISION]>,

@@ -210,7 +210,7 @@ pub fn status_without_hash(file: &Path, tick: Tick<'_>) -> Result<Status> {
 }
 
 /// Calls `each` with key and value of every live key of a snapshot that is `wanted`, in the order in which they were last written; the trailer is
-/// checked first, and scratch space as for [`status()`]. `wanted` is asked twice.
+/// checked first, and scratch space as for [`status()`].
 ///
 /// # Errors
 /// As [`status()`], and those of `each`.

@@ -18,5 +18,5 @@ mod redeploy;
 mod requests;
 
 pub use client::{Client, Refused};
-pub use facts::{Cluster, OperatorState};
+pub use facts::{Cluster, OperatorState, update_ahead};
 pub use patched::Place;

@@ -1,11 +1,14 @@
 //! Objects that were patched in etcd, before the API server ran: what it makes of them.
 
 use anyhow::Result;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
 use super::Client;
 use super::client::{Refused, is_missing};
+
+/// What stands in a path as something else: all but the unreserved characters (RFC 3986, 2.3).
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Where an object of a group is, as the API has it.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +25,7 @@ pub struct Place<'a> {
 
 impl Place<'_> {
     fn path(self) -> String {
-        let encoded = |part: &str| utf8_percent_encode(part, NON_ALPHANUMERIC).to_string();
+        let encoded = |part: &str| utf8_percent_encode(part, RESERVED).to_string();
         let version: Vec<String> = self.api_version.split('/').map(encoded).collect();
         let namespace = self.namespace.map_or_else(String::new, |namespace| format!("/namespaces/{}", encoded(namespace)));
         format!("/apis/{}{namespace}/{}/{}", version.join("/"), encoded(self.resource), encoded(self.name))
@@ -64,7 +67,7 @@ mod tests {
     #[test]
     fn an_object_has_its_place_in_the_api() {
         let place = Place { api_version: "a.b/v1", resource: "things", namespace: None, name: "x" };
-        assert_eq!(place.path(), "/apis/a%2Eb/v1/things/x");
-        assert_eq!(Place { namespace: Some("n"), ..place }.path(), "/apis/a%2Eb/v1/namespaces/n/things/x");
+        assert_eq!(place.path(), "/apis/a.b/v1/things/x");
+        assert_eq!(Place { namespace: Some("n"), name: "a/b", ..place }.path(), "/apis/a.b/v1/namespaces/n/things/a%2Fb");
     }
 }

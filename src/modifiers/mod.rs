@@ -18,6 +18,8 @@ mod shapes;
 mod stored;
 mod value;
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 use serde_json::Value;
 
@@ -104,23 +106,23 @@ impl Rules {
     /// Applies the rules to an object. Conditions are judged on the object as it is given; the patches add up, rule by rule.
     #[must_use]
     pub fn apply(&self, target: &Target, original: &Value) -> Applied {
-        let mut object = original.clone();
+        let mut object = Cow::Borrowed(original);
         let mut outcomes = Vec::new();
         for (place, rule) in self.rules.iter().enumerate().filter(|(_, rule)| rule.conditions.hold(target, original)) {
-            let mut patched = object.clone();
+            let mut patched = (*object).clone();
             let outcome = match patch_with(&rule.patches, &mut patched).and_then(|()| kept(&object, &patched)) {
                 Err(Fault::Test(why)) => Outcome::TestFailed { why },
                 Err(Fault::Error(why)) => Outcome::Error { why },
-                Ok(()) if patched == object => Outcome::Unchanged,
+                Ok(()) if patched == *object => Outcome::Unchanged,
                 Ok(()) => {
                     let changes = differences(&object, &patched);
-                    object = patched;
+                    object = Cow::Owned(patched);
                     Outcome::Changed { changes }
                 }
             };
             outcomes.push((place, outcome));
         }
-        Applied { object, outcomes }
+        Applied { object: object.into_owned(), outcomes }
     }
 
     /// How many rules there are.

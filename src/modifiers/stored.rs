@@ -5,6 +5,8 @@
 //! (kube-apiserver 1.31, `pkg/kubeapiserver/default_storage_factory_builder.go`; apimachinery, `runtime/serializer/protobuf`). A group has a dot in its
 //! name, which the validation of `CustomResourceDefinition` asks for, and no resource has one.
 
+use serde::Deserialize;
+
 use super::{Rules, Target};
 
 /// The groups of the built-in kinds, for the keys that do not say their group.
@@ -72,7 +74,7 @@ impl Form {
     #[must_use]
     pub fn words(self) -> &'static str {
         match self {
-            Self::Json => "JSON",
+            Self::Json => "JSON, of a built-in kind",
             Self::Protobuf => "protobuf, of a built-in kind",
             Self::Encrypted => "encrypted by the API server",
             Self::Cbor => "CBOR",
@@ -84,6 +86,7 @@ impl Form {
 /// What a key says of its object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key<'a> {
+    kind: &'a str,
     group: Option<&'a str>,
     resource: &'a str,
     namespace: Option<&'a str>,
@@ -108,17 +111,18 @@ impl<'a> Key<'a> {
             (None, resource, behind)
         };
         let (namespace, name) = behind.split_once('/').map_or((None, behind), |(namespace, name)| (Some(namespace), name));
-        (!name.is_empty() && !name.contains('/')).then_some(Self { group, resource, namespace, name })
+        let kind = &rest[..rest.len() - behind.len() - 1];
+        (!name.is_empty() && !name.contains('/')).then_some(Self { kind, group, resource, namespace, name })
     }
 
-    /// What the object can be: one, unless the key is of a built-in kind, whose group is not in it. `value` says the group, where it is protobuf.
+    /// What the object can be: one, unless the key is of a built-in kind, whose group is not in it. `value` says the group, where it can be read.
     fn targets(&self, value: Option<&[u8]>) -> Vec<Target> {
         let target = |group: &str| Target {
             resource: if group.is_empty() { self.resource.to_owned() } else { format!("{}.{group}", self.resource) },
             namespace: self.namespace.map(str::to_owned),
             name: self.name.to_owned(),
         };
-        match self.group.or_else(|| group_of_protobuf(value?)) {
+        match self.group.or_else(|| group_of(value?)) {
             Some(group) => vec![target(group)],
             None => [""].iter().chain(&BUILT_IN_GROUPS).map(|group| target(group)).collect(),
         }
@@ -130,10 +134,10 @@ impl<'a> Key<'a> {
         self.group.and_then(|_| self.targets(None).pop())
     }
 
-    /// What of the key decides whether a rule may be about its object, whatever the value says.
+    /// The part of the key that says the kind of its object: keys that have it in common are of one kind.
     #[must_use]
-    pub fn kind(&self) -> (Option<&'a str>, &'a str) {
-        (self.group, self.resource)
+    pub fn kind(&self) -> &'a str {
+        self.kind
     }
 
     /// True when a rule may be about objects of this kind.
@@ -145,8 +149,25 @@ impl<'a> Key<'a> {
     /// The first rule that may be about this object, whose value is not read, and what the object then is.
     #[must_use]
     pub fn meant_unread(&self, rules: &Rules, value: &[u8]) -> Option<(usize, Target)> {
-        let targets = self.targets(Some(value)).into_iter();
-        targets.filter_map(|target| Some((rules.about_unread(&target)?, target))).min_by_key(|(rule, _)| *rule)
+        let targets = self.targets(Some(value));
+        // Where the group is not known, none is named.
+        let named = targets.first()?.clone();
+        targets.iter().filter_map(|target| rules.about_unread(target)).min().map(|rule| (rule, named))
+    }
+}
+
+/// The group of a built-in object, of which a value says the version of its API.
+fn group_of(value: &[u8]) -> Option<&str> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Versioned<'a> {
+        api_version: &'a str,
+    }
+    let of = |version: &'_ str| version.find('/').unwrap_or(0);
+    match Form::of(value) {
+        Form::Protobuf => group_of_protobuf(value),
+        Form::Json => serde_json::from_slice::<Versioned<'_>>(value).ok().map(|found| &found.api_version[..of(found.api_version)]),
+        _ => None,
     }
 }
 
@@ -171,6 +192,7 @@ mod tests {
     fn keys_are_read_as_the_api_server_writes_them() {
         let read = |key: &'static str| Key::parse("/registry", key.as_bytes());
         let cluster = read("/registry/k0rdent.mirantis.com/managements/kcm").unwrap();
+        assert_eq!(cluster.kind(), "k0rdent.mirantis.com/managements");
         assert_eq!(cluster.target().unwrap().to_string(), "managements.k0rdent.mirantis.com kcm");
         let namespaced = read("/registry/a.b/things/ns/one.two").unwrap();
         assert_eq!(namespaced.target().unwrap().to_string(), "things.a.b ns/one.two");
@@ -206,7 +228,12 @@ mod tests {
         let key = Key::parse("/registry", b"/registry/deployments/ns/web").unwrap();
         assert!(key.may_be_meant(&rules));
         assert_eq!(key.meant_unread(&rules, deployment).unwrap().1.to_string(), "deployments.apps ns/web");
-        assert_eq!(key.meant_unread(&rules, b"k8s:enc:x").unwrap().1.to_string(), "deployments.apps ns/web");
+        assert_eq!(key.meant_unread(&rules, b"k8s:enc:x").unwrap().1.to_string(), "deployments ns/web");
+        assert_eq!(
+            key.meant_unread(&rules, br#"{"kind":"Deployment","apiVersion":"apps/v1"}"#).unwrap().1.to_string(),
+            "deployments.apps ns/web"
+        );
+        assert_eq!(key.meant_unread(&rules, br#"{"apiVersion":"v1"}"#), None);
         assert_eq!(key.meant_unread(&rules, b"k8s\0\x0a\x15\x0a\x07core/v1\x12\x0aDeployment"), None);
         assert!(!Key::parse("/registry", b"/registry/configmaps/ns/web").unwrap().may_be_meant(&rules));
     }

@@ -37,7 +37,7 @@ mod waits;
 
 pub use abandon::abandon;
 pub use carry_on::{ResumeOptions, resume};
-pub use modifier::{ModifierReport, ObjectReport, RuleReport};
+pub use modifier::{DROP_DESIRED_UPDATE, ModifierReport, ObjectReport, RuleReport};
 pub use plan::{Proposal, plan, plan_restart};
 pub use platform::platform_report;
 pub use preflight::{FirstPhase, Options, PlanReport};

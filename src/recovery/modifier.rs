@@ -5,15 +5,16 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::archive::Archive;
 use crate::backup::{Backup, ETCD, STATIC_PODS};
-use crate::error::{AndNext, by_hand, damaged, unsupported};
+use crate::error::{AndNext, FailureKind, by_hand, damaged, kind, unsupported};
 use crate::etcd;
+use crate::kube::update_ahead;
 use crate::modifiers::{Applied, Form, Key, Outcome, Rules, Target, raises_generation};
 use crate::node::profile::Profile;
 use crate::node::static_pod::{Manifest, etcd_prefix};
@@ -21,6 +22,8 @@ use crate::report::Progress;
 
 /// How many objects a refusal names.
 const NAMED: usize = 5;
+/// How many objects of a rule a report holds: a rule can be about all of the many thousands of a cluster.
+const SHOWN: usize = 100;
 
 /// What the rules would do, rule by rule.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -36,8 +39,32 @@ pub struct RuleReport {
     pub rule: usize,
     /// The resources and groups that it is about, as the file has them.
     pub group_resource: String,
-    /// The objects that it is about, in the order of their names.
-    pub objects: Vec<ObjectReport>,
+    /// How many objects it is about.
+    pub objects: usize,
+    /// How many of them it changes.
+    pub changed: usize,
+    /// The first [`SHOWN`] of them in the order of their names.
+    pub shown: Vec<ObjectReport>,
+}
+
+impl RuleReport {
+    fn new(place: usize, group_resource: &str) -> Self {
+        Self { rule: place + 1, group_resource: group_resource.to_owned(), objects: 0, changed: 0, shown: Vec::new() }
+    }
+
+    fn add(&mut self, object: ObjectReport) {
+        self.objects += 1;
+        self.changed += usize::from(matches!(object.outcome, Outcome::Changed { .. }));
+        self.shown.push(object);
+        if self.shown.len() > 2 * SHOWN {
+            self.order();
+        }
+    }
+
+    fn order(&mut self) {
+        self.shown.sort_by(|one, other| one.target.cmp(&other.target));
+        self.shown.truncate(SHOWN);
+    }
 }
 
 /// What one rule would do to one object.
@@ -82,11 +109,11 @@ pub(super) fn rules(text: &str) -> Result<Rules> {
 /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) for one that is no object; those of reading the backup, and of `each`.
 pub(super) fn run(backup: &Backup, rules: &Rules, progress: &Progress, each: &mut dyn FnMut(Object<'_>) -> Result<()>) -> Result<()> {
     let prefix = prefix(backup)?;
-    let mut kinds: HashMap<(Option<String>, String), bool> = HashMap::new();
+    let mut kinds: HashMap<String, bool> = HashMap::new();
     let mut wanted = |key: &[u8]| {
         Key::parse(&prefix, key).is_some_and(|key| {
-            let (group, resource) = key.kind();
-            *kinds.entry((group.map(str::to_owned), resource.to_owned())).or_insert_with(|| key.may_be_meant(rules))
+            let known = kinds.get(key.kind()).copied();
+            known.unwrap_or_else(|| *kinds.entry(key.kind().to_owned()).or_insert_with(|| key.may_be_meant(rules)))
         })
     };
     let mut look = |key: &[u8], value: &[u8]| match object(&prefix, key, value, rules)? {
@@ -99,6 +126,53 @@ pub(super) fn run(backup: &Backup, rules: &Rules, progress: &Progress, each: &mu
         .with_context(|| format!("running the rules on backup {}", backup.id))
 }
 
+/// The rule that takes away what a cluster is asked to go to.
+pub const DROP_DESIRED_UPDATE: &str = "version: v1
+resourceModifierRules:
+- conditions:
+    groupResource: clusterversions.config.openshift.io
+    resourceNameRegex: ^version$
+  patches:
+  - operation: remove
+    path: /spec/desiredUpdate
+";
+
+/// What to know of the upgrade that the restored cluster would begin again: whoever set `spec.desiredUpdate` may have done so before the backup was
+/// taken. Of a snapshot that does not tell, that.
+pub(super) fn upgrade_ahead(backup: &Backup, rules: Option<&str>, progress: &Progress) -> Result<Option<String>> {
+    let rules = rules.map(self::rules).transpose()?;
+    let key = format!("{}/{CLUSTER_VERSION}", prefix(backup)?);
+    let mut ahead = None;
+    let mut look = |key: &[u8], value: &[u8]| {
+        let (Ok(object), target) = (serde_json::from_slice::<Value>(value), cluster_version()) else {
+            bail!("{} is {} in etcd", String::from_utf8_lossy(key), Form::of(value).words());
+        };
+        let patched = rules.as_ref().map_or_else(|| object.clone(), |rules| rules.apply(&target, &object).object);
+        ahead = update_ahead(&patched);
+        Ok(())
+    };
+    let file = backup.file(ETCD);
+    let task = progress.task("looking for an upgrade that is asked for", file.metadata().ok().map(|meta| meta.len()));
+    let looked = etcd::live(&file, &mut |found| found == key.as_bytes(), &mut look, &|bytes| task.add(bytes));
+    match looked {
+        Err(error) if kind(&error) == FailureKind::Interrupted => Err(error),
+        Err(error) => Ok(Some(format!("whether the backup's cluster is asked to go to another release cannot be told: {error:#}"))),
+        Ok(()) => Ok(ahead.map(|release| {
+            format!(
+                "the backup's cluster is asked to go to {release} (spec.desiredUpdate of the ClusterVersion), and will begin to as soon as it is up: \
+                 --drop-desired-update takes that away before it can (a policy of a hub may set it again: remove that first)"
+            )
+        })),
+    }
+}
+
+/// Where the `ClusterVersion` is, below the prefix.
+const CLUSTER_VERSION: &str = "config.openshift.io/clusterversions/version";
+
+fn cluster_version() -> Target {
+    Target { resource: "clusterversions.config.openshift.io".to_owned(), namespace: None, name: "version".to_owned() }
+}
+
 /// The object of a key, when a rule is about it.
 fn object<'a>(prefix: &str, key: &'a [u8], value: &'a [u8], rules: &Rules) -> Result<Option<Object<'a>>> {
     let Some(read) = Key::parse(prefix, key) else { return Ok(None) };
@@ -108,6 +182,10 @@ fn object<'a>(prefix: &str, key: &'a [u8], value: &'a [u8], rules: &Rules) -> Re
         // A built-in kind, or nothing that is read here.
         _ => return read.meant_unread(rules, value).map_or(Ok(None), |(rule, target)| Err(not_read(rule, rules, &target, form))),
     };
+    // Most objects of a kind are ruled out by their name already.
+    if rules.about_unread(&target).is_none() {
+        return Ok(None);
+    }
     let original: Value = serde_json::from_slice(value).map_err(|error| damaged(format!("{target} is no JSON in etcd: {error}")))?;
     let says = |path: &str| original.pointer(path).and_then(Value::as_str);
     if says("/metadata/name") != Some(&target.name) || says("/metadata/namespace") != target.namespace.as_deref() {
@@ -170,21 +248,19 @@ fn prefix(backup: &Backup) -> Result<String> {
 /// as [`run`].
 pub(super) fn report(backup: &Backup, text: &str, progress: &Progress) -> Result<ModifierReport> {
     let rules = rules(text)?;
-    let rule = |place| RuleReport { rule: place + 1, group_resource: rules.group_resource(place).to_owned(), objects: Vec::new() };
-    let mut reports: Vec<RuleReport> = (0..rules.len()).map(rule).collect();
+    let mut reports: Vec<RuleReport> = (0..rules.len()).map(|place| RuleReport::new(place, rules.group_resource(place))).collect();
+    let mut failures: Vec<Failures> = (0..rules.len()).map(|_| Failures::default()).collect();
     run(backup, &rules, progress, &mut |object| {
         let api_version = object.applied.object.pointer("/apiVersion").and_then(Value::as_str).unwrap_or_default().to_owned();
         let generation = object.wanted.as_ref().and_then(|(_, generation)| *generation);
         for (place, outcome) in object.applied.outcomes {
-            let (target, api_version) = (object.target.clone(), api_version.clone());
-            reports[place].objects.push(ObjectReport { target, api_version, generation, outcome });
+            failures[place].look(&object.target, &outcome);
+            reports[place].add(ObjectReport { target: object.target.clone(), api_version: api_version.clone(), generation, outcome });
         }
         Ok(())
     })?;
-    for report in &mut reports {
-        report.objects.sort_by(|one, other| one.target.cmp(&other.target));
-    }
-    match refused(&reports) {
+    reports.iter_mut().for_each(RuleReport::order);
+    match refused(&reports, &failures) {
         Some(why) => {
             Err(damaged(format!("the resource modifier cannot be applied to backup {}, so nothing was changed: {why}", backup.id))
                 .and_next(by_hand("mend the file; `--dry-run` shows what it would do")))
@@ -193,28 +269,43 @@ pub(super) fn report(backup: &Backup, text: &str, progress: &Progress) -> Result
     }
 }
 
+/// The objects on which a rule fails.
+#[derive(Default)]
+struct Failures {
+    named: Vec<String>,
+    more: usize,
+}
+
+impl Failures {
+    fn look(&mut self, target: &Target, outcome: &Outcome) {
+        let why = match outcome {
+            Outcome::Error { why } => format!("{target}: {why}"),
+            Outcome::TestFailed { why } => {
+                format!(
+                    "{target}: {why} (Velero would leave the object as it is; `matches` in the conditions chooses objects by their values)"
+                )
+            }
+            Outcome::Changed { .. } | Outcome::Unchanged => return,
+        };
+        if self.named.len() < NAMED {
+            self.named.push(why);
+        } else {
+            self.more += 1;
+        }
+    }
+}
+
 /// Why the rules cannot be carried out.
-fn refused(reports: &[RuleReport]) -> Option<String> {
+fn refused(reports: &[RuleReport], failures: &[Failures]) -> Option<String> {
     let mut all = Vec::new();
-    for report in reports {
+    for (report, Failures { named, more }) in reports.iter().zip(failures) {
         let rule = format!("rule {} ({})", report.rule, report.group_resource);
-        if report.objects.is_empty() {
+        if report.objects == 0 {
             all.push(format!("{rule} is about no object of the backup"));
         }
-        let fails = report.objects.iter().filter_map(|object| match &object.outcome {
-            Outcome::Error { why } => Some(format!("{}: {why}", object.target)),
-            Outcome::TestFailed { why } => Some(format!(
-                "{}: {why} (Velero would leave the object as it is; `matches` in the conditions chooses objects by their values)",
-                object.target
-            )),
-            Outcome::Changed { .. } | Outcome::Unchanged => None,
-        });
-        let mut fails: Vec<String> = fails.collect();
-        let more = fails.len().saturating_sub(NAMED);
-        fails.truncate(NAMED);
-        if !fails.is_empty() {
-            let more = if more > 0 { format!(", and {more} more") } else { String::new() };
-            all.push(format!("{rule} fails on {}{more}", fails.join("; ")));
+        if !named.is_empty() {
+            let more = if *more > 0 { format!(", and on {more} more") } else { String::new() };
+            all.push(format!("{rule} fails on {}{more}", named.join("; ")));
         }
     }
     (!all.is_empty()).then(|| all.join(". "))

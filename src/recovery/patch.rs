@@ -59,7 +59,7 @@ pub(super) fn patch_objects(here: &mut Doing<'_, '_>) -> Result<()> {
     })?;
     here.figure("patched", patched);
     if already > 0 {
-        here.figure("patched before", already);
+        here.figure("patched_before", already);
     }
     Ok(())
 }
@@ -124,7 +124,7 @@ pub(super) fn patched_objects(here: &mut Doing<'_, '_>) -> Result<()> {
         Ok(())
     })?;
     warnings.into_iter().for_each(|warning| here.warn(warning));
-    here.figure("read back", read);
+    here.figure("read_back", read);
     Ok(())
 }
 

@@ -131,6 +131,9 @@ pub(super) fn look(session: &Session<'_>, backup: &Backup, options: &Options, ch
     let verified_seconds = node.clock().since_boot().saturating_sub(begun).as_secs_f64();
     let mut warnings = identity(node, manifest, profile, force, check)?;
     let modifier = options.rules.as_deref().map(|rules| modifier::report(backup, rules, progress)).transpose()?;
+    if profile.is_openshift() {
+        warnings.extend(modifier::upgrade_ahead(backup, options.rules.as_deref(), progress)?);
+    }
     warnings.extend(dates(node, manifest, progress)?);
     let target = Target::of(manifest.deployment.as_ref());
     let platform = table::report(node, target.clone())?;

@@ -10,6 +10,7 @@ mod hostile;
 mod images;
 mod in_the_way;
 mod journald;
+mod modifier;
 mod old_script;
 mod one_command;
 mod own_job;

@@ -192,9 +192,9 @@ fn cluster(
 ) -> Result<(Option<kube::Cluster>, Vec<kube::OperatorState>)> {
     let ask = || -> Result<_> {
         let client = kube::Client::of(node, profile)?;
-        Ok((client.cluster()?, client.operators()?, client.rolling_out(profile.redeployed)?))
+        Ok((client.cluster()?, client.operators()?, client.rolling_out(profile.redeployed)?, client.update_ahead()?))
     };
-    let (cluster, operators, rolling) = match ask() {
+    let (cluster, operators, rolling, ahead) = match ask() {
         Ok(answers) => answers,
         Err(error) if force => {
             warnings.push(format!("the API server did not say which release this is and whether it is at rest: {error:#}"));
@@ -203,6 +203,12 @@ fn cluster(
         Err(error) => return Err(error.context("asking the API server whether the cluster is at rest")),
     };
     warnings.extend(at_rest(&cluster, &operators, &rolling, force)?);
+    warnings.extend(ahead.map(|release| {
+        format!(
+            "the cluster is asked to go to {release} (spec.desiredUpdate of the ClusterVersion): after a recovery from this backup it would again, unless \
+             it is begun with `recovery recover --drop-desired-update`"
+        )
+    }));
     Ok((Some(cluster), operators))
 }
 

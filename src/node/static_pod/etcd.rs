@@ -197,6 +197,17 @@ status: {}
 ";
 
     #[test]
+    fn objects_are_where_the_api_servers_flag_says_or_where_they_usually_are() {
+        let prefix = |profile, manifest: &str| etcd_prefix(profile, &Manifest::parse(manifest).unwrap());
+        assert_eq!(prefix(&OPENSHIFT, &text("kube-apiserver-pod-rev8.yaml")).unwrap(), "/kubernetes.io");
+        let pod = KUBEADM_ETCD.replace("name: etcd\n", "name: kube-apiserver\n");
+        assert_eq!(prefix(&KUBEADM, &pod).unwrap(), "/registry");
+        assert_eq!(prefix(&KUBEADM, &pod.replace("--name=node-a", "--etcd-prefix=/elsewhere/")).unwrap(), "/elsewhere");
+        assert_eq!(prefix(&KUBEADM, &pod.replace("--name=node-a", "--etcd-prefix=/")).unwrap(), "");
+        assert_eq!(exit_code(&prefix(&KUBEADM, KUBEADM_ETCD).unwrap_err()), 65);
+    }
+
+    #[test]
     fn the_member_is_named_by_a_variable_or_a_flag() {
         let (_dir, node) = node_with(&text("etcd-pod-rev3.yaml"), &[]);
         assert_eq!(etcd_member_name(&node, &OPENSHIFT).unwrap().as_deref(), Some("sno-node-0"));
