@@ -12,11 +12,13 @@ use crate::through::{Ended, command, ended, journal_says, json as report, node, 
 use testing::node::{Kind, Node};
 
 const KCM: &str = "/registry/k0rdent.mirantis.com/managements/kcm";
+/// Another, which is patched too.
+const OTHER: &str = "/registry/k0rdent.mirantis.com/managements/other";
 const NAME: &str = "example-backup-kcm-0-2-0";
 /// What the agent may take of memory, bytes.
 const MEMORY: u64 = 64 << 20;
 
-/// The guide's ConfigMap and Restore, its placeholders filled in.
+/// The guide's `ConfigMap` and Restore, its placeholders filled in.
 const GUIDE: &str = r#"apiVersion: v1
 kind: ConfigMap
 metadata:
@@ -86,21 +88,25 @@ fn the_guides_file_puts_the_old_release_into_etcd_before_the_api_server_runs() -
     let guide = file(dir.path(), "guide.yaml", GUIDE)?;
     let guide = guide.to_str().context("a path that is no text")?;
     put_management(&node, "kcm-0-3-0")?;
+    put(&node, OTHER, management("other", "kcm-0-3-0").to_string().as_bytes())?;
+    let other = value(&node, OTHER)?;
     ok(&node, &["backup", "--name", NAME])?;
     put_management(&node, "of-after-the-backup")?;
     node.ruin()?;
 
     let plan = report(&node, &["recover", "-f", guide, "--dry-run"])?;
-    let object = json!({
-        "resource": "managements.k0rdent.mirantis.com", "namespace": null, "name": "kcm",
-        "api_version": "k0rdent.mirantis.com/v1beta1", "generation": 4, "outcome": "changed",
-        "changes": [{"path": "/spec/release", "before": "kcm-0-3-0", "after": "kcm-0-2-0"}],
-    });
-    let rules = json!([{"rule": 1, "group_resource": "managements.k0rdent.mirantis.com", "objects": 1, "changed": 1, "shown": [object]}]);
+    let object = |name: &str| {
+        json!({
+            "resource": "managements.k0rdent.mirantis.com", "namespace": null, "name": name,
+            "api_version": "k0rdent.mirantis.com/v1beta1", "generation": 4, "outcome": "changed",
+            "changes": [{"path": "/spec/release", "before": "kcm-0-3-0", "after": "kcm-0-2-0"}],
+        })
+    };
+    let rules = json!([{"rule": 1, "group_resource": "managements.k0rdent.mirantis.com", "objects": 2, "changed": 2, "shown": [object("kcm"), object("other")]}]);
     ensure!(plan["modifier"]["rules"] == rules, "{}", plan["modifier"]);
     let shown = ok(&node, &["recover", "-f", guide, "--dry-run"])?;
     for line in [
-        "rule 1 (managements.k0rdent.mirantis.com) is about 1 object, and changes 1:\n",
+        "rule 1 (managements.k0rdent.mirantis.com) is about 2 objects, and changes 2:\n",
         "  managements.k0rdent.mirantis.com kcm (stored as k0rdent.mirantis.com/v1beta1); its generation becomes 4\n",
         "    - /spec/release \"kcm-0-3-0\"\n    + /spec/release \"kcm-0-2-0\"\n",
     ] {
@@ -109,8 +115,8 @@ fn the_guides_file_puts_the_old_release_into_etcd_before_the_api_server_runs() -
     ensure!(!node.at("/var/recovery/progress").exists(), "a dry run has begun a recovery");
 
     over_the_reboot(&node, &["recover", "-f", guide, "--yes"])?;
-    // The agent waits for an API server that finds its port taken, when the power fails; and the last it has written of the patch is what it is about
-    // to put: as if the power had failed between the last object and the end of the step.
+    // The agent waits for an API server that finds its port taken, when the power fails. What it has written of the patch is then taken back as if the
+    // power had failed between the first object and the second: the journal ends with what is about to be put.
     let taken = std::net::TcpListener::bind(("127.0.0.1", node.ports().api))?;
     let agent = start(&node, &["resume"])?;
     journal_says(&node, "resume", "api-server-ready")?;
@@ -129,15 +135,20 @@ fn the_guides_file_puts_the_old_release_into_etcd_before_the_api_server_runs() -
     let noted = |line: &&str| line.contains("\"step\":\"patch-objects\"") && line.contains("\"event\":\"step-noted\"");
     let line = text.lines().position(|line| noted(&line)).context("what is put is not noted")?;
     std::fs::write(&journal, text.split_inclusive('\n').take(line + 1).collect::<String>())?;
+    node.wait_etcd()?;
+    ensure!(value(&node, OTHER)? != other, "it was patched too");
+    put(&node, OTHER, other.as_bytes())?;
 
     let done = report(&node, &["resume"])?;
     let steps =
         done["run"]["phases"].as_array().context("no phases")?.iter().flat_map(|phase| phase["steps"].as_array().into_iter().flatten());
     let figures = |name: &str| steps.clone().find(|step| step["name"] == name).map(|step| step["figures"].clone()).unwrap_or_default();
     let (patched, read) = (figures("patch-objects"), figures("patched-objects"));
-    ensure!(patched["patched"] == 0 && patched["patched_before"] == 1, "patched once: {patched}");
-    ensure!(read["read_back"] == 1 && read["warnings"].is_null(), "{read}");
+    ensure!(patched["patched"] == 1 && patched["patched_before"] == 1, "each once: {patched}");
+    ensure!(read["read_back"] == 2 && read["warnings"].is_null(), "{read}");
     ensure!(value(&node, KCM)? == expected(4), "{}", value(&node, KCM)?);
+    let other: Value = serde_json::from_str(&value(&node, OTHER)?)?;
+    ensure!(other["spec"]["release"] == "kcm-0-2-0" && other["metadata"]["generation"] == 4, "{other}");
     settled(&node)
 }
 
