@@ -15,6 +15,7 @@ mod old_script;
 mod one_command;
 mod own_job;
 mod place;
+mod real_api;
 mod refusals;
 mod reports;
 mod runtimes;
