@@ -10,7 +10,7 @@
 //! 3. [`backup`]: what a backup is on disk, and how one is taken, checked, listed, pruned, exported, and imported from the old script.
 //!    [`schedule`]: backups on time.
 //! 4. [`engine`]: the pure transition function, the journal, the driver. [`recovery`]: what it carries out, one file per phase with its steps in order.
-//! 5. [`archive`], [`etcd`], [`kube`], [`tools`]: the four ways in which things are done.
+//! 5. [`archive`], [`etcd`], [`kube`], [`tools`]: the four ways in which things are done. [`modifiers`]: rules by which objects are patched.
 //! 6. [`gate`]: no upgrade without a good backup. [`up`]: whether everything is up again.
 //! 7. [`formats`]: what is written to disk and read again by another version.
 //! 8. [`session`]: what a command works on, and the proof that it may. [`report`]: progress and log. [`compression`]: what a file is packed with. [`cli`]: one file per command.
@@ -29,6 +29,7 @@ pub mod etcd;
 pub mod formats;
 pub mod gate;
 pub mod kube;
+pub mod modifiers;
 pub mod node;
 pub mod recovery;
 pub mod report;

@@ -152,6 +152,18 @@ pub struct RecoverArgs {
     /// The backup, by id or name; the newest good one unless given
     #[arg(long, value_name = "ID")]
     pub backup: Option<String>,
+    /// Patch objects before anybody can read them, by the rules in FILE: Velero's resource modifiers, version v1, raw or in a `ConfigMap`
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub resource_modifier: Option<PathBuf>,
+    /// The backup and the rules are those of the Restore and the `ConfigMap` of Velero in FILE
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with_all = ["backup", "resource_modifier"])]
+    pub file: Option<PathBuf>,
+    /// Patch the `ClusterVersion` so that the cluster does not begin the upgrade again that somebody asked for before the backup was taken
+    #[arg(long, conflicts_with_all = ["resource_modifier", "file"])]
+    pub drop_desired_update: bool,
+    /// Print the plan, with each object that a rule is about and what it changes, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
     /// Go on with the booted deployment, and on another node than the backup's
     #[arg(long)]
     pub force: bool,
@@ -200,6 +212,9 @@ pub struct RestartArgs {
     /// The backup, when the journal can no longer say which
     #[arg(long, value_name = "ID")]
     pub backup: Option<String>,
+    /// Patch by the rules in FILE, instead of those that the recovery was begun with
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub resource_modifier: Option<PathBuf>,
     /// Go on with the booted deployment, and on another node than the backup's
     #[arg(long)]
     pub force: bool,

@@ -15,6 +15,7 @@ mod export;
 mod gate;
 mod generate;
 mod list;
+mod modifier;
 mod platform;
 mod recover;
 mod restart;

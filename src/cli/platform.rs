@@ -34,6 +34,7 @@ fn roll_back(context: &Context, args: &PlatformArgs) -> Result<ExitCode> {
         asked: Asked { reboot: true, step: true, wait: context.wait, ..Asked::default() },
         from: FirstPhase::Platform,
         compare: false,
+        rules: None,
     };
     begin(context, plan(&context.session()?, options)?)
 }

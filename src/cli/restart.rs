@@ -15,6 +15,7 @@ pub(super) fn run(context: &Context, args: &RestartArgs) -> Result<ExitCode> {
         asked: Asked { force: args.force, step: args.step, wait: context.wait, ..Asked::default() },
         from: FirstPhase::Platform,
         compare: false,
+        rules: args.resource_modifier.as_deref().map(super::modifier::rules).transpose()?,
     };
     begin(context, plan_restart(&context.session()?, options)?)
 }

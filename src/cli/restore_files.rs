@@ -17,6 +17,7 @@ pub(super) fn run(context: &Context, args: &RestoreFilesArgs) -> Result<ExitCode
         asked: Asked { force: args.force, reboot: args.reboot, step: args.step, etcd: args.etcd_restore, wait: context.wait },
         from: FirstPhase::Files,
         compare: args.dry_run,
+        rules: None,
     };
     let proposal = plan(&context.session()?, options)?;
     if args.dry_run {
@@ -44,6 +45,7 @@ pub(super) fn describe_plan(plan: &PlanReport) -> Vec<String> {
     lines.push(format!("the backup's sums are right (checked in {:.1} s)", plan.verified_seconds));
     lines.extend(plan.warnings.iter().map(|warning| format!("warning: {warning}")));
     lines.extend(plan.missing_images.iter().map(|image| format!("  missing: {}", image.name)));
+    lines.extend(plan.modifier.iter().flat_map(super::modifier::describe));
     for tree in &plan.changes {
         lines.push(format!("{}: {}", tree.tree, super::archive::describe_counts(&tree.counts)));
         lines.extend(super::archive::describe_changes(&tree.changes).lines().map(|line| format!("  {line}")));

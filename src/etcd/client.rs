@@ -6,7 +6,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use etcd_client::{AlarmAction, AlarmType, Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
+use etcd_client::{
+    AlarmAction, AlarmType, Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, TlsOptions, Txn, TxnOp,
+};
 use tokio::runtime::Runtime;
 use x509_parser::pem::Pem;
 use x509_parser::x509::X509Version;
@@ -194,6 +196,38 @@ pub(super) fn health(endpoint: &Endpoint, limit: Duration) -> Result<Health> {
         db_size: status.db_size(),
         members: members.members().len(),
     })
+}
+
+/// The keys of the node's etcd, one at a time.
+pub struct Store(Connection);
+
+impl Store {
+    /// Connects to `endpoint`; `limit` is for this and for each answer.
+    ///
+    /// # Errors
+    /// As [`super::health`].
+    pub fn open(endpoint: &Endpoint, limit: Duration) -> Result<Self> {
+        Connection::open(endpoint, limit).map(Self)
+    }
+
+    /// The value of a key, with the revision at which it was last written; `None` when it is not there.
+    ///
+    /// # Errors
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when etcd does not answer.
+    pub fn get(&mut self, key: &[u8]) -> Result<Option<(Vec<u8>, i64)>> {
+        let answer = self.0.answer("reading from etcd", async |client| client.get(key, None).await)?;
+        Ok(answer.kvs().first().map(|found| (found.value().to_vec(), found.mod_revision())))
+    }
+
+    /// Gives a key another value, if it was not written since `revision`; false when it was.
+    ///
+    /// # Errors
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when etcd does not answer, and nobody knows whether it has the new value.
+    pub fn replace(&mut self, key: &[u8], value: &[u8], revision: i64) -> Result<bool> {
+        let unchanged = Compare::mod_revision(key, CompareOp::Equal, revision);
+        let transaction = Txn::new().when([unchanged]).and_then([TxnOp::put(key, value, None)]);
+        Ok(self.0.answer("writing to etcd", async |client| client.txn(transaction).await)?.succeeded())
+    }
 }
 
 fn alarmed(alarm: AlarmType, member: u64) -> String {

@@ -1,7 +1,7 @@
 //! etcd: saving a snapshot over gRPC, checking it, and rebuilding a single-member data directory from it without `etcdutl`.
 //!
 //! Reading order: this page, which has everything that other rooms use; `client` and `save` (the node's etcd); `snapshot` and `pipe` (the
-//! file, as a stream); `bolt`, `revision`, `check` and `status` (the database in it, whether etcd can start on it, and what it contains);
+//! file, as a stream); `bolt`, `revision`, `check`, `status` and `live` (the database in it, whether etcd can start on it, and what it contains);
 //! `edit`, `wal`, `ids` and `restore` (a new member from it); `data_dir` and `replace` (the same in place, safe against crashes).
 //!
 //! Everything is streamed: a snapshot of any size is never held in memory as a whole.
@@ -12,6 +12,7 @@ mod client;
 mod data_dir;
 mod edit;
 mod ids;
+mod live;
 mod pipe;
 mod replace;
 mod restore;
@@ -35,7 +36,10 @@ use crate::node::profile::Profile;
 use crate::node::static_pod::{EtcdAccess, etcd_access};
 /// Called with the bytes done since the last call: bytes of the stream while saving, else bytes of the stored file.
 pub type Tick<'a> = &'a (dyn Fn(u64) + Sync);
+pub use client::Store;
 pub use data_dir::kept_of;
+/// Called with a key and its value.
+pub type EachValue<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<()>;
 
 /// `--name` of `etcdutl snapshot restore`, unless given.
 pub const DEFAULT_NAME: &str = "default";
@@ -204,6 +208,15 @@ pub fn status(file: &Path, tick: Tick<'_>) -> Result<Status> {
 /// As [`status()`].
 pub fn status_without_hash(file: &Path, tick: Tick<'_>) -> Result<Status> {
     status::status(file, true, tick)
+}
+
+/// Calls `each` with key and value of every live key of a snapshot that is `wanted`, in the order in which they were last written; the trailer is
+/// checked first, and scratch space as for [`status()`].
+///
+/// # Errors
+/// As [`status()`], and those of `each`.
+pub fn live(file: &Path, wanted: &mut dyn FnMut(&[u8]) -> bool, each: EachValue<'_>, tick: Tick<'_>) -> Result<()> {
+    live::each(file, wanted, each, tick)
 }
 
 /// Checks only that the file is whole: decompresses it and compares the trailer. Needs no scratch space.

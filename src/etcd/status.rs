@@ -103,7 +103,7 @@ impl Live {
 }
 
 /// The field `key` (1) of the protobuf message `mvccpb.KeyValue`; empty when it is missing, as in the revision that a bump adds.
-fn key_of_value(mut message: &[u8]) -> Option<&[u8]> {
+pub(super) fn key_of_value(mut message: &[u8]) -> Option<&[u8]> {
     while !message.is_empty() {
         if let (1, 2, key) = field(&mut message)? {
             return Some(key);

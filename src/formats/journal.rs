@@ -4,7 +4,8 @@
 //! | version | written by | what is new |
 //! |---|---|---|
 //! | 1 | 0.1.0, before its release | recoveries alone |
-//! | 2 | 0.1.0 | any procedure; `backup` is called `subject`; the first line names the procedure and the agent, and keeps the plan apart from what was asked |
+//! | 2 | 0.1.0, before its release | any procedure; `backup` is called `subject`; the first line names the procedure and the agent, and keeps the plan apart from what was asked |
+//! | 3 | 0.1.0 | a recovery can have the rules of a resource modifier |
 
 use anyhow::{Context, Result, anyhow, bail};
 use jiff::Timestamp;
@@ -16,18 +17,18 @@ use super::deployment::DeploymentV1;
 use super::manifest::ProfileV1;
 
 /// This format.
-pub const FORMAT: Format = Format { name: "the journal", version: 2 };
+pub const FORMAT: Format = Format { name: "the journal", version: 3 };
 /// What comes between a line's content and its checksum.
 const SUM: &str = ",\"sum\":\"";
 /// The length of the checksum and what follows it: eight hex digits, quote, brace.
 const SUM_END: usize = 8 + 2;
 
-/// A line of version 2.
+/// A line, from version 2 on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct LineV2 {
-    /// 2.
+    /// 2 or 3.
     pub version: u32,
     /// 1 for the first line, then one more for each line.
     pub sequence: u64,
@@ -79,7 +80,7 @@ pub enum EventV1 {
     Abandoned,
 }
 
-/// The detail of the first line of version 2.
+/// The detail of the first line, from version 2 on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -91,7 +92,7 @@ pub struct BegunV2 {
     pub agent: Option<String>,
     /// Everything the run will do, in order.
     pub plan: Vec<PhaseV1>,
-    /// What it was asked to do: [`RecoveryV2`] of a recovery, [`BeginningV2`](super::partial::BeginningV2) of a backup.
+    /// What it was asked to do: [`RecoveryV3`] of a recovery, [`BeginningV2`](super::partial::BeginningV2) of a backup.
     pub beginning: Value,
 }
 
@@ -140,6 +141,31 @@ pub struct FailedV1 {
 }
 
 /// What a recovery was asked to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct RecoveryV3 {
+    /// The kind of control plane.
+    pub profile: ProfileV1,
+    /// The deployment that the backup belongs to, when it records one.
+    pub target: Option<DeploymentV1>,
+    /// What was asked for.
+    pub asked: AskedV1,
+    /// The run that this one replaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarts: Option<String>,
+    /// A run of which nothing else is known had left something to undo.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inherits: bool,
+    /// What was found and gone on with nevertheless.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// The rules of its resource modifier, as they were given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules: Option<String>,
+}
+
+/// What a recovery was asked to do, in version 2.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -249,12 +275,33 @@ impl TryFrom<RecoveryV1> for BegunV2 {
 
     fn try_from(old: RecoveryV1) -> Result<Self, Self::Error> {
         let RecoveryV1 { profile, target, asked, restarts, inherits, warnings, phases: plan } = old;
-        let beginning = serde_json::to_value(RecoveryV2 { profile, target, asked, restarts, inherits, warnings })?;
+        let beginning = serde_json::to_value(RecoveryV3 { profile, target, asked, restarts, inherits, warnings, rules: None })?;
         Ok(Self { procedure: RECOVERY.to_owned(), agent: None, plan, beginning })
     }
 }
 
+impl From<RecoveryV2> for RecoveryV3 {
+    fn from(old: RecoveryV2) -> Self {
+        let RecoveryV2 { profile, target, asked, restarts, inherits, warnings } = old;
+        Self { profile, target, asked, restarts, inherits, warnings, rules: None }
+    }
+}
+
 impl LineV2 {
+    /// A line of version 2, as it is in version 3.
+    fn of_2(mut self) -> serde_json::Result<Self> {
+        self.version = FORMAT.version;
+        if self.event == EventV1::RunBegun {
+            let mut begun: BegunV2 = serde_json::from_value(self.detail)?;
+            if begun.procedure == RECOVERY {
+                let old: RecoveryV2 = serde_json::from_value(begun.beginning)?;
+                begun.beginning = serde_json::to_value(RecoveryV3::from(old))?;
+            }
+            self.detail = serde_json::to_value(begun)?;
+        }
+        Ok(self)
+    }
+
     /// The line as in the file, with its newline.
     ///
     /// # Errors
@@ -278,7 +325,8 @@ impl LineV2 {
         let content = content(line)?;
         let read = match version {
             Some(1) => serde_json::from_str::<LineV1>(&content).and_then(Self::try_from),
-            Some(2) => serde_json::from_str(&content),
+            Some(2) => serde_json::from_str::<Self>(&content).and_then(Self::of_2),
+            Some(3) => serde_json::from_str(&content),
             _ => bail!("it has no version"),
         };
         read.context("it is not a line of a journal")
@@ -340,7 +388,7 @@ mod tests {
         assert_eq!(old.len(), new.len());
         let (first, begun): (RecoveryV1, BegunV2) =
             (serde_json::from_value(old[0].detail.clone()).unwrap(), serde_json::from_value(new[0].detail.clone()).unwrap());
-        let asked: RecoveryV2 = serde_json::from_value(begun.beginning).unwrap();
+        let asked: RecoveryV3 = serde_json::from_value(begun.beginning).unwrap();
         assert_eq!((begun.procedure.as_str(), begun.agent, &begun.plan), ("recovery", None, &first.phases));
         assert_eq!((asked.profile, asked.asked, asked.warnings), (first.profile, first.asked, first.warnings));
         for (old, new) in old.iter().zip(&new) {
@@ -350,16 +398,33 @@ mod tests {
     }
 
     #[test]
-    fn version_2_is_what_is_written() {
-        let (lines, read) = again::<LineV2>("journal.2.jsonl");
+    fn version_2_is_read_for_ever() {
+        let (old, new) = again::<LineV2>("journal.2.jsonl");
+        samples::schema::<RecoveryV2>("journal-recovery", 2);
+        for (old, new) in old.iter().zip(&new) {
+            let mut as_new = old.clone();
+            as_new.version = 3;
+            assert_eq!(&as_new, new, "only what a recovery is asked to do has changed, and what it could not be asked is left out");
+        }
+        // What version 2 does not have is damage in it.
+        let more = std::str::from_utf8(&samples::read("journal.3.jsonl")).unwrap().lines().next().map(content).unwrap().unwrap();
+        let older = sealed(&serde_json::from_str::<Value>(&more.replacen("\"version\":3", "\"version\":2", 1)).unwrap()).unwrap();
+        let error = LineV2::of(older.trim_end().as_bytes(), None).unwrap_err();
+        assert!(format!("{error:#}").contains("rules"), "{error:#}");
+    }
+
+    #[test]
+    fn version_3_is_what_is_written() {
+        let (lines, read) = again::<LineV2>("journal.3.jsonl");
         assert_eq!(lines, read);
         samples::schema::<LineV2>("journal", 2);
         samples::schema::<BegunV2>("journal-begun", 2);
         samples::schema::<FailedV1>("journal-failed", 2);
-        samples::schema::<RecoveryV2>("journal-recovery", 2);
+        samples::schema::<RecoveryV3>("journal-recovery", 3);
         let begun: BegunV2 = serde_json::from_value(lines[0].detail.clone()).unwrap();
         assert_eq!(serde_json::to_value(&begun).unwrap(), lines[0].detail);
-        let asked: RecoveryV2 = serde_json::from_value(begun.beginning.clone()).unwrap();
+        let asked: RecoveryV3 = serde_json::from_value(begun.beginning.clone()).unwrap();
+        assert!(asked.rules.is_some());
         assert_eq!(serde_json::to_value(&asked).unwrap(), begun.beginning);
         let failed = lines.iter().find(|line| line.event == EventV1::StepFailed).unwrap();
         let failure: FailedV1 = serde_json::from_value(failed.detail.clone()).unwrap();

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::client::{Client, is_missing};
 use super::objects::{Condition, Conditions, Object, Unread, condition, is_true, or_default};
@@ -46,6 +47,18 @@ type ClusterVersion = Object<ClusterVersionSpec, ClusterVersionStatus>;
 struct ClusterVersionSpec {
     #[serde(rename = "clusterID")]
     cluster_id: String,
+    #[serde(rename = "desiredUpdate", deserialize_with = "or_default")]
+    desired_update: Update,
+}
+
+/// The release that is asked for: by its version, its image, or both. It stays when the cluster has come there.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct Update {
+    #[serde(deserialize_with = "or_default")]
+    version: String,
+    #[serde(deserialize_with = "or_default")]
+    image: String,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -106,6 +119,18 @@ impl Client {
         }
     }
 
+    /// The release that the cluster is asked to go to, as [`update_ahead`]; `None` where there is no `ClusterVersion`.
+    ///
+    /// # Errors
+    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer.
+    pub fn update_ahead(&self) -> Result<Option<String>> {
+        if self.profile.kind == Kind::Kubeadm {
+            return Ok(None);
+        }
+        let version: Value = self.get("/apis/config.openshift.io/v1/clusterversions/version").context("asking for the ClusterVersion")?;
+        Ok(update_ahead(&version))
+    }
+
     /// All `ClusterOperator` objects, by name; empty where the API has none.
     ///
     /// # Errors
@@ -156,6 +181,17 @@ fn cluster(version: &ClusterVersion) -> Result<Cluster> {
     })
 }
 
+/// The release that a `ClusterVersion` asks for in `spec.desiredUpdate` and that the cluster is not at: cluster-version-operator goes there as soon as it
+/// runs, from a restored etcd too.
+#[must_use]
+pub fn update_ahead(cluster_version: &Value) -> Option<String> {
+    let version: ClusterVersion = serde_json::from_value(cluster_version.clone()).ok()?;
+    let Update { version: wanted, image } = version.spec.desired_update;
+    let done = version.status.history.into_iter().find(|release| release.state == "Completed").unwrap_or_default();
+    let is_there = (wanted.is_empty() || wanted == done.version) && (image.is_empty() || image == done.image);
+    (!is_there).then_some(if wanted.is_empty() { image } else { wanted })
+}
+
 fn operator(operator: &ClusterOperator) -> OperatorState {
     let status = &operator.status;
     OperatorState {
@@ -188,6 +224,20 @@ mod tests {
     use super::*;
     use crate::error::exit_code;
     use crate::kube::objects::{List, capture};
+
+    #[test]
+    fn an_update_is_ahead_until_the_cluster_is_there() {
+        let ahead = |name: &str| update_ahead(&capture(name));
+        assert!(ahead("clusterversion-sno-upgrading-4.16-to-4.17.json").unwrap().ends_with("992bd8e33109"));
+        assert_eq!(ahead("clusterversion-upgrading-failing-4.14.json").as_deref(), Some("4.14.1"));
+        for none in ["clusterversion-after-upgrade-4.18.json", "clusterversion-fresh-4.14.json", "clusterversion-sno-0-created.json"] {
+            assert_eq!(ahead(none), None, "{none}");
+        }
+        // Asked for, and held by somebody who says that the cluster cannot be upgraded: nothing moves yet.
+        let mut asked: Value = capture("clusterversion-fresh-4.14.json");
+        asked["spec"]["desiredUpdate"] = serde_json::json!({"version": "4.15.0", "image": null});
+        assert_eq!(update_ahead(&asked).as_deref(), Some("4.15.0"));
+    }
 
     #[test]
     fn releases_are_read_before_while_and_after_an_upgrade() {

@@ -2,7 +2,9 @@
 //!
 //! Reading order: `kubeconfig` (how the node's own API server is reached, without looking up a name), `client` (one request, with
 //! a limit; the API going away is normal), `objects` (the few fields that are read, tolerant of everything else), then what is asked:
-//! `facts`, `redeploy`, `requests` (certificates), `workloads` and `health` (whether what runs is up), `release` (the one that is asked for) and `policy` (the gate before it), `jobs` (the backup's own), `obstacles` (why nothing moves).
+//! `facts`, `redeploy`, `requests` (certificates), `workloads` and `health` (whether what runs is up), `release` (the one that is asked for)
+//! and `policy` (the gate before it), `jobs` (the backup's own), `obstacles` (why nothing moves), `patched` (objects that were changed before
+//! the API server ran).
 //!
 //! Decisions are pure functions, separate from the requests; they are tested on captures of real clusters.
 
@@ -13,6 +15,7 @@ mod jobs;
 mod kubeconfig;
 mod objects;
 mod obstacles;
+mod patched;
 mod policy;
 mod redeploy;
 mod release;
@@ -20,8 +23,9 @@ mod requests;
 mod workloads;
 
 pub use client::{Client, Refused};
-pub use facts::{Cluster, OperatorState};
+pub use facts::{Cluster, OperatorState, update_ahead};
 pub use health::Health;
+pub use patched::Place;
 pub use policy::{Permission, SKIP, is_gate};
 pub use release::{Management, Upgrade, Upgraded};
 pub use workloads::{Workload, WorkloadKind};

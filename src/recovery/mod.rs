@@ -5,7 +5,7 @@
 //! 1. [`procedure`]: the phases, and what a run is asked to do; the [engine](crate::engine) carries it out and keeps its journal.
 //! 2. [`undo`]: what must be put back however it ends.
 //! 3. [`step`] (the names of the steps) and `run` (what a step has at hand), then one file per phase with its steps in order: [`platform`] (with the
-//!    table of deployments), `restore_files`, `resume`, `redeploy`, `finish`; `waits` and `ports` are what they look at. `steps` puts them together.
+//!    table of deployments), `restore_files`, `resume`, `redeploy`, `finish`; `waits` and `ports` are what they look at, `modifier` and `patch` what rules change. `steps` puts them together.
 //! 4. What users ask for: `plan` (the verbs that begin a recovery, after [`preflight`]), `carry_on` (the verb `resume`; the file `resume` is the phase),
 //!    `abandon`, [`mod@status`]. `follow`: watching another agent at it. `history`: where runs are kept when they are over.
 //!
@@ -17,6 +17,8 @@ mod carry_on;
 mod finish;
 mod follow;
 mod history;
+mod modifier;
+mod patch;
 mod plan;
 pub mod platform;
 mod ports;
@@ -35,6 +37,7 @@ mod waits;
 
 pub use abandon::abandon;
 pub use carry_on::{ResumeOptions, resume};
+pub use modifier::{DROP_DESIRED_UPDATE, ModifierReport, ObjectReport, RuleReport};
 pub use plan::{Proposal, plan, plan_restart};
 pub use platform::platform_report;
 pub use preflight::{FirstPhase, Options, PlanReport};

@@ -62,10 +62,11 @@ pub fn plan<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<
                 .and_next(run("recovery resume", "to go on, `recovery restart` to begin again, `recovery abandon` to end it")));
         }
         options.asked.force |= reading.beginning.asked.force;
+        options.rules = options.rules.or_else(|| reading.beginning.rules.clone());
         let backup = backup::choose(&locked, &survey, Some(&reading.subject))?;
         let mut report = preflight::look(session, &backup, &options, IdentityCheck::Passed)?;
         let run = Some(reading.run.clone());
-        let origin = if now == OpenRun::GoesOn && can_go_on(&report, reading.beginning.asked, options.asked) {
+        let origin = if now == OpenRun::GoesOn && can_go_on(&report, &reading.beginning, &options) {
             report.continues = run;
             Origin::Continue
         } else {
@@ -117,11 +118,12 @@ enum OpenRun {
 
 /// An open run keeps to its own plan and to what it was asked when it began. Where another deployment has to boot first by now, or something else
 /// is asked, it is begun again. (Whether the agent may reboot the node can differ from process to process.)
-fn can_go_on(now: &PlanReport, was: Asked, asked: Asked) -> bool {
+fn can_go_on(now: &PlanReport, began: &Beginning, options: &Options) -> bool {
+    let (was, asked) = (began.asked, options.asked);
     let boots_another = now.phases.first().is_some_and(|planned| planned.phase == Phase::Platform);
     let forced = asked.force && !was.force;
     let waits = asked.wait.is_some() && asked.wait != was.wait;
-    (asked.step, asked.etcd) == (was.step, was.etcd) && !(boots_another || forced || waits)
+    (asked.step, asked.etcd, &options.rules) == (was.step, was.etcd, &began.rules) && !(boots_another || forced || waits)
 }
 
 fn what_with(open: &Open<Phase>, reading: &Reading, boot: &str) -> OpenRun {
@@ -172,9 +174,33 @@ pub fn plan_restart<'a>(session: &Session<'a>, mut options: Options) -> Result<P
     } else {
         IdentityCheck::Needed
     };
-    let report = preflight::look(session, &backup, &options, check)?;
+    let warning = rules_of_before(&mut options, &backup, reading.as_ref());
+    let mut report = preflight::look(session, &backup, &options, check)?;
+    report.warnings.extend(warning);
     let old = reading.map(|r| r.run.clone()).or(undo.and_then(|u| u.runs.last().cloned()));
     Ok(Proposal { session: locked, options, backup, origin: Origin::Restart { old }, report })
+}
+
+/// Takes over the rules of the run that is restarted, unless others are given; what people should know of those that are not taken over.
+fn rules_of_before(options: &mut Options, backup: &Backup, reading: Option<&Reading>) -> Option<String> {
+    if options.rules.is_some() {
+        return None;
+    }
+    let Some(reading) = reading else {
+        return Some(
+            "the journal does not say whether the recovery had a resource modifier: if it had, say no here and give it again with --resource-modifier"
+                .to_owned(),
+        );
+    };
+    let rules = reading.beginning.rules.clone()?;
+    if reading.subject != backup.id {
+        return Some(format!(
+            "the resource modifier of the recovery from {} is not applied to {}: --resource-modifier gives one",
+            reading.subject, backup.id
+        ));
+    }
+    options.rules = Some(rules);
+    None
 }
 
 impl Proposal<'_> {
@@ -253,6 +279,7 @@ fn begin_journal(
         restarts,
         inherits,
         warnings: report.warnings.clone(),
+        rules: options.rules.clone(),
     };
     let new = New { run: &id, subject: &backup.id, boot };
     Ok((Journal::begin(&dir.journal(), new, &report.phases, &beginning)?, undo))

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::modifier::{self, ModifierReport};
 use super::platform::table::{self, Action, PlatformReport, Target, When};
 use super::procedure::{Asked, EtcdRestore, Plan};
 use super::restore_files;
@@ -48,6 +49,8 @@ pub struct Options {
     pub from: FirstPhase,
     /// Compare every tree and list what would change.
     pub compare: bool,
+    /// Rules of a resource modifier, by which objects are patched before anybody can read them.
+    pub rules: Option<String>,
 }
 
 /// Where a recovery begins.
@@ -85,6 +88,9 @@ pub struct PlanReport {
     pub replaces: Option<String>,
     /// What would change, tree by tree, when that was asked for.
     pub changes: Vec<TreeChanges>,
+    /// What the rules of the resource modifier would change, when there are some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub modifier: Option<ModifierReport>,
     /// The phases and their steps.
     pub phases: Plan,
 }
@@ -112,7 +118,7 @@ pub(super) enum IdentityCheck {
 /// Looks at the backup and the node.
 ///
 /// # Errors
-/// Those of choosing and verifying the backup; [`FailureKind::Misfit`] when it is another node's or the target
+/// Those of choosing and verifying the backup; those of the resource modifier's rules; [`FailureKind::Misfit`] when it is another node's or the target
 /// does not boot next (unless forced), or when etcd is to be restored by a script that is not there; [`FailureKind::NoSpace`].
 pub(super) fn look(session: &Session<'_>, backup: &Backup, options: &Options, check: IdentityCheck) -> Result<PlanReport> {
     let Session { node, dir, progress, .. } = *session;
@@ -124,6 +130,10 @@ pub(super) fn look(session: &Session<'_>, backup: &Backup, options: &Options, ch
     backup::verify(backup, false, progress).with_context(|| format!("checking backup {}", backup.id))?;
     let verified_seconds = node.clock().since_boot().saturating_sub(begun).as_secs_f64();
     let mut warnings = identity(node, manifest, profile, force, check)?;
+    let modifier = options.rules.as_deref().map(|rules| modifier::report(backup, rules, progress)).transpose()?;
+    if profile.is_openshift() {
+        warnings.extend(modifier::upgrade_ahead(backup, options.rules.as_deref(), progress)?);
+    }
     warnings.extend(dates(node, manifest, progress)?);
     let target = Target::of(manifest.deployment.as_ref());
     let platform = table::report(node, target.clone())?;
@@ -150,7 +160,7 @@ pub(super) fn look(session: &Session<'_>, backup: &Backup, options: &Options, ch
         backup: backup.id.clone(),
         taken: manifest.taken,
         release: manifest.cluster.as_ref().map(|c| c.version.clone()),
-        phases: super::steps::plan(profile, &action),
+        phases: super::steps::plan(profile, &action, options.rules.is_some()),
         platform,
         warnings,
         runtime_unit,
@@ -159,6 +169,7 @@ pub(super) fn look(session: &Session<'_>, backup: &Backup, options: &Options, ch
         continues: None,
         replaces: None,
         changes,
+        modifier,
     })
 }
 

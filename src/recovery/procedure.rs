@@ -84,6 +84,8 @@ pub struct Beginning {
     pub inherits: bool,
     /// What was found and gone on with nevertheless.
     pub warnings: Vec<String>,
+    /// The rules of its resource modifier.
+    pub rules: Option<String>,
 }
 
 /// Choices of whoever began the run that hold until it ends, across reboots.
@@ -130,11 +132,11 @@ impl Procedure for Recovery {
     type Beginning = Beginning;
 
     fn read_beginning(json: Value) -> serde_json::Result<Beginning> {
-        serde_json::from_value::<format::RecoveryV2>(json).map(Beginning::from)
+        serde_json::from_value::<format::RecoveryV3>(json).map(Beginning::from)
     }
 
     fn write_beginning(beginning: &Beginning) -> serde_json::Result<Value> {
-        serde_json::to_value(format::RecoveryV2::from(beginning.clone()))
+        serde_json::to_value(format::RecoveryV3::from(beginning.clone()))
     }
 
     /// The notes of upgrade-recovery.sh have the same place.
@@ -179,17 +181,17 @@ pub(super) fn this_boot(node: &Node) -> Result<String> {
     })
 }
 
-impl From<format::RecoveryV2> for Beginning {
-    fn from(read: format::RecoveryV2) -> Self {
-        let format::RecoveryV2 { profile, target, asked, restarts, inherits, warnings } = read;
-        Self { profile: profile.into(), target: target.map(DeploymentId::from), asked: asked.into(), restarts, inherits, warnings }
+impl From<format::RecoveryV3> for Beginning {
+    fn from(read: format::RecoveryV3) -> Self {
+        let format::RecoveryV3 { profile, target, asked, restarts, inherits, warnings, rules } = read;
+        Self { profile: profile.into(), target: target.map(DeploymentId::from), asked: asked.into(), restarts, inherits, warnings, rules }
     }
 }
 
-impl From<Beginning> for format::RecoveryV2 {
+impl From<Beginning> for format::RecoveryV3 {
     fn from(beginning: Beginning) -> Self {
-        let Beginning { profile, target, asked, restarts, inherits, warnings } = beginning;
-        Self { profile: profile.into(), target: target.map(Into::into), asked: asked.into(), restarts, inherits, warnings }
+        let Beginning { profile, target, asked, restarts, inherits, warnings, rules } = beginning;
+        Self { profile: profile.into(), target: target.map(Into::into), asked: asked.into(), restarts, inherits, warnings, rules }
     }
 }
 

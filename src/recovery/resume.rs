@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use super::procedure::{EtcdRestore, Phase};
 use super::run::{Doing, KUBELET_UNIT, Step};
 use super::waits::{self, PAUSE};
-use super::{restore_files, step};
+use super::{patch, restore_files, step};
 use crate::archive::{Extra, Selection};
 use crate::backup::asked_by::AskedBy;
 use crate::backup::parts::STARTUP_MONITOR;
@@ -54,8 +54,10 @@ pub(super) const STEPS: &[Step] = &[
     Step::new(step::LIFT_HOLD, "lifting the hold on kubelet", lift_hold),
     Step::new(step::START_KUBELET, "starting kubelet", start_kubelet).volatile(),
     Step::new(step::ETCD_ANSWERS, "waiting for etcd", etcd_answers),
+    Step::new(step::PATCH_OBJECTS, "patching objects in etcd by the rules of the resource modifier", patch::patch_objects).patches(),
     Step::new(step::API_SERVER_MANIFEST, "putting the API server's manifest in place", api_server_manifest),
     Step::new(step::API_SERVER_READY, "waiting for the API server", api_server_ready),
+    Step::new(step::PATCHED_OBJECTS, "reading the patched objects back", patch::patched_objects).patches(),
     Step::new(step::OWN_JOB, "giving the backup's own Job time to end", own_job),
     Step::new(step::MANIFESTS, "putting the other manifests in place", other_manifests),
     Step::new(step::NETWORK_PODS, "restarting OVN's pods", restart_ovn).only(Profile::is_openshift),

@@ -59,6 +59,7 @@ pub(super) struct Step {
     pub says: &'static str,
     pub volatile: bool,
     pub changes: bool,
+    pub patches: bool,
     pub applies: fn(&Profile) -> bool,
     pub act: fn(&mut Doing<'_, '_>) -> Result<()>,
 }
@@ -66,7 +67,7 @@ pub(super) struct Step {
 impl Step {
     /// A step that every kind of node has and whose effect is on disk.
     pub(super) const fn new(name: &'static str, says: &'static str, act: fn(&mut Doing<'_, '_>) -> Result<()>) -> Self {
-        Self { name, says, volatile: false, changes: false, applies: |_| true, act }
+        Self { name, says, volatile: false, changes: false, patches: false, applies: |_| true, act }
     }
 
     /// Its effect is lost at a reboot.
@@ -77,6 +78,11 @@ impl Step {
     /// It changes what the node would boot or run: once it has begun, the node is no longer what it was.
     pub(super) const fn changes(self) -> Self {
         Self { changes: true, ..self }
+    }
+
+    /// Only recoveries with rules of a resource modifier have it.
+    pub(super) const fn patches(self) -> Self {
+        Self { patches: true, ..self }
     }
 
     /// Only nodes of some profiles have it.
@@ -124,6 +130,11 @@ impl<'a, 'n> Doing<'a, 'n> {
     /// What was asked for when the run began.
     pub(super) fn asked(&self) -> Asked {
         self.journal.reading().beginning.asked
+    }
+
+    /// The rules of the run's resource modifier.
+    pub(super) fn rules(&self) -> Option<&str> {
+        self.journal.reading().beginning.rules.as_deref()
     }
 
     /// The node has rebooted since this run asked for it.

@@ -60,10 +60,14 @@ pub const LIFT_HOLD: &str = "lift-hold";
 pub const START_KUBELET: &str = "start-kubelet";
 /// Waiting for etcd.
 pub const ETCD_ANSWERS: &str = "etcd-answers";
+/// Patching objects in etcd by the rules of a resource modifier.
+pub const PATCH_OBJECTS: &str = "patch-objects";
 /// Putting the API server's manifest in place.
 pub const API_SERVER_MANIFEST: &str = "api-server-manifest";
 /// Waiting for the API server.
 pub const API_SERVER_READY: &str = "api-server-ready";
+/// Reading the patched objects back through the API server.
+pub const PATCHED_OBJECTS: &str = "patched-objects";
 /// Giving the backup's own Job time to end.
 pub const OWN_JOB: &str = "own-job";
 /// Putting the other manifests in place.

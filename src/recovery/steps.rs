@@ -28,8 +28,9 @@ pub(super) fn changes(phase: Phase, step: &str) -> bool {
     steps(phase).iter().any(|known| known.name == step && known.changes)
 }
 
-/// Everything a recovery of a node of this profile does; with the platform phase, when that has something to do.
-pub(super) fn plan(profile: &Profile, platform: &Action) -> Plan {
+/// Everything a recovery of a node of this profile does; with the platform phase, when that has something to do; with the steps that patch, when there
+/// are `rules` to patch by.
+pub(super) fn plan(profile: &Profile, platform: &Action, rules: bool) -> Plan {
     let reboot = |phase| match phase {
         Phase::Platform => matches!(platform, Action::RollBack { .. } | Action::Reboot { .. }),
         phase => phase == Phase::RestoreFiles,
@@ -39,7 +40,7 @@ pub(super) fn plan(profile: &Profile, platform: &Action) -> Plan {
         reboot: reboot(phase),
         steps: steps(phase)
             .iter()
-            .filter(|step| (step.applies)(profile))
+            .filter(|step| (step.applies)(profile) && (rules || !step.patches))
             .map(|step| PlannedStep { name: step.name.to_owned(), volatile: step.volatile })
             .collect(),
     };
@@ -100,19 +101,19 @@ mod tests {
     #[test]
     fn the_plans_of_both_profiles_are_sound_and_differ_where_they_should() {
         for profile in [&OPENSHIFT, &KUBEADM] {
-            assert!(transition(&State::Idle, &Event::RunBegun(Arc::new(plan(profile, &Action::Nothing)))).is_ok());
+            assert!(transition(&State::Idle, &Event::RunBegun(Arc::new(plan(profile, &Action::Nothing, true)))).is_ok());
         }
-        let phases = |profile| plan(profile, &Action::Nothing).iter().map(|p| p.phase).collect::<Vec<_>>();
+        let phases = |profile| plan(profile, &Action::Nothing, false).iter().map(|p| p.phase).collect::<Vec<_>>();
         assert_eq!(phases(&OPENSHIFT), [Phase::RestoreFiles, Phase::Resume, Phase::Redeploy, Phase::Finish]);
         assert_eq!(phases(&KUBEADM), [Phase::RestoreFiles, Phase::Resume, Phase::Finish]);
-        let redeployed: Vec<String> = plan(&OPENSHIFT, &Action::Nothing)[2].steps.iter().map(|s| s.name.clone()).collect();
+        let redeployed: Vec<String> = plan(&OPENSHIFT, &Action::Nothing, false)[2].steps.iter().map(|s| s.name.clone()).collect();
         assert_eq!(redeployed, OPENSHIFT.redeployed.iter().map(|r| r.resource).collect::<Vec<_>>());
     }
 
     #[test]
     fn the_hold_comes_before_everything_and_goes_when_everything_is_restored() {
         let roll_back = Action::RollBack { ahead: Vec::new(), between: Vec::new() };
-        for planned in [&OPENSHIFT, &KUBEADM].into_iter().flat_map(|profile| plan(profile, &roll_back)) {
+        for planned in [&OPENSHIFT, &KUBEADM].into_iter().flat_map(|profile| plan(profile, &roll_back, true)) {
             let names: Vec<&str> = planned.steps.iter().map(|s| s.name.as_str()).collect();
             let at = |name: &str| names.iter().position(|n| *n == name).unwrap();
             match planned.phase {
@@ -127,7 +128,9 @@ mod tests {
                 }
                 Phase::Resume => {
                     assert!(at("etcd-manifest") < at("lift-hold") && at("lift-hold") < at("start-kubelet"));
-                    assert!(at("start-kubelet") < at("etcd-answers") && at("etcd-answers") < at("api-server-manifest"));
+                    assert!(at("start-kubelet") < at("etcd-answers") && at("etcd-answers") < at("patch-objects"));
+                    assert!(at("patch-objects") < at("api-server-manifest") && at("api-server-ready") < at("patched-objects"));
+                    assert!(at("patched-objects") < at("manifests"));
                 }
                 _ => {}
             }

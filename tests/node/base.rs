@@ -93,16 +93,25 @@ fn remove_others(kept: &Path, name: &str) -> Result<()> {
 }
 
 fn programs() -> Result<Programs> {
-    for recipe in ["tests/etcd-tools/build.sh", "tests/node/tools/build.sh"] {
-        let mut build = Command::new(in_checkout(recipe));
-        if command::run(Command::new("go").arg("version"), &[], RECIPE).is_err() {
-            let path = std::env::var("PATH").unwrap_or_default();
-            build.env("PATH", format!("{path}:{}", in_checkout("target/go/bin").display()));
-        }
-        checked(&mut build, BUILD)?;
-    }
+    build("tests/etcd-tools/build.sh")?;
+    let node = node_tools()?;
     let operator = example("operator")?;
-    Ok(Programs { node: in_checkout("target/node-tools"), etcd: in_checkout("target/etcd-tools"), operator })
+    Ok(Programs { node, etcd: in_checkout("target/etcd-tools"), operator })
+}
+
+/// The folder of Kubernetes' programs (`kubernetes`) and of crictl; they are built when they are missing.
+pub fn node_tools() -> Result<PathBuf> {
+    build("tests/node/tools/build.sh")?;
+    Ok(in_checkout("target/node-tools"))
+}
+
+fn build(recipe: &str) -> Result<()> {
+    let mut build = Command::new(in_checkout(recipe));
+    if command::run(Command::new("go").arg("version"), &[], RECIPE).is_err() {
+        let path = std::env::var("PATH").unwrap_or_default();
+        build.env("PATH", format!("{path}:{}", in_checkout("target/go/bin").display()));
+    }
+    checked(&mut build, BUILD).map(drop)
 }
 
 /// A hash of what a base is made of.

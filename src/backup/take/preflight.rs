@@ -195,11 +195,18 @@ fn cluster(node: &Node, profile: &'static Profile, force: bool, warnings: &mut V
         let client = kube::Client::of(node, profile)?;
         let rolling = client.rolling_out(profile.redeployed)?;
         let (operators, workloads, management) = (client.operators()?, Some(client.available_workloads()?), client.management()?);
-        Ok((client.cluster()?, rolling, Answers { cluster: None, operators, workloads, management }))
+        let ahead = client.update_ahead()?;
+        Ok((client.cluster()?, rolling, ahead, Answers { cluster: None, operators, workloads, management }))
     };
     match ask() {
-        Ok((cluster, rolling, answers)) => {
+        Ok((cluster, rolling, ahead, answers)) => {
             warnings.extend(at_rest(&cluster, &answers.operators, &rolling, force)?);
+            warnings.extend(ahead.map(|release| {
+                format!(
+                    "the cluster is asked to go to {release} (spec.desiredUpdate of the ClusterVersion): after a recovery from this backup it would again, unless \
+                     it is begun with `recovery recover --drop-desired-update`"
+                )
+            }));
             Ok(Answers { cluster: Some(cluster), ..answers })
         }
         Err(error) if force => {

@@ -88,6 +88,23 @@ pub fn etcd_access(node: &Node, profile: &Profile) -> Result<EtcdAccess> {
     Ok(EtcdAccess { url: client_url(container), server_name: "localhost".to_owned(), ca, cert, key })
 }
 
+/// Where the API server keeps its objects in etcd, as a key begins: `/registry`. From the flag `--etcd-prefix` of its static pod; OpenShift's is in its
+/// configuration instead, and always `kubernetes.io` (cluster-kube-apiserver-operator, `bindata/assets/config/defaultconfig.yaml`, 4.10 to 4.18).
+///
+/// # Errors
+/// When the pod has no container of the API server's.
+pub fn etcd_prefix(profile: &Profile, manifest: &Manifest) -> Result<String> {
+    let pod = profile.api_server();
+    let container = manifest.container(pod.container);
+    let container = container.ok_or_else(|| damaged(format!("{} has no container {}", profile.manifest(pod).display(), pod.container)))?;
+    let usual = match profile.kind {
+        Kind::OpenShift => "kubernetes.io",
+        Kind::Kubeadm => "/registry",
+    };
+    let prefix = container.flag("--etcd-prefix").filter(|prefix| !prefix.is_empty()).unwrap_or(usual).trim_matches('/');
+    Ok(if prefix.is_empty() { String::new() } else { format!("/{prefix}") })
+}
+
 fn missing<'a>(what: &str, looked_for: impl Iterator<Item = &'a PathBuf>) -> anyhow::Error {
     let paths: Vec<String> = looked_for.map(|path| path.display().to_string()).collect();
     misfit(format!("this node has no {what}: looked for {}", paths.join(", ")))
@@ -178,6 +195,17 @@ spec:
     name: etcd-data
 status: {}
 ";
+
+    #[test]
+    fn objects_are_where_the_api_servers_flag_says_or_where_they_usually_are() {
+        let prefix = |profile, manifest: &str| etcd_prefix(profile, &Manifest::parse(manifest).unwrap());
+        assert_eq!(prefix(&OPENSHIFT, &text("kube-apiserver-pod-rev8.yaml")).unwrap(), "/kubernetes.io");
+        let pod = KUBEADM_ETCD.replace("name: etcd\n", "name: kube-apiserver\n");
+        assert_eq!(prefix(&KUBEADM, &pod).unwrap(), "/registry");
+        assert_eq!(prefix(&KUBEADM, &pod.replace("--name=node-a", "--etcd-prefix=/elsewhere/")).unwrap(), "/elsewhere");
+        assert_eq!(prefix(&KUBEADM, &pod.replace("--name=node-a", "--etcd-prefix=/")).unwrap(), "");
+        assert_eq!(exit_code(&prefix(&KUBEADM, KUBEADM_ETCD).unwrap_err()), 65);
+    }
 
     #[test]
     fn the_member_is_named_by_a_variable_or_a_flag() {

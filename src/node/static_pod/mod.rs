@@ -4,5 +4,5 @@
 mod etcd;
 mod manifest;
 
-pub use etcd::{EtcdAccess, etcd_access, etcd_member_name};
+pub use etcd::{EtcdAccess, etcd_access, etcd_member_name, etcd_prefix};
 pub use manifest::*;

@@ -58,6 +58,14 @@ pub(crate) static RESOURCES: &[Resource] = &[
         "MachineConfigPool",
         "machineconfiguration.openshift.io/machineconfigpools",
     ),
+    Resource {
+        group: "k0rdent.mirantis.com",
+        version: "v1beta1",
+        plural: "managements",
+        kind: "Management",
+        namespaced: false,
+        directory: "k0rdent.mirantis.com/managements",
+    },
 ];
 
 impl Resource {

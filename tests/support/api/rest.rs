@@ -200,6 +200,11 @@ async fn serve(config: &ApiConfig, user: &User, target: &Target, asked: &Asked) 
             Ok(Said::json(StatusCode::OK, &shown(item.value, item.revision)))
         }
         ("POST", None) => create(config, user, target, body(asked)?).await,
+        ("PUT", Some(name)) if asked.query == "dryRun=All" => {
+            // What makes an object invalid is in no schema here.
+            find(config, target, name).await?;
+            Ok(Said::json(StatusCode::OK, &body(asked)?))
+        }
         ("PUT", Some(name)) => update(config, target, name, body(asked)?).await,
         ("PATCH", Some(name)) => patch(config, target, name, asked).await,
         ("DELETE", Some(name)) => delete(config, target, name).await,

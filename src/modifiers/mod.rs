@@ -1,0 +1,200 @@
+//! Resource modifiers: the rules file of Velero (version v1), applied to objects as etcd keeps them. Pure: no file, node or cluster.
+//!
+//! Reading order: this page (what a rule does to an object, and what comes of it); `file` (the rules file, strictly); `shapes` (that file by itself,
+//! in a `ConfigMap`, and beside a Restore); `conditions` and `glob` (which objects a rule is about); `value` (what the text of a value becomes);
+//! `patch` (JSON patches and merge patches); `difference` (what has changed); `stored` (how the API server keeps objects in etcd).
+//!
+//! The semantics are those of Velero 1.18.1, as captured in `tests/fixtures/velero`. Two things differ. What Velero finds out object by object, long
+//! after much was restored, is refused here before anything is touched: a bad glob or expression, a value that is no JSON, a rule without patches.
+//! And an object is not made anew, but patched where it is: what Velero takes away before it applies rules ([`STRIPPED`]) is still there and stays
+//! as it is, and what says which object it is ([`IDENTITY`]) cannot be changed.
+
+mod conditions;
+mod difference;
+mod file;
+mod glob;
+mod patch;
+mod shapes;
+mod stored;
+mod value;
+
+use std::borrow::Cow;
+
+use serde::Serialize;
+use serde_json::Value;
+
+pub use difference::{Difference, differences};
+pub use file::Rules;
+pub use shapes::{RestoreFile, restore_file, rules_file};
+pub use stored::{Form, Key};
+
+use file::Patches;
+use patch::Fault;
+
+/// The largest file with rules that is read, bytes: what a `ConfigMap` can hold.
+pub const LARGEST_FILE: u64 = 1 << 20;
+
+/// What Velero takes away from an object before the rules see it (`pkg/restore/restore.go` 1.18.1). Here it is there, and no rule touches it or looks
+/// at it: in Velero it would never be found.
+pub const STRIPPED: [&str; 9] = [
+    "/status",
+    "/metadata/uid",
+    "/metadata/resourceVersion",
+    "/metadata/generation",
+    "/metadata/generateName",
+    "/metadata/creationTimestamp",
+    "/metadata/deletionTimestamp",
+    "/metadata/ownerReferences",
+    "/metadata/selfLink",
+];
+
+/// What an object is known by, in etcd and to everybody who refers to it. Rules can look at it and not change it.
+pub const IDENTITY: [&str; 4] = ["/apiVersion", "/kind", "/metadata/name", "/metadata/namespace"];
+
+/// Which object it is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Target {
+    /// Its plural resource and group, `managements.k0rdent.mirantis.com`; without a group in the core, `configmaps`.
+    pub resource: String,
+    /// Its namespace; `None` when it is in none.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ", self.resource)?;
+        self.namespace.iter().try_for_each(|namespace| write!(f, "{namespace}/"))?;
+        f.write_str(&self.name)
+    }
+}
+
+/// What one rule does to one object that it is about.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It changes the object.
+    Changed {
+        /// Where, and how.
+        changes: Vec<Difference>,
+    },
+    /// The object is already as the rule wants it.
+    Unchanged,
+    /// A `test` did not hold, so that the whole rule has no effect on this object.
+    TestFailed {
+        /// Which.
+        why: String,
+    },
+    /// It cannot be applied. The rule has no effect on this object.
+    Error {
+        /// Why.
+        why: String,
+    },
+}
+
+/// What all rules do to one object.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Applied {
+    /// The object afterwards.
+    pub object: Value,
+    /// For each rule that is about the object, in order: its place in the file, from 0, and what it does.
+    pub outcomes: Vec<(usize, Outcome)>,
+}
+
+impl Rules {
+    /// Applies the rules to an object. Conditions are judged on the object as it is given; the patches add up, rule by rule.
+    #[must_use]
+    pub fn apply(&self, target: &Target, original: &Value) -> Applied {
+        let mut object = Cow::Borrowed(original);
+        let mut outcomes = Vec::new();
+        for (place, rule) in self.rules.iter().enumerate().filter(|(_, rule)| rule.conditions.hold(target, original)) {
+            let mut patched = (*object).clone();
+            let outcome = match patch_with(&rule.patches, &mut patched).and_then(|()| kept(&object, &patched)) {
+                Err(Fault::Test(why)) => Outcome::TestFailed { why },
+                Err(Fault::Error(why)) => Outcome::Error { why },
+                Ok(()) if patched == *object => Outcome::Unchanged,
+                Ok(()) => {
+                    let changes = differences(&object, &patched);
+                    object = Cow::Owned(patched);
+                    Outcome::Changed { changes }
+                }
+            };
+            outcomes.push((place, outcome));
+        }
+        Applied { object: object.into_owned(), outcomes }
+    }
+
+    /// How many rules there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// True when there are none, which no rules file that is read leads to.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    /// The groups and resources that a rule is about, as the file writes them.
+    #[must_use]
+    pub fn group_resource(&self, place: usize) -> &str {
+        self.rules.get(place).map_or("", |rule| rule.conditions.group_resource.text())
+    }
+
+    /// True when a rule may be about objects of this resource and group.
+    #[must_use]
+    pub fn may_be_about(&self, resource: &str) -> bool {
+        self.rules.iter().any(|rule| rule.conditions.group_resource.matches(resource))
+    }
+
+    /// The first rule that is, or may be, about an object whose content cannot be read: labels and values do not rule it out.
+    #[must_use]
+    pub fn about_unread(&self, target: &Target) -> Option<usize> {
+        self.rules.iter().position(|rule| rule.conditions.may_hold(target))
+    }
+}
+
+fn patch_with(patches: &Patches, object: &mut Value) -> Result<(), Fault> {
+    match patches {
+        Patches::Json(operations) => operations.iter().try_for_each(|operation| patch::apply(object, operation))?,
+        Patches::Merge(patches) => patches.iter().for_each(|merged| patch::merge(object, merged)),
+    }
+    value::as_go_writes(object);
+    Ok(())
+}
+
+/// What a patch must have left as it was.
+fn kept(before: &Value, after: &Value) -> Result<(), Fault> {
+    let changed = |path: &&&str| before.pointer(path) != after.pointer(path);
+    match STRIPPED.iter().chain(&IDENTITY).find(changed) {
+        Some(path) => Err(Fault::Error(format!("it would change {path}: {}", why_kept(path)))),
+        None => Ok(()),
+    }
+}
+
+/// Why a rule may not touch the protected `path`.
+fn why_kept(path: &str) -> &'static str {
+    if path == "/status" {
+        "a status is kept as the snapshot has it; Velero restores none, and the object's controller writes it anew from what the rule changes in spec"
+    } else if IDENTITY.contains(&path) {
+        "an object is patched in its place, where others know it by this"
+    } else {
+        "Velero takes this away before it applies rules, and here it is kept as the snapshot has it"
+    }
+}
+
+/// What the outside of metadata and status says: when it changes, so does the generation.
+#[must_use]
+pub fn raises_generation(before: &Value, after: &Value) -> bool {
+    let without = |object: &Value| {
+        let mut fields = object.as_object().cloned().unwrap_or_default();
+        fields.retain(|name, _| name != "metadata" && name != "status");
+        fields
+    };
+    without(before) != without(after)
+}
+
+#[cfg(test)]
+mod tests;

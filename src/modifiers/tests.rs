@@ -1,0 +1,155 @@
+//! What Velero 1.18.1 did with rules and objects, captured: `tests/fixtures/velero`.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::*;
+use crate::error::exit_code;
+
+#[derive(Deserialize)]
+struct Captured {
+    name: String,
+    #[serde(rename = "groupResource")]
+    group_resource: String,
+    rules: String,
+    object: Value,
+    outcome: String,
+    detail: String,
+    result: Option<Value>,
+}
+
+/// What Velero takes and finds fault with, or takes and does, and this agent refuses before the start: with its exit code, and why.
+const REFUSED: &[(&str, u8, &str)] = &[
+    ("value hexfloat", 65, "the value makes no JSON: Velero finds out at the first object"),
+    ("value nan", 65, "the same"),
+    ("value underscore", 65, "the same"),
+    ("value plus", 65, "the same"),
+    ("value lead0", 65, "the same"),
+    ("value 5dot", 65, "the same"),
+    ("value TRUE", 65, "the same"),
+    ("value inner-quote", 65, "the same"),
+    ("value newline", 65, "the same"),
+    ("value broken-obj", 65, "the same"),
+    ("value lead-space-obj", 65, "the same"),
+    ("value tab", 65, "the same"),
+    ("value Infinity", 65, "the same"),
+    ("op REPLACE upper", 65, "operations are in lower case: Velero finds out at the first object"),
+    ("path no slash", 65, "the path is no pointer: Velero finds out at the first object"),
+    ("copy no from", 65, "it copies the whole object, and here that is with its status and uid"),
+    ("replace name", 65, "the object would be another, and it is patched in its place"),
+    ("replace root /metadata", 65, "the same"),
+    ("add status", 65, "Velero strips a status, so that the rule has no effect there"),
+    ("cond regex bad", 65, "no expression: Velero finds out at the first object"),
+    ("cond matches no path", 65, "no path: Velero finds out at the first object"),
+    ("cond matches bad value", 65, "the value makes no JSON: Velero finds out at the first object"),
+    ("gr bad glob \"[a\"", 65, "no glob: Velero finds out at every object"),
+    ("file no patches", 65, "a rule without patches: Velero finds out at the first object that it is about"),
+    ("file no patches, not matching", 65, "the same"),
+    ("merge empty", 65, "no map: Velero finds out at the first object"),
+    ("merge scalar", 65, "the same"),
+    ("merge invalid yaml", 65, "the same"),
+    ("strategic deploy image", 64, "built-in kinds are protobuf in etcd"),
+    ("strategic $patch delete", 64, "the same"),
+    ("strategic unknown field", 64, "the same"),
+    ("strategic missing merge key", 64, "the same"),
+    ("strategic dup key", 64, "the same"),
+];
+
+fn captured() -> Vec<Captured> {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/velero/modifiers-velero-1.18.1.json");
+    serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
+}
+
+/// The object afterwards, or why not; with what each rule that is about it did.
+fn ours(case: &Captured) -> anyhow::Result<Applied> {
+    let text = |path: &str| case.object.pointer(path).and_then(Value::as_str).map(str::to_owned);
+    let target =
+        Target { resource: case.group_resource.clone(), namespace: text("/metadata/namespace"), name: text("/metadata/name").unwrap() };
+    Ok(Rules::parse(&case.rules)?.apply(&target, &case.object))
+}
+
+#[test]
+fn everything_captured_comes_to_the_same_end_or_is_refused_before_the_start() {
+    let cases = captured();
+    assert_eq!(cases.len(), 151);
+    let mut refused = Vec::new();
+    for case in &cases {
+        let name = case.name.as_str();
+        let ours = ours(case);
+        if matches!(case.outcome.as_str(), "INVALID" | "PARSE-ERR") {
+            assert_eq!(exit_code(&ours.unwrap_err()), 65, "{name}: Velero refuses it too");
+            continue;
+        }
+        if let Some((_, code, _)) = REFUSED.iter().find(|(refused, ..)| *refused == name) {
+            let error = ours.map(|applied| applied.object).expect_err(name);
+            assert_eq!(exit_code(&error), *code, "{name}: {error:#}");
+            refused.push(name);
+            continue;
+        }
+        let applied = ours.unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        assert_eq!(Some(&applied.object), case.result.as_ref(), "{name}");
+        assert_eq!(applied.object != case.object, case.outcome == "changed", "{name}");
+        let errors = applied.outcomes.iter().any(|(_, outcome)| matches!(outcome, Outcome::Error { .. }));
+        assert_eq!(errors, case.detail != "errs=[]", "{name}: {:?}, Velero: {}", applied.outcomes, case.detail);
+    }
+    let listed: Vec<&str> = REFUSED.iter().map(|(name, ..)| *name).collect();
+    refused.sort_unstable();
+    let mut sorted = listed.clone();
+    sorted.sort_unstable();
+    assert_eq!(refused, sorted, "each of the list is captured");
+}
+
+fn applied(rules: &str, object: &Value) -> Applied {
+    let target = Target { resource: "managements.k0rdent.mirantis.com".to_owned(), namespace: None, name: "kcm".to_owned() };
+    let head = "version: v1\nresourceModifierRules:\n- conditions: {groupResource: managements.k0rdent.mirantis.com}\n";
+    Rules::parse(&format!("{head}{rules}")).unwrap().apply(&target, object)
+}
+
+#[test]
+fn what_velero_strips_stays_as_it_is_whatever_a_patch_does() {
+    let object: Value = serde_json::json!({
+        "apiVersion": "k0rdent.mirantis.com/v1beta1", "kind": "Management",
+        "metadata": {"name": "kcm", "uid": "u", "generation": 3, "ownerReferences": [{"uid": "o"}], "annotations": {"a": "1"}},
+        "spec": {"release": "new"}, "status": {"release": "new"},
+    });
+    let kept = applied("  mergePatches: [{patchData: '{spec: {release: old}, metadata: {annotations: null}}'}]\n", &object);
+    let expected = serde_json::json!({
+        "apiVersion": "k0rdent.mirantis.com/v1beta1", "kind": "Management",
+        "metadata": {"name": "kcm", "uid": "u", "generation": 3, "ownerReferences": [{"uid": "o"}]},
+        "spec": {"release": "old"}, "status": {"release": "new"},
+    });
+    assert_eq!(kept.object, expected);
+    assert!(raises_generation(&object, &kept.object));
+    for patch in ["{metadata: null}", "{kind: Other}", "{metadata: {name: other}}"] {
+        let applied = applied(&format!("  mergePatches: [{{patchData: '{patch}'}}]\n"), &object);
+        assert!(matches!(&applied.outcomes[..], [(0, Outcome::Error { why })] if why.contains("it would change")), "{applied:?}");
+        assert_eq!(applied.object, object);
+    }
+    let labelled = applied("  patches: [{operation: add, path: /metadata/labels, value: '{\"a\":\"b\"}'}]\n", &object);
+    assert!(!raises_generation(&object, &labelled.object) && labelled.object != object);
+}
+
+#[test]
+fn a_rule_that_changes_nothing_and_a_test_that_fails_are_told_apart() {
+    let object = serde_json::json!({"metadata": {"name": "kcm"}, "spec": {"release": "old"}});
+    let outcome = |rules: &str| applied(rules, &object).outcomes[0].1.clone();
+    assert_eq!(outcome("  patches: [{operation: replace, path: /spec/release, value: old}]\n"), Outcome::Unchanged);
+    let failed = outcome("  patches: [{operation: test, path: /spec/release, value: x}, {operation: remove, path: /spec}]\n");
+    assert_eq!(failed, Outcome::TestFailed { why: "test: /spec/release is not \"x\": it is \"old\"".to_owned() });
+}
+
+#[test]
+fn an_object_that_is_not_read_is_judged_by_what_stands_in_its_key() {
+    let rules = Rules::parse(
+        "version: v1\nresourceModifierRules:\n- conditions: {groupResource: secrets, namespaces: [a], resourceNameRegex: x, labelSelector: {matchLabels: {a: b}}}\n  \
+         mergePatches: [{patchData: '{data: {}}'}]\n",
+    )
+    .unwrap();
+    let about = |resource: &str, namespace: &str, name: &str| {
+        rules.about_unread(&Target { resource: resource.to_owned(), namespace: Some(namespace.to_owned()), name: name.to_owned() })
+    };
+    assert_eq!(about("secrets", "a", "xy"), Some(0));
+    assert_eq!(about("secrets", "b", "xy"), None);
+    assert_eq!(about("secrets", "a", "y"), None);
+    assert_eq!(about("configmaps", "a", "x"), None);
+}

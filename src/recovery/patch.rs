@@ -1,0 +1,203 @@
+//! Patching objects by the rules of a resource modifier, in phase `resume`: in etcd while nobody but the agent can reach it, and then looked at through
+//! the API server before anybody else does.
+//!
+//! What an object gets is a function of the backup and the rules alone ([`modifier::run`]). So each object is either as the backup has it, or as the
+//! rules make it, and after a crash that is all that has to be known: each is patched once.
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::modifier::{self, Object};
+use super::run::Doing;
+use super::waits;
+use crate::error::{AndNext, FailureKind, Next, damaged, kind};
+use crate::etcd::{Endpoint, Store};
+use crate::kube::{Client, Place};
+use crate::modifiers::{Difference, Rules, differences};
+
+/// How long etcd may take for one answer.
+const ONE_ANSWER: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// What is about to be put into etcd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Intent {
+    /// Objects that get another value.
+    objects: u64,
+    /// SHA-256 over key, old and new value of each, in the order of the snapshot.
+    sha256: String,
+}
+
+fn rules(here: &Doing<'_, '_>) -> Result<Rules> {
+    modifier::rules(here.rules().context("the journal has no rules of a resource modifier")?)
+}
+
+/// Puts every object that the rules change into etcd, as the rules make it.
+pub(super) fn patch_objects(here: &mut Doing<'_, '_>) -> Result<()> {
+    let rules = rules(here)?;
+    let intent = intent(here, &rules)?;
+    match here.noted::<Intent>()? {
+        Some(noted) if noted != intent => {
+            return Err(damaged(
+                "the rules, applied to the backup again, make something else of it than before: another agent has begun to patch",
+            )
+            .and_next(Next::Restart { backup: None }));
+        }
+        Some(_) => {}
+        None => here.note(&intent)?,
+    }
+    let mut store = Store::open(&Endpoint::of(here.run.session.node, here.run.profile)?, ONE_ANSWER)?;
+    let (mut patched, mut already) = (0_u64, 0_u64);
+    modifier::run(&here.run.backup, &rules, here.run.session.progress, &mut |object| {
+        match put(&mut store, &object)? {
+            Put::Now => patched += 1,
+            Put::Before => already += 1,
+            Put::Nothing => {}
+        }
+        Ok(())
+    })?;
+    here.figure("patched", patched);
+    if already > 0 {
+        here.figure("patched_before", already);
+    }
+    Ok(())
+}
+
+fn intent(here: &Doing<'_, '_>, rules: &Rules) -> Result<Intent> {
+    let (mut hash, mut objects) = (Sha256::new(), 0);
+    modifier::run(&here.run.backup, rules, here.run.session.progress, &mut |object| {
+        if let Some((wanted, _)) = &object.wanted {
+            objects += 1;
+            for part in [object.key, object.value, wanted] {
+                hash.update(Sha256::digest(part));
+            }
+        }
+        Ok(())
+    })?;
+    Ok(Intent { objects, sha256: data_encoding::HEXLOWER.encode(&hash.finalize()) })
+}
+
+enum Put {
+    Now,
+    Before,
+    Nothing,
+}
+
+/// Puts one object in its place, if it is still as the backup has it.
+fn put(store: &mut Store, object: &Object<'_>) -> Result<Put> {
+    let Some((wanted, _)) = &object.wanted else { return Ok(Put::Nothing) };
+    let target = &object.target;
+    let Some((there, revision)) = store.get(object.key)? else {
+        bail!(
+            "{target} is not in etcd, which was restored from the backup that has it: who has removed it? `recovery restart` restores it again"
+        );
+    };
+    if there == *wanted {
+        return Ok(Put::Before);
+    }
+    if there == object.value && store.replace(object.key, wanted, revision)? {
+        return Ok(Put::Now);
+    }
+    let (there, old, new) = (modifier::digest(&there), modifier::digest(object.value), modifier::digest(wanted));
+    bail!(
+        "{target} is in etcd neither as the backup has it nor as the rules make it (SHA-256 {there}, not {old} or {new}): something else has written to \
+         etcd since it was restored; `recovery restart` restores it again"
+    )
+}
+
+/// Reads every patched object back through the API server, and asks whether it would take it.
+pub(super) fn patched_objects(here: &mut Doing<'_, '_>) -> Result<()> {
+    let rules = rules(here)?;
+    waits::api(here).map(drop)?;
+    let client = Client::of(here.run.session.node, here.run.profile)?;
+    let (mut read, mut warnings) = (0_u64, Vec::new());
+    modifier::run(&here.run.backup, &rules, here.run.session.progress, &mut |object| {
+        if object.wanted.is_some() {
+            read += 1;
+            if let Some(warning) = look(&client, &object)?
+                && warnings.len() < MOST_WARNINGS
+            {
+                warnings.push(warning);
+            }
+        }
+        Ok(())
+    })?;
+    warnings.into_iter().for_each(|warning| here.warn(warning));
+    here.figure("read_back", read);
+    Ok(())
+}
+
+/// How many of the objects that could not be looked at are named.
+const MOST_WARNINGS: usize = 10;
+
+/// Looks at one object through the API server; what people should know of it.
+fn look(client: &Client, object: &Object<'_>) -> Result<Option<String>> {
+    let target = &object.target;
+    let (wanted, generation) = object.wanted.as_ref().context("an object that is not patched is not looked at")?;
+    let wanted: Value = serde_json::from_slice(wanted).context("reading what was written")?;
+    let original: Value = serde_json::from_slice(object.value).context("reading what the backup has")?;
+    let api_version = wanted.pointer("/apiVersion").and_then(Value::as_str).unwrap_or_default();
+    let (resource, _) = target.resource.split_once('.').unwrap_or((&target.resource, ""));
+    let place = Place { api_version, resource, namespace: target.namespace.as_deref(), name: &target.name };
+    let Some(served) = client.object(place)? else {
+        return Ok(Some(format!(
+            "{target} is not served as {api_version}, in which it is stored: whether the API server takes it cannot be told"
+        )));
+    };
+    if let Some(generation) = generation
+        && served.pointer("/metadata/generation").and_then(Value::as_i64) != Some(*generation)
+    {
+        bail!("{target} has not the generation {generation} that it was given: the API server serves another object than was patched");
+    }
+    let unlike = differences(&original, &wanted).into_iter().find(|difference| !is_there(&served, difference));
+    if let Some(Difference { path, after, .. }) = unlike {
+        let after = after.unwrap_or_default();
+        bail!(
+            "{path} of {target} should be {after}, and the API server says {}: see the schema of its CustomResourceDefinition",
+            served.pointer(&path).unwrap_or(&Value::Null)
+        );
+    }
+    match client.invalid(place, &served) {
+        Ok(None) => Ok(None),
+        Ok(Some(why)) => bail!("the API server would not take {target} as the rules make it: {why}"),
+        Err(error) if kind(&error) == FailureKind::Interrupted => Err(error),
+        Err(error) => Ok(Some(format!("whether {target} is valid as the rules make it cannot be told yet: {error:#}"))),
+    }
+}
+
+/// True when a change is there. The server fills in what a schema has defaults for, so that there may be more than was written, and what was removed may
+/// have its default.
+fn is_there(served: &Value, difference: &Difference) -> bool {
+    difference.after.as_ref().is_none_or(|after| served.pointer(&difference.path).is_some_and(|found| covers(found, after)))
+}
+
+fn covers(found: &Value, wanted: &Value) -> bool {
+    match (found, wanted) {
+        (Value::Object(found), Value::Object(wanted)) => {
+            wanted.iter().all(|(key, wanted)| found.get(key).map_or(wanted.is_null(), |found| covers(found, wanted)))
+        }
+        (Value::Array(found), Value::Array(wanted)) => {
+            found.len() == wanted.len() && found.iter().zip(wanted).all(|(found, wanted)| covers(found, wanted))
+        }
+        _ => found == wanted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn defaults_are_no_difference_and_what_is_missing_is() {
+        let change = |after: Option<Value>| Difference { path: "/spec/a".to_owned(), before: None, after };
+        let served = json!({"spec": {"a": {"b": [{"c": 1, "default": 2}], "default": true}}});
+        assert!(is_there(&served, &change(Some(json!({"b": [{"c": 1}]})))));
+        assert!(is_there(&served, &change(None)), "it may have its default");
+        for other in [json!({"b": [{"c": 2}]}), json!({"b": []}), json!({"b": [{"c": 1}], "pruned": 1}), json!(1)] {
+            assert!(!is_there(&served, &change(Some(other.clone()))), "{other}");
+        }
+        assert!(!is_there(&json!({"spec": {}}), &change(Some(json!(1)))));
+    }
+}
