@@ -154,14 +154,16 @@ fn run(
     Ok(taken.map(|taken| (taken.manifest.id, taken.warnings)))
 }
 
-/// The backup of the schedule's last run, where that was cut short after the backup was complete.
+/// The backup of the schedule's last run, where that was cut short after the backup was complete. One that an earlier run is known to have taken is not
+/// its: two runs within a second have one name.
 fn cut_short(session: &Locked<'_>, schedule: &Schedule) -> Result<Option<String>> {
     let Some(last) = schedule.state.last.as_ref().filter(|last| last.ended.is_none()) else { return Ok(None) };
     let by = AskedBy::Schedule(schedule.name.clone());
+    let known = schedule.state.good.as_ref().and_then(|good| good.backup.as_ref());
     let found = finish_interrupted(session)?
         .backups
         .into_iter()
-        .find(|backup| backup.manifest.asked_by == by && backup.manifest.name.as_ref() == Some(&last.name));
+        .find(|backup| backup.manifest.asked_by == by && backup.manifest.name.as_ref() == Some(&last.name) && Some(&backup.id) != known);
     Ok(found.map(|backup| backup.id))
 }
 
