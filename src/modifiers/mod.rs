@@ -113,12 +113,13 @@ impl Rules {
             let outcome = match patch_with(&rule.patches, &mut patched).and_then(|()| kept(&object, &patched)) {
                 Err(Fault::Test(why)) => Outcome::TestFailed { why },
                 Err(Fault::Error(why)) => Outcome::Error { why },
-                Ok(()) if patched == *object => Outcome::Unchanged,
-                Ok(()) => {
-                    let changes = differences(&object, &patched);
-                    object = Cow::Owned(patched);
-                    Outcome::Changed { changes }
-                }
+                Ok(()) => match differences(&object, &patched) {
+                    changes if changes.is_empty() => Outcome::Unchanged,
+                    changes => {
+                        object = Cow::Owned(patched);
+                        Outcome::Changed { changes }
+                    }
+                },
             };
             outcomes.push((place, outcome));
         }
@@ -188,12 +189,10 @@ fn why_kept(path: &str) -> &'static str {
 /// What the outside of metadata and status says: when it changes, so does the generation.
 #[must_use]
 pub fn raises_generation(before: &Value, after: &Value) -> bool {
-    let without = |object: &Value| {
-        let mut fields = object.as_object().cloned().unwrap_or_default();
-        fields.retain(|name, _| name != "metadata" && name != "status");
-        fields
-    };
-    without(before) != without(after)
+    let (Some(before), Some(after)) = (before.as_object(), after.as_object()) else { return before != after };
+    let counts = |name: &&String| *name != "metadata" && *name != "status";
+    before.keys().filter(counts).any(|name| before.get(name) != after.get(name))
+        || after.keys().filter(counts).any(|name| !before.contains_key(name))
 }
 
 #[cfg(test)]

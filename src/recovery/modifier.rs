@@ -91,10 +91,24 @@ pub(super) struct Object<'a> {
     pub target: Target,
     /// Its value in the snapshot.
     pub value: &'a [u8],
-    /// What the rules do to it.
+    /// What the rules do to it, and the object that they make of it.
     pub applied: Applied,
-    /// The value that it gets, when it gets another, and its generation then, when that is raised.
-    pub wanted: Option<(Vec<u8>, Option<i64>)>,
+    /// They make another of it.
+    pub changed: bool,
+    /// Its generation then, when that is raised.
+    pub generation: Option<i64>,
+}
+
+impl Object<'_> {
+    /// The value that it gets.
+    pub(super) fn wanted(&self) -> Result<Vec<u8>> {
+        let mut bytes = serde_json::to_vec(&self.applied.object).context("writing a patched object")?;
+        // As the API server's encoder ends it.
+        if self.value.ends_with(b"\n") {
+            bytes.push(b'\n');
+        }
+        Ok(bytes)
+    }
 }
 
 /// Reads rules, as they stand in the journal or in a file.
@@ -191,31 +205,25 @@ fn object<'a>(prefix: &str, key: &'a [u8], value: &'a [u8], rules: &Rules) -> Re
     if says("/metadata/name") != Some(&target.name) || says("/metadata/namespace") != target.namespace.as_deref() {
         return Err(damaged(format!("{target} has another name in etcd than its key")));
     }
-    let applied = rules.apply(&target, &original);
+    let mut applied = rules.apply(&target, &original);
     if applied.outcomes.is_empty() {
         return Ok(None);
     }
-    let wanted = (applied.object != original).then(|| wanted(&original, &applied.object, value)).transpose()?;
-    Ok(Some(Object { key, target, value, applied, wanted }))
+    let is_change = |(_, outcome): &(usize, Outcome)| matches!(outcome, Outcome::Changed { .. });
+    // A rule may take back what another has changed.
+    let changed = applied.outcomes.iter().any(is_change) && applied.object != original;
+    let raises = changed && raises_generation(&original, &applied.object);
+    let generation = if raises { raise_generation(&mut applied.object) } else { None };
+    Ok(Some(Object { key, target, value, applied, changed, generation }))
 }
 
-/// The value that an object gets, and its generation where that is raised: the API server would raise it, and whoever compares it with the status's
-/// `observedGeneration` must not take the old status for one of the new object.
-fn wanted(original: &Value, patched: &Value, stored: &[u8]) -> Result<(Vec<u8>, Option<i64>)> {
-    let (mut object, mut generation) = (patched.clone(), None);
-    if raises_generation(original, patched)
-        && let Some(Value::Number(number)) = object.pointer_mut("/metadata/generation")
-        && let Some(raised) = number.as_i64().and_then(|number| number.checked_add(1))
-    {
-        *number = raised.into();
-        generation = Some(raised);
-    }
-    let mut bytes = serde_json::to_vec(&object).context("writing a patched object")?;
-    // As the API server's encoder ends it.
-    if stored.ends_with(b"\n") {
-        bytes.push(b'\n');
-    }
-    Ok((bytes, generation))
+/// Raises an object's generation, as the API server would: whoever compares it with the status's `observedGeneration` must not take the old status for one
+/// of the new object.
+fn raise_generation(object: &mut Value) -> Option<i64> {
+    let Some(Value::Number(number)) = object.pointer_mut("/metadata/generation") else { return None };
+    let raised = number.as_i64()?.checked_add(1)?;
+    *number = raised.into();
+    Some(raised)
 }
 
 fn not_read(rule: usize, rules: &Rules, target: &Target, form: Form) -> anyhow::Error {
@@ -252,7 +260,7 @@ pub(super) fn report(backup: &Backup, text: &str, progress: &Progress) -> Result
     let mut failures: Vec<Failures> = (0..rules.len()).map(|_| Failures::default()).collect();
     run(backup, &rules, progress, &mut |object| {
         let api_version = object.applied.object.pointer("/apiVersion").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let generation = object.wanted.as_ref().and_then(|(_, generation)| *generation);
+        let generation = object.generation;
         for (place, outcome) in object.applied.outcomes {
             failures[place].look(&object.target, &outcome);
             reports[place].add(ObjectReport { target: object.target.clone(), api_version: api_version.clone(), generation, outcome });

@@ -67,9 +67,9 @@ pub(super) fn patch_objects(here: &mut Doing<'_, '_>) -> Result<()> {
 fn intent(here: &Doing<'_, '_>, rules: &Rules) -> Result<Intent> {
     let (mut hash, mut objects) = (Sha256::new(), 0);
     modifier::run(&here.run.backup, rules, here.run.session.progress, &mut |object| {
-        if let Some((wanted, _)) = &object.wanted {
+        if object.changed {
             objects += 1;
-            for part in [object.key, object.value, wanted] {
+            for part in [object.key, object.value, &object.wanted()?] {
                 hash.update(Sha256::digest(part));
             }
         }
@@ -86,20 +86,23 @@ enum Put {
 
 /// Puts one object in its place, if it is still as the backup has it.
 fn put(store: &mut Store, object: &Object<'_>) -> Result<Put> {
-    let Some((wanted, _)) = &object.wanted else { return Ok(Put::Nothing) };
+    if !object.changed {
+        return Ok(Put::Nothing);
+    }
+    let wanted = object.wanted()?;
     let target = &object.target;
     let Some((there, revision)) = store.get(object.key)? else {
         bail!(
             "{target} is not in etcd, which was restored from the backup that has it: who has removed it? `recovery restart` restores it again"
         );
     };
-    if there == *wanted {
+    if there == wanted {
         return Ok(Put::Before);
     }
-    if there == object.value && store.replace(object.key, wanted, revision)? {
+    if there == object.value && store.replace(object.key, &wanted, revision)? {
         return Ok(Put::Now);
     }
-    let (there, old, new) = (modifier::digest(&there), modifier::digest(object.value), modifier::digest(wanted));
+    let (there, old, new) = (modifier::digest(&there), modifier::digest(object.value), modifier::digest(&wanted));
     bail!(
         "{target} is in etcd neither as the backup has it nor as the rules make it (SHA-256 {there}, not {old} or {new}): something else has written to \
          etcd since it was restored; `recovery restart` restores it again"
@@ -113,7 +116,7 @@ pub(super) fn patched_objects(here: &mut Doing<'_, '_>) -> Result<()> {
     let client = Client::of(here.run.session.node, here.run.profile)?;
     let (mut read, mut warnings) = (0_u64, Vec::new());
     modifier::run(&here.run.backup, &rules, here.run.session.progress, &mut |object| {
-        if object.wanted.is_some() {
+        if object.changed {
             read += 1;
             if let Some(warning) = look(&client, &object)?
                 && warnings.len() < MOST_WARNINGS
@@ -134,8 +137,7 @@ const MOST_WARNINGS: usize = 10;
 /// Looks at one object through the API server; what people should know of it.
 fn look(client: &Client, object: &Object<'_>) -> Result<Option<String>> {
     let target = &object.target;
-    let (wanted, generation) = object.wanted.as_ref().context("an object that is not patched is not looked at")?;
-    let wanted: Value = serde_json::from_slice(wanted).context("reading what was written")?;
+    let wanted = &object.applied.object;
     let original: Value = serde_json::from_slice(object.value).context("reading what the backup has")?;
     let api_version = wanted.pointer("/apiVersion").and_then(Value::as_str).unwrap_or_default();
     let (resource, _) = target.resource.split_once('.').unwrap_or((&target.resource, ""));
@@ -145,12 +147,12 @@ fn look(client: &Client, object: &Object<'_>) -> Result<Option<String>> {
             "{target} is not served as {api_version}, in which it is stored: whether the API server takes it cannot be told"
         )));
     };
-    if let Some(generation) = generation
-        && served.pointer("/metadata/generation").and_then(Value::as_i64) != Some(*generation)
+    if let Some(generation) = object.generation
+        && served.pointer("/metadata/generation").and_then(Value::as_i64) != Some(generation)
     {
         bail!("{target} has not the generation {generation} that it was given: the API server serves another object than was patched");
     }
-    let unlike = differences(&original, &wanted).into_iter().find(|difference| !is_there(&served, difference));
+    let unlike = differences(&original, wanted).into_iter().find(|difference| !is_there(&served, difference));
     if let Some(Difference { path, after, .. }) = unlike {
         let after = after.unwrap_or_default();
         bail!(
