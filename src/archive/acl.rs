@@ -137,6 +137,16 @@ fn entries(binary: &[u8]) -> impl Iterator<Item = (u16, u16, u32)> + '_ {
     })
 }
 
+/// Sets the id of entries that name nobody to what the kernel shows there: it reads past whatever another program has written.
+pub(super) fn normalize(binary: &mut [u8]) {
+    let (entries, _) = binary.get_mut(4..).unwrap_or_default().as_chunks_mut::<8>();
+    for entry in entries {
+        if !matches!(u16::from_le_bytes([entry[0], entry[1]]), 2 | 8) {
+            entry[4..].copy_from_slice(&NO_ID.to_le_bytes());
+        }
+    }
+}
+
 /// True for an ACL that the kernel accepts (`posix_acl_valid`): in order, one entry each for owner, group and others, and a mask when any
 /// user or group is named.
 pub(super) fn is_valid(binary: &[u8]) -> bool {
@@ -273,6 +283,20 @@ mod tests {
             let error = from_text(text.as_bytes(), names).unwrap_err();
             assert_eq!(exit_code(&error), 64, "{error:#}");
         }
+    }
+
+    #[test]
+    fn an_id_where_nobody_is_named_says_nothing() {
+        let list = binary("user::rwx,user:7:r--,group::r-x,mask::r-x,other::r-x");
+        let mut odd = list.clone();
+        // The entries of the owner and of the group.
+        for at in [4 + 4, 4 + 2 * 8 + 7] {
+            odd[at] = 9;
+        }
+        assert_ne!(odd, list);
+        normalize(&mut odd);
+        assert_eq!(odd, list);
+        normalize(&mut [2, 0, 0]);
     }
 
     #[test]

@@ -89,6 +89,7 @@ impl Entry {
     /// is XFS's second view of ACLs, which earlier releases packed.
     pub(super) fn normalize(&mut self) {
         let Attributes { mode, xattrs, .. } = &mut self.attributes;
+        xattrs.iter_mut().filter(|(name, _)| acl::is_acl(name)).for_each(|(_, value)| acl::normalize(value));
         xattrs.retain(|(name, value)| {
             if name == acl::ACCESS {
                 *mode = acl::mode_of(value, *mode);
