@@ -183,8 +183,11 @@ fn no_index(path: &Pointer, what: &str) -> Fault {
 /// Applies a merge patch: null deletes, lists are replaced.
 pub(super) fn merge(object: &mut Value, patch: &Value) {
     let (Value::Object(fields), Value::Object(patch)) = (&mut *object, patch) else {
+        let anew = !object.is_object();
         *object = patch.clone();
-        without_nulls(object);
+        if anew {
+            without_nulls(object);
+        }
         return;
     };
     for (key, value) in patch {
@@ -200,7 +203,8 @@ pub(super) fn merge(object: &mut Value, patch: &Value) {
     }
 }
 
-/// What a merge patch brings is new: nulls in it have nothing to delete. The library looks for them in lists too.
+/// What a merge patch brings anew: nulls in it have nothing to delete. The library looks for them in lists too, but not in a list that takes the place of
+/// an object (`v5/merge.go`).
 fn without_nulls(value: &mut Value) {
     match value {
         Value::Object(fields) => {
@@ -265,6 +269,21 @@ mod tests {
         }
         assert!(holds(&json!({"l": [1, {"a": 2}]}), &at("/l/-1/a"), &json!(2)));
         assert!(!holds(&json!({"l": [1]}), &at("/l/1"), &Value::Null));
+    }
+
+    #[test]
+    fn nulls_in_what_a_merge_patch_brings_are_left_out_as_the_library_does() {
+        let merged = |object: Value, patch: Value| {
+            let mut object = object;
+            merge(&mut object, &patch);
+            object
+        };
+        let list = json!([{"b": null, "c": 1}, null]);
+        for before in [json!({}), json!({"a": null}), json!({"a": 1}), json!({"a": [1]})] {
+            assert_eq!(merged(before, json!({"a": list})), json!({"a": [{"c": 1}, null]}));
+        }
+        assert_eq!(merged(json!({"a": {"x": 1}}), json!({"a": list})), json!({"a": list}));
+        assert_eq!(merged(json!({"a": {"x": 1, "y": 2}}), json!({"a": {"x": null, "z": {"n": null}}})), json!({"a": {"y": 2, "z": {}}}));
     }
 
     #[test]

@@ -34,10 +34,11 @@ const BUILT_IN_GROUPS: [&str; 19] = [
 /// What the API server keeps for itself beside the objects.
 const NO_OBJECTS: [&str; 3] = ["masterleases", "peerserverleases", "ranges"];
 /// Resources whose key has another name (`SpecialDefaultResourcePrefixes`).
-const OTHER_NAMES: [(&str, &str); 5] = [
+const OTHER_NAMES: [(&str, &str); 6] = [
     ("controllers", "replicationcontrollers"),
     ("ingress", "ingresses"),
     ("minions", "nodes"),
+    ("podsecuritypolicy", "podsecuritypolicies"),
     ("services/endpoints", "endpoints"),
     ("services/specs", "services"),
 ];

@@ -199,16 +199,16 @@ fn what_a_real_api_server_writes_is_read_patched_and_served() -> Result<()> {
     let _server = cluster.start()?;
     let client = cluster.client()?;
     let place = Place { api_version: "k0rdent.mirantis.com/v1beta1", resource: "managements", namespace: None, name: "kcm" };
-    let served = client.object(place)?.context("it is not served")?;
-    ensure!(served["spec"] == json!({"release": "kcm-0-2-0", "paused": false}) && served["metadata"]["generation"] == 2, "{served}");
-    ensure!(client.invalid(place, &served)?.is_none());
+    let now = client.object(place)?.context("it is not served")?;
+    ensure!(now["spec"] == json!({"release": "kcm-0-2-0", "paused": false}) && now["metadata"]["generation"] == 2, "{now}");
+    ensure!(client.invalid(place, &now)?.is_none());
     for (release, says) in [(json!(5), "must be of type string"), (json!("longer than it may be, by far"), "may not be more than 20")] {
-        let mut other = served.clone();
+        let mut other = now.clone();
         other["spec"]["release"] = release;
         let why = client.invalid(place, &other)?.context("it is invalid, and the server takes it")?;
         ensure!(why.contains(says), "{why}");
     }
-    ensure!(client.object(place)?.as_ref() == Some(&served), "a dry run has changed it");
+    ensure!(client.object(place)?.as_ref() == Some(&now), "a dry run has changed it");
     ensure!(client.object(Place { api_version: "k0rdent.mirantis.com/v1alpha1", ..place })?.is_none());
     Ok(())
 }
