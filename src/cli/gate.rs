@@ -8,7 +8,6 @@ use jiff::SignedDuration;
 
 use super::args::{GateArgs, GateVerb, UpgradeArgs};
 use super::context::Context;
-use crate::backup::asked_by::AskedBy;
 use crate::backup::take::trees::refuse_dir_inside;
 use crate::error::usage;
 use crate::gate::door::{self, Door};
@@ -59,7 +58,7 @@ pub(super) fn upgrade(context: &Context, args: &UpgradeArgs) -> Result<ExitCode>
 fn asked(context: &Context, schedule: Option<String>, take: bool, wait: Option<Duration>, max_age: SignedDuration) -> Result<Asked> {
     let max_age =
         Duration::try_from(max_age).ok().filter(|age| !age.is_zero()).ok_or_else(|| usage("--max-age must be more than nothing"))?;
-    Ok(Asked { schedule, take, wait, max_age, patience: context.deadline(), asked_by: AskedBy::this_process() })
+    Ok(Asked { schedule, take, wait, max_age, patience: context.deadline() })
 }
 
 fn describe(passed: &Passed) -> String {

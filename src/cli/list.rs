@@ -10,6 +10,7 @@ use super::backup::retention;
 use super::context::{self, Context};
 use crate::backup::selector;
 use crate::backup::store::{self, Listed, Removed, State};
+use crate::gate::door;
 use crate::report::{mib, words::line};
 
 pub(super) fn run(context: &Context, args: &ListArgs) -> Result<ExitCode> {
@@ -32,6 +33,7 @@ pub(super) fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode> {
         context.confirm(&[format!("The backup {id} will be deleted.")])?;
     }
     let removed = store::delete(&session, deletion)?;
+    door::forget(&session, &removed.removed);
     context.print(&removed, describe_removed)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -45,6 +47,7 @@ pub(super) fn prune(context: &Context, args: &PruneArgs) -> Result<ExitCode> {
     }
     context.confirm(&what)?;
     let removed = store::prune(&session, store::finish_interrupted(&session)?, &retention, None)?;
+    door::forget(&session, &removed.removed);
     context.print(&removed, describe_removed)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::good::{self, Look};
+use super::good::{self, Look, ReadBack};
 use super::here::Here;
 use crate::error::{FailureKind, kind};
 use crate::kube::{Client, Permission, SKIP, Upgraded, is_gate};
+use crate::node::profile::Profile;
 use crate::session::Session;
 
 /// How long the API server has to take up a new policy.
@@ -25,10 +26,10 @@ pub struct Door {
     pub upgraded: Option<Upgraded>,
     /// Why a change passes without a backup: the annotation on what is upgraded.
     pub skipped: Option<String>,
-    /// What the agent finds on the node.
+    /// What the agent finds in the recovery directory.
     #[serde(flatten)]
     pub found: Option<Look>,
-    /// Why it cannot say.
+    /// Why the agent does not look there: the cluster is between two releases.
     pub why: Option<String>,
 }
 
@@ -47,7 +48,11 @@ pub fn keep(session: &Session<'_>, client: &Client, release: &str, found: &Look)
 fn permission(release: &str, found: &Look) -> Permission {
     let release = release.to_owned();
     match found.good.clone() {
-        Some(good) => Permission::Open { release, backup: good.id, until: good.until },
+        // However old somebody has called good enough: here it is for everybody.
+        Some(good) => {
+            let longest = good.taken.saturating_add(good::age(good::MAX_AGE)).unwrap_or(good.until);
+            Permission::Open { release, backup: good.id, until: good.until.min(longest) }
+        }
         None => Permission::Closed { release, why: found.why() },
     }
 }
@@ -59,22 +64,29 @@ fn command(session: &Session<'_>) -> String {
 /// Puts the gate into the API server, and sees that it holds.
 ///
 /// # Errors
-/// [`FailureKind::Misfit`] where nothing in the API is changed by an upgrade; [`FailureKind::Unanswered`] when the gate does not hold after a minute: it
+/// [`FailureKind::Unsupported`] where nothing in the API is changed by an upgrade; [`FailureKind::Unanswered`] when the gate does not hold after a minute: it
 /// is taken away again then; as [`Client::install_gate`].
 pub fn install(session: &Session<'_>) -> Result<Door> {
     let (here, client) = Here::of(session.node)?;
     let upgraded = here.upgraded_object()?;
     let (release, found) = match here.release() {
-        Ok(release) => (release.to_owned(), good::look(session, &here, good::MAX_AGE, None)),
+        Ok(release) => (release.to_owned(), good::look(session, &here, good::MAX_AGE, &mut ReadBack::default())),
         // It is closed until the cluster has arrived.
         Err(error) if kind(&error) == FailureKind::Busy => (String::new(), Err(error)),
         Err(error) => return Err(error),
     };
     let closed = |why: String| Permission::Closed { release: release.clone(), why };
-    client.install_gate(&closed("the gate has just been installed".to_owned()), &command(session)).context("installing the gate")?;
+    let was_there = client.installed_gate()?.is_some();
+    client
+        .install_gate(upgraded, &closed("the gate has just been installed".to_owned()), &command(session))
+        .context("installing the gate")?;
     if let Err(error) = see_it_hold(session, &client, upgraded, true) {
-        client.remove_gate().context("taking the gate away again")?;
-        return Err(error);
+        // One that held before may hold still.
+        let removed = if was_there { Ok(true) } else { client.remove_gate() };
+        return Err(match removed {
+            Ok(_) => error,
+            Err(second) => error.context(format!("the gate could not be taken away again ({second:#})")),
+        });
     }
     let permission = match &found {
         Ok(found) => permission(&release, found),
@@ -87,18 +99,23 @@ pub fn install(session: &Session<'_>) -> Result<Door> {
 /// Tries a change that nothing keeps until the gate refuses it, or until it does so no more.
 fn see_it_hold(session: &Session<'_>, client: &Client, upgraded: Upgraded, holds: bool) -> Result<()> {
     let deadline = session.node.clock().deadline(TAKEN_UP);
+    let last = std::cell::RefCell::new(String::new());
     let refuses = || match client.ask_for_release(upgraded, PROBE, true) {
         Err(error) if is_gate(&error) => Ok(true),
-        Err(error) if kind(&error) == FailureKind::Unanswered => Ok(!holds),
-        Err(error) if holds => Err(error.context("trying whether the gate holds")),
-        Ok(()) | Err(_) => Ok(false),
+        // The API server itself, or another's webhook, may not take such a release.
+        Err(error) if kind(&error) == FailureKind::Interrupted => Err(error),
+        Err(error) => {
+            last.replace(format!(": {error:#}"));
+            Ok(!holds && kind(&error) == FailureKind::Unanswered)
+        }
+        Ok(()) => Ok(false),
     };
     let (what, still) = if holds { ("refuse an upgrade", "takes") } else { ("take an upgrade", "refuses") };
     deadline.wait_for(
         &format!("the API server to {what}"),
         Duration::from_secs(1),
         || Ok((refuses()? == holds).then_some(())),
-        || format!("it still {still} a change of the {upgraded}"),
+        || format!("it still {still} a change of the {upgraded}{}", last.borrow()),
     )
 }
 
@@ -108,7 +125,7 @@ fn see_it_hold(session: &Session<'_>, client: &Client, upgraded: Upgraded, holds
 /// [`FailureKind::Unanswered`] when the API does not answer.
 pub fn status(session: &Session<'_>) -> Result<Door> {
     let (here, client) = Here::of(session.node)?;
-    let found = here.release().map(drop).and_then(|()| good::look(session, &here, good::MAX_AGE, None));
+    let found = here.release().map(drop).and_then(|()| good::look(session, &here, good::MAX_AGE, &mut ReadBack::default()));
     let (found, why) = match found {
         Ok(found) => (Some(found), None),
         Err(error) if kind(&error) == FailureKind::Busy => (None, Some(format!("{error:#}"))),
@@ -130,4 +147,21 @@ pub fn remove(session: &Session<'_>) -> Result<bool> {
         see_it_hold(session, &client, upgraded, false)?;
     }
     Ok(was_there)
+}
+
+/// Closes the API server's gate where it is open by one of the backups that are `gone`. Where the API server does not answer, nobody upgrades either.
+pub fn forget(session: &Session<'_>, gone: &[String]) {
+    let close = || -> Result<()> {
+        let client = Client::of(session.node, Profile::of(session.node)?)?;
+        match client.installed_gate()? {
+            Some(Permission::Open { release, backup, .. }) if gone.contains(&backup) => {
+                let why = format!("the backup {backup} was deleted");
+                client.set_gate(&Permission::Closed { release, why }, &command(session))
+            }
+            _ => Ok(()),
+        }
+    };
+    if let Err(error) = close() {
+        tracing::debug!("looking at the gate in the API server: {error:#}");
+    }
 }

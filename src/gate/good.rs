@@ -1,5 +1,6 @@
 //! Whether a backup is good: whether it would bring this cluster back to where it is now.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -9,7 +10,7 @@ use serde::Serialize;
 use super::here::Here;
 use crate::backup::published::Backup;
 use crate::backup::survey::survey;
-use crate::backup::verify::{self, VerifyReport};
+use crate::backup::verify;
 use crate::kube::Upgraded;
 use crate::session::Session;
 
@@ -28,6 +29,12 @@ pub enum Fault {
         /// What `verify` says.
         problems: String,
     },
+    /// A newer agent took it.
+    #[error("{why}")]
+    NotSupported {
+        /// Which.
+        why: String,
+    },
     /// It is another node's or cluster's.
     #[error("{differences}")]
     OtherNode {
@@ -35,7 +42,7 @@ pub enum Fault {
         differences: String,
     },
     /// The cluster was at another release.
-    #[error("it is of the release {}, and the cluster is at {wanted}", found.as_deref().unwrap_or("that the API did not say"))]
+    #[error("it is of {}, and the cluster is at {wanted}", found.as_ref().map_or("a release that it does not know".to_owned(), |found| format!("the release {found}")))]
     OtherRelease {
         /// The backup's.
         found: Option<String>,
@@ -83,7 +90,7 @@ pub struct Good {
 pub struct Look {
     /// The newest good one.
     pub good: Option<Good>,
-    /// Those that are newer, or all of them, with what is wrong; newest first.
+    /// Those that are newer, or all of them, with what is wrong: newest first, then those that cannot be read.
     pub passed_over: Vec<(String, Vec<Fault>)>,
 }
 
@@ -92,7 +99,7 @@ impl Look {
     #[must_use]
     pub fn why(&self) -> String {
         match self.passed_over.first() {
-            Some((id, faults)) => format!("the newest backup, {id}, is not good: {}", sentence(faults)),
+            Some((id, faults)) => format!("the backup {id} is not good: {}", sentence(faults)),
             None => "there is no backup".to_owned(),
         }
     }
@@ -103,11 +110,11 @@ fn sentence(faults: &[Fault]) -> String {
 }
 
 /// Looks for the newest good backup: published and read back, of this node, at this release and its deployment pinned, and young enough.
-/// `trusted` has just been read back.
+/// What was read before is not read again.
 ///
 /// # Errors
 /// As [`Here::release`]; when the backups cannot be listed, or when interrupted.
-pub fn look(session: &Session<'_>, here: &Here, max_age: Duration, trusted: Option<&str>) -> Result<Look> {
+pub fn look(session: &Session<'_>, here: &Here, max_age: Duration, read: &mut ReadBack) -> Result<Look> {
     let now = session.node.clock().now();
     here.release()?;
     let found = survey(session.dir)?;
@@ -115,8 +122,8 @@ pub fn look(session: &Session<'_>, here: &Here, max_age: Duration, trusted: Opti
     for backup in &found.backups {
         let mut faults = judge(here, backup, max_age, now);
         // All of it is read only where all else is well.
-        if faults.is_empty() && trusted != Some(backup.id.as_str()) {
-            faults.extend(damage(&verify::report(&backup.path, &backup.id, true, session.progress)?));
+        if faults.is_empty() {
+            faults.extend(read.judge(session, backup)?);
         }
         if faults.is_empty() {
             let taken = backup.manifest.taken;
@@ -126,18 +133,38 @@ pub fn look(session: &Session<'_>, here: &Here, max_age: Duration, trusted: Opti
         look.passed_over.push((backup.id.clone(), faults));
     }
     if look.good.is_none() {
-        let unusable = found.damaged.iter().chain(&found.unsupported);
-        look.passed_over.extend(unusable.map(|(id, error)| (id.clone(), vec![Fault::Damaged { problems: format!("{error:#}") }])));
+        let damaged =
+            found.damaged.iter().map(|(id, error)| (id.clone(), vec![Fault::Damaged { problems: format!("it is damaged: {error:#}") }]));
+        let newer = found.unsupported.iter().map(|(id, error)| (id.clone(), vec![Fault::NotSupported { why: format!("{error:#}") }]));
+        look.passed_over.extend(damaged.chain(newer));
     }
     Ok(look)
 }
 
-fn age(max_age: Duration) -> SignedDuration {
+/// As a distance of two times.
+pub(super) fn age(max_age: Duration) -> SignedDuration {
     SignedDuration::try_from(max_age).unwrap_or(SignedDuration::MAX)
 }
 
-fn damage(report: &VerifyReport) -> Option<Fault> {
-    (!report.good).then(|| Fault::Damaged { problems: report.problems.join("; ") })
+/// The backups that this process has read to their last byte, each with what is wrong. A published backup never changes.
+#[derive(Debug, Default)]
+pub struct ReadBack(BTreeMap<String, Option<Fault>>);
+
+impl ReadBack {
+    /// Notes a backup that was read back when it was taken.
+    pub fn is_good(&mut self, id: &str) {
+        self.0.entry(id.to_owned()).or_insert(None);
+    }
+
+    fn judge(&mut self, session: &Session<'_>, backup: &Backup) -> Result<Option<Fault>> {
+        if let Some(known) = self.0.get(&backup.id) {
+            return Ok(known.clone());
+        }
+        let report = verify::report(&backup.path, &backup.id, true, session.progress)?;
+        let fault = (!report.good).then(|| Fault::Damaged { problems: report.problems.join("; ") });
+        self.0.insert(backup.id.clone(), fault.clone());
+        Ok(fault)
+    }
 }
 
 /// All that can be said against a backup without reading its files.
@@ -159,9 +186,10 @@ fn judge(here: &Here, backup: &Backup, max_age: Duration, now: Timestamp) -> Vec
             .filter(|(found, wanted)| found.as_ref() != Some(wanted))
             .map(|(found, wanted)| Fault::OtherRelease { found, wanted }),
     );
+    let is_management = here.upgraded() == Some(Upgraded::Management);
     let moving = manifest.cluster.as_ref().is_some_and(|cluster| cluster.progressing)
         || manifest.operators.iter().any(|operator| operator.progressing)
-        || manifest.management.as_ref().is_some_and(|management| !management.ready);
+        || is_management && manifest.management.as_ref().is_some_and(|management| !management.ready);
     if moving {
         faults.push(Fault::NotAtRest);
     }
@@ -181,4 +209,71 @@ fn judge(here: &Here, backup: &Backup, max_age: Duration, now: Timestamp) -> Vec
         faults.push(Fault::FromTheFuture { taken });
     }
     faults
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::manifest::Manifest;
+    use crate::formats::samples;
+    use crate::kube::Management;
+
+    /// A good backup, taken a minute ago, and the time.
+    fn good() -> (Backup, Timestamp) {
+        let mut manifest = Manifest::parse(&samples::read("manifest.2.json")).unwrap();
+        manifest.operators.iter_mut().for_each(|operator| operator.progressing = false);
+        manifest.cluster.as_mut().unwrap().progressing = false;
+        let now = manifest.taken + SignedDuration::from_mins(1);
+        (Backup { id: manifest.id.clone(), path: "/nowhere".into(), manifest }, now)
+    }
+
+    /// What is said of the backup after a change, by the cluster that it was taken of.
+    fn faults(change: impl FnOnce(&mut Backup, &mut Here, &mut Timestamp)) -> Vec<Fault> {
+        let (mut backup, mut now) = good();
+        let mut here = Here::of_manifest(&backup.manifest);
+        change(&mut backup, &mut here, &mut now);
+        judge(&here, &backup, MAX_AGE, now)
+    }
+
+    #[test]
+    fn a_good_backup_has_no_fault_and_each_fault_is_found() {
+        assert_eq!(faults(|_, _, _| ()), []);
+        assert_eq!(faults(|backup, _, _| backup.manifest.cluster.as_mut().unwrap().progressing = true), [Fault::NotAtRest]);
+        assert_eq!(faults(|backup, _, _| backup.manifest.operators[0].progressing = true), [Fault::NotAtRest]);
+        assert_eq!(faults(|_, here, _| here.booted.as_mut().unwrap().pinned = false), [Fault::NotPinned]);
+        assert_eq!(faults(|_, here, _| here.booted.as_mut().unwrap().serial += 1), [Fault::OtherDeployment]);
+        assert_eq!(faults(|backup, _, _| backup.manifest.deployment = None), [Fault::OtherDeployment]);
+        assert_eq!(faults(|_, here, _| here.booted = None), [Fault::OtherDeployment]);
+        assert!(matches!(&faults(|_, here, _| here.identity.node_name += "-2")[..], [Fault::OtherNode { .. }]));
+        assert!(matches!(&faults(|_, here, _| here.cluster.version = "4.99.0".to_owned())[..], [Fault::OtherRelease { .. }]));
+        let unknown = &faults(|backup, _, _| backup.manifest.cluster = None)[..];
+        assert!(matches!(unknown, [Fault::OtherRelease { found: None, .. }]));
+        assert!(unknown[0].to_string().contains("a release that it does not know"));
+    }
+
+    #[test]
+    fn neither_an_old_backup_nor_one_from_the_future_is_good() {
+        let at = |offset: i64| faults(|backup, _, now| *now = backup.manifest.taken + SignedDuration::from_secs(offset));
+        assert_eq!(at(3600), []);
+        assert!(matches!(&at(3601)[..], [Fault::TooOld { .. }]));
+        assert_eq!(at(-300), [], "a correction of the clock");
+        assert!(matches!(&at(-301)[..], [Fault::FromTheFuture { .. }]));
+    }
+
+    #[test]
+    fn k0rdent_is_at_the_release_of_its_management() {
+        let with = |release: Option<&str>, ready: bool| {
+            faults(|backup, here, _| {
+                let (copy, _) = good();
+                *here = Here::of_manifest(&copy.manifest).of_k0rdent("kcm-0-2-0");
+                backup.manifest.management = release.map(|release| Management { release: Some(release.to_owned()), ready });
+            })
+        };
+        assert_eq!(with(Some("kcm-0-2-0"), true), []);
+        assert_eq!(with(Some("kcm-0-2-0"), false), [Fault::NotAtRest]);
+        assert!(matches!(&with(Some("kcm-0-1-0"), true)[..], [Fault::OtherRelease { .. }]));
+        assert!(matches!(&with(None, true)[..], [Fault::OtherRelease { found: None, .. }]));
+        // Where the cluster is not upgraded through it, how it is says nothing.
+        assert_eq!(faults(|backup, _, _| backup.manifest.management = Some(Management { release: None, ready: false })), []);
+    }
 }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::backup::manifest::DeploymentId;
-use crate::error::{busy, misfit};
+use crate::error::{AndNext, busy, run, unsupported};
 use crate::kube::{self, Upgraded};
 use crate::node::Node;
 use crate::node::identity::Identity;
@@ -74,10 +74,11 @@ impl Here {
     /// As [`Here::upgraded`], for whoever needs one.
     ///
     /// # Errors
-    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) where there is none.
+    /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) where there is none.
     pub fn upgraded_object(&self) -> Result<Upgraded> {
         self.upgraded().ok_or_else(|| {
-            misfit("this cluster has neither a ClusterVersion nor k0rdent's Management: nothing in its API is changed by an upgrade")
+            unsupported("this cluster is upgraded by hand: it has neither a ClusterVersion nor k0rdent's Management")
+                .and_next(run("recovery gate --take && kubeadm upgrade apply VERSION", "upgrades it with a good backup behind it"))
         })
     }
 
@@ -85,5 +86,28 @@ impl Here {
     #[must_use]
     pub fn is_booted(&self, deployment: &DeploymentId) -> bool {
         self.booted.as_ref().is_some_and(|booted| deployment.is(booted))
+    }
+}
+
+#[cfg(test)]
+impl Here {
+    /// The cluster that a backup with this manifest was taken of, its deployment booted and pinned.
+    pub(super) fn of_manifest(manifest: &crate::backup::manifest::Manifest) -> Self {
+        let booted = manifest.deployment.as_ref().map(|id| Deployment {
+            stateroot: id.stateroot.clone(),
+            checksum: id.checksum.clone(),
+            serial: id.serial,
+            booted: true,
+            pinned: true,
+            ..Deployment::default()
+        });
+        let cluster = manifest.cluster.clone().expect("a cluster");
+        Self { identity: manifest.identity.clone(), cluster, management: None, booted, profile: manifest.profile.profile() }
+    }
+
+    /// The same, upgraded through this Management.
+    pub(super) fn of_k0rdent(self, release: &str) -> Self {
+        let management = Some(kube::Management { release: Some(release.to_owned()), ready: true });
+        Self { management, profile: &crate::node::profile::KUBEADM, ..self }
     }
 }

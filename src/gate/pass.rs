@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 
 use super::door;
-use super::good::{Good, look};
+use super::good::{Good, ReadBack, look};
 use super::here::Here;
 use crate::backup::asked_by::AskedBy;
 use crate::backup::names::{LONGEST, RELEASE_LABEL, SCHEDULE_LABEL, label_value, shortened};
@@ -17,6 +17,8 @@ use crate::error::{AndNext, FailureKind, kind, run, unanswered};
 use crate::kube;
 use crate::session::Session;
 
+/// Who asks for a backup that the gate takes.
+const GATE: &str = "gate";
 /// Between two looks while it waits.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -31,10 +33,8 @@ pub struct Asked {
     pub wait: Option<Duration>,
     /// How old a good backup may be.
     pub max_age: Duration,
-    /// The deadline of each wait of a backup.
+    /// How long a backup that is taken waits for etcd and the API server, each time.
     pub patience: Duration,
-    /// Who asks.
-    pub asked_by: AskedBy,
 }
 
 /// The gate is open.
@@ -62,15 +62,20 @@ pub fn pass(session: Session<'_>, asked: &Asked) -> Result<(Passed, Here, kube::
     let clock = session.node.clock();
     let (since, began) = (clock.now(), clock.since_boot());
     let deadline = asked.wait.map(|wait| clock.deadline(wait));
-    let mut said = String::new();
+    let (mut said, mut read) = (String::new(), ReadBack::default());
     loop {
-        let closed = match attempt(session, asked) {
+        let closed = match attempt(session, asked, &mut read) {
             Ok(Found::Open(open)) => {
                 let (passed, here, client) = *open;
                 let waited = clock.since_boot().saturating_sub(began).as_secs_f64();
                 return Ok((Passed { waited, ..passed }, here, client));
             }
-            Ok(Found::Closed { release, why }) => {
+            // Another one would be no better.
+            Ok(Found::Closed { release, why, taken_now: true }) => {
+                let next = run("recovery gate status", "shows what is wrong with each backup");
+                return Err(anyhow!("a backup was taken, and no upgrade may begin from {release}: {why}").and_next(next));
+            }
+            Ok(Found::Closed { release, why, taken_now: false }) => {
                 let next = run("recovery gate --take", "takes a backup, and exits with 0 when it is good");
                 anyhow!("no upgrade may begin from {release}: {why}").and_next(next)
             }
@@ -93,13 +98,13 @@ pub fn pass(session: Session<'_>, asked: &Asked) -> Result<(Passed, Here, kube::
 /// What one attempt found.
 enum Found {
     Open(Box<(Passed, Here, kube::Client)>),
-    Closed { release: String, why: String },
+    Closed { release: String, why: String, taken_now: bool },
 }
 
-fn attempt(session: Session<'_>, asked: &Asked) -> Result<Found> {
+fn attempt(session: Session<'_>, asked: &Asked, read: &mut ReadBack) -> Result<Found> {
     let (mut here, client) = Here::of(session.node).context("looking where the cluster is")?;
     let release = here.release()?.to_owned();
-    let mut found = look(&session, &here, asked.max_age, None)?;
+    let mut found = look(&session, &here, asked.max_age, read)?;
     let (mut taken_now, mut warnings) = (false, Vec::new());
     if found.good.is_none() && asked.take {
         session.progress.say(&format!("{}: taking one", found.why()));
@@ -107,12 +112,14 @@ fn attempt(session: Session<'_>, asked: &Asked) -> Result<Found> {
         let taken = take::take(&locked, &options(asked, &release)).context("taking the backup before the upgrade")?;
         drop(locked);
         (taken_now, warnings) = (true, taken.warnings);
-        // The deployment is pinned now, and all of the backup was read back from the disk before it was published.
+        // All of it was read back from the disk before it was published.
+        read.is_good(&taken.manifest.id);
+        // Its deployment is pinned now.
         here = Here::of(session.node).context("looking where the cluster is")?.0;
-        found = look(&session, &here, asked.max_age, Some(&taken.manifest.id))?;
+        found = look(&session, &here, asked.max_age, read)?;
     }
     door::keep(&session, &client, &release, &found)?;
-    let Some(good) = found.good else { return Ok(Found::Closed { why: found.why(), release }) };
+    let Some(good) = found.good else { return Ok(Found::Closed { why: found.why(), release, taken_now }) };
     Ok(Found::Open(Box::new((Passed { release, good, taken_now, waited: 0.0, warnings }, here, client))))
 }
 
@@ -127,6 +134,7 @@ fn options(asked: &Asked, release: &str) -> TakeOptions {
         force: false,
         keep: Retention::default(),
         wait: asked.patience,
-        asked_by: asked.asked_by.clone(),
+        // A Job that asks again, brought back by a recovery, is not served with the backup that it came back from.
+        asked_by: AskedBy::Other(GATE.to_owned()),
     }
 }

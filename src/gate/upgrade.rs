@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use super::here::Here;
 use super::pass::{Asked, Passed, pass};
-use crate::error::{AndNext, Next, run, unanswered, unsupported};
+use crate::error::{AndNext, FailureKind, Next, kind, run, unanswered};
 use crate::kube::{Client, Upgrade, Upgraded};
 use crate::node::profile::Profile;
 use crate::session::Session;
@@ -36,15 +37,17 @@ pub struct Arrived {
 pub fn upgrade(session: Session<'_>, asked: &Asked, to: &str, patience: Duration) -> Result<Arrived> {
     let clock = session.node.clock();
     let began = clock.since_boot();
-    let (passed, here, client) = pass(session, asked)?;
-    let Some(upgraded) = here.upgraded() else {
-        return Err(unsupported("this cluster is upgraded by hand: there is no object in its API to change")
-            .and_next(run("recovery gate --take && kubeadm upgrade apply VERSION", "upgrades it with a good backup behind it")));
-    };
+    // Before minutes of a backup.
+    let upgraded = Here::of(session.node)?.0.upgraded_object()?;
+    let (passed, _, client) = pass(session, asked)?;
     if passed.release != to {
         session.progress.say(&format!("asking for {to}; `recovery recover --backup {}` leads back", passed.good.id));
         client.ask_for_release(upgraded, to, false)?;
-        watch(session, upgraded, to, patience).map_err(|error| error.and_next(way_back(&passed.good.id)))?;
+        watch(session, upgraded, to, patience).map_err(|error| match kind(&error) {
+            // An upgrade that nobody watches any more goes on.
+            FailureKind::Interrupted => error.and_next(run("recovery up", "waits until everything is up")),
+            _ => error.and_next(way_back(&passed.good.id)),
+        })?;
     }
     Ok(Arrived { passed, to: to.to_owned(), seconds: clock.since_boot().saturating_sub(began).as_secs_f64() })
 }

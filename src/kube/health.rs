@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::client::Client;
 use super::objects::{Condition, Conditions, Metadata, Object, Unread, condition, is_true, or_default};
+use super::release::Management;
 use super::workloads::Workload;
 
 /// One object, and what is wrong with it.
@@ -82,7 +83,7 @@ struct HelmStatus {
 }
 
 impl Client {
-    /// The MachineConfigPools: rolled out, on as many machines as they have.
+    /// The MachineConfigPools: rolled out, and not degraded.
     ///
     /// # Errors
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer.
@@ -110,8 +111,8 @@ impl Client {
         let now = self.workloads()?;
         let health = |workload: &Workload| {
             let trouble = match now.get(workload) {
-                Some((wanted, up)) if up >= wanted => None,
-                Some((wanted, up)) => Some(format!("{up} of {wanted} pods are available")),
+                Some(pods) if pods.are_up() => None,
+                Some(pods) => Some(format!("{} of {} pods are available", pods.up, pods.wanted)),
                 None => Some("it is not there".to_owned()),
             };
             Health { name: workload.to_string(), trouble }
@@ -133,14 +134,25 @@ impl Client {
         Ok(found)
     }
 
-    /// k0rdent's Management: at the release that it is asked to be at, and every component ready.
+    /// k0rdent's Management: at the release that it is asked to be at, which is that of `then` where one is given, and every component ready.
     ///
     /// # Errors
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer.
-    pub fn managements(&self) -> Result<Vec<Health>> {
-        let Some(path) = self.resource("k0rdent.mirantis.com", "managements")? else { return Ok(Vec::new()) };
-        let all: Vec<Object<Release, ManagementStatus>> = self.list(&path).context("asking for k0rdent's Management")?;
-        Ok(all.iter().map(|one| Health::of(&one.metadata, management_trouble(&one.metadata, &one.spec, &one.status))).collect())
+    pub fn managements(&self, then: Option<&Management>) -> Result<Vec<Health>> {
+        let path = self.resource("k0rdent.mirantis.com", "managements")?;
+        let all: Vec<Object<Release, ManagementStatus>> =
+            path.map_or_else(|| Ok(Vec::new()), |path| self.list(&path)).context("asking for k0rdent's Management")?;
+        if all.is_empty() && then.is_some() {
+            return Ok(vec![Health { name: "Management".to_owned(), trouble: Some("it is not there".to_owned()) }]);
+        }
+        let then = then.and_then(|then| then.release.as_deref());
+        let other = |one: &Release| {
+            then.filter(|then| *then != one.release).map(|then| format!("it is to be at {}, and was at {then}", one.release))
+        };
+        let trouble = |one: &Object<Release, ManagementStatus>| {
+            other(&one.spec).or_else(|| management_trouble(&one.metadata, &one.spec, &one.status))
+        };
+        Ok(all.iter().map(|one| Health::of(&one.metadata, trouble(one))).collect())
     }
 
     /// Flux's HelmReleases: each is ready, but those that are suspended.
@@ -150,11 +162,11 @@ impl Client {
     pub fn helm_releases(&self) -> Result<Vec<Health>> {
         let Some(path) = self.resource("helm.toolkit.fluxcd.io", "helmreleases")? else { return Ok(Vec::new()) };
         let all: Vec<Object<Release, HelmStatus>> = self.list(&path).context("asking for the HelmReleases")?;
-        let trouble = |one: &Object<Release, HelmStatus>| {
-            let is_old = one.status.observed_generation.is_some_and(|seen| seen < one.metadata.generation);
-            if is_old { Some("its controller has not seen it yet".to_owned()) } else { unless_true(&one.status.conditions, "Ready") }
-        };
-        Ok(all.iter().filter(|one| !one.spec.suspend).map(|one| Health::of(&one.metadata, trouble(one))).collect())
+        Ok(all
+            .iter()
+            .filter(|one| !one.spec.suspend)
+            .map(|one| Health::of(&one.metadata, helm_trouble(&one.metadata, &one.status)))
+            .collect())
     }
 }
 
@@ -176,10 +188,16 @@ fn pool_trouble(conditions: &[Condition]) -> Option<String> {
 
 fn version_trouble(status: &VersionStatus, release: Option<&str>) -> Option<String> {
     if let Some(release) = release.filter(|release| *release != status.desired.version) {
-        return Some(format!("it is on the way to {}, not at {release}", status.desired.version));
+        return Some(format!("its release is to be {}, not {release}", or_none(&status.desired.version)));
     }
-    let progressing = condition(&status.conditions, "Progressing").filter(|condition| condition.status.as_deref() == Some("True"));
-    progressing.map(|progressing| format!("it is progressing: {}", progressing.message))
+    let is = |kind: &str, status_is: &str| condition(&status.conditions, kind).filter(|found| found.status.as_deref() == Some(status_is));
+    if let Some(progressing) = is("Progressing", "True") {
+        return Some(format!("it is progressing: {}", progressing.message));
+    }
+    if let Some(failing) = is("Failing", "True") {
+        return Some(format!("it is failing: {}", failing.message));
+    }
+    unless_true(&status.conditions, "Available")
 }
 
 fn management_trouble(metadata: &Metadata, spec: &Release, status: &ManagementStatus) -> Option<String> {
@@ -202,6 +220,11 @@ fn management_trouble(metadata: &Metadata, spec: &Release, status: &ManagementSt
     }
 }
 
+fn helm_trouble(metadata: &Metadata, status: &HelmStatus) -> Option<String> {
+    let is_old = status.observed_generation.is_some_and(|seen| seen < metadata.generation);
+    if is_old { Some("its controller has not seen it yet".to_owned()) } else { unless_true(&status.conditions, "Ready") }
+}
+
 fn or_none(text: &str) -> &str {
     if text.is_empty() { "none yet" } else { text }
 }
@@ -222,9 +245,12 @@ mod tests {
         let version = |name: &str| capture::<Object<Unread, VersionStatus>>(name).status;
         let upgrading = version("clusterversion-sno-upgrading-4.16-to-4.17.json");
         assert!(version_trouble(&upgrading, None).is_some_and(|why| why.starts_with("it is progressing: ")));
-        assert!(version_trouble(&upgrading, Some("4.16.3")).is_some_and(|why| why.ends_with("not at 4.16.3")));
+        assert!(version_trouble(&upgrading, Some("4.16.3")).is_some_and(|why| why.ends_with("not 4.16.3")));
         let after = version("clusterversion-after-upgrade-4.18.json");
-        assert_eq!(version_trouble(&after, Some(&after.desired.version)), None);
+        // The history has it too.
+        assert_eq!((after.desired.version.as_str(), version_trouble(&after, Some("4.18.0-ec.3"))), ("4.18.0-ec.3", None));
+        assert!(version_trouble(&VersionStatus::default(), None).is_some(), "it says nothing yet");
+        assert!(version_trouble(&version("clusterversion-upgrading-failing-4.14.json"), None).is_some());
     }
 
     #[test]
@@ -233,6 +259,17 @@ mod tests {
         assert_eq!(trouble(json!([{"type": "Updated", "status": "False"}])).as_deref(), Some("it is not Updated"));
         let degraded = json!([{"type": "Updated", "status": "True"}, {"type": "Degraded", "status": "True", "message": "1 node"}]);
         assert_eq!(trouble(degraded).as_deref(), Some("it is degraded: 1 node"));
+    }
+
+    #[test]
+    fn a_helm_release_is_up_when_its_controller_has_seen_it_and_it_is_ready() {
+        let trouble =
+            |generation, status| helm_trouble(&Metadata { generation, ..Metadata::default() }, &serde_json::from_value(status).unwrap());
+        let ready = json!({"observedGeneration": 2, "conditions": [{"type": "Ready", "status": "True"}]});
+        assert_eq!(trouble(2, ready.clone()), None);
+        assert!(trouble(3, ready).is_some_and(|why| why.contains("not seen")));
+        let failed = json!({"conditions": [{"type": "Ready", "status": "False", "message": "timed out"}]});
+        assert_eq!(trouble(2, failed).as_deref(), Some("it is not Ready: timed out"));
     }
 
     #[test]

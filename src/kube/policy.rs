@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::client::{Client, Refused, is_missing};
-use super::objects::{Metadata, or_default};
+use super::objects::{Unread, or_default};
+use super::release::Upgraded;
 use crate::error::{AndNext, run, unsupported};
 
 /// An annotation on what is upgraded, `RELEASE: REASON`, lets the upgrade to that release pass without a backup.
@@ -32,15 +33,23 @@ const TO: &str = "has(object.spec.release) ? string(object.spec.release) : !has(
 /// When the API server has stamped this change.
 const STAMPED: &str = "has(object.metadata.managedFields) ? \
      object.metadata.managedFields.filter(field, has(field.time)).map(field, timestamp(field.time)) : []";
-/// The annotation, when it is about this very release: it stays on the object, and is none of the next upgrade's.
+/// The annotation, when it is about this very release: it stays on the object, and must not let the next upgrade pass.
 const REASON: &str = "has(object.metadata.annotations) && \"recovery/skip-gate\" in object.metadata.annotations && variables.to != \"\" && \
      object.metadata.annotations[\"recovery/skip-gate\"].startsWith(variables.to + \":\") ? \
      object.metadata.annotations[\"recovery/skip-gate\"] : \"\"";
+/// The release that the cluster is at, by the object's own status: a permission is for an upgrade from there, and none from where it has led.
+const AT: &str = "!has(oldObject.status) ? \"\" : object.kind == \"Management\" ? \
+     (has(oldObject.status.release) ? string(oldObject.status.release) : \"\") : \
+     has(oldObject.status.history) && oldObject.status.history.exists(one, one.state == \"Completed\") ? \
+     string(oldObject.status.history.filter(one, one.state == \"Completed\")[0].version) : \"\"";
 /// Back to where the cluster is; passed over with a reason; or the gate is open.
-const MAY: &str = "(variables.to != \"\" && variables.to == params.data.release) || variables.reason != \"\" || \
-     (params.data.state == \"open\" && size(variables.stamped) > 0 && variables.stamped.max() <= timestamp(params.data.until))";
+const MAY: &str = "(variables.to != \"\" && variables.to == variables.at) || variables.reason != \"\" || \
+     (params.data.state == \"open\" && params.data.release == variables.at && size(variables.stamped) > 0 && \
+     variables.stamped.max() <= timestamp(params.data.until))";
 const WHY: &str = "\"the upgrade to \" + variables.to + \" waits for a good backup of this node: \" + \
-     (params.data.state == \"open\" ? \"the last one was good until \" + params.data.until : params.data.why) + \
+     (params.data.state != \"open\" ? params.data.why : params.data.release != variables.at ? \
+     \"the last one is of \" + params.data.release + \", and the cluster is at \" + variables.at : \
+     \"the last one was good until \" + params.data.until) + \
      \"; on the node, `\" + params.data.command + \"` takes one and opens the gate\"";
 
 /// What the API server's gate says.
@@ -108,7 +117,7 @@ impl Client {
     /// # Errors
     /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) before Kubernetes 1.30, which has no such policies;
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer; when it refuses.
-    pub fn install_gate(&self, permission: &Permission, command: &str) -> Result<()> {
+    pub fn install_gate(&self, upgraded: Upgraded, permission: &Permission, command: &str) -> Result<()> {
         if let Err(error) = self.get::<Value>("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies?limit=1") {
             if !is_missing(&error) {
                 return Err(error.context("asking whether the API server has admission policies"));
@@ -118,7 +127,7 @@ impl Client {
         }
         // The permission first, the binding last: nothing is refused for want of a parameter.
         self.set_gate(permission, command)?;
-        self.apply(POLICY, &policy()).context("putting the policy in place")?;
+        self.apply(POLICY, &policy(upgraded)).context("putting the policy in place")?;
         self.apply(BINDING, &binding()).context("putting the policy's binding in place")
     }
 
@@ -141,12 +150,7 @@ impl Client {
     /// # Errors
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer.
     pub fn installed_gate(&self) -> Result<Option<Permission>> {
-        #[derive(Deserialize)]
-        struct Binding {
-            #[serde(rename = "metadata")]
-            _metadata: Metadata,
-        }
-        if self.absent::<Binding>(BINDING)?.is_none() {
+        if self.absent::<Unread>(BINDING)?.is_none() || self.absent::<Unread>(POLICY)?.is_none() {
             return Ok(None);
         }
         let missing = || Permission::Closed { release: String::new(), why: "its ConfigMap is missing".to_owned() };
@@ -180,8 +184,11 @@ pub fn is_gate(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Refused>().is_some_and(|refused| refused.message.contains(NAME))
 }
 
-fn policy() -> Value {
-    let rule = |group: &str, resource: &str| json!({"apiGroups": [group], "apiVersions": ["*"], "operations": ["UPDATE"], "resources": [resource], "scope": "Cluster"});
+fn policy(upgraded: Upgraded) -> Value {
+    let (group, resource) = match upgraded {
+        Upgraded::ClusterVersion => ("config.openshift.io", "clusterversions"),
+        Upgraded::Management => ("k0rdent.mirantis.com", "managements"),
+    };
     json!({
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingAdmissionPolicy",
@@ -189,14 +196,14 @@ fn policy() -> Value {
         "spec": {
             "failurePolicy": "Fail",
             "paramKind": {"apiVersion": "v1", "kind": "ConfigMap"},
-            // Not their status, which only says what is.
-            "matchConstraints": {"resourceRules": [
-                rule("config.openshift.io", "clusterversions"),
-                rule("k0rdent.mirantis.com", "managements"),
-            ]},
+            // Not its status, which only says what is.
+            "matchConstraints": {"resourceRules": [{
+                "apiGroups": [group], "apiVersions": ["*"], "operations": ["UPDATE"], "resources": [resource], "scope": "Cluster",
+            }]},
             "matchConditions": [{"name": "is-upgrade", "expression": IS_UPGRADE}],
             "variables": [
                 {"name": "to", "expression": TO},
+                {"name": "at", "expression": AT},
                 {"name": "stamped", "expression": STAMPED},
                 {"name": "reason", "expression": REASON},
             ],

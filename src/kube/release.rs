@@ -2,10 +2,10 @@
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::client::Client;
-use super::objects::{Condition, Object, condition, is_true, or_default};
+use super::objects::{Condition, Object, Unread, condition, is_true, or_default};
 
 const CLUSTER_VERSION: &str = "/apis/config.openshift.io/v1/clusterversions/version";
 
@@ -65,14 +65,7 @@ struct ManagementStatus {
     conditions: Vec<Condition>,
 }
 
-type ClusterVersion = Object<ClusterVersionSpec, ClusterVersionStatus>;
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct ClusterVersionSpec {
-    #[serde(deserialize_with = "or_default")]
-    desired_update: Value,
-}
+type ClusterVersion = Object<Unread, ClusterVersionStatus>;
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -114,7 +107,11 @@ impl Client {
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer; [`Refused`](super::Refused), also by the gate.
     pub fn ask_for_release(&self, upgraded: Upgraded, release: &str, is_dry: bool) -> Result<()> {
         let (path, change) = match upgraded {
-            Upgraded::ClusterVersion => (CLUSTER_VERSION.to_owned(), json!({"spec": {"desiredUpdate": {"version": release}}})),
+            Upgraded::ClusterVersion => {
+                // What an earlier update was asked for with is not meant any more.
+                let update = json!({"version": release, "image": null, "force": null, "architecture": null});
+                (CLUSTER_VERSION.to_owned(), json!({"spec": {"desiredUpdate": update}}))
+            }
             Upgraded::Management => {
                 let found = self.management_object()?.context("there is no Management any more")?;
                 (found.0, json!({"spec": {"release": release}}))
@@ -168,9 +165,11 @@ fn cluster_version(object: &ClusterVersion, release: &str) -> Upgrade {
     if is_there && status.observed_generation >= object.metadata.generation && !is_true(&status.conditions, "Progressing") {
         return Upgrade::Done;
     }
-    let failing = condition(&status.conditions, "Failing").filter(|failing| failing.status.as_deref() == Some("True"));
-    Upgrade::Going(match failing {
-        Some(failing) => failing.message.clone(),
+    // Why it does not begin, before how far it is: the operator refuses a release that it does not know, or whose signature is not good.
+    let is = |kind: &str, status: &str| condition(&object.status.conditions, kind).filter(|found| found.status.as_deref() == Some(status));
+    let trouble = is("Invalid", "True").or_else(|| is("ReleaseAccepted", "False")).or_else(|| is("Failing", "True"));
+    Upgrade::Going(match trouble {
+        Some(trouble) => trouble.message.clone(),
         None => why(&status.conditions, "Progressing", "the ClusterVersion says nothing yet"),
     })
 }
@@ -178,4 +177,55 @@ fn cluster_version(object: &ClusterVersion, release: &str) -> Upgrade {
 fn why(conditions: &[Condition], kind: &str, otherwise: &str) -> String {
     let message = condition(conditions, kind).map(|condition| condition.message.as_str()).filter(|message| !message.is_empty());
     message.unwrap_or(otherwise).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kube::objects::capture;
+    use serde_json::Value;
+
+    fn object<T: serde::de::DeserializeOwned>(json: Value) -> T {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn a_management_is_ready_at_the_release_that_it_is_asked_for_when_its_controller_has_seen_that() {
+        let of = |generation: i64, asked: &str, at: &str, ready: &str| {
+            management(&object(json!({
+                "metadata": {"name": "kcm", "generation": generation}, "spec": {"release": asked},
+                "status": {"release": at, "observedGeneration": 2, "conditions": [{"type": "Ready", "status": ready}]},
+            })))
+        };
+        let before = Some("kcm-0-2-0".to_owned());
+        assert_eq!(of(2, "kcm-0-2-0", "kcm-0-2-0", "True"), Management { release: before.clone(), ready: true });
+        assert_eq!(of(2, "kcm-0-3-0", "kcm-0-2-0", "True"), Management { release: before.clone(), ready: false });
+        assert_eq!(of(3, "kcm-0-2-0", "kcm-0-2-0", "True"), Management { release: before.clone(), ready: false });
+        assert_eq!(of(2, "kcm-0-2-0", "kcm-0-2-0", "False"), Management { release: before, ready: false });
+        assert_eq!(of(2, "kcm-0-2-0", "", "True").release, None, "as Velero restores it");
+    }
+
+    #[test]
+    fn a_cluster_version_has_arrived_when_the_update_is_completed_and_seen_and_nothing_moves() {
+        let mut after: Value = capture("clusterversion-after-upgrade-4.18.json");
+        let release = after["status"]["history"][0]["version"].as_str().unwrap().to_owned();
+        let look = |value: &Value, release: &str| cluster_version(&object(value.clone()), release);
+        assert_eq!(look(&after, &release), Upgrade::Done);
+        assert!(matches!(look(&after, "4.99.0"), Upgrade::Going(_)));
+        after["metadata"]["generation"] = json!(after["status"]["observedGeneration"].as_i64().unwrap() + 1);
+        assert!(matches!(look(&after, &release), Upgrade::Going(_)), "not seen yet");
+        let failing: Value = capture("clusterversion-upgrading-failing-4.14.json");
+        let Upgrade::Going(why) = look(&failing, "4.99.0") else { unreachable!() };
+        assert!(!why.is_empty() && !why.contains("says nothing"), "{why}");
+    }
+
+    #[test]
+    fn why_an_update_does_not_begin_is_said_first() {
+        let conditions = json!([
+            {"type": "Progressing", "status": "False", "message": "Cluster version is 4.16.3"},
+            {"type": "ReleaseAccepted", "status": "False", "message": "the release has no signature"},
+        ]);
+        let refused = object(json!({"status": {"conditions": conditions}}));
+        assert_eq!(cluster_version(&refused, "4.17.1"), Upgrade::Going("the release has no signature".to_owned()));
+    }
 }

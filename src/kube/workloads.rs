@@ -71,6 +71,8 @@ struct Spec {
 #[serde(rename_all = "camelCase", default)]
 struct Status {
     #[serde(deserialize_with = "or_default")]
+    observed_generation: i64,
+    #[serde(deserialize_with = "or_default")]
     available_replicas: i64,
     #[serde(deserialize_with = "or_default")]
     ready_replicas: i64,
@@ -80,27 +82,41 @@ struct Status {
     number_available: i64,
 }
 
-/// How many pods it should have, and how many of these are available. (A StatefulSet has counted available ones since Kubernetes 1.22; its
-/// ready ones are what `kubectl get` shows.)
-fn pods(kind: WorkloadKind, found: &Found) -> (i64, i64) {
+/// (A StatefulSet has counted available pods since Kubernetes 1.22; its ready ones are what `kubectl get` shows.)
+fn pods(kind: WorkloadKind, found: &Found) -> Pods {
     let (wanted, status) = (found.spec.replicas.unwrap_or(1), &found.status);
-    match kind {
+    let (wanted, up) = match kind {
         WorkloadKind::Deployment => (wanted, status.available_replicas),
         WorkloadKind::StatefulSet => (wanted, status.ready_replicas),
         WorkloadKind::DaemonSet => (status.desired_number_scheduled, status.number_available),
+    };
+    let is_seen = status.observed_generation >= found.metadata.generation;
+    Pods { wanted: if is_seen { wanted } else { wanted.max(1) }, up: if is_seen { up } else { 0 } }
+}
+
+/// How a workload is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pods {
+    /// How many it should have; none where it is scaled to zero.
+    pub(super) wanted: i64,
+    /// How many are available. None, while its controller has not seen what is asked for now.
+    pub(super) up: i64,
+}
+
+impl Pods {
+    pub(super) fn are_up(self) -> bool {
+        self.up >= self.wanted
     }
 }
 
 impl Client {
-    /// Every workload that should have pods: how many, and how many of these are available.
-    pub(super) fn workloads(&self) -> Result<BTreeMap<Workload, (i64, i64)>> {
+    /// Every workload.
+    pub(super) fn workloads(&self) -> Result<BTreeMap<Workload, Pods>> {
         let mut all = BTreeMap::new();
         for kind in WorkloadKind::ALL {
             self.each(&format!("/apis/apps/v1/{}", kind.resource()), |found: Found| {
-                let (wanted, up) = pods(kind, &found);
-                if wanted > 0 {
-                    all.insert(Workload { kind, namespace: found.metadata.namespace, name: found.metadata.name }, (wanted, up));
-                }
+                let pods = pods(kind, &found);
+                all.insert(Workload { kind, namespace: found.metadata.namespace, name: found.metadata.name }, pods);
             })
             .with_context(|| format!("asking for every {kind}"))?;
         }
@@ -112,7 +128,8 @@ impl Client {
     /// # Errors
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer.
     pub fn available_workloads(&self) -> Result<Vec<Workload>> {
-        Ok(self.workloads()?.into_iter().filter(|(_, (wanted, up))| up >= wanted).map(|(workload, _)| workload).collect())
+        let all = self.workloads()?.into_iter();
+        Ok(all.filter(|(_, pods)| pods.wanted > 0 && pods.are_up()).map(|(workload, _)| workload).collect())
     }
 }
 
@@ -123,7 +140,10 @@ mod tests {
 
     #[test]
     fn a_workload_is_counted_as_kubectl_shows_it() {
-        let pods = |kind, object: serde_json::Value| pods(kind, &serde_json::from_value(object).unwrap());
+        let pods = |kind, object: serde_json::Value| {
+            let Pods { wanted, up } = pods(kind, &serde_json::from_value(object).unwrap());
+            (wanted, up)
+        };
         let deployment =
             json!({"metadata": {"name": "a"}, "spec": {"replicas": 2}, "status": {"readyReplicas": 2, "availableReplicas": 1}});
         assert_eq!(pods(WorkloadKind::Deployment, deployment), (2, 1));
@@ -133,5 +153,9 @@ mod tests {
         // On a node that none of its pods may run on.
         assert_eq!(pods(WorkloadKind::DaemonSet, json!({"spec": {}, "status": {"desiredNumberScheduled": 0}})), (0, 0));
         assert_eq!(pods(WorkloadKind::Deployment, json!({"spec": {"replicas": 0}})), (0, 0));
+        // What it says is of what was asked for before.
+        let unseen =
+            json!({"metadata": {"generation": 3}, "spec": {"replicas": 1}, "status": {"observedGeneration": 2, "availableReplicas": 1}});
+        assert_eq!(pods(WorkloadKind::Deployment, unseen), (1, 0));
     }
 }

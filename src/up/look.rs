@@ -29,7 +29,9 @@ pub enum Part {
     ApiServer,
     /// The node is Ready.
     Node,
-    /// OpenShift is at the release, and at rest.
+    /// The control plane is at the release that it was at.
+    Release,
+    /// OpenShift's ClusterVersion asks for no other release, and is at rest.
     ClusterVersion,
     /// OpenShift's operators are as they were.
     ClusterOperators,
@@ -55,6 +57,7 @@ impl std::fmt::Display for Part {
             Self::StaticPods => "static pods",
             Self::ApiServer => "API server",
             Self::Node => "node",
+            Self::Release => "release",
             Self::ClusterVersion => "ClusterVersion",
             Self::ClusterOperators => "ClusterOperators",
             Self::MachineConfigPools => "MachineConfigPools",
@@ -164,11 +167,16 @@ fn in_the_cluster(node: &Node, profile: &'static Profile, client: &Client, befor
     let name = manifest
         .map_or_else(|| Identity::of(node, profile).map(|identity| identity.node_name), |manifest| Ok(manifest.identity.node_name.clone()));
     let ready = name.and_then(|name| {
-        let trouble =
-            (!client.node_ready(&name, before.since)?).then(|| "kubelet has not reported it Ready since it was started".to_owned());
+        let since = if before.since.is_some() { " since it was started" } else { "" };
+        let trouble = (!client.node_ready(&name, before.since)?).then(|| format!("kubelet has not reported it Ready{since}"));
         Ok(vec![Health { name, trouble }])
     });
     let mut found = vec![Checked::of(Part::Node, ready)];
+    if let Some(release) = release {
+        let is = client.cluster().map(|cluster| cluster.version);
+        let trouble = |is: String| (is != release).then(|| format!("it is {is}"));
+        found.push(Checked::of(Part::Release, is.map(|is| vec![Health { name: release.to_owned(), trouble: trouble(is) }])));
+    }
     if profile.is_openshift() {
         let operators = client.operators().map(|now| operators(manifest.map(|manifest| manifest.operators.as_slice()), &now));
         found.push(Checked::of(Part::ClusterVersion, client.cluster_versions(release)));
@@ -178,7 +186,8 @@ fn in_the_cluster(node: &Node, profile: &'static Profile, client: &Client, befor
     found.push(Checked::of(Part::Definitions, client.definitions()));
     found.push(Checked::of(Part::Webhooks, client.webhooks()));
     found.push(Checked::of(Part::Workloads, client.workloads_health(manifest.and_then(|manifest| manifest.workloads.as_deref()))));
-    let of_k0rdent = [Checked::of(Part::Management, client.managements()), Checked::of(Part::HelmReleases, client.helm_releases())];
+    let then = manifest.and_then(|manifest| manifest.management.as_ref());
+    let of_k0rdent = [Checked::of(Part::Management, client.managements(then)), Checked::of(Part::HelmReleases, client.helm_releases())];
     found.extend(of_k0rdent.into_iter().filter(|part| part.total > 0));
     found
 }

@@ -81,8 +81,8 @@ fn an_upgrade_waits_for_a_good_backup() -> Result<()> {
         ask(&node, &VERSION, &change, true)
     };
     annotated(&format!("{TO}: the site is new"))?.checked()?;
-    refused(&annotated("4.98.0: the site is new")?, &[])?;
-    refused(&annotated("")?, &[])?;
+    refused(&annotated("4.98.0: the site is new")?, &["recovery-upgrade-gate"])?;
+    refused(&annotated("")?, &["recovery-upgrade-gate"])?;
 
     // Without the ConfigMap nobody passes; the next look at the gate writes it again.
     node.kubectl(&["-n", "kube-system", "delete", "configmap", "recovery-upgrade-gate"])?;
@@ -128,6 +128,9 @@ fn an_upgrade_waits_for_a_good_backup() -> Result<()> {
         upgrading.join().expect("the upgrade")?.checked().map(drop)
     })?;
     ensure!(node.read("/tmp/upgrade.code")?.trim() == "0", "{}", node.read("/tmp/upgrade.err")?);
+    // The permission was for an upgrade from the release before, and it is still young.
+    let next = json!({"spec": {"desiredUpdate": {"version": "4.99.1"}}});
+    refused(&ask(&node, &VERSION, &next, true)?, &["the last one is of", "the cluster is at 4.99.0"])?;
     // From there on, the backup is of the release before.
     fails(&node, &["gate"], 1, &["it is of the release"])?;
     fails(&node, &["upgrade", "--yes", "--to", "4.99.1", "--wait", "15"], 69, &["has not arrived", "recover --backup"])?;

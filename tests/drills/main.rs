@@ -6,6 +6,7 @@ mod hands;
 mod image;
 mod job;
 mod jobs;
+mod k0rdent;
 mod moment;
 mod old_flags;
 mod one_command;

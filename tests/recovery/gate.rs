@@ -127,10 +127,12 @@ fn an_api_server_without_policies_and_a_cluster_without_an_object_to_change() ->
     ensure!(ok(&openshift, &["gate", "status"])?.contains("not installed"));
     drop(openshift);
     let (_temporary, kubeadm) = node(Kind::Kubeadm, |_| ())?;
-    run(&kubeadm, &["gate", "install"])?.expect(78, &["neither a ClusterVersion nor k0rdent's Management"])?;
+    run(&kubeadm, &["gate", "install"])?.expect(64, &["neither a ClusterVersion nor k0rdent's Management", "kubeadm upgrade apply"])?;
     run(&kubeadm, &["--yes", "upgrade", "--to", "v1.99.0"])?.expect(64, &["upgraded by hand", "kubeadm upgrade apply"])?;
     run(&kubeadm, &["upgrade", "--to", "v1.99.0"])?.expect(2, &["not confirmed"])?;
-    // The backup that the upgrade took stands, and opens it: what is behind `&&` in a shell runs then, and only then.
+    ensure!(json(&kubeadm, &["list"])? == value!([]), "it took a backup first");
+    ok(&kubeadm, &["backup"])?;
+    // What is behind `&&` in a shell runs when the gate is open, and only then.
     let ask = || -> Result<String> {
         let mut shell = Command::new("sh");
         let gate = kubeadm.recovery()?;

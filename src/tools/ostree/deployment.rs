@@ -10,7 +10,7 @@ pub(super) const CHANGE: Duration = Duration::from_secs(300);
 
 /// One deployment.
 #[expect(clippy::struct_excessive_bools, reason = "they are ostree's own marks, each of which can stand with most others")]
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deployment {
     /// Place in boot order, which is the number that `pin` and `undeploy` take; 0 boots next.
     pub index: usize,
