@@ -45,7 +45,7 @@ enum Origin {
 ///
 /// # Errors
 /// [`FailureKind::Locked`] when another agent has the lock, [`FailureKind::Busy`] when a run is open beyond its first phase; those of
-/// the [`preflight`].
+/// the [`preflight`] and of the resource modifier's rules.
 pub fn plan<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<'a>> {
     let Session { node, dir, .. } = *session;
     let verb = if options.from == FirstPhase::Platform { "recover" } else { "restore-files" };
@@ -65,6 +65,7 @@ pub fn plan<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<
         options.rules = options.rules.or_else(|| reading.beginning.rules.clone());
         let backup = backup::choose(&locked, Some(&reading.subject))?;
         let mut report = preflight::look(session, &backup, &options, IdentityCheck::Passed)?;
+        preflight::run_rules(session, &backup, &options, &mut report)?;
         let run = Some(reading.run.clone());
         let origin = if now == OpenRun::GoesOn && can_go_on(&report, &reading.beginning, &options) {
             report.continues = run;
@@ -82,6 +83,7 @@ pub fn plan<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<
     };
     let outcome = preflight::look(session, &backup, &options, IdentityCheck::Needed);
     let mut report = outcome.map_err(|error| with_another(dir, &backup, error))?;
+    preflight::run_rules(session, &backup, &options, &mut report)?;
     if options.backup.is_none() {
         report.warnings.extend(store::survey(dir)?.passed_over());
     }
@@ -170,6 +172,7 @@ pub fn plan_restart<'a>(session: &Session<'a>, mut options: Options) -> Result<P
     };
     let warning = rules_of_before(&mut options, &backup, reading.as_ref());
     let mut report = preflight::look(session, &backup, &options, check)?;
+    preflight::run_rules(session, &backup, &options, &mut report)?;
     report.warnings.extend(warning);
     let old = reading.map(|r| r.run.clone()).or(undo.and_then(|u| u.runs.last().cloned()));
     Ok(Proposal { session: locked, options, backup, origin: Origin::Restart { old }, report })
