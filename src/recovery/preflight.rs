@@ -21,7 +21,7 @@ use crate::backup::manifest::{Image, Manifest};
 use crate::backup::parts::{self, Holds, Part};
 use crate::backup::take::install;
 use crate::backup::{self, Backup, ETC, EXTRAS, USR_LOCAL};
-use crate::error::{AndNext, Failure, FailureKind, again, kind, misfit, no_space, run, together};
+use crate::error::{AndNext, Failure, FailureKind, again, kind, misfit, no_space, run, together, unsupported};
 use crate::node::dir::RecoveryDir;
 use crate::node::identity::Identity;
 use crate::node::profile::{Kind, Profile};
@@ -118,13 +118,19 @@ pub(super) enum IdentityCheck {
 /// Looks at the backup and the node.
 ///
 /// # Errors
-/// Those of choosing and verifying the backup; [`FailureKind::Misfit`] when it is another node's or the target
+/// Those of choosing and verifying the backup; [`FailureKind::Unsupported`] for rules where etcd is restored by the cluster's own
+/// script; [`FailureKind::Misfit`] when it is another node's or the target
 /// does not boot next (unless forced), or when etcd is to be restored by a script that is not there; [`FailureKind::NoSpace`].
 pub(super) fn look(session: &Session<'_>, backup: &Backup, options: &Options, check: IdentityCheck) -> Result<PlanReport> {
     let Session { node, dir, progress, .. } = *session;
     let manifest = &backup.manifest;
     let profile = manifest.profile.profile();
     let force = options.asked.force;
+    if options.rules.is_some() && options.asked.etcd == EtcdRestore::ClusterRestore {
+        return Err(unsupported(
+            "the cluster's own restore starts the API server by itself, so that objects cannot be patched before it runs: leave --etcd-restore away",
+        ));
+    }
     hold::check_owner(node, dir)?;
     let begun = node.clock().since_boot();
     backup::verify(backup, false, progress).with_context(|| format!("checking backup {}", backup.id))?;

@@ -356,6 +356,8 @@ fn an_upgrade_that_somebody_asked_for_is_told_and_can_be_taken_away() -> Result<
     ensure!(!plan["warnings"].to_string().contains("4.99.0"), "{}", plan["warnings"]);
     let change = &plan["modifier"]["rules"][0]["shown"][0]["changes"][0];
     ensure!(change["path"] == "/spec/desiredUpdate" && change["before"]["version"] == "4.99.0" && change["after"].is_null(), "{plan}");
+    run(&node, &["recover", "--dry-run", "--drop-desired-update", "--etcd-restore", "cluster-restore"])?
+        .expect(64, &["starts the API server by itself"])?;
     // One that the cluster has reached is none.
     let at: Value = serde_json::from_str(&value(&node, VERSION)?)?;
     ask(json!({"version": at["status"]["history"][0]["version"]}))?;
