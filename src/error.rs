@@ -21,7 +21,7 @@ pub enum FailureKind {
     Usage,
     /// Sound, but not supported by this agent, or of a newer version; the message says what to do instead.
     Unsupported,
-    /// A backup, journal, snapshot or archive is damaged or hostile.
+    /// A backup, journal, snapshot or archive is damaged or hostile, or rules cannot be carried out.
     Damaged,
     /// A component did not answer, or did not get ready, by its deadline.
     Unanswered,
@@ -45,7 +45,7 @@ pub const EXIT_CODES: [(u8, &str); 10] = [
     (1, "failed, look: the message names the step and the next command (`archive diff`: differs)"),
     (2, "usage, or not confirmed (`archive diff`: any other trouble)"),
     (64, "not supported: sound, but of a kind or version that the agent does not support; the message says what to do instead"),
-    (65, "damaged or hostile: backup, journal, snapshot, archive"),
+    (65, "damaged or hostile: backup, journal, snapshot, archive; or a resource modifier that is no good"),
     (69, "a component did not answer by its deadline (`--wait`)"),
     (73, "no space"),
     (75, "not now, run it again: interrupted, locked, a recovery is in progress, operators are progressing"),

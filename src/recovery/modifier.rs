@@ -119,8 +119,8 @@ pub(super) fn rules(text: &str) -> Result<Rules> {
 /// Calls `each` with every object of the backup that a rule is about.
 ///
 /// # Errors
-/// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) for an object that a rule may be about and that is not JSON in etcd,
-/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) for one that is no object; those of reading the backup, and of `each`.
+/// [`FailureKind::Unsupported`] for an object that a rule may be about and that is not JSON in etcd,
+/// [`FailureKind::Damaged`] for one that is no object; those of reading the backup, and of `each`.
 pub(super) fn run(backup: &Backup, rules: &Rules, progress: &Progress, each: &mut dyn FnMut(Object<'_>) -> Result<()>) -> Result<()> {
     let prefix = prefix(backup)?;
     let mut kinds: HashMap<String, bool> = HashMap::new();
@@ -252,7 +252,7 @@ fn prefix(backup: &Backup) -> Result<String> {
 /// What the rules would do, when all of them can be carried out.
 ///
 /// # Errors
-/// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when a rule is about no object, cannot be applied to one, or has a test that does not hold;
+/// [`FailureKind::Damaged`] when a rule is about no object, cannot be applied to one, or has a test that does not hold;
 /// as [`run`].
 pub(super) fn report(backup: &Backup, text: &str, progress: &Progress) -> Result<ModifierReport> {
     let rules = rules(text)?;

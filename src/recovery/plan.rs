@@ -44,7 +44,7 @@ enum Origin {
 ///
 /// # Errors
 /// [`FailureKind::Locked`] when another agent has the lock, [`FailureKind::Busy`] when a run is open beyond its first phase; those of
-/// the [`preflight`].
+/// the [`preflight`] and of the resource modifier's rules.
 pub fn plan<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<'a>> {
     let Session { node, dir, progress, .. } = *session;
     let verb = if options.from == FirstPhase::Platform { "recover" } else { "restore-files" };
@@ -65,6 +65,7 @@ pub fn plan<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<
         options.rules = options.rules.or_else(|| reading.beginning.rules.clone());
         let backup = backup::choose(&locked, &survey, Some(&reading.subject))?;
         let mut report = preflight::look(session, &backup, &options, IdentityCheck::Passed)?;
+        preflight::run_rules(session, &backup, &options, &mut report)?;
         let run = Some(reading.run.clone());
         let origin = if now == OpenRun::GoesOn && can_go_on(&report, &reading.beginning, &options) {
             report.continues = run;
@@ -90,6 +91,7 @@ pub fn plan<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<
         passed_over.iter().for_each(|sentence| progress.say(sentence));
         with_another(&survey, &backup, error)
     })?;
+    preflight::run_rules(session, &backup, &options, &mut report)?;
     report.warnings.extend(passed_over);
     report.warnings.extend(dir.old_recovery().map(|old| format!("{old}; this one takes its place")));
     Ok(Proposal { session: locked, options, backup, origin: Origin::New, report })
@@ -176,6 +178,7 @@ pub fn plan_restart<'a>(session: &Session<'a>, mut options: Options) -> Result<P
     };
     let warning = rules_of_before(&mut options, &backup, reading.as_ref());
     let mut report = preflight::look(session, &backup, &options, check)?;
+    preflight::run_rules(session, &backup, &options, &mut report)?;
     report.warnings.extend(warning);
     let old = reading.map(|r| r.run.clone()).or(undo.and_then(|u| u.runs.last().cloned()));
     Ok(Proposal { session: locked, options, backup, origin: Origin::Restart { old }, report })

@@ -21,7 +21,7 @@ use crate::backup::manifest::{Image, Manifest};
 use crate::backup::parts::{self, Holds, Part};
 use crate::backup::take::install;
 use crate::backup::{self, Backup, ETC, EXTRAS, USR_LOCAL};
-use crate::error::{AndNext, Failure, FailureKind, Next, kind, misfit, no_space, run, together};
+use crate::error::{AndNext, Failure, FailureKind, Next, again, kind, misfit, no_space, run, together, unsupported};
 use crate::node::dir::RecoveryDir;
 use crate::node::identity::Identity;
 use crate::node::profile::{Kind, Profile};
@@ -118,22 +118,24 @@ pub(super) enum IdentityCheck {
 /// Looks at the backup and the node.
 ///
 /// # Errors
-/// Those of choosing and verifying the backup; those of the resource modifier's rules; [`FailureKind::Misfit`] when it is another node's or the target
+/// Those of choosing and verifying the backup; [`FailureKind::Unsupported`] for rules where etcd is restored by the cluster's own
+/// script; [`FailureKind::Misfit`] when it is another node's or the target
 /// does not boot next (unless forced), or when etcd is to be restored by a script that is not there; [`FailureKind::NoSpace`].
 pub(super) fn look(session: &Session<'_>, backup: &Backup, options: &Options, check: IdentityCheck) -> Result<PlanReport> {
     let Session { node, dir, progress, .. } = *session;
     let manifest = &backup.manifest;
     let profile = manifest.profile.profile();
     let force = options.asked.force;
+    if options.rules.is_some() && options.asked.etcd == EtcdRestore::ClusterRestore {
+        return Err(unsupported(
+            "the cluster's own restore starts the API server by itself, so that objects cannot be patched before it runs: leave --etcd-restore away",
+        ));
+    }
     hold::check_owner(node, dir)?;
     let begun = node.clock().since_boot();
     backup::verify(backup, false, progress).with_context(|| format!("checking backup {}", backup.id))?;
     let verified_seconds = node.clock().since_boot().saturating_sub(begun).as_secs_f64();
     let mut warnings = identity(node, manifest, profile, force, check)?;
-    let modifier = options.rules.as_deref().map(|rules| modifier::report(backup, rules, progress)).transpose()?;
-    if profile.is_openshift() {
-        warnings.extend(modifier::upgrade_ahead(backup, options.rules.as_deref(), progress)?);
-    }
     warnings.extend(dates(node, manifest, progress)?);
     let target = Target::of(manifest.deployment.as_ref());
     let platform = table::report(node, target.clone())?;
@@ -169,8 +171,21 @@ pub(super) fn look(session: &Session<'_>, backup: &Backup, options: &Options, ch
         continues: None,
         replaces: None,
         changes,
-        modifier,
+        modifier: None,
     })
+}
+
+/// Runs the rules of the resource modifier on the backup, and looks for an upgrade that the backup's cluster would begin again.
+///
+/// # Errors
+/// Those of [`modifier::report`]: they are about the rules, not about the backup.
+pub(super) fn run_rules(session: &Session<'_>, backup: &Backup, options: &Options, report: &mut PlanReport) -> Result<()> {
+    let (rules, progress) = (options.rules.as_deref(), session.progress);
+    report.modifier = rules.map(|rules| modifier::report(backup, rules, progress)).transpose()?;
+    if backup.manifest.profile.profile().is_openshift() {
+        report.warnings.extend(modifier::upgrade_ahead(backup, rules, progress)?);
+    }
+    Ok(())
 }
 
 /// Whether this is the backup's node. It works with the API down.

@@ -201,6 +201,7 @@ fn rules_that_cannot_be_carried_out_change_nothing() -> Result<()> {
     put(&node, "/registry/other.example.com/things/ns/one", management("two", "x").to_string().as_bytes())?;
     put(&node, "/registry/secrets/ns/hush", b"k8s:enc:aescbc:v1:key1:abc")?;
     put(&node, "/registry/deployments/ns/web", b"k8s\0\x0a\x15\x0a\x07apps/v1\x12\x0aDeployment\x12\x00")?;
+    ok(&node, &["backup", "--name", "another"])?;
     ok(&node, &["backup", "--name", NAME])?;
     let before = node.snapshot()?;
     let remove = "patches: [{operation: remove, path: /spec/none}]";
@@ -249,7 +250,8 @@ fn rules_that_cannot_be_carried_out_change_nothing() -> Result<()> {
         for last in ["--dry-run", "--yes"] {
             let ended: Ended = run(&node, &[&args[..], &[last]].concat())?;
             let code = if code == 1 { ended.code.filter(|code| *code != 0).unwrap_or(1) } else { code };
-            ended.expect(code, says).with_context(|| text.clone())?;
+            let ended = ended.expect(code, says).with_context(|| text.clone())?;
+            ensure!(!ended.err.contains("takes another"), "another backup would not do: {ended}");
         }
         ensure!(!node.at("/var/recovery/progress").exists(), "{text}");
     }
@@ -354,6 +356,8 @@ fn an_upgrade_that_somebody_asked_for_is_told_and_can_be_taken_away() -> Result<
     ensure!(!plan["warnings"].to_string().contains("4.99.0"), "{}", plan["warnings"]);
     let change = &plan["modifier"]["rules"][0]["shown"][0]["changes"][0];
     ensure!(change["path"] == "/spec/desiredUpdate" && change["before"]["version"] == "4.99.0" && change["after"].is_null(), "{plan}");
+    run(&node, &["recover", "--dry-run", "--drop-desired-update", "--etcd-restore", "cluster-restore"])?
+        .expect(64, &["starts the API server by itself"])?;
     // One that the cluster has reached is none.
     let at: Value = serde_json::from_str(&value(&node, VERSION)?)?;
     ask(json!({"version": at["status"]["history"][0]["version"]}))?;
