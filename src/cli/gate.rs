@@ -16,6 +16,7 @@ use crate::gate::upgrade::{self, Arrived};
 use crate::gate::{Asked, Passed, pass};
 use crate::kube::Permission;
 use crate::report::words::line;
+use crate::schedule::store::Schedules;
 
 /// The deadline of an upgrade unless `--wait` says otherwise: one of a single node takes an hour or two.
 const UPGRADE: Duration = Duration::from_secs(3 * 3600);
@@ -58,6 +59,9 @@ pub(super) fn upgrade(context: &Context, args: &UpgradeArgs) -> Result<ExitCode>
 fn asked(context: &Context, schedule: Option<String>, take: bool, wait: Option<Duration>, max_age: SignedDuration) -> Result<Asked> {
     let max_age =
         Duration::try_from(max_age).ok().filter(|age| !age.is_zero()).ok_or_else(|| usage("--max-age must be more than nothing"))?;
+    // The schedule that says so takes the backup before an upgrade.
+    let before = |schedules: Schedules| schedules.all.into_values().find(|schedule| schedule.before_upgrade).map(|schedule| schedule.name);
+    let schedule = schedule.map_or_else(|| Schedules::of(&context.node).map(before), |name| Ok(Some(name)))?;
     Ok(Asked { schedule, take, wait, max_age, patience: context.deadline() })
 }
 

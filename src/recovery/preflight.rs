@@ -21,7 +21,7 @@ use crate::backup::manifest::{Image, Manifest};
 use crate::backup::parts::{self, Holds, Part};
 use crate::backup::take::install;
 use crate::backup::{self, Backup, ETC, EXTRAS, USR_LOCAL};
-use crate::error::{AndNext, Failure, FailureKind, Next, again, kind, misfit, no_space, run, together, unsupported};
+use crate::error::{AndNext, Failure, FailureKind, Next, kind, misfit, no_space, run, together, unsupported};
 use crate::node::dir::RecoveryDir;
 use crate::node::identity::Identity;
 use crate::node::profile::{Kind, Profile};

@@ -129,7 +129,7 @@ fn an_upgrade_of_k0rdent_is_taken_back_with_the_guides_files() -> Result<()> {
     ok(&node, &["gate", "install"])?;
     let refused = ask(&node, "kcm-0-3-0")?;
     ensure!(refused.code() != 0 && refused.stderr.contains(AGENT) && refused.stderr.contains("there is no backup"), "{}", refused.stderr);
-    let passed = json_of(&node, &["gate", "--take", "--for", "example-backup"])?;
+    let passed = json_of(&node, &["gate", "--take"])?;
     ensure!(passed["release"] == "kcm-0-2-0", "{passed}");
     let listed = json_of(&node, &["list", "-l", "k0rdent.mirantis.com/release-backup=kcm-0-2-0"])?;
     ensure!(listed[0]["name"] == "example-backup-kcm-0-2-0" && listed.as_array().is_some_and(|all| all.len() == 1), "{listed}");
