@@ -28,7 +28,8 @@ fn look(path: String, before: Option<&Value>, after: Option<&Value>, found: &mut
     match (before, after) {
         (Some(Value::Object(old)), Some(Value::Object(new))) => {
             let added = new.keys().filter(|key| !old.contains_key(*key));
-            for key in old.keys().chain(added) {
+            // Of most objects nearly all is the same: no path is made for that.
+            for key in old.keys().chain(added).filter(|key| old.get(*key) != new.get(*key)) {
                 look(format!("{path}/{}", key.replace('~', "~0").replace('/', "~1")), old.get(key), new.get(key), found);
             }
         }
