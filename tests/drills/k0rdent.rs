@@ -61,9 +61,15 @@ spec:
 const WATCHER: &str = "[Unit]
 Description=Watch the release
 [Service]
-ExecStart=/bin/sh -c 'while :; do kubectl get managements kcm -o jsonpath=\"{.spec.release}{\\\"\\\\\\n\\\"}\" >> /var/seen 2> /dev/null; sleep 0.1; done'
+Environment=KUBECONFIG=/etc/kubernetes/admin.conf
+ExecStart=/bin/sh /var/watch.sh
 [Install]
 WantedBy=multi-user.target
+";
+const WATCH: &str = "while :; do
+    release=$(kubectl get managements kcm --request-timeout=2s -o 'jsonpath={.spec.release}' 2> /dev/null) && echo \"$release\" >> /var/seen
+    sleep 0.1
+done
 ";
 
 /// The resource, as far as the drill needs it: what `kubectl explain management` shows of kcm's.
@@ -121,7 +127,8 @@ fn an_upgrade_of_k0rdent_is_taken_back_with_the_guides_files() -> Result<()> {
     })])?;
     arrive(&node)?;
     node.put("/etc/systemd/system/watcher.service", WATCHER.as_bytes(), 0o644)?;
-    node.run(&["systemctl", "enable", "watcher.service"])?;
+    node.put("/var/watch.sh", WATCH.as_bytes(), 0o644)?;
+    node.run(&["systemctl", "enable", "--now", "watcher.service"])?;
 
     node.put("/root/schedule.yaml", SCHEDULE.as_bytes(), 0o600)?;
     let said = ok(&node, &["schedule", "apply", "-f", "/root/schedule.yaml"])?;
@@ -147,7 +154,7 @@ fn an_upgrade_of_k0rdent_is_taken_back_with_the_guides_files() -> Result<()> {
     let nothing = rollback("late").replace("managements.k0rdent", "management.k0rdent");
     node.put("/root/nothing.yaml", nothing.as_bytes(), 0o600)?;
     let done = agent(&node, &["recover", "--yes", "-f", "/root/nothing.yaml"])?;
-    ensure!(done.code() == 65 && done.stderr.contains("matches nothing"), "{}: {}", done.code(), done.stderr);
+    ensure!(done.code() == 65 && done.stderr.contains("is about no object of the backup"), "{}: {}", done.code(), done.stderr);
 
     let generation = node.get(&["managements", "kcm"])?["metadata"]["generation"].as_i64().context("no generation")?;
     node.run(&["sh", "-c", ": > /var/seen"])?;
