@@ -32,8 +32,8 @@ pub struct Arrived {
 /// Brings the cluster to the release `to`: with a good backup first. `patience` is for the upgrade alone.
 ///
 /// # Errors
-/// As [`pass`]; [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) where the API has nothing to change;
-/// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when it has not arrived by the deadline. What leads back is its `next`.
+/// As [`pass`]; [`FailureKind::Unsupported`] where the API has nothing to change;
+/// [`FailureKind::Unanswered`] when it has not arrived by the deadline. What leads back is its `next`.
 pub fn upgrade(session: Session<'_>, asked: &Asked, to: &str, patience: Duration) -> Result<Arrived> {
     let clock = session.node.clock();
     let began = clock.since_boot();

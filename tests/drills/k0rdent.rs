@@ -168,7 +168,7 @@ fn an_upgrade_of_k0rdent_is_taken_back_with_the_guides_files() -> Result<()> {
     RECOVERED.wait("the end of the recovery", is_over, || ok(&node, &["status"]).unwrap_or_default())?;
     let management = node.get(&["managements", "kcm"])?;
     ensure!(management["spec"]["release"] == "kcm-0-2-0" && management["metadata"]["generation"] == generation + 1, "{management}");
-    ensure!(management["spec"]["providers"][0]["weight"].to_string() == "0.21844674407370954", "{management}");
+    ensure!(management["spec"]["providers"][0]["weight"] == json!(0.218_446_744_073_709_54), "{management}");
     let seen = node.read("/var/seen")?;
     let lines: Vec<&str> = seen.lines().filter(|line| !line.is_empty()).collect();
     // Before the reboot the new one was there.

@@ -29,12 +29,12 @@ const LABEL: &str = "k0rdent.mirantis.com/management-backup";
 
 /// A node with its control plane up, and the directory that is removed after it: what is dropped last stands first.
 fn node(kind: Kind) -> Result<(tempfile::TempDir, Node)> {
-    node_with(Options::new(kind, &Version::V34.program("etcd")?))
+    node_with(&Options::new(kind, &Version::V34.program("etcd")?))
 }
 
-fn node_with(options: Options) -> Result<(tempfile::TempDir, Node)> {
+fn node_with(options: &Options) -> Result<(tempfile::TempDir, Node)> {
     let temporary = tempfile::tempdir()?;
-    let node = Node::build(temporary.path(), &options)?;
+    let node = Node::build(temporary.path(), options)?;
     node.wait_containers(&["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"])?;
     Ok((temporary, node))
 }
@@ -355,7 +355,7 @@ fn a_run_that_is_killed_anywhere_is_one_backup_in_the_end() -> Result<()> {
 #[test]
 fn a_full_disk_is_said_with_what_lies_there_and_costs_no_backup() -> Result<()> {
     let options = Options { recovery_disk: Some(300), ..Options::new(Kind::Kubeadm, &Version::V34.program("etcd")?) };
-    let (_temporary, node) = node_with(options)?;
+    let (_temporary, node) = node_with(&options)?;
     apply(&node, GUIDE, 0, &[])?;
     ended(&node, &["backup"], 0, &[])?;
     ended(&node, &["schedule", "run", "example-backup"], 0, &[])?;
