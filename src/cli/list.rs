@@ -89,7 +89,7 @@ pub(super) fn describe(listed: &[Listed], wide: bool, now: Timestamp) -> String 
 }
 
 /// Velero's word, where it has one.
-fn status(state: State) -> &'static str {
+pub(super) fn status(state: State) -> &'static str {
     match state {
         State::Complete => "Completed",
         State::Expired => "Expired",

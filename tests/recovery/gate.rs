@@ -67,6 +67,9 @@ fn only_a_good_backup_opens_it() -> Result<()> {
     let was = std::fs::read(&machine_id)?;
     std::fs::write(&machine_id, "0123456789abcdef0123456789abcdef\n")?;
     closed(&node, &["the machine id is"])?;
+    let shown = ok(&node, &["show", &id])?;
+    ensure!(shown.contains("OtherNode") && shown.contains("the machine id is") && shown.contains("next: "), "{shown}");
+    ensure!(ok(&node, &["list"])?.contains("OtherNode"));
     std::fs::write(&machine_id, was)?;
     open(&node, &id)?;
 

@@ -14,6 +14,7 @@ use crate::backup::layout::LEGACY_ID;
 use crate::backup::legacy;
 use crate::backup::manifest::{DeploymentId, Manifest};
 use crate::backup::survey::survey;
+use crate::node::Node;
 use crate::node::identity::Identity;
 use crate::node::mounts;
 use crate::node::profile::Profile;
@@ -75,6 +76,10 @@ pub struct Listed {
 pub struct Shown {
     /// Its id.
     pub id: String,
+    /// Whether it can be used. Its contents are not read: `verify` does that.
+    pub state: State,
+    /// Why not, when it is not complete.
+    pub reason: Option<String>,
     /// Its directory, as the node calls it.
     pub path: PathBuf,
     /// When it was taken, as far as it says.
@@ -92,9 +97,7 @@ pub struct Shown {
 pub fn list(session: &Session<'_>, selector: &Selector) -> Result<Vec<Listed>> {
     let Session { node, dir, .. } = *session;
     let survey = survey(dir)?;
-    // Where the node cannot say who it is, none is another's.
-    let identity = Profile::of(node).and_then(|profile| Identity::of(node, profile)).ok();
-    let now = node.clock().now();
+    let (identity, now) = (identity(node), node.clock().now());
     let bare = |id: &str, state, reason| Listed {
         id: id.to_owned(),
         state,
@@ -139,6 +142,11 @@ pub fn list(session: &Session<'_>, selector: &Selector) -> Result<Vec<Listed>> {
     Ok(lines)
 }
 
+/// Who the node is; where it cannot say that, no backup is another's.
+fn identity(node: &Node) -> Option<Identity> {
+    Profile::of(node).and_then(|profile| Identity::of(node, profile)).ok()
+}
+
 /// Whether a published backup is for this node, now.
 fn judge(manifest: &Manifest, identity: Option<&Identity>, now: Timestamp) -> (State, Option<String>) {
     let differences = identity.map(|identity| manifest.identity.differences(identity)).unwrap_or_default();
@@ -161,7 +169,8 @@ pub fn show(session: &Session<'_>, wanted: &str) -> Result<Shown> {
     let Some(backup) = survey.find(wanted) else {
         let old = legacy::find(dir).filter(|_| wanted == LEGACY_ID).ok_or_else(|| no_such(dir, &survey, wanted))?;
         let (path, files) = (dir.shown().to_owned(), old.files());
-        return Ok(Shown { id: LEGACY_ID.to_owned(), path, taken: old.taken(), manifest: None, files });
+        let (state, reason) = legacy::problem(&old)?.map_or((State::Legacy, None), |problem| (State::Damaged, Some(problem)));
+        return Ok(Shown { id: LEGACY_ID.to_owned(), state, reason, path, taken: old.taken(), manifest: None, files });
     };
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(&backup.path).with_context(|| format!("listing {}", backup.path.display()))? {
@@ -169,5 +178,14 @@ pub fn show(session: &Session<'_>, wanted: &str) -> Result<Shown> {
         files.insert(entry.file_name().to_string_lossy().into_owned(), entry.metadata().map_or(0, |m| m.len()));
     }
     let manifest = backup.manifest.clone();
-    Ok(Shown { id: backup.id.clone(), path: node.shown(&backup.path), taken: Some(manifest.taken), manifest: Some(manifest), files })
+    let (state, reason) = judge(&manifest, identity(node).as_ref(), node.clock().now());
+    Ok(Shown {
+        id: backup.id.clone(),
+        state,
+        reason,
+        path: node.shown(&backup.path),
+        taken: Some(manifest.taken),
+        manifest: Some(manifest),
+        files,
+    })
 }
