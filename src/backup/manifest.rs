@@ -268,14 +268,14 @@ impl From<Manifest> for V2 {
 }
 
 impl From<ManagementV2> for kube::Management {
-    fn from(ManagementV2 { release, ready }: ManagementV2) -> Self {
-        Self { release, ready }
+    fn from(ManagementV2 { release, asked, ready }: ManagementV2) -> Self {
+        Self { release, asked, ready }
     }
 }
 
 impl From<kube::Management> for ManagementV2 {
-    fn from(kube::Management { release, ready }: kube::Management) -> Self {
-        Self { release, ready }
+    fn from(kube::Management { release, asked, ready }: kube::Management) -> Self {
+        Self { release, asked, ready }
     }
 }
 

@@ -113,6 +113,7 @@ fn clocks(context: &Context) -> Result<Now> {
 }
 
 fn report(schedule: Schedule, now: &Now) -> Result<Report> {
+    let (schedule, _) = schedule.settled(now);
     let verdict = judge(&schedule, now)?;
     let waits = if let Verdict::Waits { why, .. } = &verdict { Some(why.clone()) } else { None };
     Ok(Report {

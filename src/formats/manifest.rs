@@ -214,6 +214,8 @@ pub struct ImageV1 {
 pub struct ManagementV2 {
     /// The release that it was at, where it said so.
     pub release: Option<String>,
+    /// The release that it was asked to be at.
+    pub asked: String,
     /// It was at the release that was asked for, and every component was ready.
     pub ready: bool,
 }

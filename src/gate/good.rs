@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::here::Here;
+use crate::backup::names::RELEASE_LABEL;
 use crate::backup::published::Backup;
 use crate::backup::survey::survey;
 use crate::backup::verify;
@@ -83,6 +84,9 @@ pub struct Good {
     pub taken: Timestamp,
     /// When it is too old.
     pub until: Timestamp,
+    /// It has the label of a backup from before an upgrade, so that no other pushes it out.
+    #[serde(skip)]
+    pub stays: bool,
 }
 
 /// What was found.
@@ -95,6 +99,13 @@ pub struct Look {
 }
 
 impl Look {
+    /// True when all that is wrong with the backup `id` is its age.
+    #[must_use]
+    pub fn is_only_too_old(&self, id: &str) -> bool {
+        let faults = self.passed_over.iter().find(|(passed, _)| passed == id).map(|(_, faults)| faults.as_slice());
+        self.good.is_none() && matches!(faults, Some([Fault::TooOld { .. }]))
+    }
+
     /// Why there is none, in a sentence.
     #[must_use]
     pub fn why(&self) -> String {
@@ -127,7 +138,8 @@ pub fn look(session: &Session<'_>, here: &Here, max_age: Duration, read: &mut Re
         }
         if faults.is_empty() {
             let taken = backup.manifest.taken;
-            look.good = Some(Good { id: backup.id.clone(), taken, until: taken.saturating_add(age(max_age)).unwrap_or(taken) });
+            let stays = backup.manifest.labels.contains_key(RELEASE_LABEL);
+            look.good = Some(Good { id: backup.id.clone(), taken, until: taken.saturating_add(age(max_age)).unwrap_or(taken), stays });
             break;
         }
         look.passed_over.push((backup.id.clone(), faults));
@@ -266,7 +278,8 @@ mod tests {
             faults(|backup, here, _| {
                 let (copy, _) = good();
                 *here = Here::of_manifest(&copy.manifest).of_k0rdent("kcm-0-2-0");
-                backup.manifest.management = release.map(|release| Management { release: Some(release.to_owned()), ready });
+                backup.manifest.management =
+                    release.map(|release| Management { release: Some(release.to_owned()), asked: release.to_owned(), ready });
             })
         };
         assert_eq!(with(Some("kcm-0-2-0"), true), []);
@@ -274,6 +287,9 @@ mod tests {
         assert!(matches!(&with(Some("kcm-0-1-0"), true)[..], [Fault::OtherRelease { .. }]));
         assert!(matches!(&with(None, true)[..], [Fault::OtherRelease { found: None, .. }]));
         // Where the cluster is not upgraded through it, how it is says nothing.
-        assert_eq!(faults(|backup, _, _| backup.manifest.management = Some(Management { release: None, ready: false })), []);
+        assert_eq!(
+            faults(|backup, _, _| backup.manifest.management = Some(Management { release: None, asked: String::new(), ready: false })),
+            []
+        );
     }
 }

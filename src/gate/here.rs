@@ -8,6 +8,7 @@ use crate::kube::{self, Upgraded};
 use crate::node::Node;
 use crate::node::identity::Identity;
 use crate::node::profile::Profile;
+use crate::node::static_pod::Manifest;
 use crate::tools::ostree::{self, Deployment};
 
 /// Where the cluster is.
@@ -34,7 +35,8 @@ impl Here {
         let profile = Profile::of(node)?;
         let identity = Identity::of(node, profile)?;
         let client = kube::Client::of(node, profile)?;
-        let (cluster, management) = (client.cluster()?, client.management()?);
+        let (mut cluster, management) = (client.cluster()?, client.management()?);
+        cluster.progressing |= between_releases(node, profile)?;
         let booted = if ostree::is_ostree(node) { ostree::deployments(node)?.into_iter().find(|d| d.booted) } else { None };
         Ok((Self { identity, cluster, management, booted, profile }, client))
     }
@@ -89,6 +91,17 @@ impl Here {
     }
 }
 
+/// True on kubeadm while `kubeadm upgrade` is at work: it replaces the static pods one by one.
+fn between_releases(node: &Node, profile: &Profile) -> Result<bool> {
+    let mut tags = std::collections::BTreeSet::new();
+    for pod in profile.static_pods.iter().filter(|pod| !profile.is_openshift() && **pod != *profile.etcd()) {
+        let manifest = Manifest::of(node, profile, pod)?;
+        // Without a version in its tag, an image tells nothing.
+        tags.extend(manifest.iter().flat_map(Manifest::images).filter_map(|image| Some(image.rsplit_once(":v")?.1.to_owned())));
+    }
+    Ok(tags.len() > 1)
+}
+
 #[cfg(test)]
 impl Here {
     /// The cluster that a backup with this manifest was taken of, its deployment booted and pinned.
@@ -107,7 +120,7 @@ impl Here {
 
     /// The same, upgraded through this Management.
     pub(super) fn of_k0rdent(self, release: &str) -> Self {
-        let management = Some(kube::Management { release: Some(release.to_owned()), ready: true });
+        let management = Some(kube::Management { release: Some(release.to_owned()), asked: release.to_owned(), ready: true });
         Self { management, profile: &crate::node::profile::KUBEADM, ..self }
     }
 }

@@ -19,6 +19,8 @@ use crate::session::Session;
 
 /// Who asks for a backup that the gate takes.
 const GATE: &str = "gate";
+/// How many backups are taken in a row.
+const TAKEN_AT_MOST: u32 = 2;
 /// Between two looks while it waits.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -106,8 +108,14 @@ fn attempt(session: Session<'_>, asked: &Asked, read: &mut ReadBack) -> Result<F
     let release = here.release()?.to_owned();
     let mut found = look(&session, &here, asked.max_age, read)?;
     let (mut taken_now, mut warnings) = (false, Vec::new());
-    if found.good.is_none() && asked.take {
-        session.progress.say(&format!("{}: taking one", found.why()));
+    // One that counts with others may be gone before the upgrade is over. And one that goes on with what an interrupted backup had begun can be too old
+    // when it is ready: the next begins anew.
+    for _ in 0..TAKEN_AT_MOST {
+        if !asked.take || found.good.as_ref().is_some_and(|good| good.stays) {
+            break;
+        }
+        let why = if found.good.is_some() { "the good backup does not stay until the upgrade is over".to_owned() } else { found.why() };
+        session.progress.say(&format!("{why}: taking one"));
         let locked = session.lock("gate")?;
         let taken = take::take(&locked, &options(asked, &release)).context("taking the backup before the upgrade")?;
         drop(locked);
@@ -117,6 +125,9 @@ fn attempt(session: Session<'_>, asked: &Asked, read: &mut ReadBack) -> Result<F
         // Its deployment is pinned now.
         here = Here::of(session.node).context("looking where the cluster is")?.0;
         found = look(&session, &here, asked.max_age, read)?;
+        if !found.is_only_too_old(&taken.manifest.id) {
+            break;
+        }
     }
     door::keep(&session, &client, &release, &found)?;
     let Some(good) = found.good else { return Ok(Found::Closed { why: found.why(), release, taken_now }) };

@@ -8,10 +8,12 @@ use serde::Serialize;
 use super::here::Here;
 use super::pass::{Asked, Passed, pass};
 use crate::error::{AndNext, FailureKind, Next, kind, run, unanswered};
-use crate::kube::{Client, Upgrade, Upgraded};
+use crate::kube::{Client, Upgrade, Upgraded, is_gate};
 use crate::node::profile::Profile;
 use crate::session::Session;
 
+/// How long the API server may take to see that its gate is open.
+const SEEN: Duration = Duration::from_secs(30);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(5);
 /// For how long it has to be done: operators that have settled may move once more.
@@ -42,14 +44,26 @@ pub fn upgrade(session: Session<'_>, asked: &Asked, to: &str, patience: Duration
     let (passed, _, client) = pass(session, asked)?;
     if passed.release != to {
         session.progress.say(&format!("asking for {to}; `recovery recover --backup {}` leads back", passed.good.id));
-        client.ask_for_release(upgraded, to, false)?;
-        watch(session, upgraded, to, patience).map_err(|error| match kind(&error) {
+        let go_on = ask(session, &client, upgraded, to).and_then(|()| watch(session, upgraded, to, patience));
+        go_on.map_err(|error| match kind(&error) {
             // An upgrade that nobody watches any more goes on.
             FailureKind::Interrupted => error.and_next(run("recovery up", "waits until everything is up")),
-            _ => error.and_next(way_back(&passed.good.id)),
+            FailureKind::Unanswered => error.and_next(way_back(&passed.good.id)),
+            _ => error,
         })?;
     }
     Ok(Arrived { passed, to: to.to_owned(), seconds: clock.since_boot().saturating_sub(began).as_secs_f64() })
+}
+
+/// Asks for the release. The API server takes a moment to see that its gate is open.
+fn ask(session: Session<'_>, client: &Client, upgraded: Upgraded, to: &str) -> Result<()> {
+    let deadline = session.node.clock().deadline(SEEN);
+    loop {
+        match client.ask_for_release(upgraded, to, false) {
+            Err(error) if is_gate(&error) && !deadline.passed() => session.node.clock().sleep(Duration::from_secs(1))?,
+            done => return done,
+        }
+    }
 }
 
 fn way_back(id: &str) -> Next {

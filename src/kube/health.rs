@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use super::client::Client;
 use super::objects::{Condition, Conditions, Metadata, Object, Unread, condition, is_true, or_default};
-use super::release::Management;
 use super::workloads::Workload;
 
 /// One object, and what is wrong with it.
@@ -134,25 +133,19 @@ impl Client {
         Ok(found)
     }
 
-    /// k0rdent's Management: at the release that it is asked to be at, which is that of `then` where one is given, and every component ready.
+    /// k0rdent's Management: at the release that it is asked to be at, and every component ready. One that `was_there` has to be there. (Which release
+    /// that is, a recovery may have changed by rules.)
     ///
     /// # Errors
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer.
-    pub fn managements(&self, then: Option<&Management>) -> Result<Vec<Health>> {
+    pub fn managements(&self, was_there: bool) -> Result<Vec<Health>> {
         let path = self.resource("k0rdent.mirantis.com", "managements")?;
         let all: Vec<Object<Release, ManagementStatus>> =
             path.map_or_else(|| Ok(Vec::new()), |path| self.list(&path)).context("asking for k0rdent's Management")?;
-        if all.is_empty() && then.is_some() {
+        if all.is_empty() && was_there {
             return Ok(vec![Health { name: "Management".to_owned(), trouble: Some("it is not there".to_owned()) }]);
         }
-        let then = then.and_then(|then| then.release.as_deref());
-        let other = |one: &Release| {
-            then.filter(|then| *then != one.release).map(|then| format!("it is to be at {}, and was at {then}", one.release))
-        };
-        let trouble = |one: &Object<Release, ManagementStatus>| {
-            other(&one.spec).or_else(|| management_trouble(&one.metadata, &one.spec, &one.status))
-        };
-        Ok(all.iter().map(|one| Health::of(&one.metadata, trouble(one))).collect())
+        Ok(all.iter().map(|one| Health::of(&one.metadata, management_trouble(&one.metadata, &one.spec, &one.status))).collect())
     }
 
     /// Flux's HelmReleases: each is ready, but those that are suspended.

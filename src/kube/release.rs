@@ -14,6 +14,8 @@ const CLUSTER_VERSION: &str = "/apis/config.openshift.io/v1/clusterversions/vers
 pub struct Management {
     /// The release that it is at, `kcm-0-2-0`: `status.release`. `None` on a new one, and on one that Velero has restored.
     pub release: Option<String>,
+    /// The release that it is asked to be at: `spec.release`.
+    pub asked: String,
     /// It is at the release that was asked for, and every component is ready.
     pub ready: bool,
 }
@@ -154,6 +156,7 @@ fn management(object: &ManagementObject) -> Management {
     let is_current = status.observed_generation >= object.metadata.generation && spec.release == status.release;
     Management {
         release: Some(status.release.clone()).filter(|release| !release.is_empty()),
+        asked: spec.release.clone(),
         ready: is_current && is_true(&status.conditions, "Ready"),
     }
 }
@@ -197,11 +200,11 @@ mod tests {
                 "status": {"release": at, "observedGeneration": 2, "conditions": [{"type": "Ready", "status": ready}]},
             })))
         };
-        let before = Some("kcm-0-2-0".to_owned());
-        assert_eq!(of(2, "kcm-0-2-0", "kcm-0-2-0", "True"), Management { release: before.clone(), ready: true });
-        assert_eq!(of(2, "kcm-0-3-0", "kcm-0-2-0", "True"), Management { release: before.clone(), ready: false });
-        assert_eq!(of(3, "kcm-0-2-0", "kcm-0-2-0", "True"), Management { release: before.clone(), ready: false });
-        assert_eq!(of(2, "kcm-0-2-0", "kcm-0-2-0", "False"), Management { release: before, ready: false });
+        let at = |asked: &str, ready| Management { release: Some("kcm-0-2-0".to_owned()), asked: asked.to_owned(), ready };
+        assert_eq!(of(2, "kcm-0-2-0", "kcm-0-2-0", "True"), at("kcm-0-2-0", true));
+        assert_eq!(of(2, "kcm-0-3-0", "kcm-0-2-0", "True"), at("kcm-0-3-0", false));
+        assert_eq!(of(3, "kcm-0-2-0", "kcm-0-2-0", "True"), at("kcm-0-2-0", false));
+        assert_eq!(of(2, "kcm-0-2-0", "kcm-0-2-0", "False"), at("kcm-0-2-0", false));
         assert_eq!(of(2, "kcm-0-2-0", "", "True").release, None, "as Velero restores it");
     }
 

@@ -81,8 +81,9 @@ fn test(object: &mut Value, path: &Pointer, wanted: &Value) -> Result<(), Fault>
     if found.as_deref().unwrap_or(&Value::Null) == wanted {
         return Ok(());
     }
-    let there = found.map_or_else(|| "nothing is there".to_owned(), |found| format!("it is {found}"));
-    Err(Fault::Test(format!("test: {path} is not {wanted}: {there}")))
+    // What is there may be a secret.
+    let there = if found.is_some() { "something else is there" } else { "nothing is there" };
+    Err(Fault::Test(format!("test: {path} is not as the rule has it: {there}")))
 }
 
 /// True when the object has `wanted` at `path`: a condition, which nothing that is missing meets, but a key for null.

@@ -6,8 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 
 use super::dir::DEFAULT;
 use super::{Node, durable};
@@ -123,11 +123,17 @@ pub fn wake(node: &Node, at: Option<Timestamp>) -> Result<bool> {
     Ok(true)
 }
 
+/// When the timer elapses once more, after its instant: a service that could not be started then (its mount failed) writes no new drop-in.
+const ONCE_MORE: [SignedDuration; 3] = [SignedDuration::from_hours(1), SignedDuration::from_hours(6), SignedDuration::from_hours(24)];
+
 /// The drop-in. The empty line takes back what the timer's own file says of when: see there.
 fn drop_in(at: Timestamp) -> String {
-    let when = at.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S");
+    let times = std::iter::once(at).chain(ONCE_MORE.into_iter().filter_map(|later| at.checked_add(later).ok()));
+    let line = |at: Timestamp| format!("OnCalendar={} UTC\n", at.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S"));
+    let lines: String = times.map(line).collect();
     format!(
-        "# The earliest next instant of the schedules: `recovery schedule list`. Written by the agent.\n[Timer]\nOnBootSec=\nOnCalendar={when} UTC\n"
+        "# The earliest next instant of the schedules (`recovery schedule list`), and some later ones: should nothing come of it. Written by the \
+         agent.\n[Timer]\nOnBootSec=\n{lines}"
     )
 }
 
@@ -176,7 +182,7 @@ mod tests {
         let at = "2026-11-21T05:00:00.5Z".parse()?;
         assert!(wake(&node, Some(at))? && !wake(&node, Some(at))?);
         let text = std::fs::read_to_string(node.path(WAKE))?;
-        assert!(text.ends_with("[Timer]\nOnBootSec=\nOnCalendar=2026-11-21 05:00:00 UTC\n"), "{text}");
+        assert!(text.contains("[Timer]\nOnBootSec=\nOnCalendar=2026-11-21 05:00:00 UTC\nOnCalendar=2026-11-21 06:00:00 UTC\n"), "{text}");
         assert!(wake(&node, None)? && !wake(&node, None)? && !node.exists(WAKE));
         Ok(())
     }

@@ -4,7 +4,7 @@
 //! What an object gets is a function of the backup and the rules alone ([`modifier::run`]). So each object is either as the backup has it, or as the
 //! rules make it, and after a crash that is all that has to be known: each is patched once.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::modifier::{self, Object};
 use super::run::Doing;
 use super::waits;
-use crate::error::{AndNext, FailureKind, Next, damaged, kind};
+use crate::error::{AndNext, FailureKind, Next, damaged, kind, run};
 use crate::etcd::{Endpoint, Store};
 use crate::kube::{Client, Place};
 use crate::modifiers::{Difference, Rules, differences};
@@ -78,6 +78,11 @@ fn intent(here: &Doing<'_, '_>, rules: &Rules) -> Result<Intent> {
     Ok(Intent { objects, sha256: data_encoding::HEXLOWER.encode(&hash.finalize()) })
 }
 
+/// A failure that the same rules on the same backup would meet again: etcd is restored once more, perhaps with other rules.
+fn again(message: String) -> anyhow::Error {
+    anyhow!(message).and_next(run("recovery restart", "restores etcd again; with `--resource-modifier FILE`, by other rules"))
+}
+
 enum Put {
     Now,
     Before,
@@ -92,9 +97,7 @@ fn put(store: &mut Store, object: &Object<'_>) -> Result<Put> {
     let wanted = object.wanted()?;
     let target = &object.target;
     let Some((there, revision)) = store.get(object.key)? else {
-        bail!(
-            "{target} is not in etcd, which was restored from the backup that has it: who has removed it? `recovery restart` restores it again"
-        );
+        return Err(again(format!("{target} is not in etcd, which was restored from the backup that has it: somebody has removed it")));
     };
     if there == wanted {
         return Ok(Put::Before);
@@ -103,10 +106,10 @@ fn put(store: &mut Store, object: &Object<'_>) -> Result<Put> {
         return Ok(Put::Now);
     }
     let (there, old, new) = (modifier::digest(&there), modifier::digest(object.value), modifier::digest(&wanted));
-    bail!(
+    Err(again(format!(
         "{target} is in etcd neither as the backup has it nor as the rules make it (SHA-256 {there}, not {old} or {new}): something else has written to \
-         etcd since it was restored; `recovery restart` restores it again"
-    )
+         etcd since it was restored"
+    )))
 }
 
 /// Reads every patched object back through the API server, and asks whether it would take it.
@@ -147,22 +150,25 @@ fn look(client: &Client, object: &Object<'_>) -> Result<Option<String>> {
             "{target} is not served as {api_version}, in which it is stored: whether the API server takes it cannot be told"
         )));
     };
-    if let Some(generation) = object.generation
-        && served.pointer("/metadata/generation").and_then(Value::as_i64) != Some(generation)
-    {
-        bail!("{target} has not the generation {generation} that it was given: the API server serves another object than was patched");
+    if let Some(generation) = object.generation {
+        let there = served.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or_default();
+        if there > generation {
+            return Ok(Some(format!("{target} has been changed since it was patched: a pod that runs already was at it")));
+        }
+        if there < generation {
+            let what = "the API server serves another object than was patched";
+            return Err(again(format!("{target} has not the generation {generation} that it was given: {what}")));
+        }
     }
     let unlike = differences(&original, wanted).into_iter().find(|difference| !is_there(&served, difference));
-    if let Some(Difference { path, after, .. }) = unlike {
-        let after = after.unwrap_or_default();
-        bail!(
-            "{path} of {target} should be {after}, and the API server says {}: see the schema of its CustomResourceDefinition",
-            served.pointer(&path).unwrap_or(&Value::Null)
-        );
+    if let Some(Difference { path, .. }) = unlike {
+        return Err(again(format!(
+            "{path} of {target} is not what the rules make it, in what the API server serves: see the schema of its CustomResourceDefinition"
+        )));
     }
     match client.invalid(place, &served) {
         Ok(None) => Ok(None),
-        Ok(Some(why)) => bail!("the API server would not take {target} as the rules make it: {why}"),
+        Ok(Some(why)) => Err(again(format!("the API server would not take {target} as the rules make it: {why}"))),
         Err(error) if kind(&error) == FailureKind::Interrupted => Err(error),
         Err(error) => Ok(Some(format!("whether {target} is valid as the rules make it cannot be told yet: {error:#}"))),
     }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::due::{Now, Verdict, judge, wake};
+use super::due::{LOOK_AGAIN, Now, Verdict, judge, wake};
 use super::store::{Moment, Schedules};
 use crate::node::{Node, dir::RecoveryDir, hold, timer};
 use crate::tools::systemctl;
@@ -46,7 +46,10 @@ pub fn arm(node: &Node) -> Result<()> {
     let mut times = Vec::new();
     for schedule in schedules.all.values() {
         // What is wrong with one of them is said when it is due, or listed: it must not keep the others from running.
-        times.extend(judge(schedule, &now).ok().as_ref().and_then(Verdict::wake));
+        let (settled, changed) = schedule.settled(&now);
+        times.extend(judge(&settled, &now).ok().as_ref().and_then(Verdict::wake));
+        // Whoever has the lock then writes down from when it is counted.
+        times.extend(changed.then(|| now.moment.wall + LOOK_AGAIN));
     }
     timer::install(node, &node.real_path("/etc"))?;
     let at = wake(times.into_iter(), now.moment.wall);

@@ -17,7 +17,7 @@ use super::store::{Moment, Run, Schedule, State, Waiting};
 /// How long it takes from a try that failed to the next: each time longer, and then always as the last.
 const AGAIN: [Duration; 5] = [mins(5), mins(10), mins(20), mins(40), mins(60)];
 /// How long it takes to look again whether what is in the way has gone.
-const LOOK_AGAIN: Duration = mins(5);
+pub(super) const LOOK_AGAIN: Duration = mins(5);
 /// How many instants tell how far apart they are.
 const MEASURED: usize = 100;
 /// The longest time within which a clock that is set does not make a schedule run again.
@@ -84,6 +84,16 @@ pub fn settle(state: &mut State, now: &Now) -> bool {
     changed
 }
 
+impl Schedule {
+    /// The schedule as it is once it is [settled](settle), and whether that has changed it. Nothing is written.
+    #[must_use]
+    pub fn settled(&self, now: &Now) -> (Self, bool) {
+        let mut settled = self.clone();
+        let changed = settle(&mut settled.state, now);
+        (settled, changed)
+    }
+}
+
 /// What is to be done about a [settled](settle) schedule.
 ///
 /// # Errors
@@ -104,7 +114,7 @@ fn verdict(schedule: &Schedule, cron: &Cron, zone: &TimeZone, now: &Now) -> Verd
     let since = state.waiting.as_ref().map_or(next, |waiting| waiting.since.min(next));
     let wait = |left: Duration, why: String| Verdict::Waits { since, until: now.moment.wall + left, why };
     if let Some(left) = guarded(state, cron, zone, now) {
-        return wait(left, "the clock was set: it has just run, and now another instant has come".to_owned());
+        return wait(left, "the clock was set since it last ran: it waits for as long as it would have without that".to_owned());
     }
     if let Some((left, why)) = held_back(state, cron, zone, now) {
         return wait(left, why);

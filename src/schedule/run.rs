@@ -53,19 +53,18 @@ pub fn due(session: Session<'_>, wait: Duration) -> Result<Vec<Ran>> {
     // What is in the way is asked for each time: a backup may take long.
     loop {
         interrupted()?;
+        // The lock first: what is read before it, somebody else may be changing.
+        let (locked, holder) = match session.lock("schedule due") {
+            Ok(locked) => (Some(locked), None),
+            Err(error) if kind(&error) == FailureKind::Locked => (None, Some(said(&error))),
+            Err(error) => return Err(error),
+        };
         let mut now = now(node, dir)?;
+        now.blocked = now.blocked.or(holder);
         let schedules = Schedules::of(node)?;
         if schedules.all.is_empty() {
             return Ok(done);
         }
-        let locked = match session.lock("schedule due") {
-            Ok(locked) => Some(locked),
-            Err(error) if kind(&error) == FailureKind::Locked => {
-                now.blocked = Some(said(&error));
-                None
-            }
-            Err(error) => return Err(error),
-        };
         let mut due: Option<(Timestamp, Schedule)> = None;
         let mut waiting = Vec::new();
         for (name, mut schedule) in schedules.all {

@@ -49,6 +49,17 @@ pub enum Part {
     HelmReleases,
 }
 
+impl Part {
+    /// True for what a backup records how it was. Of the others nobody knows whether they were well before.
+    #[must_use]
+    pub fn is_recorded(self) -> bool {
+        !matches!(
+            self,
+            Self::ClusterVersion | Self::MachineConfigPools | Self::Definitions | Self::Webhooks | Self::Management | Self::HelmReleases
+        )
+    }
+}
+
 impl std::fmt::Display for Part {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(match self {
@@ -186,8 +197,9 @@ fn in_the_cluster(node: &Node, profile: &'static Profile, client: &Client, befor
     found.push(Checked::of(Part::Definitions, client.definitions()));
     found.push(Checked::of(Part::Webhooks, client.webhooks()));
     found.push(Checked::of(Part::Workloads, client.workloads_health(manifest.and_then(|manifest| manifest.workloads.as_deref()))));
-    let then = manifest.and_then(|manifest| manifest.management.as_ref());
-    let of_k0rdent = [Checked::of(Part::Management, client.managements(then)), Checked::of(Part::HelmReleases, client.helm_releases())];
+    let was_there = manifest.is_some_and(|manifest| manifest.management.is_some());
+    let of_k0rdent =
+        [Checked::of(Part::Management, client.managements(was_there)), Checked::of(Part::HelmReleases, client.helm_releases())];
     found.extend(of_k0rdent.into_iter().filter(|part| part.total > 0));
     found
 }

@@ -66,7 +66,8 @@ ExecStart=/bin/sh /var/watch.sh
 [Install]
 WantedBy=multi-user.target
 ";
-const WATCH: &str = "while :; do
+const WATCH: &str = "echo boot >> /var/seen
+while :; do
     release=$(kubectl get managements kcm --request-timeout=2s -o 'jsonpath={.spec.release}' 2> /dev/null) && echo \"$release\" >> /var/seen
     sleep 0.1
 done
@@ -143,8 +144,11 @@ fn an_upgrade_of_k0rdent_is_taken_back_with_the_guides_files() -> Result<()> {
     Limit::of(10).wait("the gate to open", || Ok((ask(&node, "kcm-0-3-0")?.code() == 0).then_some(())), String::new)?;
 
     // As kcm does it: the backup is taken when the new release is asked for already.
-    let late = json_of(&node, &["backup", "--name", "late"])?;
-    ensure!(late["manifest"]["management"] == json!({"release": "kcm-0-2-0", "ready": false}), "{}", late["manifest"]["management"]);
+    let busy = agent(&node, &["backup"])?;
+    ensure!(busy.code() == 75 && busy.stderr.contains("k0rdent's Management, which goes to kcm-0-3-0"), "{}: {}", busy.code(), busy.stderr);
+    let late = json_of(&node, &["backup", "--force", "--name", "late"])?;
+    let management = json!({"release": "kcm-0-2-0", "asked": "kcm-0-3-0", "ready": false});
+    ensure!(late["manifest"]["management"] == management, "{}", late["manifest"]["management"]);
     arrive(&node)?;
     node.put("/root/rollback.yaml", rollback("late").as_bytes(), 0o600)?;
     let shown = ok(&node, &["recover", "-f", "/root/rollback.yaml", "--dry-run"])?;
@@ -169,13 +173,11 @@ fn an_upgrade_of_k0rdent_is_taken_back_with_the_guides_files() -> Result<()> {
     let management = node.get(&["managements", "kcm"])?;
     ensure!(management["spec"]["release"] == "kcm-0-2-0" && management["metadata"]["generation"] == generation + 1, "{management}");
     ensure!(management["spec"]["providers"][0]["weight"] == json!(0.218_446_744_073_709_54), "{management}");
+    // What was seen in the boot before says the new one; from the mark on, which the watcher writes when it starts, nobody has seen it.
     let seen = node.read("/var/seen")?;
-    let lines: Vec<&str> = seen.lines().filter(|line| !line.is_empty()).collect();
-    // Before the reboot the new one was there.
-    let old: Vec<&&str> = lines.iter().skip_while(|line| **line != "kcm-0-2-0").collect();
-    writeln!(std::io::stderr(), "{} looks since the API server served again", old.len())?;
-    ensure!(old.len() > 5 && old.iter().all(|line| **line == "kcm-0-2-0"), "{seen}");
-    let boundary = lines.iter().position(|line| *line == "kcm-0-2-0").unwrap_or(0);
-    ensure!(lines[..boundary].iter().all(|line| *line == "kcm-0-3-0"), "{seen}");
+    let after: Vec<&str> =
+        seen.rsplit_once("boot\n").context("the watcher did not start")?.1.lines().filter(|line| !line.is_empty()).collect();
+    writeln!(std::io::stderr(), "{} looks since the API server served again", after.len())?;
+    ensure!(after.len() > 5 && after.iter().all(|line| *line == "kcm-0-2-0"), "{seen}");
     ok(&node, &["up", "--backup", "late", "--hold", "5", "--wait", "60"]).map(drop)
 }

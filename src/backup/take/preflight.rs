@@ -193,8 +193,12 @@ fn single_member(endpoint: &Endpoint) -> Result<Health> {
 fn cluster(node: &Node, profile: &'static Profile, force: bool, warnings: &mut Vec<String>) -> Result<Answers> {
     let ask = || -> Result<_> {
         let client = kube::Client::of(node, profile)?;
-        let rolling = client.rolling_out(profile.redeployed)?;
+        let mut rolling: Vec<String> =
+            client.rolling_out(profile.redeployed)?.iter().map(|one| format!("the static pod of {one}")).collect();
         let (operators, workloads, management) = (client.operators()?, Some(client.available_workloads()?), client.management()?);
+        // kcm says the new release long before every component is there.
+        let k0rdent = management.as_ref().filter(|management| management.release.as_deref() != Some(management.asked.as_str()));
+        rolling.extend(k0rdent.map(|management| format!("k0rdent's Management, which goes to {}", management.asked)));
         let ahead = client.update_ahead()?;
         Ok((client.cluster()?, rolling, ahead, Answers { cluster: None, operators, workloads, management }))
     };
@@ -230,8 +234,7 @@ struct Answers {
 fn at_rest(cluster: &kube::Cluster, operators: &[kube::OperatorState], rolling: &[String], force: bool) -> Result<Vec<String>> {
     let version = cluster.progressing.then(|| "the ClusterVersion".to_owned());
     let progressing = operators.iter().filter(|o| o.progressing).map(|o| format!("the operator {}", o.name));
-    let moving: Vec<String> =
-        version.into_iter().chain(progressing).chain(rolling.iter().map(|r| format!("the static pod of {r}"))).collect();
+    let moving: Vec<String> = version.into_iter().chain(progressing).chain(rolling.iter().cloned()).collect();
     let mut warnings = Vec::new();
     if !moving.is_empty() {
         let what = format!("not at rest: {} (progressing or being rolled out)", moving.join(", "));
@@ -376,7 +379,7 @@ mod tests {
         for (cluster, operators, rolling, named) in [
             (cluster(true), &calm, vec![], "the ClusterVersion"),
             (cluster(false), &busy, vec![], "the operator network"),
-            (cluster(false), &calm, vec!["etcds".to_owned()], "the static pod of etcds"),
+            (cluster(false), &calm, vec!["the static pod of etcds".to_owned()], "the static pod of etcds"),
         ] {
             let error = at_rest(&cluster, operators, &rolling, false).unwrap_err();
             assert_eq!(exit_code(&error), 75);
