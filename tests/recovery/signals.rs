@@ -92,7 +92,7 @@ fn whatever_interrupts_it_the_next_one_goes_on() -> Result<()> {
     let (_temporary, node) = node(Kind::Kubeadm, |_| ())?;
     noise(&node.at("/var/lib/kubelet/big"), 400)?;
     backup_until(&node, Signal::TERM)?
-        .expect(75, &["interrupted by a signal; what of the backup is finished is kept; next: `", " backup` again, which"])?;
+        .expect(75, &["interrupted by a signal; the finished part of the backup is kept; next: `", " backup` again, which"])?;
     let ended = backup_until(&node, Signal::KILL)?;
     ensure!(ended.code.is_none(), "{ended}");
     ensure!(ended.err.contains("/etc is finished already"), "it began again after SIGTERM: {ended}");

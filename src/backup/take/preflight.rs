@@ -195,15 +195,15 @@ fn cluster(node: &Node, profile: &'static Profile, force: bool, warnings: &mut V
         let client = kube::Client::of(node, profile)?;
         let mut rolling: Vec<String> =
             client.rolling_out(profile.redeployed)?.iter().map(|one| format!("the static pod of {one}")).collect();
-        let (operators, workloads, management) = (client.operators()?, Some(client.available_workloads()?), client.management()?);
+        let (operators, management) = (client.operators()?, client.management()?);
         // kcm says the new release long before every component is there.
         let k0rdent = management.as_ref().filter(|management| management.release.as_deref() != Some(management.asked.as_str()));
         rolling.extend(k0rdent.map(|management| format!("k0rdent's Management, which goes to {}", management.asked)));
         let ahead = client.update_ahead()?;
-        Ok((client.cluster()?, rolling, ahead, Answers { cluster: None, operators, workloads, management }))
+        Ok((client.cluster()?, rolling, ahead, Answers { cluster: None, operators, workloads: None, management }, client))
     };
     match ask() {
-        Ok((cluster, rolling, ahead, answers)) => {
+        Ok((cluster, rolling, ahead, answers, client)) => {
             warnings.extend(at_rest(&cluster, &answers.operators, &rolling, force)?);
             warnings.extend(ahead.map(|release| {
                 format!(
@@ -211,7 +211,11 @@ fn cluster(node: &Node, profile: &'static Profile, force: bool, warnings: &mut V
                      it is begun with `recovery recover --drop-desired-update`"
                 )
             }));
-            Ok(Answers { cluster: Some(cluster), ..answers })
+            // A backup may be the last chance to have one: it does not fail for what is only compared with later.
+            let workloads = client.available_workloads();
+            let workloads =
+                workloads.map_err(|error| warnings.push(format!("which workloads are available is not recorded: {error:#}"))).ok();
+            Ok(Answers { cluster: Some(cluster), workloads, ..answers })
         }
         Err(error) if force => {
             warnings.push(format!("the API server did not say which release this is and whether it is at rest: {error:#}"));
