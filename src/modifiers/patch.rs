@@ -83,7 +83,7 @@ fn test(object: &mut Value, path: &Pointer, wanted: &Value) -> Result<(), Fault>
     }
     // What is there may be a secret.
     let there = if found.is_some() { "something else is there" } else { "nothing is there" };
-    Err(Fault::Test(format!("test: {path} is not as the rule has it: {there}")))
+    Err(Fault::Test(format!("test: {path} is not {wanted}: {there}")))
 }
 
 /// True when the object has `wanted` at `path`: a condition, which nothing that is missing meets, but a key for null.

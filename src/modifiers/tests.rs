@@ -135,7 +135,7 @@ fn a_rule_that_changes_nothing_and_a_test_that_fails_are_told_apart() {
     let outcome = |rules: &str| applied(rules, &object).outcomes[0].1.clone();
     assert_eq!(outcome("  patches: [{operation: replace, path: /spec/release, value: old}]\n"), Outcome::Unchanged);
     let failed = outcome("  patches: [{operation: test, path: /spec/release, value: x}, {operation: remove, path: /spec}]\n");
-    assert_eq!(failed, Outcome::TestFailed { why: "test: /spec/release is not as the rule has it: something else is there".to_owned() });
+    assert_eq!(failed, Outcome::TestFailed { why: "test: /spec/release is not \"x\": something else is there".to_owned() });
 }
 
 #[test]
