@@ -112,7 +112,7 @@ fn the_packaged_job_has_three_ends() -> Result<()> {
     ensure!((end.how.as_str(), end.reason.as_str()) == ("Failed", "BackoffLimitExceeded"), "{end:?}");
     let (code, message) = job.ended_container()?;
     ensure!(
-        code == 73 && message.starts_with("taking a backup: ") && message.contains("are missing; free them"),
+        code == 73 && message.starts_with("taking a backup: ") && message.contains("are missing; next: make room there"),
         "it ended with {code}: {message}"
     );
     ensure!(job.log()?.contains(message.trim()), "the log does not say why: {}", job.log()?);
