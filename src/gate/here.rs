@@ -124,3 +124,36 @@ impl Here {
         Self { management, profile: &crate::node::profile::KUBEADM, ..self }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::profile::{KUBEADM, OPENSHIFT};
+
+    #[test]
+    fn a_control_plane_of_two_versions_is_between_releases() -> Result<()> {
+        let root = tempfile::tempdir()?;
+        let node = Node::at(root.path(), None);
+        let put = |profile: &Profile, images: [&str; 3]| -> Result<()> {
+            for (pod, image) in profile.static_pods[1..].iter().zip(images) {
+                let path = node.path(profile.manifest(pod));
+                std::fs::create_dir_all(path.parent().expect("a directory"))?;
+                let container = pod.container;
+                std::fs::write(
+                    path,
+                    format!("metadata: {{name: {container}}}\nspec: {{containers: [{{name: {container}, image: '{image}'}}]}}\n"),
+                )?;
+            }
+            Ok(())
+        };
+        assert!(!between_releases(&node, &KUBEADM)?, "no static pods");
+        put(&KUBEADM, ["k8s/kube-apiserver:v1.30.1", "k8s/kube-controller-manager:v1.30.1", "k8s/kube-scheduler:v1.30.1"])?;
+        assert!(!between_releases(&node, &KUBEADM)?);
+        put(&KUBEADM, ["k8s/kube-apiserver:v1.30.2", "k8s/kube-controller-manager:v1.30.1", "k8s/kube-scheduler:v1.30.1"])?;
+        assert!(between_releases(&node, &KUBEADM)?);
+        assert!(!between_releases(&node, &OPENSHIFT)?, "its operators say so");
+        put(&KUBEADM, ["site/apiserver@sha256:1", "site/manager:latest", "site/scheduler:v1.30.1"])?;
+        assert!(!between_releases(&node, &KUBEADM)?, "two of them say nothing");
+        Ok(())
+    }
+}
