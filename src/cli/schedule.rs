@@ -99,7 +99,7 @@ fn change(context: &Context, changes: &[Change]) -> Result<ExitCode> {
     crate::backup::take::trees::refuse_dir_inside(&context.node, &context.dir)?;
     let made = put(&context.prepared_session()?.lock("schedule set")?, changes)?;
     let now = clocks(context)?;
-    let reports: Vec<Report> = made.into_iter().map(|schedule| report(schedule, &now)).collect::<Result<_>>()?;
+    let reports: Vec<Report> = made.into_iter().map(|schedule| report(&schedule, &now)).collect::<Result<_>>()?;
     context.print(&reports, |reports| reports.iter().map(describe_set).collect())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -112,7 +112,7 @@ fn clocks(context: &Context) -> Result<Now> {
     Ok(now)
 }
 
-fn report(schedule: Schedule, now: &Now) -> Result<Report> {
+fn report(schedule: &Schedule, now: &Now) -> Result<Report> {
     let (schedule, _) = schedule.settled(now);
     let verdict = judge(&schedule, now)?;
     let waits = if let Verdict::Waits { why, .. } = &verdict { Some(why.clone()) } else { None };
@@ -139,7 +139,7 @@ fn list(context: &Context) -> Result<ExitCode> {
     let unreadable = unreadable.into_iter().map(|(name, error)| Listed::Unreadable { name, error: format!("{error:#}") });
     let readable = all.into_values().map(|schedule| {
         let name = schedule.name.clone();
-        report(schedule, &now)
+        report(&schedule, &now)
             .map_or_else(|error| Listed::Unreadable { name, error: format!("{error:#}") }, |report| Listed::Schedule(Box::new(report)))
     });
     let listed: Vec<Listed> = readable.chain(unreadable).collect();
@@ -150,7 +150,7 @@ fn list(context: &Context) -> Result<ExitCode> {
 fn show(context: &Context, name: &str) -> Result<ExitCode> {
     context.session()?;
     check_owner(&context.node, &context.dir)?;
-    let report = report(Schedules::of(&context.node)?.take(name)?, &clocks(context)?)?;
+    let report = report(&Schedules::of(&context.node)?.take(name)?, &clocks(context)?)?;
     context.print(&report, describe)?;
     Ok(ExitCode::SUCCESS)
 }
