@@ -14,7 +14,7 @@ use crate::error::usage;
 /// a directory's name, is made by the agent and short.)
 pub const LONGEST: usize = 253;
 /// The longest value of a label.
-pub const LONGEST_LABEL: usize = 63;
+const LONGEST_LABEL: usize = 63;
 
 /// The label of a backup that a schedule takes: the schedule. As of k0rdent's kcm.
 pub const SCHEDULE_LABEL: &str = "k0rdent.mirantis.com/management-backup";
@@ -31,8 +31,12 @@ pub fn shortened(name: &str, most: usize) -> String {
         return name.to_owned();
     }
     let end = (0..=most - DIGEST).rev().find(|end| name.is_char_boundary(*end)).unwrap_or(0);
-    let digest = HEXLOWER.encode(&Sha256::digest(name)[..4]);
-    format!("{}-{digest}", name[..end].trim_end_matches(['-', '.']))
+    with_digest(name[..end].trim_end_matches(['-', '.']), name)
+}
+
+/// What is left of a text, and behind it what tells it from others: eight hex digits of the SHA-256 of the whole.
+fn with_digest(left: &str, whole: &str) -> String {
+    format!("{left}-{}", HEXLOWER.encode(&Sha256::digest(whole)[..4]))
 }
 
 /// Checks that `text` can be a backup's name or id: one plain path component, and none that the agent itself uses.
@@ -116,10 +120,9 @@ pub fn label_value(text: &str) -> String {
     if text.is_empty() || is_label(text) {
         return text.to_owned();
     }
-    let plain: String =
-        text.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' }).take(54).collect();
-    let hash = HEXLOWER.encode(&Sha256::digest(text)[..4]);
-    format!("{}-{hash}", plain.trim_matches(['-', '.', '_'])).trim_start_matches('-').to_owned()
+    let plain = text.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' });
+    let plain: String = plain.take(LONGEST_LABEL - DIGEST).collect();
+    with_digest(plain.trim_matches(['-', '.', '_']), text).trim_start_matches('-').to_owned()
 }
 
 /// An id for a backup of a node at `release`, begun at `taken`: ids sort by time, and people can read them.

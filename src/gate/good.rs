@@ -206,7 +206,7 @@ fn judge(here: &Here, backup: &Backup, max_age: Duration, now: Timestamp) -> Vec
         faults.push(Fault::NotAtRest);
     }
     match (&manifest.deployment, &here.booted) {
-        (Some(deployment), Some(booted)) if here.is_booted(deployment) => {
+        (Some(deployment), Some(booted)) if deployment.is(booted) => {
             if !booted.pinned {
                 faults.push(Fault::NotPinned);
             }

@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 
-use crate::backup::manifest::DeploymentId;
 use crate::error::{AndNext, busy, run, unsupported};
 use crate::kube::{self, Upgraded};
 use crate::node::Node;
@@ -82,12 +81,6 @@ impl Here {
             unsupported("this cluster is upgraded by hand: it has neither a ClusterVersion nor k0rdent's Management")
                 .and_next(run("recovery gate --take && kubeadm upgrade apply VERSION", "upgrades it with a good backup behind it"))
         })
-    }
-
-    /// True when `deployment` is the booted one.
-    #[must_use]
-    pub fn is_booted(&self, deployment: &DeploymentId) -> bool {
-        self.booted.as_ref().is_some_and(|booted| deployment.is(booted))
     }
 }
 

@@ -10,6 +10,9 @@ use super::objects::{Condition, Conditions, Object, Unread, condition, is_true, 
 use crate::error::busy;
 use crate::node::profile::Kind;
 
+/// Where OpenShift's one ClusterVersion is.
+pub(super) const CLUSTER_VERSION: &str = "/apis/config.openshift.io/v1/clusterversions/version";
+
 /// State of one ClusterOperator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -107,10 +110,7 @@ impl Client {
     /// [`FailureKind::Busy`](crate::error::FailureKind::Busy) while the cluster is still being installed.
     pub fn cluster(&self) -> Result<Cluster> {
         match self.profile.kind {
-            Kind::OpenShift => self
-                .get("/apis/config.openshift.io/v1/clusterversions/version")
-                .and_then(|v| cluster(&v))
-                .context("asking for the ClusterVersion"),
+            Kind::OpenShift => self.get(CLUSTER_VERSION).and_then(|v| cluster(&v)).context("asking for the ClusterVersion"),
             Kind::Kubeadm => {
                 let namespace: Object<Unread, Unread> = self.get("/api/v1/namespaces/kube-system")?;
                 let version: ServerVersion = self.get("/version")?;
@@ -127,7 +127,7 @@ impl Client {
         if self.profile.kind == Kind::Kubeadm {
             return Ok(None);
         }
-        let version: Value = self.get("/apis/config.openshift.io/v1/clusterversions/version").context("asking for the ClusterVersion")?;
+        let version: Value = self.get(CLUSTER_VERSION).context("asking for the ClusterVersion")?;
         Ok(update_ahead(&version))
     }
 

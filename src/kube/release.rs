@@ -5,9 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::client::Client;
+use super::facts::CLUSTER_VERSION;
 use super::objects::{Condition, Object, Unread, condition, is_true, or_default};
-
-const CLUSTER_VERSION: &str = "/apis/config.openshift.io/v1/clusterversions/version";
 
 /// k0rdent's Management object, of which a cluster has one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -31,6 +31,27 @@ pub struct Lock {
     _file: File,
 }
 
+/// Checks that what is at `path` is a directory of root's that nobody else can write to; one that is missing passes. `harm` is what others could do, and
+/// `mode` what chmod(1) is to be given.
+///
+/// # Errors
+/// [`FailureKind::NotPermitted`](crate::error::FailureKind::NotPermitted), with the commands that put it right.
+pub fn check_is_roots(path: &Path, shown: &Path, harm: &str, mode: &str) -> Result<()> {
+    let Ok(meta) = path.symlink_metadata() else { return Ok(()) };
+    let shown = shown.display();
+    if !meta.is_dir() {
+        return Err(not_permitted(format!("{shown} is not a directory")));
+    }
+    if meta.uid() == 0 && meta.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(not_permitted(format!(
+        "{shown} belongs to user {} with mode {:04o}: {harm}; run `chown 0:0 {shown} && chmod {mode} {shown}` after a look at what is in it",
+        meta.uid(),
+        meta.mode() & 0o7777
+    )))
+}
+
 impl RecoveryDir {
     /// The recovery directory of `node`, at its absolute path `dir`; nothing is made or checked yet.
     #[must_use]
@@ -73,19 +94,7 @@ impl RecoveryDir {
             )));
         }
         for (path, shown) in [(self.path.clone(), self.shown.clone()), (self.backups(), self.shown.join("backups"))] {
-            let Ok(meta) = path.symlink_metadata() else { continue };
-            let shown = shown.display();
-            if !meta.is_dir() {
-                return Err(not_permitted(format!("{shown} is not a directory")));
-            }
-            if meta.uid() != 0 || meta.mode() & 0o022 != 0 {
-                return Err(not_permitted(format!(
-                    "{shown} belongs to user {} with mode {:04o}: others could plant a backup there; run `chown 0:0 {shown} && chmod 0700 \
-                     {shown}` after a look at what is in it",
-                    meta.uid(),
-                    meta.mode() & 0o7777
-                )));
-            }
+            check_is_roots(&path, &shown, "others could plant a backup there", "0700")?;
         }
         Ok(())
     }

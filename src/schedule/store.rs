@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -14,11 +13,12 @@ use serde::Serialize;
 
 use super::cron::Cron;
 use super::zone::{UTC, zone};
-use crate::backup::names::{LONGEST_LABEL, shortened};
-use crate::error::{AndNext, Failure, damaged, kind, misfit, next, not_permitted, run, said, usage};
+use crate::backup::names::{label_value, shortened};
+use crate::error::{AndNext, Failure, damaged, kind, misfit, next, run, said, usage};
 use crate::formats::{schedule as format, to_json};
+use crate::node::dir::{RecoveryDir, check_is_roots};
 use crate::node::timer::{SCHEDULES, owner};
-use crate::node::{Node, dir::RecoveryDir, durable};
+use crate::node::{Node, durable};
 
 /// How a file of a schedule ends.
 const ENDING: &str = ".json";
@@ -157,7 +157,7 @@ impl Schedule {
     /// The value of the label that its backups have.
     #[must_use]
     pub fn label(&self) -> String {
-        shortened(&self.name, LONGEST_LABEL)
+        label_value(&self.name)
     }
 }
 
@@ -251,7 +251,7 @@ impl Schedules {
     pub fn keeps(&self) -> BTreeMap<String, usize> {
         let readable = self.all.values().map(|schedule| (schedule.label(), schedule.keep as usize));
         // (A name that is cut in the file is cut in another way in the label; its backups are then of a schedule that is not known.)
-        readable.chain(self.unreadable.keys().map(|stem| (shortened(stem, LONGEST_LABEL), usize::MAX))).collect()
+        readable.chain(self.unreadable.keys().map(|stem| (label_value(stem), usize::MAX))).collect()
     }
 }
 
@@ -274,20 +274,7 @@ pub fn check_owner(node: &Node, dir: &RecoveryDir) -> Result<()> {
 fn check(node: &Node) -> Result<()> {
     let dir = node.path(SCHEDULES);
     for path in dir.parent().into_iter().chain([dir.as_path()]) {
-        let Ok(meta) = path.symlink_metadata() else { continue };
-        let shown = node.shown(path);
-        let shown = shown.display();
-        if !meta.is_dir() {
-            return Err(not_permitted(format!("{shown} is not a directory")));
-        }
-        if meta.uid() != 0 || meta.mode() & 0o022 != 0 {
-            return Err(not_permitted(format!(
-                "{shown} belongs to user {} with mode {:04o}: others could have written a schedule; run `chown 0:0 {shown} && chmod go-w {shown}` after \
-                 a look at what is in it",
-                meta.uid(),
-                meta.mode() & 0o7777
-            )));
-        }
+        check_is_roots(path, &node.shown(path), "others could have written a schedule", "go-w")?;
     }
     Ok(())
 }
