@@ -157,14 +157,7 @@ mod tests {
     use super::*;
     use crate::error::{exit_code, next};
 
-    const GUIDE: &str = "apiVersion: k0rdent.mirantis.com/v1alpha1
-kind: ManagementBackup
-metadata:
-  name: example-backup
-spec:
-  schedule: \"0 */6 * * *\"
-  performOnManagementUpgrade: true
-";
+    const GUIDE: &str = include_str!("../../tests/fixtures/k0rdent/management-backup.yaml");
 
     fn refused(text: &str) -> (u8, String) {
         let error = read(text).unwrap_err();

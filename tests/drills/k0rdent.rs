@@ -13,48 +13,11 @@ const CALL: Limit = Limit::of(60);
 const RECOVERED: Limit = Limit::of(600);
 
 /// The guide's first file, to the letter.
-const SCHEDULE: &str = "apiVersion: k0rdent.mirantis.com/v1alpha1
-kind: ManagementBackup
-metadata:
-  name: example-backup
-spec:
-  schedule: \"0 */6 * * *\"
-  performOnManagementUpgrade: true
-";
+const SCHEDULE: &str = include_str!("../fixtures/k0rdent/management-backup.yaml");
 
 /// The guide's second file, with its places filled in.
 fn rollback(backup: &str) -> String {
-    format!(
-        "apiVersion: v1
-kind: ConfigMap
-metadata:
-  name: patch-mgmt-spec-release
-  namespace: kcm-system
-data:
-  patch-mgmt-spec-release: |
-    version: v1
-    resourceModifierRules:
-    - conditions:
-        groupResource: managements.k0rdent.mirantis.com
-      patches:
-      - operation: replace
-        path: \"/spec/release\"
-        value: \"kcm-0-2-0\"
----
-apiVersion: velero.io/v1
-kind: Restore
-metadata:
-  name: rollback
-  namespace: kcm-system
-spec:
-  backupName: {backup}
-  existingResourcePolicy: update
-  includedNamespaces: ['*']
-  resourceModifier:
-    kind: ConfigMap
-    name: patch-mgmt-spec-release
-"
-    )
+    include_str!("../fixtures/k0rdent/rollback.yaml").replace("example-backup-kcm-0-2-0", backup)
 }
 
 /// Writes down, from boot on, which release the API server serves, as often as it can be asked.

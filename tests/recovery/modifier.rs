@@ -19,35 +19,7 @@ const NAME: &str = "example-backup-kcm-0-2-0";
 const MEMORY: u64 = 64 << 20;
 
 /// The guide's `ConfigMap` and Restore, its placeholders filled in.
-const GUIDE: &str = r#"apiVersion: v1
-kind: ConfigMap
-metadata:
-  name: patch-mgmt-spec-release
-  namespace: kcm-system
-data:
-  patch-mgmt-spec-release: |
-    version: v1
-    resourceModifierRules:
-    - conditions:
-        groupResource: managements.k0rdent.mirantis.com
-      patches:
-      - operation: replace
-        path: "/spec/release"
-        value: "kcm-0-2-0"
----
-apiVersion: velero.io/v1
-kind: Restore
-metadata:
-  name: example-restore
-  namespace: kcm-system
-spec:
-  backupName: example-backup-kcm-0-2-0
-  existingResourcePolicy: update
-  includedNamespaces: ['*']
-  resourceModifier:
-    kind: ConfigMap
-    name: patch-mgmt-spec-release
-"#;
+const GUIDE: &str = include_str!("../fixtures/k0rdent/rollback.yaml");
 
 fn management(name: &str, release: &str) -> Value {
     json!({

@@ -10,14 +10,7 @@ use serde_json::{Value, json};
 use testing::etcd::Version;
 use testing::node::{Kind, Node, Options, checked};
 
-const GUIDE: &str = "apiVersion: k0rdent.mirantis.com/v1alpha1
-kind: ManagementBackup
-metadata:
-  name: example-backup
-spec:
-  schedule: \"0 */6 * * *\"
-  performOnManagementUpgrade: true
-";
+const GUIDE: &str = include_str!("../fixtures/k0rdent/management-backup.yaml");
 const FILE: &str = "/var/lib/recovery/schedules/example-backup.json";
 const UNITS: [&str; 3] = [
     "/etc/systemd/system/recovery-schedule.service",
