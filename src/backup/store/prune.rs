@@ -11,6 +11,8 @@ use crate::backup::published::Backup;
 use crate::backup::survey::Survey;
 use crate::backup::verify;
 use crate::error::usage;
+use crate::node::identity::Identity;
+use crate::node::profile::Profile;
 use crate::session::{Locked, Session};
 
 /// How many good backups stay. Those of each schedule count by themselves, by [`SCHEDULE_LABEL`], and so do those from before an upgrade, by
@@ -74,13 +76,13 @@ impl Retention {
 
 /// Deletes the backups that are older than the newest good ones that `retention` keeps, unfinished backups, and what an interrupted deletion left.
 /// Whether a backup is good is checked against its `SHA256SUMS`, on disk and now; `trusted` has just been checked. While there are fewer good ones in a group, none of it
-/// that is published is deleted. A damaged one among the newest stays, for somebody to look at it. One that a newer agent took stays as
-/// well, and does not count as good: this agent cannot read it.
+/// that is published is deleted. A damaged one among the newest stays, for somebody to look at it, and one that another node or cluster took, which brings
+/// this one back to nothing: neither counts as good. One that a newer agent took stays as well, and does not count as good: this agent cannot read it.
 ///
 /// # Errors
 /// [`FailureKind::Busy`](crate::error::FailureKind::Busy) during a recovery; as [`Retention::check`]; when something cannot be read or removed.
 pub fn prune(session: &Locked<'_>, mut found: Survey, retention: &Retention, trusted: Option<&str>) -> Result<Removed> {
-    let Session { dir, progress, .. } = **session;
+    let Session { node, dir, progress, .. } = **session;
     not_during_a_recovery(dir)?;
     retention.check()?;
     let mut result = Removed::default();
@@ -95,6 +97,9 @@ pub fn prune(session: &Locked<'_>, mut found: Survey, retention: &Retention, tru
     }
     // Where nothing would go, nothing has to be read.
     groups.retain(|group, there| retention.keep(group).is_some_and(|keep| *there > keep));
+    // On a machine that says no more who it is, each counts.
+    let here = Profile::of(node).and_then(|profile| Identity::of(node, profile)).ok();
+    let is_ours = |manifest: &Manifest| here.as_ref().is_none_or(|here| manifest.identity.differences(here).is_empty());
     let mut good: BTreeMap<Group<'_>, usize> = BTreeMap::new();
     for Backup { id, path, manifest } in &backups {
         let group = Group::of(manifest);
@@ -107,6 +112,10 @@ pub fn prune(session: &Locked<'_>, mut found: Survey, retention: &Retention, tru
         if *good == keep {
             found.remove(dir, id)?;
             result.removed.push(id.clone());
+            continue;
+        }
+        if !is_ours(manifest) {
+            result.kept.push(id.clone());
             continue;
         }
         let report = if trusted == Some(id.as_str()) { None } else { Some(verify::report(path, id, false, progress)?) };
