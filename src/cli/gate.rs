@@ -60,9 +60,12 @@ fn asked(context: &Context, schedule: Option<String>, take: bool, wait: Option<D
     let max_age =
         Duration::try_from(max_age).ok().filter(|age| !age.is_zero()).ok_or_else(|| usage("--max-age must be more than nothing"))?;
     // The schedule that says so takes the backup before an upgrade.
-    let before = |schedules: Schedules| schedules.all.into_values().find(|schedule| schedule.before_upgrade).map(|schedule| schedule.name);
-    let schedule = schedule.map_or_else(|| Schedules::of(&context.node).map(before), |name| Ok(Some(name)))?;
-    Ok(Asked { schedule, take, wait, max_age, patience: context.deadline() })
+    let schedules = Schedules::of(&context.node)?;
+    let schedule = match schedule {
+        Some(name) => Some(schedules.take(&name)?.name),
+        None => schedules.all.into_values().find(|schedule| schedule.before_upgrade).map(|schedule| schedule.name),
+    };
+    Ok(Asked { schedule, take, through_the_api: false, wait, max_age, patience: context.deadline() })
 }
 
 fn describe(passed: &Passed) -> String {
@@ -91,8 +94,8 @@ fn describe_door(door: &Door) -> String {
         (None, Some(_)) => "in the API server: not installed; `recovery gate install` puts it there\n".to_owned(),
         (None, None) => "in the API server: not installed; this cluster is upgraded by hand, after `recovery gate --take`\n".to_owned(),
     };
-    if let Some(reason) = &door.skipped {
-        text += &format!("passed over: the annotation {} says: {}\n", crate::kube::SKIP, line(reason));
+    if let Some(skipped) = &door.skipped {
+        text += &format!("passed over: {}\n", line(&skipped.to_string()));
     }
     match (&door.found, &door.why) {
         (Some(Look { good: Some(good), .. }), _) => {

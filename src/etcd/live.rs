@@ -15,9 +15,10 @@ use super::revision::{REVISION, not_etcd, revision_of_key};
 use super::status::{in_database, key_of_value};
 use super::{EachValue, Tick};
 
-/// Calls `each` with key and value of every live key that is `wanted`, in the order in which they were last written.
-pub(super) fn each(path: &Path, wanted: &mut dyn FnMut(&[u8]) -> bool, each: EachValue<'_>, tick: Tick<'_>) -> Result<()> {
-    in_database(path, false, tick, |bolt, _| {
+/// Calls `each` with key and value of every live key that is `wanted`, in the order in which they were last written. With `skip` the file needs no
+/// trailer.
+pub(super) fn each(path: &Path, skip: bool, wanted: &mut dyn FnMut(&[u8]) -> bool, each: EachValue<'_>, tick: Tick<'_>) -> Result<()> {
+    in_database(path, skip, tick, |bolt, _| {
         let bucket = bolt.find(b"key")?.ok_or_else(|| not_etcd(bolt))?;
         let newest = newest(bolt, &bucket, wanted)?;
         bolt.walk().each(&bucket, &mut |item| {

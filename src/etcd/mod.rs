@@ -216,7 +216,15 @@ pub fn status_without_hash(file: &Path, tick: Tick<'_>) -> Result<Status> {
 /// # Errors
 /// As [`status()`], and those of `each`.
 pub fn live(file: &Path, wanted: &mut dyn FnMut(&[u8]) -> bool, each: EachValue<'_>, tick: Tick<'_>) -> Result<()> {
-    live::each(file, wanted, each, tick)
+    live::each(file, false, wanted, each, tick)
+}
+
+/// As [`live()`], but a file without a valid trailer (the database of a stopped etcd) is accepted too.
+///
+/// # Errors
+/// As [`live()`].
+pub fn live_without_hash(file: &Path, wanted: &mut dyn FnMut(&[u8]) -> bool, each: EachValue<'_>, tick: Tick<'_>) -> Result<()> {
+    live::each(file, true, wanted, each, tick)
 }
 
 /// Checks only that the file is whole: decompresses it and compares the trailer. Needs no scratch space.

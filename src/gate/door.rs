@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::good::{self, Look, ReadBack};
 use super::here::Here;
 use crate::error::{FailureKind, kind};
-use crate::kube::{Client, Permission, SKIP, Upgraded, is_gate};
+use crate::kube::{Client, Permission, Skipped, Upgraded, is_gate};
 use crate::node::profile::Profile;
 use crate::session::Session;
 
@@ -24,8 +24,8 @@ pub struct Door {
     pub installed: Option<Permission>,
     /// What it is about.
     pub upgraded: Option<Upgraded>,
-    /// Why a change passes without a backup: the annotation on what is upgraded.
-    pub skipped: Option<String>,
+    /// The upgrade that passes without a backup, by the annotation on what is upgraded.
+    pub skipped: Option<Skipped>,
     /// What the agent finds in the recovery directory.
     #[serde(flatten)]
     pub found: Option<Look>,
@@ -132,7 +132,7 @@ pub fn status(session: &Session<'_>) -> Result<Door> {
         Err(error) => return Err(error),
     };
     let upgraded = here.upgraded();
-    let skipped = upgraded.map(|upgraded| client.upgraded_annotation(upgraded, SKIP)).transpose()?.flatten();
+    let skipped = upgraded.map(|upgraded| client.skipped(upgraded)).transpose()?.flatten();
     Ok(Door { installed: client.installed_gate()?, upgraded, skipped, found, why })
 }
 

@@ -7,7 +7,7 @@ use crate::kube::{self, Upgraded};
 use crate::node::Node;
 use crate::node::identity::Identity;
 use crate::node::profile::Profile;
-use crate::node::static_pod::Manifest;
+use crate::node::static_pod::releases;
 use crate::tools::ostree::{self, Deployment};
 
 /// Where the cluster is.
@@ -35,7 +35,7 @@ impl Here {
         let identity = Identity::of(node, profile)?;
         let client = kube::Client::of(node, profile)?;
         let (mut cluster, management) = (client.cluster()?, client.management()?);
-        cluster.progressing |= between_releases(node, profile)?;
+        cluster.progressing |= releases(node, profile)?.len() > 1;
         let booted = if ostree::is_ostree(node) { ostree::deployments(node)?.into_iter().find(|d| d.booted) } else { None };
         Ok((Self { identity, cluster, management, booted, profile }, client))
     }
@@ -43,10 +43,7 @@ impl Here {
     /// The object by which this cluster is upgraded; `None` where that is done by hand (kubeadm).
     #[must_use]
     pub fn upgraded(&self) -> Option<Upgraded> {
-        if self.profile.is_openshift() {
-            return Some(Upgraded::ClusterVersion);
-        }
-        self.management.as_ref().map(|_| Upgraded::Management)
+        Upgraded::of(self.profile, self.management.as_ref())
     }
 
     /// The release that an upgrade begins at: of k0rdent where it is upgraded through its Management, else of the control plane.
@@ -84,17 +81,6 @@ impl Here {
     }
 }
 
-/// True on kubeadm while `kubeadm upgrade` is at work: it replaces the static pods one by one.
-fn between_releases(node: &Node, profile: &Profile) -> Result<bool> {
-    let mut tags = std::collections::BTreeSet::new();
-    for pod in profile.static_pods.iter().filter(|pod| !profile.is_openshift() && **pod != *profile.etcd()) {
-        let manifest = Manifest::of(node, profile, pod)?;
-        // Without a version in its tag, an image tells nothing.
-        tags.extend(manifest.iter().flat_map(Manifest::images).filter_map(|image| Some(image.rsplit_once(":v")?.1.to_owned())));
-    }
-    Ok(tags.len() > 1)
-}
-
 #[cfg(test)]
 impl Here {
     /// The cluster that a backup with this manifest was taken of, its deployment booted and pinned.
@@ -115,38 +101,5 @@ impl Here {
     pub(super) fn of_k0rdent(self, release: &str) -> Self {
         let management = Some(kube::Management { release: Some(release.to_owned()), asked: release.to_owned(), ready: true });
         Self { management, profile: &crate::node::profile::KUBEADM, ..self }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::node::profile::{KUBEADM, OPENSHIFT};
-
-    #[test]
-    fn a_control_plane_of_two_versions_is_between_releases() -> Result<()> {
-        let root = tempfile::tempdir()?;
-        let node = Node::at(root.path(), None);
-        let put = |profile: &Profile, images: [&str; 3]| -> Result<()> {
-            for (pod, image) in profile.static_pods[1..].iter().zip(images) {
-                let path = node.path(profile.manifest(pod));
-                std::fs::create_dir_all(path.parent().expect("a directory"))?;
-                let container = pod.container;
-                std::fs::write(
-                    path,
-                    format!("metadata: {{name: {container}}}\nspec: {{containers: [{{name: {container}, image: '{image}'}}]}}\n"),
-                )?;
-            }
-            Ok(())
-        };
-        assert!(!between_releases(&node, &KUBEADM)?, "no static pods");
-        put(&KUBEADM, ["k8s/kube-apiserver:v1.30.1", "k8s/kube-controller-manager:v1.30.1", "k8s/kube-scheduler:v1.30.1"])?;
-        assert!(!between_releases(&node, &KUBEADM)?);
-        put(&KUBEADM, ["k8s/kube-apiserver:v1.30.2", "k8s/kube-controller-manager:v1.30.1", "k8s/kube-scheduler:v1.30.1"])?;
-        assert!(between_releases(&node, &KUBEADM)?);
-        assert!(!between_releases(&node, &OPENSHIFT)?, "its operators say so");
-        put(&KUBEADM, ["site/apiserver@sha256:1", "site/manager:latest", "site/scheduler:v1.30.1"])?;
-        assert!(!between_releases(&node, &KUBEADM)?, "two of them say nothing");
-        Ok(())
     }
 }

@@ -31,6 +31,8 @@ pub struct Asked {
     pub schedule: Option<String>,
     /// Take a backup when there is no good one.
     pub take: bool,
+    /// Only where the API has an object that an upgrade changes: before minutes of a backup.
+    pub through_the_api: bool,
     /// Wait so long until there is one, or until one can be taken.
     pub wait: Option<Duration>,
     /// How old a good backup may be.
@@ -59,7 +61,7 @@ pub struct Passed {
 ///
 /// # Errors
 /// [`FailureKind::Failed`] when there is none; [`FailureKind::Unanswered`] when there was none until the end of the wait;
-/// [`FailureKind::Busy`] when the cluster is between two releases; as [`take`](mod@take) when one is taken.
+/// [`FailureKind::Busy`] when the cluster is between two releases; [`FailureKind::Unsupported`] as [`Asked::through_the_api`] says; as [`take`](mod@take) when one is taken.
 pub fn pass(session: Session<'_>, asked: &Asked) -> Result<(Passed, Here, kube::Client)> {
     let clock = session.node.clock();
     let (since, began) = (clock.now(), clock.since_boot());
@@ -105,6 +107,9 @@ enum Found {
 
 fn attempt(session: Session<'_>, asked: &Asked, read: &mut ReadBack) -> Result<Found> {
     let (mut here, client) = Here::of(session.node).context("looking where the cluster is")?;
+    if asked.through_the_api {
+        here.upgraded_object()?;
+    }
     let release = here.release()?.to_owned();
     let mut found = look(&session, &here, asked.max_age, read)?;
     let (mut taken_now, mut warnings) = (false, Vec::new());

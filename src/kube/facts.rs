@@ -106,29 +106,28 @@ impl Client {
     /// Which cluster and release.
     ///
     /// # Errors
+    /// As [`Client::cluster_and_update`].
+    pub fn cluster(&self) -> Result<Cluster> {
+        Ok(self.cluster_and_update()?.0)
+    }
+
+    /// Which cluster and release, and the release that it is asked to go to, as [`update_ahead`]; none where there is no ClusterVersion.
+    ///
+    /// # Errors
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer,
     /// [`FailureKind::Busy`](crate::error::FailureKind::Busy) while the cluster is still being installed.
-    pub fn cluster(&self) -> Result<Cluster> {
+    pub fn cluster_and_update(&self) -> Result<(Cluster, Option<String>)> {
         match self.profile.kind {
-            Kind::OpenShift => self.get(CLUSTER_VERSION).and_then(|v| cluster(&v)).context("asking for the ClusterVersion"),
+            Kind::OpenShift => {
+                let version: ClusterVersion = self.get(CLUSTER_VERSION).context("asking for the ClusterVersion")?;
+                Ok((cluster(&version).context("asking for the ClusterVersion")?, ahead(version)))
+            }
             Kind::Kubeadm => {
                 let namespace: Object<Unread, Unread> = self.get("/api/v1/namespaces/kube-system")?;
                 let version: ServerVersion = self.get("/version")?;
-                Ok(Cluster { id: namespace.metadata.uid, version: version.git_version, image: None, progressing: false })
+                Ok((Cluster { id: namespace.metadata.uid, version: version.git_version, image: None, progressing: false }, None))
             }
         }
-    }
-
-    /// The release that the cluster is asked to go to, as [`update_ahead`]; `None` where there is no `ClusterVersion`.
-    ///
-    /// # Errors
-    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer.
-    pub fn update_ahead(&self) -> Result<Option<String>> {
-        if self.profile.kind == Kind::Kubeadm {
-            return Ok(None);
-        }
-        let version: Value = self.get(CLUSTER_VERSION).context("asking for the ClusterVersion")?;
-        Ok(update_ahead(&version))
     }
 
     /// All `ClusterOperator` objects, by name; empty where the API has none.
@@ -185,7 +184,10 @@ fn cluster(version: &ClusterVersion) -> Result<Cluster> {
 /// runs, from a restored etcd too.
 #[must_use]
 pub fn update_ahead(cluster_version: &Value) -> Option<String> {
-    let version: ClusterVersion = serde_json::from_value(cluster_version.clone()).ok()?;
+    ahead(serde_json::from_value(cluster_version.clone()).ok()?)
+}
+
+fn ahead(version: ClusterVersion) -> Option<String> {
     let Update { version: wanted, image } = version.spec.desired_update;
     let done = version.status.history.into_iter().find(|release| release.state == "Completed").unwrap_or_default();
     let is_there = (wanted.is_empty() || wanted == done.version) && (image.is_empty() || image == done.image);

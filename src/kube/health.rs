@@ -1,12 +1,10 @@
 //! Whether what runs in the cluster is up, one verdict for each object.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::client::Client;
-use super::objects::{Condition, Conditions, Metadata, Object, Unread, condition, is_true, or_default};
+use super::objects::{Condition, Conditions, Metadata, Object, Unread, condition, or_default, unless_true};
 use super::workloads::Workload;
 
 /// One object, and what is wrong with it.
@@ -19,7 +17,7 @@ pub struct Health {
 }
 
 impl Health {
-    fn of(metadata: &Metadata, trouble: Option<String>) -> Self {
+    pub(super) fn of(metadata: &Metadata, trouble: Option<String>) -> Self {
         let Metadata { name, namespace, .. } = metadata;
         Self { name: if namespace.is_empty() { name.clone() } else { format!("{namespace}/{name}") }, trouble }
     }
@@ -43,32 +41,8 @@ struct Desired {
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct ManagementStatus {
-    #[serde(deserialize_with = "or_default")]
-    observed_generation: i64,
-    #[serde(deserialize_with = "or_default")]
-    release: String,
-    #[serde(deserialize_with = "or_default")]
-    components: BTreeMap<String, Component>,
-    #[serde(deserialize_with = "or_default")]
-    conditions: Vec<Condition>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-struct Component {
-    #[serde(deserialize_with = "or_default")]
-    success: bool,
-    #[serde(deserialize_with = "or_default")]
-    error: String,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-struct Release {
-    #[serde(deserialize_with = "or_default")]
-    release: String,
+struct HelmSpec {
     #[serde(deserialize_with = "or_default")]
     suspend: bool,
 }
@@ -133,43 +107,19 @@ impl Client {
         Ok(found)
     }
 
-    /// k0rdent's Management: at the release that it is asked to be at, and every component ready. One that `was_there` has to be there. (Which release
-    /// that is, a recovery may have changed by rules.)
-    ///
-    /// # Errors
-    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer.
-    pub fn managements(&self, was_there: bool) -> Result<Vec<Health>> {
-        let path = self.resource("k0rdent.mirantis.com", "managements")?;
-        let all: Vec<Object<Release, ManagementStatus>> =
-            path.map_or_else(|| Ok(Vec::new()), |path| self.list(&path)).context("asking for k0rdent's Management")?;
-        if all.is_empty() && was_there {
-            return Ok(vec![Health { name: "Management".to_owned(), trouble: Some("it is not there".to_owned()) }]);
-        }
-        Ok(all.iter().map(|one| Health::of(&one.metadata, management_trouble(&one.metadata, &one.spec, &one.status))).collect())
-    }
-
     /// Flux's HelmReleases: each is ready, but those that are suspended.
     ///
     /// # Errors
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer.
     pub fn helm_releases(&self) -> Result<Vec<Health>> {
         let Some(path) = self.resource("helm.toolkit.fluxcd.io", "helmreleases")? else { return Ok(Vec::new()) };
-        let all: Vec<Object<Release, HelmStatus>> = self.list(&path).context("asking for the HelmReleases")?;
+        let all: Vec<Object<HelmSpec, HelmStatus>> = self.list(&path).context("asking for the HelmReleases")?;
         Ok(all
             .iter()
             .filter(|one| !one.spec.suspend)
             .map(|one| Health::of(&one.metadata, helm_trouble(&one.metadata, &one.status)))
             .collect())
     }
-}
-
-/// Why the condition of this type is not True.
-fn unless_true(conditions: &[Condition], kind: &str) -> Option<String> {
-    if is_true(conditions, kind) {
-        return None;
-    }
-    let message = condition(conditions, kind).map(|condition| condition.message.as_str()).filter(|message| !message.is_empty());
-    Some(message.map_or_else(|| format!("it is not {kind}"), |message| format!("it is not {kind}: {message}")))
 }
 
 fn pool_trouble(conditions: &[Condition]) -> Option<String> {
@@ -193,32 +143,12 @@ fn version_trouble(status: &VersionStatus, release: Option<&str>) -> Option<Stri
     unless_true(&status.conditions, "Available")
 }
 
-fn management_trouble(metadata: &Metadata, spec: &Release, status: &ManagementStatus) -> Option<String> {
-    if status.observed_generation < metadata.generation {
-        return Some("its controller has not seen it yet".to_owned());
-    }
-    if spec.release != status.release {
-        return Some(format!("it is at the release {}, and is to be at {}", or_none(&status.release), spec.release));
-    }
-    let failed: Vec<String> = status
-        .components
-        .iter()
-        .filter(|(_, component)| !component.success)
-        .map(|(name, component)| format!("{name} ({})", or_none(&component.error)))
-        .collect();
-    if failed.is_empty() {
-        unless_true(&status.conditions, "Ready")
-    } else {
-        Some(format!("components that are not ready: {}", failed.join(", ")))
-    }
-}
-
 fn helm_trouble(metadata: &Metadata, status: &HelmStatus) -> Option<String> {
     let is_old = status.observed_generation.is_some_and(|seen| seen < metadata.generation);
     if is_old { Some("its controller has not seen it yet".to_owned()) } else { unless_true(&status.conditions, "Ready") }
 }
 
-fn or_none(text: &str) -> &str {
+pub(super) fn or_none(text: &str) -> &str {
     if text.is_empty() { "none yet" } else { text }
 }
 
@@ -263,24 +193,5 @@ mod tests {
         assert!(trouble(3, ready).is_some_and(|why| why.contains("not seen")));
         let failed = json!({"conditions": [{"type": "Ready", "status": "False", "message": "timed out"}]});
         assert_eq!(trouble(2, failed).as_deref(), Some("it is not Ready: timed out"));
-    }
-
-    #[test]
-    fn a_management_is_up_when_it_is_where_it_is_asked_to_be_with_all_components() {
-        let trouble = |generation, status| {
-            let metadata = Metadata { generation, ..Metadata::default() };
-            let spec = Release { release: "kcm-0-2-0".to_owned(), suspend: false };
-            management_trouble(&metadata, &spec, &serde_json::from_value(status).unwrap())
-        };
-        let ready = json!([{"type": "Ready", "status": "True"}]);
-        let up = json!({"observedGeneration": 2, "release": "kcm-0-2-0", "components": {"kcm": {"success": true}}, "conditions": ready});
-        assert_eq!(trouble(2, up.clone()), None);
-        assert!(trouble(3, up).is_some_and(|why| why.contains("not seen")));
-        let other = json!({"observedGeneration": 2, "release": "kcm-0-3-0", "conditions": ready});
-        assert!(trouble(2, other).is_some_and(|why| why.contains("at the release kcm-0-3-0, and is to be at kcm-0-2-0")));
-        let half =
-            json!({"observedGeneration": 2, "release": "kcm-0-2-0", "components": {"capi": {"error": "no chart"}}, "conditions": ready});
-        assert_eq!(trouble(2, half).as_deref(), Some("components that are not ready: capi (no chart)"));
-        assert_eq!(trouble(2, json!({"observedGeneration": 2, "release": "kcm-0-2-0"})).as_deref(), Some("it is not Ready"));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Reading order: `kubeconfig` (how the node's own API server is reached, without looking up a name), `client` (one request, with
 //! a limit; the API going away is normal), `objects` (the few fields that are read, tolerant of everything else), then what is asked:
-//! `facts`, `redeploy`, `requests` (certificates), `workloads` and `health` (whether what runs is up), `release` (the one that is asked for)
+//! `facts`, `redeploy`, `requests` (certificates), `workloads`, `management` and `health` (whether what runs is up), `release` (the one that is asked for)
 //! and `policy` (the gate before it), `jobs` (the backup's own), `obstacles` (why nothing moves), `patched` (objects that were changed before
 //! the API server ran).
 //!
@@ -13,6 +13,7 @@ mod facts;
 mod health;
 mod jobs;
 mod kubeconfig;
+mod management;
 mod objects;
 mod obstacles;
 mod patched;
@@ -25,7 +26,8 @@ mod workloads;
 pub use client::{Client, Refused};
 pub use facts::{Cluster, OperatorState, update_ahead};
 pub use health::Health;
+pub use management::Management;
 pub use patched::Place;
-pub use policy::{Permission, SKIP, is_gate};
-pub use release::{Management, Upgrade, Upgraded};
+pub use policy::{Permission, is_gate};
+pub use release::{Skipped, Upgrade, Upgraded};
 pub use workloads::{Workload, WorkloadKind};

@@ -62,7 +62,12 @@ pub(super) struct Condition {
     pub(super) kind: String,
     pub(super) status: Option<String>,
     #[serde(deserialize_with = "or_default")]
+    pub(super) reason: String,
+    #[serde(deserialize_with = "or_default")]
     pub(super) message: String,
+    /// The generation of the object that it is about, where it says so.
+    #[serde(rename = "observedGeneration")]
+    pub(super) observed_generation: Option<i64>,
     /// When the condition was last reported. A node's condition has it; most others do not.
     #[serde(rename = "lastHeartbeatTime")]
     pub(super) reported: Option<jiff::Timestamp>,
@@ -84,6 +89,15 @@ pub(super) fn condition<'a>(conditions: &'a [Condition], kind: &str) -> Option<&
 /// True when the condition of this type is True.
 pub(super) fn is_true(conditions: &[Condition], kind: &str) -> bool {
     condition(conditions, kind).is_some_and(|condition| condition.status.as_deref() == Some("True"))
+}
+
+/// Why the condition of this type is not True.
+pub(super) fn unless_true(conditions: &[Condition], kind: &str) -> Option<String> {
+    if is_true(conditions, kind) {
+        return None;
+    }
+    let message = condition(conditions, kind).map(|condition| condition.message.as_str()).filter(|message| !message.is_empty());
+    Some(message.map_or_else(|| format!("it is not {kind}"), |message| format!("it is not {kind}: {message}")))
 }
 
 /// Reads a capture of a real cluster.

@@ -15,7 +15,7 @@ use super::release::Upgraded;
 use crate::error::{AndNext, run, unsupported};
 
 /// An annotation on what is upgraded, `RELEASE: REASON`, lets the upgrade to that release pass without a backup.
-pub const SKIP: &str = "recovery/skip-gate";
+pub(super) const SKIP: &str = "recovery/skip-gate";
 
 const NAME: &str = "recovery-upgrade-gate";
 const PARAMETER: &str = "/api/v1/namespaces/kube-system/configmaps/recovery-upgrade-gate";

@@ -1,23 +1,16 @@
 //! Which release the cluster is at and is to be at: OpenShift's ClusterVersion, k0rdent's Management.
 
 use anyhow::{Context, Result};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::client::Client;
 use super::facts::CLUSTER_VERSION;
+use super::management::{Management, ManagementObject};
 use super::objects::{Condition, Object, Unread, condition, is_true, or_default};
-
-/// k0rdent's Management object, of which a cluster has one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Management {
-    /// The release that it is at, `kcm-0-2-0`: `status.release`. `None` on a new one, and on one that Velero has restored.
-    pub release: Option<String>,
-    /// The release that it is asked to be at: `spec.release`.
-    pub asked: String,
-    /// It is at the release that was asked for, and every component is ready.
-    pub ready: bool,
-}
+use super::policy::SKIP;
+use crate::node::profile::Profile;
 
 /// What an upgrade changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -26,6 +19,17 @@ pub enum Upgraded {
     ClusterVersion,
     /// `spec.release` of k0rdent's Management.
     Management,
+}
+
+impl Upgraded {
+    /// The object by which a cluster is upgraded; `None` where that is done by hand (kubeadm without k0rdent).
+    #[must_use]
+    pub fn of(profile: &Profile, management: Option<&Management>) -> Option<Self> {
+        if profile.is_openshift() {
+            return Some(Self::ClusterVersion);
+        }
+        management.map(|_| Self::Management)
+    }
 }
 
 impl std::fmt::Display for Upgraded {
@@ -44,26 +48,41 @@ pub enum Upgrade {
     Done,
     /// Not yet: what it says.
     Going(String),
+    /// The operator does not take the release: why. It looks again at times, and may take it then.
+    Refused(String),
 }
 
-type ManagementObject = Object<ManagementSpec, ManagementStatus>;
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-struct ManagementSpec {
-    #[serde(deserialize_with = "or_default")]
-    release: String,
+/// An upgrade that somebody let pass without a good backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Skipped {
+    /// The annotation: the release, and the reason.
+    pub why: String,
+    /// The client that wrote it, as it calls itself: `kubectl-annotate`. Which person that was, the API server's audit log says.
+    pub by: Option<String>,
+    /// When it was written.
+    pub at: Option<Timestamp>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct ManagementStatus {
-    #[serde(deserialize_with = "or_default")]
-    release: String,
-    #[serde(deserialize_with = "or_default")]
-    observed_generation: i64,
-    #[serde(deserialize_with = "or_default")]
-    conditions: Vec<Condition>,
+impl Skipped {
+    /// Of an object as the API and etcd have it. Who wrote the annotation is in `metadata.managedFields`, which the API server keeps.
+    #[must_use]
+    pub fn of(object: &Value) -> Option<Self> {
+        let metadata = &object["metadata"];
+        let why = metadata["annotations"][SKIP].as_str()?.to_owned();
+        let field = format!("f:{SKIP}");
+        let has = |entry: &&Value| entry["fieldsV1"]["f:metadata"]["f:annotations"].get(&field).is_some();
+        let entry = metadata["managedFields"].as_array().into_iter().flatten().find(has);
+        let word = |name: &str| entry.and_then(|entry| entry[name].as_str());
+        Some(Self { why, by: word("manager").map(str::to_owned), at: word("time").and_then(|time| time.parse().ok()) })
+    }
+}
+
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let by = self.by.as_deref().map_or(String::new(), |by| format!(", written by {by}"));
+        let at = self.at.map_or(String::new(), |at| format!(" at {at:.0}"));
+        write!(f, "\"{}\"{by}{at}", self.why)
+    }
 }
 
 type ClusterVersion = Object<Unread, ClusterVersionStatus>;
@@ -87,51 +106,36 @@ struct Update {
 }
 
 impl Client {
-    /// k0rdent's Management; `None` where there is none.
-    ///
-    /// # Errors
-    /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer.
-    pub fn management(&self) -> Result<Option<Management>> {
-        Ok(self.management_object()?.map(|(_, object)| management(&object)))
-    }
-
-    /// Its path, in the version that the API server prefers, and what is there.
-    fn management_object(&self) -> Result<Option<(String, ManagementObject)>> {
-        let Some(path) = self.resource("k0rdent.mirantis.com", "managements")? else { return Ok(None) };
-        let all: Vec<ManagementObject> = self.list(&path).context("asking for k0rdent's Management")?;
-        Ok(all.into_iter().next().map(|object| (format!("{path}/{}", object.metadata.name), object)))
-    }
-
     /// Asks for `release`: from here on the upgrade goes on by itself.
     ///
     /// # Errors
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer; [`Refused`](super::Refused), also by the gate.
     pub fn ask_for_release(&self, upgraded: Upgraded, release: &str, is_dry: bool) -> Result<()> {
-        let (path, change) = match upgraded {
-            Upgraded::ClusterVersion => {
-                // What an earlier update was asked for with is not meant any more.
-                let update = json!({"version": release, "image": null, "force": null, "architecture": null});
-                (CLUSTER_VERSION.to_owned(), json!({"spec": {"desiredUpdate": update}}))
-            }
-            Upgraded::Management => {
-                let found = self.management_object()?.context("there is no Management any more")?;
-                (found.0, json!({"spec": {"release": release}}))
-            }
+        let change = match upgraded {
+            // What an earlier update was asked for with is not meant any more.
+            Upgraded::ClusterVersion => json!({"desiredUpdate": {"version": release, "image": null, "force": null, "architecture": null}}),
+            Upgraded::Management => json!({"release": release}),
         };
+        let path = self.upgraded_path(upgraded)?;
         let query = if is_dry { "?dryRun=All" } else { "" };
-        self.patch(&format!("{path}{query}"), &change).with_context(|| format!("asking for the release {release}"))
+        self.patch(&format!("{path}{query}"), &json!({"spec": change})).with_context(|| format!("asking for the release {release}"))
     }
 
-    /// The value of an annotation of what is upgraded.
+    /// Where what is upgraded is.
+    fn upgraded_path(&self, upgraded: Upgraded) -> Result<String> {
+        Ok(match upgraded {
+            Upgraded::ClusterVersion => CLUSTER_VERSION.to_owned(),
+            Upgraded::Management => self.management_object()?.context("there is no Management any more")?.0,
+        })
+    }
+
+    /// The upgrade that passes the gate without a backup, where somebody has said so on what is upgraded.
     ///
     /// # Errors
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer.
-    pub fn upgraded_annotation(&self, upgraded: Upgraded, annotation: &str) -> Result<Option<String>> {
-        let mut metadata = match upgraded {
-            Upgraded::ClusterVersion => self.get::<ClusterVersion>(CLUSTER_VERSION)?.metadata,
-            Upgraded::Management => self.management_object()?.map(|(_, object)| object.metadata).unwrap_or_default(),
-        };
-        Ok(metadata.annotations.remove(annotation))
+    pub fn skipped(&self, upgraded: Upgraded) -> Result<Option<Skipped>> {
+        let object: Value = self.get(&self.upgraded_path(upgraded)?).with_context(|| format!("asking for the {upgraded}"))?;
+        Ok(Skipped::of(&object))
     }
 
     /// How far the upgrade to `release` has come.
@@ -142,21 +146,21 @@ impl Client {
         Ok(match upgraded {
             Upgraded::ClusterVersion => cluster_version(&self.get(CLUSTER_VERSION)?, release),
             Upgraded::Management => match self.management_object()? {
-                Some((_, object)) if object.spec.release == release && management(&object).ready => Upgrade::Done,
-                Some((_, object)) => Upgrade::Going(why(&object.status.conditions, "Ready", "the Management says nothing yet")),
+                Some((_, object)) => management(&object, release),
                 None => Upgrade::Going("there is no Management any more".to_owned()),
             },
         })
     }
 }
 
-fn management(object: &ManagementObject) -> Management {
-    let (spec, status) = (&object.spec, &object.status);
-    let is_current = status.observed_generation >= object.metadata.generation && spec.release == status.release;
-    Management {
-        release: Some(status.release.clone()).filter(|release| !release.is_empty()),
-        asked: spec.release.clone(),
-        ready: is_current && is_true(&status.conditions, "Ready"),
+fn management(object: &ManagementObject, release: &str) -> Upgrade {
+    if object.asked() != release {
+        return Upgrade::Going(format!("the Management is asked to go to {}", object.asked()));
+    }
+    match (object.refusal(), object.trouble()) {
+        (Some(why), _) => Upgrade::Refused(why),
+        (None, Some(why)) => Upgrade::Going(why),
+        (None, None) => Upgrade::Done,
     }
 }
 
@@ -164,16 +168,21 @@ fn cluster_version(object: &ClusterVersion, release: &str) -> Upgrade {
     let status = &object.status;
     let newest = status.history.first();
     let is_there = newest.is_some_and(|update| update.version == release && update.state == "Completed");
-    if is_there && status.observed_generation >= object.metadata.generation && !is_true(&status.conditions, "Progressing") {
+    let is_seen = status.observed_generation >= object.metadata.generation;
+    if is_there && is_seen && !is_true(&status.conditions, "Progressing") {
         return Upgrade::Done;
     }
     // Why it does not begin, before how far it is: the operator refuses a release that it does not know, or whose signature is not good.
     let is = |kind: &str, status: &str| condition(&object.status.conditions, kind).filter(|found| found.status.as_deref() == Some(status));
-    let trouble = is("Invalid", "True").or_else(|| is("ReleaseAccepted", "False")).or_else(|| is("Failing", "True"));
-    Upgrade::Going(match trouble {
-        Some(trouble) => trouble.message.clone(),
-        None => why(&status.conditions, "Progressing", "the ClusterVersion says nothing yet"),
-    })
+    if let Some(refused) = is("Invalid", "True").or_else(|| is("ReleaseAccepted", "False")) {
+        // Until it has seen what it is asked for now, this is about what it was asked for before.
+        return if is_seen { Upgrade::Refused(refused.message.clone()) } else { Upgrade::Going(refused.message.clone()) };
+    }
+    // An update that fails half-way is tried again, and often gets further.
+    Upgrade::Going(is("Failing", "True").map_or_else(
+        || why(&status.conditions, "Progressing", "the ClusterVersion says nothing yet"),
+        |failing| format!("it is failing: {}", failing.message),
+    ))
 }
 
 fn why(conditions: &[Condition], kind: &str, otherwise: &str) -> String {
@@ -185,26 +194,9 @@ fn why(conditions: &[Condition], kind: &str, otherwise: &str) -> String {
 mod tests {
     use super::*;
     use crate::kube::objects::capture;
-    use serde_json::Value;
 
     fn object<T: serde::de::DeserializeOwned>(json: Value) -> T {
         serde_json::from_value(json).unwrap()
-    }
-
-    #[test]
-    fn a_management_is_ready_at_the_release_that_it_is_asked_for_when_its_controller_has_seen_that() {
-        let of = |generation: i64, asked: &str, at: &str, ready: &str| {
-            management(&object(json!({
-                "metadata": {"name": "kcm", "generation": generation}, "spec": {"release": asked},
-                "status": {"release": at, "observedGeneration": 2, "conditions": [{"type": "Ready", "status": ready}]},
-            })))
-        };
-        let at = |asked: &str, ready| Management { release: Some("kcm-0-2-0".to_owned()), asked: asked.to_owned(), ready };
-        assert_eq!(of(2, "kcm-0-2-0", "kcm-0-2-0", "True"), at("kcm-0-2-0", true));
-        assert_eq!(of(2, "kcm-0-3-0", "kcm-0-2-0", "True"), at("kcm-0-3-0", false));
-        assert_eq!(of(3, "kcm-0-2-0", "kcm-0-2-0", "True"), at("kcm-0-2-0", false));
-        assert_eq!(of(2, "kcm-0-2-0", "kcm-0-2-0", "False"), at("kcm-0-2-0", false));
-        assert_eq!(of(2, "kcm-0-2-0", "", "True").release, None, "as Velero restores it");
     }
 
     #[test]
@@ -226,8 +218,51 @@ mod tests {
         let conditions = json!([
             {"type": "Progressing", "status": "False", "message": "Cluster version is 4.16.3"},
             {"type": "ReleaseAccepted", "status": "False", "message": "the release has no signature"},
+            {"type": "Failing", "status": "True", "message": "an operator is degraded"},
         ]);
-        let refused = object(json!({"status": {"conditions": conditions}}));
-        assert_eq!(cluster_version(&refused, "4.17.1"), Upgrade::Going("the release has no signature".to_owned()));
+        let look = |generation: i64, conditions: &Value| {
+            let status = json!({"observedGeneration": 3, "conditions": conditions});
+            cluster_version(&object(json!({"metadata": {"generation": generation}, "status": status})), "4.17.1")
+        };
+        assert_eq!(look(3, &conditions), Upgrade::Refused("the release has no signature".to_owned()));
+        assert_eq!(
+            look(4, &conditions),
+            Upgrade::Going("the release has no signature".to_owned()),
+            "of the release that was asked for before"
+        );
+        assert_eq!(look(3, &json!([conditions[0], conditions[2]])), Upgrade::Going("it is failing: an operator is degraded".to_owned()));
+    }
+
+    #[test]
+    fn an_upgrade_of_k0rdent_is_refused_going_or_done() {
+        let look = |asked: &str, reason: &str| {
+            let status = if reason == "AllComponentsHealthy" { "True" } else { "False" };
+            let ready = json!({"type": "Ready", "status": status, "reason": reason, "message": "says why", "observedGeneration": 2});
+            management(
+                &object(json!({
+                    "metadata": {"name": "kcm", "generation": 2}, "spec": {"release": asked},
+                    "status": {"release": "kcm-0-3-0", "observedGeneration": 2, "conditions": [ready]},
+                })),
+                "kcm-0-3-0",
+            )
+        };
+        assert_eq!(look("kcm-0-3-0", "AllComponentsHealthy"), Upgrade::Done);
+        assert_eq!(look("kcm-0-3-0", "NotAllComponentsHealthy"), Upgrade::Going("it is not Ready: says why".to_owned()));
+        assert_eq!(look("kcm-0-3-0", "HasIncompatibleContracts"), Upgrade::Refused("kcm does not take it: says why".to_owned()));
+        assert!(matches!(look("kcm-0-2-0", "AllComponentsHealthy"), Upgrade::Going(why) if why.contains("asked to go to kcm-0-2-0")));
+    }
+
+    #[test]
+    fn who_let_an_upgrade_pass_is_told() {
+        let mut object = json!({"metadata": {"annotations": {SKIP: "4.17.1: the site is new"}, "managedFields": [
+            {"manager": "oc", "time": "2026-01-01T00:00:00Z", "fieldsV1": {"f:spec": {"f:channel": {}}}},
+            {"manager": "kubectl-annotate", "time": "2026-01-02T00:00:00Z", "fieldsV1": {"f:metadata": {"f:annotations": {"f:recovery/skip-gate": {}}}}},
+        ]}});
+        let told = Skipped::of(&object).unwrap().to_string();
+        assert_eq!(told, "\"4.17.1: the site is new\", written by kubectl-annotate at 2026-01-02T00:00:00Z");
+        object["metadata"]["managedFields"] = json!(null);
+        assert_eq!(Skipped::of(&object).unwrap().to_string(), "\"4.17.1: the site is new\"");
+        object["metadata"]["annotations"] = json!({});
+        assert_eq!(Skipped::of(&object), None);
     }
 }

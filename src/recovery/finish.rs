@@ -1,14 +1,18 @@
 //! Phase `finish`: the cluster is as the backup recorded it, and what the run needed is cleared away.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
 
+use super::modifier;
 use super::run::{Doing, Step};
 use super::step;
 use super::undo::Units;
 use super::waits;
+use crate::error::{FailureKind, kind};
 use crate::etcd;
+use crate::kube::Skipped;
 use crate::up::{Before, Checked, look};
 
 /// Between two looks: each asks for a good deal.
@@ -65,7 +69,31 @@ fn sentences(down: &[Checked]) -> String {
 /// The data that this run replaced, and that which the runs replaced that it restarted.
 fn drop_old_etcd(here: &mut Doing<'_, '_>) -> Result<()> {
     let data = here.run.session.node.real_path(here.run.profile.etcd_data);
+    if let Some(member) = etcd::kept_of(&data, &here.id()) {
+        match let_pass(here, &member) {
+            Ok(found) => found.into_iter().for_each(|skipped| {
+                here.warn(format!("before the recovery, an upgrade was let pass the gate without a good backup: {skipped}"));
+            }),
+            Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
+            // It may be what was broken.
+            Err(error) => tracing::debug!("looking at the etcd data that was replaced: {error:#}"),
+        }
+    }
     etcd::drop_kept(&data, &here.id(), &here.run.undo.runs)
+}
+
+/// The upgrades that somebody let pass the gate, by the data that was replaced: nowhere else is it known any more.
+fn let_pass(here: &Doing<'_, '_>, member: &Path) -> Result<Vec<Skipped>> {
+    let prefix = modifier::prefix(&here.run.backup)?;
+    let (version, managements) = (format!("{prefix}/{}", modifier::CLUSTER_VERSION), format!("{prefix}/k0rdent.mirantis.com/managements/"));
+    let mut wanted = |key: &[u8]| key == version.as_bytes() || key.starts_with(managements.as_bytes());
+    let mut found = Vec::new();
+    let mut look = |_: &[u8], value: &[u8]| {
+        found.extend(serde_json::from_slice(value).ok().as_ref().and_then(Skipped::of));
+        Ok(())
+    };
+    etcd::live_without_hash(&member.join("snap/db"), &mut wanted, &mut look, &|_| ())?;
+    Ok(found)
 }
 
 fn put_back(here: &mut Doing<'_, '_>) -> Result<()> {

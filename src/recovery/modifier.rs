@@ -181,7 +181,7 @@ pub(super) fn upgrade_ahead(backup: &Backup, rules: Option<&str>, progress: &Pro
 }
 
 /// Where the `ClusterVersion` is, below the prefix.
-const CLUSTER_VERSION: &str = "config.openshift.io/clusterversions/version";
+pub(super) const CLUSTER_VERSION: &str = "config.openshift.io/clusterversions/version";
 
 fn cluster_version() -> Target {
     Target { resource: "clusterversions.config.openshift.io".to_owned(), namespace: None, name: "version".to_owned() }
@@ -237,7 +237,7 @@ fn not_read(rule: usize, rules: &Rules, target: &Target, form: Form) -> anyhow::
 }
 
 /// Where the API server of the backup keeps its objects.
-fn prefix(backup: &Backup) -> Result<String> {
+pub(super) fn prefix(backup: &Backup) -> Result<String> {
     let profile: &Profile = backup.manifest.profile.profile();
     let path = profile.manifest(profile.api_server());
     let in_archive =

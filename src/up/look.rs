@@ -198,8 +198,8 @@ fn in_the_cluster(node: &Node, profile: &'static Profile, client: &Client, befor
     found.push(Checked::of(Part::Webhooks, client.webhooks()));
     found.push(Checked::of(Part::Workloads, client.workloads_health(manifest.and_then(|manifest| manifest.workloads.as_deref()))));
     let was_there = manifest.is_some_and(|manifest| manifest.management.is_some());
-    let of_k0rdent =
-        [Checked::of(Part::Management, client.managements(was_there)), Checked::of(Part::HelmReleases, client.helm_releases())];
+    let management = client.management_health(was_there).map(|one| one.into_iter().collect());
+    let of_k0rdent = [Checked::of(Part::Management, management), Checked::of(Part::HelmReleases, client.helm_releases())];
     found.extend(of_k0rdent.into_iter().filter(|part| part.total > 0));
     found
 }

@@ -14,10 +14,11 @@ use crate::backup::manifest::{DeploymentId, Image};
 use crate::backup::survey::Survey;
 use crate::error::{AndNext, busy, misfit, no_space, not_permitted};
 use crate::etcd::{self, Endpoint, Health};
-use crate::kube;
+use crate::kube::{self, Upgraded};
 use crate::node::certificates::certificates_expire;
 use crate::node::identity::Identity;
 use crate::node::profile::{OperatorContainer, Profile};
+use crate::node::static_pod::releases;
 use crate::node::{Node, dir::RecoveryDir, mounts};
 use crate::report::Progress;
 use crate::tools::needs::{self, Need, UnitFile};
@@ -191,7 +192,8 @@ fn single_member(endpoint: &Endpoint) -> Result<Health> {
 
 /// Which cluster this is, and that nothing is being rolled out: a backup from the middle of a roll-out restores a state that never was.
 fn cluster(node: &Node, profile: &'static Profile, force: bool, warnings: &mut Vec<String>) -> Result<Answers> {
-    let ask = || -> Result<_> {
+    let releases = releases(node, profile)?;
+    let ask = |warnings: &mut Vec<String>| -> Result<_> {
         let client = kube::Client::of(node, profile)?;
         let mut rolling: Vec<String> =
             client.rolling_out(profile.redeployed)?.iter().map(|one| format!("the static pod of {one}")).collect();
@@ -199,12 +201,20 @@ fn cluster(node: &Node, profile: &'static Profile, force: bool, warnings: &mut V
         // kcm says the new release long before every component is there.
         let k0rdent = management.as_ref().filter(|management| management.release.as_deref() != Some(management.asked.as_str()));
         rolling.extend(k0rdent.map(|management| format!("k0rdent's Management, which goes to {}", management.asked)));
-        let ahead = client.update_ahead()?;
-        Ok((client.cluster()?, rolling, ahead, Answers { cluster: None, operators, workloads: None, management }, client))
+        let (cluster, ahead) = client.cluster_and_update()?;
+        let skipped = Upgraded::of(profile, management.as_ref()).map(|upgraded| client.skipped(upgraded)).transpose()?.flatten();
+        warnings.extend(skipped.map(|skipped| format!("an upgrade was let pass the gate without a good backup: {skipped}")));
+        Ok((cluster, rolling, ahead, Answers { cluster: None, operators, workloads: None, management }, client))
     };
-    match ask() {
-        Ok((cluster, rolling, ahead, answers, client)) => {
+    match ask(warnings) {
+        Ok((mut cluster, rolling, ahead, answers, client)) => {
             warnings.extend(at_rest(&cluster, &answers.operators, &rolling, force)?);
+            if releases.len() > 1 {
+                // A skew that somebody keeps is as sound as any: it is backed up, but no upgrade begins from there.
+                cluster.progressing = true;
+                let releases = releases.into_iter().collect::<Vec<_>>().join(" and ");
+                warnings.push(format!("the static pods are of {releases}: `kubeadm upgrade` is at work, or stopped half-way"));
+            }
             warnings.extend(ahead.map(|release| {
                 format!(
                     "the cluster is asked to go to {release} (spec.desiredUpdate of the ClusterVersion): after a recovery from this backup it would again, unless \
