@@ -1,12 +1,11 @@
 //! The guide's way, on a single-node cluster that k0rdent manages: a schedule, the gate, an upgrade that goes wrong, and a rollback with the guide's files.
 //! kcm itself does not run: the drill writes the status that it would.
 
-use std::io::Write;
-
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::hands::{AGENT, agent, ok, up};
+use super::served;
 use real_node::{Done, Limit, Node};
 
 const CALL: Limit = Limit::of(60);
@@ -20,54 +19,95 @@ fn rollback(backup: &str) -> String {
     include_str!("../fixtures/k0rdent/rollback.yaml").replace("example-backup-kcm-0-2-0", backup)
 }
 
-/// Writes down, from boot on, which release the API server serves, as often as it can be asked.
-const WATCHER: &str = "[Unit]
-Description=Watch the release
-[Service]
-Environment=KUBECONFIG=/etc/kubernetes/admin.conf
-ExecStart=/bin/sh /var/watch.sh
-[Install]
-WantedBy=multi-user.target
-";
-const WATCH: &str = "echo boot >> /var/seen
-while :; do
-    release=$(kubectl get managements kcm --request-timeout=2s -o 'jsonpath={.spec.release}' 2> /dev/null) && echo \"$release\" >> /var/seen
-    sleep 0.1
-done
-";
+/// The resources as kcm and Flux define them.
+const DEFINITIONS: &str = include_str!("../fixtures/k0rdent/definitions.yaml");
 
-/// The resource, as far as the drill needs it: what `kubectl explain management` shows of kcm's.
-fn definition() -> Value {
-    let open = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-    let spec = json!({
-        "type": "object", "required": ["release"],
-        "properties": {"release": {"type": "string", "minLength": 1}, "providers": {"type": "array", "items": open}},
-    });
-    let version = |name: &str, stored: bool| {
+const PROVIDER: &str = "cluster-api-provider-docker";
+
+/// What kcm's chart and its templates make: the releases that there are, and who installs their components.
+fn objects() -> Vec<Value> {
+    let release = |version: &str| {
+        let template = |of: &str| format!("{of}-{}", version.replace('.', "-"));
         json!({
-            "name": name, "served": true, "storage": stored, "subresources": {"status": {}},
-            "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": spec, "status": open}}},
+            "apiVersion": "k0rdent.mirantis.com/v1beta1", "kind": "Release", "metadata": {"name": template("kcm")},
+            "spec": {
+                "version": version, "kcm": {"template": template("kcm")}, "capi": {"template": template("cluster-api")},
+                "providers": [{"name": PROVIDER, "template": template(PROVIDER)}],
+            },
         })
     };
+    let helm = |name: &str| {
+        json!({
+            "apiVersion": "helm.toolkit.fluxcd.io/v2", "kind": "HelmRelease", "metadata": {"name": name, "namespace": "kcm-system"},
+            "spec": {"interval": "10m", "chartRef": {"kind": "HelmChart", "name": name}, "values": {"replicas": 1}},
+        })
+    };
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kcm-system"}});
+    vec![namespace, release("0.2.0"), release("0.3.0"), helm("kcm"), helm("capi"), helm(PROVIDER)]
+}
+
+/// The one Management, as its first version has it. What is in a component's configuration is not kcm's to know.
+fn management() -> Value {
     json!({
-        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "managements.k0rdent.mirantis.com"},
+        "apiVersion": "k0rdent.mirantis.com/v1alpha1", "kind": "Management", "metadata": {"name": "kcm"},
         "spec": {
-            "group": "k0rdent.mirantis.com", "scope": "Cluster",
-            "names": {"kind": "Management", "listKind": "ManagementList", "plural": "managements", "singular": "management"},
-            "versions": [version("v1alpha1", false), version("v1beta1", true)],
+            "release": "kcm-0-2-0", "core": {"kcm": {"config": {"weight": WEIGHT, "admissionWebhook": {"enabled": true}}}, "capi": {}},
+            "providers": [{"name": PROVIDER, "config": {"replicas": 2}}],
         },
     })
+}
+
+/// With more digits than a number of most readers has.
+const WEIGHT: f64 = 0.218_446_744_073_709_54;
+
+fn condition(kind: &str, generation: &Value, reason: &str, message: &str) -> Value {
+    let now = "2026-01-01T00:00:00Z";
+    json!([{
+        "type": kind, "status": "True", "observedGeneration": generation, "reason": reason, "message": message, "lastTransitionTime": now,
+    }])
+}
+
+fn set_status(node: &Node, resource: &str, name: &str, status: &Value) -> Result<()> {
+    let status = json!({"status": status}).to_string();
+    let args = ["-n", "kcm-system", "patch", resource, name, "--subresource=status", "--type=merge", "-p", &status];
+    node.kubectl(&args).map(drop)
+}
+
+/// The resources, with the objects of a k0rdent that is at rest.
+fn install(node: &Node) -> Result<()> {
+    node.exec_with(&["kubectl", "apply", "--server-side", "--filename=-"], DEFINITIONS.as_bytes(), CALL)?.checked()?;
+    let served = ["crd/managements.k0rdent.mirantis.com", "crd/releases.k0rdent.mirantis.com", "crd/helmreleases.helm.toolkit.fluxcd.io"];
+    node.kubectl(&[&["wait"], &served[..], &["--for=condition=Established", "--timeout=60s"]].concat())?;
+    // A resource is established a moment before it is served.
+    Limit::of(30).wait("k0rdent's resources to be served", || Ok(node.apply(&objects()).ok()), String::new)?;
+    for release in ["kcm-0-2-0", "kcm-0-3-0"] {
+        let conditions = condition("TemplatesValid", &json!(1), "Succeeded", "all templates are valid");
+        set_status(node, "releases", release, &json!({"ready": true, "observedGeneration": 1, "conditions": conditions}))?;
+    }
+    for component in ["kcm", "capi", PROVIDER] {
+        let conditions = condition("Ready", &json!(1), "UpgradeSucceeded", "Helm upgrade succeeded");
+        let status = json!({"observedGeneration": 1, "lastAttemptedGeneration": 1, "conditions": conditions});
+        set_status(node, "helmreleases", component, &status)?;
+    }
+    node.apply(&[management()])?;
+    arrive(node)
 }
 
 /// kcm says that it has arrived where it is asked to be.
 fn arrive(node: &Node) -> Result<()> {
     let management = node.get(&["managements", "kcm"])?;
-    let status = json!({"status": {
-        "release": management["spec"]["release"], "observedGeneration": management["metadata"]["generation"],
-        "components": {"kcm": {"success": true}},
-        "conditions": [{"type": "Ready", "status": "True", "reason": "Succeeded", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
-    }});
-    node.kubectl(&["patch", "managements", "kcm", "--subresource=status", "--type=merge", "-p", &status.to_string()]).map(drop)
+    let (release, generation) = (&management["spec"]["release"], &management["metadata"]["generation"]);
+    let component = |template: &str, provider: &str| json!({"success": true, "template": template, "exposedProviders": [provider]});
+    let status = json!({
+        "release": release, "observedGeneration": generation, "availableProviders": ["infrastructure-docker"],
+        "capiContracts": {PROVIDER: {"v1beta1": "v1beta1"}},
+        "components": {
+            "kcm": {"success": true, "template": release}, "capi": component("cluster-api", "cluster-api"),
+            PROVIDER: component(PROVIDER, "infrastructure-docker"),
+        },
+        "conditions": condition("Ready", generation, "AllComponentsHealthy", "All components are successfully installed"),
+    });
+    set_status(node, "managements", "kcm", &status)
 }
 
 fn ask(node: &Node, release: &str) -> Result<Done> {
@@ -83,16 +123,8 @@ fn json_of(node: &Node, args: &[&str]) -> Result<Value> {
 #[test]
 fn an_upgrade_of_k0rdent_is_taken_back_with_the_guides_files() -> Result<()> {
     let (_dir, node) = up("kubeadm")?;
-    node.apply(&[definition()])?;
-    node.kubectl(&["wait", "crd/managements.k0rdent.mirantis.com", "--for=condition=Established", "--timeout=60s"])?;
-    node.apply(&[json!({
-        "apiVersion": "k0rdent.mirantis.com/v1beta1", "kind": "Management", "metadata": {"name": "kcm"},
-        "spec": {"release": "kcm-0-2-0", "providers": [{"name": "cluster-api-provider-docker", "weight": 0.218_446_744_073_709_54}]},
-    })])?;
-    arrive(&node)?;
-    node.put("/etc/systemd/system/watcher.service", WATCHER.as_bytes(), 0o644)?;
-    node.put("/var/watch.sh", WATCH.as_bytes(), 0o644)?;
-    node.run(&["systemctl", "enable", "--now", "watcher.service"])?;
+    install(&node)?;
+    served::record(&node)?;
 
     node.put("/root/schedule.yaml", SCHEDULE.as_bytes(), 0o600)?;
     let said = ok(&node, &["schedule", "apply", "-f", "/root/schedule.yaml"])?;
@@ -124,7 +156,6 @@ fn an_upgrade_of_k0rdent_is_taken_back_with_the_guides_files() -> Result<()> {
     ensure!(done.code() == 65 && done.stderr.contains("is about no object of the backup"), "{}: {}", done.code(), done.stderr);
 
     let generation = node.get(&["managements", "kcm"])?["metadata"]["generation"].as_i64().context("no generation")?;
-    node.run(&["sh", "-c", ": > /var/seen"])?;
     let boots = node.boots()?;
     node.exec(&[AGENT, "recover", "--yes", "-f", "/root/rollback.yaml"], CALL)?;
     node.wait_boots(boots + 1)?;
@@ -133,14 +164,9 @@ fn an_upgrade_of_k0rdent_is_taken_back_with_the_guides_files() -> Result<()> {
     arrive(&node)?;
     let is_over = || Ok(ok(&node, &["status"])?.contains("no recovery is in progress").then_some(()));
     RECOVERED.wait("the end of the recovery", is_over, || ok(&node, &["status"]).unwrap_or_default())?;
+    served::only(&node, "kcm-0-2-0", "kcm-0-3-0")?;
     let management = node.get(&["managements", "kcm"])?;
     ensure!(management["spec"]["release"] == "kcm-0-2-0" && management["metadata"]["generation"] == generation + 1, "{management}");
-    ensure!(management["spec"]["providers"][0]["weight"] == json!(0.218_446_744_073_709_54), "{management}");
-    // What was seen in the boot before says the new one; from the mark on, which the watcher writes when it starts, nobody has seen it.
-    let seen = node.read("/var/seen")?;
-    let after: Vec<&str> =
-        seen.rsplit_once("boot\n").context("the watcher did not start")?.1.lines().filter(|line| !line.is_empty()).collect();
-    writeln!(std::io::stderr(), "{} looks since the API server served again", after.len())?;
-    ensure!(after.len() > 5 && after.iter().all(|line| *line == "kcm-0-2-0"), "{seen}");
+    ensure!(management["spec"]["core"]["kcm"]["config"]["weight"] == json!(WEIGHT), "{management}");
     ok(&node, &["up", "--backup", "late", "--hold", "5", "--wait", "60"]).map(drop)
 }

@@ -13,6 +13,7 @@ mod one_command;
 mod pods;
 mod power_cuts;
 mod schedule;
+mod served;
 mod systems;
 mod units;
 mod waits;

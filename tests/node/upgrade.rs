@@ -80,7 +80,7 @@ impl Node {
     }
 
     /// Writes a file outside the directory that kubelet watches, and moves it in.
-    fn replace(&self, path: &str, bytes: &[u8], mode: u32) -> Result<()> {
+    pub fn replace(&self, path: &str, bytes: &[u8], mode: u32) -> Result<()> {
         let staged = "/etc/kubernetes/.staged";
         self.put(staged, bytes, mode)?;
         self.run(&["mv", staged, path]).map(drop)
