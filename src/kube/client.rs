@@ -22,6 +22,8 @@ use crate::node::Node;
 use crate::node::clock::{Clock, Deadline};
 use crate::node::profile::Profile;
 
+/// Who asks, as audit logs and `managedFields` have it.
+const AGENT: &str = concat!("recovery/", env!("CARGO_PKG_VERSION"));
 /// The time limit of one request, including the connection.
 const LIMIT: Duration = Duration::from_secs(10);
 /// The pause between two looks of a wait.
@@ -223,6 +225,7 @@ impl Client {
     fn attempt(&self, method: Method, path: &str, content_type: &str, body: Vec<u8>) -> Result<String> {
         let what = format!("{method} {path}");
         let mut request = Request::builder().method(method).uri(path).header(header::ACCEPT, "application/json");
+        request = request.header(header::USER_AGENT, AGENT);
         if !content_type.is_empty() {
             request = request.header(header::CONTENT_TYPE, content_type);
         }

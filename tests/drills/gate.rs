@@ -9,6 +9,7 @@ use super::hands::{AGENT, agent, fails, ok, up};
 use real_node::{Done, Limit, Node};
 
 const CALL: Limit = Limit::of(60);
+const PAIRS: usize = 8;
 const TO: &str = "4.99.0";
 
 /// Asks for a release as people and controllers do; nothing comes of it with `dry`.
@@ -35,12 +36,6 @@ fn upgrade() -> Value {
 #[test]
 fn an_upgrade_waits_for_a_good_backup() -> Result<()> {
     let (_dir, node) = up("")?;
-    let began = Instant::now();
-    ok(&node, &["backup"])?;
-    let plain = began.elapsed();
-    let id = json_of(&node, &["list"])?[0]["id"].as_str().context("no backup")?.to_owned();
-    ok(&node, &["delete", "--force", "--yes", &id])?;
-
     ensure!(ask(&node, &VERSION, &upgrade(), true)?.code() == 0, "it is refused before there is a gate");
     ok(&node, &["gate", "install"])?;
     let says = [AGENT, "gate --take", "there is no backup", TO];
@@ -50,11 +45,10 @@ fn an_upgrade_waits_for_a_good_backup() -> Result<()> {
     let status = ["clusterversion", "version", "--subresource=status"];
     ask(&node, &status, &json!({"status": {"observedGeneration": 3}}), false)?.checked()?;
 
-    let began = Instant::now();
+    no_slower_than_a_backup(&node)?;
     let passed = json_of(&node, &["gate", "--take", "--max-age", "45s"])?;
-    let (until, took) = (Instant::now() + Duration::from_secs(46), began.elapsed());
+    let until = Instant::now() + Duration::from_secs(46);
     ensure!(passed["taken_now"] == true, "{passed}");
-    eprintln!("a backup: {plain:?}; until the gate is open: {took:?}");
     // The API server takes a moment to see the ConfigMap; then everybody passes, at the same time too.
     Limit::of(10).wait(
         "the gate to open",
@@ -116,7 +110,7 @@ fn an_upgrade_waits_for_a_good_backup() -> Result<()> {
             || Ok((node.get(&VERSION)?["spec"]["desiredUpdate"]["version"] == TO).then_some(())),
             || node.read("/tmp/upgrade.err").unwrap_or_default(),
         )?;
-        let now = "2026-01-01T00:00:00Z";
+        let now = now();
         let version = node.get(&VERSION)?;
         let mut history = version["status"]["history"].as_array().cloned().unwrap_or_default();
         history.insert(
@@ -134,10 +128,46 @@ fn an_upgrade_waits_for_a_good_backup() -> Result<()> {
     // From there on, the backup is of the release before.
     fails(&node, &["gate"], 1, &["it is of the release"])?;
     fails(&node, &["upgrade", "--yes", "--to", "4.99.1", "--wait", "15"], 69, &["has not arrived", "recover --backup"])?;
+    // One that the operator does not take ends long before the deadline; it says so of whatever is asked for from now on.
+    let no = json!({"type": "ReleaseAccepted", "status": "False", "reason": "RetrievePayload", "message": "no signature", "lastTransitionTime": now()});
+    let mut conditions = node.get(&VERSION)?["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    conditions.push(no);
+    ask(&node, &status, &json!({"status": {"observedGeneration": 1000, "conditions": conditions}}), false)?.checked()?;
+    let began = Instant::now();
+    let says = ["the upgrade to 4.99.2 is refused: no signature", "oc adm upgrade --clear"];
+    fails(&node, &["upgrade", "--yes", "--to", "4.99.2", "--wait", "3000"], 69, &says)?;
+    ensure!(began.elapsed() > Duration::from_secs(60), "{:?}: it may take it yet", began.elapsed());
 
     ok(&node, &["gate", "remove", "--yes"])?;
-    ask(&node, &VERSION, &json!({"spec": {"desiredUpdate": {"version": "4.99.2"}}}), true)?.checked()?;
+    ask(&node, &VERSION, &json!({"spec": {"desiredUpdate": {"version": "4.99.3"}}}), true)?.checked()?;
     Ok(())
+}
+
+/// From *upgrade wanted* to *gate open* is at most a fifth longer than a backup: of some pairs the best of each, since a machine that others use too is at
+/// times slow, and never too fast.
+fn no_slower_than_a_backup(node: &Node) -> Result<()> {
+    let timed = |args: &[&str]| -> Result<Duration> {
+        let began = Instant::now();
+        ok(node, args)?;
+        let took = began.elapsed();
+        let id = json_of(node, &["list"])?[0]["id"].as_str().context("no backup")?.to_owned();
+        ok(node, &["delete", "--force", "--yes", &id])?;
+        Ok(took)
+    };
+    let (mut backup, mut gate) = (Duration::MAX, Duration::MAX);
+    for _ in 0..PAIRS {
+        (backup, gate) = (backup.min(timed(&["backup"])?), gate.min(timed(&["gate", "--take"])?));
+        eprintln!("a backup: {backup:?}; until the gate is open: {gate:?}");
+        if gate <= backup.mul_f64(1.2) {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("of {PAIRS} each, the best backup took {backup:?}, and the gate was open after {gate:?} at best")
+}
+
+/// A time, for what needs one.
+fn now() -> &'static str {
+    "2026-01-01T00:00:00Z"
 }
 
 fn json_of(node: &Node, args: &[&str]) -> Result<Value> {

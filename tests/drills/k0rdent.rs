@@ -145,6 +145,13 @@ fn an_upgrade_of_k0rdent_is_taken_back_with_the_guides_files() -> Result<()> {
     let management = json!({"release": "kcm-0-2-0", "asked": "kcm-0-3-0", "ready": false});
     ensure!(late["manifest"]["management"] == management, "{}", late["manifest"]["management"]);
     arrive(&node)?;
+    // Somebody goes on without a backup: what a recovery takes away, its report keeps.
+    node.kubectl(&["annotate", "management", "kcm", "recovery/skip-gate=kcm-0-4-0: no time"])?;
+    ask(&node, "kcm-0-4-0")?.checked()?;
+    let noted = json_of(&node, &["backup", "--force"])?;
+    let passed = "let pass the gate without a good backup: \\\"kcm-0-4-0: no time\\\", written by kubectl-annotate at 20";
+    ensure!(noted["manifest"]["warnings"].to_string().contains(passed), "{}", noted["manifest"]["warnings"]);
+    ask(&node, "kcm-0-3-0")?.checked()?;
     node.put("/root/rollback.yaml", rollback("late").as_bytes(), 0o600)?;
     let shown = ok(&node, &["recover", "-f", "/root/rollback.yaml", "--dry-run"])?;
     ensure!(shown.contains("/spec/release") && shown.contains("kcm-0-3-0") && shown.contains("kcm-0-2-0"), "{shown}");
@@ -165,6 +172,8 @@ fn an_upgrade_of_k0rdent_is_taken_back_with_the_guides_files() -> Result<()> {
     let is_over = || Ok(ok(&node, &["status"])?.contains("no recovery is in progress").then_some(()));
     RECOVERED.wait("the end of the recovery", is_over, || ok(&node, &["status"]).unwrap_or_default())?;
     served::only(&node, "kcm-0-2-0", "kcm-0-3-0")?;
+    let report = node.run(&["sh", "-c", "cat $(ls -t /var/recovery/history/*.json | head -n 1)"])?;
+    ensure!(report.contains(passed), "{report}");
     let management = node.get(&["managements", "kcm"])?;
     ensure!(management["spec"]["release"] == "kcm-0-2-0" && management["metadata"]["generation"] == generation + 1, "{management}");
     ensure!(management["spec"]["core"]["kcm"]["config"]["weight"] == json!(WEIGHT), "{management}");

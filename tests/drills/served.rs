@@ -111,7 +111,10 @@ pub(crate) fn only(node: &Node, release: &str, never: &str) -> Result<()> {
     let said: Vec<String> = clients.iter().map(|(name, read)| format!("{name}: {:?}, {} watches", read.releases, read.watches)).collect();
     writeln!(std::io::stderr(), "{} events watched; answered to\n  {}", watched.lines().count(), said.join("\n  "))?;
     let all: Vec<&String> = clients.values().flat_map(|read| read.releases.keys()).collect();
-    ensure!(!all.is_empty() && all.iter().all(|one| *one == release), "{said:?}");
+    ensure!(all.iter().all(|one| *one == release), "{said:?}");
+    // What is looked for can be found: what the recovery itself read is there.
+    let agent = clients.iter().find(|(name, _)| name.starts_with("recovery/")).context("the agent has not read it back")?;
+    ensure!(agent.1.releases.contains_key(release), "{said:?}");
     ensure!(clients.values().all(|read| read.writes.is_empty()), "somebody wrote it: {clients:?}");
     // What an earlier watch was told is in no log.
     let watch = audit.lines().find(|line| line.contains("\"verb\":\"watch\"")).context("no watch in the audit log")?;

@@ -41,6 +41,9 @@ fn only_a_good_backup_opens_it() -> Result<()> {
     let release = cluster_version(&node)?["status"]["history"][0]["version"].as_str().context("no release")?.to_owned();
     closed(&node, &["there is no backup", &release])?;
 
+    gate(&node, &["--take", "--for", "example-backup"])?.expect(78, &["there is no schedule `example-backup`"])?;
+    ensure!(json(&node, &["list"])? == value!([]), "it took a backup first");
+    ok(&node, &["schedule", "set", "example-backup", "--cron", "0 4 * * *"])?;
     let ended = gate(&node, &["--take", "--for", "example-backup", "--json"])?.expect(0, &["taking one"])?;
     let taken: Value = serde_json::from_str(&ended.out)?;
     ensure!(taken["release"] == release.as_str() && taken["taken_now"] == true, "{taken}");
@@ -70,7 +73,13 @@ fn only_a_good_backup_opens_it() -> Result<()> {
     let shown = ok(&node, &["show", &id])?;
     ensure!(shown.contains("OtherNode") && shown.contains("the machine id is") && shown.contains("next: "), "{shown}");
     ensure!(ok(&node, &["list"])?.contains("OtherNode"));
+    // One that another node took, of before an upgrade too, and newer: it pushes out none of this node's.
+    let other = serde_json::from_str::<Value>(&gate(&node, &["--take", "--json"])?.expect(0, &[])?.out)?["id"].clone();
     std::fs::write(&machine_id, was)?;
+    ok(&node, &["prune", "--keep", "1", "--yes"])?;
+    let left = json(&node, &["list"])?;
+    ensure!(left[0]["id"] == other && left[1]["id"] == id.as_str(), "{left}");
+    ok(&node, &["delete", "--force", "--yes", other.as_str().context("no id")?])?;
     open(&node, &id)?;
 
     let found = cluster_version(&node)?;
