@@ -74,7 +74,10 @@ fn only_a_good_backup_opens_it() -> Result<()> {
     ensure!(shown.contains("OtherNode") && shown.contains("the machine id is") && shown.contains("next: "), "{shown}");
     ensure!(ok(&node, &["list"])?.contains("OtherNode"));
     // One that another node took, of before an upgrade too, and newer: it pushes out none of this node's.
+    let (ours, aside) = (node.at("/var/recovery/backups").join(&id), node.at("/var/recovery").join(&id));
+    std::fs::rename(&ours, &aside)?;
     let other = serde_json::from_str::<Value>(&gate(&node, &["--take", "--json"])?.expect(0, &[])?.out)?["id"].clone();
+    std::fs::rename(&aside, &ours)?;
     std::fs::write(&machine_id, was)?;
     ok(&node, &["prune", "--keep", "1", "--yes"])?;
     let left = json(&node, &["list"])?;
