@@ -38,11 +38,7 @@ pub struct Door {
 /// # Errors
 /// [`FailureKind::Unanswered`] when the API does not answer; when it refuses.
 pub fn keep(session: &Session<'_>, client: &Client, release: &str, found: &Look) -> Result<()> {
-    let permission = permission(release, found);
-    match client.installed_gate()? {
-        Some(installed) if installed != permission => client.set_gate(&permission, &command(session)),
-        _ => Ok(()),
-    }
+    client.keep_gate(&permission(release, found), &command(session))
 }
 
 fn permission(release: &str, found: &Look) -> Permission {

@@ -14,6 +14,7 @@ use crate::backup::survey::survey;
 use crate::backup::verify;
 use crate::kube::Upgraded;
 use crate::session::Session;
+use crate::tools::ostree::Deployment;
 
 /// How old a good backup may be, unless said otherwise.
 pub const MAX_AGE: Duration = Duration::from_secs(3600);
@@ -124,7 +125,7 @@ fn sentence(faults: &[Fault]) -> String {
 /// What was read before is not read again.
 ///
 /// # Errors
-/// As [`Here::release`]; when the backups cannot be listed, or when interrupted.
+/// As [`Here::release`] and [`Here::booted`]; when the backups cannot be listed, or when interrupted.
 pub fn look(session: &Session<'_>, here: &Here, max_age: Duration, read: &mut ReadBack) -> Result<Look> {
     let now = session.node.clock().now();
     here.release()?;
@@ -132,7 +133,10 @@ pub fn look(session: &Session<'_>, here: &Here, max_age: Duration, read: &mut Re
     let mut look = Look { good: None, passed_over: Vec::new() };
     for backup in &found.backups {
         let mut faults = judge(here, backup, max_age, now);
-        // All of it is read only where all else is well.
+        // ostree is asked, and all of it is read, only where all else is well.
+        if faults.is_empty() {
+            faults.extend(deployment_fault(backup, here.booted(session.node)?));
+        }
         if faults.is_empty() {
             faults.extend(read.judge(session, backup)?);
         }
@@ -179,7 +183,7 @@ impl ReadBack {
     }
 }
 
-/// All that can be said against a backup without reading its files.
+/// All that can be said against a backup without reading its files, but for its deployment.
 fn judge(here: &Here, backup: &Backup, max_age: Duration, now: Timestamp) -> Vec<Fault> {
     let manifest = &backup.manifest;
     let mut faults = Vec::new();
@@ -205,15 +209,6 @@ fn judge(here: &Here, backup: &Backup, max_age: Duration, now: Timestamp) -> Vec
     if moving {
         faults.push(Fault::NotAtRest);
     }
-    match (&manifest.deployment, &here.booted) {
-        (Some(deployment), Some(booted)) if deployment.is(booted) => {
-            if !booted.pinned {
-                faults.push(Fault::NotPinned);
-            }
-        }
-        (None, None) => {}
-        _ => faults.push(Fault::OtherDeployment),
-    }
     let (taken, old) = (manifest.taken, now.duration_since(manifest.taken));
     if old > age(max_age) {
         faults.push(Fault::TooOld { taken, max: age(max_age) });
@@ -223,12 +218,21 @@ fn judge(here: &Here, backup: &Backup, max_age: Duration, now: Timestamp) -> Vec
     faults
 }
 
+fn deployment_fault(backup: &Backup, booted: Option<&Deployment>) -> Option<Fault> {
+    match (&backup.manifest.deployment, booted) {
+        (Some(deployment), Some(booted)) if deployment.is(booted) => (!booted.pinned).then_some(Fault::NotPinned),
+        (None, None) => None,
+        _ => Some(Fault::OtherDeployment),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::backup::manifest::Manifest;
     use crate::formats::samples;
     use crate::kube::Management;
+    use crate::node::Node;
 
     /// A good backup, taken a minute ago, and the time.
     fn good() -> (Backup, Timestamp) {
@@ -244,7 +248,9 @@ mod tests {
         let (mut backup, mut now) = good();
         let mut here = Here::of_manifest(&backup.manifest);
         change(&mut backup, &mut here, &mut now);
-        judge(&here, &backup, MAX_AGE, now)
+        let mut faults = judge(&here, &backup, MAX_AGE, now);
+        faults.extend(deployment_fault(&backup, here.booted(&Node::at(std::path::Path::new("/nowhere"), None)).unwrap()));
+        faults
     }
 
     #[test]
@@ -252,10 +258,10 @@ mod tests {
         assert_eq!(faults(|_, _, _| ()), []);
         assert_eq!(faults(|backup, _, _| backup.manifest.cluster.as_mut().unwrap().progressing = true), [Fault::NotAtRest]);
         assert_eq!(faults(|backup, _, _| backup.manifest.operators[0].progressing = true), [Fault::NotAtRest]);
-        assert_eq!(faults(|_, here, _| here.booted.as_mut().unwrap().pinned = false), [Fault::NotPinned]);
-        assert_eq!(faults(|_, here, _| here.booted.as_mut().unwrap().serial += 1), [Fault::OtherDeployment]);
+        assert_eq!(faults(|_, here, _| here.set_booted(|booted| booted.as_mut().unwrap().pinned = false)), [Fault::NotPinned]);
+        assert_eq!(faults(|_, here, _| here.set_booted(|booted| booted.as_mut().unwrap().serial += 1)), [Fault::OtherDeployment]);
         assert_eq!(faults(|backup, _, _| backup.manifest.deployment = None), [Fault::OtherDeployment]);
-        assert_eq!(faults(|_, here, _| here.booted = None), [Fault::OtherDeployment]);
+        assert_eq!(faults(|_, here, _| here.set_booted(|booted| *booted = None)), [Fault::OtherDeployment]);
         assert!(matches!(&faults(|_, here, _| here.identity.node_name += "-2")[..], [Fault::OtherNode { .. }]));
         assert!(matches!(&faults(|_, here, _| here.cluster.version = "4.99.0".to_owned())[..], [Fault::OtherRelease { .. }]));
         let unknown = &faults(|backup, _, _| backup.manifest.cluster = None)[..];

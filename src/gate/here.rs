@@ -1,5 +1,7 @@
 //! Where the cluster is: what a backup before an upgrade has to bring back.
 
+use std::cell::OnceCell;
+
 use anyhow::Result;
 
 use crate::error::{AndNext, busy, run, unsupported};
@@ -17,10 +19,9 @@ pub struct Here {
     pub identity: Identity,
     /// Which cluster, and the release of its control plane.
     pub cluster: kube::Cluster,
-    /// k0rdent's Management, where there is one.
+    /// k0rdent's Management, where the cluster is upgraded through one.
     pub management: Option<kube::Management>,
-    /// The booted deployment; `None` where the node is no ostree host.
-    pub booted: Option<Deployment>,
+    booted: OnceCell<Option<Deployment>>,
     profile: &'static Profile,
 }
 
@@ -29,15 +30,32 @@ impl Here {
     ///
     /// # Errors
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer;
-    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when this is no single-node control plane; when ostree fails.
+    /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when this is no single-node control plane.
     pub fn of(node: &Node) -> Result<(Self, kube::Client)> {
         let profile = Profile::of(node)?;
         let identity = Identity::of(node, profile)?;
         let client = kube::Client::of(node, profile)?;
-        let (mut cluster, management) = (client.cluster()?, client.management()?);
+        let mut cluster = client.cluster()?;
+        let management = if profile.is_openshift() { None } else { client.management()? };
         cluster.progressing |= releases(node, profile)?.len() > 1;
-        let booted = if ostree::is_ostree(node) { ostree::deployments(node)?.into_iter().find(|d| d.booted) } else { None };
-        Ok((Self { identity, cluster, management, booted, profile }, client))
+        Ok((Self { identity, cluster, management, booted: OnceCell::new(), profile }, client))
+    }
+
+    /// The booted deployment; `None` where the node is no ostree host. It is asked for once, when somebody wants to know.
+    ///
+    /// # Errors
+    /// When ostree fails.
+    pub fn booted(&self, node: &Node) -> Result<Option<&Deployment>> {
+        if self.booted.get().is_none() {
+            let booted = if ostree::is_ostree(node) { ostree::deployments(node)?.into_iter().find(|d| d.booted) } else { None };
+            return Ok(self.booted.get_or_init(|| booted).as_ref());
+        }
+        Ok(self.booted.get().and_then(Option::as_ref))
+    }
+
+    /// Forgets the booted deployment: a backup pins it.
+    pub fn forget_booted(&mut self) {
+        self.booted.take();
     }
 
     /// The object by which this cluster is upgraded; `None` where that is done by hand (kubeadm).
@@ -94,7 +112,20 @@ impl Here {
             ..Deployment::default()
         });
         let cluster = manifest.cluster.clone().expect("a cluster");
-        Self { identity: manifest.identity.clone(), cluster, management: None, booted, profile: manifest.profile.profile() }
+        Self {
+            identity: manifest.identity.clone(),
+            cluster,
+            management: None,
+            booted: OnceCell::from(booted),
+            profile: manifest.profile.profile(),
+        }
+    }
+
+    /// With another booted deployment.
+    pub(super) fn set_booted(&mut self, change: impl FnOnce(&mut Option<Deployment>)) {
+        let mut booted = self.booted.take().flatten();
+        change(&mut booted);
+        self.booted = OnceCell::from(booted);
     }
 
     /// The same, upgraded through this Management.

@@ -127,8 +127,7 @@ fn attempt(session: Session<'_>, asked: &Asked, read: &mut ReadBack) -> Result<F
         (taken_now, warnings) = (true, taken.warnings);
         // All of it was read back from the disk before it was published.
         read.is_good(&taken.manifest.id);
-        // Its deployment is pinned now.
-        here = Here::of(session.node).context("looking where the cluster is")?.0;
+        here.forget_booted();
         found = look(&session, &here, asked.max_age, read)?;
         if !found.is_only_too_old(&taken.manifest.id) {
             break;

@@ -145,6 +145,19 @@ impl Client {
         self.apply(PARAMETER, &map).context("writing down whether an upgrade may begin")
     }
 
+    /// As [`Client::set_gate`], where the gate is installed, and only what is not written there already.
+    ///
+    /// # Errors
+    /// As [`Client::set_gate`].
+    pub fn keep_gate(&self, permission: &Permission, command: &str) -> Result<()> {
+        match self.absent::<Parameter>(PARAMETER)?.map(|parameter| Permission::of(parameter.data)) {
+            Some(written) if written == *permission => Ok(()),
+            Some(_) => self.set_gate(permission, command),
+            // Somebody may have deleted it alone: nobody passes then.
+            None => self.installed_gate()?.map_or(Ok(()), |_| self.set_gate(permission, command)),
+        }
+    }
+
     /// What the gate in the API server says; `None` when it is not installed.
     ///
     /// # Errors

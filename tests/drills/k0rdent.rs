@@ -141,6 +141,7 @@ fn an_upgrade_of_k0rdent_is_taken_back_with_the_guides_files() -> Result<()> {
     // As kcm does it: the backup is taken when the new release is asked for already.
     let busy = agent(&node, &["backup"])?;
     ensure!(busy.code() == 75 && busy.stderr.contains("k0rdent's Management, which goes to kcm-0-3-0"), "{}: {}", busy.code(), busy.stderr);
+    let generation = node.get(&["managements", "kcm"])?["metadata"]["generation"].as_i64().context("no generation")?;
     let late = json_of(&node, &["backup", "--force", "--name", "late"])?;
     let management = json!({"release": "kcm-0-2-0", "asked": "kcm-0-3-0", "ready": false});
     ensure!(late["manifest"]["management"] == management, "{}", late["manifest"]["management"]);
@@ -162,7 +163,6 @@ fn an_upgrade_of_k0rdent_is_taken_back_with_the_guides_files() -> Result<()> {
     let done = agent(&node, &["recover", "--yes", "-f", "/root/nothing.yaml"])?;
     ensure!(done.code() == 65 && done.stderr.contains("is about no object of the backup"), "{}: {}", done.code(), done.stderr);
 
-    let generation = node.get(&["managements", "kcm"])?["metadata"]["generation"].as_i64().context("no generation")?;
     let boots = node.boots()?;
     node.exec(&[AGENT, "recover", "--yes", "-f", "/root/rollback.yaml"], CALL)?;
     node.wait_boots(boots + 1)?;
