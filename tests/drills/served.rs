@@ -1,5 +1,5 @@
 //! What the API server of a node serves of a resource, from its first answer in a boot on: its audit log has every request and what was answered, and a
-//! client that watches begins as soon as the port takes connections.
+//! client that watches begins as soon as it answers at all.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -26,9 +26,10 @@ ExecStart=/bin/bash /var/lib/watch.sh
 WantedBy=multi-user.target
 ";
 
-/// From resource version 0, that is: what there is, and from there on every change.
+/// From resource version 0, that is: what there is, and from there on every change. (The port takes connections seconds before anybody answers there: who
+/// asks too early waits long.)
 const WATCH: &str = "while :; do
-    until (: < /dev/tcp/127.0.0.1/6443) 2> /dev/null; do sleep 0.02; done
+    until kubectl get --raw /version --request-timeout=500ms > /dev/null 2>&1; do :; done
     kubectl get --raw '/apis/GROUP/managements?watch=true&resourceVersion=0' >> /var/log/kube-apiserver/watched 2> /dev/null
 done
 ";
@@ -100,16 +101,29 @@ fn releases(audit: &str) -> Result<BTreeMap<String, Read>> {
 
 /// Since the node booted the API server has served this release, nobody was ever answered with the other, and nobody wrote either.
 pub(crate) fn only(node: &Node, release: &str, never: &str) -> Result<()> {
+    let has_seen = || Ok(node.exec(&["test", "-s", WATCHED], Limit::of(60))?.status.success().then_some(()));
+    Limit::of(60).wait("the client that watches to see it", has_seen, || node.read(AUDIT).unwrap_or_default())?;
     let (audit, watched) = (node.read(AUDIT)?, node.read(WATCHED)?);
     for (what, text) in [("the audit log", &audit), ("what the watching client got", &watched)] {
         let with: Vec<&str> = text.lines().filter(|line| line.contains(never)).take(3).collect();
         ensure!(with.is_empty(), "{what} has {never}, which nobody was to see: {}", with.join("\n"));
     }
+    let at = |line: Option<&str>| -> Result<jiff::Timestamp> {
+        let event: Value = serde_json::from_str(line.context("the audit log has no such request")?)?;
+        Ok(event["requestReceivedTimestamp"].as_str().context("a request without a time")?.parse()?)
+    };
+    let watch = audit.lines().find(|line| line.contains("\"verb\":\"watch\""));
+    let late = at(watch)?.duration_since(at(audit.lines().next())?);
     let first: Value = serde_json::from_str(watched.lines().next().context("the client that watches got nothing")?)?;
     ensure!(first["type"] == "ADDED" && first["object"]["spec"]["release"] == release, "the first that was seen is {first}");
     let clients = releases(&audit)?;
     let said: Vec<String> = clients.iter().map(|(name, read)| format!("{name}: {:?}, {} watches", read.releases, read.watches)).collect();
-    writeln!(std::io::stderr(), "{} events watched; answered to\n  {}", watched.lines().count(), said.join("\n  "))?;
+    writeln!(
+        std::io::stderr(),
+        "{} events watched, {late:#} after the first request; answered to\n  {}",
+        watched.lines().count(),
+        said.join("\n  ")
+    )?;
     let all: Vec<&String> = clients.values().flat_map(|read| read.releases.keys()).collect();
     ensure!(all.iter().all(|one| *one == release), "{said:?}");
     // What is looked for can be found: what the recovery itself read is there.
@@ -117,7 +131,6 @@ pub(crate) fn only(node: &Node, release: &str, never: &str) -> Result<()> {
     ensure!(agent.1.releases.contains_key(release), "{said:?}");
     ensure!(clients.values().all(|read| read.writes.is_empty()), "somebody wrote it: {clients:?}");
     // What an earlier watch was told is in no log.
-    let watch = audit.lines().find(|line| line.contains("\"verb\":\"watch\"")).context("no watch in the audit log")?;
-    ensure!(watch.contains("\"userAgent\":\"kubectl"), "somebody watched before the client did: {watch}");
+    ensure!(watch.is_some_and(|watch| watch.contains("\"userAgent\":\"kubectl")), "somebody watched before the client did: {watch:?}");
     Ok(())
 }
