@@ -27,5 +27,5 @@ pub use facts::{Cluster, OperatorState, update_ahead};
 pub use health::Health;
 pub use patched::Place;
 pub use policy::{Permission, SKIP, is_gate};
-pub use release::{Management, Upgrade, Upgraded};
+pub use release::{Management, Upgrade, Upgraded, management_ahead};
 pub use workloads::{Workload, WorkloadKind};

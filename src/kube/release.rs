@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::client::Client;
 use super::facts::CLUSTER_VERSION;
@@ -150,6 +150,14 @@ impl Client {
     }
 }
 
+/// The release that k0rdent is at, and the one that its Management asks for, where they differ: kcm goes there as soon as it runs, from a restored etcd
+/// too. `None` for one that does not say where it is.
+#[must_use]
+pub fn management_ahead(object: &Value) -> Option<(String, String)> {
+    let Management { release, asked, .. } = management(&serde_json::from_value(object.clone()).ok()?);
+    release.filter(|release| *release != asked && !asked.is_empty()).map(|release| (release, asked))
+}
+
 fn management(object: &ManagementObject) -> Management {
     let (spec, status) = (&object.spec, &object.status);
     let is_current = status.observed_generation >= object.metadata.generation && spec.release == status.release;
@@ -185,7 +193,6 @@ fn why(conditions: &[Condition], kind: &str, otherwise: &str) -> String {
 mod tests {
     use super::*;
     use crate::kube::objects::capture;
-    use serde_json::Value;
 
     fn object<T: serde::de::DeserializeOwned>(json: Value) -> T {
         serde_json::from_value(json).unwrap()

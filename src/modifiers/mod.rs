@@ -81,6 +81,12 @@ pub enum Outcome {
     },
     /// The object is already as the rule wants it.
     Unchanged,
+    /// It is done through the API server, when that runs and the controllers do not yet: what the object holds is known only then. Others who have access to
+    /// the API server can be faster.
+    ThroughApi {
+        /// False, for people and programs that read the plan.
+        race_free: bool,
+    },
     /// A `test` did not hold, so that the whole rule has no effect on this object.
     TestFailed {
         /// Which.
@@ -153,7 +159,28 @@ impl Rules {
     /// The first rule that is, or may be, about an object whose content cannot be read: labels and values do not rule it out.
     #[must_use]
     pub fn about_unread(&self, target: &Target) -> Option<usize> {
-        self.rules.iter().position(|rule| rule.conditions.may_hold(target))
+        self.all_about_unread(target).next()
+    }
+
+    /// All of them, as [`Rules::about_unread`].
+    pub fn all_about_unread(&self, target: &Target) -> impl Iterator<Item = usize> {
+        self.rules.iter().enumerate().filter(|(_, rule)| rule.conditions.may_hold(target)).map(|(place, _)| place)
+    }
+
+    /// True when a rule's conditions look at what an object holds: its labels, its values.
+    #[must_use]
+    pub fn looks_inside(&self, place: usize) -> bool {
+        self.rules.get(place).is_some_and(|rule| rule.conditions.look_inside())
+    }
+
+    /// What a rule does, one line for each patch.
+    #[must_use]
+    pub fn patches(&self, place: usize) -> Vec<String> {
+        match self.rules.get(place).map(|rule| &rule.patches) {
+            Some(Patches::Json(operations)) => operations.iter().map(ToString::to_string).collect(),
+            Some(Patches::Merge(patches)) => patches.iter().map(|patch| format!("merge {patch}")).collect(),
+            None => Vec::new(),
+        }
     }
 }
 

@@ -41,6 +41,19 @@ pub(super) enum Operation {
     Test(Pointer, Value),
 }
 
+impl std::fmt::Display for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Add(path, value) => write!(f, "add {path} {value}"),
+            Self::Remove(path) => write!(f, "remove {path}"),
+            Self::Replace(path, value) => write!(f, "replace {path} {value}"),
+            Self::Move { from, path } => write!(f, "move {from} to {path}"),
+            Self::Copy { from, path } => write!(f, "copy {from} to {path}"),
+            Self::Test(path, value) => write!(f, "test {path} {value}"),
+        }
+    }
+}
+
 /// Why an operation has no effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Fault {

@@ -184,7 +184,7 @@ fn what_a_real_api_server_writes_is_read_patched_and_served() -> Result<()> {
         Ok(())
     };
     let mut wanted = |key: &[u8]| Key::parse("/registry", key).is_some_and(|key| key.may_be_meant(&rules));
-    recovery::etcd::live(&snapshot, &mut wanted, &mut each, &|_| ())?;
+    recovery::etcd::Snapshot::open(&snapshot, &|_| ())?.live(&mut wanted, &mut each)?;
     ensure!(found.len() == 1 && found[0].0 == KCM, "{:?}", found.iter().map(|(key, _)| String::from_utf8_lossy(key)).collect::<Vec<_>>());
     let (key, stored) = &found[0];
     ensure!(stored.starts_with(b"{") && stored.ends_with(b"}\n"), "{}", String::from_utf8_lossy(stored));
@@ -201,14 +201,23 @@ fn what_a_real_api_server_writes_is_read_patched_and_served() -> Result<()> {
     let place = Place { api_version: "k0rdent.mirantis.com/v1beta1", resource: "managements", namespace: None, name: "kcm" };
     let now = client.object(place)?.context("it is not served")?;
     ensure!(now["spec"] == json!({"release": "kcm-0-2-0", "paused": false}) && now["metadata"]["generation"] == 2, "{now}");
-    ensure!(client.invalid(place, &now)?.is_none());
+    ensure!(client.invalid(place, &now, &now)?.is_none());
     for (release, says) in [(json!(5), "must be of type string"), (json!("longer than it may be, by far"), "may not be more than 20")] {
         let mut other = now.clone();
         other["spec"]["release"] = release;
-        let why = client.invalid(place, &other)?.context("it is invalid, and the server takes it")?;
+        let why = client.invalid(place, &other, &now)?.context("it is invalid, and the server takes it")?;
         ensure!(why.contains(says), "{why}");
     }
     ensure!(client.object(place)?.as_ref() == Some(&now), "a dry run has changed it");
+    // One that is in etcd already is judged whole too, although the server lets it be put there again.
+    let (there, revision) = store.get(key)?.context("it is gone")?;
+    let invalid = String::from_utf8(there)?.replace("kcm-0-2-0", "longer than it may be, by far");
+    ensure!(store.replace(key, invalid.as_bytes(), revision)?);
+    let served = client.object(place)?.context("it is not served")?;
+    let why = client.invalid(place, &served, &now)?.context("it is invalid, and the server takes it")?;
+    ensure!(why.contains("may not be more than 20"), "{why}");
+    // What was so before the rules is not theirs.
+    ensure!(client.invalid(place, &served, &served)?.is_none());
     ensure!(client.object(Place { api_version: "k0rdent.mirantis.com/v1alpha1", ..place })?.is_none());
     Ok(())
 }
