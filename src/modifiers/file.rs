@@ -30,6 +30,16 @@ pub(super) enum Patches {
     Merge(Vec<Value>),
 }
 
+impl Patches {
+    /// True when they look at, or change, the field of this name of the object itself, or what is in it.
+    pub(super) fn touch(&self, field: &str) -> bool {
+        match self {
+            Self::Json(operations) => operations.iter().any(|operation| operation.touches(field)),
+            Self::Merge(patches) => patches.iter().any(|patch| patch.get(field).is_some()),
+        }
+    }
+}
+
 impl Rules {
     /// Reads a rules file.
     ///

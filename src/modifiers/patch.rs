@@ -41,6 +41,17 @@ pub(super) enum Operation {
     Test(Pointer, Value),
 }
 
+impl Operation {
+    /// True when it looks at, or changes, the field of this name of the object itself, or what is in it.
+    pub(super) fn touches(&self, field: &str) -> bool {
+        let (path, from) = match self {
+            Self::Add(path, _) | Self::Remove(path) | Self::Replace(path, _) | Self::Test(path, _) => (path, None),
+            Self::Move { from, path } | Self::Copy { from, path } => (path, Some(from)),
+        };
+        std::iter::once(path).chain(from).any(|path| path.parts.first().is_some_and(|first| first == field))
+    }
+}
+
 impl std::fmt::Display for Operation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -227,8 +227,8 @@ mod tests {
     fn a_built_in_kind_says_its_group_and_an_encrypted_one_does_not() {
         let deployment = b"k8s\0\x0a\x15\x0a\x07apps/v1\x12\x0aDeployment\x12\x00";
         let config_map = b"k8s\0\x0a\x0f\x0a\x02v1\x12\x09ConfigMap\x12\x00";
-        assert_eq!(group_of_protobuf(deployment), Some("apps"));
-        assert_eq!(group_of_protobuf(config_map), Some(""));
+        assert_eq!(group_of(deployment), Some("apps"));
+        assert_eq!(group_of(config_map), Some(""));
         assert_eq!(
             [&deployment[..], config_map, b"k8s:enc:aescbc:v1:", b"\xd9\xd9\xf7", b"{}", b""].map(Form::of).map(Form::words)[2..4],
             ["encrypted by the API server", "CBOR"]

@@ -18,7 +18,7 @@ use crate::archive::Archive;
 use crate::backup::{Backup, ETCD, STATIC_PODS};
 use crate::error::{AndNext, by_hand, damaged, unsupported};
 use crate::etcd;
-use crate::modifiers::{Applied, Form, Key, Outcome, Rules, Target, raises_generation};
+use crate::modifiers::{Applied, Form, Key, Outcome, Rules, Target, raise_generation_by, raises_generation};
 use crate::node::profile::Profile;
 use crate::node::static_pod::{Manifest, etcd_prefix};
 use crate::report::Progress;
@@ -245,14 +245,23 @@ fn object<'a>(prefix: &str, key: &'a [u8], value: &'a [u8], rules: &Rules) -> Re
     if says("/metadata/name") != Some(&target.name) || says("/metadata/namespace") != target.namespace.as_deref() {
         return Err(damaged(format!("{target} has another name in etcd than its key")));
     }
-    let mut applied = rules.apply(&target, &original);
+    let mut applied = rules.apply_to(&target, original);
     if applied.outcomes.is_empty() {
         return Ok(None);
     }
-    let is_change = |(_, outcome): &(usize, Outcome)| matches!(outcome, Outcome::Changed { .. });
-    // A rule may take back what another has changed.
-    let changed = applied.outcomes.iter().any(is_change) && applied.object != original;
-    let raises = changed && raises_generation(&original, &applied.object);
+    let mut changes = applied.outcomes.iter().filter_map(|(_, outcome)| match outcome {
+        Outcome::Changed { changes } => Some(changes),
+        _ => None,
+    });
+    let (changed, raises) = match (changes.next(), changes.next()) {
+        (None, _) => (false, false),
+        (Some(changes), None) => (true, raise_generation_by(changes)),
+        // A rule may take back what another has changed.
+        (Some(_), Some(_)) => {
+            let original: Value = serde_json::from_slice(value).context("reading an object again")?;
+            (applied.object != original, raises_generation(&original, &applied.object))
+        }
+    };
     let generation = if raises { raise_generation(&mut applied.object) } else { None };
     Ok(Some(Found::Read(Object { key, target, value, applied, changed, generation })))
 }
