@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use recovery::etcd::Store;
-use recovery::kube::{Client, Place};
+use recovery::kube::{Client, Place, Refused};
 use recovery::modifiers::{Form, Key, Rules};
 use recovery::node::Node;
 use recovery::node::profile::KUBEADM;
@@ -169,6 +169,9 @@ fn what_a_real_api_server_writes_is_read_patched_and_served() -> Result<()> {
         let (_, target) = read.meant_unread(&all, value).with_context(|| format!("{name} is about nothing"))?;
         let group = target.resource.split_once('.').map_or("", |(_, group)| group);
         ensure!(read.target().is_some() == (Form::of(value) == Form::Json), "{name} is {:?}", Form::of(value));
+        let built_in = read.built_in(value);
+        ensure!(built_in.is_some() == read.target().is_none(), "{name}: {built_in:?}");
+        ensure!(built_in.is_none_or(|(known, version)| known == target && version.ends_with(char::is_numeric)), "{name}");
         ensure!(
             group.is_empty() || name.contains(group) || value.windows(group.len()).any(|part| part == group.as_bytes()),
             "{target}: {name}"
@@ -218,6 +221,26 @@ fn what_a_real_api_server_writes_is_read_patched_and_served() -> Result<()> {
     ensure!(why.contains("may not be more than 20"), "{why}");
     // What was so before the rules is not theirs.
     ensure!(client.invalid(place, &served, &served)?.is_none());
+
+    // A built-in kind is put there in the version in which it was read, and becomes what a dry run says.
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"a": "b"}});
+    cluster.create("/api/v1/namespaces/default/configmaps", &map)?;
+    let place = Place { api_version: "v1", resource: "configmaps", namespace: Some("default"), name: "settings" };
+    let read = client.object(place)?.context("it is not served")?;
+    let mut wanted = read.clone();
+    wanted["data"]["a"] = "c".into();
+    let of_the_patch = |mut object: Value| {
+        let metadata = object["metadata"].as_object_mut().context("no metadata")?;
+        metadata.retain(|field, _| field != "resourceVersion" && field != "managedFields");
+        Ok::<_, anyhow::Error>(object.to_string())
+    };
+    let becomes = client.replace(place, &wanted, true)?;
+    ensure!(client.object(place)?.as_ref() == Some(&read), "a dry run has changed it");
+    let now = client.replace(place, &wanted, false)?;
+    ensure!(now["data"]["a"] == "c" && of_the_patch(becomes)? == of_the_patch(now.clone())?, "{now}");
+    ensure!(of_the_patch(client.object(place)?.context("it is gone")?)? == of_the_patch(now)?);
+    let again = client.replace(place, &wanted, false).err().context("it was put in a version that is gone")?;
+    ensure!(again.downcast_ref::<Refused>().is_some_and(|refused| refused.code == 409), "{again:#}");
     ensure!(client.object(Place { api_version: "k0rdent.mirantis.com/v1alpha1", ..place })?.is_none());
     Ok(())
 }

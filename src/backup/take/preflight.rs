@@ -388,6 +388,15 @@ mod tests {
     }
 
     #[test]
+    fn a_k0rdent_that_is_asked_for_another_release_is_told() {
+        let at =
+            |release: Option<&str>| kube::Management { release: release.map(str::to_owned), asked: "kcm-0-3-0".to_owned(), ready: true };
+        let said = k0rdent_ahead(&at(Some("kcm-0-2-0"))).unwrap();
+        assert!(said.starts_with("k0rdent is at kcm-0-2-0 and asked to go to kcm-0-3-0 (spec.release of the Management)"), "{said}");
+        assert_eq!((k0rdent_ahead(&at(Some("kcm-0-3-0"))), k0rdent_ahead(&at(None))), (None, None));
+    }
+
+    #[test]
     fn a_cluster_at_rest_is_backed_up_and_a_busy_one_only_by_force() -> Result<()> {
         let calm = [operator("etcd", true, false, false)];
         assert_eq!(at_rest(&cluster(false), &calm, &[], false)?, Vec::<String>::new());
