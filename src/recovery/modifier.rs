@@ -249,11 +249,11 @@ fn object<'a>(prefix: &str, key: &'a [u8], value: &'a [u8], rules: &Rules) -> Re
     if applied.outcomes.is_empty() {
         return Ok(None);
     }
-    let mut changes = applied.outcomes.iter().filter_map(|(_, outcome)| match outcome {
+    let mut changing = applied.outcomes.iter().filter_map(|(_, outcome)| match outcome {
         Outcome::Changed { changes } => Some(changes),
         _ => None,
     });
-    let (changed, raises) = match (changes.next(), changes.next()) {
+    let (changed, raises) = match (changing.next(), changing.next()) {
         (None, _) => (false, false),
         (Some(changes), None) => (true, raise_generation_by(changes)),
         // A rule may take back what another has changed.

@@ -74,7 +74,7 @@ fn the_guides_file_puts_the_old_release_into_etcd_before_the_api_server_runs() -
             "changes": [{"path": "/spec/release", "before": "kcm-0-3-0", "after": "kcm-0-2-0"}],
         })
     };
-    let rules = json!([{"rule": 1, "group_resource": "managements.k0rdent.mirantis.com", "objects": 2, "changed": 2, "shown": [object("kcm"), object("other")]}]);
+    let rules = json!([{"rule": 1, "group_resource": "managements.k0rdent.mirantis.com", "objects": 2, "changed": 2, "through_api": 0, "shown": [object("kcm"), object("other")]}]);
     ensure!(plan["modifier"]["rules"] == rules, "{}", plan["modifier"]);
     let shown = ok(&node, &["recover", "-f", guide, "--dry-run"])?;
     for line in [

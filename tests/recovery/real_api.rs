@@ -216,11 +216,11 @@ fn what_a_real_api_server_writes_is_read_patched_and_served() -> Result<()> {
     let (there, revision) = store.get(key)?.context("it is gone")?;
     let invalid = String::from_utf8(there)?.replace("kcm-0-2-0", "longer than it may be, by far");
     ensure!(store.replace(key, invalid.as_bytes(), revision)?);
-    let served = client.object(place)?.context("it is not served")?;
-    let why = client.invalid(place, &served, &now)?.context("it is invalid, and the server takes it")?;
+    let there = client.object(place)?.context("it is not served")?;
+    let why = client.invalid(place, &there, &now)?.context("it is invalid, and the server takes it")?;
     ensure!(why.contains("may not be more than 20"), "{why}");
     // What was so before the rules is not theirs.
-    ensure!(client.invalid(place, &served, &served)?.is_none());
+    ensure!(client.invalid(place, &there, &there)?.is_none());
 
     // A built-in kind is put there in the version in which it was read, and becomes what a dry run says.
     let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"a": "b"}});

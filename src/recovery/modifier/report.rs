@@ -39,7 +39,6 @@ pub struct RuleReport {
     /// How many of them it changes.
     pub changed: usize,
     /// How many of them it is applied to through the API server: what it changes is known only then, and others can be faster.
-    #[serde(skip_serializing_if = "is_none")]
     pub through_api: usize,
     /// What it does to those, one line for each patch.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -62,10 +61,6 @@ pub struct ObjectReport {
     /// What the rule does.
     #[serde(flatten)]
     pub outcome: Outcome,
-}
-
-fn is_none(number: &usize) -> bool {
-    *number == 0
 }
 
 /// The first of the objects that a rule is about, however they come.
@@ -127,9 +122,9 @@ impl Counted {
             Outcome::Unchanged => None,
         };
         if self.failures.len() < NAMED {
-            self.failures.extend(why)
+            self.failures.extend(why);
         } else {
-            self.more += usize::from(why.is_some())
+            self.more += usize::from(why.is_some());
         }
         self.first.add(object);
     }

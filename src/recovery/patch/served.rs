@@ -103,7 +103,7 @@ fn patch(
     let (resource, _) = object.target.resource.split_once('.').unwrap_or((&object.target.resource, ""));
     let (namespace, name) = (object.target.namespace.as_deref(), object.target.name.as_str());
     let place = Place { api_version: &object.api_version, resource, namespace, name };
-    let mut noted = notes.iter().rfind(|noted| noted.number == number).cloned();
+    let mut last_try = notes.iter().rfind(|note| note.number == number).cloned();
     // Whoever noted that has come past this one.
     let is_past = notes.last().is_some_and(|last| last.number > number);
     for _ in 0..TRIES {
@@ -111,7 +111,7 @@ fn patch(
             return Ok(Patched::Not(format!("the API server does not serve it as {}, in which it is stored", object.api_version)));
         };
         let version = served.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or_default().to_owned();
-        if let Some(noted) = noted.take().filter(|noted| noted.resource_version != version) {
+        if let Some(noted) = last_try.take().filter(|noted| noted.resource_version != version) {
             let is_it = is_past || noted.sha256 == digest(&served);
             let why = "it was changed when it was about to be patched, and whether by that cannot be told";
             return Ok(if is_it { Patched::Before } else { Patched::Not(why.to_owned()) });
