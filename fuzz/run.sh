@@ -19,7 +19,7 @@ trap 'chattr -R -f -i -a "$TMPDIR" || true; rm -rf "$TMPDIR"' EXIT
 found=0
 for target; do
     dictionary=text
-    [ "$target" != tar ] || dictionary=tar
+    [ ! -e "dictionaries/$target.dict" ] || dictionary=$target
     mkdir -p "corpus/$target"
     echo "== $target, $seconds s"
     cargo +nightly fuzz run "$target" "corpus/$target" "seeds/$target" -- -dict="dictionaries/$dictionary.dict" -max_total_time="$seconds" \

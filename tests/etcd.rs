@@ -297,7 +297,7 @@ fn what_lives_in_a_snapshot_is_what_etcd_says() -> Result<()> {
                 ensure!(seen.insert(key.to_vec(), value.to_vec()).is_none(), "{key:?} is there twice");
                 Ok(())
             };
-            etcd::live(&file, &mut |key| key.starts_with(b"/registry/"), &mut each, &|_| ())?;
+            etcd::Snapshot::open(&file, &|_| ())?.live(&mut |key| key.starts_with(b"/registry/"), &mut each)?;
             let mut expected: std::collections::BTreeMap<_, _> =
                 etcd.contents()?.into_iter().map(|(key, (value, _))| (key, value)).collect();
             ensure!(expected.remove(&b"/other/things"[..]).is_some() && expected.len() > 500, "{}", expected.len());

@@ -152,7 +152,8 @@ pub struct RecoverArgs {
     /// The backup, by id or name; the newest good one unless given
     #[arg(long, value_name = "ID")]
     pub backup: Option<String>,
-    /// Patch objects before anybody can read them, by the rules in FILE: Velero's resource modifiers, version v1, raw or in a `ConfigMap`
+    /// Patch objects by the rules in FILE: Velero's resource modifiers, version v1, raw or in a `ConfigMap`; custom resources before anybody can read them,
+    /// built-in kinds through the API server before the controllers run
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub resource_modifier: Option<PathBuf>,
     /// The backup and the rules are those of the Restore and the `ConfigMap` of Velero in FILE

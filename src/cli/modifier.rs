@@ -37,9 +37,13 @@ pub(super) fn describe(report: &ModifierReport) -> Vec<String> {
 }
 
 fn describe_rule(rule: &RuleReport) -> Vec<String> {
-    let RuleReport { rule, group_resource, objects, changed, shown } = rule;
+    let RuleReport { rule, group_resource, objects, changed, through_api, patches, shown } = rule;
     let s = if *objects == 1 { "" } else { "s" };
     let mut lines = vec![format!("rule {rule} ({group_resource}) is about {objects} object{s}, and changes {changed}:")];
+    if *through_api > 0 {
+        lines.push(format!("  {through_api} through the API server, not race-free, and judged only then:"));
+        lines.extend(patches.iter().map(|patch| words::line(&format!("    {patch}")).into_owned()));
+    }
     lines.extend(shown.iter().flat_map(describe_object));
     if *objects > shown.len() {
         lines.push(format!("  and {} more", objects - shown.len()));
@@ -55,6 +59,7 @@ fn describe_object(object: &ObjectReport) -> Vec<String> {
             std::iter::once(format!("{stored}{generation}")).chain(changes.iter().flat_map(describe_change)).collect()
         }
         Outcome::Unchanged => vec![format!("{stored}: already so")],
+        Outcome::ThroughApi { .. } => vec![format!("{stored}: through the API server")],
         Outcome::TestFailed { why } | Outcome::Error { why } => vec![format!("{stored}: {why}")],
     }
 }

@@ -311,7 +311,7 @@ impl<'a> Bolt<'a> {
 
     /// A walk over one bucket or several in which no page may be visited twice.
     pub(super) fn walk(&self) -> Walk<'_> {
-        Walk { bolt: self, visited: Vec::new(), pages: 0 }
+        Walk { bolt: self, visited: Vec::new(), pages: 0, backwards: false }
     }
 }
 
@@ -321,9 +321,15 @@ pub(super) struct Walk<'a> {
     /// A bit for each page.
     visited: Vec<u64>,
     pages: u64,
+    backwards: bool,
 }
 
 impl Walk<'_> {
+    /// The same walk from the last key of a bucket to its first.
+    pub(super) fn backwards(self) -> Self {
+        Self { backwards: true, ..self }
+    }
+
     /// Calls `each` with every key of `bucket`, in order. Fails when the keys are not in order, or do not fit the branches above them.
     pub(super) fn each(&mut self, bucket: &Bucket, each: &mut dyn FnMut(Item<'_>) -> Result<()>) -> Result<()> {
         let start = match &bucket.inline {
@@ -333,7 +339,7 @@ impl Walk<'_> {
         self.below(&start, 1, &[], &mut None, each)
     }
 
-    /// Walks `page`. All its keys must be at least `low`, and greater than `last`, the key visited before.
+    /// Walks `page`. All its keys must be at least `low`, and beyond `last`, the key visited before: greater, and on the way backwards less.
     fn below(
         &mut self,
         page: &Page,
@@ -344,13 +350,17 @@ impl Walk<'_> {
     ) -> Result<()> {
         let leaves = || self.bolt.bad(format!("an element of page {} runs past its end", page.id));
         let unordered = || self.bolt.bad(format!("the keys of page {} are not in order", page.id));
+        let backwards = self.backwards;
+        let is_beyond =
+            |key: &[u8], last: &Option<Vec<u8>>| last.as_deref().is_none_or(|last| if backwards { key < last } else { key > last });
+        let order = (0..page.count).map(|i| if backwards { page.count - 1 - i } else { i });
         if !page.is_leaf() {
             if depth == DEEPEST {
                 return Err(self.bolt.bad(format!("page {} is deeper in its tree than {DEEPEST} levels", page.id)));
             }
-            for i in 0..page.count {
+            for i in order {
                 let (key, id) = page.child(i).ok_or_else(leaves)?;
-                if key < low || last.as_deref().is_some_and(|last| last >= key) {
+                if key < low || !is_beyond(key, last) {
                     return Err(unordered());
                 }
                 let child = self.visit(id)?;
@@ -358,9 +368,9 @@ impl Walk<'_> {
             }
             return Ok(());
         }
-        for i in 0..page.count {
+        for i in order {
             let item = page.item(i).ok_or_else(leaves)?;
-            if item.key < low || last.as_deref().is_some_and(|last| last >= item.key) {
+            if item.key < low || !is_beyond(item.key, last) {
                 return Err(unordered());
             }
             let last = last.get_or_insert_default();

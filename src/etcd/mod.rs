@@ -210,21 +210,36 @@ pub fn status_without_hash(file: &Path, tick: Tick<'_>) -> Result<Status> {
     status::status(file, true, tick)
 }
 
-/// Calls `each` with key and value of every live key of a snapshot that is `wanted`, in the order in which they were last written; the trailer is
-/// checked first, and scratch space as for [`status()`].
-///
-/// # Errors
-/// As [`status()`], and those of `each`.
-pub fn live(file: &Path, wanted: &mut dyn FnMut(&[u8]) -> bool, each: EachValue<'_>, tick: Tick<'_>) -> Result<()> {
-    live::each(file, false, wanted, each, tick)
-}
+/// A snapshot that was found to be whole, to be read as often as needed; a compressed one is unpacked once.
+#[derive(Debug)]
+pub struct Snapshot(status::Database);
 
-/// As [`live()`], but a file without a valid trailer (the database of a stopped etcd) is accepted too.
-///
-/// # Errors
-/// As [`live()`].
-pub fn live_without_hash(file: &Path, wanted: &mut dyn FnMut(&[u8]) -> bool, each: EachValue<'_>, tick: Tick<'_>) -> Result<()> {
-    live::each(file, true, wanted, each, tick)
+impl Snapshot {
+    /// Opens a snapshot; the trailer is checked, and scratch space is as for [`status()`].
+    ///
+    /// # Errors
+    /// As [`status()`].
+    pub fn open(file: &Path, tick: Tick<'_>) -> Result<Self> {
+        status::Database::open(file, false, tick).map(Self)
+    }
+
+    /// As [`Self::open`], but a file without a valid trailer (the database of a stopped etcd) is accepted too.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_without_hash(file: &Path, tick: Tick<'_>) -> Result<Self> {
+        status::Database::open(file, true, tick).map(Self)
+    }
+
+    /// Calls `each` with key and value of every live key that is `wanted`, the one that was last written first.
+    ///
+    /// # Errors
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when anything in it is wrong, which may be found when some were called with already;
+    /// those of `each`.
+    pub fn live(&self, wanted: &mut dyn FnMut(&[u8]) -> bool, each: EachValue<'_>) -> Result<()> {
+        let status::Database { file, len, name } = &self.0;
+        live::each(&bolt::Bolt::open(file, *len, name)?, wanted, each)
+    }
 }
 
 /// Checks only that the file is whole: decompresses it and compares the trailer. Needs no scratch space.

@@ -19,19 +19,36 @@ pub(super) fn status(path: &Path, skip: bool, tick: Tick<'_>) -> Result<Status> 
 
 /// Calls `look` with the database of a snapshot and its length; the trailer is checked, unless `skip`.
 pub(super) fn in_database<T>(path: &Path, skip: bool, tick: Tick<'_>, look: impl FnOnce(&Bolt<'_>, u64) -> Result<T>) -> Result<T> {
-    let name = path.display().to_string();
-    let file = snapshot::open(path)?;
-    if !snapshot::is_compressed(&file, path)? {
-        let len = snapshot::verify(path, skip, tick)?.len;
-        return look(&Bolt::open(&file, len, &name)?, len);
+    let Database { file, len, name } = Database::open(path, skip, tick)?;
+    look(&Bolt::open(&file, len, &name)?, len)
+}
+
+/// The database of a snapshot: a file without a name where the snapshot is compressed, else the snapshot itself.
+#[derive(Debug)]
+pub(super) struct Database {
+    pub(super) file: File,
+    pub(super) len: u64,
+    pub(super) name: String,
+}
+
+impl Database {
+    /// Opens a snapshot; the trailer is checked, unless `skip`.
+    pub(super) fn open(path: &Path, skip: bool, tick: Tick<'_>) -> Result<Self> {
+        let name = path.display().to_string();
+        let file = snapshot::open(path)?;
+        if !snapshot::is_compressed(&file, path)? {
+            let len = snapshot::verify(path, skip, tick)?.len;
+            return Ok(Self { file, len, name });
+        }
+        // Never beside the snapshot, which may be on a read-only medium, and not in memory, where `/tmp` often is.
+        let dir = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+        let scratch =
+            scratch(&dir).with_context(|| format!("making a scratch file in {} (TMPDIR names another directory)", dir.display()))?;
+        let len = snapshot::unpack(path, &scratch, skip, tick)
+            .with_context(|| format!("unpacking {name} into {} (TMPDIR names another directory)", dir.display()))?
+            .len;
+        Ok(Self { file: scratch, len, name })
     }
-    // Never beside the snapshot, which may be on a read-only medium, and not in memory, where `/tmp` often is.
-    let dir = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
-    let scratch = scratch(&dir).with_context(|| format!("making a scratch file in {} (TMPDIR names another directory)", dir.display()))?;
-    let len = snapshot::unpack(path, &scratch, skip, tick)
-        .with_context(|| format!("unpacking {name} into {} (TMPDIR names another directory)", dir.display()))?
-        .len;
-    look(&Bolt::open(&scratch, len, &name)?, len)
 }
 
 /// A file without a name, which vanishes with the process however that ends.

@@ -31,6 +31,19 @@ pub struct StartKubeletV1 {
     pub since_boot: f64,
 }
 
+/// Of step `patch-served-objects`: the object that is about to be put through the API server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ServedObjectV1 {
+    /// Its place among all that the rules are about, from 0.
+    pub number: u64,
+    /// The version in which it was read.
+    pub resource_version: String,
+    /// SHA-256, hex, of what it becomes, without what the server counts and without its status.
+    pub sha256: String,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,5 +54,6 @@ mod tests {
         samples::check_layout::<OldContainersV1>("note-old-containers", 1);
         samples::check_layout::<EtcdDataV1>("note-etcd-data", 1);
         samples::check_layout::<StartKubeletV1>("note-start-kubelet", 1);
+        samples::check_layout::<ServedObjectV1>("note-patch-served-objects", 1);
     }
 }

@@ -196,9 +196,14 @@ impl Client {
         self.call(Method::PATCH, &path, "application/apply-patch+yaml", object.to_string().into_bytes()).map(drop)
     }
 
-    /// Puts `object` at `path`.
-    pub(super) fn put(&self, path: &str, object: &Value) -> Result<()> {
-        self.call(Method::PUT, path, "application/json", object.to_string().into_bytes()).map(drop)
+    /// Puts `object` at `path`; what it becomes.
+    pub(super) fn put(&self, path: &str, object: &Value) -> Result<Value> {
+        parse(path, &self.call(Method::PUT, path, "application/json", object.to_string().into_bytes())?)
+    }
+
+    /// Makes `object`, in the list at `path`.
+    pub(super) fn post(&self, path: &str, object: &Value) -> Result<()> {
+        self.call(Method::POST, path, "application/json", object.to_string().into_bytes()).map(drop)
     }
 
     /// Deletes the object at `path`; false when it was already gone.

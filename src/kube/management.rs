@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::client::Client;
 use super::health::{Health, or_none};
@@ -132,10 +133,18 @@ impl ManagementObject {
     }
 }
 
+/// The release that k0rdent is at, and the one that its Management asks for, where they differ: kcm goes there as soon as it runs, from a restored etcd
+/// too. `None` for one that does not say where it is.
+#[must_use]
+pub fn management_ahead(object: &Value) -> Option<(String, String)> {
+    let Management { release, asked, .. } = Management::of(&serde_json::from_value(object.clone()).ok()?);
+    release.filter(|release| *release != asked && !asked.is_empty()).map(|release| (release, asked))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn object(generation: i64, asked: &str, status: &Value) -> ManagementObject {
         let object = json!({"metadata": {"name": "kcm", "generation": generation}, "spec": {"release": asked}, "status": status});

@@ -26,7 +26,7 @@ mod workloads;
 pub use client::{Client, Refused};
 pub use facts::{Cluster, OperatorState, update_ahead};
 pub use health::Health;
-pub use management::Management;
+pub use management::{Management, management_ahead};
 pub use patched::Place;
 pub use policy::{Permission, is_gate};
 pub use release::{Skipped, Upgrade, Upgraded};

@@ -142,7 +142,7 @@ impl Client {
             Some(conditions) => conditions.push(condition),
             None => object["status"]["conditions"] = json!([condition]),
         }
-        self.put(&format!("{path}/approval"), &object)
+        self.put(&format!("{path}/approval"), &object).map(drop)
     }
 }
 

@@ -55,6 +55,11 @@ impl Conditions {
         self.hold_outside(target)
     }
 
+    /// True when they look at what an object holds.
+    pub(super) fn look_inside(&self) -> bool {
+        !self.labels.is_empty() || !self.matches.is_empty()
+    }
+
     fn hold_outside(&self, target: &Target) -> bool {
         let namespaced = |namespace: &String| self.namespaces.is_empty() || self.namespaces.iter().any(|glob| glob.matches(namespace));
         self.group_resource.matches(&target.resource)

@@ -30,6 +30,16 @@ pub(super) enum Patches {
     Merge(Vec<Value>),
 }
 
+impl Patches {
+    /// True when they look at, or change, the field of this name of the object itself, or what is in it.
+    pub(super) fn touch(&self, field: &str) -> bool {
+        match self {
+            Self::Json(operations) => operations.iter().any(|operation| operation.touches(field)),
+            Self::Merge(patches) => patches.iter().any(|patch| patch.get(field).is_some()),
+        }
+    }
+}
+
 impl Rules {
     /// Reads a rules file.
     ///
@@ -67,9 +77,9 @@ impl Rule {
             (true, false, true) => Patches::Merge(each("mergePatches", merge, merge_patch)?),
             (true, true, false) => {
                 return Err(unsupported(
-                    "strategicPatches know the built-in kinds only, which etcd holds as protobuf and this agent does not patch, and no custom resource",
+                    "strategicPatches are only for built-in kinds, whose lists they merge by keys that this agent does not know",
                 )
-                .and_next(by_hand("for a custom resource write them as mergePatches")));
+                .and_next(by_hand("write them as mergePatches, in which a list takes the place of the old one")));
             }
             (true, true, true) => bail!("it has no patches"),
             _ => bail!("it has more than one of patches, mergePatches and strategicPatches"),

@@ -18,10 +18,8 @@ mod shapes;
 mod stored;
 mod value;
 
-use std::borrow::Cow;
-
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 pub use difference::{Difference, differences};
 pub use file::Rules;
@@ -81,6 +79,12 @@ pub enum Outcome {
     },
     /// The object is already as the rule wants it.
     Unchanged,
+    /// It is done through the API server, when that runs and the controllers do not yet: what the object holds is known only then. Others who have access to
+    /// the API server can be faster.
+    ThroughApi {
+        /// False, for people and programs that read the plan.
+        race_free: bool,
+    },
     /// A `test` did not hold, so that the whole rule has no effect on this object.
     TestFailed {
         /// Which.
@@ -106,24 +110,16 @@ impl Rules {
     /// Applies the rules to an object. Conditions are judged on the object as it is given; the patches add up, rule by rule.
     #[must_use]
     pub fn apply(&self, target: &Target, original: &Value) -> Applied {
-        let mut object = Cow::Borrowed(original);
-        let mut outcomes = Vec::new();
-        for (place, rule) in self.rules.iter().enumerate().filter(|(_, rule)| rule.conditions.hold(target, original)) {
-            let mut patched = (*object).clone();
-            let outcome = match patch_with(&rule.patches, &mut patched).and_then(|()| kept(&object, &patched)) {
-                Err(Fault::Test(why)) => Outcome::TestFailed { why },
-                Err(Fault::Error(why)) => Outcome::Error { why },
-                Ok(()) => match differences(&object, &patched) {
-                    changes if changes.is_empty() => Outcome::Unchanged,
-                    changes => {
-                        object = Cow::Owned(patched);
-                        Outcome::Changed { changes }
-                    }
-                },
-            };
-            outcomes.push((place, outcome));
-        }
-        Applied { object: object.into_owned(), outcomes }
+        self.apply_to(target, original.clone())
+    }
+
+    /// As [`Rules::apply`], to an object that is not needed any more.
+    #[must_use]
+    pub fn apply_to(&self, target: &Target, mut object: Value) -> Applied {
+        let about: Vec<usize> = self.all_about_unread(target).filter(|place| self.rules[*place].conditions.hold(target, &object)).collect();
+        let outcome = |place: usize| (place, patched(&mut object, &self.rules[place].patches));
+        let outcomes = about.into_iter().map(outcome).collect();
+        Applied { object, outcomes }
     }
 
     /// How many rules there are.
@@ -153,8 +149,54 @@ impl Rules {
     /// The first rule that is, or may be, about an object whose content cannot be read: labels and values do not rule it out.
     #[must_use]
     pub fn about_unread(&self, target: &Target) -> Option<usize> {
-        self.rules.iter().position(|rule| rule.conditions.may_hold(target))
+        self.all_about_unread(target).next()
     }
+
+    /// All of them, as [`Rules::about_unread`].
+    pub fn all_about_unread(&self, target: &Target) -> impl Iterator<Item = usize> {
+        self.rules.iter().enumerate().filter(|(_, rule)| rule.conditions.may_hold(target)).map(|(place, _)| place)
+    }
+
+    /// True when a rule's conditions look at what an object holds: its labels, its values.
+    #[must_use]
+    pub fn looks_inside(&self, place: usize) -> bool {
+        self.rules.get(place).is_some_and(|rule| rule.conditions.look_inside())
+    }
+
+    /// What a rule does, one line for each patch.
+    #[must_use]
+    pub fn patches(&self, place: usize) -> Vec<String> {
+        match self.rules.get(place).map(|rule| &rule.patches) {
+            Some(Patches::Json(operations)) => operations.iter().map(ToString::to_string).collect(),
+            Some(Patches::Merge(patches)) => patches.iter().map(|patch| format!("merge {patch}")).collect(),
+            None => Vec::new(),
+        }
+    }
+}
+
+/// Patches an object, or leaves it as it is.
+fn patched(object: &mut Value, patches: &Patches) -> Outcome {
+    let Some(fields) = object.as_object() else { return Outcome::Error { why: "it is no object".to_owned() } };
+    // Only the fields that may become others are copied: of most objects that is a small part.
+    let touched = |name: &str, value: &Value| patches.touch(name) || !value::is_as_go_writes(value);
+    let before: Map<String, Value> =
+        fields.iter().filter(|(name, value)| touched(name, value)).map(|(name, value)| (name.clone(), value.clone())).collect();
+    let before = Value::Object(before);
+    let mut after = before.clone();
+    match patch_with(patches, &mut after).and_then(|()| kept(&before, &after)) {
+        Err(Fault::Test(why)) => return Outcome::TestFailed { why },
+        Err(Fault::Error(why)) => return Outcome::Error { why },
+        Ok(()) => {}
+    }
+    let changes = differences(&before, &after);
+    if changes.is_empty() {
+        return Outcome::Unchanged;
+    }
+    if let (Some(fields), Value::Object(before), Value::Object(after)) = (object.as_object_mut(), before, after) {
+        before.keys().filter(|name| !after.contains_key(*name)).for_each(|name| drop(fields.shift_remove(name)));
+        fields.extend(after);
+    }
+    Outcome::Changed { changes }
 }
 
 fn patch_with(patches: &Patches, object: &mut Value) -> Result<(), Fault> {
@@ -197,6 +239,13 @@ pub fn raises_generation(before: &Value, after: &Value) -> bool {
     let counts = |name: &&String| *name != "metadata" && *name != "status";
     before.keys().filter(counts).any(|name| before.get(name) != after.get(name))
         || after.keys().filter(counts).any(|name| !before.contains_key(name))
+}
+
+/// True when one of the changes is outside metadata and status.
+#[must_use]
+pub fn raise_generation_by(changes: &[Difference]) -> bool {
+    let inside = |path: &str, field: &str| path.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    changes.iter().any(|change| !inside(&change.path, "/metadata") && !inside(&change.path, "/status"))
 }
 
 #[cfg(test)]

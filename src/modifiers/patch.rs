@@ -41,6 +41,30 @@ pub(super) enum Operation {
     Test(Pointer, Value),
 }
 
+impl Operation {
+    /// True when it looks at, or changes, the field of this name of the object itself, or what is in it.
+    pub(super) fn touches(&self, field: &str) -> bool {
+        let (path, from) = match self {
+            Self::Add(path, _) | Self::Remove(path) | Self::Replace(path, _) | Self::Test(path, _) => (path, None),
+            Self::Move { from, path } | Self::Copy { from, path } => (path, Some(from)),
+        };
+        std::iter::once(path).chain(from).any(|path| path.parts.first().is_some_and(|first| first == field))
+    }
+}
+
+impl std::fmt::Display for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Add(path, value) => write!(f, "add {path} {value}"),
+            Self::Remove(path) => write!(f, "remove {path}"),
+            Self::Replace(path, value) => write!(f, "replace {path} {value}"),
+            Self::Move { from, path } => write!(f, "move {from} to {path}"),
+            Self::Copy { from, path } => write!(f, "copy {from} to {path}"),
+            Self::Test(path, value) => write!(f, "test {path} {value}"),
+        }
+    }
+}
+
 /// Why an operation has no effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Fault {

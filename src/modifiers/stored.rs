@@ -147,6 +147,14 @@ impl<'a> Key<'a> {
         self.targets(None).iter().any(|target| rules.may_be_about(&target.resource))
     }
 
+    /// The object of a built-in kind, and the version of its API that `value` says it is stored in. `None` for a custom resource, and where the value does
+    /// not say what it is.
+    #[must_use]
+    pub fn built_in<'v>(&self, value: &'v [u8]) -> Option<(Target, &'v str)> {
+        let version = api_version(value).filter(|_| self.group.is_none())?;
+        self.targets(Some(value)).pop().map(|target| (target, version))
+    }
+
     /// The first rule that may be about this object, whose value is not read, and what the object then is.
     #[must_use]
     pub fn meant_unread(&self, rules: &Rules, value: &[u8]) -> Option<(usize, Target)> {
@@ -157,26 +165,29 @@ impl<'a> Key<'a> {
     }
 }
 
-/// The group of a built-in object, of which a value says the version of its API.
+/// The group of a built-in object.
 fn group_of(value: &[u8]) -> Option<&str> {
+    api_version(value).map(|version| version.split_once('/').map_or("", |(group, _)| group))
+}
+
+/// The version of its API that a value says its object is stored in.
+fn api_version(value: &[u8]) -> Option<&str> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Versioned<'a> {
         api_version: &'a str,
     }
-    let of = |version: &'_ str| version.find('/').unwrap_or(0);
     match Form::of(value) {
-        Form::Protobuf => group_of_protobuf(value),
-        Form::Json => serde_json::from_slice::<Versioned<'_>>(value).ok().map(|found| &found.api_version[..of(found.api_version)]),
+        Form::Protobuf => api_version_of_protobuf(value),
+        Form::Json => serde_json::from_slice::<Versioned<'_>>(value).ok().map(|found| found.api_version),
         _ => None,
     }
 }
 
-/// The group in the envelope of a protobuf value: `runtime.Unknown` has a `TypeMeta` as its first field, and that the `apiVersion` as its own.
-fn group_of_protobuf(value: &[u8]) -> Option<&str> {
+/// In the envelope of a protobuf value: `runtime.Unknown` has a `TypeMeta` as its first field, and that the `apiVersion` as its own.
+fn api_version_of_protobuf(value: &[u8]) -> Option<&str> {
     let type_meta = first_field(value.strip_prefix(b"k8s\0")?)?;
-    let version = std::str::from_utf8(first_field(type_meta)?).ok()?;
-    Some(version.split_once('/').map_or("", |(group, _)| group))
+    std::str::from_utf8(first_field(type_meta)?).ok()
 }
 
 /// The first field of a protobuf message, when that is its field 1 and bytes, fewer than 128 of them: both of the envelope's are.
@@ -216,8 +227,8 @@ mod tests {
     fn a_built_in_kind_says_its_group_and_an_encrypted_one_does_not() {
         let deployment = b"k8s\0\x0a\x15\x0a\x07apps/v1\x12\x0aDeployment\x12\x00";
         let config_map = b"k8s\0\x0a\x0f\x0a\x02v1\x12\x09ConfigMap\x12\x00";
-        assert_eq!(group_of_protobuf(deployment), Some("apps"));
-        assert_eq!(group_of_protobuf(config_map), Some(""));
+        assert_eq!(group_of(deployment), Some("apps"));
+        assert_eq!(group_of(config_map), Some(""));
         assert_eq!(
             [&deployment[..], config_map, b"k8s:enc:aescbc:v1:", b"\xd9\xd9\xf7", b"{}", b""].map(Form::of).map(Form::words)[2..4],
             ["encrypted by the API server", "CBOR"]

@@ -66,6 +66,16 @@ pub(super) fn as_go_writes(value: &mut Value) {
     }
 }
 
+/// True for what [`as_go_writes`] leaves as it is.
+pub(super) fn is_as_go_writes(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => number.as_f64().filter(|_| number.is_f64()).and_then(whole).is_none(),
+        Value::Array(items) => items.iter().all(is_as_go_writes),
+        Value::Object(fields) => fields.values().all(is_as_go_writes),
+        _ => true,
+    }
+}
+
 /// The whole number that a float is exactly; none beyond 2^53, where floats leave numbers out.
 fn whole(float: f64) -> Option<i64> {
     const EXACT: f64 = 9_007_199_254_740_992.0;
@@ -112,7 +122,9 @@ mod tests {
     #[test]
     fn whole_floats_are_written_as_go_writes_them() {
         let mut value = json!({"a": [5.0, 0.5, 1e3, -0.0], "b": 1e300});
+        assert!(!is_as_go_writes(&value) && is_as_go_writes(&value["a"][1]) && is_as_go_writes(&value["b"]));
         as_go_writes(&mut value);
+        assert!(is_as_go_writes(&value));
         assert_eq!(value, json!({"a": [5, 0.5, 1000, 0], "b": 1e300}));
     }
 }

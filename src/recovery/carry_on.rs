@@ -140,7 +140,7 @@ pub(super) fn carry_on(session: &Locked<'_>, journal: &mut Journal, mut undo: Un
             None => backup::choose(session, &store::survey(session.dir)?, Some(&journal.reading().subject))?,
         };
         let profile = journal.reading().beginning.profile.profile();
-        drive(journal, &mut Run { session, wait: go.wait, profile, backup, undo }, go.until)
+        drive(journal, &mut Run { session, wait: go.wait, profile, backup, objects: None, undo }, go.until)
     };
     let halt = go_on().map_err(|error| driver::with_next(journal.reading(), &error))?;
     let outcome = match halt {

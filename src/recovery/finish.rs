@@ -82,17 +82,20 @@ fn drop_old_etcd(here: &mut Doing<'_, '_>) -> Result<()> {
     etcd::drop_kept(&data, &here.id(), &here.run.undo.runs)
 }
 
+/// Where the `ClusterVersion` is, below the prefix of the keys.
+const CLUSTER_VERSION: &str = "config.openshift.io/clusterversions/version";
+
 /// The upgrades that somebody let pass the gate, by the data that was replaced: nowhere else is it known any more.
 fn let_pass(here: &Doing<'_, '_>, member: &Path) -> Result<Vec<Skipped>> {
     let prefix = modifier::prefix(&here.run.backup)?;
-    let (version, managements) = (format!("{prefix}/{}", modifier::CLUSTER_VERSION), format!("{prefix}/k0rdent.mirantis.com/managements/"));
+    let (version, managements) = (format!("{prefix}/{}", CLUSTER_VERSION), format!("{prefix}/k0rdent.mirantis.com/managements/"));
     let mut wanted = |key: &[u8]| key == version.as_bytes() || key.starts_with(managements.as_bytes());
     let mut found = Vec::new();
     let mut look = |_: &[u8], value: &[u8]| {
         found.extend(serde_json::from_slice(value).ok().as_ref().and_then(Skipped::of));
         Ok(())
     };
-    etcd::live_without_hash(&member.join("snap/db"), &mut wanted, &mut look, &|_| ())?;
+    etcd::Snapshot::open_without_hash(&member.join("snap/db"), &|_| ())?.live(&mut wanted, &mut look)?;
     Ok(found)
 }
 

@@ -3,84 +3,42 @@
 //!
 //! Nothing is kept of a snapshot but what the rules are about: a snapshot can hold more objects than memory does.
 
-use std::collections::HashMap;
+mod ahead;
+mod report;
 
-use anyhow::{Context, Result, anyhow, bail};
-use serde::Serialize;
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::archive::Archive;
 use crate::backup::{Backup, ETCD, STATIC_PODS};
-use crate::error::{AndNext, FailureKind, by_hand, damaged, kind, unsupported};
+use crate::error::{AndNext, by_hand, damaged, unsupported};
 use crate::etcd;
-use crate::kube::update_ahead;
-use crate::modifiers::{Applied, Form, Key, Outcome, Rules, Target, raises_generation};
+use crate::modifiers::{Applied, Form, Key, Outcome, Rules, Target, raise_generation_by, raises_generation};
 use crate::node::profile::Profile;
 use crate::node::static_pod::{Manifest, etcd_prefix};
 use crate::report::Progress;
 
-/// How many objects a refusal names.
-const NAMED: usize = 5;
-/// How many objects of a rule a report holds: a rule can be about all of the many thousands of a cluster.
-const SHOWN: usize = 100;
+pub use ahead::DROP_DESIRED_UPDATE;
+pub(super) use report::{Looked, look};
+pub use report::{ModifierReport, ObjectReport, RuleReport};
 
-/// What the rules would do, rule by rule.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ModifierReport {
-    /// Each rule, in the order of the file.
-    pub rules: Vec<RuleReport>,
-}
+/// How many bytes of keys and values are looked at together, by all processors: enough that starting a thread does not count.
+const BATCH: usize = 512 << 10;
+/// How many threads look at objects, at most.
+const THREADS: usize = 4;
+/// How many objects are patched through the API server, at most: of three requests each.
+const MOST_SERVED: usize = 1000;
 
-/// What one rule would do.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct RuleReport {
-    /// Its place in the file, from 1.
-    pub rule: usize,
-    /// The resources and groups that it is about, as the file has them.
-    pub group_resource: String,
-    /// How many objects it is about.
-    pub objects: usize,
-    /// How many of them it changes.
-    pub changed: usize,
-    /// The first [`SHOWN`] of them in the order of their names.
-    pub shown: Vec<ObjectReport>,
-}
-
-impl RuleReport {
-    fn new(place: usize, group_resource: &str) -> Self {
-        Self { rule: place + 1, group_resource: group_resource.to_owned(), objects: 0, changed: 0, shown: Vec::new() }
-    }
-
-    fn add(&mut self, object: ObjectReport) {
-        self.objects += 1;
-        self.changed += usize::from(matches!(object.outcome, Outcome::Changed { .. }));
-        self.shown.push(object);
-        if self.shown.len() > 2 * SHOWN {
-            self.order();
-        }
-    }
-
-    fn order(&mut self) {
-        self.shown.sort_by(|one, other| one.target.cmp(&other.target));
-        self.shown.truncate(SHOWN);
-    }
-}
-
-/// What one rule would do to one object.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ObjectReport {
-    /// Which object it is.
-    #[serde(flatten)]
-    pub target: Target,
-    /// The version of its API that it is stored in, which may be older than the one that people see: paths are judged against what is stored.
-    pub api_version: String,
-    /// The object's generation after all rules, where they raise it: something beside metadata and status changes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub generation: Option<i64>,
-    /// What the rule does.
-    #[serde(flatten)]
-    pub outcome: Outcome,
+/// The objects of a backup: its etcd snapshot, unpacked once for all that looks at it.
+pub(super) struct Objects {
+    snapshot: etcd::Snapshot,
+    prefix: String,
+    backup: String,
 }
 
 /// An object that rules are about.
@@ -111,92 +69,174 @@ impl Object<'_> {
     }
 }
 
+/// An object that rules are about and that etcd has in a form that is not read here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Served {
+    /// Which it is.
+    pub target: Target,
+    /// The version of its API that it is stored in.
+    pub api_version: String,
+    /// The rules that are about it.
+    rules: Vec<usize>,
+}
+
+/// What rules are about.
+enum Found<'a> {
+    /// What is read from the snapshot, and patched in etcd.
+    Read(Object<'a>),
+    /// What is read from the API server and patched there.
+    Served(Served),
+}
+
 /// Reads rules, as they stand in the journal or in a file.
 pub(super) fn rules(text: &str) -> Result<Rules> {
     Rules::parse(text).context("reading the resource modifier's rules")
 }
 
-/// Calls `each` with every object of the backup that a rule is about.
-///
-/// # Errors
-/// [`FailureKind::Unsupported`] for an object that a rule may be about and that is not JSON in etcd,
-/// [`FailureKind::Damaged`] for one that is no object; those of reading the backup, and of `each`.
-pub(super) fn run(backup: &Backup, rules: &Rules, progress: &Progress, each: &mut dyn FnMut(Object<'_>) -> Result<()>) -> Result<()> {
-    let prefix = prefix(backup)?;
-    let mut kinds: HashMap<String, bool> = HashMap::new();
-    let mut wanted = |key: &[u8]| {
-        Key::parse(&prefix, key).is_some_and(|key| {
-            let known = kinds.get(key.kind()).copied();
-            known.unwrap_or_else(|| *kinds.entry(key.kind().to_owned()).or_insert_with(|| key.may_be_meant(rules)))
+impl Objects {
+    /// Opens those of a backup.
+    ///
+    /// # Errors
+    /// Those of reading the backup.
+    pub(super) fn of(backup: &Backup, progress: &Progress) -> Result<Self> {
+        let prefix = prefix(backup)?;
+        let file = backup.file(ETCD);
+        let task = progress.task("reading the backup's etcd snapshot", file.metadata().ok().map(|meta| meta.len()));
+        let snapshot = etcd::Snapshot::open(&file, &|bytes| task.add(bytes)).with_context(|| format!("reading backup {}", backup.id))?;
+        Ok(Self { snapshot, prefix, backup: backup.id.clone() })
+    }
+
+    /// Calls `each` with every object that a rule is about and that is patched in etcd, the one that was last written first.
+    ///
+    /// # Errors
+    /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) for an object that a rule may be about and that cannot be patched,
+    /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) for one that is no object; those of reading the snapshot, and of `each`.
+    pub(super) fn run(&self, rules: &Rules, each: &mut dyn FnMut(Object<'_>) -> Result<()>) -> Result<()> {
+        self.walk(Some(rules), &[], &mut |_, _| (), &mut |found| match found {
+            Found::Read(object) => each(object),
+            Found::Served(_) => Ok(()),
         })
-    };
-    let mut look = |key: &[u8], value: &[u8]| match object(&prefix, key, value, rules)? {
-        Some(object) => each(object),
-        None => Ok(()),
-    };
-    let file = backup.file(ETCD);
-    let task = progress.task("running the rules on the backup's etcd snapshot", file.metadata().ok().map(|meta| meta.len()));
-    etcd::live(&file, &mut wanted, &mut look, &|bytes| task.add(bytes))
-        .with_context(|| format!("running the rules on backup {}", backup.id))
-}
+    }
 
-/// The rule that takes away what a cluster is asked to go to.
-pub const DROP_DESIRED_UPDATE: &str = "version: v1
-resourceModifierRules:
-- conditions:
-    groupResource: clusterversions.config.openshift.io
-    resourceNameRegex: ^version$
-  patches:
-  - operation: remove
-    path: /spec/desiredUpdate
-";
+    /// Every object that a rule is about and that is patched through the API server, in the same order.
+    ///
+    /// # Errors
+    /// As [`Objects::run`].
+    pub(super) fn served(&self, rules: &Rules) -> Result<Vec<Served>> {
+        let mut all = Vec::new();
+        self.walk(Some(rules), &[], &mut |_, _| (), &mut |found| {
+            if let Found::Served(object) = found {
+                all.push(object);
+                few_enough(all.len())?;
+            }
+            Ok(())
+        })?;
+        Ok(all)
+    }
 
-/// What to know of the upgrade that the restored cluster would begin again: whoever set `spec.desiredUpdate` may have done so before the backup was
-/// taken. Of a snapshot that does not tell, that.
-pub(super) fn upgrade_ahead(backup: &Backup, rules: Option<&str>, progress: &Progress) -> Result<Option<String>> {
-    let rules = rules.map(self::rules).transpose()?;
-    let key = format!("{}/{CLUSTER_VERSION}", prefix(backup)?);
-    let mut ahead = None;
-    let mut look = |key: &[u8], value: &[u8]| {
-        let (Ok(object), target) = (serde_json::from_slice::<Value>(value), cluster_version()) else {
-            bail!("{} is {} in etcd", String::from_utf8_lossy(key), Form::of(value).words());
-        };
-        let patched = rules.as_ref().map_or_else(|| object.clone(), |rules| rules.apply(&target, &object).object);
-        ahead = update_ahead(&patched);
-        Ok(())
-    };
-    let file = backup.file(ETCD);
-    let task = progress.task("looking for an upgrade that is asked for", file.metadata().ok().map(|meta| meta.len()));
-    let looked = etcd::live(&file, &mut |found| found == key.as_bytes(), &mut look, &|bytes| task.add(bytes));
-    match looked {
-        Err(error) if kind(&error) == FailureKind::Interrupted => Err(error),
-        Err(error) => Ok(Some(format!("whether the backup's cluster is asked to go to another release cannot be told: {error:#}"))),
-        Ok(()) => Ok(ahead.map(|release| {
-            format!(
-                "the backup's cluster is asked to go to {release} (spec.desiredUpdate of the ClusterVersion), and will begin to as soon as it is up: \
-                 --drop-desired-update takes that away before it can (a policy of a hub may set it again: remove that first)"
-            )
-        })),
+    /// Calls `each` with all that a rule is about; and `also` with key and value of each of the `others` that is there, whatever the rules.
+    fn walk(
+        &self,
+        rules: Option<&Rules>,
+        others: &[Vec<u8>],
+        also: &mut dyn FnMut(&[u8], &[u8]),
+        each: &mut dyn FnMut(Found<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let (mut meant, mut batch) = (rules.map(|rules| Meant { rules, prefix: &self.prefix, kinds: HashMap::new() }), Batch::default());
+        let is_other = |key: &[u8]| others.iter().any(|other| other == key);
+        let mut is_meant = |key: &[u8]| meant.as_mut().is_some_and(|meant| meant.by_key(key));
+        let result = self.snapshot.live(&mut |key| is_other(key) || is_meant(key), &mut |key, value| {
+            if is_other(key) {
+                also(key, value);
+            }
+            let Some(rules) = rules else { return Ok(()) };
+            batch.add(key, value);
+            if batch.bytes < BATCH { Ok(()) } else { batch.take(&self.prefix, rules, each) }
+        });
+        let result = result.and_then(|()| rules.map_or(Ok(()), |rules| batch.take(&self.prefix, rules, each)));
+        result.with_context(|| format!("running the rules on backup {}", self.backup))
+    }
+
+    /// The key of what is below the prefix.
+    fn key(&self, below: &str) -> Vec<u8> {
+        format!("{}/{below}", self.prefix).into_bytes()
     }
 }
 
-/// Where the `ClusterVersion` is, below the prefix.
-pub(super) const CLUSTER_VERSION: &str = "config.openshift.io/clusterversions/version";
+/// Which keys are of objects that the rules may be about.
+struct Meant<'a> {
+    rules: &'a Rules,
+    prefix: &'a str,
+    kinds: HashMap<String, bool>,
+}
 
-fn cluster_version() -> Target {
-    Target { resource: "clusterversions.config.openshift.io".to_owned(), namespace: None, name: "version".to_owned() }
+impl Meant<'_> {
+    fn by_key(&mut self, key: &[u8]) -> bool {
+        let Some(key) = Key::parse(self.prefix, key) else { return false };
+        let known = self.kinds.get(key.kind()).copied();
+        known.unwrap_or_else(|| *self.kinds.entry(key.kind().to_owned()).or_insert_with(|| key.may_be_meant(self.rules)))
+            // Most objects of a kind are ruled out by their name.
+            && key.target().is_none_or(|target| self.rules.about_unread(&target).is_some())
+    }
+}
+
+/// Keys and values that are looked at together.
+#[derive(Default)]
+struct Batch {
+    found: Vec<(Vec<u8>, Vec<u8>)>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn add(&mut self, key: &[u8], value: &[u8]) {
+        self.bytes += key.len() + value.len();
+        self.found.push((key.to_owned(), value.to_owned()));
+    }
+
+    /// Looks at them on all processors, and calls `each` in their order.
+    fn take(&mut self, prefix: &str, rules: &Rules, each: &mut dyn FnMut(Found<'_>) -> Result<()>) -> Result<()> {
+        let found = std::mem::take(self).found;
+        let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(THREADS);
+        let mut shares = found.chunks(found.len().div_ceil(threads).max(1));
+        let mine = shares.next().unwrap_or_default();
+        let looked = thread::scope(|scope| {
+            let others: Vec<_> = shares.map(|share| scope.spawn(|| look_at(share, prefix, rules))).collect();
+            let mut looked = vec![look_at(mine, prefix, rules)];
+            looked.extend(others.into_iter().map(|other| other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))));
+            looked
+        });
+        looked.into_iter().flatten().try_for_each(|object| object?.map_or(Ok(()), &mut *each))
+    }
+}
+
+fn look_at<'a>(share: &'a [(Vec<u8>, Vec<u8>)], prefix: &str, rules: &Rules) -> Vec<Result<Option<Found<'a>>>> {
+    share.iter().map(|(key, value)| object(prefix, key, value, rules)).collect()
+}
+
+/// Refuses rules that are about more objects than can be patched through the API server while the controllers wait.
+fn few_enough(served: usize) -> Result<()> {
+    if served <= MOST_SERVED {
+        return Ok(());
+    }
+    Err(unsupported(format!(
+        "the rules are about more than {MOST_SERVED} objects of built-in kinds, which are patched through the API server while the rest of the control plane \
+         waits"
+    ))
+    .and_next(by_hand("name fewer in groupResource, namespaces and resourceNameRegex")))
 }
 
 /// The object of a key, when a rule is about it.
-fn object<'a>(prefix: &str, key: &'a [u8], value: &'a [u8], rules: &Rules) -> Result<Option<Object<'a>>> {
+fn object<'a>(prefix: &str, key: &'a [u8], value: &'a [u8], rules: &Rules) -> Result<Option<Found<'a>>> {
     let Some(read) = Key::parse(prefix, key) else { return Ok(None) };
     let form = Form::of(value);
     let target = match read.target() {
         Some(target) if form == Form::Json => target,
-        // A built-in kind, or nothing that is read here.
-        _ => return read.meant_unread(rules, value).map_or(Ok(None), |(rule, target)| Err(not_read(rule, rules, &target, form))),
+        _ => match read.built_in(value) {
+            Some((target, api_version)) => return served(rules, target, api_version, form),
+            // Not even what it is can be read.
+            None => return read.meant_unread(rules, value).map_or(Ok(None), |(rule, target)| Err(not_read(rule, rules, &target, form))),
+        },
     };
-    // Most objects of a kind are ruled out by their name already.
     if rules.about_unread(&target).is_none() {
         return Ok(None);
     }
@@ -205,16 +245,41 @@ fn object<'a>(prefix: &str, key: &'a [u8], value: &'a [u8], rules: &Rules) -> Re
     if says("/metadata/name") != Some(&target.name) || says("/metadata/namespace") != target.namespace.as_deref() {
         return Err(damaged(format!("{target} has another name in etcd than its key")));
     }
-    let mut applied = rules.apply(&target, &original);
+    let mut applied = rules.apply_to(&target, original);
     if applied.outcomes.is_empty() {
         return Ok(None);
     }
-    let is_change = |(_, outcome): &(usize, Outcome)| matches!(outcome, Outcome::Changed { .. });
-    // A rule may take back what another has changed.
-    let changed = applied.outcomes.iter().any(is_change) && applied.object != original;
-    let raises = changed && raises_generation(&original, &applied.object);
+    let mut changing = applied.outcomes.iter().filter_map(|(_, outcome)| match outcome {
+        Outcome::Changed { changes } => Some(changes),
+        _ => None,
+    });
+    let (changed, raises) = match (changing.next(), changing.next()) {
+        (None, _) => (false, false),
+        (Some(changes), None) => (true, raise_generation_by(changes)),
+        // A rule may take back what another has changed.
+        (Some(_), Some(_)) => {
+            let original: Value = serde_json::from_slice(value).context("reading an object again")?;
+            (applied.object != original, raises_generation(&original, &applied.object))
+        }
+    };
     let generation = if raises { raise_generation(&mut applied.object) } else { None };
-    Ok(Some(Object { key, target, value, applied, changed, generation }))
+    Ok(Some(Found::Read(Object { key, target, value, applied, changed, generation })))
+}
+
+/// An object of a built-in kind, when a rule is about it.
+fn served<'a>(rules: &Rules, target: Target, api_version: &str, form: Form) -> Result<Option<Found<'a>>> {
+    let about: Vec<usize> = rules.all_about_unread(&target).collect();
+    if let Some(rule) = about.iter().find(|rule| rules.looks_inside(**rule)) {
+        let (number, group_resource) = (rule + 1, rules.group_resource(*rule));
+        return Err(unsupported(format!(
+            "rule {number} ({group_resource}) may be about {target}, which is {} in etcd: what it holds is not known before the recovery begins, and \
+             labelSelector and matches look at that",
+            form.words()
+        ))
+        .and_next(by_hand(format!("choose in rule {number} by namespaces and resourceNameRegex alone, or name custom resources in groupResource"))));
+    }
+    let object = |rules| Found::Served(Served { target, api_version: api_version.to_owned(), rules });
+    Ok((!about.is_empty()).then(|| object(about)))
 }
 
 /// Raises an object's generation, as the API server would: whoever compares it with the status's `observedGeneration` must not take the old status for one
@@ -229,11 +294,11 @@ fn raise_generation(object: &mut Value) -> Option<i64> {
 fn not_read(rule: usize, rules: &Rules, target: &Target, form: Form) -> anyhow::Error {
     let (rule, group_resource) = (rule + 1, rules.group_resource(rule));
     unsupported(format!(
-        "rule {rule} ({group_resource}) is, or may be, about {target}, which is {} in etcd: only objects that are JSON there, as custom resources are, \
-         can be patched before the API server runs",
+        "rule {rule} ({group_resource}) is, or may be, about {target}, which is {} in etcd: neither what it is nor what the rule would do to it can be known \
+         before the recovery begins",
         form.words()
     ))
-    .and_next(by_hand(format!("name the custom resources in groupResource of rule {rule}, and patch {target} with kubectl after the recovery")))
+    .and_next(by_hand(format!("name others in groupResource of rule {rule}, and patch {target} with kubectl after the recovery")))
 }
 
 /// Where the API server of the backup keeps its objects.
@@ -247,76 +312,6 @@ pub(super) fn prefix(backup: &Backup) -> Result<String> {
     let manifest = Manifest::parse(&String::from_utf8_lossy(&text))
         .map_err(|why| damaged(format!("{} of backup {} is no manifest of a pod: {why:#}", path.display(), backup.id)))?;
     etcd_prefix(profile, &manifest)
-}
-
-/// What the rules would do, when all of them can be carried out.
-///
-/// # Errors
-/// [`FailureKind::Damaged`] when a rule is about no object, cannot be applied to one, or has a test that does not hold;
-/// as [`run`].
-pub(super) fn report(backup: &Backup, text: &str, progress: &Progress) -> Result<ModifierReport> {
-    let rules = rules(text)?;
-    let mut reports: Vec<RuleReport> = (0..rules.len()).map(|place| RuleReport::new(place, rules.group_resource(place))).collect();
-    let mut failures: Vec<Failures> = (0..rules.len()).map(|_| Failures::default()).collect();
-    run(backup, &rules, progress, &mut |object| {
-        let api_version = object.applied.object.pointer("/apiVersion").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let generation = object.generation;
-        for (place, outcome) in object.applied.outcomes {
-            failures[place].look(&object.target, &outcome);
-            reports[place].add(ObjectReport { target: object.target.clone(), api_version: api_version.clone(), generation, outcome });
-        }
-        Ok(())
-    })?;
-    reports.iter_mut().for_each(RuleReport::order);
-    match refused(&reports, &failures) {
-        Some(why) => {
-            Err(damaged(format!("the resource modifier cannot be applied to backup {}, so nothing was changed: {why}", backup.id))
-                .and_next(by_hand("mend the file; `--dry-run` shows what it would do")))
-        }
-        None => Ok(ModifierReport { rules: reports }),
-    }
-}
-
-/// The objects on which a rule fails.
-#[derive(Default)]
-struct Failures {
-    named: Vec<String>,
-    more: usize,
-}
-
-impl Failures {
-    fn look(&mut self, target: &Target, outcome: &Outcome) {
-        let why = match outcome {
-            Outcome::Error { why } => format!("{target}: {why}"),
-            Outcome::TestFailed { why } => {
-                format!(
-                    "{target}: {why} (Velero would leave the object as it is; `matches` in the conditions chooses objects by their values)"
-                )
-            }
-            Outcome::Changed { .. } | Outcome::Unchanged => return,
-        };
-        if self.named.len() < NAMED {
-            self.named.push(why);
-        } else {
-            self.more += 1;
-        }
-    }
-}
-
-/// Why the rules cannot be carried out.
-fn refused(reports: &[RuleReport], failures: &[Failures]) -> Option<String> {
-    let mut all = Vec::new();
-    for (report, Failures { named, more }) in reports.iter().zip(failures) {
-        let rule = format!("rule {} ({})", report.rule, report.group_resource);
-        if report.objects == 0 {
-            all.push(format!("{rule} is about no object of the backup"));
-        }
-        if !named.is_empty() {
-            let more = if *more > 0 { format!(", and on {more} more") } else { String::new() };
-            all.push(format!("{rule} fails on {}{more}", named.join("; ")));
-        }
-    }
-    (!all.is_empty()).then(|| all.join(". "))
 }
 
 /// The SHA-256 of a value, hex.

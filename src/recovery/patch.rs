@@ -1,21 +1,25 @@
 //! Patching objects by the rules of a resource modifier, in phase `resume`: in etcd while nobody but the agent can reach it, and then looked at through
-//! the API server before anybody else does.
+//! the API server before anybody else does. Objects that etcd does not have as JSON are patched there (`served`).
 //!
-//! What an object gets is a function of the backup and the rules alone ([`modifier::run`]). So each object is either as the backup has it, or as the
+//! What an object gets is a function of the backup and the rules alone ([`Objects::run`]). So each object is either as the backup has it, or as the
 //! rules make it, and after a crash that is all that has to be known: each is patched once.
+
+mod served;
 
 use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::modifier::{self, Object};
+use super::modifier::{self, Object, Objects};
 use super::run::Doing;
 use super::waits;
 use crate::error::{AndNext, FailureKind, Next, damaged, kind, run};
 use crate::etcd::{Endpoint, Store};
 use crate::kube::{Client, Place};
 use crate::modifiers::{Difference, Rules, differences};
+
+pub(super) use served::patch_served;
 
 /// How long etcd may take for one answer.
 const ONE_ANSWER: std::time::Duration = std::time::Duration::from_secs(10);
@@ -35,8 +39,8 @@ fn rules(here: &Doing<'_, '_>) -> Result<Rules> {
 
 /// Puts every object that the rules change into etcd, as the rules make it.
 pub(super) fn patch_objects(here: &mut Doing<'_, '_>) -> Result<()> {
-    let rules = rules(here)?;
-    let intent = intent(here, &rules)?;
+    let (rules, objects) = (rules(here)?, here.objects()?);
+    let intent = intent(&objects, &rules)?;
     match here.noted::<Intent>()? {
         Some(noted) if noted != intent => {
             return Err(damaged(
@@ -49,7 +53,7 @@ pub(super) fn patch_objects(here: &mut Doing<'_, '_>) -> Result<()> {
     }
     let mut store = Store::open(&Endpoint::of(here.run.session.node, here.run.profile)?, ONE_ANSWER)?;
     let (mut patched, mut already) = (0_u64, 0_u64);
-    modifier::run(&here.run.backup, &rules, here.run.session.progress, &mut |object| {
+    objects.run(&rules, &mut |object| {
         match put(&mut store, &object)? {
             Put::Now => patched += 1,
             Put::Before => already += 1,
@@ -64,18 +68,18 @@ pub(super) fn patch_objects(here: &mut Doing<'_, '_>) -> Result<()> {
     Ok(())
 }
 
-fn intent(here: &Doing<'_, '_>, rules: &Rules) -> Result<Intent> {
-    let (mut hash, mut objects) = (Sha256::new(), 0);
-    modifier::run(&here.run.backup, rules, here.run.session.progress, &mut |object| {
+fn intent(objects: &Objects, rules: &Rules) -> Result<Intent> {
+    let (mut hash, mut changed) = (Sha256::new(), 0);
+    objects.run(rules, &mut |object| {
         if object.changed {
-            objects += 1;
+            changed += 1;
             for part in [object.key, object.value, &object.wanted()?] {
                 hash.update(Sha256::digest(part));
             }
         }
         Ok(())
     })?;
-    Ok(Intent { objects, sha256: data_encoding::HEXLOWER.encode(&hash.finalize()) })
+    Ok(Intent { objects: changed, sha256: data_encoding::HEXLOWER.encode(&hash.finalize()) })
 }
 
 /// A failure that the same rules on the same backup would meet again: etcd is restored once more, perhaps with other rules.
@@ -114,21 +118,32 @@ fn put(store: &mut Store, object: &Object<'_>) -> Result<Put> {
 
 /// Reads every patched object back through the API server, and asks whether it would take it.
 pub(super) fn patched_objects(here: &mut Doing<'_, '_>) -> Result<()> {
-    let rules = rules(here)?;
+    let (rules, objects) = (rules(here)?, here.objects()?);
     waits::api(here).map(drop)?;
     let client = Client::of(here.run.session.node, here.run.profile)?;
-    let (mut read, mut warnings) = (0_u64, Vec::new());
-    modifier::run(&here.run.backup, &rules, here.run.session.progress, &mut |object| {
-        if object.changed {
-            read += 1;
-            if let Some(warning) = look(&client, &object)?
-                && warnings.len() < MOST_WARNINGS
-            {
-                warnings.push(warning);
+    let (mut read, mut unread, mut warnings) = (0_u64, 0_u64, Vec::new());
+    let wait = here.run.wait;
+    here.waiting("reading the patched objects back", |here, task| {
+        let deadline = here.run.session.node.clock().deadline(wait);
+        objects.run(&rules, &mut |object| {
+            task.alive();
+            if !object.changed {
+                return Ok(());
             }
-        }
-        Ok(())
+            if deadline.passed() {
+                unread += 1;
+                return Ok(());
+            }
+            read += 1;
+            let warning = look(&client, &object)?;
+            warnings.extend(warning.filter(|_| warnings.len() < MOST_WARNINGS));
+            Ok(())
+        })
     })?;
+    // They are in etcd as they are to be. A recovery that stopped for that would be no further the next time.
+    if unread > 0 {
+        warnings.push(format!("{unread} of the patched objects were not read back in {} s, after {read} others", wait.as_secs()));
+    }
     warnings.into_iter().for_each(|warning| here.warn(warning));
     here.figure("read_back", read);
     Ok(())
@@ -166,7 +181,7 @@ fn look(client: &Client, object: &Object<'_>) -> Result<Option<String>> {
             "{path} of {target} is not what the rules make it, in what the API server serves: see the schema of its CustomResourceDefinition"
         )));
     }
-    match client.invalid(place, &served) {
+    match client.invalid(place, &served, &original) {
         Ok(None) => Ok(None),
         Ok(Some(why)) => Err(again(format!("the API server would not take {target} as the rules make it: {why}"))),
         Err(error) if kind(&error) == FailureKind::Interrupted => Err(error),

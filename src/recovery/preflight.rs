@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::modifier::{self, ModifierReport};
+use super::modifier::{self, Looked, ModifierReport};
 use super::platform::table::{self, Action, PlatformReport, Target, When};
 use super::procedure::{Asked, EtcdRestore, Plan};
 use super::restore_files;
@@ -178,12 +178,13 @@ pub(super) fn look(session: &Session<'_>, backup: &Backup, options: &Options, ch
 /// Runs the rules of the resource modifier on the backup, and looks for an upgrade that the backup's cluster would begin again.
 ///
 /// # Errors
-/// Those of [`modifier::report`]: they are about the rules, not about the backup.
+/// Those of [`modifier::look`]: they are about the rules, not about the backup.
 pub(super) fn run_rules(session: &Session<'_>, backup: &Backup, options: &Options, report: &mut PlanReport) -> Result<()> {
-    let (rules, progress) = (options.rules.as_deref(), session.progress);
-    report.modifier = rules.map(|rules| modifier::report(backup, rules, progress)).transpose()?;
-    if backup.manifest.profile.profile().is_openshift() {
-        report.warnings.extend(modifier::upgrade_ahead(backup, rules, progress)?);
+    // Of a kubeadm cluster without k0rdent nothing is asked by an object.
+    if options.rules.is_some() || backup.manifest.profile.profile().is_openshift() || backup.manifest.management.is_some() {
+        let Looked { modifier, warnings } = modifier::look(backup, options.rules.as_deref(), session.progress)?;
+        report.modifier = modifier;
+        report.warnings.extend(warnings);
     }
     Ok(())
 }

@@ -58,6 +58,8 @@ pub(super) const STEPS: &[Step] = &[
     Step::new(step::API_SERVER_MANIFEST, "putting the API server's manifest in place", api_server_manifest),
     Step::new(step::API_SERVER_READY, "waiting for the API server", api_server_ready),
     Step::new(step::PATCHED_OBJECTS, "reading the patched objects back", patch::patched_objects).patches(),
+    Step::new(step::PATCH_SERVED, "patching objects through the API server by the rules of the resource modifier", patch::patch_served)
+        .patches(),
     Step::new(step::OWN_JOB, "giving the backup's own Job time to end", own_job),
     Step::new(step::MANIFESTS, "putting the other manifests in place", other_manifests),
     Step::new(step::NETWORK_PODS, "restarting OVN's pods", restart_ovn).only(Profile::is_openshift),

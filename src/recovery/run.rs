@@ -1,6 +1,7 @@
 //! What a step has at hand: the node, the backup, what was asked for, its notes in the journal, and waits that know their deadline.
 
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -8,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::modifier::Objects;
 use super::platform::table::Target;
 use super::procedure::{Asked, Event, Journal, Phase};
 use super::undo::Undo;
@@ -25,13 +27,14 @@ use crate::tools::{needs, runtime};
 pub(super) use crate::tools::needs::KUBELET_UNIT;
 
 /// A run, in the hands of the process that carries it on.
-#[derive(Debug)]
 pub(super) struct Run<'a> {
     pub session: &'a Locked<'a>,
     /// The deadline of each wait.
     pub wait: Duration,
     pub profile: &'static Profile,
     pub backup: Backup,
+    /// The backup's objects, from the first step that looks at them to the last.
+    pub objects: Option<Rc<Objects>>,
     pub undo: Undo,
 }
 
@@ -137,6 +140,15 @@ impl<'a, 'n> Doing<'a, 'n> {
         self.journal.reading().beginning.rules.as_deref()
     }
 
+    /// The backup's objects.
+    pub(super) fn objects(&mut self) -> Result<Rc<Objects>> {
+        if let Some(objects) = &self.run.objects {
+            return Ok(Rc::clone(objects));
+        }
+        let objects = Rc::new(Objects::of(&self.run.backup, self.run.session.progress)?);
+        Ok(Rc::clone(self.run.objects.insert(objects)))
+    }
+
     /// The node has rebooted since this run asked for it.
     pub(super) fn has_rebooted(&self) -> bool {
         self.journal.reading().has_rebooted(self.journal.boot())
@@ -174,6 +186,14 @@ impl<'a, 'n> Doing<'a, 'n> {
     /// What the step has noted in this run, now or before a crash.
     pub(super) fn noted<T: DeserializeOwned>(&self) -> Result<Option<T>> {
         self.noted_by(self.phase, self.step)
+    }
+
+    /// All that the step has noted in this run, in its order.
+    pub(super) fn all_noted<T: DeserializeOwned>(&self) -> Result<Vec<T>> {
+        let event = Event::StepNoted(self.phase, self.step.to_owned());
+        let notes = self.journal.reading().records.iter().filter(|record| record.event == event);
+        let read = notes.map(|record| serde_json::from_value(record.detail.clone())).collect::<Result<_, _>>();
+        read.map_err(|error| damaged(format!("a note of step {} in the journal cannot be read: {error}", self.step)))
     }
 
     /// What another step has noted in this run.

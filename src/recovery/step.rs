@@ -68,6 +68,8 @@ pub const API_SERVER_MANIFEST: &str = "api-server-manifest";
 pub const API_SERVER_READY: &str = "api-server-ready";
 /// Reading the patched objects back through the API server.
 pub const PATCHED_OBJECTS: &str = "patched-objects";
+/// Patching objects of built-in kinds through the API server.
+pub const PATCH_SERVED: &str = "patch-served-objects";
 /// Giving the backup's own Job time to end.
 pub const OWN_JOB: &str = "own-job";
 /// Putting the other manifests in place.

@@ -145,6 +145,8 @@ fn an_upgrade_of_k0rdent_is_taken_back_with_the_guides_files() -> Result<()> {
     let late = json_of(&node, &["backup", "--force", "--name", "late"])?;
     let management = json!({"release": "kcm-0-2-0", "asked": "kcm-0-3-0", "ready": false});
     ensure!(late["manifest"]["management"] == management, "{}", late["manifest"]["management"]);
+    let warned = late["manifest"]["warnings"].to_string();
+    ensure!(warned.contains("k0rdent is at kcm-0-2-0 and asked to go to kcm-0-3-0 (spec.release of the Management)"), "{warned}");
     arrive(&node)?;
     // Somebody goes on without a backup: what a recovery takes away, its report keeps.
     node.kubectl(&["annotate", "management", "kcm", "recovery/skip-gate=kcm-0-4-0: no time"])?;
@@ -157,6 +159,9 @@ fn an_upgrade_of_k0rdent_is_taken_back_with_the_guides_files() -> Result<()> {
     let shown = ok(&node, &["recover", "-f", "/root/rollback.yaml", "--dry-run"])?;
     ensure!(shown.contains("/spec/release") && shown.contains("kcm-0-3-0") && shown.contains("kcm-0-2-0"), "{shown}");
     ensure!(node.get(&["managements", "kcm"])?["spec"]["release"] == "kcm-0-3-0", "a dry run has changed something");
+    // The rule that it proposes for that takes it back.
+    let proposed = json_of(&node, &["recover", "--backup", "late", "--dry-run"])?["warnings"].to_string();
+    ensure!(proposed.contains("before it can: {version: v1, resourceModifierRules: "), "{proposed}");
     // A rule that matches nothing stops it there.
     let nothing = rollback("late").replace("managements.k0rdent", "management.k0rdent");
     node.put("/root/nothing.yaml", nothing.as_bytes(), 0o600)?;

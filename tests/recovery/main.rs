@@ -15,6 +15,7 @@ mod modifier;
 mod old_script;
 mod one_command;
 mod own_job;
+mod patch;
 mod place;
 mod real_api;
 mod refusals;

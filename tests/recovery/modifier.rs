@@ -74,7 +74,7 @@ fn the_guides_file_puts_the_old_release_into_etcd_before_the_api_server_runs() -
             "changes": [{"path": "/spec/release", "before": "kcm-0-3-0", "after": "kcm-0-2-0"}],
         })
     };
-    let rules = json!([{"rule": 1, "group_resource": "managements.k0rdent.mirantis.com", "objects": 2, "changed": 2, "shown": [object("kcm"), object("other")]}]);
+    let rules = json!([{"rule": 1, "group_resource": "managements.k0rdent.mirantis.com", "objects": 2, "changed": 2, "through_api": 0, "shown": [object("kcm"), object("other")]}]);
     ensure!(plan["modifier"]["rules"] == rules, "{}", plan["modifier"]);
     let shown = ok(&node, &["recover", "-f", guide, "--dry-run"])?;
     for line in [
@@ -210,8 +210,19 @@ fn rules_that_cannot_be_carried_out_change_nothing() -> Result<()> {
         ),
         ("--resource-modifier", rule("groupResource: things.other.example.com", merge), 65, &["has another name in etcd than its key"]),
         ("--resource-modifier", rule("groupResource: secrets", merge), 64, &["secrets ns/hush, which is encrypted by the API server"]),
-        ("--resource-modifier", rule("groupResource: deployments.apps", merge), 64, &["deployments.apps ns/web, which is protobuf"]),
-        ("--resource-modifier", rule("groupResource: '**', namespaces: [none]", merge), 64, &["rule 1 (**) is, or may be, about "]),
+        (
+            "--resource-modifier",
+            rule("groupResource: deployments.apps, labelSelector: {matchLabels: {a: b}}", merge),
+            64,
+            &["rule 1 (deployments.apps) may be about deployments.apps ns/web, which is protobuf", "what it holds is not known"],
+        ),
+        (
+            "--resource-modifier",
+            rule("groupResource: deployments.apps, matches: [{path: /spec/a, value: b}]", merge),
+            64,
+            &["labelSelector and matches look at that"],
+        ),
+        ("--resource-modifier", rule("groupResource: '**'", merge), 64, &["rule 1 (**) is, or may be, about "]),
         ("--resource-modifier", GUIDE.to_owned(), 65, &["it holds a Restore", "recovery recover -f FILE"]),
         ("-f", narrow, 64, &["spec.includedNamespaces"]),
         ("-f", GUIDE.replace("kcm-0-2-0\n  existing", "none\n  existing"), 1, &["example-backup-none"]),
@@ -231,6 +242,13 @@ fn rules_that_cannot_be_carried_out_change_nothing() -> Result<()> {
     let rules = rule("groupResource: '{managements.k0rdent.mirantis.com,secrets}', resourceNameRegex: '^kcm$'", merge);
     let rules = file(dir.path(), "rules.yaml", &rules)?;
     ok(&node, &["recover", "--dry-run", "--resource-modifier", rules.to_str().context("a path that is no text")?])?;
+    // Of one that they mean, the plan says what the key and the envelope say.
+    let rules = rule("groupResource: deployments.apps", merge);
+    let rules = file(dir.path(), "rules.yaml", &rules)?;
+    let plan = report(&node, &["recover", "--dry-run", "--resource-modifier", rules.to_str().context("a path that is no text")?])?;
+    let rule = &plan["modifier"]["rules"][0];
+    ensure!(rule["through_api"] == 1 && rule["changed"] == 0 && rule["patches"] == json!(["merge {\"spec\":{\"a\":1}}"]), "{rule}");
+    ensure!(rule["shown"][0]["api_version"] == "apps/v1" && rule["shown"][0]["race_free"] == false, "{rule}");
     crate::through::same(&node, &before)
 }
 
@@ -337,5 +355,33 @@ fn an_upgrade_that_somebody_asked_for_is_told_and_can_be_taken_away() -> Result<
     ensure!(!said.contains("is asked to go to"), "{said}");
     let said = warnings(&["recover", "--dry-run"])?;
     ensure!(!said.contains("is asked to go to"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn an_upgrade_of_k0rdent_that_somebody_asked_for_is_told_with_the_rule_that_takes_it_back() -> Result<()> {
+    const KCM: &str = "/kubernetes.io/k0rdent.mirantis.com/managements/kcm";
+    let (dir, node) = node(Kind::OpenShift, |_| ())?;
+    let warnings = |args: &[&str]| -> Result<Vec<String>> {
+        let all = report(&node, args)?["warnings"].as_array().cloned().unwrap_or_default();
+        Ok(all.iter().filter_map(|warning| warning.as_str().map(str::to_owned)).filter(|warning| warning.contains("Management")).collect())
+    };
+    put(&node, KCM, management("kcm", "kcm-0-3-0").to_string().as_bytes())?;
+    ok(&node, &["backup", "--name", NAME])?;
+    let said = warnings(&["recover", "--dry-run"])?;
+    let asked = "k0rdent is at kcm-0-2-0 and asked to go to kcm-0-3-0 (spec.release of the Management)";
+    ensure!(said.len() == 1 && said[0].contains(asked), "{said:?}");
+    let (_, rule) = said[0].split_once("before it can: ").with_context(|| format!("no rule in {said:?}"))?;
+    let rules = file(dir.path(), "proposed.yaml", rule)?;
+    let args = ["recover", "--dry-run", "--resource-modifier", rules.to_str().context("a path that is no text")?];
+    let said = warnings(&args)?;
+    ensure!(said.is_empty(), "{said:?}");
+    let change = &report(&node, &args)?["modifier"]["rules"][0]["shown"][0]["changes"][0];
+    ensure!(*change == json!({"path": "/spec/release", "before": "kcm-0-3-0", "after": "kcm-0-2-0"}), "{change}");
+    // One that is where it is asked to be is none.
+    put(&node, KCM, management("kcm", "kcm-0-2-0").to_string().as_bytes())?;
+    ok(&node, &["backup"])?;
+    let said = warnings(&["recover", "--dry-run"])?;
+    ensure!(said.is_empty(), "{said:?}");
     Ok(())
 }

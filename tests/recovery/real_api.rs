@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use recovery::etcd::Store;
-use recovery::kube::{Client, Place};
+use recovery::kube::{Client, Place, Refused};
 use recovery::modifiers::{Form, Key, Rules};
 use recovery::node::Node;
 use recovery::node::profile::KUBEADM;
@@ -169,6 +169,9 @@ fn what_a_real_api_server_writes_is_read_patched_and_served() -> Result<()> {
         let (_, target) = read.meant_unread(&all, value).with_context(|| format!("{name} is about nothing"))?;
         let group = target.resource.split_once('.').map_or("", |(_, group)| group);
         ensure!(read.target().is_some() == (Form::of(value) == Form::Json), "{name} is {:?}", Form::of(value));
+        let built_in = read.built_in(value);
+        ensure!(built_in.is_some() == read.target().is_none(), "{name}: {built_in:?}");
+        ensure!(built_in.is_none_or(|(known, version)| known == target && version.ends_with(char::is_numeric)), "{name}");
         ensure!(
             group.is_empty() || name.contains(group) || value.windows(group.len()).any(|part| part == group.as_bytes()),
             "{target}: {name}"
@@ -184,7 +187,7 @@ fn what_a_real_api_server_writes_is_read_patched_and_served() -> Result<()> {
         Ok(())
     };
     let mut wanted = |key: &[u8]| Key::parse("/registry", key).is_some_and(|key| key.may_be_meant(&rules));
-    recovery::etcd::live(&snapshot, &mut wanted, &mut each, &|_| ())?;
+    recovery::etcd::Snapshot::open(&snapshot, &|_| ())?.live(&mut wanted, &mut each)?;
     ensure!(found.len() == 1 && found[0].0 == KCM, "{:?}", found.iter().map(|(key, _)| String::from_utf8_lossy(key)).collect::<Vec<_>>());
     let (key, stored) = &found[0];
     ensure!(stored.starts_with(b"{") && stored.ends_with(b"}\n"), "{}", String::from_utf8_lossy(stored));
@@ -201,14 +204,43 @@ fn what_a_real_api_server_writes_is_read_patched_and_served() -> Result<()> {
     let place = Place { api_version: "k0rdent.mirantis.com/v1beta1", resource: "managements", namespace: None, name: "kcm" };
     let now = client.object(place)?.context("it is not served")?;
     ensure!(now["spec"] == json!({"release": "kcm-0-2-0", "paused": false}) && now["metadata"]["generation"] == 2, "{now}");
-    ensure!(client.invalid(place, &now)?.is_none());
+    ensure!(client.invalid(place, &now, &now)?.is_none());
     for (release, says) in [(json!(5), "must be of type string"), (json!("longer than it may be, by far"), "may not be more than 20")] {
         let mut other = now.clone();
         other["spec"]["release"] = release;
-        let why = client.invalid(place, &other)?.context("it is invalid, and the server takes it")?;
+        let why = client.invalid(place, &other, &now)?.context("it is invalid, and the server takes it")?;
         ensure!(why.contains(says), "{why}");
     }
     ensure!(client.object(place)?.as_ref() == Some(&now), "a dry run has changed it");
+    // One that is in etcd already is judged whole too, although the server lets it be put there again.
+    let (there, revision) = store.get(key)?.context("it is gone")?;
+    let invalid = String::from_utf8(there)?.replace("kcm-0-2-0", "longer than it may be, by far");
+    ensure!(store.replace(key, invalid.as_bytes(), revision)?);
+    let there = client.object(place)?.context("it is not served")?;
+    let why = client.invalid(place, &there, &now)?.context("it is invalid, and the server takes it")?;
+    ensure!(why.contains("may not be more than 20"), "{why}");
+    // What was so before the rules is not theirs.
+    ensure!(client.invalid(place, &there, &there)?.is_none());
+
+    // A built-in kind is put there in the version in which it was read, and becomes what a dry run says.
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"a": "b"}});
+    cluster.create("/api/v1/namespaces/default/configmaps", &map)?;
+    let place = Place { api_version: "v1", resource: "configmaps", namespace: Some("default"), name: "settings" };
+    let read = client.object(place)?.context("it is not served")?;
+    let mut wanted = read.clone();
+    wanted["data"]["a"] = "c".into();
+    let of_the_patch = |mut object: Value| {
+        let metadata = object["metadata"].as_object_mut().context("no metadata")?;
+        metadata.retain(|field, _| field != "resourceVersion" && field != "managedFields");
+        Ok::<_, anyhow::Error>(object.to_string())
+    };
+    let becomes = client.replace(place, &wanted, true)?;
+    ensure!(client.object(place)?.as_ref() == Some(&read), "a dry run has changed it");
+    let now = client.replace(place, &wanted, false)?;
+    ensure!(now["data"]["a"] == "c" && of_the_patch(becomes)? == of_the_patch(now.clone())?, "{now}");
+    ensure!(of_the_patch(client.object(place)?.context("it is gone")?)? == of_the_patch(now)?);
+    let again = client.replace(place, &wanted, false).err().context("it was put in a version that is gone")?;
+    ensure!(again.downcast_ref::<Refused>().is_some_and(|refused| refused.code == 409), "{again:#}");
     ensure!(client.object(Place { api_version: "k0rdent.mirantis.com/v1alpha1", ..place })?.is_none());
     Ok(())
 }

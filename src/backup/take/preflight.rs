@@ -221,6 +221,7 @@ fn cluster(node: &Node, profile: &'static Profile, force: bool, warnings: &mut V
                      it is begun with `recovery recover --drop-desired-update`"
                 )
             }));
+            warnings.extend(answers.management.as_ref().and_then(k0rdent_ahead));
             // A backup may be the last chance to have one: it does not fail for what is only compared with later.
             let workloads = client.available_workloads();
             let workloads =
@@ -233,6 +234,17 @@ fn cluster(node: &Node, profile: &'static Profile, force: bool, warnings: &mut V
         }
         Err(error) => Err(error.context("asking the API server whether the cluster is at rest")),
     }
+}
+
+/// What to know of a k0rdent that is asked for another release than it is at: it goes there from a restored etcd too.
+fn k0rdent_ahead(management: &kube::Management) -> Option<String> {
+    let (at, asked) = (management.release.as_ref()?, &management.asked);
+    (at != asked && !asked.is_empty()).then(|| {
+        format!(
+            "k0rdent is at {at} and asked to go to {asked} (spec.release of the Management): after a recovery from this backup it would again, unless it is \
+             begun with the rule that `recovery recover --dry-run` then names"
+        )
+    })
 }
 
 /// What the API server said.
@@ -383,6 +395,15 @@ mod tests {
 
     fn cluster(progressing: bool) -> kube::Cluster {
         kube::Cluster { id: "c".to_owned(), version: "4.16.8".to_owned(), image: None, progressing }
+    }
+
+    #[test]
+    fn a_k0rdent_that_is_asked_for_another_release_is_told() {
+        let at =
+            |release: Option<&str>| kube::Management { release: release.map(str::to_owned), asked: "kcm-0-3-0".to_owned(), ready: true };
+        let said = k0rdent_ahead(&at(Some("kcm-0-2-0"))).unwrap();
+        assert!(said.starts_with("k0rdent is at kcm-0-2-0 and asked to go to kcm-0-3-0 (spec.release of the Management)"), "{said}");
+        assert_eq!((k0rdent_ahead(&at(Some("kcm-0-3-0"))), k0rdent_ahead(&at(None))), (None, None));
     }
 
     #[test]

@@ -199,6 +199,7 @@ async fn serve(config: &ApiConfig, user: &User, target: &Target, asked: &Asked) 
             let item = find(config, target, name).await?;
             Ok(Said::json(StatusCode::OK, &shown(item.value, item.revision)))
         }
+        ("POST", None) if asked.query == "dryRun=All" => Ok(Said::json(StatusCode::CREATED, &body(asked)?)),
         ("POST", None) => create(config, user, target, body(asked)?).await,
         ("PUT", Some(name)) if asked.query == "dryRun=All" => {
             // What makes an object invalid is in no schema here.
