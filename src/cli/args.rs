@@ -170,6 +170,9 @@ pub struct RecoverArgs {
     /// Restore etcd with the cluster's own script instead of natively
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     pub etcd_restore: EtcdRestore,
+    /// For how long the cluster has to stay as the backup recorded it before the recovery ends [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub hold: Option<u64>,
 }
 
 /// `restore-files`
@@ -193,6 +196,9 @@ pub struct RestoreFilesArgs {
     /// Restore etcd with the cluster's own script instead of natively
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     pub etcd_restore: EtcdRestore,
+    /// For how long the cluster has to stay as the backup recorded it before the recovery ends [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub hold: Option<u64>,
 }
 
 /// `resume`
@@ -201,6 +207,9 @@ pub struct ResumeArgs {
     /// Do the next phase only
     #[arg(long)]
     pub step: bool,
+    /// For how long the cluster has to stay as the backup recorded it, when not as the recovery was begun
+    #[arg(long, value_name = "SECONDS")]
+    pub hold: Option<u64>,
     /// It is the systemd unit that asks: a recovery begun with --step is left to a person
     #[arg(long, hide = true)]
     pub unit: bool,
@@ -221,6 +230,9 @@ pub struct RestartArgs {
     /// One phase at a time: nothing continues by itself after the reboot
     #[arg(long)]
     pub step: bool,
+    /// For how long the cluster has to stay as the backup recorded it before the recovery ends [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub hold: Option<u64>,
 }
 
 /// `abandon`
@@ -678,7 +690,7 @@ impl Cli {
         } else if restart && in_recovery {
             Verb::Restart(RestartArgs { force, step, ..RestartArgs::default() })
         } else if resume || (step && in_recovery) {
-            Verb::Resume(ResumeArgs { step, unit: false })
+            Verb::Resume(ResumeArgs { step, ..ResumeArgs::default() })
         } else if step || restart {
             // As the old script: a restart of nothing begins.
             Verb::RestoreFiles(RestoreFilesArgs { force, step, ..RestoreFilesArgs::default() })

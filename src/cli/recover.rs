@@ -22,7 +22,7 @@ pub(super) fn run(context: &Context, args: &RecoverArgs) -> Result<ExitCode> {
     };
     let options = Options {
         backup,
-        asked: Asked { force: args.force, reboot: true, step: false, etcd: args.etcd_restore, wait: context.wait },
+        asked: Asked { force: args.force, reboot: true, step: false, etcd: args.etcd_restore, wait: context.wait, hold: args.hold },
         from: FirstPhase::Platform,
         compare: args.dry_run,
         rules,

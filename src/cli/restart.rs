@@ -12,7 +12,7 @@ use crate::recovery::{Asked, FirstPhase, Options, plan_restart};
 pub(super) fn run(context: &Context, args: &RestartArgs) -> Result<ExitCode> {
     let options = Options {
         backup: args.backup.clone(),
-        asked: Asked { force: args.force, step: args.step, wait: context.wait, ..Asked::default() },
+        asked: Asked { force: args.force, step: args.step, wait: context.wait, hold: args.hold, ..Asked::default() },
         from: FirstPhase::Platform,
         compare: false,
         rules: args.resource_modifier.as_deref().map(super::modifier::rules).transpose()?,

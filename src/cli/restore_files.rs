@@ -14,7 +14,14 @@ use crate::report::words;
 pub(super) fn run(context: &Context, args: &RestoreFilesArgs) -> Result<ExitCode> {
     let options = Options {
         backup: args.backup.clone(),
-        asked: Asked { force: args.force, reboot: args.reboot, step: args.step, etcd: args.etcd_restore, wait: context.wait },
+        asked: Asked {
+            force: args.force,
+            reboot: args.reboot,
+            step: args.step,
+            etcd: args.etcd_restore,
+            wait: context.wait,
+            hold: args.hold,
+        },
         from: FirstPhase::Files,
         compare: args.dry_run,
         rules: None,

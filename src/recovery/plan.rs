@@ -124,7 +124,7 @@ fn can_go_on(now: &PlanReport, began: &Beginning, options: &Options) -> bool {
     let (was, asked) = (began.asked, options.asked);
     let boots_another = now.phases.first().is_some_and(|planned| planned.phase == Phase::Platform);
     let forced = asked.force && !was.force;
-    let waits = asked.wait.is_some() && asked.wait != was.wait;
+    let waits = (asked.wait.is_some() && asked.wait != was.wait) || (asked.hold.is_some() && asked.hold != was.hold);
     (asked.step, asked.etcd, &options.rules) == (was.step, was.etcd, &began.rules) && !(boots_another || forced || waits)
 }
 
@@ -160,7 +160,13 @@ pub fn plan_restart<'a>(session: &Session<'a>, mut options: Options) -> Result<P
     if let Some((backup, asked)) = known {
         options.backup.get_or_insert(backup);
         let now = options.asked;
-        options.asked = Asked { force: now.force || asked.force, step: now.step || asked.step, wait: now.wait.or(asked.wait), ..asked };
+        options.asked = Asked {
+            force: now.force || asked.force,
+            step: now.step || asked.step,
+            wait: now.wait.or(asked.wait),
+            hold: now.hold.or(asked.hold),
+            ..asked
+        };
     }
     let wanted = options.backup.as_deref().ok_or_else(|| {
         usage("neither the journal nor undo.json says which backup was being restored")
@@ -235,6 +241,7 @@ impl Proposal<'_> {
         let asked = journal.reading().beginning.asked;
         let go = Go {
             wait: asked.deadline(),
+            hold: asked.hold(),
             until: if asked.step { Until::Phase } else { Until::End },
             reboot: self.options.asked.reboot || asked.reboot,
         };

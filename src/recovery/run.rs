@@ -30,6 +30,8 @@ pub(super) struct Run<'a> {
     pub session: &'a Locked<'a>,
     /// The deadline of each wait.
     pub wait: Duration,
+    /// For how long the cluster has to stay as the backup recorded it.
+    pub hold: Duration,
     pub profile: &'static Profile,
     pub backup: Backup,
     pub undo: Undo,

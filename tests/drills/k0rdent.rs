@@ -6,7 +6,7 @@ use std::io::Write;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::hands::{AGENT, agent, ok, up};
+use super::hands::{AGENT, agent, ok, typed, up};
 use real_node::{Done, Limit, Node};
 
 const CALL: Limit = Limit::of(60);
@@ -126,7 +126,7 @@ fn an_upgrade_of_k0rdent_is_taken_back_with_the_guides_files() -> Result<()> {
     let generation = node.get(&["managements", "kcm"])?["metadata"]["generation"].as_i64().context("no generation")?;
     node.run(&["sh", "-c", ": > /var/seen"])?;
     let boots = node.boots()?;
-    node.exec(&[AGENT, "recover", "--yes", "-f", "/root/rollback.yaml"], CALL)?;
+    node.exec(&typed(&["recover", "--yes", "-f", "/root/rollback.yaml"]), CALL)?;
     node.wait_boots(boots + 1)?;
     // kcm, of the old release, says so too: until then the recovery waits for it.
     RECOVERED.wait("the API server", || Ok(node.get(&["managements", "kcm"]).ok()), || node.explain())?;
