@@ -438,7 +438,13 @@ The expression is read as k0rdent and Velero read it (robfig/cron): minute, hour
 lists, ranges and steps (5/15 is from 5 on every 15); names of months and days; @hourly, @daily, @weekly, @monthly, @yearly, `@every 90m`; `TZ=Europe/Berlin ` \
 before it. Where both days are restricted, either is enough; a day of */2 is restricted, one of * or ? is not.
 
-One thing differs: an instant in the hour that spring skips comes right after it, and one in the hour that autumn repeats comes once.
+One thing differs: an instant in the hour that spring skips comes right after it, and one in the hour that autumn repeats comes once. In that night a \
+schedule that runs each hour has two hours between two runs, once a year. In UTC, which is what holds without a time zone, there are no such hours.
+
+\
+How often: at least a minute apart, and no more often than a backup takes. That is looked at when a schedule is set, by the newest backup that tells, and \
+after each run; where none tells yet, the first run does. One that has become too often stays, `recovery schedule list` says so, and instants that come \
+while it runs are left out.
 
 The first run is at the next instant. However many were missed while the node was off, one run follows. One that does not succeed is tried again after \
 5, 10, 20, 40 minutes, then each hour, and at the next instant in any case; `recovery schedule list` says why it waits.";

@@ -194,6 +194,7 @@ impl Import<'_> {
             labels: BTreeMap::from([(FINGERPRINT.to_owned(), fingerprint)]),
             asked_by: AskedBy::OldScript,
             taken: self.partial.taken(),
+            seconds: None,
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             profile: Kind::OpenShift,
             identity: Identity::of(&copy, &OPENSHIFT)?,

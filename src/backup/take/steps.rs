@@ -327,6 +327,12 @@ impl Run<'_> {
         Ok(Finished { bytes, stored: bytes, sha256: HEXLOWER.encode(&Sha256::digest(&log)) })
     }
 
+    /// How long it took so far. (Between two processes that take a backup, any time may pass.)
+    fn seconds(&self, journal: &Journal) -> Option<u64> {
+        let has_gone_on = self.undone_at > journal.reading().records[0].sequence;
+        (!has_gone_on).then(|| self.node.clock().since_boot().as_secs().saturating_sub(journal.reading().beginning.begun))
+    }
+
     fn manifest(&self, journal: &Journal, files: &BTreeMap<String, Finished>) -> Result<Manifest> {
         Ok(Manifest {
             sequence: self.survey.next_sequence(),
@@ -335,6 +341,7 @@ impl Run<'_> {
             labels: self.options.labels.clone(),
             asked_by: self.options.asked_by.clone(),
             taken: journal.reading().beginning.taken,
+            seconds: self.seconds(journal),
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             profile: self.facts.profile.kind,
             identity: self.facts.identity.clone(),
