@@ -74,8 +74,8 @@ impl Undo {
         let path = dir.undo();
         let refused = |why: String| {
             damaged(format!(
-                "{} cannot be read: {why}; it says which SELinux mode and which units to put back: look at it and put them back by hand (`setenforce`, \
-                 `systemctl start`), then move it away and run the same command again",
+                "{} cannot be read: {why}; it says which SELinux mode and which units to put back: look at it and put them back by hand \
+                 (`setenforce`, `systemctl start`), then move it away and run the same command again",
                 path.display()
             ))
         };

@@ -153,12 +153,13 @@ impl Pace {
         match self {
             Self::Fits => None,
             Self::Unknown(apart) => Some(format!(
-                "it is every {} s at times, and no backup tells yet how long one takes: its first run does, and `recovery schedule list` then says when it is \
-                 too often",
+                "it is every {} s at times, and no backup tells yet how long one takes: its first run does, and `recovery schedule list` \
+                 then says when it is too often",
                 apart.as_secs()
             )),
             Self::TooOften(apart, takes) => Some(format!(
-                "it is every {} s at times, and the last backup took {} s: instants that come while it runs are left out; choose some that are further apart",
+                "it is every {} s at times, and the last backup took {} s: instants that come while it runs are left out; choose some that \
+                 are further apart",
                 apart.as_secs(),
                 takes.as_secs()
             )),

@@ -191,8 +191,8 @@ fn with_room(session: &Locked<'_>, schedule: &Schedule, error: anyhow::Error) ->
 
 fn room(name: &str, ours: usize, keep: u32, others: usize) -> Next {
     by_hand(format!(
-        "of the backups there, {ours} are of this schedule, which keeps {keep} (`recovery schedule set {name} --keep N`), and {others} are not and are left \
-         alone: `recovery list` shows them, `recovery delete ID` and `recovery prune --keep 1` make room"
+        "of the backups there, {ours} are of this schedule, which keeps {keep} (`recovery schedule set {name} --keep N`), and {others} are \
+         not and are left alone: `recovery list` shows them, `recovery delete ID` and `recovery prune --keep 1` make room"
     ))
 }
 
