@@ -14,7 +14,7 @@ use super::options::TakeOptions;
 use super::partial::{Finished, Partial, archives, figures, finished, room_for};
 use super::preflight::{self, Facts};
 use super::procedure::{CHECK, Conditions, ETCD_AND_STATIC_PODS, Event, HOLD_FILES, INSTALL, Journal, MANIFEST, PIN, Phase, Taking, plan};
-use super::publish::{check, finish_interrupted, publish, seal};
+use super::publish::{finish_interrupted, publish, read_back, seal};
 use super::trees::{self, Tree};
 use super::{install, log, pins};
 use crate::archive::{self, Skipped};
@@ -221,7 +221,7 @@ impl Work for Run<'_> {
                 timer::install(node, &etc).context("putting the timer of scheduled backups into /etc")?;
             }
             ETCD_AND_STATIC_PODS => return figures(self.etcd_and_static_pods(&partial)?),
-            CHECK => check(&partial, &finished(journal.reading())?, facts.profile, self.progress)?,
+            CHECK => read_back(&partial, &finished(journal.reading())?, facts.profile, self.progress)?,
             MANIFEST => {
                 let mut files = finished(journal.reading())?;
                 files.insert(LOG.to_owned(), self.log(journal, &partial)?);

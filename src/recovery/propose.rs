@@ -1,6 +1,6 @@
 //! How a recovery begins: it is looked into, agreed to, and carried out.
 //!
-//! [`plan`] and [`plan_restart`] take the lock, and keep it while a person reads the plan.
+//! [`propose`] and [`propose_restart`] take the lock, and keep it while a person reads the plan.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -45,7 +45,7 @@ enum Origin {
 /// # Errors
 /// [`FailureKind::Locked`] when another agent has the lock, [`FailureKind::Busy`] when a run is open beyond its first phase; those of
 /// the [`preflight`] and of the resource modifier's rules.
-pub fn plan<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<'a>> {
+pub fn propose<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<'a>> {
     let Session { node, dir, progress, .. } = *session;
     let verb = if options.from == FirstPhase::Platform { "recover" } else { "restore-files" };
     let locked = session.lock(verb)?;
@@ -143,12 +143,12 @@ fn what_with(open: &Open<Phase>, reading: &Reading, boot: &str) -> OpenRun {
 /// Looks into beginning the open run again from its first phase. It needs no readable journal.
 ///
 /// # Errors
-/// [`FailureKind::Usage`] when there is nothing to restart, or nothing says from which backup; as [`plan`].
-pub fn plan_restart<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<'a>> {
+/// [`FailureKind::Usage`] when there is nothing to restart, or nothing says from which backup; as [`propose`].
+pub fn propose_restart<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<'a>> {
     let dir = session.dir;
     // What another tool has begun is not known here: to begin it again is to begin.
     if dir.old_stages().is_some() && Undo::load(dir)?.is_none() {
-        return plan(session, options);
+        return propose(session, options);
     }
     let locked = session.lock("restart")?;
     let (undo, reading) = (Undo::load(dir)?, history::readable(dir));
@@ -197,7 +197,8 @@ fn rules_of_before(options: &mut Options, backup: &Backup, reading: Option<&Read
     }
     let Some(reading) = reading else {
         return Some(
-            "the journal does not say whether the recovery had a resource modifier: if it had, say no here and give it again with --resource-modifier"
+            "the journal does not say whether the recovery had a resource modifier: if it had, say no here and give it again with \
+             --resource-modifier"
                 .to_owned(),
         );
     };
