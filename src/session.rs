@@ -27,9 +27,9 @@ impl<'a> Session<'a> {
     /// Checks the recovery directory; one that does not exist passes.
     ///
     /// # Errors
-    /// As [`RecoveryDir::check`].
+    /// As [`RecoveryDir::check_owner`].
     pub fn open(node: &'a Node, dir: &'a RecoveryDir, progress: &'a Progress) -> Result<Self> {
-        dir.check()?;
+        dir.check_owner()?;
         Ok(Self { node, dir, progress, _checked: () })
     }
 

@@ -37,7 +37,7 @@ fn a_directory_others_can_write_to_is_refused() -> Result<()> {
         std::fs::set_permissions(&path, Permissions::from_mode(0o777))?;
         assert_eq!(exit_code(&dir.prepare().unwrap_err()), 77, "{}", path.display());
         std::fs::set_permissions(&path, Permissions::from_mode(0o755))?;
-        dir.check()?;
+        dir.check_owner()?;
     }
     Ok(())
 }

@@ -47,7 +47,7 @@ show ostree admin status
 in_node kubectl get --raw /readyz && { echo "the API server is ready: nothing has failed" >&2; exit 1; }
 
 say "One command; the rest is two reboots and the unit's work. Watch it: $node in $dir -- $agent status --watch"
-show "$agent" recover --yes
+show "$agent" recover --yes --hold 5
 last=
 until [ "$last" = "no recovery is in progress" ]; do
   sleep 2

@@ -90,8 +90,8 @@ impl Names {
         let (known, file) = if word == "user" { (&self.users, "/etc/passwd") } else { (&self.groups, "/etc/group") };
         known.get(name).copied().ok_or_else(|| {
             unsupported(format!(
-                "an ACL has the {word} {name:?} by name only, but {file} of the running system does not have it: add the {word}, or make the archive with \
-                 `recovery archive pack`, which writes numbers"
+                "an ACL has the {word} {name:?} by name only, but {file} of the running system does not have it: add the {word}, or make \
+                 the archive with `recovery archive pack`, which writes numbers"
             ))
         })
     }

@@ -223,8 +223,8 @@ fn bad(why: &str) -> anyhow::Error {
 /// What to do about an archive whose index is lost: the data comes before the index, and has checksums of its own.
 pub(super) fn salvage() -> Next {
     by_hand(
-        "use another backup; or, if `zstd -d --long=31 ARCHIVE -o FILE.tar` finds nothing wrong (the data has its own checksums), use FILE.tar in \
-         place of the archive",
+        "use another backup; or, if `zstd -d --long=31 ARCHIVE -o FILE.tar` finds nothing wrong (the data has its own checksums), use \
+         FILE.tar in place of the archive",
     )
 }
 

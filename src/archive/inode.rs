@@ -172,7 +172,8 @@ impl Inode {
             }
             return set_flags_at(path, flags).map_err(|error| match error {
                 Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOTTY => misfit(format!(
-                    "the file system ({}) or this kernel has no immutable or append-only flag for something of this kind (XFS and Linux 6.17 do)",
+                    "the file system ({}) or this kernel has no immutable or append-only flag for something of this kind (XFS and Linux \
+                     6.17 do)",
                     file_system::name(&self.file)
                 )),
                 error => anyhow::Error::from(error).context("setting the immutable and append-only flags"),

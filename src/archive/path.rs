@@ -78,8 +78,8 @@ pub(super) fn path_from_name(name: &[u8]) -> Result<Vec<u8>> {
     let longest = path.split(|b| *b == b'/').map(<[u8]>::len).max().unwrap_or(0);
     if path.len() > LONGEST_PATH || longest > LONGEST_NAME {
         return Err(unsupported(format!(
-            "the name {} in the archive is too long: Linux accepts paths of at most {LONGEST_PATH} bytes, with names of at most {LONGEST_NAME}, \
-             in one call; pack the tree without it",
+            "the name {} in the archive is too long: Linux accepts paths of at most {LONGEST_PATH} bytes, with names of at most \
+             {LONGEST_NAME}, in one call; pack the tree without it",
             quoted(name)
         )));
     }

@@ -12,7 +12,7 @@ use crate::archive::Selection;
 use crate::error::damaged;
 use crate::formats::deployment::DeploymentV1;
 use crate::formats::manifest::{
-    ClusterV1, EtcdV1, FORMAT, IdentityV1, ImageV1, ManagementV2, OperatorV1, ProfileV1, V1, V2, WorkloadKindV2, WorkloadV2,
+    ClusterV1, EtcdV1, FORMAT, IdentityV1, ImageV1, ManagementV2, OperatorV1, ProfileV1, V1, V2, V3, WorkloadKindV2, WorkloadV2,
 };
 use crate::formats::to_json;
 use crate::kube;
@@ -24,7 +24,7 @@ const MOST_MANIFEST: u64 = 2 << 20;
 
 /// The manifest. Reports show it as its file has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(into = "V2")]
+#[serde(into = "V3")]
 pub struct Manifest {
     /// Order of the backups of this recovery directory.
     pub sequence: u64,
@@ -38,6 +38,9 @@ pub struct Manifest {
     pub asked_by: AskedBy,
     /// When the backup was begun, by the node's clock.
     pub taken: jiff::Timestamp,
+    /// How long it took until the manifest was written, seconds, by the clock that nobody sets; `None` when one process went on with what another had
+    /// begun, for imported ones and for older backups.
+    pub seconds: Option<u64>,
     /// Version of the agent.
     pub agent: String,
     /// The kind of control plane.
@@ -93,8 +96,9 @@ impl Manifest {
     /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when it is not a valid manifest, or asks for what no restore can do.
     pub fn parse(json: &[u8]) -> Result<Self> {
         let manifest = Self::from(FORMAT.read(json, |version, json| match version {
-            1 => serde_json::from_slice::<V1>(json).map(V2::from),
-            _ => serde_json::from_slice::<V2>(json),
+            1 => serde_json::from_slice::<V1>(json).map(V2::from).map(V3::from),
+            2 => serde_json::from_slice::<V2>(json).map(V3::from),
+            _ => serde_json::from_slice::<V3>(json),
         })?);
         // Before anything is changed, not in the middle of a restore.
         let excludes = Selection::all().except(&manifest.etc_excludes);
@@ -204,8 +208,8 @@ pub struct Image {
     pub name: String,
 }
 
-impl From<V2> for Manifest {
-    fn from(v: V2) -> Self {
+impl From<V3> for Manifest {
+    fn from(v: V3) -> Self {
         Self {
             sequence: v.sequence,
             id: v.id,
@@ -213,6 +217,7 @@ impl From<V2> for Manifest {
             labels: v.labels,
             asked_by: AskedBy::from(v.asked_by),
             taken: v.taken,
+            seconds: v.seconds,
             agent: v.agent,
             profile: v.profile.into(),
             identity: v.identity.into(),
@@ -235,7 +240,7 @@ impl From<V2> for Manifest {
     }
 }
 
-impl From<Manifest> for V2 {
+impl From<Manifest> for V3 {
     fn from(v: Manifest) -> Self {
         Self {
             version: FORMAT.version,
@@ -245,6 +250,7 @@ impl From<Manifest> for V2 {
             labels: v.labels,
             asked_by: v.asked_by.to_string(),
             taken: v.taken,
+            seconds: v.seconds,
             agent: v.agent,
             profile: v.profile.into(),
             identity: v.identity.into(),

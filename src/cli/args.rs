@@ -1,13 +1,18 @@
 //! What can be said on the command line: these definitions make the parser, the man pages and the shell completions.
 
+mod etcd;
+mod schedule;
+
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
+use clap::{Args, Parser, Subcommand, ValueHint};
+
+pub use self::etcd::{EtcdArgs, EtcdRestoreArgs, EtcdSaveArgs, EtcdStatusArgs, EtcdVerb, Unused};
+pub use self::schedule::{ScheduleArgs, ScheduleSetArgs, ScheduleVerb};
 
 use crate::backup::take::KEEP;
 use crate::error::{EXIT_CODES, usage};
-use crate::etcd::{DEFAULT_NAME, DEFAULT_PEER_URL, DEFAULT_TOKEN};
 use crate::recovery::EtcdRestore;
 
 /// Backup and recovery of a single-node OpenShift machine.
@@ -171,6 +176,9 @@ pub struct RecoverArgs {
     /// Restore etcd with the cluster's own script instead of natively
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     pub etcd_restore: EtcdRestore,
+    /// For how long the cluster has to stay as the backup recorded it before the recovery ends [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub hold: Option<u64>,
 }
 
 /// `restore-files`
@@ -194,6 +202,9 @@ pub struct RestoreFilesArgs {
     /// Restore etcd with the cluster's own script instead of natively
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     pub etcd_restore: EtcdRestore,
+    /// For how long the cluster has to stay as the backup recorded it before the recovery ends [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub hold: Option<u64>,
 }
 
 /// `resume`
@@ -202,6 +213,9 @@ pub struct ResumeArgs {
     /// Do the next phase only
     #[arg(long)]
     pub step: bool,
+    /// For how long the cluster has to stay as the backup recorded it, when not as the recovery was begun
+    #[arg(long, value_name = "SECONDS")]
+    pub hold: Option<u64>,
     /// It is the systemd unit that asks: a recovery begun with --step is left to a person
     #[arg(long, hide = true)]
     pub unit: bool,
@@ -222,6 +236,9 @@ pub struct RestartArgs {
     /// One phase at a time: nothing continues by itself after the reboot
     #[arg(long)]
     pub step: bool,
+    /// For how long the cluster has to stay as the backup recorded it before the recovery ends [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub hold: Option<u64>,
 }
 
 /// `abandon`
@@ -373,240 +390,6 @@ pub struct ExportArgs {
     pub to: PathBuf,
 }
 
-/// `schedule`
-#[derive(Debug, Clone, Args)]
-pub struct ScheduleArgs {
-    /// What to do.
-    #[command(subcommand)]
-    pub verb: ScheduleVerb,
-}
-
-/// The verbs of `schedule`.
-#[derive(Debug, Clone, Subcommand)]
-pub enum ScheduleVerb {
-    /// Make or change schedules as k0rdent's `ManagementBackup` objects say
-    Apply {
-        /// YAML or JSON, several documents and lists too; - is standard input (in a container, a name is one on its host)
-        #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-        filename: PathBuf,
-    },
-    /// Make or change a schedule; what is not said stays as it is
-    Set(ScheduleSetArgs),
-    /// List the schedules: when they run next, how the last run ended, and why one waits
-    List,
-    /// Show a schedule, with its next instants
-    Show {
-        /// The schedule
-        name: String,
-    },
-    /// Delete a schedule; its backups stay
-    Delete {
-        /// The schedule
-        name: String,
-    },
-    /// Take a backup of a schedule now; it runs at its next instant all the same
-    Run {
-        /// The schedule
-        name: String,
-        /// Go on although operators are progressing, or an upgrade is
-        #[arg(long)]
-        force: bool,
-    },
-    /// Take the backups that are due: what recovery-schedule.service runs
-    #[command(hide = true)]
-    Due {
-        /// Only have the timer wake it when the next one is
-        #[arg(long)]
-        arm: bool,
-    },
-}
-
-/// What `schedule set --help` says of the language.
-const CRON_HELP: &str = "\
-The expression is read as k0rdent and Velero read it (robfig/cron): minute, hour, day of the month, month, day of the week (0 is Sunday, 7 is an error); \
-lists, ranges and steps (5/15 is from 5 on every 15); names of months and days; @hourly, @daily, @weekly, @monthly, @yearly, `@every 90m`; `TZ=Europe/Berlin ` \
-before it. Where both days are restricted, either is enough; a day of */2 is restricted, one of * or ? is not.
-
-One thing differs: an instant in the hour that spring skips comes right after it, and one in the hour that autumn repeats comes once.
-
-The first run is at the next instant. However many were missed while the node was off, one run follows. One that does not succeed is tried again after \
-5, 10, 20, 40 minutes, then each hour, and at the next instant in any case; `recovery schedule list` says why it waits.";
-
-/// `schedule set`
-#[derive(Debug, Clone, Args)]
-#[command(after_help = CRON_HELP)]
-pub struct ScheduleSetArgs {
-    /// The schedule
-    pub name: String,
-    /// When: a cron expression; a new schedule needs it
-    #[arg(long, value_name = "EXPR")]
-    pub cron: Option<String>,
-    /// The time zone of the expression, as in Europe/Berlin [default: UTC]
-    #[arg(long, value_name = "ZONE")]
-    pub time_zone: Option<String>,
-    /// A backup before each upgrade, too
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set)]
-    pub before_upgrade: Option<bool>,
-    /// Verified backups of this schedule to keep [default: 3]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub keep: Option<u32>,
-    /// Nothing is taken until it goes on (--paused=false)
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set)]
-    pub paused: Option<bool>,
-}
-
-/// `etcd`
-#[derive(Debug, Clone, Args)]
-pub struct EtcdArgs {
-    /// What to do.
-    #[command(subcommand)]
-    pub verb: EtcdVerb,
-}
-
-/// The verbs of `etcd`.
-#[derive(Debug, Clone, Subcommand)]
-pub enum EtcdVerb {
-    /// Save a snapshot of this node's etcd; compressed when FILE ends in .zst or .zstd
-    Save(EtcdSaveArgs),
-    /// Check a snapshot and say what is in it
-    Status(EtcdStatusArgs),
-    /// Make a data directory from a snapshot, as `etcdutl snapshot restore` does
-    Restore(EtcdRestoreArgs),
-}
-
-/// `etcd save`
-#[derive(Debug, Clone, Args)]
-pub struct EtcdSaveArgs {
-    /// The new file
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub file: PathBuf,
-    /// Client URL; this node's etcd unless given
-    #[arg(long, value_name = "URL", requires_all = ["cacert", "cert", "key"])]
-    pub endpoint: Option<String>,
-    /// CA bundle that etcd's certificate is checked against
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub cacert: Option<PathBuf>,
-    /// Client certificate
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub cert: Option<PathBuf>,
-    /// Client key
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub key: Option<PathBuf>,
-}
-
-/// `etcd status`
-#[derive(Debug, Clone, Args)]
-pub struct EtcdStatusArgs {
-    /// The snapshot, plain or compressed with zstd
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub file: PathBuf,
-    /// Take a database that has no hash at its end, as one copied from a data directory
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = go_bool, action = ArgAction::Set, hide_default_value = true)]
-    pub skip_hash_check: bool,
-}
-
-/// `etcd restore`: the flags and defaults of `etcdutl snapshot restore` (3.4 to 3.7; in 3.4, `etcdctl snapshot restore`).
-#[derive(Debug, Clone, Args)]
-pub struct EtcdRestoreArgs {
-    /// The snapshot, plain or compressed with zstd
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub file: PathBuf,
-    /// The new data directory, made with those above it [default: NAME.etcd]
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub data_dir: Option<PathBuf>,
-    /// Name of the member
-    #[arg(long, default_value = DEFAULT_NAME)]
-    pub name: String,
-    /// Peer URLs of the member, separated by commas
-    #[arg(long, value_name = "URLS", value_delimiter = ',', default_value = DEFAULT_PEER_URL)]
-    pub initial_advertise_peer_urls: Vec<String>,
-    /// The cluster, NAME=URL for each peer URL of its one member [default: the member that the other options say]
-    #[arg(long, value_name = "NAME=URL,...")]
-    pub initial_cluster: Option<String>,
-    /// Token of the cluster
-    #[arg(long, value_name = "TOKEN", default_value = DEFAULT_TOKEN)]
-    pub initial_cluster_token: String,
-    /// How much to raise the newest revision by
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub bump_revision: u64,
-    /// Mark the revisions before the newest as compacted; needs --bump-revision
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = go_bool, action = ArgAction::Set, hide_default_value = true)]
-    pub mark_compacted: bool,
-    /// Take a database that has no hash at its end, as one copied from a data directory
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_parser = go_bool, action = ArgAction::Set, hide_default_value = true)]
-    pub skip_hash_check: bool,
-    /// Only `DATA_DIR/member/wal`: move the directory after the restore to have it elsewhere
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub wal_dir: Option<PathBuf>,
-    /// Taken and without effect: the database is not mapped into memory
-    #[arg(long, value_name = "BYTES")]
-    pub initial_memory_map_size: Option<u64>,
-    /// Only simple, and json, which is --json
-    #[arg(short, long, value_name = "FORMAT")]
-    pub write_out: Option<String>,
-    /// etcdutl's and etcdctl's flags that a restore does not use, there or here.
-    #[command(flatten)]
-    pub unused: Unused,
-}
-
-/// The global flags of etcdutl 3.7 (`--timeout`) and etcdctl 3.4, which had `snapshot restore` before etcdutl: a restore talks to no etcd
-/// and waits for no lock, so that they are taken and have no effect, as there.
-#[derive(Debug, Clone, Copy)]
-pub struct Unused;
-
-impl Unused {
-    const WITH_VALUE: [&str; 13] = [
-        "timeout",
-        "cacert",
-        "cert",
-        "command-timeout",
-        "dial-timeout",
-        "discovery-srv",
-        "discovery-srv-name",
-        "endpoints",
-        "keepalive-time",
-        "keepalive-timeout",
-        "key",
-        "password",
-        "user",
-    ];
-    const BOOLEAN: [&str; 5] = ["debug", "hex", "insecure-discovery", "insecure-skip-tls-verify", "insecure-transport"];
-}
-
-impl clap::FromArgMatches for Unused {
-    fn from_arg_matches(_: &clap::ArgMatches) -> Result<Self, clap::Error> {
-        Ok(Self)
-    }
-
-    fn update_from_arg_matches(&mut self, _: &clap::ArgMatches) -> Result<(), clap::Error> {
-        Ok(())
-    }
-}
-
-impl Args for Unused {
-    fn augment_args(command: clap::Command) -> clap::Command {
-        let unused = |name: &'static str| clap::Arg::new(name).long(name).hide(true);
-        let with_value = Self::WITH_VALUE.map(|name| if name == "discovery-srv" { unused(name).short('d') } else { unused(name) });
-        let boolean = Self::BOOLEAN.map(|name| {
-            unused(name).num_args(0..=1).require_equals(true).default_missing_value("true").value_parser(go_bool).action(ArgAction::Set)
-        });
-        command.args(with_value).args(boolean)
-    }
-
-    fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        Self::augment_args(command)
-    }
-}
-
-/// A boolean as the flags of etcd's programs take it (Go, `strconv.ParseBool`).
-fn go_bool(text: &str) -> Result<bool, String> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err("it must be true or false".to_owned()),
-    }
-}
-
 /// `archive`
 #[derive(Debug, Clone, Args)]
 pub struct ArchiveArgs {
@@ -660,6 +443,15 @@ pub struct GenerateArgs {
     pub to: PathBuf,
 }
 
+/// A boolean as the flags of etcd's programs take it (Go, `strconv.ParseBool`).
+fn go_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("it must be true or false".to_owned()),
+    }
+}
+
 impl Cli {
     /// The verb that is meant, old flags included; the bare command is `status`. `--step` alone is the next phase of the recovery that is
     /// open, when one is, and the first phase of a new one otherwise.
@@ -679,7 +471,7 @@ impl Cli {
         } else if restart && in_recovery {
             Verb::Restart(RestartArgs { force, step, ..RestartArgs::default() })
         } else if resume || (step && in_recovery) {
-            Verb::Resume(ResumeArgs { step, unit: false })
+            Verb::Resume(ResumeArgs { step, ..ResumeArgs::default() })
         } else if step || restart {
             // As the old script: a restart of nothing begins.
             Verb::RestoreFiles(RestoreFilesArgs { force, step, ..RestoreFilesArgs::default() })

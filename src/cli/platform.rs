@@ -9,7 +9,7 @@ use super::context::Context;
 use super::restore_files::begin;
 use crate::error::{misfit, to_exit};
 use crate::recovery::platform::table::{Action, PlatformReport, table};
-use crate::recovery::{Asked, FirstPhase, Options, plan, platform_report};
+use crate::recovery::{Asked, FirstPhase, Options, platform_report, propose};
 use crate::report::words::line;
 
 pub(super) fn run(context: &Context, args: &PlatformArgs) -> Result<ExitCode> {
@@ -36,7 +36,7 @@ fn roll_back(context: &Context, args: &PlatformArgs) -> Result<ExitCode> {
         compare: false,
         rules: None,
     };
-    begin(context, plan(&context.session()?, options)?)
+    begin(context, propose(&context.session()?, options)?)
 }
 
 fn describe(report: &PlatformReport) -> String {

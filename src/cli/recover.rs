@@ -9,7 +9,7 @@ use super::context::Context;
 use super::modifier;
 use super::restore_files::{begin, describe_plan};
 use crate::modifiers::RestoreFile;
-use crate::recovery::{Asked, DROP_DESIRED_UPDATE, FirstPhase, Options, plan};
+use crate::recovery::{Asked, DROP_DESIRED_UPDATE, FirstPhase, Options, propose};
 
 pub(super) fn run(context: &Context, args: &RecoverArgs) -> Result<ExitCode> {
     let (backup, rules) = match (&args.file, &args.resource_modifier) {
@@ -22,12 +22,12 @@ pub(super) fn run(context: &Context, args: &RecoverArgs) -> Result<ExitCode> {
     };
     let options = Options {
         backup,
-        asked: Asked { force: args.force, reboot: true, step: false, etcd: args.etcd_restore, wait: context.wait },
+        asked: Asked { force: args.force, reboot: true, step: false, etcd: args.etcd_restore, wait: context.wait, hold: args.hold },
         from: FirstPhase::Platform,
         compare: args.dry_run,
         rules,
     };
-    let proposal = plan(&context.session()?, options)?;
+    let proposal = propose(&context.session()?, options)?;
     if args.dry_run {
         context.print(&proposal.report, |report| describe_plan(report).join("\n"))?;
         return Ok(ExitCode::SUCCESS);

@@ -8,18 +8,25 @@ use super::args::RestoreFilesArgs;
 use super::context::Context;
 use super::status::describe_run_report;
 use crate::recovery::preflight::PlanReport;
-use crate::recovery::{Asked, FirstPhase, Options, Proposal, plan};
+use crate::recovery::{Asked, FirstPhase, Options, Proposal, propose};
 use crate::report::words;
 
 pub(super) fn run(context: &Context, args: &RestoreFilesArgs) -> Result<ExitCode> {
     let options = Options {
         backup: args.backup.clone(),
-        asked: Asked { force: args.force, reboot: args.reboot, step: args.step, etcd: args.etcd_restore, wait: context.wait },
+        asked: Asked {
+            force: args.force,
+            reboot: args.reboot,
+            step: args.step,
+            etcd: args.etcd_restore,
+            wait: context.wait,
+            hold: args.hold,
+        },
         from: FirstPhase::Files,
         compare: args.dry_run,
         rules: None,
     };
-    let proposal = plan(&context.session()?, options)?;
+    let proposal = propose(&context.session()?, options)?;
     if args.dry_run {
         context.print(&proposal.report, |report| describe_plan(report).join("\n"))?;
         return Ok(ExitCode::SUCCESS);

@@ -12,7 +12,12 @@ use crate::recovery::{ResumeOptions, resume};
 use crate::report::unit;
 
 pub(super) fn run(context: &Context, args: &ResumeArgs) -> Result<ExitCode> {
-    let options = ResumeOptions { step: args.step, unit: args.unit, wait: context.wait.map(Duration::from_secs) };
+    let options = ResumeOptions {
+        step: args.step,
+        unit: args.unit,
+        wait: context.wait.map(Duration::from_secs),
+        hold: args.hold.map(Duration::from_secs),
+    };
     if args.unit {
         unit::ready();
     }

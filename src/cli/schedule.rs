@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
@@ -11,12 +12,13 @@ use serde::Serialize;
 
 use super::args::{ScheduleArgs, ScheduleSetArgs, ScheduleVerb};
 use super::context::Context;
+use crate::backup::survey::survey;
 use crate::error::{FailureKind, kind, usage};
 use crate::node::durable;
 use crate::report::words::line;
 use crate::schedule::due::{Now, judge};
 use crate::schedule::store::{State, check_owner};
-use crate::schedule::{Change, Schedule, Schedules, Verdict, arm, delete, instants, manifest, put, run as runs};
+use crate::schedule::{Change, Pace, Schedule, Schedules, Verdict, arm, backup_takes, delete, instants, manifest, put, run as runs};
 
 /// How many instants are shown.
 const SHOWN: usize = 3;
@@ -35,6 +37,8 @@ struct Report {
     next: Option<Timestamp>,
     /// Why it waits, being due.
     waits: Option<String>,
+    /// What is wrong with how often it is.
+    pace: Option<String>,
     /// Its next instants.
     instants: Vec<Timestamp>,
     #[serde(flatten)]
@@ -98,8 +102,8 @@ fn change(context: &Context, changes: &[Change]) -> Result<ExitCode> {
     // Before the directory is made, perhaps in a tree that is archived.
     crate::backup::take::trees::refuse_dir_inside(&context.node, &context.dir)?;
     let made = put(&context.prepared_session()?.lock("schedule set")?, changes)?;
-    let now = clocks(context)?;
-    let reports: Vec<Report> = made.into_iter().map(|schedule| report(&schedule, &now)).collect::<Result<_>>()?;
+    let (now, takes) = (clocks(context)?, takes(context)?);
+    let reports: Vec<Report> = made.into_iter().map(|schedule| report(&schedule, takes, &now)).collect::<Result<_>>()?;
     context.print(&reports, |reports| reports.iter().map(describe_set).collect())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -112,13 +116,19 @@ fn clocks(context: &Context) -> Result<Now> {
     Ok(now)
 }
 
-fn report(schedule: &Schedule, now: &Now) -> Result<Report> {
+/// How long a backup takes here.
+fn takes(context: &Context) -> Result<Option<Duration>> {
+    Ok(backup_takes(&survey(&context.dir)?))
+}
+
+fn report(schedule: &Schedule, takes: Option<Duration>, now: &Now) -> Result<Report> {
     let (schedule, _) = schedule.settled(now);
     let verdict = judge(&schedule, now)?;
     let waits = if let Verdict::Waits { why, .. } = &verdict { Some(why.clone()) } else { None };
     Ok(Report {
         next: verdict.wake(),
         waits,
+        pace: Pace::now(&schedule, takes, now.moment.wall)?.said(),
         instants: instants(&schedule, now.moment.wall, SHOWN)?,
         time_zone: schedule.zone_name()?,
         name: schedule.name,
@@ -134,12 +144,12 @@ fn report(schedule: &Schedule, now: &Now) -> Result<Report> {
 fn list(context: &Context) -> Result<ExitCode> {
     context.session()?;
     check_owner(&context.node, &context.dir)?;
-    let now = clocks(context)?;
+    let (now, takes) = (clocks(context)?, takes(context)?);
     let Schedules { all, unreadable } = Schedules::of(&context.node)?;
     let unreadable = unreadable.into_iter().map(|(name, error)| Listed::Unreadable { name, error: format!("{error:#}") });
     let readable = all.into_values().map(|schedule| {
         let name = schedule.name.clone();
-        report(&schedule, &now)
+        report(&schedule, takes, &now)
             .map_or_else(|error| Listed::Unreadable { name, error: format!("{error:#}") }, |report| Listed::Schedule(Box::new(report)))
     });
     let listed: Vec<Listed> = readable.chain(unreadable).collect();
@@ -150,7 +160,7 @@ fn list(context: &Context) -> Result<ExitCode> {
 fn show(context: &Context, name: &str) -> Result<ExitCode> {
     context.session()?;
     check_owner(&context.node, &context.dir)?;
-    let report = report(&Schedules::of(&context.node)?.take(name)?, &clocks(context)?)?;
+    let report = report(&Schedules::of(&context.node)?.take(name)?, takes(context)?, &clocks(context)?)?;
     context.print(&report, describe)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -204,7 +214,7 @@ fn describe_set(report: &Report) -> String {
     if report.paused {
         text += &format!("  it is paused: `recovery schedule set {} --paused=false` has it go on\n", report.name);
     }
-    text + &next_instants(report)
+    text + &next_instants(report) + &pace(report)
 }
 
 fn next_instants(report: &Report) -> String {
@@ -234,7 +244,7 @@ fn describe_list(listed: &[Listed]) -> String {
                     report.keep,
                     line(&last(report))
                 );
-                text += &waits(report);
+                text += &(waits(report) + &pace(report));
             }
         }
     }
@@ -258,6 +268,10 @@ fn waits(report: &Report) -> String {
     report.waits.as_ref().map_or_else(String::new, |why| format!("    waits{since}: {}\n", line(why)))
 }
 
+fn pace(report: &Report) -> String {
+    report.pace.as_ref().map_or_else(String::new, |pace| format!("    {}\n", line(pace)))
+}
+
 fn describe(report: &Report) -> String {
     let mut text = format!("schedule {}\n", line(&report.name));
     let mut row = |key: &str, value: &str| text += &format!("  {key:<16}{}\n", line(value));
@@ -271,6 +285,9 @@ fn describe(report: &Report) -> String {
     }
     for (index, time) in report.instants.iter().enumerate() {
         row(if index == 0 { "next instants" } else { "" }, &instant(*time, &report.time_zone));
+    }
+    if let Some(pace) = &report.pace {
+        row("how often", pace);
     }
     if let (Some(why), Some(next)) = (&report.waits, report.next) {
         row("waits", why);

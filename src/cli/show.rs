@@ -35,7 +35,7 @@ fn describe(shown: &Shown) -> String {
         ("status", status(shown.state).to_owned()),
         ("name", m.name.clone().unwrap_or_else(none)),
         ("labels", m.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" ")),
-        ("taken", m.taken.to_string()),
+        ("taken", format!("{}{}", m.taken, m.seconds.map_or_else(String::new, |seconds| format!(" in {seconds} s")))),
         ("asked by", m.asked_by.to_string()),
         ("node", format!("{} (machine {})", m.identity.node_name, m.identity.machine_id)),
         ("cluster", cluster),

@@ -13,7 +13,7 @@ use crate::backup::store::choose_unchanged;
 use crate::backup::survey::survey;
 use crate::error::FailureKind;
 use crate::report::words::line;
-use crate::up::{Before, Checked, Up, wait};
+use crate::up::{Before, Checked, Fell, Terms, Up, look, wait};
 
 /// Those of a part that are named, when many are not up.
 const MOST: usize = 10;
@@ -24,9 +24,10 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     let before = Before { manifest: backup.as_ref().map(|backup| &backup.manifest), since: None };
     let rows = status::rows_to_rewrite().filter(|_| !context.json && std::io::stdout().is_terminal());
     let mut said = String::new();
-    let up = wait(&context.node, before, Duration::from_secs(args.hold), context.deadline(), &mut |parts, held| {
+    let terms = Terms { hold: Duration::from_secs(args.hold), patience: context.deadline(), others: None };
+    let up = wait(context.node.clock(), terms, &mut || look(&context.node, before), &mut |parts, held| {
         if let Some(rows) = rows {
-            let text = describe(parts, held);
+            let text = describe(parts, held, &[]);
             // Nobody has to look.
             drop(to_stdout(&status::screen(&text, rows)));
             return;
@@ -39,12 +40,12 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
             said = now;
         }
     })?;
-    context.print(&up, |Up { parts, held, .. }| describe(parts, Duration::from_secs_f64(*held)))?;
+    context.print(&up, |Up { parts, held, fell, .. }| describe(parts, Duration::from_secs_f64(*held), fell))?;
     Ok(if up.up { ExitCode::SUCCESS } else { ExitCode::from(FailureKind::Unanswered.code()) })
 }
 
-/// One line for each part, and one for each of its objects that is not up.
-fn describe(parts: &[Checked], held: Duration) -> String {
+/// One line for each part, and one for each of its objects that is not up; what did not stay up.
+fn describe(parts: &[Checked], held: Duration, fell: &[Fell]) -> String {
     let mut text = String::new();
     for part in parts {
         let up = part.total - part.down.len();
@@ -57,6 +58,7 @@ fn describe(parts: &[Checked], held: Duration) -> String {
             text += &format!("    and {} more\n", part.down.len() - MOST);
         }
     }
+    fell.iter().for_each(|fell| text += &format!("{}\n", line(&fell.to_string())));
     let all_up = parts.iter().all(Checked::is_up);
     text + &if all_up { format!("everything is up, for {} s\n", held.as_secs()) } else { "not everything is up\n".to_owned() }
 }

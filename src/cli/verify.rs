@@ -14,7 +14,7 @@ use crate::report::{mib, words::line};
 
 pub(super) fn run(context: &Context, args: &VerifyArgs) -> Result<ExitCode> {
     let session = context.session()?;
-    let check = |wanted| store::check(&session, wanted, true);
+    let check = |wanted| store::verify_chosen(&session, wanted, true);
     let listed: Vec<_> = store::list(&session, &Selector::default())?.into_iter().filter(|one| one.state != State::Partial).collect();
     let reports = match &args.backup {
         None if !listed.is_empty() => listed.iter().filter_map(|one| there(context, one, check(Some(&one.id)))).collect::<Result<_>>()?,

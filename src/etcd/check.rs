@@ -46,7 +46,8 @@ pub(super) fn sound(bolt: &Bolt<'_>, each: &mut dyn FnMut(Seen<'_>) -> Result<()
         }
         if buckets.len() == MOST_BUCKETS || item.key.len() > LONGEST_NAME {
             return Err(bolt.bad(format!(
-                "it has more than {MOST_BUCKETS} buckets, or one whose name is longer than {LONGEST_NAME} bytes: etcd has a dozen, with short names"
+                "it has more than {MOST_BUCKETS} buckets, or one whose name is longer than {LONGEST_NAME} bytes: etcd has a dozen, with \
+                 short names"
             )));
         }
         buckets.push((item.key.to_vec(), bolt.bucket(item.value)?));

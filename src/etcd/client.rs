@@ -124,8 +124,8 @@ fn tls(endpoint: &Endpoint) -> Result<TlsOptions> {
     let cert = read(&endpoint.cert)?;
     if is_version_1(&cert) {
         return Err(unsupported(format!(
-            "the client certificate {cert} is of X.509 version 1, which etcd accepts but this agent's TLS library does not: have it \
-             issued again as version 3 (`openssl x509 -req` makes one when its `-extfile` says `extendedKeyUsage=clientAuth`), or save with \
+            "the client certificate {cert} is of X.509 version 1, which etcd accepts but this agent's TLS library does not: have it issued \
+             again as version 3 (`openssl x509 -req` makes one when its `-extfile` says `extendedKeyUsage=clientAuth`), or save with \
              `etcdctl snapshot save`",
             cert = endpoint.cert.display()
         )));
@@ -149,8 +149,8 @@ fn own_files(endpoint: &Endpoint, error: anyhow::Error) -> anyhow::Error {
         return error;
     }
     misfit(format!(
-        "the CA bundle {}, the client certificate {} and its key {} cannot be used together: {}; `openssl x509 -noout -text -in` and `openssl \
-         pkey -check -in` show what is in them",
+        "the CA bundle {}, the client certificate {} and its key {} cannot be used together: {}; `openssl x509 -noout -text -in` and \
+         `openssl pkey -check -in` show what is in them",
         ca.display(),
         cert.display(),
         key.display(),

@@ -83,7 +83,8 @@ fn finished(part: &Path, file: &Path, tick: Tick<'_>) -> Result<Saved> {
     std::fs::remove_file(part).with_context(|| format!("removing {}", part.display()))?;
     let age = stored.metadata()?.modified()?.elapsed().unwrap_or_default().as_secs();
     tracing::warn!(
-        "{} is complete: it was saved {age} s ago by a call that was stopped at its very end; for a newer one, remove it and run this again",
+        "{} is complete: it was saved {age} s ago by a call that was stopped at its very end; for a newer one, remove it and run this \
+         again",
         file.display()
     );
     Ok(Saved { bytes: whole.len + snapshot::TRAILER as u64, stored: len, sha256: HEXLOWER.encode(&hash.finalize()) })

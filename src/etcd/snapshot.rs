@@ -80,7 +80,8 @@ impl Trailer {
 /// The error for a stream without a trailer. When it is a `database`, the error says how to use it all the same.
 fn not_whole(name: &str, len: u64, database: bool) -> anyhow::Error {
     let hint = if database {
-        " (a database that was copied from a data directory has no SHA-256: `recovery etcd restore` and `recovery etcd status` take it with --skip-hash-check)"
+        " (a database that was copied from a data directory has no SHA-256: `recovery etcd restore` and `recovery etcd status` take it \
+         with --skip-hash-check)"
     } else {
         ""
     };

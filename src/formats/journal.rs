@@ -5,10 +5,12 @@
 //! |---|---|---|
 //! | 1 | 0.1.0, before its release | recoveries alone |
 //! | 2 | 0.1.0, before its release | any procedure; `backup` is called `subject`; the first line names the procedure and the agent, and keeps the plan apart from what was asked |
-//! | 3 | 0.1.0 | a recovery can have the rules of a resource modifier |
+//! | 3 | 0.1.0, before its release | a recovery can have the rules of a resource modifier |
+//! | 4 | 0.1.0 | for how long the cluster has to stay as the backup recorded it |
 
 use anyhow::{Context, Result, anyhow, bail};
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -17,7 +19,7 @@ use super::deployment::DeploymentV1;
 use super::manifest::ProfileV1;
 
 /// This format.
-pub const FORMAT: Format = Format { name: "the journal", version: 3 };
+pub const FORMAT: Format = Format { name: "the journal", version: 4 };
 /// What comes between a line's content and its checksum.
 const SUM: &str = ",\"sum\":\"";
 /// The length of the checksum and what follows it: eight hex digits, quote, brace.
@@ -28,7 +30,7 @@ const SUM_END: usize = 8 + 2;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct LineV2 {
-    /// 2 or 3.
+    /// 2, 3 or 4.
     pub version: u32,
     /// 1 for the first line, then one more for each line.
     pub sequence: u64,
@@ -92,7 +94,7 @@ pub struct BegunV2 {
     pub agent: Option<String>,
     /// Everything the run will do, in order.
     pub plan: Vec<PhaseV1>,
-    /// What it was asked to do: [`RecoveryV3`] of a recovery, [`BeginningV2`](super::partial::BeginningV2) of a backup.
+    /// What it was asked to do: [`RecoveryV4`] of a recovery, [`BeginningV2`](super::partial::BeginningV2) of a backup.
     pub beginning: Value,
 }
 
@@ -144,6 +146,31 @@ pub struct FailedV1 {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
+pub struct RecoveryV4 {
+    /// The kind of control plane.
+    pub profile: ProfileV1,
+    /// The deployment that the backup belongs to, when it records one.
+    pub target: Option<DeploymentV1>,
+    /// What was asked for.
+    pub asked: AskedV4,
+    /// The run that this one replaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarts: Option<String>,
+    /// A run of which nothing else is known had left something to undo.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inherits: bool,
+    /// What was found and gone on with nevertheless.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// The rules of its resource modifier, as they were given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules: Option<String>,
+}
+
+/// What a recovery was asked to do, in version 3.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
 pub struct RecoveryV3 {
     /// The kind of control plane.
     pub profile: ProfileV1,
@@ -188,6 +215,27 @@ pub struct RecoveryV2 {
 }
 
 /// The options of the command that began a recovery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct AskedV4 {
+    /// Continue although the platform table, identity or clock forbid it.
+    pub force: bool,
+    /// Reboot without asking.
+    pub reboot: bool,
+    /// One phase at a time.
+    pub step: bool,
+    /// How etcd is restored.
+    pub etcd: EtcdRestoreV1,
+    /// The deadline of each wait, seconds, when it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<u64>,
+    /// For how long the cluster has to stay as the backup recorded it, seconds, when it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<u64>,
+}
+
+/// The options of the command that began a recovery, up to version 3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -275,27 +323,42 @@ impl TryFrom<RecoveryV1> for BegunV2 {
 
     fn try_from(old: RecoveryV1) -> Result<Self, Self::Error> {
         let RecoveryV1 { profile, target, asked, restarts, inherits, warnings, phases: plan } = old;
-        let beginning = serde_json::to_value(RecoveryV3 { profile, target, asked, restarts, inherits, warnings, rules: None })?;
+        let beginning =
+            serde_json::to_value(RecoveryV4 { profile, target, asked: asked.into(), restarts, inherits, warnings, rules: None })?;
         Ok(Self { procedure: RECOVERY.to_owned(), agent: None, plan, beginning })
     }
 }
 
-impl From<RecoveryV2> for RecoveryV3 {
+impl From<RecoveryV2> for RecoveryV4 {
     fn from(old: RecoveryV2) -> Self {
         let RecoveryV2 { profile, target, asked, restarts, inherits, warnings } = old;
-        Self { profile, target, asked, restarts, inherits, warnings, rules: None }
+        Self { profile, target, asked: asked.into(), restarts, inherits, warnings, rules: None }
+    }
+}
+
+impl From<RecoveryV3> for RecoveryV4 {
+    fn from(old: RecoveryV3) -> Self {
+        let RecoveryV3 { profile, target, asked, restarts, inherits, warnings, rules } = old;
+        Self { profile, target, asked: asked.into(), restarts, inherits, warnings, rules }
+    }
+}
+
+impl From<AskedV1> for AskedV4 {
+    fn from(old: AskedV1) -> Self {
+        let AskedV1 { force, reboot, step, etcd, wait } = old;
+        Self { force, reboot, step, etcd, wait, hold: None }
     }
 }
 
 impl LineV2 {
-    /// A line of version 2, as it is in version 3.
-    fn of_2(mut self) -> serde_json::Result<Self> {
+    /// A line of version 2 or 3, in which a recovery was asked to do `Old`, as it is in version 4.
+    fn newest<Old: DeserializeOwned + Into<RecoveryV4>>(mut self) -> serde_json::Result<Self> {
         self.version = FORMAT.version;
         if self.event == EventV1::RunBegun {
             let mut begun: BegunV2 = serde_json::from_value(self.detail)?;
             if begun.procedure == RECOVERY {
-                let old: RecoveryV2 = serde_json::from_value(begun.beginning)?;
-                begun.beginning = serde_json::to_value(RecoveryV3::from(old))?;
+                let old: Old = serde_json::from_value(begun.beginning)?;
+                begun.beginning = serde_json::to_value(old.into())?;
             }
             self.detail = serde_json::to_value(begun)?;
         }
@@ -325,8 +388,9 @@ impl LineV2 {
         let content = content(line)?;
         let read = match version {
             Some(1) => serde_json::from_str::<LineV1>(&content).and_then(Self::try_from),
-            Some(2) => serde_json::from_str::<Self>(&content).and_then(Self::of_2),
-            Some(3) => serde_json::from_str(&content),
+            Some(2) => serde_json::from_str::<Self>(&content).and_then(Self::newest::<RecoveryV2>),
+            Some(3) => serde_json::from_str::<Self>(&content).and_then(Self::newest::<RecoveryV3>),
+            Some(4) => serde_json::from_str(&content),
             _ => bail!("it has no version"),
         };
         read.context("it is not a line of a journal")
@@ -371,7 +435,7 @@ mod tests {
     use super::*;
 
     /// Every line of a sample, in the layout of its version, and written again.
-    fn again<T: Serialize + serde::de::DeserializeOwned>(file: &str) -> (Vec<T>, Vec<LineV2>) {
+    fn again<T: Serialize + DeserializeOwned>(file: &str) -> (Vec<T>, Vec<LineV2>) {
         let sample = samples::read(file);
         let text = std::str::from_utf8(&sample).unwrap();
         let lines: Vec<T> = text.lines().map(|line| serde_json::from_str(&content(line).unwrap()).unwrap()).collect();
@@ -388,43 +452,50 @@ mod tests {
         assert_eq!(old.len(), new.len());
         let (first, begun): (RecoveryV1, BegunV2) =
             (serde_json::from_value(old[0].detail.clone()).unwrap(), serde_json::from_value(new[0].detail.clone()).unwrap());
-        let asked: RecoveryV3 = serde_json::from_value(begun.beginning).unwrap();
+        let asked: RecoveryV4 = serde_json::from_value(begun.beginning).unwrap();
         assert_eq!((begun.procedure.as_str(), begun.agent, &begun.plan), ("recovery", None, &first.phases));
-        assert_eq!((asked.profile, asked.asked, asked.warnings), (first.profile, first.asked, first.warnings));
+        assert_eq!((asked.profile, asked.asked, asked.warnings), (first.profile, first.asked.into(), first.warnings));
         for (old, new) in old.iter().zip(&new) {
             assert_eq!((old.sequence, &old.run, &old.backup, &old.boot), (new.sequence, &new.run, &new.subject, &new.boot));
             assert_eq!((&old.phase, &old.step, old.event), (&new.phase, &new.step, new.event));
         }
     }
 
-    #[test]
-    fn version_2_is_read_for_ever() {
-        let (old, new) = again::<LineV2>("journal.2.jsonl");
-        samples::schema::<RecoveryV2>("journal-recovery", 2);
+    /// A sample of version 2 or 3 is read as one of version 4, and what is new in the version after it is damage in it.
+    fn is_read_for_ever(version: u32, new_in_the_next: &str) {
+        let (old, new) = again::<LineV2>(&format!("journal.{version}.jsonl"));
         for (old, new) in old.iter().zip(&new) {
             let mut as_new = old.clone();
-            as_new.version = 3;
+            as_new.version = FORMAT.version;
             assert_eq!(&as_new, new, "only what a recovery is asked to do has changed, and what it could not be asked is left out");
         }
-        // What version 2 does not have is damage in it.
-        let more = std::str::from_utf8(&samples::read("journal.3.jsonl")).unwrap().lines().next().map(content).unwrap().unwrap();
-        let older = sealed(&serde_json::from_str::<Value>(&more.replacen("\"version\":3", "\"version\":2", 1)).unwrap()).unwrap();
-        let error = LineV2::of(older.trim_end().as_bytes(), None).unwrap_err();
-        assert!(format!("{error:#}").contains("rules"), "{error:#}");
+        let next = samples::read(&format!("journal.{}.jsonl", version + 1));
+        let mut more: Value = serde_json::from_str(&content(std::str::from_utf8(&next).unwrap().lines().next().unwrap()).unwrap()).unwrap();
+        more["version"] = version.into();
+        let error = LineV2::of(sealed(&more).unwrap().trim_end().as_bytes(), None).unwrap_err();
+        assert!(format!("{error:#}").contains(new_in_the_next), "{error:#}");
     }
 
     #[test]
-    fn version_3_is_what_is_written() {
-        let (lines, read) = again::<LineV2>("journal.3.jsonl");
+    fn versions_2_and_3_are_read_for_ever() {
+        samples::schema::<RecoveryV2>("journal-recovery", 2);
+        is_read_for_ever(2, "rules");
+        samples::schema::<RecoveryV3>("journal-recovery", 3);
+        is_read_for_ever(3, "hold");
+    }
+
+    #[test]
+    fn version_4_is_what_is_written() {
+        let (lines, read) = again::<LineV2>("journal.4.jsonl");
         assert_eq!(lines, read);
         samples::schema::<LineV2>("journal", 2);
         samples::schema::<BegunV2>("journal-begun", 2);
         samples::schema::<FailedV1>("journal-failed", 2);
-        samples::schema::<RecoveryV3>("journal-recovery", 3);
+        samples::schema::<RecoveryV4>("journal-recovery", 4);
         let begun: BegunV2 = serde_json::from_value(lines[0].detail.clone()).unwrap();
         assert_eq!(serde_json::to_value(&begun).unwrap(), lines[0].detail);
-        let asked: RecoveryV3 = serde_json::from_value(begun.beginning.clone()).unwrap();
-        assert!(asked.rules.is_some());
+        let asked: RecoveryV4 = serde_json::from_value(begun.beginning.clone()).unwrap();
+        assert!(asked.rules.is_some() && asked.asked.hold.is_some());
         assert_eq!(serde_json::to_value(&asked).unwrap(), begun.beginning);
         let failed = lines.iter().find(|line| line.event == EventV1::StepFailed).unwrap();
         let failure: FailedV1 = serde_json::from_value(failed.detail.clone()).unwrap();

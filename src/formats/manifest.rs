@@ -13,7 +13,7 @@ use super::Format;
 use super::deployment::DeploymentV1;
 
 /// The format.
-pub const FORMAT: Format = Format { name: "manifest.json", version: 2 };
+pub const FORMAT: Format = Format { name: "manifest.json", version: 3 };
 
 /// Version 1. The optional fields without `null` were added later: a manifest without them is complete too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +87,66 @@ pub struct V2 {
     pub asked_by: String,
     /// When it was begun, by the node's clock.
     pub taken: Timestamp,
+    /// Version of the agent that took it.
+    pub agent: String,
+    /// The kind of control plane.
+    pub profile: ProfileV1,
+    /// Which node.
+    pub identity: IdentityV1,
+    /// Which boot; empty for imported ones.
+    pub boot_id: String,
+    /// Which cluster and release, where that is known.
+    pub cluster: Option<ClusterV1>,
+    /// The deployment it belongs to, where there is one.
+    pub deployment: Option<DeploymentV1>,
+    /// The etcd snapshot.
+    pub etcd: EtcdV1,
+    /// The cluster operators' state then.
+    pub operators: Vec<OperatorV1>,
+    /// Images that were in use, or pinned.
+    pub images: Vec<ImageV1>,
+    /// When the first of the certificates inside expires.
+    pub certificates_expire: Option<Timestamp>,
+    /// Patterns of glob(7) below `/etc` that a restore of `/etc` leaves alone.
+    pub etc_excludes: Vec<PathBuf>,
+    /// Absolute paths of the managed files outside `/etc`.
+    pub managed_files: Vec<PathBuf>,
+    /// The unit of the container runtime.
+    pub runtime_unit: Option<String>,
+    /// Name and namespace of the operators' containers that ran.
+    pub operator_containers: Option<Vec<(String, String)>>,
+    /// k0rdent's Management, where there was one.
+    pub management: Option<ManagementV2>,
+    /// What somebody was told when it was taken, one sentence each.
+    pub warnings: Vec<String>,
+    /// What was available; null when the API did not say.
+    pub workloads: Option<Vec<WorkloadV2>>,
+    /// Bytes of content of each file of the backup, before compression.
+    pub sizes: BTreeMap<String, u64>,
+}
+
+/// Version 3: how long it took.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct V3 {
+    /// 3.
+    pub version: u32,
+    /// Order of the backups of one recovery directory; 0 for imported ones.
+    pub sequence: u64,
+    /// The backup's id, which is also the name of its directory.
+    pub id: String,
+    /// Given name.
+    pub name: Option<String>,
+    /// Given labels.
+    pub labels: BTreeMap<String, String>,
+    /// Who asked: `job/UID`, `pod/UID`, `user/NUMBER`, `upgrade-recovery.sh`.
+    pub asked_by: String,
+    /// When it was begun, by the node's clock.
+    pub taken: Timestamp,
+    /// How long it took until this was written, seconds, by the clock that nobody sets; null when one process went on with what another had begun, and for
+    /// imported ones.
+    pub seconds: Option<u64>,
     /// Version of the agent that took it.
     pub agent: String,
     /// The kind of control plane.
@@ -277,6 +337,39 @@ impl From<V1> for V2 {
     }
 }
 
+impl From<V2> for V3 {
+    fn from(v: V2) -> Self {
+        Self {
+            version: 3,
+            sequence: v.sequence,
+            id: v.id,
+            name: v.name,
+            labels: v.labels,
+            asked_by: v.asked_by,
+            taken: v.taken,
+            seconds: None,
+            agent: v.agent,
+            profile: v.profile,
+            identity: v.identity,
+            boot_id: v.boot_id,
+            cluster: v.cluster,
+            deployment: v.deployment,
+            etcd: v.etcd,
+            operators: v.operators,
+            images: v.images,
+            certificates_expire: v.certificates_expire,
+            etc_excludes: v.etc_excludes,
+            managed_files: v.managed_files,
+            runtime_unit: v.runtime_unit,
+            operator_containers: v.operator_containers,
+            management: v.management,
+            warnings: v.warnings,
+            workloads: v.workloads,
+            sizes: v.sizes,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,6 +391,14 @@ mod tests {
 
     #[test]
     fn version_2_stays_as_it_is() {
-        samples::check_layout::<V2>("manifest", 2);
+        let read: V2 = serde_json::from_slice(&samples::check_layout::<V2>("manifest", 2)).unwrap();
+        let newest = V3::from(read.clone());
+        assert_eq!((newest.version, newest.seconds, newest.workloads), (3, None, read.workloads));
+    }
+
+    #[test]
+    fn version_3_is_what_is_written() {
+        let read: V3 = serde_json::from_slice(&samples::check_layout::<V3>("manifest", 3)).unwrap();
+        assert!(read.version == FORMAT.version && read.seconds.is_some());
     }
 }

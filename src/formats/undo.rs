@@ -6,10 +6,36 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::Format;
-use super::journal::AskedV1;
+use super::journal::{AskedV1, AskedV4};
 
 /// This format.
-pub const FORMAT: Format = Format { name: "undo.json", version: 1 };
+pub const FORMAT: Format = Format { name: "undo.json", version: 2 };
+
+/// Version 2: for how long the cluster has to stay as the backup recorded it is among the options.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct V2 {
+    /// 2.
+    pub version: u32,
+    /// The runs that may have left something, oldest first.
+    pub runs: Vec<String>,
+    /// The backup that is being restored.
+    pub backup: String,
+    /// The options.
+    pub asked: AskedV4,
+    /// The SELinux mode to put back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux: Option<SelinuxModeV1>,
+    /// Units that are stopped, and whether they ran, or would have without further action.
+    pub units: BTreeMap<String, bool>,
+    /// The unit of the container runtime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
+    /// The last line of the journal when it was found that somebody had released kubelet in the middle of the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undone_at: Option<u64>,
+}
 
 /// Version 1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,12 +74,22 @@ pub enum SelinuxModeV1 {
     Permissive,
 }
 
+impl From<V1> for V2 {
+    fn from(old: V1) -> Self {
+        let V1 { version: _, runs, backup, asked, selinux, units, runtime, undone_at } = old;
+        Self { version: FORMAT.version, runs, backup, asked: asked.into(), selinux, units, runtime, undone_at }
+    }
+}
+
 /// Reads a file of any version.
 ///
 /// # Errors
 /// As [`Format::read`].
-pub fn read(json: &[u8]) -> Result<V1> {
-    FORMAT.read(json, |_, json| serde_json::from_slice(json))
+pub fn read(json: &[u8]) -> Result<V2> {
+    FORMAT.read(json, |version, json| match version {
+        1 => serde_json::from_slice::<V1>(json).map(V2::from),
+        _ => serde_json::from_slice(json),
+    })
 }
 
 #[cfg(test)]
@@ -62,7 +98,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn version_1_is_what_is_written() {
-        assert_eq!(read(&samples::check_layout::<V1>("undo", 1)).unwrap().version, 1);
+    fn version_1_is_read_for_ever() {
+        let read = read(&samples::check_layout::<V1>("undo", 1)).unwrap();
+        assert_eq!((read.version, read.asked.wait, read.asked.hold), (FORMAT.version, Some(3600), None));
+    }
+
+    #[test]
+    fn version_2_is_what_is_written() {
+        let sample = samples::check_layout::<V2>("undo", 2);
+        assert_eq!(serde_json::from_slice::<V2>(&sample).unwrap(), read(&sample).unwrap());
     }
 }

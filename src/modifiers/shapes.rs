@@ -204,7 +204,8 @@ fn restore(document: Value) -> Result<Restore> {
     let policy = spec.text("existingResourcePolicy")?;
     if policy != "update" {
         return Err(unsupported(format!(
-            "spec.existingResourcePolicy of the Restore is `{policy}`, and what a recovery does is `update`: every object becomes as the backup has it"
+            "spec.existingResourcePolicy of the Restore is `{policy}`, and what a recovery does is `update`: every object becomes as the \
+             backup has it"
         )));
     }
     let namespaces = spec.texts("includedNamespaces")?;

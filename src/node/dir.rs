@@ -70,7 +70,7 @@ impl RecoveryDir {
         }
         let dirs = [self.path.clone(), self.backups()];
         dirs.iter().try_for_each(|dir| durable::create_dir(dir, 0o700))?;
-        self.check()?;
+        self.check_owner()?;
         for dir in dirs {
             let mode = Permissions::from_mode(0o700);
             std::fs::set_permissions(&dir, mode).with_context(|| format!("setting the mode of {}", dir.display()))?;
@@ -83,7 +83,7 @@ impl RecoveryDir {
     ///
     /// # Errors
     /// As [`RecoveryDir::prepare`].
-    pub fn check(&self) -> Result<()> {
+    pub fn check_owner(&self) -> Result<()> {
         if let Ok(target) = std::fs::read_link(&self.path) {
             // The resume unit and the hold file record the directory's path, so it must be the real one.
             let place = self.path.canonicalize().unwrap_or(target);
@@ -307,7 +307,7 @@ mod tests {
         let (place, link) = (root.path().join("disk"), root.path().join("link"));
         std::fs::create_dir(&place)?;
         std::os::unix::fs::symlink("disk", &link)?;
-        let error = RecoveryDir::new(&Node::live(), &link).check().unwrap_err();
+        let error = RecoveryDir::new(&Node::live(), &link).check_owner().unwrap_err();
         assert_eq!(exit_code(&error), 77);
         assert!(error.to_string().contains(&format!("`recovery --dir {} ", place.canonicalize()?.display())), "{error}");
         Ok(())

@@ -121,7 +121,8 @@ pub fn check_run(node: &Node, dir: &RecoveryDir) -> Result<()> {
     let said = format!("kubelet is held by a recovery, but {shown} has no recovery in it: its file system may not be mounted");
     Err(misfit(said).and_next(run(
         format!("findmnt {shown}"),
-        "shows it; when it is mounted, `recovery resume`; when it is lost, `recovery abandon --force` lets kubelet start on whatever is there",
+        "shows it; when it is mounted, `recovery resume`; when it is lost, `recovery abandon --force` lets kubelet start on whatever is \
+         there",
     )))
 }
 

@@ -173,8 +173,8 @@ impl Profile {
             return Ok(&KUBEADM);
         }
         Err(misfit(format!(
-            "this is neither an OpenShift node ({CURRENT_CONFIG}) nor one made by kubeadm (/etc/kubernetes/pki): there is no control plane here \
-             to back up or recover"
+            "this is neither an OpenShift node ({CURRENT_CONFIG}) nor one made by kubeadm (/etc/kubernetes/pki): there is no control plane \
+             here to back up or recover"
         )))
     }
 

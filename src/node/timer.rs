@@ -132,8 +132,8 @@ fn drop_in(at: Timestamp) -> String {
     let line = |at: Timestamp| format!("OnCalendar={} UTC\n", at.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S"));
     let lines: String = times.map(line).collect();
     format!(
-        "# The earliest next instant of the schedules (`recovery schedule list`), and some later ones: should nothing come of it. Written by the \
-         agent.\n[Timer]\nOnBootSec=\n{lines}"
+        "# The earliest next instant of the schedules (`recovery schedule list`), and some later ones: should nothing come of it. Written \
+         by the agent.\n[Timer]\nOnBootSec=\n{lines}"
     )
 }
 

@@ -36,8 +36,8 @@ pub fn abandon(session: &Session<'_>, force: bool) -> Result<Option<AbandonRepor
     if force { hold::check_owner(node, dir) } else { hold::check_run(node, dir) }?;
     let set_aside = history::set_aside_old(&locked)?;
     if let (Some(said), true) = (&set_aside, nothing()) {
-        let state = "the node's files are as upgrade-recovery.sh left them; it disables kubelet while it restores: `systemctl is-enabled kubelet.service`. \
-                     `recovery recover` makes the node whole";
+        let state = "the node's files are as upgrade-recovery.sh left them; it disables kubelet while it restores: `systemctl is-enabled \
+                     kubelet.service`. `recovery recover` makes the node whole";
         return Ok(Some(AbandonReport { run: None, put_back: vec![said.clone()], changed: Vec::new(), state: state.to_owned() }));
     }
     let (undo, reading) = (Undo::load(dir)?, history::readable(dir));
@@ -136,8 +136,8 @@ fn state_of(reading: Option<&Reading>, untouched: bool, changed: &[Changed]) -> 
     match reading {
         _ if untouched => "nothing on disk was changed: the node is as it was before the recovery".to_owned(),
         None => {
-            "the journal could not be read, so nobody knows how far the recovery came: treat the node's files as half restored. `recovery recover` \
-             makes the node whole"
+            "the journal could not be read, so nobody knows how far the recovery came: treat the node's files as half restored. `recovery \
+             recover` makes the node whole"
                 .to_owned()
         }
         Some(reading) if reading.state == State::Finished => "the recovery was over already".to_owned(),

@@ -33,6 +33,8 @@ pub struct ResumeOptions {
     pub unit: bool,
     /// The deadline of each wait, when it is another than the run was begun with.
     pub wait: Option<Duration>,
+    /// For how long the cluster has to stay as the backup recorded it, when it is for another time than the run was begun with.
+    pub hold: Option<Duration>,
 }
 
 /// Goes on with the run that is open, after its last finished step. While another agent is at it, shows its progress until it ends, and
@@ -85,8 +87,8 @@ pub fn resume(session: &Session<'_>, options: &ResumeOptions) -> Result<Option<R
     }
     let until = if options.step { Until::Phase } else { Until::End };
     let undo = Undo::of_run(dir, reading)?;
-    let wait = options.wait.unwrap_or(asked.deadline());
-    let report = carry_on(&locked, &mut journal, undo, None, Go { wait, until, reboot: asked.reboot })?;
+    let (wait, hold) = (options.wait.unwrap_or(asked.deadline()), options.hold.unwrap_or(asked.hold()));
+    let report = carry_on(&locked, &mut journal, undo, None, Go { wait, hold, until, reboot: asked.reboot })?;
     drop(journal);
     reboot_if_due(&locked.unlock(), report).map(Some)
 }
@@ -109,6 +111,8 @@ fn not_rebooted(node: &Node, reading: &Reading, phase: Phase, boot: &str) -> Str
 pub(super) struct Go {
     /// The deadline of each wait.
     pub wait: Duration,
+    /// For how long the cluster has to stay as the backup recorded it.
+    pub hold: Duration,
     /// How far.
     pub until: Until,
     /// Whether it may reboot the node.
@@ -140,7 +144,7 @@ pub(super) fn carry_on(session: &Locked<'_>, journal: &mut Journal, mut undo: Un
             None => backup::choose(session, &store::survey(session.dir)?, Some(&journal.reading().subject))?,
         };
         let profile = journal.reading().beginning.profile.profile();
-        drive(journal, &mut Run { session, wait: go.wait, profile, backup, objects: None, undo }, go.until)
+        drive(journal, &mut Run { session, wait: go.wait, hold: go.hold, profile, backup, objects: None, undo }, go.until)
     };
     let halt = go_on().map_err(|error| driver::with_next(journal.reading(), &error))?;
     let outcome = match halt {

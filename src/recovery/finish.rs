@@ -1,4 +1,4 @@
-//! Phase `finish`: the cluster is as the backup recorded it, and what the run needed is cleared away.
+//! Phase `finish`: the cluster is as the backup recorded it and stays so, and what the run needed is cleared away.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,18 +10,19 @@ use super::run::{Doing, Step};
 use super::step;
 use super::undo::Units;
 use super::waits;
-use crate::error::{FailureKind, kind};
+use crate::error::{FailureKind, kind, unanswered};
 use crate::etcd;
 use crate::kube::Skipped;
-use crate::up::{Before, Checked, look};
+use crate::report::unit;
+use crate::up::{Before, Checked, Terms, look, wait};
 
-/// Between two looks: each asks for a good deal.
-const LOOK: Duration = Duration::from_secs(2);
-/// How long what the backup does not record is waited for once all else is up.
+/// How long that is waited for of which the backup does not say whether it was up before, once all else is up. It cannot be waited for until the
+/// deadline: what was broken before the upgrade would keep each recovery from its end. Two minutes are what a webhook's pod or a controller takes that
+/// does come back.
 const OTHERS: Duration = Duration::from_secs(120);
 
 pub(super) const STEPS: &[Step] = &[
-    Step::new(step::CLUSTER, "waiting for the cluster to be as the backup recorded it", cluster),
+    Step::new(step::CLUSTER, "waiting for the cluster to be as the backup recorded it, and to stay so", cluster),
     Step::new(step::ETCD_COPY, "removing the etcd data that was replaced", drop_old_etcd),
     Step::new(step::PUT_BACK, "putting back what the recovery changed", put_back),
 ];
@@ -33,37 +34,43 @@ fn cluster(here: &mut Doing<'_, '_>) -> Result<()> {
     if here.rules().is_some() || manifest.workloads.is_none() {
         manifest.workloads = Some(Vec::new());
     }
-    let last = std::cell::RefCell::new(Vec::new());
-    let clock = here.run.session.node.clock().clone();
-    let recorded_since = std::cell::Cell::new(None);
-    let left = here.wait_for(
-        "the cluster to be as the backup recorded it",
-        LOOK,
-        |here| {
+    let what = "the cluster to be as the backup recorded it";
+    let terms = Terms { hold: here.run.hold, patience: here.run.wait, others: Some(OTHERS) };
+    let stays = format!("everything is up; it has to stay so for {} s", terms.hold.as_secs());
+    let up = here.waiting(&format!("waiting for {what}"), |here, task| {
+        let node = here.run.session.node;
+        let mut look_again = || {
             waits::approve(here, &client);
-            let before = Before { manifest: Some(&manifest), since: waits::kubelet_started(here) };
-            *last.borrow_mut() = look(here.run.session.node, before)?.into_iter().filter(|part| !part.is_up()).collect();
-            let down = last.borrow();
-            if down.iter().any(|part: &Checked| part.part.is_recorded()) {
-                recorded_since.set(None);
-                return Ok(None);
+            look(node, Before { manifest: Some(&manifest), since: waits::kubelet_started(here) })
+        };
+        let mut said = None;
+        let mut show = |parts: &[Checked], _| {
+            let all_up = parts.iter().all(Checked::is_up);
+            let now = if all_up { stays.clone() } else { sentences(parts) };
+            task.note(&now);
+            // systemd keeps the last word.
+            if said.replace(all_up) != Some(all_up) {
+                unit::status(&format!("finish: {}", if all_up { &stays } else { what }));
             }
-            let since = recorded_since.get().unwrap_or_else(|| clock.since_boot());
-            recorded_since.set(Some(since));
-            let is_over = down.is_empty() || clock.since_boot().saturating_sub(since) >= OTHERS;
-            Ok(is_over.then(|| down.clone()))
-        },
-        |_| waits::with_obstacles(sentences(&last.borrow()), &client),
-    )?;
-    for part in left {
+        };
+        wait(node.clock(), terms, &mut look_again, &mut show)
+    })?;
+    let fell: Vec<String> = up.fell.iter().map(ToString::to_string).collect();
+    if !up.up {
+        let why = [vec![sentences(&up.parts)], fell].concat().join("; ");
+        return Err(unanswered(format!("waited {} s for {what}: {}", up.waited.round(), waits::with_obstacles(why, &client))));
+    }
+    here.figure("held", up.held);
+    for part in up.parts.iter().filter(|part| !part.is_up()) {
         here.warn(format!("not up, and the backup does not say whether it was before: {part}"));
     }
+    fell.into_iter().for_each(|fell| here.warn(fell));
     Ok(())
 }
 
 /// What is not up, in a sentence.
-fn sentences(down: &[Checked]) -> String {
-    down.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+fn sentences(parts: &[Checked]) -> String {
+    parts.iter().filter(|part| !part.is_up()).map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// The data that this run replaced, and that which the runs replaced that it restarted.

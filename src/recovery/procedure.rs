@@ -13,6 +13,7 @@ use crate::formats::journal as format;
 use crate::node::dir::old_stages;
 use crate::node::{Node, profile};
 use crate::tools::systemctl;
+use crate::up::HOLD;
 
 /// The deadline of each wait of a recovery unless it is given. As long as the old tool's: an installer takes 30 to 90 s, a lease 330 s, the
 /// start-up monitor up to 300 s.
@@ -101,12 +102,19 @@ pub struct Asked {
     pub etcd: EtcdRestore,
     /// The deadline of each wait, seconds, when it was given.
     pub wait: Option<u64>,
+    /// For how long the cluster has to stay as the backup recorded it, seconds, when it was given.
+    pub hold: Option<u64>,
 }
 
 impl Asked {
     /// The deadline of each wait.
     pub(super) fn deadline(&self) -> Duration {
         self.wait.map_or(WAIT, Duration::from_secs)
+    }
+
+    /// For how long the cluster has to stay as the backup recorded it.
+    pub(super) fn hold(&self) -> Duration {
+        self.hold.map_or(HOLD, Duration::from_secs)
     }
 }
 
@@ -132,11 +140,11 @@ impl Procedure for Recovery {
     type Beginning = Beginning;
 
     fn read_beginning(json: Value) -> serde_json::Result<Beginning> {
-        serde_json::from_value::<format::RecoveryV3>(json).map(Beginning::from)
+        serde_json::from_value::<format::RecoveryV4>(json).map(Beginning::from)
     }
 
     fn write_beginning(beginning: &Beginning) -> serde_json::Result<Value> {
-        serde_json::to_value(format::RecoveryV3::from(beginning.clone()))
+        serde_json::to_value(format::RecoveryV4::from(beginning.clone()))
     }
 
     /// The notes of upgrade-recovery.sh have the same place.
@@ -181,39 +189,39 @@ pub(super) fn this_boot(node: &Node) -> Result<String> {
     })
 }
 
-impl From<format::RecoveryV3> for Beginning {
-    fn from(read: format::RecoveryV3) -> Self {
-        let format::RecoveryV3 { profile, target, asked, restarts, inherits, warnings, rules } = read;
+impl From<format::RecoveryV4> for Beginning {
+    fn from(read: format::RecoveryV4) -> Self {
+        let format::RecoveryV4 { profile, target, asked, restarts, inherits, warnings, rules } = read;
         Self { profile: profile.into(), target: target.map(DeploymentId::from), asked: asked.into(), restarts, inherits, warnings, rules }
     }
 }
 
-impl From<Beginning> for format::RecoveryV3 {
+impl From<Beginning> for format::RecoveryV4 {
     fn from(beginning: Beginning) -> Self {
         let Beginning { profile, target, asked, restarts, inherits, warnings, rules } = beginning;
         Self { profile: profile.into(), target: target.map(Into::into), asked: asked.into(), restarts, inherits, warnings, rules }
     }
 }
 
-impl From<format::AskedV1> for Asked {
-    fn from(read: format::AskedV1) -> Self {
-        let format::AskedV1 { force, reboot, step, etcd, wait } = read;
+impl From<format::AskedV4> for Asked {
+    fn from(read: format::AskedV4) -> Self {
+        let format::AskedV4 { force, reboot, step, etcd, wait, hold } = read;
         let etcd = match etcd {
             format::EtcdRestoreV1::Native => EtcdRestore::Native,
             format::EtcdRestoreV1::ClusterRestore => EtcdRestore::ClusterRestore,
         };
-        Self { force, reboot, step, etcd, wait }
+        Self { force, reboot, step, etcd, wait, hold }
     }
 }
 
-impl From<Asked> for format::AskedV1 {
+impl From<Asked> for format::AskedV4 {
     fn from(asked: Asked) -> Self {
-        let Asked { force, reboot, step, etcd, wait } = asked;
+        let Asked { force, reboot, step, etcd, wait, hold } = asked;
         let etcd = match etcd {
             EtcdRestore::Native => format::EtcdRestoreV1::Native,
             EtcdRestore::ClusterRestore => format::EtcdRestoreV1::ClusterRestore,
         };
-        Self { force, reboot, step, etcd, wait }
+        Self { force, reboot, step, etcd, wait, hold }
     }
 }
 

@@ -31,6 +31,8 @@ pub(super) struct Run<'a> {
     pub session: &'a Locked<'a>,
     /// The deadline of each wait.
     pub wait: Duration,
+    /// For how long the cluster has to stay as the backup recorded it.
+    pub hold: Duration,
     pub profile: &'static Profile,
     pub backup: Backup,
     /// The backup's objects, from the first step that looks at them to the last.

@@ -58,7 +58,8 @@ pub fn status(session: &Session<'_>) -> Result<StatusReport> {
             }
             None if old_script.is_some() => Some(in_place_of_the_old_script()),
             None => hold.then(|| {
-                let why = "shows whether the recovery directory is mounted: the recovery that holds kubelet is not in it; with it there, `recovery resume`";
+                let why = "shows whether the recovery directory is mounted: the recovery that holds kubelet is not in it; with it there, \
+                           `recovery resume`";
                 run(format!("findmnt {}", dir.shown().display()), why)
             }),
         },

@@ -74,8 +74,8 @@ impl Undo {
         let path = dir.undo();
         let refused = |why: String| {
             damaged(format!(
-                "{} cannot be read: {why}; it says which SELinux mode and which units to put back: look at it and put them back by hand (`setenforce`, \
-                 `systemctl start`), then move it away and run the same command again",
+                "{} cannot be read: {why}; it says which SELinux mode and which units to put back: look at it and put them back by hand \
+                 (`setenforce`, `systemctl start`), then move it away and run the same command again",
                 path.display()
             ))
         };
@@ -92,7 +92,7 @@ impl Undo {
     /// # Errors
     /// When it cannot be written.
     pub fn save(&self, session: &Locked<'_>) -> Result<()> {
-        let bytes = formats::to_json(&format::V1::from(self.clone())).context("serializing what the recovery must undo")?;
+        let bytes = formats::to_json(&format::V2::from(self.clone())).context("serializing what the recovery must undo")?;
         durable::write(&session.dir.undo(), &bytes, 0o600)
     }
 
@@ -243,9 +243,9 @@ impl Undo {
     }
 }
 
-impl From<format::V1> for Undo {
-    fn from(read: format::V1) -> Self {
-        let format::V1 { version: _, runs, backup, asked, selinux, units, runtime, undone_at } = read;
+impl From<format::V2> for Undo {
+    fn from(read: format::V2) -> Self {
+        let format::V2 { version: _, runs, backup, asked, selinux, units, runtime, undone_at } = read;
         let selinux = selinux.map(|mode| match mode {
             format::SelinuxModeV1::Enforcing => Mode::Enforcing,
             format::SelinuxModeV1::Permissive => Mode::Permissive,
@@ -254,7 +254,7 @@ impl From<format::V1> for Undo {
     }
 }
 
-impl From<Undo> for format::V1 {
+impl From<Undo> for format::V2 {
     fn from(undo: Undo) -> Self {
         let Undo { runs, backup, asked, selinux, units, runtime, undone_at } = undo;
         let selinux = selinux.map(|mode| match mode {
@@ -313,7 +313,7 @@ mod tests {
         let session = Session::unchecked(&node, &dir).lock("test").unwrap();
         Undo::of("b1", Asked::default()).save(&session).unwrap();
         let text = std::fs::read_to_string(dir.undo()).unwrap();
-        let newer = text.replace("\"version\": 1", "\"version\": 2");
+        let newer = text.replace("\"version\": 2", "\"version\": 3");
         for (changed, code) in [(newer, 64), (text.replace("\"units\"", "\"more\": 1, \"units\""), 65), ("{".to_owned(), 65)] {
             assert_ne!(changed, text);
             std::fs::write(dir.undo(), changed).unwrap();

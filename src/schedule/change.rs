@@ -9,19 +9,17 @@ use jiff::tz::TimeZone;
 use super::arm::arm;
 use super::due::distance;
 use super::store::{self, Schedule, Schedules, State, check_name, check_owner};
-use crate::backup::layout::MANIFEST;
-use crate::backup::store::survey;
+use crate::backup::survey::{Survey, survey};
 use crate::backup::take::{KEEP, install, trees::refuse_dir_inside};
 use crate::error::{AndNext, by_hand, unsupported, usage};
-use crate::node::dir::RecoveryDir;
 use crate::node::timer;
 use crate::session::{Locked, Session};
 use crate::tools::systemctl;
 
-/// The shortest time between two instants: cron has none that is shorter, and no backup is done in less.
+/// The shortest time between two instants that a schedule may have: cron has none that is shorter.
 const LEAST: Duration = Duration::from_secs(60);
-/// What is longer was no backup: the clock was set meanwhile.
-const LONGEST_BACKUP: Duration = Duration::from_secs(6 * 3600);
+/// Instants that are as far apart are not looked at: no backup of a single node takes as long.
+const FAR_APART: Duration = Duration::from_secs(3600);
 
 /// What is asked of a schedule, new or not. What is not said stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,35 +103,74 @@ fn check(schedule: &Schedule, backup_takes: Option<Duration>, now: Timestamp) ->
     }
     let Some(apart) = distance(&cron, &zone, now) else { return Ok(()) };
     if apart < LEAST {
-        return Err(unsupported(format!(
-            "`{}` is every {} s: no backup is done in less than a minute",
-            schedule.expression,
-            apart.as_secs()
-        )));
+        return Err(unsupported(format!("`{}` is every {} s: a minute is the least", schedule.expression, apart.as_secs())));
     }
-    if let Some(takes) = backup_takes.filter(|takes| apart < *takes) {
-        return Err(unsupported(format!(
+    match Pace::of(apart, backup_takes) {
+        Pace::TooOften(_, takes) => Err(unsupported(format!(
             "`{}` is every {} s at times, and the last backup took {} s: one would follow the other without end",
             schedule.expression,
             apart.as_secs(),
             takes.as_secs()
         ))
-        .and_next(by_hand("choose instants that are further apart")));
+        .and_next(by_hand("choose instants that are further apart"))),
+        Pace::Fits | Pace::Unknown(_) => Ok(()),
     }
-    Ok(())
 }
 
-/// How long the newest backup took: from its beginning until its manifest was written. Nothing where there is none, or where the clock was set
-/// meanwhile.
-///
-/// # Errors
-/// When the backups cannot be listed.
-fn backup_takes(dir: &RecoveryDir) -> Result<Option<Duration>> {
-    let survey = survey(dir)?;
-    let Some(newest) = survey.backups.first() else { return Ok(None) };
-    let written = newest.file(MANIFEST).metadata().and_then(|meta| meta.modified()).ok().and_then(|time| Timestamp::try_from(time).ok());
-    let took = written.and_then(|written| Duration::try_from(written.duration_since(newest.manifest.taken)).ok());
-    Ok(took.filter(|took| *took < LONGEST_BACKUP))
+/// Whether a schedule is more often than a backup takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// It is not.
+    Fits,
+    /// It is this often at times, and no backup on this node tells how long one takes.
+    Unknown(Duration),
+    /// It is this often at times, and the last backup took as long.
+    TooOften(Duration, Duration),
+}
+
+impl Pace {
+    fn of(apart: Duration, backup_takes: Option<Duration>) -> Self {
+        match backup_takes {
+            Some(takes) if apart < takes => Self::TooOften(apart, takes),
+            None if apart < FAR_APART => Self::Unknown(apart),
+            _ => Self::Fits,
+        }
+    }
+
+    /// That of a schedule, where a backup [takes](backup_takes) so long. What was let through once can become too often: the node has more to save by now, or
+    /// no backup told before.
+    ///
+    /// # Errors
+    /// When its expression or zone cannot be read.
+    pub fn now(schedule: &Schedule, backup_takes: Option<Duration>, now: Timestamp) -> Result<Self> {
+        let apart = distance(&schedule.cron()?, &schedule.zone()?, now);
+        Ok(apart.map_or(Self::Fits, |apart| Self::of(apart, backup_takes)))
+    }
+
+    /// What somebody should know of it.
+    #[must_use]
+    pub fn said(&self) -> Option<String> {
+        match self {
+            Self::Fits => None,
+            Self::Unknown(apart) => Some(format!(
+                "it is every {} s at times, and no backup tells yet how long one takes: its first run does, and `recovery schedule list` \
+                 then says when it is too often",
+                apart.as_secs()
+            )),
+            Self::TooOften(apart, takes) => Some(format!(
+                "it is every {} s at times, and the last backup took {} s: instants that come while it runs are left out; choose some that \
+                 are further apart",
+                apart.as_secs(),
+                takes.as_secs()
+            )),
+        }
+    }
+}
+
+/// How long a backup takes: the newest one that says so.
+#[must_use]
+pub fn backup_takes(survey: &Survey) -> Option<Duration> {
+    survey.backups.iter().find_map(|backup| backup.manifest.seconds).map(Duration::from_secs)
 }
 
 /// Makes or changes schedules, and has the node wake for them. All or none of them.
@@ -146,7 +183,7 @@ pub fn put(session: &Locked<'_>, changes: &[Change]) -> Result<Vec<Schedule>> {
     refuse_dir_inside(node, dir)?;
     check_owner(node, dir)?;
     let now = node.clock().now();
-    let takes = backup_takes(dir)?;
+    let takes = backup_takes(&survey(dir)?);
     let there = Schedules::of(node)?;
     let made = changes.iter().map(|change| {
         let what = || format!("the schedule {}", change.name);
@@ -219,10 +256,23 @@ mod tests {
             ("@every 59s", 0, 64, "every 59 s"),
             ("0,5 0 * * *", 301, 64, "the last backup took 301 s"),
             ("*/5 * * * *", 301, 64, "every 300 s at times"),
+            ("* * * * *", 61, 64, "every 60 s at times"),
         ] {
             let (got, said) = refused(cron, takes).unwrap_err();
             assert!(got == code && said.contains(says), "{cron}: {got} {said}");
         }
+    }
+
+    #[test]
+    fn what_was_let_through_is_looked_at_again() {
+        let now = at("2026-01-01T00:00:00Z");
+        let pace = |cron: &str, takes: Option<u64>| Pace::now(&new(cron), takes.map(Duration::from_secs), now).unwrap();
+        assert_eq!(pace("* * * * *", None), Pace::Unknown(Duration::from_secs(60)));
+        assert!(pace("* * * * *", None).said().is_some_and(|said| said.contains("no backup tells yet")));
+        assert_eq!(pace("0 */6 * * *", None), Pace::Fits);
+        assert_eq!(pace("* * * * *", Some(60)), Pace::Fits);
+        assert_eq!(pace("* * * * *", Some(61)), Pace::TooOften(Duration::from_secs(60), Duration::from_secs(61)));
+        assert_eq!(pace("0 */6 * * *", Some(61)).said(), None);
     }
 
     #[test]

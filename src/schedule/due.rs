@@ -1,6 +1,7 @@
 //! What is due: a pure function of the schedules, of the clocks, and of what is in the way.
 //!
 //! * A schedule runs at its next instant after it was made, and then at the next one after it last ran: however many were missed meanwhile, one run follows.
+//! * Instants that come while such a run is at work are left out.
 //! * A run that does not succeed is tried again after 5, 10, 20, 40 minutes, then each hour, and at its next instant in any case.
 //! * The wall clock can be wrong. A last run that is yet to come by it is not believed: the next instant is then counted from now. And where the clock was
 //!   set since the last run, by the clock of the boot, none follows within half the schedule's own distance (at most 12 hours), however often it is set.
@@ -181,13 +182,17 @@ pub fn begin(schedule: &mut Schedule, now: &Now, name: String, by_itself: bool) 
     Ok(())
 }
 
-/// The run that [began](begin) ended well, with this backup.
+/// The run that [began](begin) ended well, with this backup. Instants that came while one that was due was at work are left out: a schedule that is more often than a
+/// backup takes would else be at work without end.
 pub fn succeeded(schedule: &mut Schedule, backup: String, ended: Timestamp, by_itself: Option<Moment>) {
+    let next = |begun: Timestamp| schedule.cron().ok()?.next(begun, &schedule.zone().ok()?);
+    let came_meanwhile = |begun: Timestamp| by_itself.is_some() && next(begun).is_some_and(|next| next <= ended);
+    let base = schedule.state.last.as_ref().map(|run| if came_meanwhile(run.begun) { ended } else { run.begun });
     let state = &mut schedule.state;
-    let Some(run) = &mut state.last else { return };
+    let (Some(run), Some(base)) = (&mut state.last, base) else { return };
     run.ended = Some(ended);
     run.backup = Some(backup);
-    state.base = run.begun;
+    state.base = base;
     state.instead = None;
     state.waiting = None;
     state.good = state.last.clone();

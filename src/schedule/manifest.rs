@@ -138,8 +138,8 @@ fn change(read: ManagementBackup) -> Result<Change> {
     let location = spec.storage_location.unwrap_or_default();
     if !LOCATIONS.contains(&location.as_str()) {
         return Err(unsupported(format!(
-            "its storageLocation is `{location}`, a place outside of this node that the agent does not know: backups are kept in the node's own recovery \
-             directory, which is meant by leaving it out"
+            "its storageLocation is `{location}`, a place outside of this node that the agent does not know: backups are kept in the \
+             node's own recovery directory, which is meant by leaving it out"
         )));
     }
     let Some(cron) = spec.schedule.filter(|schedule| !schedule.is_empty()) else {

@@ -13,6 +13,6 @@ pub mod run;
 pub mod store;
 pub mod zone;
 
-pub use change::{Change, delete, instants, put};
+pub use change::{Change, Pace, backup_takes, delete, instants, put};
 pub use due::Verdict;
 pub use store::{Schedule, Schedules};

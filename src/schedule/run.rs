@@ -9,6 +9,7 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use super::arm::{arm, now};
+use super::change::{Pace, backup_takes};
 use super::due::{Now, Verdict, begin, failed, judge, settle, succeeded};
 use super::store::{self, Schedule, Schedules, check_owner};
 use crate::backup::asked_by::AskedBy;
@@ -132,6 +133,11 @@ fn run(
         store::write(node, &schedule)?;
         return Ok(Ok((id, vec!["it was taken before, by an agent that was stopped before it could write that down".to_owned()])));
     }
+    // What fitted when the schedule was set need not fit any more.
+    let too_often = match Pace::now(&schedule, backup_takes(&survey(session.dir)?), now.moment.wall)? {
+        pace @ Pace::TooOften(..) => Vec::from_iter(pace.said()),
+        Pace::Fits | Pace::Unknown(_) => Vec::new(),
+    };
     let name = backup_name(&schedule.name, now.moment.wall);
     begin(&mut schedule, now, name.clone(), by_itself)?;
     store::write(node, &schedule)?;
@@ -150,7 +156,7 @@ fn run(
         Err(error) => failed(&mut schedule, kind_name(error), said(error), ended),
     }
     store::write(node, &schedule)?;
-    Ok(taken.map(|taken| (taken.manifest.id, taken.warnings)))
+    Ok(taken.map(|taken| (taken.manifest.id, [too_often, taken.warnings].concat())))
 }
 
 /// The backup of the schedule's last run, where that was cut short after the backup was complete. One that an earlier run is known to have taken is not
@@ -185,8 +191,8 @@ fn with_room(session: &Locked<'_>, schedule: &Schedule, error: anyhow::Error) ->
 
 fn room(name: &str, ours: usize, keep: u32, others: usize) -> Next {
     by_hand(format!(
-        "of the backups there, {ours} are of this schedule, which keeps {keep} (`recovery schedule set {name} --keep N`), and {others} are not and are left \
-         alone: `recovery list` shows them, `recovery delete ID` and `recovery prune --keep 1` make room"
+        "of the backups there, {ours} are of this schedule, which keeps {keep} (`recovery schedule set {name} --keep N`), and {others} are \
+         not and are left alone: `recovery list` shows them, `recovery delete ID` and `recovery prune --keep 1` make room"
     ))
 }
 

@@ -247,8 +247,8 @@ mod tests {
         let status: Status = serde_json::from_slice(&busy)?;
         assert_eq!(status.transaction.and_then(|words| words.into_iter().next()).as_deref(), Some("Rebase"));
         let refusals = [
-            "error: cleanup: Invoking cleanup: GDBus.Error:org.gtk.GDBus.UnmappedGError.Quark._g_2dio_2derror_2dquark.Code26: Transaction in \
-             progress: rollback\n You can cancel the current transaction with `rpm-ostree cancel`",
+            "error: cleanup: Invoking cleanup: GDBus.Error:org.gtk.GDBus.UnmappedGError.Quark._g_2dio_2derror_2dquark.Code26: Transaction \
+             in progress: rollback\n You can cancel the current transaction with `rpm-ostree cancel`",
             "error: System transaction in progress",
         ];
         assert!(refusals.iter().all(|said| is_busy(said.as_bytes())) && !is_busy(b"error: No rollback deployment found"));

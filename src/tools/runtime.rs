@@ -343,9 +343,9 @@ mod tests {
         assert_eq!(exit_code(&error), 78);
         assert_eq!(
             error.to_string(),
-            "the container runtime of /run/crio/crio.sock, which kubelet is told to use, has no unit that can be started: crio.service is not there; \
-             cri-o.service is not there; site.service is not there; next: start the container runtime (`systemctl list-units --type=service` shows \
-             it), then run this again"
+            "the container runtime of /run/crio/crio.sock, which kubelet is told to use, has no unit that can be started: crio.service is \
+             not there; cri-o.service is not there; site.service is not there; next: start the container runtime (`systemctl list-units \
+             --type=service` shows it), then run this again"
         );
         let masked = |unit: &str| Ok(Some(unfit(unit, "masked", unit != "crio.service")));
         let error = unit(&node, &KUBEADM, None, &masked).unwrap_err().to_string();

@@ -7,4 +7,4 @@ pub mod look;
 pub mod wait;
 
 pub use look::{Before, Checked, Part, look};
-pub use wait::{HOLD, Up, wait};
+pub use wait::{Fell, HOLD, Terms, Up, wait};

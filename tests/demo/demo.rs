@@ -106,7 +106,7 @@ fn show(dir: &Path, options: &Options) -> Result<()> {
     println!("not compared, because a recovery leaves them as they are:\n  {}", NOT_RESTORED.join("\n  "));
 
     say("The operators roll their pods out once more, and the recovery ends");
-    agent(&node, &["resume", "--yes"])?;
+    agent(&node, &["resume", "--hold", "5", "--yes"])?;
     let different = unexpected(&before, &node.snapshot()?);
     print_some("different though nobody should have changed it", &different);
     ensure!(different.is_empty(), "the end of the recovery changed something that is not its business");

@@ -40,7 +40,14 @@ pub(crate) fn up(variant: &str) -> Result<(tempfile::TempDir, Node)> {
 
 /// The agent, however it ends.
 pub(crate) fn agent(node: &Node, args: &[&str]) -> Result<Done> {
-    node.exec(&[&[AGENT], args].concat(), CALL)
+    node.exec(&typed(args), CALL)
+}
+
+/// The agent with its arguments; where a verb begins a recovery, the cluster has to stay up at its end for a few seconds and not for a minute.
+pub(crate) fn typed<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    let begins = args.iter().any(|arg| ["recover", "restore-files"].contains(arg));
+    let hold: &[&str] = if begins { &["--hold", "5"] } else { &[] };
+    [&[AGENT], args, hold].concat()
 }
 
 /// The agent, which has to end with 0: what it printed.

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::hands::{AGENT, agent, ok, up};
+use super::hands::{AGENT, agent, ok, typed, up};
 use super::served;
 use real_node::{Done, Limit, Node};
 
@@ -169,7 +169,7 @@ fn an_upgrade_of_k0rdent_is_taken_back_with_the_guides_files() -> Result<()> {
     ensure!(done.code() == 65 && done.stderr.contains("is about no object of the backup"), "{}: {}", done.code(), done.stderr);
 
     let boots = node.boots()?;
-    node.exec(&[AGENT, "recover", "--yes", "-f", "/root/rollback.yaml"], CALL)?;
+    node.exec(&typed(&["recover", "--yes", "-f", "/root/rollback.yaml"]), CALL)?;
     node.wait_boots(boots + 1)?;
     // kcm, of the old release, says so too: until then the recovery waits for it.
     RECOVERED.wait("the API server", || Ok(node.get(&["managements", "kcm"]).ok()), || node.explain())?;

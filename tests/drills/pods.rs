@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::hands::runtime_log;
+use super::hands::{runtime_log, typed};
 use super::jobs::{self, Job};
 use real_node::image::Image;
 use real_node::release::BEFORE;
@@ -116,7 +116,7 @@ fn pods_come_back_with_the_node_and_the_job_of_the_backup_is_complete() -> Resul
 
     node.upgrade(Broken::ApiServer)?;
     node.run(&["crictl", "rmi", GONE])?;
-    let done = node.exec(&[AGENT, "recover", "--yes"], RECOVERY)?;
+    let done = node.exec(&typed(&["recover", "--yes"]), RECOVERY)?;
     ensure!(done.stderr.contains(GONE), "the plan does not name the image that is gone: {}", done.stderr);
     recovered(&node)?;
     pods_are_back(&node, &hub, "worker-1")?;
@@ -131,7 +131,7 @@ fn pods_come_back_with_the_node_and_the_job_of_the_backup_is_complete() -> Resul
     let deadline = packaged.deadline()?;
     is_at_work(&node, "worker-2")?;
     let before = node.run(&["ls", "/var/recovery/backups"])?;
-    node.exec(&[AGENT, "restore-files", "--yes", "--step"], RECOVERY)?.checked()?;
+    node.exec(&typed(&["restore-files", "--yes", "--step"]), RECOVERY)?.checked()?;
     node.reboot()?;
     node.wait_output("the runtime to have no pods", &["sh", "-c", "crictl rmp -fa && crictl pods -q | wc -l"], |text| {
         text.trim().ends_with('0')

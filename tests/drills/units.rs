@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 
+use super::hands::typed;
 use super::jobs;
 use real_node::{Limit, Node, Variant};
 
@@ -78,7 +79,7 @@ fn the_units_do_what_they_say_and_show_it() -> Result<()> {
 
     let boots = node.boots()?;
     // It ends with the reboot that it asks for, and may not be heard any more.
-    node.exec(&[AGENT, "recover", "--yes"], RECOVERY)?;
+    node.exec(&typed(&["recover", "--yes"]), RECOVERY)?;
     node.wait_boots(boots + 1)?;
     // As a person who logs in now, on a terminal of 24 lines: until interrupted.
     let watch = format!("stty rows 24 columns 80; timeout --foreground --signal=INT 6 {AGENT} status --watch");
@@ -94,7 +95,7 @@ fn the_units_do_what_they_say_and_show_it() -> Result<()> {
     node.wait_well()?;
 
     // One phase at a time: the unit leaves that to whoever began it.
-    node.run(&[AGENT, "restore-files", "--yes", "--step"])?;
+    node.run(&typed(&["restore-files", "--yes", "--step"]))?;
     node.reboot()?;
     starting_it_does_nothing(&node, "yes")?;
     ensure!(shown(&node, "StatusText")?.contains("left to a person"), "{}", shown(&node, "StatusText")?);

@@ -198,7 +198,7 @@ impl Place {
     }
 
     pub(crate) fn plan(&self, options: Options) -> anyhow::Result<Proposal<'_>> {
-        recovery::recovery::plan(&opened(&self.node, &self.dir)?, options)
+        recovery::recovery::propose(&opened(&self.node, &self.dir)?, options)
     }
 
     pub(crate) fn restore_files(&self, asked: Asked) -> anyhow::Result<RunReport> {
@@ -207,7 +207,7 @@ impl Place {
 
     pub(crate) fn restart(&self, backup: Option<&str>) -> anyhow::Result<RunReport> {
         let options = Options { backup: backup.map(str::to_owned), ..Options::default() };
-        recovery::recovery::plan_restart(&opened(&self.node, &self.dir)?, options)?.begin()
+        recovery::recovery::propose_restart(&opened(&self.node, &self.dir)?, options)?.begin()
     }
 
     pub(crate) fn resume(&self, options: &ResumeOptions) -> anyhow::Result<Option<RunReport>> {

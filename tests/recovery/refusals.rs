@@ -362,6 +362,6 @@ fn nothing_to_go_on_with() {
     let status = place.status();
     assert!(status.run.is_none() && !status.hold && status.next.is_none());
     let nowhere = RecoveryDir::new(&place.node, std::path::Path::new("/var/nowhere"));
-    let error = recovery::recovery::plan(&testing::session::session(&place.node, &nowhere), Options::default()).unwrap_err();
+    let error = recovery::recovery::propose(&testing::session::session(&place.node, &nowhere), Options::default()).unwrap_err();
     assert_eq!(exit_code(&error), 78);
 }

@@ -13,6 +13,9 @@ use testing::node::{Kind, Node, Options, Snapshot};
 /// Deadline of every wait of the agent in these tests, seconds.
 pub(crate) const WAIT: &str = "120";
 
+/// For how long the cluster has to stay up at the end of a recovery in these tests, seconds.
+const HOLD: &str = "1";
+
 /// What the recovery itself writes into the cluster: operators redeploy, and everything that runs reports that it does.
 const OF_THE_RECOVERY: [&str; 4] = ["/operator.openshift.io/", "/pods/", "/certificatesigningrequests/", "/minions/"];
 
@@ -96,8 +99,15 @@ pub(crate) fn command(node: &Node, args: &[&str]) -> Result<Command> {
     if !args.contains(&"--wait") {
         command.args(["--wait", WAIT]);
     }
-    command.args(args).stdin(Stdio::null());
+    command.args(with_hold(args)).stdin(Stdio::null());
     Ok(command)
+}
+
+/// The arguments, and a short time for which the cluster has to stay up, where the verb takes one and none is said.
+fn with_hold<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    let ends = args.iter().any(|arg| ["recover", "restore-files", "resume", "restart"].contains(arg));
+    let hold: &[&str] = if ends && !args.contains(&"--hold") { &["--hold", HOLD] } else { &[] };
+    [args, hold].concat()
 }
 
 /// A node with its control plane up, and the directory that is removed after it: what is dropped last stands first.
@@ -156,7 +166,7 @@ pub(crate) fn ok_without_name_service(node: &Node, args: &[&str]) -> Result<Stri
     let agent = node.recovery()?;
     let mut strace = Command::new("strace");
     strace.args(["-f", "-b", "execve", "--seccomp-bpf", "-e", "trace=open,openat,openat2,connect,socket", "-o"]).arg(&trace);
-    strace.arg(agent.get_program()).args(agent.get_args()).args(["--wait", WAIT]).args(args).stdin(Stdio::null());
+    strace.arg(agent.get_program()).args(agent.get_args()).args(["--wait", WAIT]).args(with_hold(args)).stdin(Stdio::null());
     strace.envs(agent.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let ended: Ended = strace.output().context("running strace (package strace)")?.into();
     ensure!(ended.code == Some(0), "recovery {} ended with {:?}: {ended}", args.join(" "), ended.code);

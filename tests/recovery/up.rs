@@ -1,11 +1,14 @@
 //! `recovery up`: everything on a node, and what is said of what is not up.
 
+use std::fs::File;
+use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json as value};
 
-use crate::through::{Ended, json, node, ok};
+use crate::through::{self, Ended, command, json, node, ok, over_the_reboot, run};
 use testing::node::{Kind, Node, wait_for};
 
 const OPERATOR: &str = "/kubernetes.io/config.openshift.io/clusteroperators/machine-config";
@@ -15,6 +18,15 @@ fn up(node: &Node, args: &[&str]) -> Result<(Option<i32>, Value)> {
     let ended: Ended = node.run(&[&["--json", "up"], args].concat())?.into();
     let report = serde_json::from_str(&ended.out).with_context(|| format!("{ended}"))?;
     Ok((ended.code, report))
+}
+
+/// A Deployment of two pods, so many of which are available.
+fn deployment(available: i64) -> String {
+    value!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "radio", "namespace": "site"},
+        "spec": {"replicas": 2}, "status": {"availableReplicas": available},
+    })
+    .to_string()
 }
 
 /// The parts that are not up, each with what is said of its first object.
@@ -81,16 +93,51 @@ fn everything_and_what_is_not() -> Result<()> {
     Ok(())
 }
 
+/// What the agent says that it has found so far.
+fn said(file: &Path, words: &str) -> Result<()> {
+    wait_for(words, || Ok(std::fs::read_to_string(file)?.contains(words)))
+}
+
+#[test]
+fn a_recovery_ends_when_everything_has_stayed_up_and_names_what_did_not() -> Result<()> {
+    let (temporary, node) = node(Kind::Kubeadm, |_| ())?;
+    let radio = |available: i64| node.put_key("/registry/deployments/site/radio", &deployment(available));
+    radio(2)?;
+    ok(&node, &["backup"])?;
+    over_the_reboot(&node, &["restore-files", "--reboot", "--yes"])?;
+    ok(&node, &["resume", "--step"])?;
+    radio(1)?;
+    run(&node, &["resume", "--wait", "1"])?.expect(
+        69,
+        &["step cluster failed", "waited", "workloads: Deployment site/radio: 1 of 2 pods are available", "next:", "recovery resume"],
+    )?;
+
+    radio(2)?;
+    let file = temporary.path().join("said");
+    let mut resumed = command(&node, &["--json", "resume", "--hold", "20"])?;
+    let mut resumed = resumed.stdout(Stdio::piped()).stderr(File::create(&file)?).spawn()?;
+    said(&file, "everything is up; it has to stay so for 20 s")?;
+    radio(1)?;
+    said(&file, "workloads: Deployment site/radio: 1 of 2 pods are available")?;
+    ensure!(resumed.try_wait()?.is_none(), "it ended although not everything is up");
+    radio(2)?;
+    let back = Instant::now();
+    let ended = through::ended(resumed)?;
+    let report: Value = serde_json::from_str(&ended.out).with_context(|| ended.to_string())?;
+    ensure!(ended.code == Some(0) && report["outcome"] == "finished", "{report}");
+    ensure!(back.elapsed() >= Duration::from_secs(20), "the time did not begin anew: it ended after {:?}", back.elapsed());
+    ensure!(std::fs::read_to_string(&file)?.contains("Deployment site/radio was up and went down again: 1 of 2"), "{report}");
+    let warnings = report["run"]["warnings"].to_string();
+    ensure!(warnings.contains("workloads: Deployment site/radio was up and went down again: 1 of 2 pods are available"), "{warnings}");
+    let steps = report["run"]["phases"].as_array().into_iter().flatten().flat_map(|phase| phase["steps"].as_array().into_iter().flatten());
+    let cluster = steps.into_iter().find(|step| step["name"] == "cluster").context("no such step")?;
+    ensure!(cluster["figures"]["held"].as_f64().is_some_and(|held| held >= 20.0), "{cluster}");
+    Ok(())
+}
+
 #[test]
 fn workloads_as_they_were() -> Result<()> {
     let (_temporary, node) = node(Kind::OpenShift, |_| ())?;
-    let deployment = |available: i64| {
-        value!({
-            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "radio", "namespace": "site"},
-            "spec": {"replicas": 2}, "status": {"availableReplicas": available},
-        })
-        .to_string()
-    };
     node.put_key(&format!("{WORKLOADS}/radio"), &deployment(2))?;
     let backup = json(&node, &["backup"])?;
     let radio = value!([{"kind": "Deployment", "namespace": "site", "name": "radio"}]);

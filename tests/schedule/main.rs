@@ -146,6 +146,37 @@ fn what_is_refused_leaves_nothing() -> Result<()> {
 }
 
 #[test]
+fn how_often_it_may_be_is_looked_at_as_soon_as_a_backup_tells_and_at_each_run() -> Result<()> {
+    let (_temporary, node) = node(Kind::Kubeadm)?;
+    let unknown = "it is every 1800 s at times, and no backup tells yet how long one takes";
+    ended(&node, &["schedule", "set", "example-backup", "--cron", "*/30 * * * *"], 0, &[unknown])?;
+    ensure!(ended(&node, &["schedule", "list"], 0, &[])?.contains(unknown));
+    ended(&node, &["schedule", "run", "example-backup"], 0, &[])?;
+    let listed = report(&node, &["schedule", "list"])?;
+    ensure!(listed[0]["pace"].is_null(), "{listed}");
+
+    // The node has more to save by now.
+    let list = report(&node, &["list"])?;
+    let file = node.at(&format!("/var/recovery/backups/{}/manifest.json", list[0]["id"].as_str().context("no id")?));
+    let mut manifest: Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+    ensure!(manifest["seconds"].as_u64().is_some_and(|seconds| seconds < 600), "{manifest}");
+    manifest["seconds"] = 2000.into();
+    std::fs::write(&file, manifest.to_string())?;
+    let often = "it is every 1800 s at times, and the last backup took 2000 s";
+    for verb in ["list", "show"] {
+        let args = ["schedule", verb, "example-backup"];
+        ended(&node, if verb == "list" { &args[..2] } else { &args[..] }, 0, &[often])?;
+    }
+    ended(&node, &["schedule", "set", "other", "--cron", "*/30 * * * *"], 64, &["every 1800 s at times", "took 2000 s"])?;
+    ended(&node, &["schedule", "set", "example-backup", "--keep", "2"], 0, &[often])?;
+    miss(&node)?;
+    ended(&node, &["schedule", "due"], 0, &["has the backup", often])?;
+    // That run tells again.
+    ensure!(!ended(&node, &["schedule", "list"], 0, &[])?.contains("at times"));
+    Ok(())
+}
+
+#[test]
 fn the_guides_file_word_for_word_from_its_first_run_to_its_end() -> Result<()> {
     let (_temporary, node) = node(Kind::OpenShift)?;
     let said = apply(&node, GUIDE, 0, &["the schedule example-backup is set: 0 */6 * * *", "  next      20"])?;

@@ -19,6 +19,7 @@ pub fn plain(id: &str, sequence: u64) -> Manifest {
         labels: BTreeMap::new(),
         asked_by: AskedBy::User(0),
         taken: jiff::Timestamp::from_second(1_767_225_600).unwrap_or_default(),
+        seconds: None,
         agent: "0.1.0".to_owned(),
         profile: Kind::OpenShift,
         identity: Identity { machine_id: "m".to_owned(), node_name: "sno".to_owned(), root_ca: vec!["ca".to_owned()] },

@@ -189,8 +189,8 @@ impl Builder {
         };
         let Some((path, below)) = self.table.rows.windows(2).find(is_replaced).map(paths) else { return Ok(()) };
         Err(unsupported(format!(
-            "in the archive, {} is replaced by something other than a directory after {}, which is in it: unpack it with `tar --recursive-unlink`, and pack \
-             the tree anew",
+            "in the archive, {} is replaced by something other than a directory after {}, which is in it: unpack it with `tar \
+             --recursive-unlink`, and pack the tree anew",
             shown(path),
             shown(below)
         )))

@@ -113,7 +113,8 @@ fn refuse_others(file: &File, head: &[u8], path: &Path) -> Result<()> {
         return Ok(());
     }
     Err(unsupported(format!(
-        "it is a shell archive, which is a program and not supported; if you trust it, run it in an empty directory, and pack that directory: sh {}",
+        "it is a shell archive, which is a program and not supported; if you trust it, run it in an empty directory, and pack that \
+         directory: sh {}",
         word(path)
     )))
 }

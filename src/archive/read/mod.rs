@@ -62,8 +62,8 @@ pub(super) fn open(file: File, path: &Path) -> Result<(Table, Source)> {
     };
     if let Some(version) = version {
         tracing::warn!(
-            "the index of the archive {} is of version {version}, and this agent, recovery {}, knows version {}: the archive is read from start to end, \
-             which takes longer",
+            "the index of the archive {} is of version {version}, and this agent, recovery {}, knows version {}: the archive is read from \
+             start to end, which takes longer",
             path.display(),
             env!("CARGO_PKG_VERSION"),
             FORMAT.version

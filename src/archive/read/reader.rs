@@ -198,7 +198,8 @@ impl<R: BufRead> TarReader<R> {
             }
             if len == BLOCK && is_tar(&block) {
                 return Err(unsupported(
-                    "the archive begins with an end mark, and goes on after it: unpack it with `tar --ignore-zeros`, and pack the tree as one archive",
+                    "the archive begins with an end mark, and goes on after it: unpack it with `tar --ignore-zeros`, and pack the tree as \
+                     one archive",
                 ));
             }
             return Err(damaged(
@@ -286,8 +287,8 @@ fn fill(input: &mut impl BufRead, first_volume: bool) -> Result<&[u8]> {
     let chunk = fill_or_end(input)?;
     match chunk {
         [] if first_volume => Err(unsupported(
-            "the archive is the first volume of several, by its label, and goes on in the next: unpack them with `tar --multi-volume`, and pack \
-             the tree as one archive",
+            "the archive is the first volume of several, by its label, and goes on in the next: unpack them with `tar --multi-volume`, and \
+             pack the tree as one archive",
         )),
         [] => Err(damaged("the archive is truncated")),
         chunk => Ok(chunk),

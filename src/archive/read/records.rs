@@ -180,8 +180,8 @@ pub(super) fn check_complete(list: &[u8]) -> Result<()> {
         return Ok(());
     }
     Err(unsupported(
-        "the archive is incremental and holds only what had changed: unpack it and those before it with `tar --listed-incremental=/dev/null -x`, \
-         oldest first, and pack the tree anew",
+        "the archive is incremental and holds only what had changed: unpack it and those before it with `tar \
+         --listed-incremental=/dev/null -x`, oldest first, and pack the tree anew",
     ))
 }
 

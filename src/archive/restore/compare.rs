@@ -443,7 +443,8 @@ enum SurplusAt {
 fn mounted(path: &[u8]) -> anyhow::Error {
     let path = shown(path);
     misfit(format!(
-        "{path} is a mount point and would have to be changed, but what is mounted there is not part of the tree; unmount it and run this again"
+        "{path} is a mount point and would have to be changed, but what is mounted there is not part of the tree; unmount it and run this \
+         again"
     ))
 }
 

@@ -139,7 +139,8 @@ fn not_taken(error: Errno, stage: &OwnedFd, what: &str) -> anyhow::Error {
 
 fn does_not_take(stage: &OwnedFd, what: &str) -> anyhow::Error {
     misfit(format!(
-        "the file system ({}) does not take {what}; restore to a file system of the kind from which the archive was made, or leave this path out",
+        "the file system ({}) does not take {what}; restore to a file system of the kind from which the archive was made, or leave this \
+         path out",
         file_system::name(stage)
     ))
 }

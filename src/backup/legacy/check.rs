@@ -134,9 +134,9 @@ fn nested(tree: &Path, name: &str, mark: &str) -> Result<()> {
     }
     let outer = tree.file_name().unwrap_or_default().display().to_string();
     Err(damaged(format!(
-        "{outer}/{name} is a copy inside the copy: the inner one is of the last run, and the outer one, which an import would \
-         use, of an earlier one; next, when the inner one is whole, in that directory: \
-         `mv {outer}/{name} {outer}.inner && mv {outer} {outer}.outer && mv {outer}.inner {outer}`; when the outer one is the right one, move the inner one away"
+        "{outer}/{name} is a copy inside the copy: the inner one is of the last run, and the outer one, which an import would use, of an \
+         earlier one; next, when the inner one is whole, in that directory: `mv {outer}/{name} {outer}.inner && mv {outer} {outer}.outer \
+         && mv {outer}.inner {outer}`; when the outer one is the right one, move the inner one away"
     )))
 }
 

@@ -19,7 +19,7 @@ use crate::backup::sums::{Cached, hash, is_same};
 use crate::backup::survey::Survey;
 use crate::backup::take::partial::{Finished, Partial, room_for};
 use crate::backup::take::procedure::{self, Conditions};
-use crate::backup::take::publish::{check, publish, seal};
+use crate::backup::take::publish::{publish, read_back, seal};
 use crate::backup::take::trees;
 use crate::error::{AndNext, damaged, no_space};
 use crate::etcd;
@@ -95,7 +95,7 @@ impl Import<'_> {
         self.static_pods(&staging)?;
         let etcd = self.etcd()?;
         durable::remove_tree(&staging)?;
-        check(&partial, &self.finished, OPENSHIFT.kind.profile(), self.session.progress)?;
+        read_back(&partial, &self.finished, OPENSHIFT.kind.profile(), self.session.progress)?;
         seal(&partial, &self.finished, &self.manifest(etcd, fingerprint)?)?;
         publish(self.session.dir, &partial, &id)
     }
@@ -194,6 +194,7 @@ impl Import<'_> {
             labels: BTreeMap::from([(FINGERPRINT.to_owned(), fingerprint)]),
             asked_by: AskedBy::OldScript,
             taken: self.partial.taken(),
+            seconds: None,
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             profile: Kind::OpenShift,
             identity: Identity::of(&copy, &OPENSHIFT)?,

@@ -76,7 +76,7 @@ pub fn choose_unchanged(session: &Session<'_>, survey: &Survey, wanted: Option<&
 ///
 /// # Errors
 /// As [`choose`] when there is no such backup; when interrupted. What is wrong with it is in the report.
-pub fn check(session: &Session<'_>, wanted: Option<&str>, deep: bool) -> Result<VerifyReport> {
+pub fn verify_chosen(session: &Session<'_>, wanted: Option<&str>, deep: bool) -> Result<VerifyReport> {
     let Session { dir, progress, .. } = *session;
     let survey = survey(dir)?;
     if let (Some(LEGACY_ID), Some(old)) = (wanted, legacy::find(dir)) {

@@ -11,7 +11,7 @@ pub mod logs;
 pub mod prune;
 
 pub use after::Removed;
-pub use choose::{Found, check, choose, choose_unchanged, find};
+pub use choose::{Found, choose, choose_unchanged, find, verify_chosen};
 pub use delete::{Deletion, delete, deletion};
 pub use list::{Listed, Shown, State, list, show};
 pub use logs::logs;

@@ -32,7 +32,7 @@ use crate::session::Locked;
 ///
 /// # Errors
 /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when a file is not as it was written.
-pub fn check(partial: &Path, files: &BTreeMap<String, Finished>, profile: &'static Profile, progress: &Progress) -> Result<()> {
+pub fn read_back(partial: &Path, files: &BTreeMap<String, Finished>, profile: &'static Profile, progress: &Progress) -> Result<()> {
     for (name, written) in files {
         let path = partial.join(name);
         let same = if name == ETCD {

@@ -14,7 +14,7 @@ use super::options::TakeOptions;
 use super::partial::{Finished, Partial, archives, figures, finished, room_for};
 use super::preflight::{self, Facts};
 use super::procedure::{CHECK, Conditions, ETCD_AND_STATIC_PODS, Event, HOLD_FILES, INSTALL, Journal, MANIFEST, PIN, Phase, Taking, plan};
-use super::publish::{check, finish_interrupted, publish, seal};
+use super::publish::{finish_interrupted, publish, read_back, seal};
 use super::trees::{self, Tree};
 use super::{install, log, pins};
 use crate::archive::{self, Skipped};
@@ -221,7 +221,7 @@ impl Work for Run<'_> {
                 timer::install(node, &etc).context("putting the timer of scheduled backups into /etc")?;
             }
             ETCD_AND_STATIC_PODS => return figures(self.etcd_and_static_pods(&partial)?),
-            CHECK => check(&partial, &finished(journal.reading())?, facts.profile, self.progress)?,
+            CHECK => read_back(&partial, &finished(journal.reading())?, facts.profile, self.progress)?,
             MANIFEST => {
                 let mut files = finished(journal.reading())?;
                 files.insert(LOG.to_owned(), self.log(journal, &partial)?);
@@ -327,6 +327,12 @@ impl Run<'_> {
         Ok(Finished { bytes, stored: bytes, sha256: HEXLOWER.encode(&Sha256::digest(&log)) })
     }
 
+    /// How long it took so far. (Between two processes that take a backup, any time may pass.)
+    fn seconds(&self, journal: &Journal) -> Option<u64> {
+        let has_gone_on = self.undone_at > journal.reading().records[0].sequence;
+        (!has_gone_on).then(|| self.node.clock().since_boot().as_secs().saturating_sub(journal.reading().beginning.begun))
+    }
+
     fn manifest(&self, journal: &Journal, files: &BTreeMap<String, Finished>) -> Result<Manifest> {
         Ok(Manifest {
             sequence: self.survey.next_sequence(),
@@ -335,6 +341,7 @@ impl Run<'_> {
             labels: self.options.labels.clone(),
             asked_by: self.options.asked_by.clone(),
             taken: journal.reading().beginning.taken,
+            seconds: self.seconds(journal),
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             profile: self.facts.profile.kind,
             identity: self.facts.identity.clone(),

@@ -243,6 +243,24 @@ fn a_clock_that_begins_in_1970_at_each_boot_costs_no_backup_at_each_boot() {
 }
 
 #[test]
+fn instants_that_come_while_a_run_is_at_work_are_left_out() {
+    let after = |took: i64, by_itself: bool| {
+        let mut sim = Sim::new("2026-01-01T00:00:30Z", &[("a", "*/5 * * * *")]);
+        sim.wall = at("2026-01-01T00:05:00Z");
+        let now = sim.now();
+        begin(&mut sim.schedules[0], &now, "b".to_owned(), by_itself).unwrap();
+        let ended = sim.wall + SignedDuration::from_secs(took);
+        succeeded(&mut sim.schedules[0], "b".to_owned(), ended, by_itself.then_some(now.moment));
+        sim.wall = ended;
+        sim.verdict()
+    };
+    assert_eq!(after(299, true), Verdict::At(at("2026-01-01T00:10:00Z")));
+    assert_eq!(after(301, true), Verdict::At(at("2026-01-01T00:15:00Z")), "one would follow the other without end");
+    assert_eq!(after(1500, true), Verdict::At(at("2026-01-01T00:35:00Z")));
+    assert_eq!(after(301, false), Verdict::Due(at("2026-01-01T00:10:00Z")), "that one was asked for, and takes no other's place");
+}
+
+#[test]
 fn the_timer_is_told_a_time_that_is_still_to_come() {
     let now = at("2026-03-01T05:30:00Z");
     let wake = |times: &[&str]| super::wake(times.iter().map(|time| at(time)), now);

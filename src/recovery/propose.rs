@@ -1,6 +1,6 @@
 //! How a recovery begins: it is looked into, agreed to, and carried out.
 //!
-//! [`plan`] and [`plan_restart`] take the lock, and keep it while a person reads the plan.
+//! [`propose`] and [`propose_restart`] take the lock, and keep it while a person reads the plan.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -45,7 +45,7 @@ enum Origin {
 /// # Errors
 /// [`FailureKind::Locked`] when another agent has the lock, [`FailureKind::Busy`] when a run is open beyond its first phase; those of
 /// the [`preflight`] and of the resource modifier's rules.
-pub fn plan<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<'a>> {
+pub fn propose<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<'a>> {
     let Session { node, dir, progress, .. } = *session;
     let verb = if options.from == FirstPhase::Platform { "recover" } else { "restore-files" };
     let locked = session.lock(verb)?;
@@ -124,7 +124,7 @@ fn can_go_on(now: &PlanReport, began: &Beginning, options: &Options) -> bool {
     let (was, asked) = (began.asked, options.asked);
     let boots_another = now.phases.first().is_some_and(|planned| planned.phase == Phase::Platform);
     let forced = asked.force && !was.force;
-    let waits = asked.wait.is_some() && asked.wait != was.wait;
+    let waits = (asked.wait.is_some() && asked.wait != was.wait) || (asked.hold.is_some() && asked.hold != was.hold);
     (asked.step, asked.etcd, &options.rules) == (was.step, was.etcd, &began.rules) && !(boots_another || forced || waits)
 }
 
@@ -143,12 +143,12 @@ fn what_with(open: &Open<Phase>, reading: &Reading, boot: &str) -> OpenRun {
 /// Looks into beginning the open run again from its first phase. It needs no readable journal.
 ///
 /// # Errors
-/// [`FailureKind::Usage`] when there is nothing to restart, or nothing says from which backup; as [`plan`].
-pub fn plan_restart<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<'a>> {
+/// [`FailureKind::Usage`] when there is nothing to restart, or nothing says from which backup; as [`propose`].
+pub fn propose_restart<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<'a>> {
     let dir = session.dir;
     // What another tool has begun is not known here: to begin it again is to begin.
     if dir.old_stages().is_some() && Undo::load(dir)?.is_none() {
-        return plan(session, options);
+        return propose(session, options);
     }
     let locked = session.lock("restart")?;
     let (undo, reading) = (Undo::load(dir)?, history::readable(dir));
@@ -160,7 +160,13 @@ pub fn plan_restart<'a>(session: &Session<'a>, mut options: Options) -> Result<P
     if let Some((backup, asked)) = known {
         options.backup.get_or_insert(backup);
         let now = options.asked;
-        options.asked = Asked { force: now.force || asked.force, step: now.step || asked.step, wait: now.wait.or(asked.wait), ..asked };
+        options.asked = Asked {
+            force: now.force || asked.force,
+            step: now.step || asked.step,
+            wait: now.wait.or(asked.wait),
+            hold: now.hold.or(asked.hold),
+            ..asked
+        };
     }
     let wanted = options.backup.as_deref().ok_or_else(|| {
         usage("neither the journal nor undo.json says which backup was being restored")
@@ -191,7 +197,8 @@ fn rules_of_before(options: &mut Options, backup: &Backup, reading: Option<&Read
     }
     let Some(reading) = reading else {
         return Some(
-            "the journal does not say whether the recovery had a resource modifier: if it had, say no here and give it again with --resource-modifier"
+            "the journal does not say whether the recovery had a resource modifier: if it had, say no here and give it again with \
+             --resource-modifier"
                 .to_owned(),
         );
     };
@@ -235,6 +242,7 @@ impl Proposal<'_> {
         let asked = journal.reading().beginning.asked;
         let go = Go {
             wait: asked.deadline(),
+            hold: asked.hold(),
             until: if asked.step { Until::Phase } else { Until::End },
             reboot: self.options.asked.reboot || asked.reboot,
         };
