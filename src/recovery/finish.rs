@@ -95,7 +95,7 @@ const CLUSTER_VERSION: &str = "config.openshift.io/clusterversions/version";
 /// The upgrades that somebody let pass the gate, by the data that was replaced: nowhere else is it known any more.
 fn let_pass(here: &Doing<'_, '_>, member: &Path) -> Result<Vec<Skipped>> {
     let prefix = modifier::prefix(&here.run.backup)?;
-    let (version, managements) = (format!("{prefix}/{}", CLUSTER_VERSION), format!("{prefix}/k0rdent.mirantis.com/managements/"));
+    let (version, managements) = (format!("{prefix}/{CLUSTER_VERSION}"), format!("{prefix}/k0rdent.mirantis.com/managements/"));
     let mut wanted = |key: &[u8]| key == version.as_bytes() || key.starts_with(managements.as_bytes());
     let mut found = Vec::new();
     let mut look = |_: &[u8], value: &[u8]| {
