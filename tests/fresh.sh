@@ -71,7 +71,7 @@ in_tree() {
 step "the packages that the README names for the build: $packages"
 time in_tree "apt-get update -q && apt-get install -q -y --no-install-recommends $packages" >"$tree.log" || { tail -20 "$tree.log" >&2; exit 1; }
 
-step "cargo build --release (7 minutes of CPU)"
+step "cargo build --release (10 minutes of CPU)"
 # After whatever else there is to do: where tests run beside it, it takes the time in which they wait.
 time in_tree "nice -n 19 cargo build --release --locked"
 
