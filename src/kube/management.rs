@@ -127,6 +127,11 @@ impl ManagementObject {
         (is_current && REFUSALS.contains(&ready.reason.as_str())).then(|| format!("kcm does not take it: {}", ready.message))
     }
 
+    /// True when its status says that it is at this release: kcm says so as soon as it has begun to go there.
+    pub(super) fn is_at(&self, release: &str) -> bool {
+        self.status.release == release
+    }
+
     /// The release that it is asked to be at.
     pub(super) fn asked(&self) -> &str {
         &self.spec.release

@@ -158,9 +158,10 @@ fn management(object: &ManagementObject, release: &str) -> Upgrade {
         return Upgrade::Going(format!("the Management is asked to go to {}", object.asked()));
     }
     match (object.refusal(), object.trouble()) {
-        (Some(why), _) => Upgrade::Refused(why),
-        (None, Some(why)) => Upgrade::Going(why),
-        (None, None) => Upgrade::Done,
+        // One that it has taken before is half-way there.
+        (Some(why), _) if !object.is_at(release) => Upgrade::Refused(why),
+        (_, Some(why)) => Upgrade::Going(why),
+        (_, None) => Upgrade::Done,
     }
 }
 
@@ -175,8 +176,9 @@ fn cluster_version(object: &ClusterVersion, release: &str) -> Upgrade {
     // Why it does not begin, before how far it is: the operator refuses a release that it does not know, or whose signature is not good.
     let is = |kind: &str, status: &str| condition(&object.status.conditions, kind).filter(|found| found.status.as_deref() == Some(status));
     if let Some(refused) = is("Invalid", "True").or_else(|| is("ReleaseAccepted", "False")) {
-        // Until it has seen what it is asked for now, this is about what it was asked for before.
-        return if is_seen { Upgrade::Refused(refused.message.clone()) } else { Upgrade::Going(refused.message.clone()) };
+        // Until it has seen what it is asked for now, this is about what it was asked for before; and one that it has taken before is half-way there.
+        let is_under_way = newest.is_some_and(|update| update.version == release);
+        return if is_seen && !is_under_way { Upgrade::Refused(refused.message.clone()) } else { Upgrade::Going(refused.message.clone()) };
     }
     // An update that fails half-way is tried again, and often gets further.
     Upgrade::Going(is("Failing", "True").map_or_else(
@@ -230,26 +232,35 @@ mod tests {
             Upgrade::Going("the release has no signature".to_owned()),
             "of the release that was asked for before"
         );
+        let mut begun = object::<ClusterVersion>(json!({"status": {"conditions": conditions}}));
+        begun.status.history = vec![Update { state: "Partial".to_owned(), version: "4.17.1".to_owned() }];
+        assert_eq!(
+            cluster_version(&begun, "4.17.1"),
+            Upgrade::Going("the release has no signature".to_owned()),
+            "it has been accepted before"
+        );
         assert_eq!(look(3, &json!([conditions[0], conditions[2]])), Upgrade::Going("it is failing: an operator is degraded".to_owned()));
     }
 
     #[test]
     fn an_upgrade_of_k0rdent_is_refused_going_or_done() {
-        let look = |asked: &str, reason: &str| {
+        let look = |asked: &str, at: &str, reason: &str| {
             let status = if reason == "AllComponentsHealthy" { "True" } else { "False" };
             let ready = json!({"type": "Ready", "status": status, "reason": reason, "message": "says why", "observedGeneration": 2});
             management(
                 &object(json!({
                     "metadata": {"name": "kcm", "generation": 2}, "spec": {"release": asked},
-                    "status": {"release": "kcm-0-3-0", "observedGeneration": 2, "conditions": [ready]},
+                    "status": {"release": at, "observedGeneration": 2, "conditions": [ready]},
                 })),
                 "kcm-0-3-0",
             )
         };
-        assert_eq!(look("kcm-0-3-0", "AllComponentsHealthy"), Upgrade::Done);
-        assert_eq!(look("kcm-0-3-0", "NotAllComponentsHealthy"), Upgrade::Going("it is not Ready: says why".to_owned()));
-        assert_eq!(look("kcm-0-3-0", "HasIncompatibleContracts"), Upgrade::Refused("kcm does not take it: says why".to_owned()));
-        assert!(matches!(look("kcm-0-2-0", "AllComponentsHealthy"), Upgrade::Going(why) if why.contains("asked to go to kcm-0-2-0")));
+        let (to, from) = ("kcm-0-3-0", "kcm-0-2-0");
+        assert_eq!(look(to, to, "AllComponentsHealthy"), Upgrade::Done);
+        assert_eq!(look(to, to, "NotAllComponentsHealthy"), Upgrade::Going("it is not Ready: says why".to_owned()));
+        assert_eq!(look(to, from, "HasIncompatibleContracts"), Upgrade::Refused("kcm does not take it: says why".to_owned()));
+        assert_eq!(look(to, to, "HasIncompatibleContracts"), Upgrade::Going("kcm does not take it: says why".to_owned()), "half-way there");
+        assert!(matches!(look(from, from, "AllComponentsHealthy"), Upgrade::Going(why) if why.contains("asked to go to kcm-0-2-0")));
     }
 
     #[test]

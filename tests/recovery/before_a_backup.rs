@@ -85,3 +85,23 @@ fn a_clock_that_is_not_set_and_no_room_for_another_kernel() -> Result<()> {
     ensure!(report["manifest"]["sequence"] == 2, "the order is the sequence's, not the clock's: {report}");
     Ok(())
 }
+
+#[test]
+fn a_control_plane_between_two_releases() -> Result<()> {
+    let (_temporary, node) = node(Kind::Kubeadm, |_| ())?;
+    let first = taken(&node, &["--name", "first"], &[])?;
+    ensure!(first["manifest"]["cluster"]["progressing"] == false, "{first}");
+    for (component, tag) in [("kube-controller-manager", "v1.30.2"), ("kube-scheduler", "v1.30.1")] {
+        let path = node.at(&format!("/etc/kubernetes/manifests/{component}.yaml"));
+        let image = format!("registry.example.com/release/{component}:");
+        let manifest = std::fs::read_to_string(&path)?.replace(&format!("{image}4.16.4"), &format!("{image}{tag}"));
+        ensure!(manifest.contains(tag), "{manifest}");
+        std::fs::write(&path, manifest)?;
+    }
+    let says = "the static pods are of v1.30.1 and v1.30.2: `kubeadm upgrade` is at work, or stopped half-way";
+    let second = taken(&node, &["--name", "second"], &[])?;
+    ensure!(second["warnings"].to_string().contains(says) && second["manifest"]["cluster"]["progressing"] == true, "{second}");
+    // No upgrade begins from there.
+    run(&node, &["gate", "--wait", "1"])?.expect(69, &["is being upgraded"])?;
+    Ok(())
+}
