@@ -243,7 +243,8 @@ mod tests {
     #[test]
     fn the_first_objects_are_shown_in_whatever_order_they_come() {
         for (bytes, number, shown) in [(10, 500, SHOWN), (SHOWN_BYTES / 3, 10, 2), (SHOWN_BYTES * 2, 5, 1)] {
-            let orders: [Vec<usize>; 3] = [(0..number).collect(), (0..number).rev().collect(), (0..number).map(|i| i * 3 % number).collect()];
+            let orders: [Vec<usize>; 3] =
+                [(0..number).collect(), (0..number).rev().collect(), (0..number).map(|i| i * 3 % number).collect()];
             for order in orders {
                 let mut first = First::default();
                 order.iter().for_each(|number| first.add(object(*number, bytes)));
