@@ -19,7 +19,7 @@ mod stored;
 mod value;
 
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 pub use difference::{Difference, differences};
 pub use file::Rules;
