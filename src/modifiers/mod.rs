@@ -19,7 +19,7 @@ mod stored;
 mod value;
 
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 pub use difference::{Difference, differences};
 pub use file::Rules;
@@ -176,27 +176,26 @@ impl Rules {
 
 /// Patches an object, or leaves it as it is.
 fn patched(object: &mut Value, patches: &Patches) -> Outcome {
-    let Some(fields) = object.as_object() else { return Outcome::Error { why: "it is no object".to_owned() } };
-    // Only the fields that may become others are copied: of most objects that is a small part.
-    let touched = |name: &str, value: &Value| patches.touch(name) || !value::is_as_go_writes(value);
-    let before: Map<String, Value> =
-        fields.iter().filter(|(name, value)| touched(name, value)).map(|(name, value)| (name.clone(), value.clone())).collect();
-    let before = Value::Object(before);
+    let Some(fields) = object.as_object_mut() else { return Outcome::Error { why: "it is no object".to_owned() } };
+    // Only the fields that may become others are taken and copied: of most objects that is a small part.
+    let touched = fields.iter_mut().filter(|(name, value)| patches.touch(name) || !value::is_as_go_writes(value));
+    let before = Value::Object(touched.map(|(name, value)| (name.clone(), value.take())).collect());
     let mut after = before.clone();
-    match patch_with(patches, &mut after).and_then(|()| kept(&before, &after)) {
-        Err(Fault::Test(why)) => return Outcome::TestFailed { why },
-        Err(Fault::Error(why)) => return Outcome::Error { why },
-        Ok(()) => {}
+    let outcome = match patch_with(patches, &mut after).and_then(|()| kept(&before, &after)) {
+        Err(Fault::Test(why)) => Outcome::TestFailed { why },
+        Err(Fault::Error(why)) => Outcome::Error { why },
+        Ok(()) => match differences(&before, &after) {
+            changes if changes.is_empty() => Outcome::Unchanged,
+            changes => Outcome::Changed { changes },
+        },
+    };
+    let becomes = if matches!(outcome, Outcome::Changed { .. }) { after } else { before };
+    if let Value::Object(becomes) = becomes {
+        // What was taken and is not put back has been removed.
+        fields.retain(|name, value| !value.is_null() || becomes.contains_key(name) || !patches.touch(name));
+        fields.extend(becomes);
     }
-    let changes = differences(&before, &after);
-    if changes.is_empty() {
-        return Outcome::Unchanged;
-    }
-    if let (Some(fields), Value::Object(before), Value::Object(after)) = (object.as_object_mut(), before, after) {
-        before.keys().filter(|name| !after.contains_key(*name)).for_each(|name| drop(fields.shift_remove(name)));
-        fields.extend(after);
-    }
-    Outcome::Changed { changes }
+    outcome
 }
 
 fn patch_with(patches: &Patches, object: &mut Value) -> Result<(), Fault> {

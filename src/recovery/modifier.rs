@@ -42,13 +42,13 @@ pub(super) struct Objects {
 }
 
 /// An object that rules are about.
-pub(super) struct Object<'a> {
+pub(super) struct Object {
     /// Its key in etcd.
-    pub key: &'a [u8],
+    pub key: Vec<u8>,
     /// Which it is.
     pub target: Target,
     /// Its value in the snapshot.
-    pub value: &'a [u8],
+    pub value: Vec<u8>,
     /// What the rules do to it, and the object that they make of it.
     pub applied: Applied,
     /// They make another of it.
@@ -57,7 +57,7 @@ pub(super) struct Object<'a> {
     pub generation: Option<i64>,
 }
 
-impl Object<'_> {
+impl Object {
     /// The value that it gets.
     pub(super) fn wanted(&self) -> Result<Vec<u8>> {
         let mut bytes = serde_json::to_vec(&self.applied.object).context("writing a patched object")?;
@@ -81,9 +81,9 @@ pub(super) struct Served {
 }
 
 /// What rules are about.
-enum Found<'a> {
+enum Found {
     /// What is read from the snapshot, and patched in etcd.
-    Read(Object<'a>),
+    Read(Object),
     /// What is read from the API server and patched there.
     Served(Served),
 }
@@ -111,8 +111,8 @@ impl Objects {
     /// # Errors
     /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) for an object that a rule may be about and that cannot be patched,
     /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) for one that is no object; those of reading the snapshot, and of `each`.
-    pub(super) fn run(&self, rules: &Rules, each: &mut dyn FnMut(Object<'_>) -> Result<()>) -> Result<()> {
-        self.walk(Some(rules), &[], &mut |_, _| (), &mut |found| match found {
+    pub(super) fn run(&self, rules: &Rules, each: &mut dyn FnMut(Object) -> Result<()>) -> Result<()> {
+        self.walk(Some(rules), &[], &mut |_, _| (), &|found| found, &mut |found| match found {
             Found::Read(object) => each(object),
             Found::Served(_) => Ok(()),
         })
@@ -124,7 +124,7 @@ impl Objects {
     /// As [`Objects::run`].
     pub(super) fn served(&self, rules: &Rules) -> Result<Vec<Served>> {
         let mut all = Vec::new();
-        self.walk(Some(rules), &[], &mut |_, _| (), &mut |found| {
+        self.walk(Some(rules), &[], &mut |_, _| (), &|found| found, &mut |found| {
             if let Found::Served(object) = found {
                 all.push(object);
                 few_enough(all.len())?;
@@ -134,13 +134,14 @@ impl Objects {
         Ok(all)
     }
 
-    /// Calls `each` with all that a rule is about; and `also` with key and value of each of the `others` that is there, whatever the rules.
-    fn walk(
+    /// Calls `each` with what `kept` keeps of all that a rule is about, which is asked on all processors; and `also` with key and value of each of the `others` that is there, whatever the rules.
+    fn walk<T: Send>(
         &self,
         rules: Option<&Rules>,
         others: &[Vec<u8>],
         also: &mut dyn FnMut(&[u8], &[u8]),
-        each: &mut dyn FnMut(Found<'_>) -> Result<()>,
+        kept: &(dyn Fn(Found) -> T + Sync),
+        each: &mut dyn FnMut(T) -> Result<()>,
     ) -> Result<()> {
         let (mut meant, mut batch) = (rules.map(|rules| Meant { rules, prefix: &self.prefix, kinds: HashMap::new() }), Batch::default());
         let is_other = |key: &[u8]| others.iter().any(|other| other == key);
@@ -151,9 +152,9 @@ impl Objects {
             }
             let Some(rules) = rules else { return Ok(()) };
             batch.add(key, value);
-            if batch.bytes < BATCH { Ok(()) } else { batch.take(&self.prefix, rules, each) }
+            if batch.bytes < BATCH { Ok(()) } else { batch.take(&self.prefix, rules, kept, each) }
         });
-        let result = result.and_then(|()| rules.map_or(Ok(()), |rules| batch.take(&self.prefix, rules, each)));
+        let result = result.and_then(|()| rules.map_or(Ok(()), |rules| batch.take(&self.prefix, rules, kept, each)));
         result.with_context(|| format!("running the rules on backup {}", self.backup))
     }
 
@@ -194,23 +195,31 @@ impl Batch {
     }
 
     /// Looks at them on all processors, and calls `each` in their order.
-    fn take(&mut self, prefix: &str, rules: &Rules, each: &mut dyn FnMut(Found<'_>) -> Result<()>) -> Result<()> {
-        let found = std::mem::take(self).found;
+    fn take<T: Send>(
+        &mut self,
+        prefix: &str,
+        rules: &Rules,
+        kept: &(dyn Fn(Found) -> T + Sync),
+        each: &mut dyn FnMut(T) -> Result<()>,
+    ) -> Result<()> {
+        let mut found = std::mem::take(self).found;
+        // What is kept of an object is small: all else of it goes where it was made, before the next one is made.
+        let look = |share: &mut [(Vec<u8>, Vec<u8>)]| -> Vec<Result<Option<T>>> {
+            let taken = share.iter_mut().map(|(key, value)| (std::mem::take(key), std::mem::take(value)));
+            taken.map(|(key, value)| Ok(object(prefix, key, value, rules)?.map(kept))).collect()
+        };
         let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(THREADS);
-        let mut shares = found.chunks(found.len().div_ceil(threads).max(1));
+        let share = found.len().div_ceil(threads).max(1);
+        let mut shares = found.chunks_mut(share);
         let mine = shares.next().unwrap_or_default();
         let looked = thread::scope(|scope| {
-            let others: Vec<_> = shares.map(|share| scope.spawn(|| look_at(share, prefix, rules))).collect();
-            let mut looked = vec![look_at(mine, prefix, rules)];
+            let others: Vec<_> = shares.map(|share| scope.spawn(|| look(share))).collect();
+            let mut looked = vec![look(mine)];
             looked.extend(others.into_iter().map(|other| other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))));
             looked
         });
         looked.into_iter().flatten().try_for_each(|object| object?.map_or(Ok(()), &mut *each))
     }
-}
-
-fn look_at<'a>(share: &'a [(Vec<u8>, Vec<u8>)], prefix: &str, rules: &Rules) -> Vec<Result<Option<Found<'a>>>> {
-    share.iter().map(|(key, value)| object(prefix, key, value, rules)).collect()
 }
 
 /// Refuses rules that are about more objects than can be patched through the API server while the controllers wait.
@@ -226,21 +235,21 @@ fn few_enough(served: usize) -> Result<()> {
 }
 
 /// The object of a key, when a rule is about it.
-fn object<'a>(prefix: &str, key: &'a [u8], value: &'a [u8], rules: &Rules) -> Result<Option<Found<'a>>> {
-    let Some(read) = Key::parse(prefix, key) else { return Ok(None) };
-    let form = Form::of(value);
+fn object(prefix: &str, key: Vec<u8>, value: Vec<u8>, rules: &Rules) -> Result<Option<Found>> {
+    let Some(read) = Key::parse(prefix, &key) else { return Ok(None) };
+    let form = Form::of(&value);
     let target = match read.target() {
         Some(target) if form == Form::Json => target,
-        _ => match read.built_in(value) {
+        _ => match read.built_in(&value) {
             Some((target, api_version)) => return served(rules, target, api_version, form),
             // Not even what it is can be read.
-            None => return read.meant_unread(rules, value).map_or(Ok(None), |(rule, target)| Err(not_read(rule, rules, &target, form))),
+            None => return read.meant_unread(rules, &value).map_or(Ok(None), |(rule, target)| Err(not_read(rule, rules, &target, form))),
         },
     };
     if rules.about_unread(&target).is_none() {
         return Ok(None);
     }
-    let original: Value = serde_json::from_slice(value).map_err(|error| damaged(format!("{target} is no JSON in etcd: {error}")))?;
+    let original: Value = serde_json::from_slice(&value).map_err(|error| damaged(format!("{target} is no JSON in etcd: {error}")))?;
     let says = |path: &str| original.pointer(path).and_then(Value::as_str);
     if says("/metadata/name") != Some(&target.name) || says("/metadata/namespace") != target.namespace.as_deref() {
         return Err(damaged(format!("{target} has another name in etcd than its key")));
@@ -258,7 +267,7 @@ fn object<'a>(prefix: &str, key: &'a [u8], value: &'a [u8], rules: &Rules) -> Re
         (Some(changes), None) => (true, raise_generation_by(changes)),
         // A rule may take back what another has changed.
         (Some(_), Some(_)) => {
-            let original: Value = serde_json::from_slice(value).context("reading an object again")?;
+            let original: Value = serde_json::from_slice(&value).context("reading an object again")?;
             (applied.object != original, raises_generation(&original, &applied.object))
         }
     };
@@ -267,7 +276,7 @@ fn object<'a>(prefix: &str, key: &'a [u8], value: &'a [u8], rules: &Rules) -> Re
 }
 
 /// An object of a built-in kind, when a rule is about it.
-fn served<'a>(rules: &Rules, target: Target, api_version: &str, form: Form) -> Result<Option<Found<'a>>> {
+fn served(rules: &Rules, target: Target, api_version: &str, form: Form) -> Result<Option<Found>> {
     let about: Vec<usize> = rules.all_about_unread(&target).collect();
     if let Some(rule) = about.iter().find(|rule| rules.looks_inside(**rule)) {
         let (number, group_resource) = (rule + 1, rules.group_resource(*rule));

@@ -73,7 +73,7 @@ fn intent(objects: &Objects, rules: &Rules) -> Result<Intent> {
     objects.run(rules, &mut |object| {
         if object.changed {
             changed += 1;
-            for part in [object.key, object.value, &object.wanted()?] {
+            for part in [&object.key, &object.value, &object.wanted()?] {
                 hash.update(Sha256::digest(part));
             }
         }
@@ -94,22 +94,22 @@ enum Put {
 }
 
 /// Puts one object in its place, if it is still as the backup has it.
-fn put(store: &mut Store, object: &Object<'_>) -> Result<Put> {
+fn put(store: &mut Store, object: &Object) -> Result<Put> {
     if !object.changed {
         return Ok(Put::Nothing);
     }
     let wanted = object.wanted()?;
     let target = &object.target;
-    let Some((there, revision)) = store.get(object.key)? else {
+    let Some((there, revision)) = store.get(&object.key)? else {
         return Err(again(format!("{target} is not in etcd, which was restored from the backup that has it: somebody has removed it")));
     };
     if there == wanted {
         return Ok(Put::Before);
     }
-    if there == object.value && store.replace(object.key, &wanted, revision)? {
+    if there == object.value && store.replace(&object.key, &wanted, revision)? {
         return Ok(Put::Now);
     }
-    let (there, old, new) = (modifier::digest(&there), modifier::digest(object.value), modifier::digest(&wanted));
+    let (there, old, new) = (modifier::digest(&there), modifier::digest(&object.value), modifier::digest(&wanted));
     Err(again(format!(
         "{target} is in etcd neither as the backup has it nor as the rules make it (SHA-256 {there}, not {old} or {new}): something else has written to \
          etcd since it was restored"
@@ -153,10 +153,10 @@ pub(super) fn patched_objects(here: &mut Doing<'_, '_>) -> Result<()> {
 const MOST_WARNINGS: usize = 10;
 
 /// Looks at one object through the API server; what people should know of it.
-fn look(client: &Client, object: &Object<'_>) -> Result<Option<String>> {
+fn look(client: &Client, object: &Object) -> Result<Option<String>> {
     let target = &object.target;
     let wanted = &object.applied.object;
-    let original: Value = serde_json::from_slice(object.value).context("reading what the backup has")?;
+    let original: Value = serde_json::from_slice(&object.value).context("reading what the backup has")?;
     let api_version = wanted.pointer("/apiVersion").and_then(Value::as_str).unwrap_or_default();
     let (resource, _) = target.resource.split_once('.').unwrap_or((&target.resource, ""));
     let place = Place { api_version, resource, namespace: target.namespace.as_deref(), name: &target.name };

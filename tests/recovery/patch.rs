@@ -153,7 +153,7 @@ impl Patched {
             }
         }
         println!("killed {killed:?} times between {from} and {until}");
-        ensure!(killed.iter().all(|killed| *killed > 1), "{killed:?}");
+        ensure!(killed.iter().all(|killed| *killed > 0), "{killed:?}");
         Ok(())
     }
 }

@@ -177,10 +177,10 @@ fn look_at(backup: &Backup, rules: Option<&Rules>, progress: &Progress) -> Resul
         }));
     };
     let mut served = 0;
-    objects.walk(rules, &keys, &mut also, &mut |found| {
+    objects.walk(rules, &keys, &mut also, &reports, &mut |reports| {
         task.alive();
-        served += usize::from(matches!(found, Found::Served(_)));
-        take(&mut counted, found);
+        served += usize::from(reports.iter().any(|(_, report)| matches!(report.outcome, Outcome::ThroughApi { .. })));
+        reports.into_iter().for_each(|(rule, report)| counted[rule].add(report));
         few_enough(served)
     })?;
     if served > 0 {
@@ -193,7 +193,8 @@ fn look_at(backup: &Backup, rules: Option<&Rules>, progress: &Progress) -> Resul
     Ok(Looked { modifier, warnings })
 }
 
-fn take(counted: &mut [Counted], found: Found<'_>) {
+/// What each rule would do to an object.
+fn reports(found: Found) -> Vec<(usize, ObjectReport)> {
     let (target, api_version, generation, outcomes) = match found {
         Found::Read(object) => {
             let api_version = object.applied.object.pointer("/apiVersion").and_then(Value::as_str).unwrap_or_default();
@@ -201,12 +202,11 @@ fn take(counted: &mut [Counted], found: Found<'_>) {
         }
         Found::Served(object) => {
             let outcome = |rule| (rule, Outcome::ThroughApi { race_free: false });
-            (object.target, object.api_version, None, object.rules.into_iter().map(outcome).collect())
+            (object.target, object.api_version, None, object.rules.into_iter().map(outcome).collect::<Vec<_>>())
         }
     };
-    for (place, outcome) in outcomes {
-        counted[place].add(ObjectReport { target: target.clone(), api_version: api_version.clone(), generation, outcome });
-    }
+    let report = |outcome| ObjectReport { target: target.clone(), api_version: api_version.clone(), generation, outcome };
+    outcomes.into_iter().map(|(rule, outcome)| (rule, report(outcome))).collect()
 }
 
 fn reported(backup: &Backup, rules: &Rules, counted: Vec<Counted>) -> Result<ModifierReport> {
@@ -242,8 +242,9 @@ mod tests {
 
     #[test]
     fn the_first_objects_are_shown_in_whatever_order_they_come() {
-        for (bytes, shown) in [(10, SHOWN), (SHOWN_BYTES / 3, 2), (SHOWN_BYTES * 2, 1)] {
-            let orders: [Vec<usize>; 3] = [(0..500).collect(), (0..500).rev().collect(), (0..500).map(|i| i * 7 % 500).collect()];
+        for (bytes, number, shown) in [(10, 500, SHOWN), (SHOWN_BYTES / 3, 10, 2), (SHOWN_BYTES * 2, 5, 1)] {
+            let orders: [Vec<usize>; 3] =
+                [(0..number).collect(), (0..number).rev().collect(), (0..number).map(|i| i * 3 % number).collect()];
             for order in orders {
                 let mut first = First::default();
                 order.iter().for_each(|number| first.add(object(*number, bytes)));
