@@ -30,6 +30,14 @@ fn printed(output: &Output) -> String {
 
 /// One table makes the help, the man pages and this one.
 #[test]
+fn the_readme_has_the_guides_files_word_for_word() {
+    let readme = include_str!("../README.md");
+    assert!(readme.contains(include_str!("fixtures/k0rdent/management-backup.yaml")));
+    let rollback = include_str!("fixtures/k0rdent/rollback.yaml");
+    assert!(readme.contains(&rollback.replace("example-backup-kcm-0-2-0", "late")), "but for the backup's name");
+}
+
+#[test]
 fn the_readme_lists_every_exit_code() {
     let readme = include_str!("../README.md");
     for (code, meaning) in recovery::error::EXIT_CODES {

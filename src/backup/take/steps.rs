@@ -104,6 +104,7 @@ pub fn take(session: &Locked<'_>, options: &TakeOptions) -> Result<Taken> {
         progress,
         survey: &survey,
         facts: &facts,
+        began,
         etcd: None,
         undone_at: 0,
         sealed: false,
@@ -195,9 +196,11 @@ struct Run<'a> {
     progress: &'a Progress,
     survey: &'a Survey,
     facts: &'a Facts,
+    /// When this process began.
+    began: Instant,
     /// What was saved of etcd.
     etcd: Option<Etcd>,
-    /// What the save of etcd reported.
+    /// The last line of the journal when this process opened it.
     undone_at: u64,
     /// True when manifest and sums are on disk.
     sealed: bool,
@@ -327,10 +330,10 @@ impl Run<'_> {
         Ok(Finished { bytes, stored: bytes, sha256: HEXLOWER.encode(&Sha256::digest(&log)) })
     }
 
-    /// How long it took so far. (Between two processes that take a backup, any time may pass.)
+    /// How long it took so far, where this process does all of it: between two that take a backup, any time may pass.
     fn seconds(&self, journal: &Journal) -> Option<u64> {
         let has_gone_on = self.undone_at > journal.reading().records[0].sequence;
-        (!has_gone_on).then(|| self.node.clock().since_boot().as_secs().saturating_sub(journal.reading().beginning.begun))
+        (!has_gone_on).then(|| self.began.elapsed().as_secs())
     }
 
     fn manifest(&self, journal: &Journal, files: &BTreeMap<String, Finished>) -> Result<Manifest> {
