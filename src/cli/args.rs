@@ -1,5 +1,7 @@
 //! What can be said on the command line: these definitions make the parser, the man pages and the shell completions.
 
+pub mod partition;
+
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -9,6 +11,7 @@ use crate::backup::take::KEEP;
 use crate::error::{EXIT_CODES, usage};
 use crate::etcd::{DEFAULT_NAME, DEFAULT_PEER_URL, DEFAULT_TOKEN};
 use crate::recovery::EtcdRestore;
+use partition::PartitionArgs;
 
 /// Backup and recovery of a single-node OpenShift machine.
 ///
@@ -120,6 +123,8 @@ pub enum Verb {
     Export(ExportArgs),
     /// Take backups on time: the schedules of this node
     Schedule(ScheduleArgs),
+    /// Give the recovery directory a partition of its own
+    Partition(PartitionArgs),
     /// Save, look at and restore etcd snapshots
     Etcd(EtcdArgs),
     /// Pack, compare and restore archives of a directory
@@ -692,7 +697,10 @@ impl Verb {
     /// True for those that a container carries out on its host: all but the plumbing, whose files are the container's own.
     #[must_use]
     pub fn is_about_the_node(&self) -> bool {
-        !matches!(self, Self::Etcd(_) | Self::Archive(_) | Self::Generate(_))
+        match self {
+            Self::Partition(args) => !args.verb.is_a_document(),
+            _ => !matches!(self, Self::Etcd(_) | Self::Archive(_) | Self::Generate(_)),
+        }
     }
 
     /// True for those that stop the node's containers, one of which must not be the one that does it.
@@ -708,6 +716,7 @@ impl Verb {
         match self {
             Self::Etcd(args) => matches!(args.verb, EtcdVerb::Save(EtcdSaveArgs { endpoint: None, .. })),
             Self::Archive(args) => matches!(args.verb, ArchiveVerb::Restore { .. }),
+            Self::Partition(args) => !args.verb.is_a_document(),
             Self::Generate(_) => false,
             _ => true,
         }
