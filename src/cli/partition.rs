@@ -6,13 +6,16 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::args::partition::{DiskArgs, IgnitionArgs, MachineconfigArgs, PartitionVerb};
+use super::args::partition::{CreateArgs, DiskArgs, IgnitionArgs, MachineconfigArgs, PartitionVerb};
 use super::context::Context;
 use crate::error::{misfit, usage};
+use crate::node::clock::interrupted;
 use crate::node::{block, durable};
-use crate::partition::{Wanted, ignition, machineconfig, siteconfig};
-use crate::report::paths;
+use crate::partition::create::{Plan, Proposal, propose};
+use crate::partition::status::{self, Cost, Status};
+use crate::partition::{Wanted, create as making, ignition, machineconfig, named, siteconfig};
 use crate::report::words::line;
+use crate::report::{mib, paths};
 
 /// The most bytes of a file that is edited.
 const MOST: u64 = 16 << 20;
@@ -21,6 +24,8 @@ pub(super) fn run(context: &Context, verb: &PartitionVerb) -> Result<ExitCode> {
     match verb {
         PartitionVerb::Ignition(args) => ignition(context, args),
         PartitionVerb::Machineconfig(args) => machine_config(context, args),
+        PartitionVerb::Create(args) => create(context, args),
+        PartitionVerb::Status => context.print(&status::status(&context.session()?)?, describe),
     }?;
     Ok(ExitCode::SUCCESS)
 }
@@ -78,11 +83,11 @@ fn ignition(context: &Context, args: &IgnitionArgs) -> Result<()> {
     }
     let report = Override { value, written: Some(text.is_some()), node: Some(node), note };
     context.print(&report, |report| {
-        let (node, file) = (line(report.node.as_deref().unwrap_or_default()).into_owned(), paths::shown(file));
+        let (name, file) = (line(report.node.as_deref().unwrap_or_default()).into_owned(), paths::shown(file));
         if text.is_some() {
-            format!("the entry of {node} in {file} has the recovery partition now\n")
+            format!("the entry of {name} in {file} has the recovery partition now\n")
         } else {
-            format!("the entry of {node} in {file} has this recovery partition: nothing to do\n")
+            format!("the entry of {name} in {file} has this recovery partition: nothing to do\n")
         }
     })
 }
@@ -94,4 +99,71 @@ fn machine_config(context: &Context, args: &MachineconfigArgs) -> Result<()> {
     let manifest = machineconfig::manifest(&wanted, &args.role, note.as_deref())?;
     let report: serde_json::Value = crate::node::yaml::first(&manifest)?;
     context.print(&report, |_| manifest.clone())
+}
+
+fn create(context: &Context, args: &CreateArgs) -> Result<()> {
+    let device = named(&args.disk.device, args.disk.force)?;
+    let session = context.prepared_session()?;
+    // Before the question: what is shown must still be so after the answer.
+    let locked = session.lock("partition create")?;
+    let (plan, begun) = match propose(&locked, &device, args.size_mib)? {
+        Proposal::Nothing => {
+            return context.print(&serde_json::json!({ "already": true }), |_| {
+                format!("{} lies on a partition of that disk already: nothing to do\n", context.dir.shown().display())
+            });
+        }
+        Proposal::Do(plan, begun) => (*plan, begun),
+    };
+    context.confirm(&consent(context, &plan))?;
+    let made = making::create(&locked, plan, begun.as_ref(), &interrupted)?;
+    context.print(&made, |made| format!("{} lies on {} now\n", context.dir.shown().display(), line(&made.partition)))
+}
+
+fn consent(context: &Context, plan: &Plan) -> Vec<String> {
+    let dir = context.dir.shown().display();
+    let mut text = vec![format!("the disk {} ({}) now:", plan.device, plan.disk)];
+    text.extend(plan.before.lines().map(str::to_owned));
+    if plan.continues {
+        text.push("An interrupted run is gone on with.".to_owned());
+    } else {
+        text.push("and then:".to_owned());
+        text.extend(plan.after.lines().map(str::to_owned));
+    }
+    if plan.root_disk {
+        text.push(
+            "This node runs from that disk: a failure of the disk takes the backups with it, one of the root file system does not."
+                .to_owned(),
+        );
+    }
+    text.push(format!(
+        "The new partition gets an XFS file system; what {dir} holds is moved onto it, and it is mounted there, now and at every boot."
+    ));
+    text
+}
+
+fn describe(status: &Status) -> String {
+    let joined = |disks: &[String]| if disks.is_empty() { "a disk that the kernel does not name".to_owned() } else { disks.join(", ") };
+    let own = if status.own_file_system { "a file system of its own" } else { "no file system of its own" };
+    let mut text =
+        format!("{} lies on {own}, on {}: {} free of {}\n", status.dir, joined(&status.disks), mib(status.free), mib(status.size));
+    text += match status.cost {
+        Cost::Nothing => "a failure of the root disk would cost no backup\n",
+        Cost::WithTheDisk => "a failure of the root file system would cost no backup; one of the root disk would cost all of them\n",
+        Cost::Everything => {
+            "a failure of the root file system or of its disk would cost all backups: `recovery partition create` gives them a partition\n"
+        }
+    };
+    if let (Some(unit), Some(what)) = (&status.unit, &status.what) {
+        text += &format!("mounted at a boot: {} ({})\n", line(what), line(unit));
+    }
+    if let Some(problem) = &status.problem {
+        text += &format!("wrong: {}\n", line(problem));
+    }
+    if status.below > 0 {
+        text += &format!("below the mount, out of sight: {}\n", mib(status.below));
+    }
+    for next in status.next.iter().chain(&status.open) {
+        text += &format!("next: {}\n", line(&next.to_string()));
+    }
+    text
 }

@@ -20,6 +20,8 @@ pub struct Disk {
     pub name: String,
     /// Bytes.
     pub size: u64,
+    /// Bytes of a sector, as the partition table counts them.
+    pub sector: u64,
     /// Nothing can be written to it.
     pub read_only: bool,
     /// What is built on the disk itself: RAID, LVM, multipath.
@@ -118,6 +120,7 @@ impl Disk {
         partitions.sort_by_key(|partition| partition.number);
         Ok(Self {
             size: number(node, &sys(name).join("size"))?.saturating_mul(SECTOR),
+            sector: number(node, &sys(name).join("queue/logical_block_size"))?.max(SECTOR),
             read_only: number(node, &sys(name).join("ro"))? != 0,
             holders: entries(node, &sys(name).join("holders")),
             name: name.to_owned(),
@@ -163,6 +166,8 @@ mod tests {
         }
         write(disk.join("size"), "20480\n").unwrap();
         write(disk.join("ro"), "0\n").unwrap();
+        create_dir_all(disk.join("queue")).unwrap();
+        write(disk.join("queue/logical_block_size"), "4096\n").unwrap();
         symlink("../../devices/pci/block/vda", root.join("sys/class/block/vda")).unwrap();
         create_dir_all(disk.join("vda2/holders/dm-0")).unwrap();
         Node::at(root, None)
@@ -173,7 +178,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let node = node(root.path());
         let disk = Disk::of(&node, "vda").unwrap();
-        assert_eq!((disk.size, disk.read_only, disk.holders.len()), (20480 * SECTOR, false, 0));
+        assert_eq!((disk.size, disk.sector, disk.read_only, disk.holders.len()), (20480 * SECTOR, 4096, false, 0));
         let seen: Vec<_> = disk.partitions.iter().map(|part| (part.name.as_str(), part.number, part.start, part.size)).collect();
         assert_eq!(seen, [("vda1", 1, 2048 * SECTOR, 4096 * SECTOR), ("vda2", 2, 6144 * SECTOR, 8192 * SECTOR)]);
         assert_eq!(holders(&node, "vda2"), ["dm-0"]);

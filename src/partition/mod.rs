@@ -28,9 +28,15 @@
 //! reads a configuration with the code that is called there), the unit by `systemd-analyze verify`; disks are loop devices with real `sfdisk`, `partx`
 //! and `mkfs.xfs`, and every step is stopped before and after it acts, and by a kill at any moment.
 
+pub mod contents;
+pub mod create;
 pub mod ignition;
+pub mod look;
 pub mod machineconfig;
+pub mod procedure;
 pub mod siteconfig;
+pub mod status;
+pub mod table;
 
 use std::path::{Component, Path, PathBuf};
 

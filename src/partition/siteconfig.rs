@@ -52,7 +52,13 @@ struct Cluster {
 #[serde(rename_all = "camelCase")]
 struct NodeEntry {
     host_name: Option<Spanned<String>>,
+    #[serde(default, deserialize_with = "present")]
     ignition_config_override: Option<Spanned<Option<String>>>,
+}
+
+/// What is there although it is null has a place too.
+fn present<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Spanned<Option<String>>>, D::Error> {
+    Spanned::deserialize(value).map(Some)
 }
 
 /// Puts the partition into the entry of `node` (the only one unless given) of the file whose text is `text`.

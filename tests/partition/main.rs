@@ -2,7 +2,10 @@
 //! disks, with the real tools.
 #![allow(clippy::unwrap_used, reason = "a test that meets an error fails with it, helpers included")]
 
+mod create;
 mod documents;
+mod machine;
+mod refusals;
 
 use std::process::{Command, Output, Stdio};
 
@@ -18,4 +21,10 @@ fn said(output: &Output) -> String {
 
 fn printed(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+#[ignore = "no test: another starts it in a process of its own, to have the power fail in it"]
+fn until_the_power_fails() {
+    create::until_the_power_fails();
 }

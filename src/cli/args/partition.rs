@@ -19,6 +19,10 @@ pub enum PartitionVerb {
     Ignition(IgnitionArgs),
     /// Print the `MachineConfig` of a node that is to be installed with the partition: an extra manifest
     Machineconfig(MachineconfigArgs),
+    /// Make the partition on this node, on a spare disk or behind the last partition of one in use, and move the recovery directory onto it
+    Create(CreateArgs),
+    /// Show where the recovery directory lies, how full that is, and what a failure of the root disk would cost
+    Status,
 }
 
 impl PartitionVerb {
@@ -38,6 +42,17 @@ pub struct DiskArgs {
     /// Take a name that may be another disk's after the next boot, such as /dev/sda
     #[arg(long)]
     pub force: bool,
+}
+
+/// `partition create`
+#[derive(Debug, Clone, Args)]
+pub struct CreateArgs {
+    /// The disk.
+    #[command(flatten)]
+    pub disk: DiskArgs,
+    /// Its size [default: all the room behind the last partition]
+    #[arg(long, value_name = "N")]
+    pub size_mib: Option<u64>,
 }
 
 /// `partition ignition`
