@@ -19,9 +19,9 @@ use crate::error::{AndNext, misfit, run, unanswered};
 use crate::formats::partition::BeginningV1;
 use crate::node::block::{Disk, Partition};
 use crate::node::recovery_mount::{self, BY_PARTLABEL, configured, device_of, is_mounted, unit_name};
-use crate::node::{Node, dir::RecoveryDir, durable};
+use crate::node::{Node, dir::RecoveryDir, durable, mounts};
 use crate::session::{Locked, Session};
-use crate::tools::{disk, sfdisk, systemctl};
+use crate::tools::{disk, ostree, sfdisk, systemctl};
 
 /// How long the device of a new partition may take to appear.
 const APPEARS: Duration = Duration::from_secs(30);
@@ -81,7 +81,8 @@ pub fn propose(session: &Session<'_>, device: &str, size_mib: Option<u64>) -> Re
             return Err(misfit(format!("a partition on {} was begun and is not finished", begun.device))
                 .and_next(run(format!("recovery partition create --device {}", begun.device), "goes on with it")));
         }
-        let found = same_disk(node, begun)?;
+        let written = reading.last_of(&Event::StepDone(Phase::Create, TABLE.to_owned())).is_some();
+        let found = same_disk(node, begun, written)?;
         let room = Room { start: begun.start, size: begun.size };
         let new = (!has(&found, &begun.partition)).then_some(room);
         return Ok(Proposal::Do(Box::new(planned(&found, begun, new, true)), None));
@@ -121,14 +122,14 @@ fn has(found: &Found, partition: &str) -> bool {
     found.table.iter().flat_map(|table| &table.partitions).any(|part| part.id.eq_ignore_ascii_case(partition))
 }
 
-/// The disk that a run was begun on: by its name, its size and its table.
-fn same_disk(node: &Node, begun: &BeginningV1) -> Result<Found> {
+/// The disk that a run was begun on: by its name, its size and its table, which is there once it is `written`.
+fn same_disk(node: &Node, begun: &BeginningV1, written: bool) -> Result<Found> {
     let found = find(node, &begun.device)?;
     let table = found.table.as_ref().map(|table| table.id.as_str());
     let is_same = found.disk.size == begun.disk_size
         && match table {
             Some(id) => id.eq_ignore_ascii_case(&begun.table),
-            None => begun.new_table,
+            None => begun.new_table && !written,
         };
     if is_same {
         return Ok(found);
@@ -156,7 +157,8 @@ pub fn create(locked: &Locked<'_>, plan_of: Plan, begun: Option<&BeginningV1>, s
         }
         None => Journal::open(&path, &boot)?.context("the journal is gone")?,
     };
-    let mut work = Creation { session: locked, begun: journal.reading().beginning.clone(), stop };
+    let written = journal.reading().last_of(&Event::StepDone(Phase::Create, TABLE.to_owned())).is_some();
+    let mut work = Creation { session: locked, begun: journal.reading().beginning.clone(), written, stop };
     drive(&mut journal, &mut work, Until::End).map_err(|error| with_next(journal.reading(), &error))?;
     let partition = work.partition()?.name;
     drop(journal);
@@ -167,6 +169,8 @@ pub fn create(locked: &Locked<'_>, plan_of: Plan, begun: Option<&BeginningV1>, s
 struct Creation<'a> {
     session: &'a Session<'a>,
     begun: BeginningV1,
+    /// The table has the partition.
+    written: bool,
     stop: &'a dyn Fn() -> Result<()>,
 }
 
@@ -175,7 +179,11 @@ impl Work for Creation<'_> {
 
     fn perform(&mut self, journal: &mut Journal, _: Phase, step: &str) -> Result<Value> {
         match step {
-            TABLE => self.table(),
+            TABLE => {
+                let done = self.table()?;
+                self.written = true;
+                Ok(done)
+            }
             KERNEL => self.kernel(),
             FILE_SYSTEM => self.file_system(),
             MOVE => self.move_contents(),
@@ -203,7 +211,7 @@ impl Creation<'_> {
     }
 
     fn disk(&self) -> Result<(Found, PathBuf)> {
-        let found = same_disk(self.node(), &self.begun)?;
+        let found = same_disk(self.node(), &self.begun, self.written)?;
         let place = place_of(self.node(), &found.disk.name);
         Ok((found, place))
     }
@@ -313,6 +321,23 @@ impl Creation<'_> {
             dir.shown().display()
         );
         recovery_mount::check(node, dir)?;
+        if let Err(error) = self.other_deployments() {
+            // A recovery puts it there, too; only who rolls back by hand has to mount it by hand.
+            self.session.progress.say(&format!("the other deployments of this node do not mount the partition: {error:#}"));
+        }
         Ok(Value::Null)
+    }
+
+    /// Each deployment has an `/etc` of its own: whatever is booted, the partition is mounted. A staged one takes it over at the shutdown.
+    fn other_deployments(&self) -> Result<()> {
+        let (node, dir) = (self.node(), self.session.dir);
+        if !ostree::is_ostree(node) {
+            return Ok(());
+        }
+        for other in ostree::deployments(node)?.iter().filter(|other| !other.booted && !other.staged) {
+            let etc = node.real_path(ostree::etc_of(other));
+            mounts::writable(node, ostree::SYSROOT, || recovery_mount::install(node, dir, &etc).map(drop))?;
+        }
+        Ok(())
     }
 }

@@ -101,8 +101,7 @@ fn the_machine_config_means_what_the_guides_means() {
 
 /// What Ignition's own readers, of all versions that can meet it, say.
 fn validated(config: &Value) -> Result<(), String> {
-    let build = in_checkout("tests/ignition/build.sh");
-    let built = Command::new("timeout").arg("900").arg(&build).output().unwrap();
+    let built = Command::new("timeout").arg("900").arg(in_checkout("tests/ignition/build.sh")).output().unwrap();
     assert!(built.status.success(), "{}", said(&built));
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.ign");

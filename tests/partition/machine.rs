@@ -14,7 +14,7 @@ const LIMIT: &str = "180";
 /// The first disk's stable name.
 pub(crate) const DISK: &str = "/dev/disk/by-id/disk-0";
 /// The files of the recovery directory that have to come along, with a name and an attribute that are not plain.
-const CONTENTS: &str = r#"set -e
+const CONTENTS: &str = r"set -e
 mkdir -p backups/b1 history
 head -c 3000000 /dev/urandom > backups/b1/etc.tar.zst
 echo '{}' > backups/b1/manifest.json
@@ -25,7 +25,7 @@ setfacl -m u:65534:r backups/b1/manifest.json
 ln -s backups/b1 latest
 truncate -s 2M backups/b1/sparse
 touch -d '2020-01-02 03:04:05.678901234' backups/b1/manifest.json backups
-chmod 700 . backups history"#;
+chmod 700 . backups history";
 
 pub(crate) struct Machine {
     dir: tempfile::TempDir,
@@ -34,9 +34,9 @@ pub(crate) struct Machine {
     disks: Vec<String>,
 }
 
-fn checked(output: Output) -> String {
+fn checked(output: &Output) -> String {
     assert!(output.status.success(), "{output:?}");
-    printed(&output)
+    printed(output)
 }
 
 impl Machine {
@@ -66,7 +66,7 @@ impl Machine {
             let image = machine.at(&format!("disk-{number}.img"));
             std::fs::File::create(&image).unwrap().set_len(size << 20).unwrap();
             // For the kernel, partitions are there on request alone.
-            let device = checked(Command::new("losetup").args(["--find", "--show", "--partscan"]).arg(&image).output().unwrap());
+            let device = checked(&Command::new("losetup").args(["--find", "--show", "--partscan"]).arg(&image).output().unwrap());
             machine.disks.push(device.trim().trim_start_matches("/dev/").to_owned());
             machine.run(&format!("ln -s ../../{} root/dev/disk/by-id/disk-{number}", machine.disks[number]));
         }
@@ -100,7 +100,7 @@ impl Machine {
 
     /// A script that has to succeed.
     pub(crate) fn run(&self, script: &str) -> String {
-        checked(self.exec(&["bash", "-c", script]))
+        checked(&self.exec(&["bash", "-c", script]))
     }
 
     /// The agent.
@@ -152,7 +152,7 @@ impl Machine {
     pub(crate) fn contents(&self) -> String {
         self.run(
             "cd root/var/recovery && find . -mindepth 1 ! -name lock ! -path ./backups/b1/sparse -printf '%P %y %m %U:%G %T@ %l\n' | sort && \
-             find . -type f ! -name lock -print0 | sort -z | xargs -0 sha256sum && getfattr -d -R . 2>/dev/null | sort && getfacl -R -p -n . | sort",
+             find . -type f ! -name lock -print0 | sort -z | xargs -0 sha256sum && getfattr -d -R . 2>/dev/null | sort && find . ! -name lock -print0 | sort -z | xargs -0 getfacl -p -n | sha256sum",
         )
     }
 

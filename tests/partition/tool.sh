@@ -22,7 +22,7 @@ udev() {
   for disk in $(cat "$base/disks"); do
     for partition in /sys/class/block/"$disk"/"$disk"p*; do
       [ -e "$partition/partition" ] || continue
-      value=$(partx --show --nr "$(cat "$partition/partition")" -o NAME --raw --noheadings "/dev/$disk" 2>/dev/null)
+      value=$(partx --raw --noheadings --nr "$(cat "$partition/partition")" -o NAME "/dev/$disk")
       by=by-partlabel
       for value in "$value" "$(blkid -p -s LABEL -o value "/dev/${partition##*/}")"; do
         mkdir -p "$root/dev/disk/$by"
