@@ -12,8 +12,8 @@ use anyhow::Result;
 pub const ALIGNMENT: u64 = 1 << 20;
 /// What GPT takes at the end of a disk, at most: 128 entries and a header in sectors of 4096 bytes, rounded up.
 const TAIL: u64 = 1 << 20;
-/// How many characters a picture is wide.
-const WIDTH: usize = 76;
+/// How many characters the parts of a picture have together; the lines between them come on top.
+const WIDTH: usize = 70;
 
 /// Where a partition is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
