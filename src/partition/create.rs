@@ -15,7 +15,7 @@ use super::{LABEL, contents};
 use crate::engine::driver::{Until, Work, drive, with_next};
 use crate::engine::journal::New;
 use crate::engine::machine::Event;
-use crate::error::{AndNext, misfit, run, unanswered};
+use crate::error::{AndNext, Next, by_hand, misfit, unanswered};
 use crate::formats::partition::BeginningV1;
 use crate::node::block::{Disk, Partition};
 use crate::node::recovery_mount::{self, BY_PARTLABEL, configured, device_of, is_mounted, unit_name};
@@ -78,11 +78,10 @@ pub fn propose(session: &Session<'_>, device: &str, size_mib: Option<u64>) -> Re
     if let Some(reading) = super::procedure::Reading::of(&journal_of(node))? {
         let begun = &reading.beginning;
         if begun.device != device {
-            return Err(misfit(format!("a partition on {} was begun and is not finished", begun.device))
-                .and_next(run(format!("recovery partition create --device {}", begun.device), "goes on with it")));
+            return Err(misfit(format!("a partition on {} was begun and is not finished", begun.device)).and_next(ways_on(begun)));
         }
         let written = reading.last_of(&Event::StepDone(Phase::Create, TABLE.to_owned())).is_some();
-        let found = same_disk(node, begun, written)?;
+        let found = same_disk(node, begun, written).map_err(|error| error.and_next(ways_on(begun)))?;
         let room = Room { start: begun.start, size: begun.size };
         let new = (!has(&found, &begun.partition)).then_some(room);
         return Ok(Proposal::Do(Box::new(planned(&found, begun, new, true)), None));
@@ -103,6 +102,15 @@ pub fn propose(session: &Session<'_>, device: &str, size_mib: Option<u64>) -> Re
         file_system: id(),
     };
     Ok(Proposal::Do(Box::new(planned(&found, &begun, Some(room), false)), Some(begun)))
+}
+
+/// What to do about a run that was begun and cannot be gone on with here and now.
+fn ways_on(begun: &BeginningV1) -> Next {
+    by_hand(format!(
+        "`recovery partition create --device {}` goes on with it; where that disk is lost, `rm {FOLDER}/progress` has it forgotten (`recovery partition \
+         status` says whether anything is on it already)",
+        begun.device
+    ))
 }
 
 fn planned(found: &Found, begun: &BeginningV1, new: Option<Room>, continues: bool) -> Plan {

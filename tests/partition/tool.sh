@@ -6,6 +6,7 @@ name=${0##*/}
 base=$(cd "$(dirname "$0")/.." && pwd)
 root=$base/root
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
+mapfile -t disks <"$base/disks"
 
 die() {
   local fault=$base/$1-$name
@@ -19,15 +20,15 @@ die() {
 udev() {
   local disk partition by value
   rm -rf "$root"/dev/disk/by-partlabel "$root"/dev/disk/by-label
-  for disk in $(cat "$base/disks"); do
+  for disk in "${disks[@]}"; do
     for partition in /sys/class/block/"$disk"/"$disk"p*; do
       [ -e "$partition/partition" ] || continue
       value=$(partx --raw --noheadings --nr "$(cat "$partition/partition")" -o NAME "/dev/$disk")
-      by=by-partlabel
+      by="by-partlabel"
       for value in "$value" "$(blkid -p -s LABEL -o value "/dev/${partition##*/}")"; do
         mkdir -p "$root/dev/disk/$by"
         [ -z "$value" ] || ln -sf "../../${partition##*/}" "$root/dev/disk/$by/$value"
-        by=by-label
+        by="by-label"
       done
     done
   done
@@ -47,7 +48,7 @@ case "$name" in
   blkid)
     # Not the disks of whoever else is on this machine.
     if [[ " $* " == *" -t "* ]]; then
-      mapfile -t devices < <(for disk in $(cat "$base/disks"); do ls /dev/"$disk" /dev/"$disk"p* 2>/dev/null; done)
+      mapfile -t devices < <(for disk in "${disks[@]}"; do ls /dev/"$disk" /dev/"$disk"p* 2>/dev/null; done)
       blkid "$@" "${devices[@]}" || status=$?
     else
       blkid "$@" || status=$?
