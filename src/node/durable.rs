@@ -36,7 +36,7 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 /// Writes `bytes` to a file that is there, in one step; it keeps its mode and its owner.
 ///
 /// # Errors
-/// As [`write`]; when it is not there.
+/// As [`write()`]; when it is not there.
 pub fn rewrite(path: &Path, bytes: &[u8]) -> Result<()> {
     let meta = path.metadata().with_context(|| format!("looking at {}", path.display()))?;
     let temporary = beside(path)?;

@@ -261,21 +261,26 @@ impl Creation<'_> {
     fn kernel(&self) -> Result<Value> {
         let (found, place) = self.disk()?;
         let entry = self.entry(&found).context("the partition is not in the table")?;
-        if self.known(&found.disk).is_none() {
-            if let Some(other) = found.disk.partitions.iter().find(|part| part.number == entry.number) {
-                bail!("the kernel has another partition as number {}, {}: reboot, so that it reads the table", entry.number, other.name);
-            }
-            sfdisk::tell_kernel(self.node(), &place, entry.number)?;
+        if let Some(other) = found.disk.partitions.iter().find(|part| part.number == entry.number)
+            && (other.start, other.size) != (entry.start, entry.size)
+        {
+            bail!("the kernel has another partition as number {}, {}: reboot, so that it reads the table", entry.number, other.name);
         }
-        let deadline = self.node().clock().deadline(APPEARS);
+        let (deadline, mut told) = (self.node().clock().deadline(APPEARS), None);
         loop {
-            if let Some(part) = self.known(&Disk::of(self.node(), &found.disk.name)?)
-                && place_of(self.node(), &part.name).exists()
-            {
-                return Ok(json!({ "device": part.name }));
+            let part = self.known(&Disk::of(self.node(), &found.disk.name)?);
+            match part {
+                Some(part) if place_of(self.node(), &part.name).exists() => {
+                    disk::settle(self.node())?;
+                    return Ok(json!({ "device": part.name }));
+                }
+                // udev may have the kernel read the whole table at the same moment: whether that is so shows in a moment.
+                None if told.is_none() => told = Some(sfdisk::tell_kernel(self.node(), &place, entry.number)),
+                _ => {}
             }
             if deadline.passed() {
-                return Err(unanswered(format!("the device of the new partition did not appear in {} s", APPEARS.as_secs())));
+                let late = format!("the device of the new partition did not appear in {} s", APPEARS.as_secs());
+                return Err(told.and_then(Result::err).map_or_else(|| unanswered(&late), |error| error.context(late.clone())));
             }
             self.node().clock().sleep(Duration::from_millis(100))?;
         }

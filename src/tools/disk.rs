@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::error::misfit;
+use crate::error::{FailureKind, kind, misfit};
 use crate::node::Node;
 
 /// The time limit of a look: a disk that has to spin up takes seconds.
@@ -32,7 +32,7 @@ pub struct Signature {
 /// What is on the device at `device`, or in the part of it that begins at `from` and has a length, bytes. Nothing is believed that was found out earlier.
 ///
 /// # Errors
-/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there are signatures of several things; when it cannot be looked at.
+/// [`FailureKind::Misfit`] when there are signatures of several things; when it cannot be looked at.
 pub fn signature(node: &Node, device: &Path, part: Option<(u64, u64)>) -> Result<Signature> {
     let command = node.command("blkid")?.args(["-p", "-o", "export"]);
     let command = match part {
@@ -72,6 +72,20 @@ pub fn labelled(node: &Node, label: &str) -> Result<Vec<PathBuf>> {
     all.sort();
     all.dedup();
     Ok(all)
+}
+
+/// Waits until udev has done what it has to do, where there is one: it opens devices that have changed, and may have the kernel read a table again.
+///
+/// # Errors
+/// When the agent is interrupted. That udev takes long is none: whatever needs it waits for what it makes.
+pub fn settle(node: &Node) -> Result<()> {
+    if !node.has_program("udevadm") {
+        return Ok(());
+    }
+    match node.command("udevadm")?.args(["settle", "--timeout=30"]).output() {
+        Err(error) if kind(&error) == FailureKind::Interrupted => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Makes an XFS file system on the device at `device`, over whatever is there.
