@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::look::{Decision, Found, find, look, place_of};
+use super::look::{Decision, Found, at_rest, find, look, place_of};
 use super::procedure::{FILE_SYSTEM, FOLDER, Journal, KERNEL, MOUNT, MOVE, Making, OLD, Phase, TABLE, journal_of, plan};
 use super::table::{Room, picture};
 use super::{LABEL, contents};
@@ -77,6 +77,8 @@ pub fn propose(session: &Session<'_>, device: &str, size_mib: Option<u64>) -> Re
     let node = session.node;
     if let Some(reading) = super::procedure::Reading::of(&journal_of(node))? {
         let begun = &reading.beginning;
+        // One may have begun since: its journal must not be moved under it.
+        at_rest(node, session.dir)?;
         if begun.device != device {
             return Err(misfit(format!("a partition on {} was begun and is not finished", begun.device)).and_next(ways_on(begun)));
         }

@@ -125,7 +125,7 @@ fn already(node: &Node, dir: &RecoveryDir, device: &str, found: Option<&Found>) 
 }
 
 /// Nothing may be at work in the recovery directory, nor may another file system be mounted in it.
-fn at_rest(node: &Node, dir: &RecoveryDir) -> Result<()> {
+pub(super) fn at_rest(node: &Node, dir: &RecoveryDir) -> Result<()> {
     if dir.in_recovery() {
         return Err(busy("a recovery is in progress").and_next(by_hand("run this again when it is over: `recovery status`")));
     }

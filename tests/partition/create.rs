@@ -161,6 +161,11 @@ fn an_open_one_is_gone_on_with_on_its_own_disk_alone() {
     let other = machine.agent(&["partition", "create", "--device", "/dev/disk/by-id/disk-1", "--yes"]);
     assert_eq!(other.status.code(), Some(78), "{}", said(&other));
     assert!(said(&other).contains(&format!("partition create --device {DISK}")), "{}", said(&other));
+    // A recovery that was begun meanwhile is over first.
+    machine.run("echo '{}' > root/var/recovery/progress");
+    let busy = machine.create();
+    assert_eq!(busy.status.code(), Some(75), "{}", said(&busy));
+    machine.run("rm root/var/recovery/progress");
     // Another disk in its place.
     machine.run("ln -sfn ../../$(basename $(readlink root/dev/disk/by-id/disk-1)) root/dev/disk/by-id/disk-0");
     let swapped = machine.create();

@@ -133,3 +133,27 @@ fn the_other_kinds_of_file_are_edited_too() {
         assert_eq!(new.contains('\r'), text.contains('\r'), "{new:?}");
     }
 }
+
+/// Whatever is done to a file, it is refused with a documented code, or edited so that it says what it was to say, and nothing panics.
+#[test]
+fn no_file_is_edited_wrongly() {
+    let old = r#"'{"ignition":{"version":"3.2.0"},"storage":{"disks":[{"device":"/dev/disk/by-id/x"}]}}' # why"#;
+    let whole = with(old);
+    let mut edited = 0;
+    // Every place would take too long for a test that is often run.
+    for at in (0..whole.len()).step_by(5) {
+        for change in ["", "'", "\"", "\n", "#", ": ", "|", "- ", "\u{e9}"] {
+            let text = format!("{}{change}{}", &whole[..at], &whole[(at + usize::from(change.is_empty())).min(whole.len())..]);
+            match put(&text, Some("b"), &wanted(Some(200), 2000)) {
+                Err(error) => assert!([2, 64, 65].contains(&exit_code(&error)), "{text}: {error:#}"),
+                Ok(Edited { text: None, .. }) => panic!("it has no partition: {text}"),
+                Ok(Edited { text: Some(new), value, .. }) => {
+                    edited += 1;
+                    let again = put(&new, Some("b"), &wanted(Some(200), 2000)).unwrap();
+                    assert_eq!((again.text, again.value), (None, value), "{text}");
+                }
+            }
+        }
+    }
+    assert!(edited > 100, "{edited}");
+}
