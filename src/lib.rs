@@ -12,8 +12,9 @@
 //! 4. [`engine`]: the pure transition function, the journal, the driver. [`recovery`]: what it carries out, one file per phase with its steps in order.
 //! 5. [`archive`], [`etcd`], [`kube`], [`tools`]: the four ways in which things are done. [`modifiers`]: rules by which objects are patched.
 //! 6. [`gate`]: no upgrade without a good backup. [`up`]: whether everything is up again.
-//! 7. [`formats`]: what is written to disk and read again by another version.
-//! 8. [`session`]: what a command works on, and the proof that it may. [`report`]: progress and log. [`compression`]: what a file is packed with. [`cli`]: one file per command.
+//! 7. [`partition`]: the disk space of the recovery directory's own.
+//! 8. [`formats`]: what is written to disk and read again by another version.
+//! 9. [`session`]: what a command works on, and the proof that it may. [`report`]: progress and log. [`compression`]: what a file is packed with. [`cli`]: one file per command.
 //!
 //! `ARCHITECTURE.md` says why it is so, `CONTRIBUTING.md` where to put what.
 
@@ -31,6 +32,7 @@ pub mod gate;
 pub mod kube;
 pub mod modifiers;
 pub mod node;
+pub mod partition;
 pub mod recovery;
 pub mod report;
 pub mod schedule;

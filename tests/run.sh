@@ -9,7 +9,7 @@ usage: tests/run.sh [all | unit | room ROOM | node | drills] [TEST...]
   all         everything, as CI does; this is what it does without a word
   unit        the library's own tests: a minute, no root (which is given up), nothing to install beside what the build needs
   room ROOM   the tests of a room from outside: archive, backup, cli, etcd, kube, machine,
-              recovery, schedule or tools
+              partition, recovery, schedule or tools
   node        the real node by itself: it reboots, loses its power and comes back
   drills      backups and recoveries on real nodes
 
@@ -38,6 +38,7 @@ case "$word" in
       etcd) groups=(build files etcd go) targets+=(--test etcd_interrupted) ;;
       kube) groups=(build files etcd emulated) ;;
       machine) groups=(build files) ;;
+      partition) groups=(build files emulated go) ;;
       recovery) groups=(build files etcd emulated go) ;;
       schedule) groups=(build files etcd emulated) ;;
       tools) groups=(build files etcd emulated) ;;
@@ -75,6 +76,7 @@ for file in tests/[dn]*.rs tests/[dn]*/main.rs; do
   case "$file" in tests/drills/main.rs | *'*'*) ;; *) echo "tests/run.sh: $file would not be run: choose another first letter" >&2; exit 1 ;; esac
 done
 tests/etcd-tools/build.sh
+tests/ignition/build.sh
 tests/node/tools/build.sh
 cargo test --no-run
 set -m

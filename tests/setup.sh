@@ -9,8 +9,8 @@ packages_of() {
   case "$1" in
     # zstd, ring and the link; etcd's messages, and those of protobuf that they use.
     build) echo gcc libc6-dev protobuf-compiler libprotobuf-dev ca-certificates ;;
-    # File systems, attributes and other tars (bsdtar); the peers of the benchmark; traces.
-    files) echo acl attr e2fsprogs libarchive-tools libcap2-bin procps rsync strace tar util-linux xfsprogs zstd ;;
+    # File systems, attributes and other tars (bsdtar); partition tables (fdisk) on loop devices (mount); the peers of the benchmark; traces.
+    files) echo acl attr e2fsprogs fdisk libarchive-tools libcap2-bin mount procps rsync strace tar util-linux xfsprogs zstd ;;
     # Debian's etcd 3.4 with its client.
     etcd) echo etcd-server etcd-client ;;
     # What the emulated node takes: real ostree, and the libostree binding of the rpm-ostree stand-in; systemd's own checker of units.

@@ -1,6 +1,7 @@
 //! What can be said on the command line: these definitions make the parser, the man pages and the shell completions.
 
 mod etcd;
+pub mod partition;
 mod schedule;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ pub use self::schedule::{ScheduleArgs, ScheduleSetArgs, ScheduleVerb};
 use crate::backup::take::KEEP;
 use crate::error::{EXIT_CODES, usage};
 use crate::recovery::EtcdRestore;
+use partition::PartitionArgs;
 
 /// Backup and recovery of a single-node OpenShift machine.
 ///
@@ -125,6 +127,8 @@ pub enum Verb {
     Export(ExportArgs),
     /// Take backups on time: the schedules of this node
     Schedule(ScheduleArgs),
+    /// Give the recovery directory a partition of its own
+    Partition(PartitionArgs),
     /// Save, look at and restore etcd snapshots
     Etcd(EtcdArgs),
     /// Pack, compare and restore archives of a directory
@@ -485,7 +489,10 @@ impl Verb {
     /// True for those that a container carries out on its host: all but the plumbing, whose files are the container's own.
     #[must_use]
     pub fn is_about_the_node(&self) -> bool {
-        !matches!(self, Self::Etcd(_) | Self::Archive(_) | Self::Generate(_))
+        match self {
+            Self::Partition(args) => !args.verb.is_a_document(),
+            _ => !matches!(self, Self::Etcd(_) | Self::Archive(_) | Self::Generate(_)),
+        }
     }
 
     /// True for those that stop the node's containers, one of which must not be the one that does it.
@@ -501,6 +508,7 @@ impl Verb {
         match self {
             Self::Etcd(args) => matches!(args.verb, EtcdVerb::Save(EtcdSaveArgs { endpoint: None, .. })),
             Self::Archive(args) => matches!(args.verb, ArchiveVerb::Restore { .. }),
+            Self::Partition(args) => !args.verb.is_a_document(),
             Self::Generate(_) => false,
             _ => true,
         }

@@ -16,6 +16,7 @@ mod gate;
 mod generate;
 mod list;
 mod modifier;
+mod partition;
 mod platform;
 mod recover;
 mod restart;
@@ -162,6 +163,7 @@ fn perform(context: &Context, verb: Verb) -> Result<ExitCode> {
         Verb::Prune(args) => list::prune(context, &args),
         Verb::Export(args) => export::run(context, &args),
         Verb::Schedule(args) => schedule::run(context, &args),
+        Verb::Partition(args) => partition::run(context, &args.verb),
         Verb::Etcd(args) => etcd::run(context, &args),
         Verb::Archive(args) => archive::run(context, &args),
         Verb::Generate(args) => generate::run(&args),

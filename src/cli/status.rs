@@ -14,6 +14,7 @@ use super::args::StatusArgs;
 use super::context::{Context, to_stdout};
 use super::list;
 use crate::backup::store::{self, Listed, State};
+use crate::node::recovery_mount;
 use crate::recovery::report::{RunStatus, StepState};
 use crate::recovery::{Outcome, RunReport, StatusReport, status};
 use crate::report::words::line;
@@ -33,6 +34,8 @@ const OLD_SCRIPT: &str = "  What it restored stays, and the rest is the newer re
 struct Status {
     #[serde(flatten)]
     recovery: StatusReport,
+    /// What is wrong with what is mounted at the recovery directory.
+    mount: Option<String>,
     backups: Vec<Listed>,
 }
 
@@ -40,7 +43,8 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<ExitCode> {
     let mut first = true;
     loop {
         let session = context.session()?;
-        let report = Status { recovery: status(&session)?, backups: store::list(&session, &Selector::default())? };
+        let mount = recovery_mount::check(session.node, session.dir).unwrap_or_else(|error| Some(format!("{error:#}")));
+        let report = Status { recovery: status(&session)?, mount, backups: store::list(&session, &Selector::default())? };
         let describe = |report: &Status| describe(report, context.node.clock().now());
         if !args.watch {
             context.print(&report, describe)?;
@@ -97,6 +101,9 @@ fn describe(report: &Status, now: Timestamp) -> String {
             }
             None => text += "no recovery is in progress\n",
         },
+    }
+    if let Some(wrong) = &report.mount {
+        text += &format!("wrong: {}\n", line(wrong));
     }
     if let Some(holder) = &recovery.at_work {
         text += &format!("at work: {}\n", line(holder));

@@ -29,6 +29,7 @@ pub mod manifest;
 pub mod member;
 pub mod notes;
 pub mod partial;
+pub mod partition;
 pub mod pins;
 pub mod schedule;
 pub mod stage;

@@ -195,6 +195,14 @@ impl RecoveryDir {
                 "run this again when that has ended; `recovery resume` shows a recovery at work, `systemctl stop recovery-resume.service` stops the unit's",
             )));
         }
+        // Whoever had it before may have mounted another file system here meanwhile, with a lock file of its own.
+        let is_here =
+            path.metadata().is_ok_and(|there| file.metadata().is_ok_and(|have| (have.dev(), have.ino()) == (there.dev(), there.ino())));
+        if !is_here {
+            return Err(
+                locked(format!("another file system was mounted at {} just now", self.shown.display())).and_next(by_hand("run this again"))
+            );
+        }
         let holder = format!("`recovery {verb}` (process {}, since {})\n", std::process::id(), jiff::Timestamp::now());
         // The holder's name is only for messages. Where the disk is too full to write it, `prune` must still get the lock.
         if let Err(error) = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(holder.as_bytes())) {

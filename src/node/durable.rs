@@ -4,7 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
@@ -31,6 +31,24 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     // The part that was written must not fill the disk further; only the error matters.
     let written = write().inspect_err(|_| drop(std::fs::remove_file(&temporary)));
     written.with_context(|| format!("writing {}", path.display()))
+}
+
+/// Writes `bytes` to a file that is there, in one step; it keeps its mode and its owner.
+///
+/// # Errors
+/// As [`write()`]; when it is not there.
+pub fn rewrite(path: &Path, bytes: &[u8]) -> Result<()> {
+    let meta = path.metadata().with_context(|| format!("looking at {}", path.display()))?;
+    let temporary = beside(path)?;
+    write(&temporary, bytes, meta.mode() & 0o7777)?;
+    let give = || -> Result<()> {
+        let own = temporary.metadata()?;
+        if (own.uid(), own.gid()) != (meta.uid(), meta.gid()) {
+            std::os::unix::fs::chown(&temporary, Some(meta.uid()), Some(meta.gid()))?;
+        }
+        rename(&temporary, path)
+    };
+    give().inspect_err(|_| drop(std::fs::remove_file(&temporary))).with_context(|| format!("writing {}", path.display()))
 }
 
 /// Opens for reading a file that the user names. Only a regular file is accepted: a FIFO or a device cannot be read twice, and the agent

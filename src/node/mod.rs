@@ -4,8 +4,10 @@
 //! survive a power cut), [`dir`] (the recovery directory and its lock), [`profile`] (what kind of control plane), [`identity`] (which node
 //! this is), [`static_pod`] and [`certificates`] (what its manifests and certificates say), [`yaml`] (as kubelet reads it),
 //! [`machine_config`] (which files are managed), [`hold`] (what keeps kubelet from starting before everything is restored), [`crio`] (what
-//! it erases at a start), [`timer`] (what wakes scheduled backups), [`mounts`] and [`selinux`], [`host`] (the way from a container to its node).
+//! it erases at a start), [`timer`] (what wakes scheduled backups), [`mounts`], [`block`] (disks) and [`recovery_mount`] (what mounts the recovery
+//! directory), [`selinux`], [`host`] (the way from a container to its node).
 
+pub mod block;
 pub mod certificates;
 pub mod clock;
 pub mod crio;
@@ -17,6 +19,7 @@ pub mod identity;
 pub mod machine_config;
 pub mod mounts;
 pub mod profile;
+pub mod recovery_mount;
 pub mod run;
 pub mod selinux;
 pub mod static_pod;

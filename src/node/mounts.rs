@@ -60,14 +60,25 @@ pub fn writable<T: Send>(node: &Node, point: &str, work: impl FnOnce() -> Result
     if !read_only {
         return work();
     }
-    let in_private = || {
+    in_private(|| {
+        mount_remount(&place, MountFlags::BIND, c"").with_context(|| format!("mounting {point} writable"))?;
+        work()
+    })
+}
+
+/// Does `work` in a thread with mounts of its own: no other process ever sees what it mounts or unmounts, and nothing of it is left when it ends, or
+/// is killed. Programs that it runs see it.
+///
+/// # Errors
+/// Those of `work`; when the mounts cannot be made private.
+pub fn in_private<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let apart = || {
         // Only this thread leaves the common mounts, and it ends with the work.
         nix::sched::unshare(CloneFlags::CLONE_NEWNS).context("making the mounts of a thread its own")?;
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context("keeping mounts private")?;
-        mount_remount(&place, MountFlags::BIND, c"").with_context(|| format!("mounting {point} writable"))?;
         work()
     };
-    std::thread::scope(|scope| scope.spawn(in_private).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    std::thread::scope(|scope| scope.spawn(apart).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Bytes free for root on the file system that holds `path`, and its size.

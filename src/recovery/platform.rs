@@ -17,7 +17,7 @@ use crate::backup::store::{self, Found};
 use crate::error::{AndNext, misfit};
 use crate::node::crio::{self, Release};
 use crate::node::profile::Profile;
-use crate::node::{Node, hold, mounts, timer};
+use crate::node::{Node, hold, mounts, recovery_mount, timer};
 use crate::session::Session;
 use crate::tools::ostree::{self, Deployment};
 use crate::tools::{crictl, rpm_ostree, systemctl};
@@ -111,9 +111,17 @@ fn target_files(here: &mut Doing<'_, '_>) -> Result<()> {
     let etc = node.real_path(ostree::etc_of(target));
     anyhow::ensure!(etc.is_dir(), "the deployment {target} has no {}", node.shown(&etc).display());
     let dir = here.run.session.dir;
-    let install = || hold::install(&etc, dir).and_then(|_| timer::install(node, &etc)).map(drop);
-    mounts::writable(node, ostree::SYSROOT, install)
-        .with_context(|| format!("putting the hold's files, and the timer of scheduled backups, into {}", node.shown(&etc).display()))
+    let install = || {
+        hold::install(&etc, dir)?;
+        recovery_mount::install(node, dir, &etc)?;
+        timer::install(node, &etc).map(drop)
+    };
+    mounts::writable(node, ostree::SYSROOT, install).with_context(|| {
+        format!(
+            "putting the hold's files, the mount of the recovery directory and the timer of scheduled backups into {}",
+            node.shown(&etc).display()
+        )
+    })
 }
 
 fn drop_ahead(here: &mut Doing<'_, '_>) -> Result<()> {

@@ -25,7 +25,7 @@ use crate::error::{AndNext, Failure, FailureKind, Next, kind, misfit, no_space, 
 use crate::node::dir::RecoveryDir;
 use crate::node::identity::Identity;
 use crate::node::profile::{Kind, Profile};
-use crate::node::{Node, hold, mounts};
+use crate::node::{Node, hold, mounts, recovery_mount};
 use crate::report::Progress;
 use crate::session::Session;
 use crate::tools::needs::{self, Need, UnitFile};
@@ -132,6 +132,7 @@ pub(super) fn look(session: &Session<'_>, backup: &Backup, options: &Options, ch
         ));
     }
     hold::check_owner(node, dir)?;
+    let mount = recovery_mount::check(node, dir)?;
     let begun = node.clock().since_boot();
     backup::verify(backup, false, progress).with_context(|| format!("checking backup {}", backup.id))?;
     let verified_seconds = node.clock().since_boot().saturating_sub(begun).as_secs_f64();
@@ -151,13 +152,14 @@ pub(super) fn look(session: &Session<'_>, backup: &Backup, options: &Options, ch
     let deployment = other_deployment(&action, &target, &platform.deployments);
     let runtime_unit = needs(node, dir, backup, deployment.as_deref(), &needed_programs(&action, options.asked))?;
     warnings.extend(programs(node).context("looking whether the programs are there that a recovery needs: nothing was changed")?);
+    warnings.extend(mount);
     warnings.extend(comes_back(node, dir)?);
     space(node, dir, backup, profile)?;
     if options.asked.etcd == EtcdRestore::ClusterRestore {
         has_cluster_restore(backup, profile)?;
     }
     let missing_images = missing_images(node, manifest, &mut warnings);
-    let changes = if options.compare { compare(node, profile, backup, progress)? } else { Vec::new() };
+    let changes = if options.compare { compare(session, profile, backup)? } else { Vec::new() };
     Ok(PlanReport {
         backup: backup.id.clone(),
         taken: manifest.taken,
@@ -437,9 +439,10 @@ fn images_not_among(then: &[Image], now: &[crictl::Image]) -> Vec<Image> {
 }
 
 /// What the first phase would change.
-fn compare(node: &Node, profile: &Profile, backup: &Backup, progress: &Progress) -> Result<Vec<TreeChanges>> {
+fn compare(session: &Session<'_>, profile: &Profile, backup: &Backup) -> Result<Vec<TreeChanges>> {
+    let Session { node, progress, .. } = *session;
     let mut all = Vec::new();
-    for (tree, archive, selection, extra) in restore_files::trees(profile, backup)? {
+    for (tree, archive, selection, extra) in restore_files::trees(session, profile, backup)? {
         let task = progress.task(&format!("comparing {tree}"), Some(archive.bytes()));
         let compared = archive.compare(&node.real_path(tree), &selection, extra, &|bytes| task.add(bytes));
         let (changes, counts) = compared.with_context(|| format!("comparing {tree} with backup {}", backup.id))?;

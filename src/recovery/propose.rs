@@ -18,7 +18,7 @@ use crate::engine::driver::Until;
 use crate::engine::journal::New;
 use crate::engine::machine::{Open, Stage};
 use crate::error::{self, AndNext, FailureKind, busy, by_hand, kind, run, usage};
-use crate::node::hold;
+use crate::node::{hold, recovery_mount};
 use crate::session::{Locked, Session};
 use crate::tools::runtime;
 
@@ -48,6 +48,8 @@ enum Origin {
 pub fn propose<'a>(session: &Session<'a>, mut options: Options) -> Result<Proposal<'a>> {
     let Session { node, dir, progress, .. } = *session;
     let verb = if options.from == FirstPhase::Platform { "recover" } else { "restore-files" };
+    // Before there are no backups, because they are not mounted.
+    recovery_mount::check(node, dir)?;
     let locked = session.lock(verb)?;
     let boot = this_boot(node)?;
     if let Some(reading) = Reading::of(&dir.journal())?

@@ -20,7 +20,8 @@ use crate::error::{FailureKind, kind};
 use crate::formats::notes::OldContainersV1;
 use crate::node::machine_config::MachineConfig;
 use crate::node::profile::Profile;
-use crate::node::{crio, durable, hold, timer};
+use crate::node::{crio, durable, hold, recovery_mount, timer};
+use crate::session::Session;
 use crate::tools::{crictl, ostree, rpm_ostree, systemctl};
 
 /// How long a container has to end before it is killed. Its work is about to be undone: it needs no more than to close its files.
@@ -277,14 +278,15 @@ fn restore_usr_local(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 fn restore_etc(here: &mut Doing<'_, '_>) -> Result<()> {
-    let selection = etc_selection(here.run.profile, &here.run.backup.manifest.etc_excludes)?;
+    let selection = etc_selection(here.run.session, here.run.profile, &here.run.backup.manifest.etc_excludes)?;
     here.restore(ETC, &selection, Extra::Delete)
 }
 
 /// What the backup's archive of `/etc` holds, without what the backup says to leave alone and what no restore touches: the files of the
-/// hold are never removed, nor replaced by older ones.
-pub(super) fn etc_selection(profile: &Profile, excludes: &[PathBuf]) -> Result<Selection> {
-    without_owned(profile)?.except(excludes.iter().cloned().chain(always_excluded()))
+/// hold, and what mounts the recovery directory, are never removed, nor replaced by older ones.
+pub(super) fn etc_selection(session: &Session<'_>, profile: &Profile, excludes: &[PathBuf]) -> Result<Selection> {
+    let mount = recovery_mount::excluded(session.node, session.dir)?;
+    without_owned(profile)?.except(excludes.iter().cloned().chain(always_excluded()).chain(mount))
 }
 
 fn restore_extras(here: &mut Doing<'_, '_>) -> Result<()> {
@@ -304,10 +306,10 @@ fn reload(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 /// What the phase would change, for `--dry-run`: each tree with its archive, and what of it is compared.
-pub(super) fn trees(profile: &Profile, backup: &Backup) -> Result<Vec<(&'static str, Archive, Selection, Extra)>> {
+pub(super) fn trees(session: &Session<'_>, profile: &Profile, backup: &Backup) -> Result<Vec<(&'static str, Archive, Selection, Extra)>> {
     let mut trees = vec![
         (Part::tree_of(USR_LOCAL)?, open(backup, USR_LOCAL)?, Selection::all(), Extra::Delete),
-        (Part::tree_of(ETC)?, open(backup, ETC)?, etc_selection(profile, &backup.manifest.etc_excludes)?, Extra::Delete),
+        (Part::tree_of(ETC)?, open(backup, ETC)?, etc_selection(session, profile, &backup.manifest.etc_excludes)?, Extra::Delete),
     ];
     if backup.file(EXTRAS).exists() {
         let extras = open(backup, EXTRAS)?;

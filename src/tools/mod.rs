@@ -4,8 +4,10 @@
 //! Common to all: every call has a time limit; after a change the state is read back; and no decision depends on a word in a message.
 
 pub mod crictl;
+pub mod disk;
 pub mod needs;
 pub mod ostree;
 pub mod rpm_ostree;
 pub mod runtime;
+pub mod sfdisk;
 pub mod systemctl;

@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use recovery::node::recovery_mount::{BY_PARTLABEL, make};
+
 use crate::place::Place;
 
 /// A node whose recovery directory is a tmpfs, with this agent installed in it and two backups.
@@ -53,6 +55,39 @@ fn a_directory_that_nobody_mounts_at_boot_is_a_warning() {
     assert!(warned());
     small.place.state("mounted-by", "/run/systemd/generator/var-recovery.mount");
     assert!(!warned());
+}
+
+/// The backup is of before the partition: its `/etc` knows nothing of it. What the agent has made stays, what somebody else has is as in the backup.
+#[test]
+fn a_partition_that_was_made_after_the_backup_is_mounted_after_the_recovery_too() {
+    let unit = "/etc/systemd/system/var-recovery.mount";
+    let link = "/etc/systemd/system/local-fs.target.wants/var-recovery.mount";
+    for (mark, stays) in [("", true), ("s/^# Made by.*//", false)] {
+        let small = Small::new();
+        make(&small.place.node, &small.place.dir, BY_PARTLABEL).unwrap();
+        let made = small.place.at(unit);
+        small.sh(&format!("sed -i '{mark}' {}", made.display()));
+        small.place.state("mounted-by", unit);
+        small.agent(&["restore-files", "--yes"], 0, &[]);
+        let there = |path: &str| small.place.at(path).symlink_metadata().is_ok();
+        assert_eq!((there(unit), there(link)), (stays, stays));
+        assert!(!there("/etc/site/added"));
+    }
+}
+
+#[test]
+fn a_recovery_directory_that_did_not_come_up_is_not_taken_for_an_empty_one() {
+    let small = Small::new();
+    make(&small.place.node, &small.place.dir, BY_PARTLABEL).unwrap();
+    small.sh("umount $1");
+    let says = ["/var/recovery is not mounted, although", "`systemctl start var-recovery.mount`"];
+    for verb in [&["restore-files", "--yes"][..], &["recover", "--yes"], &["backup"], &["recover", "--dry-run"]] {
+        small.agent(verb, 78, &says);
+    }
+    let status = small.place.agent(&["status"]).expect(0, &[]).unwrap();
+    assert!(status.out.contains("wrong: /var/recovery is not mounted"), "{}", status.out);
+    assert!(!small.place.dir.backups().exists() || std::fs::read_dir(small.place.dir.backups()).unwrap().count() == 0);
+    assert!(!small.place.at("/var/lib/recovery/hold-kubelet").exists());
 }
 
 #[test]

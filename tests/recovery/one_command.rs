@@ -1,6 +1,10 @@
 //! `recover`: from the failed release to the backup, over both reboots, with the deployments as they are found.
 
+use std::path::Path;
+
 use anyhow::{Result, ensure};
+use recovery::node::dir::{DEFAULT, RecoveryDir};
+use recovery::node::recovery_mount::{BY_PARTLABEL, make};
 
 use crate::through::{json, may_differ, names, node, ok, over_the_reboot, run, settled};
 use testing::node::{Kind, Node, checked};
@@ -36,6 +40,27 @@ fn one_command_rolls_back_restores_and_continues_over_both_reboots() -> Result<(
     let of_the_redeployment = |line: &String| REDEPLOYED.iter().any(|part| line.contains(part));
     differences.retain(|line| !may_differ(line) && !of_the_redeployment(line));
     ensure!(differences.is_empty(), "{}", differences.join("\n"));
+    settled(&node)
+}
+
+/// The unit that mounts the recovery directory was made after the upgrade: neither the `/etc` of the backup's deployment nor the backup's own has it.
+#[test]
+fn a_partition_that_was_made_after_the_upgrade_is_mounted_over_both_reboots() -> Result<()> {
+    let (_dir, node) = node(Kind::OpenShift, |options| options.recovery_disk = Some(400))?;
+    ok(&node, &["backup"])?;
+    node.ruin()?;
+    let agent = node.agent();
+    make(&agent, &RecoveryDir::new(&agent, Path::new(DEFAULT)), BY_PARTLABEL)?;
+    let units = ["/etc/systemd/system/var-recovery.mount", "/etc/systemd/system/local-fs.target.wants/var-recovery.mount"];
+    let has_it = || units.iter().all(|unit| node.at(unit).symlink_metadata().is_ok());
+    ensure!(has_it());
+    over_the_reboot(&node, &["recover", "--yes"])?;
+    ensure!(has_it(), "the deployment of before the partition does not mount it");
+    let (_, boots) = node.power()?;
+    ensure!(by_the_unit(&node)? == "rebooting");
+    node.wait_boot(boots)?;
+    ensure!(has_it(), "the restored /etc does not mount it");
+    ensure!(by_the_unit(&node)? == "finished");
     settled(&node)
 }
 

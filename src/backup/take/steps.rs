@@ -29,7 +29,7 @@ use crate::backup::survey::{Survey, survey};
 use crate::engine::driver::{Until, Work, drive, with_next};
 use crate::error::{AndNext, FailureKind, busy, kind};
 use crate::etcd;
-use crate::node::{Node, clock::interrupted, dir::RecoveryDir, hold, timer};
+use crate::node::{Node, clock::interrupted, dir::RecoveryDir, hold, recovery_mount, timer};
 use crate::report::{Progress, paths};
 use crate::session::{Locked, Session};
 use crate::tools::ostree;
@@ -85,6 +85,7 @@ pub fn take(session: &Locked<'_>, options: &TakeOptions) -> Result<Taken> {
     let began = Instant::now();
     check_options(options)?;
     trees::refuse_dir_inside(node, dir)?;
+    let mount = recovery_mount::check(node, dir)?;
     let mut survey = finish_interrupted(session)?;
     if let Some(done) = taken_before(node, &survey, &options.asked_by, began) {
         return Ok(done);
@@ -93,6 +94,7 @@ pub fn take(session: &Locked<'_>, options: &TakeOptions) -> Result<Taken> {
     let old = dir.old_recovery();
     let looked = preflight::look(node, options, &survey, progress);
     let mut facts = looked.map_err(|error| old.iter().cloned().fold(error, anyhow::Error::context))?;
+    facts.warnings.extend(mount);
     facts.warnings.extend(old.map(|old| {
         format!("{old}: this backup has the node as it is now; standby deployments and older backups stay until `recovery abandon` or `recovery recover`")
     }));

@@ -1,0 +1,320 @@
+//! What mounts the recovery directory, where it is a file system of its own: the unit, who enabled it, and whether what is mounted is what it says.
+//!
+//! The unit is the machine configuration's, `/etc/fstab`'s, or [`MADE`] by `recovery partition create`. In the last case nobody else looks after it,
+//! and a recovery has to: each deployment has an `/etc` of its own, an older one knows nothing of the partition, and a restored `/etc` may be of before
+//! it. Without the mount, the journal would be out of sight after the reboot, and kubelet held for ever. So such a unit is put into every `/etc` that
+//! will be booted, as the [hold](super::hold) is, and no restore touches it.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::dir::RecoveryDir;
+use super::{Node, durable, mounts};
+use crate::error::{AndNext, misfit, run};
+
+/// The label of the partition in the table, and of its file system.
+pub const LABEL: &str = "recovery";
+/// The partition by its name in the table: what the original guide mounts.
+pub const BY_PARTLABEL: &str = "/dev/disk/by-partlabel/recovery";
+/// The partition by the label of its file system.
+pub const BY_LABEL: &str = "/dev/disk/by-label/recovery";
+/// The packaged unit: its comments say why each line is there.
+const PACKAGED: &str = include_str!("../../systemd/var-recovery.mount");
+/// The first line of a unit that `recovery partition create` has made.
+pub const MADE: &str = "# Made by `recovery partition create`.\n";
+/// The folder of unit files below `/etc`.
+const UNITS: &str = "systemd/system";
+/// Whose start at a boot waits for the mount.
+const WANTED_BY: &str = "local-fs.target";
+
+/// The name of the unit that mounts `dir` (systemd-escape(1), `--path`).
+#[must_use]
+pub fn unit_name(dir: &Path) -> String {
+    format!("{}.mount", escaped(dir))
+}
+
+/// A path in the name of a unit.
+fn escaped(path: &Path) -> String {
+    let words = path.to_string_lossy();
+    let mut name = String::new();
+    for (at, c) in words.trim_matches('/').chars().enumerate() {
+        match c {
+            '/' => name.push('-'),
+            '.' if at == 0 => name.push_str("\\x2e"),
+            c if c.is_ascii_alphanumeric() || "_.:".contains(c) => name.push(c),
+            c => c.to_string().bytes().for_each(|byte| name += &format!("\\x{byte:02x}")),
+        }
+    }
+    name
+}
+
+/// The unit that mounts `device` at `dir`, without comments. With `fsck`, systemd checks the file system first, as the original guide has it.
+#[must_use]
+pub fn unit(dir: &Path, device: &str, fsck: bool) -> String {
+    let check = format!("systemd-fsck@{}.service", escaped(Path::new(device)));
+    let mut text = String::new();
+    for line in PACKAGED.lines().filter(|line| !line.starts_with('#')) {
+        match line.split_once('=') {
+            Some(("What", _)) => text += &format!("What={device}"),
+            Some(("Where", _)) => text += &format!("Where={}", dir.display()),
+            Some(("Before", _)) if fsck => text += &format!("{line}\nRequires={check}\nAfter={check}"),
+            _ => text += line,
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// The unit that is to mount the recovery directory at a boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Configured {
+    /// The unit file, as the node calls it.
+    pub file: PathBuf,
+    /// What it mounts.
+    pub what: String,
+    /// `recovery partition create` has made it.
+    pub made: bool,
+}
+
+/// The unit that is to mount `dir` at a boot of this node; `None` where it is no mount of its own. A unit file that nothing pulls in does not count: a
+/// package may bring one along.
+///
+/// # Errors
+/// When a unit file cannot be read.
+pub fn configured(node: &Node, dir: &RecoveryDir) -> Result<Option<Configured>> {
+    let name = unit_name(dir.shown());
+    // systemd(1), "Unit File Load Path": the order in which they win.
+    let folders =
+        ["/etc/systemd/system", "/run/systemd/system", "/run/systemd/generator", "/usr/lib/systemd/system", "/lib/systemd/system"]
+            .map(Path::new);
+    let Some(file) = folders.iter().map(|folder| folder.join(&name)).find(|file| node.exists(file)) else { return Ok(None) };
+    let pulled_in = folders.iter().any(|folder| is_pulled_in(&node.real_path(folder), &name));
+    // A mask is a link to /dev/null, and empty.
+    if !pulled_in || node.real_path(&file).metadata().is_ok_and(|meta| !meta.is_file()) {
+        return Ok(None);
+    }
+    let text = node.read_text(&file)?;
+    let mut what = setting(&text);
+    for folder in folders.iter().rev() {
+        let drop_ins = node.real_path(folder.join(format!("{name}.d")));
+        let list = std::fs::read_dir(drop_ins).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut list: Vec<PathBuf> = list.filter(|path| path.extension().is_some_and(|ending| ending == "conf")).collect();
+        list.sort();
+        for path in list {
+            let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", node.shown(&path).display()))?;
+            what = setting(&text).or(what);
+        }
+    }
+    Ok(what.map(|what| Configured { made: text.starts_with(MADE), what, file }))
+}
+
+/// `What=`; of two the last counts.
+fn setting(text: &str) -> Option<String> {
+    let value = text.lines().rev().find_map(|line| line.trim().strip_prefix("What")?.trim_start().strip_prefix('='))?;
+    Some(value.trim().to_owned()).filter(|value| !value.is_empty())
+}
+
+fn is_pulled_in(folder: &Path, unit: &str) -> bool {
+    let list = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let pulls = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "wants" || ending == "requires");
+    list.filter(pulls).any(|path| path.join(unit).symlink_metadata().is_ok())
+}
+
+/// Whether what is mounted at the recovery directory is what should be. Returns a warning where there is a partition for it that is not used.
+///
+/// # Errors
+/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when the unit that mounts it at a boot has not, or something else is there: what is
+/// written now would be out of sight after the next boot.
+pub fn check(node: &Node, dir: &RecoveryDir) -> Result<Option<String>> {
+    let shown = dir.shown().display();
+    let mounted = is_mounted(dir)?;
+    let Some(unit) = configured(node, dir)? else {
+        let partition = partition(node).filter(|(_, number)| !mounted || device_below(dir) != Some(*number));
+        return Ok(partition.map(|(link, _)| {
+            format!(
+                "there is a partition for it, {link}, and it is not what {shown} lies on: `recovery partition status` says what is missing"
+            )
+        }));
+    };
+    let name = unit_name(dir.shown());
+    if !mounted {
+        return Err(misfit(format!(
+            "{shown} is not mounted, although {} mounts {} there at every boot: what is written now would be out of sight then",
+            unit.file.display(),
+            unit.what
+        ))
+        .and_next(run(
+            format!("systemctl start {name}"),
+            format!(
+                "mounts it; where the partition is lost for good, `systemctl disable {name}` leaves the directory to the disk below it"
+            ),
+        )));
+    }
+    match (device_of(node, &unit.what), device_below(dir)) {
+        (Some(meant), Some(there)) if meant != there => Err(misfit(format!(
+            "what is mounted at {shown} is not {}, which {} mounts there at every boot: what is written now would be out of sight then",
+            unit.what,
+            unit.file.display()
+        ))
+        .and_next(run(format!("findmnt {shown}"), "shows what is there: unmount it, mount the other, or put the unit right"))),
+        _ => Ok(None),
+    }
+}
+
+/// True when something is mounted right at the recovery directory.
+///
+/// # Errors
+/// When the mounts cannot be read.
+pub fn is_mounted(dir: &RecoveryDir) -> Result<bool> {
+    let real = dir.path().canonicalize().unwrap_or_else(|_| dir.path().to_owned());
+    Ok(mounts::mounts()?.iter().any(|mount| mount.point == real))
+}
+
+/// The device number of the file system that the recovery directory lies on.
+#[must_use]
+pub fn device_below(dir: &RecoveryDir) -> Option<u64> {
+    dir.path().metadata().ok().map(|meta| meta.dev())
+}
+
+/// A partition with the label, by either of its names: the link and the number of the device. `None` where the node shows none.
+#[must_use]
+pub fn partition(node: &Node) -> Option<(&'static str, u64)> {
+    [BY_PARTLABEL, BY_LABEL].into_iter().find_map(|link| Some((link, device_of(node, link)?)))
+}
+
+/// The number of the device that a unit names: `None` where it is not there, or is not named as a device.
+#[must_use]
+pub fn device_of(node: &Node, what: &str) -> Option<u64> {
+    let path = match what.split_once('=') {
+        None => PathBuf::from(what),
+        Some((by @ ("LABEL" | "UUID" | "PARTLABEL" | "PARTUUID"), name)) => {
+            Path::new("/dev/disk").join(format!("by-{}", by.to_ascii_lowercase())).join(name.trim_matches('"'))
+        }
+        Some(_) => return None,
+    };
+    let meta = node.real_path(path).metadata().ok()?;
+    rustix::fs::FileType::from_raw_mode(meta.mode()).is_block_device().then(|| meta.rdev())
+}
+
+/// Writes the unit that mounts `device` at the recovery directory, and the link that starts it at a boot, durably. The unit comes last: from its rename
+/// on, and not before, each boot mounts the device.
+///
+/// # Errors
+/// When they cannot be written.
+pub fn make(node: &Node, dir: &RecoveryDir, device: &str) -> Result<()> {
+    put(&node.real_path("/etc"), &unit_name(dir.shown()), &format!("{MADE}{}", unit(dir.shown(), device, false)))
+}
+
+fn put(etc: &Path, name: &str, text: &str) -> Result<()> {
+    let units = etc.join(UNITS);
+    let wants = units.join(format!("{WANTED_BY}.wants"));
+    std::fs::create_dir_all(&wants).with_context(|| format!("making {}", wants.display()))?;
+    for made in [&wants, &units, &etc.join("systemd"), etc] {
+        durable::sync_dir(made)?;
+    }
+    durable::symlink(&Path::new("/etc").join(UNITS).join(name), &wants.join(name))?;
+    durable::write(&units.join(name), text.as_bytes(), 0o644)
+}
+
+/// Puts the unit, where `recovery partition create` has made it, into the `/etc` at `etc`: another deployment's, or one that was restored. True when
+/// something was written.
+///
+/// # Errors
+/// When it cannot be read or written.
+pub fn install(node: &Node, dir: &RecoveryDir, etc: &Path) -> Result<bool> {
+    let Some(unit) = configured(node, dir)?.filter(|unit| unit.made) else { return Ok(false) };
+    let (name, text) = (unit_name(dir.shown()), node.read_text(&unit.file)?);
+    let wanted = etc.join(UNITS).join(format!("{WANTED_BY}.wants")).join(&name);
+    if std::fs::read_to_string(etc.join(UNITS).join(&name)).is_ok_and(|have| have == text) && wanted.symlink_metadata().is_ok() {
+        return Ok(false);
+    }
+    put(etc, &name, &text).map(|()| true)
+}
+
+/// What no restore of `/etc` may touch because of this partition, relative to `/etc`: nothing, unless `recovery partition create` has made the unit.
+///
+/// # Errors
+/// When the unit cannot be read.
+pub fn excluded(node: &Node, dir: &RecoveryDir) -> Result<Vec<PathBuf>> {
+    let name = unit_name(dir.shown());
+    let made = configured(node, dir)?.is_some_and(|unit| unit.made);
+    let files = [Path::new(UNITS).join(&name), Path::new(UNITS).join(format!("{WANTED_BY}.wants")).join(&name)];
+    Ok(if made { files.into() } else { Vec::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{exit_code, said};
+    use crate::node::dir::DEFAULT;
+
+    fn node() -> (tempfile::TempDir, Node, RecoveryDir) {
+        let root = tempfile::tempdir().unwrap();
+        let node = Node::at(root.path(), None);
+        let dir = RecoveryDir::new(&node, Path::new(DEFAULT));
+        for folder in ["etc/systemd/system", "var/recovery"] {
+            std::fs::create_dir_all(root.path().join(folder)).unwrap();
+        }
+        (root, node, dir)
+    }
+
+    #[test]
+    fn names_are_those_of_systemd() {
+        // systemd-escape 252: `--path --suffix=mount`, and of a device.
+        for (path, name) in [("/var/recovery", "var-recovery.mount"), ("/srv/a-b/.c", "srv-a\\x2db-.c.mount"), ("/.x", "\\x2ex.mount")] {
+            assert_eq!(unit_name(Path::new(path)), name);
+        }
+        assert_eq!(escaped(Path::new(BY_PARTLABEL)), "dev-disk-by\\x2dpartlabel-recovery");
+    }
+
+    #[test]
+    fn a_unit_counts_when_something_pulls_it_in() -> Result<()> {
+        let (root, node, dir) = node();
+        assert_eq!((configured(&node, &dir)?, check(&node, &dir)?), (None, None));
+        std::fs::write(root.path().join("etc/systemd/system/var-recovery.mount"), unit(Path::new(DEFAULT), BY_LABEL, true))?;
+        assert_eq!(configured(&node, &dir)?, None);
+        std::fs::create_dir_all(root.path().join("etc/systemd/system/local-fs.target.requires"))?;
+        std::os::unix::fs::symlink(
+            "../var-recovery.mount",
+            root.path().join("etc/systemd/system/local-fs.target.requires/var-recovery.mount"),
+        )?;
+        let unit = configured(&node, &dir)?.unwrap();
+        assert_eq!((unit.what.as_str(), unit.made), (BY_LABEL, false));
+        assert!(excluded(&node, &dir)?.is_empty());
+        // The drop-in that is packaged beside it.
+        std::fs::create_dir_all(root.path().join("etc/systemd/system/var-recovery.mount.d"))?;
+        std::fs::write(
+            root.path().join("etc/systemd/system/var-recovery.mount.d/10-partlabel.conf"),
+            include_str!("../../systemd/10-partlabel.conf"),
+        )?;
+        assert_eq!(configured(&node, &dir)?.unwrap().what, BY_PARTLABEL);
+        let error = check(&node, &dir).unwrap_err();
+        assert_eq!(exit_code(&error), 78);
+        assert!(
+            said(&error).contains("is not mounted, although /etc/systemd/system/var-recovery.mount mounts /dev/disk/by-partlabel"),
+            "{error:#}"
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn a_unit_that_was_made_goes_into_every_etc_and_no_restore_touches_it() -> Result<()> {
+        let (root, node, dir) = node();
+        let other = root.path().join("other/etc");
+        std::fs::create_dir_all(&other)?;
+        assert!(!install(&node, &dir, &other)?);
+        make(&node, &dir, BY_PARTLABEL)?;
+        make(&node, &dir, BY_PARTLABEL)?;
+        let unit = configured(&node, &dir)?.unwrap();
+        assert!(unit.made && unit.what == BY_PARTLABEL, "{unit:?}");
+        assert!(install(&node, &dir, &other)? && !install(&node, &dir, &other)?);
+        assert!(
+            std::fs::read_to_string(other.join("systemd/system/var-recovery.mount"))?.contains("What=/dev/disk/by-partlabel/recovery\n")
+        );
+        let all = excluded(&node, &dir)?;
+        assert!(all.len() == 2 && all.iter().all(|path| node.path("/etc").join(path).symlink_metadata().is_ok()), "{all:?}");
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+use super::*;
+use crate::error::exit_code;
+use std::path::Path;
+
+fn wanted(start: Option<u64>, size: u64) -> Wanted {
+    Wanted::new(Path::new("/dev/disk/by-id/x"), start, size, Path::new("/var/recovery"), false).unwrap()
+}
+
+/// A file as people keep it: comments, quotes of all kinds, two nodes, another document.
+const FILE: &str = r#"# Keep me.
+apiVersion: v1
+kind: Namespace   # not this one
+metadata: {name: sno1}
+---
+apiVersion: ran.openshift.io/v1
+kind: SiteConfig
+spec:
+  clusters:
+  # The first.
+  - clusterName: "sno1"
+    nodes:
+      - hostName: "a.example.com"   # with a comment
+        role: master
+        bootMode: 'UEFI'
+      - role: master
+        hostName: b
+        ignitionConfigOverride: OVERRIDE
+        # After it.
+        nodeNetwork: {interfaces: [{name: eno1}]}
+"#;
+
+fn with(scalar: &str) -> String {
+    FILE.replace("OVERRIDE", scalar)
+}
+
+/// All lines but the ones with the value.
+fn others(text: &str) -> Vec<&str> {
+    text.lines().filter(|line| !line.contains("ignitionConfigOverride") && !line.trim_start().starts_with(['{', '"', '}'])).collect()
+}
+
+#[test]
+fn a_node_without_one_gets_a_line_and_nothing_else_changes() {
+    let text = with("''");
+    let edited = put(&text, Some("a.example.com"), &wanted(Some(350_020), 40960)).unwrap();
+    let new = edited.text.unwrap();
+    let added: Vec<&str> = new.lines().filter(|line| !text.lines().any(|old| old == *line)).collect();
+    assert_eq!(added, [format!("        ignitionConfigOverride: {}", quoted(&edited.value))]);
+    assert_eq!(new.lines().count(), text.lines().count() + 1);
+    let again = put(&new, Some("a.example.com"), &wanted(Some(350_020), 40960)).unwrap();
+    assert_eq!((again.text, again.value), (None, edited.value));
+}
+
+#[test]
+fn an_override_that_is_there_is_merged_with_in_every_way_of_writing_it() {
+    let old = r#"{"ignition":{"version":"3.1.0"},"passwd":{"users":[{"name":"it's \"core\""}]},"storage":{"disks":[{"device":"/dev/disk/by-id/x","partitions":[{"label":"data","startMiB":1,"sizeMiB":100}]}]}}"#;
+    let double = format!("\"{}\"", old.replace('\\', "\\\\").replace('"', "\\\""));
+    let block = format!("|-\n          {old}");
+    let folded = format!(">-\n          {}\n", old.replace(",\"storage\"", ",\n          \"storage\""));
+    for scalar in [quoted(old), format!("{} # why", quoted(old)), double, block, folded, "null".to_owned(), "\"\"".to_owned()] {
+        let text = with(&scalar);
+        let edited = put(&text, Some("b"), &wanted(Some(200), 2000)).unwrap_or_else(|error| panic!("{scalar}: {error:#}"));
+        let new = edited.text.unwrap();
+        assert_eq!(others(&new), others(&text), "{scalar}");
+        assert!(!scalar.ends_with("# why") || new.contains("' # why\n"), "{new}");
+        let value: Value = serde_json::from_str(&edited.value).unwrap();
+        assert_eq!(value["ignition"]["version"], "3.2.0");
+        if scalar.contains("core") {
+            assert_eq!(value["passwd"]["users"][0]["name"], "it's \"core\"");
+            let labels: Vec<_> = value["storage"]["disks"][0]["partitions"].as_array().unwrap().iter().map(|part| &part["label"]).collect();
+            assert_eq!(labels, ["data", "recovery"]);
+        }
+    }
+}
+
+#[test]
+fn what_would_change_another_partition_or_cannot_be_merged_is_refused() {
+    let disk = |disk: &str| format!(r#"{{"ignition":{{"version":"3.2.0"}},"storage":{{"disks":[{disk}]}}}}"#);
+    let part = |part: &str| disk(&format!(r#"{{"device":"/dev/disk/by-id/x","partitions":[{part}]}}"#));
+    for (old, code, word) in [
+        (part(r#"{"label":"a","startMiB":2100,"sizeMiB":100}"#), 2, "lie over"),
+        (part(r#"{"label":"a","startMiB":50,"sizeMiB":0}"#), 2, "all the room"),
+        (part(r#"{"label":"recovery","shouldExist":false}"#), 64, "no partition"),
+        (disk(r#"{"device":"/dev/disk/by-id/x","wipeTable":true}"#), 64, "wipeTable"),
+        (disk(r#"{"device":"/dev/sdb","partitions":[{"label":"recovery"}]}"#), 64, "/dev/sdb"),
+        (r#"{"ignition":{"version":"2.2.0"}}"#.to_owned(), 64, "2.2.0"),
+        (r#"{"ignition":{}}"#.to_owned(), 65, "version"),
+        (r#"{"ignition":{"version":"3.2.0"},"storage":[]}"#.to_owned(), 65, "storage"),
+        ("[".to_owned(), 65, "JSON"),
+        (
+            r#"{"ignition":{"version":"3.2.0"},"storage":{"filesystems":[{"device":"/dev/sdb","path":"/var/recovery"}]}}"#.to_owned(),
+            64,
+            "/dev/sdb",
+        ),
+    ] {
+        let error = put(&with(&quoted(&old)), Some("b"), &wanted(Some(200), 2000)).unwrap_err();
+        assert_eq!(exit_code(&error), code, "{old}: {error:#}");
+        assert!(format!("{error:#}").contains(word), "{old}: {error:#}");
+    }
+    // Right behind it there is room, and a partition that it only resizes says nothing of its place.
+    for old in
+        [part(r#"{"label":"a","startMiB":2200,"sizeMiB":100}"#), part(r#"{"number":4,"label":"root","sizeMiB":120000,"resize":true}"#)]
+    {
+        put(&with(&quoted(&old)), Some("b"), &wanted(Some(200), 2000)).unwrap();
+    }
+}
+
+#[test]
+fn the_node_has_to_be_told_where_there_are_several() {
+    let text = with("''");
+    for (text, node, code) in [
+        (text.as_str(), None, 2),
+        (text.as_str(), Some("c"), 2),
+        ("a: 1\n", None, 64),
+        ("nodes: [\n", None, 65),
+        ("nodes:\n- {hostName: a}\n", None, 64),
+        ("nodes:\n- hostName: a\n  ignitionConfigOverride: &x '{\"ignition\":{\"version\":\"3.2.0\"}}'\n", None, 64),
+    ] {
+        let error = put(text, node, &wanted(Some(200), 2000)).unwrap_err();
+        assert_eq!(exit_code(&error), code, "{text}: {error:#}");
+    }
+    assert!(format!("{:#}", put(&text, None, &wanted(None, 2000)).unwrap_err()).contains("a.example.com, b"));
+}
+
+#[test]
+fn the_other_kinds_of_file_are_edited_too() {
+    let instance = "kind: ClusterInstance\nspec:\n  nodes:\n    - hostName: a\n      role: master\n";
+    for text in
+        [instance.to_owned(), instance.replace('\n', "\r\n"), "nodes:\n- hostName: a".to_owned(), "nodes:\n- \"hostName\": a\n".to_owned()]
+    {
+        let edited = put(&text, None, &wanted(None, 2000)).unwrap();
+        let new = edited.text.unwrap();
+        assert!(new.contains("ignitionConfigOverride: '{\"ignition\""), "{new}");
+        assert_eq!(new.contains('\r'), text.contains('\r'), "{new:?}");
+    }
+}
+
+/// Whatever is done to a file, it is refused with a documented code, or edited so that it says what it was to say, and nothing panics.
+#[test]
+fn no_file_is_edited_wrongly() {
+    let old = r#"'{"ignition":{"version":"3.2.0"},"storage":{"disks":[{"device":"/dev/disk/by-id/x"}]}}' # why"#;
+    let whole = with(old);
+    let mut edited = 0;
+    // Every place would take too long for a test that is often run.
+    for at in (0..whole.len()).step_by(5) {
+        for change in ["", "'", "\"", "\n", "#", ": ", "|", "- ", "\u{e9}"] {
+            let text = format!("{}{change}{}", &whole[..at], &whole[(at + usize::from(change.is_empty())).min(whole.len())..]);
+            match put(&text, Some("b"), &wanted(Some(200), 2000)) {
+                Err(error) => assert!([2, 64, 65].contains(&exit_code(&error)), "{text}: {error:#}"),
+                Ok(Edited { text: None, .. }) => panic!("it has no partition: {text}"),
+                Ok(Edited { text: Some(new), value, .. }) => {
+                    edited += 1;
+                    let again = put(&new, Some("b"), &wanted(Some(200), 2000)).unwrap();
+                    assert_eq!((again.text, again.value), (None, value), "{text}");
+                }
+            }
+        }
+    }
+    assert!(edited > 100, "{edited}");
+}

@@ -1,0 +1,126 @@
+//! What is on a block device, by its signatures (`blkid`, util-linux); a new XFS file system (`mkfs.xfs`, xfsprogs); a copy of a directory (`cp`,
+//! coreutils).
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::error::{FailureKind, kind, misfit};
+use crate::node::Node;
+
+/// The time limit of a look: a disk that has to spin up takes seconds.
+const LOOK: Duration = Duration::from_secs(60);
+/// The time limit of `mkfs.xfs`, which also tells the disk that nothing on it is used any more.
+const MAKE: Duration = Duration::from_secs(900);
+/// The least that a disk writes in a second, for the time limit of a copy.
+const SLOWEST: u64 = 2 << 20;
+
+/// What the signatures on a device say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Signature {
+    /// A file system, or what another tool has made of it: `xfs`, `LVM2_member`, `linux_raid_member`, `swap`.
+    pub kind: Option<String>,
+    /// A partition table: `gpt`, `dos`.
+    pub table: Option<String>,
+    /// The label of the file system.
+    pub label: Option<String>,
+    /// The identifier of the file system.
+    pub id: Option<String>,
+}
+
+/// What is on the device at `device`, or in the part of it that begins at `from` and has a length, bytes. Nothing is believed that was found out earlier.
+///
+/// # Errors
+/// [`FailureKind::Misfit`] when there are signatures of several things; when it cannot be looked at.
+pub fn signature(node: &Node, device: &Path, part: Option<(u64, u64)>) -> Result<Signature> {
+    let command = node.command("blkid")?.args(["-p", "-o", "export"]);
+    let command = match part {
+        Some((from, length)) => command.args(["-O", &from.to_string(), "-S", &length.to_string()]),
+        None => command,
+    };
+    let output = command.arg(device).limit(LOOK).output()?;
+    match output.status.code() {
+        Some(0) => Ok(parse(output.text()?)),
+        // Nothing was found.
+        Some(2) => Ok(Signature::default()),
+        Some(8) => Err(misfit(format!("{} has signatures of several file systems or tables: `wipefs {0}` shows them", device.display()))),
+        _ => Err(output.error()),
+    }
+}
+
+fn parse(text: &str) -> Signature {
+    let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).map(str::to_owned);
+    Signature { kind: value("TYPE"), table: value("PTTYPE"), label: value("LABEL"), id: value("UUID") }
+}
+
+/// The devices of this node whose file system, or whose entry in a partition table, has this label.
+///
+/// # Errors
+/// When it cannot be looked.
+pub fn labelled(node: &Node, label: &str) -> Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
+    for by in ["LABEL", "PARTLABEL"] {
+        let command = node.command("blkid")?.args(["-c", "/dev/null", "-o", "device", "-t"]);
+        let output = command.arg(format!("{by}={label}")).limit(LOOK).output()?;
+        match output.status.code() {
+            Some(0) => all.extend(output.text()?.lines().map(|line| node.shown(Path::new(line.trim())))),
+            Some(2) => {}
+            _ => return Err(output.error().context(format!("looking for what is labelled {label}"))),
+        }
+    }
+    all.sort();
+    all.dedup();
+    Ok(all)
+}
+
+/// Waits until udev has done what it has to do, where there is one: it opens devices that have changed, and may have the kernel read a table again.
+///
+/// # Errors
+/// When the agent is interrupted. That udev takes long is none: whatever needs it waits for what it makes.
+pub fn settle(node: &Node) -> Result<()> {
+    if !node.has_program("udevadm") {
+        return Ok(());
+    }
+    match node.command("udevadm")?.args(["settle", "--timeout=30"]).output() {
+        Err(error) if kind(&error) == FailureKind::Interrupted => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Makes an XFS file system on the device at `device`, over whatever is there.
+///
+/// # Errors
+/// When `mkfs.xfs` fails.
+pub fn make_xfs(node: &Node, device: &Path, label: &str, id: &str) -> Result<()> {
+    let command = node.command("mkfs.xfs")?.args(["-q", "-f", "-L", label, "-m", &format!("uuid={id}")]);
+    command.arg(device).limit(MAKE).run().context("making the file system")?;
+    Ok(())
+}
+
+/// Copies what is in the directory `from` into the directory `to`, with everything that belongs to it; `bytes` is how much that is about.
+///
+/// # Errors
+/// When `cp` fails.
+pub fn copy(node: &Node, from: &Path, to: &Path, bytes: u64) -> Result<()> {
+    let limit = Duration::from_secs(600 + bytes / SLOWEST);
+    let command = node.command("cp")?.args(["--archive", "--no-target-directory", "--"]).arg(from).arg(to);
+    command.limit(limit).run().with_context(|| format!("copying {}", from.display()))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signatures_are_read() {
+        // blkid 2.38.1, of an XFS partition and of a disk.
+        let text =
+            "DEVNAME=/dev/loop0p3\nLABEL=recovery\nUUID=0b7f6a52-6f1c-4f0e-9d65-0a4c2f6a5b11\nBLOCK_SIZE=512\nTYPE=xfs\nUSAGE=filesystem\n";
+        let seen = parse(text);
+        assert_eq!((seen.kind.as_deref(), seen.label.as_deref(), seen.table), (Some("xfs"), Some("recovery"), None));
+        let disk = parse("DEVNAME=/dev/loop0\nPTUUID=17732486\nPTTYPE=gpt\n");
+        assert_eq!((disk.kind, disk.table.as_deref()), (None, Some("gpt")));
+    }
+}

@@ -1,0 +1,195 @@
+//! `recovery partition create` on disks, with the power failing everywhere.
+
+use std::path::Path;
+
+use recovery::node::{Node, dir::RecoveryDir};
+use recovery::partition::create::{Proposal, create, propose};
+use serde_json::json;
+
+use crate::machine::{DISK, Machine};
+use crate::{printed, said};
+
+/// A table with two partitions, as a disk in use has it; the kernel knows them.
+const IN_USE: &str = "printf 'label: gpt\\nsize=100MiB, name=EFI\\nsize=1500MiB, name=root\\n' | sfdisk --no-tell-kernel";
+
+/// The partition is there, mounted by the unit, with all of the contents; nothing is below it, open or left over.
+fn is_complete(machine: &Machine, contents: &str) {
+    assert_eq!(machine.contents(), contents);
+    let status = machine.status();
+    assert_eq!(
+        (&status["own_file_system"], &status["cost"], &status["what"], &status["below"], &status["open"], &status["problem"]),
+        (&json!(true), &json!("nothing"), &json!("/dev/disk/by-partlabel/recovery"), &json!(0), &json!(null), &json!(null)),
+        "{status}"
+    );
+    assert_eq!(machine.run("ls -A root/var/lib/recovery/partition"), "lock\n");
+    let mounted = machine.run("findmnt --noheadings --output FSTYPE,OPTIONS root/var/recovery");
+    assert!(mounted.starts_with("xfs"), "{mounted}");
+    let again = machine.create();
+    assert_eq!(again.status.code(), Some(0), "{}", said(&again));
+    assert!(printed(&again).contains("nothing to do"), "{}", printed(&again));
+}
+
+#[test]
+fn a_spare_disk_gets_the_partition_and_everything_is_moved_there() {
+    let machine = Machine::new(&[2048]);
+    let contents = machine.contents();
+    assert_eq!(machine.status()["cost"], "everything");
+    let asked = machine.agent(&["partition", "create", "--device", DISK, "--size-mib", "1024"]);
+    assert_eq!(asked.status.code(), Some(2), "{}", said(&asked));
+    assert!(said(&asked).contains("recovery (new)") && said(&asked).contains("not confirmed"), "{}", said(&asked));
+    assert_eq!(machine.exec(&["blkid", "-p", &machine.disk(0)]).status.code(), Some(2), "nothing was written");
+    let made = machine.create();
+    assert_eq!(made.status.code(), Some(0), "{}", said(&made));
+    is_complete(&machine, &contents);
+    let table = machine.table();
+    assert!(table.contains("label: gpt") && table.contains("name=\"recovery\"") && table.contains("size=     2097152"), "{table}");
+    // Both names lead to it.
+    assert_eq!(machine.run("readlink root/dev/disk/by-label/recovery"), machine.run("readlink root/dev/disk/by-partlabel/recovery"));
+    machine.reboot();
+    is_complete(&machine, &contents);
+    // It is where a backup goes now: the room of the disk, not of the root file system.
+    assert!(machine.status()["size"].as_u64().unwrap() < 1 << 30);
+}
+
+#[test]
+fn a_disk_in_use_keeps_its_partitions() {
+    let machine = Machine::new(&[4096]);
+    machine.run(&format!(
+        "{IN_USE} {0} && partx --add {0} && mkfs.xfs -q {0}p2 && mkdir mnt && mount {0}p2 mnt && echo kept > mnt/file",
+        machine.disk(0)
+    ));
+    let (before, contents) = (machine.table(), machine.contents());
+    let made = machine.agent(&["partition", "create", "--device", DISK, "--yes"]);
+    assert_eq!(made.status.code(), Some(0), "{}", said(&made));
+    is_complete(&machine, &contents);
+    let after = machine.table();
+    let others: Vec<&str> = after.lines().filter(|line| !line.contains("recovery")).collect();
+    assert_eq!(others, before.lines().collect::<Vec<_>>());
+    // All the room behind the last one.
+    assert!(after.contains("start=     3278848, size=     5107712"), "{after}");
+    assert_eq!(machine.run("cat mnt/file"), "kept\n");
+    machine.run("umount mnt");
+}
+
+/// The agent is killed before and after each program that changes something; then it is run again, with and without a reboot in between.
+#[test]
+fn a_kill_around_every_program_costs_nothing() {
+    let calls = [
+        ("before", "sfdisk", "--no-reread*"),
+        ("after", "sfdisk", "--no-reread*"),
+        ("before", "partx", "--add*"),
+        ("after", "partx", "--add*"),
+        ("before", "mkfs.xfs", "*"),
+        ("after", "mkfs.xfs", "*"),
+        ("before", "cp", "*"),
+        ("after", "cp", "*"),
+        ("before", "systemctl", "daemon-reload"),
+        ("before", "systemctl", "start*"),
+        ("after", "systemctl", "start*"),
+    ];
+    for (number, (when, tool, arguments)) in calls.into_iter().enumerate() {
+        let machine = Machine::new(&[2048]);
+        let contents = machine.contents();
+        machine.die(when, tool, arguments);
+        let killed = machine.create();
+        assert!(!killed.status.success() && !machine.is_waiting(when, tool), "{when} {tool}: {killed:?}");
+        if number % 2 == 0 {
+            machine.reboot();
+        }
+        let name = format!("{when} {tool}");
+        // Whatever has happened, each file is there: where the partition is not mounted yet, at the old place.
+        if machine.status()["problem"].is_null() {
+            assert_eq!(machine.contents(), contents, "{name}");
+        }
+        let again = machine.create();
+        assert_eq!(again.status.code(), Some(0), "{name}: {}", said(&again));
+        is_complete(&machine, &contents);
+    }
+}
+
+/// Not a test: [`a_power_cut_at_every_line_of_the_journal_costs_nothing`] starts it in a process of its own, in the machine's mounts and its folder, where
+/// `stop-at` says how many lines of the journal are written. It ends as by a power cut.
+pub(crate) fn until_the_power_fails() {
+    let here = std::env::current_dir().unwrap();
+    let left: u32 = std::fs::read_to_string(here.join("stop-at")).expect("it is started by another test").trim().parse().unwrap();
+    let node = Node::at(&here.join("root"), Some(&here.join("tools")));
+    let dir = RecoveryDir::new(&node, Path::new("/var/recovery"));
+    let locked = testing::session::locked(&node, &dir);
+    let Proposal::Do(plan, begun) = propose(&locked, DISK, Some(1024)).unwrap() else { panic!("there is nothing to do") };
+    let written = std::cell::Cell::new(0);
+    let stop = || {
+        if written.get() == left {
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
+        }
+        written.set(written.get() + 1);
+        Ok(())
+    };
+    create(&locked, *plan, begun.as_ref(), &stop).unwrap();
+    std::fs::write(here.join("finished"), "").unwrap();
+}
+
+#[test]
+fn a_power_cut_at_every_line_of_the_journal_costs_nothing() {
+    let me = std::env::current_exe().unwrap();
+    // One line when the phase begins and when it ends, two for each of six steps, one when all is over.
+    for lines in 0..=15 {
+        let machine = Machine::new(&[2048]);
+        let contents = machine.contents();
+        std::fs::write(machine.at("stop-at"), lines.to_string()).unwrap();
+        let ended = machine.exec(&[me.to_str().unwrap(), "--ignored", "--exact", "until_the_power_fails", "--nocapture"]);
+        if lines == 15 {
+            assert!(ended.status.success() && machine.at("finished").exists(), "{ended:?}");
+            break;
+        }
+        assert!(!machine.at("finished").exists(), "{lines}: {ended:?}");
+        // Once with the lock and the mounts of the same boot, once in the next.
+        if lines % 2 == 1 {
+            machine.reboot();
+        }
+        assert!(!machine.status()["open"].is_null(), "{lines}: {ended:?}");
+        let again = machine.create();
+        assert_eq!(again.status.code(), Some(0), "{lines}: {}", said(&again));
+        is_complete(&machine, &contents);
+    }
+}
+
+#[test]
+fn an_open_one_is_gone_on_with_on_its_own_disk_alone() {
+    let machine = Machine::new(&[2048, 2048]);
+    machine.die("before", "mkfs.xfs", "*");
+    assert!(!machine.create().status.success());
+    let other = machine.agent(&["partition", "create", "--device", "/dev/disk/by-id/disk-1", "--yes"]);
+    assert_eq!(other.status.code(), Some(78), "{}", said(&other));
+    assert!(said(&other).contains(&format!("partition create --device {DISK}")), "{}", said(&other));
+    // A recovery that was begun meanwhile is over first.
+    machine.run("echo '{}' > root/var/recovery/progress");
+    let busy = machine.create();
+    assert_eq!(busy.status.code(), Some(75), "{}", said(&busy));
+    machine.run("rm root/var/recovery/progress");
+    // Another disk in its place.
+    machine.run("ln -sfn ../../$(basename $(readlink root/dev/disk/by-id/disk-1)) root/dev/disk/by-id/disk-0");
+    let swapped = machine.create();
+    assert_eq!(swapped.status.code(), Some(78), "{}", said(&swapped));
+    assert!(said(&swapped).contains("another disk"), "{}", said(&swapped));
+    assert_eq!(machine.exec(&["blkid", "-p", &machine.disk(1)]).status.code(), Some(2), "nothing was written");
+}
+
+/// A copy that is not what it is a copy of is never mounted.
+#[test]
+fn a_copy_that_differs_is_refused_and_the_directory_stays_where_it_is() {
+    let machine = Machine::new(&[2048]);
+    let contents = machine.contents();
+    let cp = "#!/bin/bash\n/bin/cp \"$@\" && printf X | dd of=\"${@: -1}/backups/b1/etc.tar.zst\" bs=1 seek=1000 conv=notrunc status=none && \
+              touch -r \"${@: -2:1}/backups/b1/etc.tar.zst\" \"${@: -1}/backups/b1/etc.tar.zst\"\n";
+    std::fs::remove_file(machine.at("tools/cp")).unwrap();
+    machine.run(&format!("cat > tools/cp <<'E'\n{cp}E\nchmod +x tools/cp"));
+    let made = machine.create();
+    assert_eq!(made.status.code(), Some(1), "{}", said(&made));
+    assert!(said(&made).contains("another content") && said(&made).contains("step move"), "{}", said(&made));
+    assert_eq!(machine.contents(), contents);
+    assert!(!machine.at("root/etc/systemd/system/var-recovery.mount").exists());
+    machine.run("ln -sf \"$(readlink tools/partx)\" tools/cp");
+    let again = machine.create();
+    assert_eq!(again.status.code(), Some(0), "{}", said(&again));
+    is_complete(&machine, &contents);
+}
