@@ -172,10 +172,12 @@ pub fn is_mounted(dir: &RecoveryDir) -> Result<bool> {
     Ok(mounts::mounts()?.iter().any(|mount| mount.point == real))
 }
 
-/// The device number of the file system that the recovery directory lies on.
+/// The number of the device that the recovery directory lies on. `None` where its file system has a number of its own, of major number 0, as btrfs and
+/// overlay file systems have: which devices are below them is not told by that.
 #[must_use]
 pub fn device_below(dir: &RecoveryDir) -> Option<u64> {
-    dir.path().metadata().ok().map(|meta| meta.dev())
+    let number = dir.path().metadata().ok()?.dev();
+    (rustix::fs::major(number) != 0).then_some(number)
 }
 
 /// A partition with the label, by either of its names: the link and the number of the device. `None` where the node shows none.
