@@ -76,6 +76,8 @@ pub enum Befalls {
     Overtaken,
     /// It is carried out, somebody else writes to the object, and the connection is closed without an answer.
     CutAndChanged,
+    /// The connection is closed, as is every other for this many milliseconds: the server is away.
+    Away(u64),
 }
 
 /// One fault.

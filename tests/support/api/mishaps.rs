@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::Bytes;
 use hyper::{Method, StatusCode};
@@ -17,8 +17,14 @@ static BEFALLEN: Mutex<BTreeMap<Mishap, u32>> = Mutex::new(BTreeMap::new());
 /// What is carried out later, by its path.
 static LATE: Mutex<BTreeMap<String, Asked>> = Mutex::new(BTreeMap::new());
 
+/// Until when the server is away.
+static AWAY: Mutex<Option<Instant>> = Mutex::new(None);
+
 /// The answer to a request; `None` when there is none.
 pub(super) async fn answer(config: &ApiConfig, mishaps: &[Mishap], user: Option<&User>, asked: &Asked) -> Option<Said> {
+    if lock(&AWAY).is_some_and(|until| Instant::now() < until) {
+        return None;
+    }
     let what = befalls(mishaps, asked);
     if what == Some(Befalls::Late) {
         lock(&LATE).insert(asked.path.clone(), asked.clone());
@@ -36,6 +42,10 @@ pub(super) async fn answer(config: &ApiConfig, mishaps: &[Mishap], user: Option<
         }
         Befalls::Delay(time) => tokio::time::sleep(Duration::from_millis(time)).await,
         Befalls::Lost => return None,
+        Befalls::Away(time) => {
+            *lock(&AWAY) = Some(Instant::now() + Duration::from_millis(time));
+            return None;
+        }
         Befalls::Overtaken => change(config, user, &asked.path).await,
         Befalls::Cut | Befalls::CutAndChanged | Befalls::Late => {}
     }
