@@ -93,19 +93,19 @@ const WAYS: &[(&str, bool, &str)] = &[
     (
         "refused",
         false,
-        "kcm-system/refused was not patched, and is as the backup has it: the API server does not take it: a mishap of code 422",
+        "kcm-system/refused was not patched, and is as the backup has it: the API server refused (422 Mishap): a mishap of code 422",
     ),
     (
         "undecoded",
         false,
         "kcm-system/undecoded was not patched, and is as the backup has it: GET /api/v1/namespaces/kcm-system/configmaps/undecoded: ",
     ),
-    ("forbidden", false, "kcm-system/forbidden was not patched, and is as the backup has it: "),
+    ("forbidden", false, "kcm-system/forbidden was not patched, and is as the backup has it: the API server refused (403 Mishap)"),
     ("unsure", false, "whether configmaps kcm-system/unsure was patched cannot be told: PUT "),
     (
         "noted",
         false,
-        "kcm-system/noted was not patched, and is as the backup has it: the API server does not take it: a mishap of code 422",
+        "kcm-system/noted was not patched, and is as the backup has it: the API server refused (422 Mishap): a mishap of code 422",
     ),
     ("stopped", true, ""),
 ];
@@ -127,7 +127,7 @@ fn whatever_befalls_an_object_that_is_patched_through_the_api_server_the_node_co
             mishap("cut", "PUT", false, 1, &json!("cut")),
             mishap("late", "PUT", false, 1, &json!("late")),
             mishap("lost", "PUT", false, 1, &json!("lost")),
-            mishap("away", "PUT", true, 1, &json!({"away": 6000})),
+            mishap("away", "PUT", false, 1, &json!({"away": 6000})),
             mishap("changed", "PUT", false, 1, &json!("cut_and_changed")),
             mishap("contended", "PUT", false, ALWAYS, &json!("overtaken")),
             mishap("hanging", "PUT", true, ALWAYS, &json!("lost")),

@@ -235,7 +235,7 @@ fn tried(error: anyhow::Error) -> Result<Tried> {
     }
     Ok(match error.downcast_ref::<Refused>() {
         Some(Refused { code: 409, .. }) => Tried::Conflict,
-        Some(Refused { code: ..500, message, .. }) => Tried::Refused(format!("the API server does not take it: {message}")),
+        Some(refused) if refused.code < 500 => Tried::Refused(refused.to_string()),
         _ => Tried::Failed(error),
     })
 }

@@ -71,14 +71,14 @@ fn is_dry(asked: &Asked) -> bool {
 /// Somebody else writes to an object.
 async fn change(config: &ApiConfig, user: Option<&User>, path: &str) {
     let label = json!({"metadata": {"labels": {"somebody": uuid::Uuid::new_v4().to_string()}}});
-    let patch = Asked {
+    let request = Asked {
         method: Method::PATCH,
         path: path.to_owned(),
         query: String::new(),
         content_type: "application/merge-patch+json".to_owned(),
         body: Bytes::from(label.to_string()),
     };
-    rest::answer(config, user, &patch).await;
+    rest::answer(config, user, &request).await;
 }
 
 fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
