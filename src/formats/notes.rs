@@ -31,7 +31,7 @@ pub struct StartKubeletV1 {
     pub since_boot: f64,
 }
 
-/// Of step `patch-served-objects`: the object that is about to be put through the API server.
+/// Of step `patch-served-objects`: the object that is about to be put through the API server, or that was and has been given up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -42,6 +42,9 @@ pub struct ServedObjectV1 {
     pub resource_version: String,
     /// SHA-256, hex, of what it becomes, without what the server counts and without its status.
     pub sha256: String,
+    /// What people are told of it, when it was not patched after all, or nobody can tell: it is not tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given_up: Option<String>,
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ const ONE_ANSWER: std::time::Duration = std::time::Duration::from_secs(10);
 struct Intent {
     /// Objects that get another value.
     objects: u64,
-    /// SHA-256 over key, old and new value of each, in the order of the snapshot.
+    /// SHA-256 over key, old and new value of each, whatever the order in which the snapshot is read.
     sha256: String,
 }
 
@@ -69,17 +69,21 @@ pub(super) fn patch_objects(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 fn intent(objects: &Objects, rules: &Rules) -> Result<Intent> {
-    let (mut hash, mut changed) = (Sha256::new(), 0);
+    let mut changed = Vec::new();
     objects.run(rules, &mut |object| {
         if object.changed {
-            changed += 1;
-            for part in [&object.key, &object.value, &object.wanted()?] {
-                hash.update(Sha256::digest(part));
-            }
+            changed.push([&object.key, &object.value, &object.wanted()?].map(Sha256::digest));
         }
         Ok(())
     })?;
-    Ok(Intent { objects: changed, sha256: data_encoding::HEXLOWER.encode(&hash.finalize()) })
+    Ok(Intent { objects: changed.len() as u64, sha256: whatever_the_order(changed) })
+}
+
+fn whatever_the_order<T: AsRef<[u8]> + Ord>(mut all: Vec<[T; 3]>) -> String {
+    all.sort_unstable();
+    let mut hash = Sha256::new();
+    all.iter().flatten().for_each(|part| hash.update(part));
+    data_encoding::HEXLOWER.encode(&hash.finalize())
 }
 
 /// A failure that the same rules on the same backup would meet again: etcd is restored once more, perhaps with other rules.
@@ -211,6 +215,15 @@ fn covers(found: &Value, wanted: &Value) -> bool {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn what_is_about_to_be_put_is_the_same_in_any_order_and_another_in_any_part() {
+        let of = |objects: &[[&str; 3]]| whatever_the_order(objects.to_vec());
+        let (a, b) = (["a", "1", "2"], ["b", "1", "2"]);
+        assert_eq!(of(&[a, b]), of(&[b, a]));
+        assert_ne!(of(&[a, b]), of(&[a, ["b", "1", "3"]]));
+        assert_ne!(of(&[a]), of(&[a, a]));
+    }
 
     #[test]
     fn defaults_are_no_difference_and_what_is_missing_is() {

@@ -21,6 +21,7 @@ mod real_api;
 mod refusals;
 mod reports;
 mod runtimes;
+mod served;
 mod signals;
 mod soft_reboot;
 mod through;

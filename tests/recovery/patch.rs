@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::through::{command, journal_says, json as report, node, ok, over_the_reboot, settled, start};
+use crate::through::{WAIT, command, journal_says, json as report, node, ok, over_the_reboot, settled, start};
 use testing::node::{Kind, Node};
 
 const OBJECTS: [&str; 2] = ["/registry/k0rdent.mirantis.com/managements/one", "/registry/k0rdent.mirantis.com/managements/two"];
@@ -39,16 +39,16 @@ fn management(name: &str) -> Value {
     })
 }
 
-fn config_map(name: &str) -> Value {
+pub(crate) fn config_map(name: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "kcm-system", "uid": name}, "list": ["before"]})
 }
 
-fn put(node: &Node, key: &str, value: &Value) -> Result<()> {
+pub(crate) fn put(node: &Node, key: &str, value: &Value) -> Result<()> {
     node.with_etcd(async |client| client.put(key, value.to_string(), None).await.map(drop).context("writing a key"))
 }
 
 /// The value of a key, and how often it was written since it was made.
-fn written(node: &Node, key: &str) -> Result<(Value, i64)> {
+pub(crate) fn written(node: &Node, key: &str) -> Result<(Value, i64)> {
     node.with_etcd(async |client| {
         let answer = client.get(key, None).await?;
         let found = answer.kvs().first().with_context(|| format!("{key} is not there"))?;
@@ -67,8 +67,8 @@ fn set_up(node: &Node, dir: &Path) -> Result<()> {
 }
 
 /// The agent goes on, and is killed when it makes one of the `calls` for the time of this `number`.
-fn killed_at(node: &Node, calls: &str, number: usize) -> Result<Output> {
-    let agent = command(node, &["--wait", "1", "resume"])?;
+fn killed_at(node: &Node, wait: &str, calls: &str, number: usize) -> Result<Output> {
+    let agent = command(node, &["--wait", wait, "resume"])?;
     let mut strace = Command::new("strace");
     let inject = format!("inject={calls}:signal=KILL:when={number}");
     strace.args(["-qq", "-f", "-o", "/dev/null", "-e", &format!("trace={calls}"), "-e", &inject]);
@@ -78,7 +78,7 @@ fn killed_at(node: &Node, calls: &str, number: usize) -> Result<Output> {
 }
 
 /// The agent goes on until it is about to do this step, and is killed there.
-fn goes_on(node: &Node, until: &str) -> Result<()> {
+pub(crate) fn goes_on(node: &Node, until: &str) -> Result<()> {
     let mut agent = start(node, &["resume"])?;
     let says = journal_says(node, "resume", until);
     kill_process(Pid::from_child(&agent), Signal::KILL)?;
@@ -86,7 +86,7 @@ fn goes_on(node: &Node, until: &str) -> Result<()> {
     says
 }
 
-fn lines(node: &Node) -> Result<Vec<String>> {
+pub(crate) fn lines(node: &Node) -> Result<Vec<String>> {
     Ok(std::fs::read_to_string(node.at(JOURNAL))?.split_inclusive('\n').map(str::to_owned).collect())
 }
 
@@ -124,8 +124,8 @@ impl Patched {
         Ok(count)
     }
 
-    /// Kills the agent at each call between the beginning of one step and that of another, and lets it go on.
-    fn sweep(&self, node: &Node, from: &str, until: &str) -> Result<()> {
+    /// Kills the agent, which waits `wait` seconds, at each call between the beginning of one step and that of another, and lets it go on.
+    fn sweep(&self, node: &Node, wait: &str, from: &str, until: &str) -> Result<()> {
         let whole = lines(node)?;
         let begins = whole.iter().position(|line| is_of(line, from)).with_context(|| format!("there is no step {from}"))?;
         // How often it was killed when none, one and two were patched.
@@ -136,7 +136,7 @@ impl Patched {
                 std::fs::write(node.at(JOURNAL), whole[..begins].concat())?;
                 self.put(node)?;
                 let before = self.writes(node)?;
-                let output = killed_at(node, calls, number)?;
+                let output = killed_at(node, wait, calls, number)?;
                 let left = lines(node)?;
                 if left.iter().any(|line| is_of(line, until)) {
                     break;
@@ -191,7 +191,7 @@ fn an_agent_that_is_killed_anywhere_in_the_patch_patches_each_object_once() -> R
     let taken = TcpListener::bind(("127.0.0.1", node.ports().api))?;
     goes_on(&node, "api-server-ready")?;
     let objects = Patched { keys: OBJECTS, made: management, list: "/spec/list" };
-    objects.sweep(&node, "patch-objects", "api-server-ready")?;
+    objects.sweep(&node, "1", "patch-objects", "api-server-ready")?;
     ensure!(written(&node, OBJECTS[0])?.0["metadata"]["generation"] == 4);
     let writes = objects.writes(&node)?;
 
@@ -200,7 +200,7 @@ fn an_agent_that_is_killed_anywhere_in_the_patch_patches_each_object_once() -> R
     goes_on(&node, "patched-objects")?;
     goes_on(&node, "manifests")?;
     let served = Patched { keys: SERVED, made: config_map, list: "/list" };
-    served.sweep(&node, "patch-served-objects", "manifests")?;
+    served.sweep(&node, WAIT, "patch-served-objects", "manifests")?;
     let done = report(&node, &["resume"])?;
     ensure!(objects.writes(&node)? == writes, "they were patched again");
     ensure!(written(&node, NOT)?.0 == config_map("without"));

@@ -1,10 +1,11 @@
 //! Objects of built-in kinds, which etcd has as protobuf: patched through the API server, when it answers and before controllers and scheduler run.
 //!
 //! What they hold is known only then. One that cannot be patched stays as the backup has it, with a warning: a control plane without its controllers would
-//! be a dead node for the sake of one object. An API server that does not answer is waited for.
+//! be a dead node for the sake of one object. Only an API server that is away is waited for, until the step's deadline.
 //!
-//! Each is patched once. Before it is put, the journal says which it is, in which version it was read, and what it becomes: after a crash, an object that
-//! is still in that version was not patched, and one that is what it was to become was.
+//! Each is patched once. Before it is put, the journal says which it is, in which version it was read, and what it becomes. As long as it is in that version
+//! it can be put again: of several puts of one version the API server carries out one. Once it is in another, it was patched if it is what it was to become;
+//! if it is not, and a put has ended without an answer, nobody can tell, and that is said. What was given up is noted too.
 
 use std::time::Duration;
 
@@ -15,23 +16,40 @@ use super::super::modifier::{self, Served};
 use super::super::run::Doing;
 use super::super::waits::{self, PAUSE};
 use super::{MOST_WARNINGS, rules};
-use crate::error::{FailureKind, kind};
+use crate::error::{FailureKind, kind, unanswered};
 use crate::formats::notes::ServedObjectV1;
 use crate::kube::{Client, Place, Refused};
 use crate::modifiers::{Outcome, Rules};
+use crate::node::clock::Deadline;
 
+/// How long the API server may take for one answer: longer than it waits for a webhook, which is 10 s by default and 30 s at most. Its own answer says which
+/// webhook it was.
+const ONE_ANSWER: Duration = Duration::from_secs(40);
+/// How often an object is tried that a ready API server does not answer for, or meets an error of its own at.
+const FAILURES: usize = 3;
 /// How often an object that others write to is tried.
-const TRIES: usize = 5;
+const CONFLICTS: usize = 5;
 
 /// What has become of an object.
 enum Patched {
     Now,
-    /// Before a crash.
+    /// By an earlier try, before a crash or one that was not answered.
     Before,
     /// It is as the rules make it without being patched.
     Unchanged,
-    /// It stays as it is, and why.
+    /// It stays as it is, or nobody can tell: what people are told.
     Not(String),
+}
+
+/// How one try ended.
+enum Tried {
+    Done(Patched),
+    /// It is of no use to try again, and why.
+    Refused(String),
+    /// Somebody else was faster: the next try is on what is there then.
+    Conflict,
+    /// No answer, or an error of the API server's own, which may pass.
+    Failed(anyhow::Error),
 }
 
 /// Patches every object that rules are about and that was not read from etcd.
@@ -44,17 +62,23 @@ pub(in crate::recovery) fn patch_served(here: &mut Doing<'_, '_>) -> Result<()> 
     if all.is_empty() {
         return Ok(());
     }
-    let client = waits::api(here)?;
-    let mut notes: Vec<ServedObjectV1> = here.all_noted()?;
+    let client = waits::api(here)?.with_limit(ONE_ANSWER);
+    let wait = here.run.wait;
     let (mut patched, mut before, mut not) = (0_u64, 0_u64, Vec::new());
-    for (number, object) in (0..).zip(&all) {
-        match patiently(here, &client, &rules, &mut notes, (number, object))? {
-            Patched::Now => patched += 1,
-            Patched::Before => before += 1,
-            Patched::Unchanged => {}
-            Patched::Not(why) => not.push(format!("{} was not patched, and is as the backup has it: {why}", object.target)),
+    here.waiting("patching objects through the API server", |here, task| {
+        let deadline = here.run.session.node.clock().deadline(wait);
+        let mut patching = Patching { client: &client, rules: &rules, deadline, notes: here.all_noted()? };
+        for (number, object) in (0..).zip(&all) {
+            task.alive();
+            match patching.patch(here, number, object)? {
+                Patched::Now => patched += 1,
+                Patched::Before => before += 1,
+                Patched::Unchanged => {}
+                Patched::Not(warning) => not.push(warning),
+            }
         }
-    }
+        Ok(())
+    })?;
     here.figure("patched", patched);
     if before > 0 {
         here.figure("patched_before", before);
@@ -70,83 +94,150 @@ pub(in crate::recovery) fn patch_served(here: &mut Doing<'_, '_>) -> Result<()> 
     Ok(())
 }
 
-/// Patches one object, and waits for an API server that is away.
-fn patiently(
-    here: &mut Doing<'_, '_>,
-    client: &Client,
-    rules: &Rules,
-    notes: &mut Vec<ServedObjectV1>,
-    numbered: (u64, &Served),
-) -> Result<Patched> {
-    let last = std::cell::RefCell::new(String::new());
-    here.wait_for(
-        "the API server to take a patched object",
-        PAUSE,
-        |here| match patch(here, client, rules, notes, numbered) {
-            Err(error) if kind(&error) == FailureKind::Unanswered => {
-                *last.borrow_mut() = format!("{error:#}");
-                Ok(None)
-            }
-            done => done.map(Some),
-        },
-        |_| last.borrow().clone(),
-    )
+struct Patching<'a> {
+    client: &'a Client,
+    rules: &'a Rules,
+    deadline: Deadline,
+    notes: Vec<ServedObjectV1>,
 }
 
-fn patch(
-    here: &mut Doing<'_, '_>,
-    client: &Client,
-    rules: &Rules,
-    notes: &mut Vec<ServedObjectV1>,
-    (number, object): (u64, &Served),
-) -> Result<Patched> {
-    let (resource, _) = object.target.resource.split_once('.').unwrap_or((&object.target.resource, ""));
-    let (namespace, name) = (object.target.namespace.as_deref(), object.target.name.as_str());
-    let place = Place { api_version: &object.api_version, resource, namespace, name };
-    let mut last_try = notes.iter().rfind(|note| note.number == number).cloned();
-    // Whoever noted that has come past this one.
-    let is_past = notes.last().is_some_and(|last| last.number > number);
-    for _ in 0..TRIES {
-        let Some(served) = client.object(place)? else {
-            return Ok(Patched::Not(format!("the API server does not serve it as {}, in which it is stored", object.api_version)));
+impl Patching<'_> {
+    /// Patches one object, which is the one of this number.
+    fn patch(&mut self, here: &mut Doing<'_, '_>, number: u64, object: &Served) -> Result<Patched> {
+        let last = self.last(number);
+        if let Some(warning) = last.and_then(|last| last.given_up.clone()) {
+            return Ok(Patched::Not(warning));
+        }
+        // A put that was noted before a crash has perhaps been carried out, or will be yet.
+        let mut is_open = last.is_some();
+        // Whoever noted a later one had come past this one, and did not give it up.
+        if is_open && self.notes.last().is_some_and(|last| last.number > number) {
+            return Ok(Patched::Before);
+        }
+        if !is_open && self.deadline.passed() {
+            return Ok(Patched::Not(not(object, &format!("no time was left of {} s", here.run.wait.as_secs()))));
+        }
+        let (mut failures, mut conflicts) = (0, 0);
+        let why = loop {
+            match self.attempt(here, number, object, &mut is_open)? {
+                Tried::Done(patched) => return Ok(patched),
+                Tried::Refused(why) => break why,
+                Tried::Conflict => {
+                    conflicts += 1;
+                    if conflicts == CONFLICTS {
+                        break format!("something else wrote to it {CONFLICTS} times meanwhile");
+                    }
+                    here.run.session.node.clock().sleep(Duration::from_millis(100))?;
+                }
+                Tried::Failed(error) => {
+                    failures += usize::from(self.is_ready(here, &error)?);
+                    if failures == FAILURES || (failures > 0 && self.deadline.passed()) {
+                        break format!("{error:#}");
+                    }
+                    here.run.session.node.clock().sleep(PAUSE)?;
+                }
+            }
+        };
+        let warning = if is_open { format!("whether {} was patched cannot be told: {why}", object.target) } else { not(object, &why) };
+        // What was to be put is noted, and that it was not is no less so.
+        if let Some(last) = self.last(number) {
+            let note = ServedObjectV1 { given_up: Some(warning.clone()), ..last.clone() };
+            self.note(here, note)?;
+        }
+        Ok(Patched::Not(warning))
+    }
+
+    /// True when the API server is ready, so that it is the object that it fails at; false when it is away, for which there is time until the deadline.
+    fn is_ready(&self, here: &Doing<'_, '_>, error: &anyhow::Error) -> Result<bool> {
+        match self.client.ready() {
+            Ok(()) => Ok(true),
+            Err(away) if kind(&away) == FailureKind::Interrupted => Err(away),
+            Err(away) if self.deadline.passed() => {
+                let wait = here.run.wait.as_secs();
+                Err(unanswered(format!("waited {wait} s for the API server to take a patched object: {error:#}; {away:#}")))
+            }
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// One try. `is_open` is true while nobody knows how a put has ended.
+    fn attempt(&mut self, here: &mut Doing<'_, '_>, number: u64, object: &Served, is_open: &mut bool) -> Result<Tried> {
+        let (resource, _) = object.target.resource.split_once('.').unwrap_or((&object.target.resource, ""));
+        let (namespace, name) = (object.target.namespace.as_deref(), object.target.name.as_str());
+        let place = Place { api_version: &object.api_version, resource, namespace, name };
+        let served = match self.client.object(place) {
+            Ok(Some(served)) => served,
+            Ok(None) => {
+                let why = format!("the API server does not serve it as {}, in which it is stored", object.api_version);
+                return Ok(Tried::Refused(why));
+            }
+            Err(error) => return tried(error),
         };
         let version = served.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or_default().to_owned();
-        if let Some(noted) = last_try.take().filter(|noted| noted.resource_version != version) {
-            let is_it = is_past || noted.sha256 == digest(&served);
-            let why = "it was changed when it was about to be patched, and whether by that cannot be told";
-            return Ok(if is_it { Patched::Before } else { Patched::Not(why.to_owned()) });
+        if self.last(number).is_some_and(|last| last.resource_version != version) {
+            let is = digest(&served);
+            if self.notes.iter().any(|note| note.number == number && note.sha256 == is) {
+                return Ok(Tried::Done(Patched::Before));
+            }
+            if *is_open {
+                return Ok(Tried::Refused("something has changed it when it was about to be patched".to_owned()));
+            }
         }
-        let applied = rules.apply(&object.target, &served);
+        let applied = self.rules.apply(&object.target, &served);
         let fault = applied.outcomes.iter().find_map(|(rule, outcome)| match outcome {
             Outcome::Error { why } | Outcome::TestFailed { why } => Some(format!("rule {} fails on it: {why}", rule + 1)),
             _ => None,
         });
         if let Some(why) = fault {
-            return Ok(Patched::Not(why));
+            return Ok(Tried::Refused(why));
         }
         if applied.object == served {
-            return Ok(Patched::Unchanged);
+            return Ok(Tried::Done(Patched::Unchanged));
         }
-        let put = match client.replace(place, &applied.object, true) {
-            Ok(becomes) => {
-                let note = ServedObjectV1 { number, resource_version: version, sha256: digest(&becomes) };
-                here.note(&note)?;
-                notes.push(note);
-                client.replace(place, &applied.object, false)
-            }
-            refused => refused,
+        let becomes = match self.client.replace(place, &applied.object, true) {
+            Ok(becomes) => becomes,
+            Err(error) => return tried(error),
         };
-        match put {
-            Ok(_) => return Ok(Patched::Now),
-            Err(error) => match error.downcast_ref::<Refused>() {
-                // Somebody else was faster: the next try is on what is there then.
-                Some(refused) if refused.code == 409 => here.run.session.node.clock().sleep(Duration::from_millis(100))?,
-                Some(refused) => return Ok(Patched::Not(format!("the API server does not take it: {}", refused.message))),
-                None => return Err(error),
-            },
+        let note = ServedObjectV1 { number, resource_version: version, sha256: digest(&becomes), given_up: None };
+        if self.last(number) != Some(&note) {
+            self.note(here, note)?;
+        }
+        match self.client.replace(place, &applied.object, false) {
+            Ok(_) => Ok(Tried::Done(Patched::Now)),
+            Err(error) => {
+                let tried = tried(error)?;
+                *is_open |= matches!(tried, Tried::Failed(_));
+                Ok(tried)
+            }
         }
     }
-    Ok(Patched::Not(format!("something else wrote to it {TRIES} times meanwhile")))
+
+    /// The last note of an object.
+    fn last(&self, number: u64) -> Option<&ServedObjectV1> {
+        self.notes.iter().rfind(|note| note.number == number)
+    }
+
+    fn note(&mut self, here: &mut Doing<'_, '_>, note: ServedObjectV1) -> Result<()> {
+        here.note(&note)?;
+        self.notes.push(note);
+        Ok(())
+    }
+}
+
+fn not(object: &Served, why: &str) -> String {
+    format!("{} was not patched, and is as the backup has it: {why}", object.target)
+}
+
+/// What it means that a request has failed.
+fn tried(error: anyhow::Error) -> Result<Tried> {
+    if kind(&error) == FailureKind::Interrupted {
+        return Err(error);
+    }
+    Ok(match error.downcast_ref::<Refused>() {
+        Some(Refused { code: 409, .. }) => Tried::Conflict,
+        Some(refused) if refused.code < 500 => Tried::Refused(refused.to_string()),
+        _ => Tried::Failed(error),
+    })
 }
 
 /// The SHA-256 of what an object is, without what the server counts and what its status says.

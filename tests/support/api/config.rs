@@ -36,6 +36,48 @@ pub struct Faults {
     pub fault: Option<Fault>,
     /// Each answer takes this many milliseconds more.
     pub delay_ms: u64,
+    /// What befalls single requests; the first that fits one.
+    pub mishaps: Vec<Mishap>,
+}
+
+/// What befalls requests of one kind, `{"method": "PUT", "path": "/api/v1/namespaces/a/configmaps/b", "times": 2, "what": {"code": 500}}`: so often, and then
+/// no more.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mishap {
+    /// The method.
+    pub method: String,
+    /// The path.
+    pub path: String,
+    /// Dry runs, or what is none.
+    #[serde(default)]
+    pub dry: bool,
+    /// How often.
+    pub times: u32,
+    /// What.
+    pub what: Befalls,
+}
+
+/// What befalls a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Befalls {
+    /// It is answered with this code, and not carried out.
+    Code(u16),
+    /// It takes this many milliseconds more.
+    Delay(u64),
+    /// The connection is closed, and nothing is carried out.
+    Lost,
+    /// It is carried out, and the connection is closed without an answer.
+    Cut,
+    /// The connection is closed, and it is carried out when the same is asked for again: just before that.
+    Late,
+    /// Somebody else writes to the object just before it is carried out.
+    Overtaken,
+    /// It is carried out, somebody else writes to the object, and the connection is closed without an answer.
+    CutAndChanged,
+    /// The connection is closed, as is every other for this many milliseconds: the server is away.
+    Away(u64),
 }
 
 /// One fault.

@@ -14,6 +14,7 @@
 
 pub(crate) mod admission;
 pub mod config;
+mod mishaps;
 pub mod objects;
 pub mod operators;
 pub(crate) mod resources;
@@ -27,7 +28,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use http_body_util::{BodyExt, Collected, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
@@ -93,12 +94,7 @@ async fn connection(config: Arc<ApiConfig>, tls: Arc<tls::Tls>, stream: TcpStrea
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
-async fn answer(
-    config: &ApiConfig,
-    user: Option<tls::User>,
-    sni: &str,
-    request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, hyper::http::Error> {
+async fn answer(config: &ApiConfig, user: Option<tls::User>, sni: &str, request: Request<Incoming>) -> Result<Response<Full<Bytes>>> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map(Collected::to_bytes).unwrap_or_default();
     let faults = config.faults();
@@ -118,10 +114,15 @@ async fn answer(
         Some(Fault::Busy) if asked.path.starts_with("/api") => {
             rest::Refusal::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", "storage is (re)initializing").said()
         }
-        _ => rest::answer(config, user.as_ref(), &asked).await,
+        _ => match mishaps::answer(config, &faults.mishaps, user.as_ref(), &asked).await {
+            Some(said) => said,
+            // An error here closes the connection.
+            None => bail!("{} {} is not answered", asked.method, asked.path),
+        },
     };
     note(config, &asked, user.as_ref(), sni, said.code);
-    Response::builder().status(said.code).header(header::CONTENT_TYPE, said.content_type).body(Full::new(said.body))
+    let answer = Response::builder().status(said.code).header(header::CONTENT_TYPE, said.content_type);
+    answer.body(Full::new(said.body)).context("making an answer")
 }
 
 /// One line of the log: what was asked, by whom, for which TLS name, and the status code.

@@ -12,7 +12,7 @@ use super::store::Item;
 use super::tls::User;
 
 /// A request.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Asked {
     /// Its method.
     pub(crate) method: Method,
