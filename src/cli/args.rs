@@ -143,7 +143,7 @@ pub struct BackupArgs {
     /// A label; can be given several times
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub labels: Vec<String>,
-    /// Go on although operators are progressing
+    /// Go on although operators are progressing, or an upgrade is
     #[arg(long)]
     pub force: bool,
     /// Verified backups to keep, this one included; those of schedules, and those from before an upgrade, count by themselves
