@@ -80,6 +80,10 @@ fn usage_is_exit_2() {
     assert_eq!(code(&recovery(&["--dir", "relative", "list"])), 2);
     assert_eq!(code(&recovery(&["--tools", "/tmp", "list"])), 2, "--tools without --root");
     assert_eq!(code(&recovery(&["prune", "--keep", "0"])), 2);
+    for verb in ["recover", "restore-files", "resume", "restart", "up"] {
+        let too_long = recovery(&[verb, "--hold", "3601"]);
+        assert!(code(&too_long) == 2 && said(&too_long).contains("--hold"), "{verb}: {}", said(&too_long));
+    }
 }
 
 #[test]

@@ -147,7 +147,7 @@ pub struct BackupArgs {
     /// A label; can be given several times
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub labels: Vec<String>,
-    /// Go on although operators are progressing
+    /// Go on although operators are progressing, or an upgrade is
     #[arg(long)]
     pub force: bool,
     /// Verified backups to keep, this one included; those of schedules, and those from before an upgrade, count by themselves
@@ -180,8 +180,8 @@ pub struct RecoverArgs {
     /// Restore etcd with the cluster's own script instead of natively
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     pub etcd_restore: EtcdRestore,
-    /// For how long the cluster has to stay as the backup recorded it before the recovery ends [default: 60]
-    #[arg(long, value_name = "SECONDS")]
+    /// For how long the cluster has to stay as the backup recorded it before the recovery ends, an hour at most [default: 60]
+    #[arg(long, value_name = "SECONDS", value_parser = hold())]
     pub hold: Option<u64>,
 }
 
@@ -206,8 +206,8 @@ pub struct RestoreFilesArgs {
     /// Restore etcd with the cluster's own script instead of natively
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     pub etcd_restore: EtcdRestore,
-    /// For how long the cluster has to stay as the backup recorded it before the recovery ends [default: 60]
-    #[arg(long, value_name = "SECONDS")]
+    /// For how long the cluster has to stay as the backup recorded it before the recovery ends, an hour at most [default: 60]
+    #[arg(long, value_name = "SECONDS", value_parser = hold())]
     pub hold: Option<u64>,
 }
 
@@ -217,8 +217,8 @@ pub struct ResumeArgs {
     /// Do the next phase only
     #[arg(long)]
     pub step: bool,
-    /// For how long the cluster has to stay as the backup recorded it, when not as the recovery was begun
-    #[arg(long, value_name = "SECONDS")]
+    /// For how long the cluster has to stay as the backup recorded it, an hour at most, when not as the recovery was begun
+    #[arg(long, value_name = "SECONDS", value_parser = hold())]
     pub hold: Option<u64>,
     /// It is the systemd unit that asks: a recovery begun with --step is left to a person
     #[arg(long, hide = true)]
@@ -240,8 +240,8 @@ pub struct RestartArgs {
     /// One phase at a time: nothing continues by itself after the reboot
     #[arg(long)]
     pub step: bool,
-    /// For how long the cluster has to stay as the backup recorded it before the recovery ends [default: 60]
-    #[arg(long, value_name = "SECONDS")]
+    /// For how long the cluster has to stay as the backup recorded it before the recovery ends, an hour at most [default: 60]
+    #[arg(long, value_name = "SECONDS", value_parser = hold())]
     pub hold: Option<u64>,
 }
 
@@ -315,14 +315,19 @@ pub struct UpgradeArgs {
     pub max_age: jiff::SignedDuration,
 }
 
+/// For how long something has to stay up, seconds. A recovery stays open as long, and no backup is taken meanwhile.
+fn hold() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(..=3600)
+}
+
 /// `up`
 #[derive(Debug, Clone, Args)]
 pub struct UpArgs {
     /// Compare with how it was when this backup was taken, by id or name; without it, everything has to be well
     #[arg(long, value_name = "ID")]
     pub backup: Option<String>,
-    /// For how long everything has to stay up, seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = crate::up::HOLD.as_secs())]
+    /// For how long everything has to stay up, seconds, an hour at most
+    #[arg(long, value_name = "SECONDS", default_value_t = crate::up::HOLD.as_secs(), value_parser = hold())]
     pub hold: u64,
 }
 

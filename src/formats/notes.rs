@@ -47,6 +47,12 @@ pub struct ServedObjectV1 {
     pub given_up: Option<String>,
 }
 
+/// Of step `etcd-copy`: what is to be said of the data that is about to be removed, one sentence each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(transparent)]
+pub struct EtcdCopyV1(pub Vec<String>);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,6 +63,7 @@ mod tests {
         samples::check_layout::<OldContainersV1>("note-old-containers", 1);
         samples::check_layout::<EtcdDataV1>("note-etcd-data", 1);
         samples::check_layout::<StartKubeletV1>("note-start-kubelet", 1);
+        samples::check_layout::<EtcdCopyV1>("note-etcd-copy", 1);
         samples::check_layout::<ServedObjectV1>("note-patch-served-objects", 1);
     }
 }

@@ -33,12 +33,24 @@ impl Here {
     /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when this is no single-node control plane.
     pub fn of(node: &Node) -> Result<(Self, kube::Client)> {
         let profile = Profile::of(node)?;
-        let identity = Identity::of(node, profile)?;
         let client = kube::Client::of(node, profile)?;
+        Ok((Self::ask(node, profile, &client)?, client))
+    }
+
+    /// Asks both once more: much may have changed in the minutes of a backup, which also pins the booted deployment.
+    ///
+    /// # Errors
+    /// As [`Here::of`].
+    pub fn again(&self, node: &Node, client: &kube::Client) -> Result<Self> {
+        Self::ask(node, self.profile, client)
+    }
+
+    fn ask(node: &Node, profile: &'static Profile, client: &kube::Client) -> Result<Self> {
+        let identity = Identity::of(node, profile)?;
         let mut cluster = client.cluster()?;
         let management = if profile.is_openshift() { None } else { client.management()? };
         cluster.progressing |= releases(node, profile)?.len() > 1;
-        Ok((Self { identity, cluster, management, booted: OnceCell::new(), profile }, client))
+        Ok(Self { identity, cluster, management, booted: OnceCell::new(), profile })
     }
 
     /// The booted deployment; `None` where the node is no ostree host. It is asked for once, when somebody wants to know.
@@ -51,11 +63,6 @@ impl Here {
             return Ok(self.booted.get_or_init(|| booted).as_ref());
         }
         Ok(self.booted.get().and_then(Option::as_ref))
-    }
-
-    /// Forgets the booted deployment: a backup pins it.
-    pub fn forget_booted(&mut self) {
-        self.booted.take();
     }
 
     /// The object by which this cluster is upgraded; `None` where that is done by hand (kubeadm).

@@ -110,7 +110,7 @@ fn attempt(session: Session<'_>, asked: &Asked, read: &mut ReadBack) -> Result<F
     if asked.through_the_api {
         here.upgraded_object()?;
     }
-    let release = here.release()?.to_owned();
+    let mut release = here.release()?.to_owned();
     let mut found = look(&session, &here, asked.max_age, read)?;
     let (mut taken_now, mut warnings) = (false, Vec::new());
     // One that counts with others may be gone before the upgrade is over. And one that goes on with what an interrupted backup had begun can be too old
@@ -127,7 +127,9 @@ fn attempt(session: Session<'_>, asked: &Asked, read: &mut ReadBack) -> Result<F
         (taken_now, warnings) = (true, taken.warnings);
         // All of it was read back from the disk before it was published.
         read.is_good(&taken.manifest.id);
-        here.forget_booted();
+        // It is good for where the cluster is now, and the permission is from there.
+        here = here.again(session.node, &client).context("looking where the cluster is after the backup")?;
+        here.release()?.clone_into(&mut release);
         found = look(&session, &here, asked.max_age, read)?;
         if !found.is_only_too_old(&taken.manifest.id) {
             break;

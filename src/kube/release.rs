@@ -52,7 +52,7 @@ pub enum Upgrade {
     Refused(String),
 }
 
-/// An upgrade that somebody let pass without a good backup.
+/// The annotation by which an upgrade may pass without a good backup. Whether there was that upgrade, and whether it had to pass by this, it does not say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Skipped {
     /// The annotation: the release, and the reason.
@@ -74,6 +74,14 @@ impl Skipped {
         let entry = metadata["managedFields"].as_array().into_iter().flatten().find(has);
         let word = |name: &str| entry.and_then(|entry| entry[name].as_str());
         Some(Self { why, by: word("manager").map(str::to_owned), at: word("time").and_then(|time| time.parse().ok()) })
+    }
+}
+
+impl Skipped {
+    /// What it means, in a sentence.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        format!("an annotation lets the upgrade that it names pass the gate without a good backup: {self}")
     }
 }
 

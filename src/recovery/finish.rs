@@ -12,6 +12,7 @@ use super::undo::Units;
 use super::waits;
 use crate::error::{FailureKind, kind, unanswered};
 use crate::etcd;
+use crate::formats::notes::EtcdCopyV1;
 use crate::kube::Skipped;
 use crate::report::unit;
 use crate::up::{Before, Checked, Terms, look, wait};
@@ -76,24 +77,43 @@ fn sentences(parts: &[Checked]) -> String {
 /// The data that this run replaced, and that which the runs replaced that it restarted.
 fn drop_old_etcd(here: &mut Doing<'_, '_>) -> Result<()> {
     let data = here.run.session.node.real_path(here.run.profile.etcd_data);
-    if let Some(member) = etcd::kept_of(&data, &here.id()) {
-        match let_pass(here, &member) {
-            Ok(found) => found.into_iter().for_each(|skipped| {
-                here.warn(format!("before the recovery, an upgrade was let pass the gate without a good backup: {skipped}"));
-            }),
-            Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
-            // It may be what was broken.
-            Err(error) => tracing::debug!("looking at the etcd data that was replaced: {error:#}"),
+    let runs = here.run.undo.runs.clone();
+    // Known before the first of it is gone: done again after a crash, the step finds it no more.
+    let let_pass = if let Some(noted) = here.noted::<EtcdCopyV1>()? {
+        noted
+    } else {
+        let found = EtcdCopyV1(let_pass(here, &data, &runs)?);
+        if !found.0.is_empty() {
+            here.note(&found)?;
         }
-    }
-    etcd::drop_kept(&data, &here.id(), &here.run.undo.runs)
+        found
+    };
+    let_pass.0.into_iter().for_each(|sentence| here.warn(sentence));
+    etcd::drop_kept(&data, &here.id(), &runs)
 }
 
 /// Where the `ClusterVersion` is, below the prefix of the keys.
 const CLUSTER_VERSION: &str = "config.openshift.io/clusterversions/version";
 
-/// The upgrades that somebody let pass the gate, by the data that was replaced: nowhere else is it known any more.
-fn let_pass(here: &Doing<'_, '_>, member: &Path) -> Result<Vec<Skipped>> {
+/// The upgrades that may pass the gate by an annotation, by the data that was replaced, one sentence each: nowhere else is it known any more. What a run of
+/// before a restart has put aside is the cluster's; the restarted run, then, what that one had restored.
+fn let_pass(here: &Doing<'_, '_>, data: &Path, runs: &[String]) -> Result<Vec<String>> {
+    let mut said = Vec::new();
+    for member in runs.iter().chain([&here.id()]).filter_map(|run| etcd::kept_of(data, run)) {
+        match skipped(here, &member) {
+            Ok(found) => said.extend(found.iter().map(|skipped| format!("in the etcd data that was replaced, {}", skipped.sentence()))),
+            Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
+            // It may be what was broken.
+            Err(error) => tracing::debug!("looking at the etcd data that was replaced: {error:#}"),
+        }
+    }
+    said.sort_unstable();
+    said.dedup();
+    Ok(said)
+}
+
+/// The annotations in the data of one member.
+fn skipped(here: &Doing<'_, '_>, member: &Path) -> Result<Vec<Skipped>> {
     let prefix = modifier::prefix(&here.run.backup)?;
     let (version, managements) = (format!("{prefix}/{CLUSTER_VERSION}"), format!("{prefix}/k0rdent.mirantis.com/managements/"));
     let mut wanted = |key: &[u8]| key == version.as_bytes() || key.starts_with(managements.as_bytes());

@@ -201,6 +201,16 @@ pub fn succeeded(schedule: &mut Schedule, backup: String, ended: Timestamp, by_i
     }
 }
 
+/// The run that [began](begin) was cut short once its backup was complete, which is found now, however much later that is. What came meanwhile is due: of those
+/// instants only the ones within the time that the backup `took`, where that is known, came while it was at work.
+pub fn adopted(schedule: &mut Schedule, backup: String, took: Option<Duration>) {
+    let state = &schedule.state;
+    let Some(begun) = state.last.as_ref().map(|run| run.begun) else { return };
+    let tried = state.waiting.as_ref().map(|waiting| waiting.tried.clone()).filter(|tried| tried.wall == begun);
+    let ended = begun.saturating_add(SignedDuration::try_from(took.unwrap_or_default()).unwrap_or_default()).unwrap_or(begun);
+    succeeded(schedule, backup, ended, tried);
+}
+
 /// The run that [began](begin) failed.
 pub fn failed(schedule: &mut Schedule, failure: String, why: String, ended: Timestamp) {
     let state = &mut schedule.state;

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::arm::{arm, now};
 use super::change::{Pace, backup_takes};
-use super::due::{Now, Verdict, begin, failed, judge, settle, succeeded};
+use super::due::{Now, Verdict, adopted, begin, failed, judge, settle, succeeded};
 use super::store::{self, Schedule, Schedules, check_owner};
 use crate::backup::asked_by::AskedBy;
 use crate::backup::names::{LONGEST, SCHEDULE_LABEL, shortened};
@@ -128,8 +128,8 @@ fn run(
 ) -> Result<Result<(String, Vec<String>)>> {
     let Session { node, .. } = **session;
     let moment = by_itself.then(|| now.moment.clone());
-    if by_itself && let Some(id) = cut_short(session, &schedule)? {
-        succeeded(&mut schedule, id.clone(), now.moment.wall, moment);
+    if by_itself && let Some((id, took)) = cut_short(session, &schedule)? {
+        adopted(&mut schedule, id.clone(), took);
         store::write(node, &schedule)?;
         return Ok(Ok((id, vec!["it was taken before, by an agent that was stopped before it could write that down".to_owned()])));
     }
@@ -159,9 +159,9 @@ fn run(
     Ok(taken.map(|taken| (taken.manifest.id, [too_often, taken.warnings].concat())))
 }
 
-/// The backup of the schedule's last run, where that was cut short after the backup was complete. One that an earlier run is known to have taken is not
+/// The backup of the schedule's last run, where that was cut short after the backup was complete, and how long it took. One that an earlier run is known to have taken is not
 /// its: two runs within a second have one name.
-fn cut_short(session: &Locked<'_>, schedule: &Schedule) -> Result<Option<String>> {
+fn cut_short(session: &Locked<'_>, schedule: &Schedule) -> Result<Option<(String, Option<Duration>)>> {
     let Some(last) = schedule.state.last.as_ref().filter(|last| last.ended.is_none()) else { return Ok(None) };
     let by = AskedBy::Schedule(schedule.name.clone());
     let known = schedule.state.good.as_ref().and_then(|good| good.backup.as_ref());
@@ -169,7 +169,7 @@ fn cut_short(session: &Locked<'_>, schedule: &Schedule) -> Result<Option<String>
         .backups
         .into_iter()
         .find(|backup| backup.manifest.asked_by == by && backup.manifest.name.as_ref() == Some(&last.name) && Some(&backup.id) != known);
-    Ok(found.map(|backup| backup.id))
+    Ok(found.map(|backup| (backup.id, backup.manifest.seconds.map(Duration::from_secs))))
 }
 
 /// A kind as JSON has it: "no-space".

@@ -152,7 +152,7 @@ fn an_upgrade_of_k0rdent_is_taken_back_with_the_guides_files() -> Result<()> {
     node.kubectl(&["annotate", "management", "kcm", "recovery/skip-gate=kcm-0-4-0: no time"])?;
     ask(&node, "kcm-0-4-0")?.checked()?;
     let noted = json_of(&node, &["backup", "--force"])?;
-    let passed = "let pass the gate without a good backup: \\\"kcm-0-4-0: no time\\\", written by kubectl-annotate at 20";
+    let passed = "an annotation lets the upgrade that it names pass the gate without a good backup: \\\"kcm-0-4-0: no time\\\", written by kubectl-annotate at 20";
     ensure!(noted["manifest"]["warnings"].to_string().contains(passed), "{}", noted["manifest"]["warnings"]);
     ask(&node, "kcm-0-3-0")?.checked()?;
     node.put("/root/rollback.yaml", rollback("late").as_bytes(), 0o600)?;

@@ -14,6 +14,9 @@ const AUDIT: &str = "/var/log/kube-apiserver/audit.log";
 const WATCHED: &str = "/var/log/kube-apiserver/watched";
 const POLICY: &str = "/etc/kubernetes/audit-policy.yaml";
 
+/// How long after the first request the client that watches may be answered: it asks anew each time that it is turned away.
+const LATEST: jiff::SignedDuration = jiff::SignedDuration::from_secs(5);
+
 /// Before kubelet, and so before any API server: what the boot before has left makes room. Then the client, anew whenever it is turned away.
 const WATCHER: &str = "[Unit]
 Description=Watch what the API server serves
@@ -114,6 +117,7 @@ pub(crate) fn only(node: &Node, release: &str, never: &str) -> Result<()> {
     };
     let watch = audit.lines().find(|line| line.contains("\"verb\":\"watch\""));
     let late = at(watch)?.duration_since(at(audit.lines().next())?);
+    ensure!(late <= LATEST, "the client that watches was there {late:#} after the first request");
     let first: Value = serde_json::from_str(watched.lines().next().context("the client that watches got nothing")?)?;
     ensure!(first["type"] == "ADDED" && first["object"]["spec"]["release"] == release, "the first that was seen is {first}");
     let clients = releases(&audit)?;

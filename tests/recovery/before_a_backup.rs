@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use etcd_client::MemberAddOptions;
 use serde_json::json as value;
 
-use crate::through::{json, node, run};
+use crate::through::{json, node, ok, run};
 use testing::node::{Kind, Node, checked};
 
 const OPERATOR: &str = "/kubernetes.io/config.openshift.io/clusteroperators/machine-config";
@@ -98,10 +98,22 @@ fn a_control_plane_between_two_releases() -> Result<()> {
         ensure!(manifest.contains(tag), "{manifest}");
         std::fs::write(&path, manifest)?;
     }
-    let says = "the static pods are of v1.30.1 and v1.30.2: `kubeadm upgrade` is at work, or stopped half-way";
-    let second = taken(&node, &["--name", "second"], &[])?;
+    let says = "not at rest: the static pods, which are of v1.30.1 and v1.30.2 (`kubeadm upgrade` is at work, or stopped half-way)";
+    run(&node, &["backup"])?.expect(75, &[says, "wait for it, or use --force"])?;
+    // Nor is one on time.
+    ok(&node, &["schedule", "set", "nightly", "--cron", "30 2 * * *"])?;
+    run(&node, &["schedule", "run", "nightly"])?.expect(75, &[says])?;
+    ensure!(json(&node, &["list"])?.as_array().is_some_and(|all| all.len() == 1), "what was refused left something");
+    let second = taken(&node, &["--force", "--name", "second"], &[])?;
     ensure!(second["warnings"].to_string().contains(says) && second["manifest"]["cluster"]["progressing"] == true, "{second}");
     // No upgrade begins from there.
     run(&node, &["gate", "--wait", "1"])?.expect(69, &["is being upgraded"])?;
+
+    // One that says nothing of a pod, as after a power cut: by force, all else is recorded.
+    std::fs::write(node.at("/etc/kubernetes/manifests/kube-scheduler.yaml"), "")?;
+    run(&node, &["backup"])?.expect(65, &["kube-scheduler.yaml is not the manifest of a pod"])?;
+    let third = taken(&node, &["--force", "--name", "third"], &[])?;
+    let says = "whether the static pods are all of one release is not known";
+    ensure!(third["warnings"].to_string().contains(says) && third["manifest"]["cluster"]["version"].is_string(), "{third}");
     Ok(())
 }

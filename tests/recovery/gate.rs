@@ -8,8 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json as value};
 
-use crate::through::{Ended, command, json, node, ok, run};
-use testing::node::{Kind, Node, checked};
+use crate::through::{Ended, command, ended, json, node, ok, run, start};
+use testing::node::{Kind, Node, checked, wait_for};
+use testing::place::Wrong;
 
 const VERSION: &str = "/kubernetes.io/config.openshift.io/clusterversions/version";
 const LABEL: &str = "k0rdent.mirantis.com/release-backup";
@@ -105,6 +106,37 @@ fn only_a_good_backup_opens_it() -> Result<()> {
     open(&node, &id)?;
     ok(&node, &["delete", "--force", "--yes", &id])?;
     closed(&node, &["there is no backup"])
+}
+
+/// While the backup pins the deployment, which is near its end, this is done; how the gate then ends.
+fn changed_meanwhile(node: &Node, change: impl FnOnce() -> Result<()>) -> Result<Ended> {
+    let pins =
+        || -> Result<usize> { Ok(node.calls()?.iter().filter(|call| call.tool == "ostree" && call.args.contains("admin pin")).count()) };
+    let before = pins()?;
+    node.fault("ostree", "admin pin", Some(1), Wrong::Slow(4000))?;
+    let taking = start(node, &["gate", "--take", "--wait", "1"])?;
+    wait_for("the backup to pin the deployment", || Ok(pins()? > before))?;
+    change()?;
+    ended(taking)
+}
+
+#[test]
+fn what_changes_while_the_backup_is_taken_keeps_it_closed() -> Result<()> {
+    let (_temporary, node) = node(Kind::OpenShift, |_| ())?;
+    let found = cluster_version(&node)?;
+    let mut moving = found.clone();
+    let conditions = moving["status"]["conditions"].as_array_mut().context("no conditions")?;
+    conditions.iter_mut().filter(|condition| condition["type"] == "Progressing").for_each(|condition| condition["status"] = value!("True"));
+    changed_meanwhile(&node, || node.put_key(VERSION, &moving.to_string()))?.expect(69, &["taking one", "is being upgraded"])?;
+    node.put_key(VERSION, &found.to_string())?;
+    let backup = json(&node, &["list"])?[0]["id"].as_str().context("no backup")?.to_owned();
+    open(&node, &backup)?;
+    ok(&node, &["delete", "--force", "--yes", &backup])?;
+    // One that has arrived meanwhile is where no backup leads back to.
+    let mut arrived = found;
+    arrived["status"]["history"][0]["version"] = value!("4.99.0");
+    let says = ["no upgrade may begin from 4.99.0", "it is of the release", "and the cluster is at 4.99.0"];
+    changed_meanwhile(&node, || node.put_key(VERSION, &arrived.to_string()))?.expect(1, &says).map(drop)
 }
 
 /// Changes a byte in the middle of a file, and back when it is called again.

@@ -11,6 +11,7 @@ mod hostile;
 mod images;
 mod in_the_way;
 mod journald;
+mod let_pass;
 mod modifier;
 mod old_script;
 mod one_command;

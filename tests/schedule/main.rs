@@ -360,17 +360,22 @@ fn a_run_that_is_killed_anywhere_is_one_backup_in_the_end() -> Result<()> {
         // The timer is armed by what systemd runs afterwards; a boot makes another moment of it.
         ended(&node, &["schedule", "due", "--arm"], 0, &[])?;
         ensure!(node.at(WAKE).exists());
+        let half_a_day_ago = json!(jiff::Timestamp::now() - jiff::SignedDuration::from_hours(12));
         edit(&node, |schedule| {
             if !schedule["waiting"].is_null() {
                 schedule["waiting"]["tried"]["boot"] = json!("another");
+                schedule["waiting"]["tried"]["wall"] = half_a_day_ago.clone();
+                schedule["last"]["begun"] = half_a_day_ago.clone();
             }
         })?;
         let said = ended(&node, &["schedule", "due"], 0, &[])?;
-        adopted += usize::from(said.contains("it was taken before"));
+        let is_adopted = said.contains("it was taken before");
+        adopted += usize::from(is_adopted);
         let all = backups(&node)?;
         ensure!(all.len() == before + 1, "{number}: {said}{all:?}");
         let state = written(&node)?;
         ensure!(state["waiting"].is_null() && state["last"]["name"] == all[0].0.as_str(), "{number}: {state}");
+        ensure!(!is_adopted || state["base"] == half_a_day_ago, "what was missed since it began is not due: {state}");
     }
     ensure!(killed > 8 && adopted > 0, "killed {killed} times, {adopted} of them after the backup was complete");
     Ok(())

@@ -192,7 +192,6 @@ fn single_member(endpoint: &Endpoint) -> Result<Health> {
 
 /// Which cluster this is, and that nothing is being rolled out: a backup from the middle of a roll-out restores a state that never was.
 fn cluster(node: &Node, profile: &'static Profile, force: bool, warnings: &mut Vec<String>) -> Result<Answers> {
-    let releases = releases(node, profile)?;
     let ask = |warnings: &mut Vec<String>| -> Result<_> {
         let client = kube::Client::of(node, profile)?;
         let mut rolling: Vec<String> =
@@ -201,20 +200,17 @@ fn cluster(node: &Node, profile: &'static Profile, force: bool, warnings: &mut V
         // kcm says the new release long before every component is there.
         let k0rdent = management.as_ref().filter(|management| management.release.as_deref() != Some(management.asked.as_str()));
         rolling.extend(k0rdent.map(|management| format!("k0rdent's Management, which goes to {}", management.asked)));
+        let between = between_releases(node, profile, force, warnings)?;
+        let is_between = between.is_some();
+        rolling.extend(between);
         let (cluster, ahead) = client.cluster_and_update()?;
-        let skipped = Upgraded::of(profile, management.as_ref()).map(|upgraded| client.skipped(upgraded)).transpose()?.flatten();
-        warnings.extend(skipped.map(|skipped| format!("an upgrade was let pass the gate without a good backup: {skipped}")));
-        Ok((cluster, rolling, ahead, Answers { cluster: None, operators, workloads: None, management }, client))
+        Ok((cluster, rolling, is_between, ahead, Answers { cluster: None, operators, workloads: None, management }, client))
     };
     match ask(warnings) {
-        Ok((mut cluster, rolling, ahead, answers, client)) => {
+        Ok((mut cluster, rolling, is_between, ahead, answers, client)) => {
             warnings.extend(at_rest(&cluster, &answers.operators, &rolling, force)?);
-            if releases.len() > 1 {
-                // A skew that somebody keeps is as sound as any: it is backed up, but no upgrade begins from there.
-                cluster.progressing = true;
-                let releases = releases.into_iter().collect::<Vec<_>>().join(" and ");
-                warnings.push(format!("the static pods are of {releases}: `kubeadm upgrade` is at work, or stopped half-way"));
-            }
+            // No upgrade begins from a backup of there.
+            cluster.progressing |= is_between;
             warnings.extend(ahead.map(|release| {
                 format!(
                     "the cluster is asked to go to {release} (spec.desiredUpdate of the ClusterVersion): after a recovery from this backup it would again, unless \
@@ -222,7 +218,14 @@ fn cluster(node: &Node, profile: &'static Profile, force: bool, warnings: &mut V
                 )
             }));
             warnings.extend(answers.management.as_ref().and_then(k0rdent_ahead));
-            // A backup may be the last chance to have one: it does not fail for what is only compared with later.
+            // A backup may be the last chance to have one: it does not fail for what is only told, or compared with later.
+            let skipped = Upgraded::of(profile, answers.management.as_ref()).map(|upgraded| client.skipped(upgraded)).transpose();
+            warnings.extend(match skipped {
+                Ok(skipped) => skipped.flatten().map(|skipped| skipped.sentence()),
+                Err(error) => {
+                    Some(format!("whether an annotation lets an upgrade pass the gate without a good backup is not known: {error:#}"))
+                }
+            });
             let workloads = client.available_workloads();
             let workloads =
                 workloads.map_err(|error| warnings.push(format!("which workloads are available is not recorded: {error:#}"))).ok();
@@ -234,6 +237,22 @@ fn cluster(node: &Node, profile: &'static Profile, force: bool, warnings: &mut V
         }
         Err(error) => Err(error.context("asking the API server whether the cluster is at rest")),
     }
+}
+
+/// The static pods of kubeadm where they are of more than one release, as what is being rolled out. By force, what cannot be read of them is a warning.
+fn between_releases(node: &Node, profile: &Profile, force: bool, warnings: &mut Vec<String>) -> Result<Option<String>> {
+    let releases = match releases(node, profile) {
+        Ok(releases) => releases,
+        Err(error) if force => {
+            warnings.push(format!("whether the static pods are all of one release is not known: {error:#}"));
+            return Ok(None);
+        }
+        Err(error) => return Err(error.context("looking which releases the static pods are of")),
+    };
+    Ok((releases.len() > 1).then(|| {
+        let releases = releases.into_iter().collect::<Vec<_>>().join(" and ");
+        format!("the static pods, which are of {releases} (`kubeadm upgrade` is at work, or stopped half-way)")
+    }))
 }
 
 /// What to know of a k0rdent that is asked for another release than it is at: it goes there from a restored etcd too.
@@ -265,7 +284,9 @@ fn at_rest(cluster: &kube::Cluster, operators: &[kube::OperatorState], rolling: 
     if !moving.is_empty() {
         let what = format!("not at rest: {} (progressing or being rolled out)", moving.join(", "));
         if !force {
-            return Err(busy(format!("the cluster is {what}; wait for it (`oc get clusteroperators`), or use --force")));
+            // Only OpenShift has operators to look at.
+            let look = if operators.is_empty() { "" } else { " (`oc get clusteroperators`)" };
+            return Err(busy(format!("the cluster is {what}; wait for it{look}, or use --force")));
         }
         warnings.push(format!("taken although the cluster was {what}"));
     }

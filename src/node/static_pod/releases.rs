@@ -9,7 +9,8 @@ use crate::node::Node;
 use crate::node::profile::Profile;
 
 /// The releases of kubeadm's static pods but etcd's, by the tags of their images: more than one while `kubeadm upgrade` is at work, or where it stopped
-/// half-way, because it replaces them one by one. None on OpenShift, whose operators say so themselves. Without a version in its tag, an image tells nothing.
+/// half-way, because it replaces them one by one. None on OpenShift, whose operators say so themselves. Without a version in its tag, an image tells nothing;
+/// nor does that of another container of the pod (a plugin for encryption, a proxy), which has a version of its own.
 ///
 /// # Errors
 /// When a manifest that is there cannot be read.
@@ -17,9 +18,16 @@ pub fn releases(node: &Node, profile: &Profile) -> Result<BTreeSet<String>> {
     let mut releases = BTreeSet::new();
     for pod in profile.static_pods.iter().filter(|pod| !profile.is_openshift() && **pod != *profile.etcd()) {
         let manifest = Manifest::of(node, profile, pod)?;
-        releases.extend(manifest.iter().flat_map(Manifest::images).filter_map(|image| Some(format!("v{}", image.rsplit_once(":v")?.1))));
+        let container = manifest.as_ref().and_then(|manifest| manifest.container(pod.container));
+        releases.extend(container.and_then(|container| release(&container.image)));
     }
     Ok(releases)
+}
+
+/// The version in an image's tag; a digest may follow it.
+fn release(image: &str) -> Option<String> {
+    let named = image.split_once('@').map_or(image, |(named, _)| named);
+    Some(format!("v{}", named.rsplit_once(":v")?.1))
 }
 
 #[cfg(test)]
@@ -52,6 +60,15 @@ mod tests {
         assert_eq!(of(&OPENSHIFT)?, [""; 0], "its operators say so");
         put(&KUBEADM, ["site/apiserver@sha256:1", "site/manager:latest", "site/scheduler:v1.30.1"])?;
         assert_eq!(of(&KUBEADM)?, ["v1.30.1"], "two of them say nothing");
+        put(
+            &KUBEADM,
+            ["k8s/kube-apiserver:v1.30.1@sha256:1", "k8s/kube-controller-manager:v1.30.1@sha256:2", "k8s/kube-scheduler:v1.30.1"],
+        )?;
+        assert_eq!(of(&KUBEADM)?, ["v1.30.1"], "each image has its own digest");
+        let with_others = "metadata: {name: kube-apiserver}\nspec: {initContainers: [{name: copy, image: 'site/copy:v1.1.0'}], containers: [\
+                           {name: kms, image: 'site/kms:v0.5.2'}, {name: kube-apiserver, image: 'k8s/kube-apiserver:v1.30.1'}]}\n";
+        std::fs::write(node.path(KUBEADM.manifest(&KUBEADM.static_pods[1])), with_others)?;
+        assert_eq!(of(&KUBEADM)?, ["v1.30.1"], "what else is in the pod has versions of its own");
         Ok(())
     }
 }

@@ -261,6 +261,36 @@ fn instants_that_come_while_a_run_is_at_work_are_left_out() {
 }
 
 #[test]
+fn a_backup_that_is_found_a_month_after_its_run_was_cut_short_takes_the_place_of_no_other() {
+    let found = |expression: &str, took: Option<u64>, by_itself: bool, on: &str| {
+        let mut sim = Sim::new("2026-03-01T05:30:00Z", &[("a", expression)]);
+        sim.wall = at("2026-03-01T06:00:00Z");
+        let now = sim.now();
+        begin(&mut sim.schedules[0], &now, "b".to_owned(), by_itself).unwrap();
+        sim.power(false).until(on).power(true);
+        adopted(&mut sim.schedules[0], "b".to_owned(), took.map(Duration::from_secs));
+        let state = &sim.schedules[0].state;
+        assert_eq!((state.waiting.is_some(), state.good.as_ref().map(|run| run.begun)), (false, Some(at("2026-03-01T06:00:00Z"))));
+        sim
+    };
+    // A day, and a month: one run follows, and then each at its time.
+    for day in ["2026-03-02", "2026-04-02"] {
+        let mut sim = found("0 */6 * * *", Some(90), true, &format!("{day}T07:30:00Z"));
+        assert_eq!(sim.verdict(), Verdict::Due(at("2026-03-01T12:00:00Z")), "{day}");
+        assert_eq!(sim.until(&format!("{day}T12:30:00Z")).times(), ["02 07:31", "02 12:00"]);
+        // A clock that is set right after that boot holds nothing back.
+        let mut sim = found("0 */6 * * *", Some(90), true, &format!("{day}T07:30:00Z"));
+        assert_eq!(sim.set(5).times(), ["02 12:30"]);
+    }
+    // Before the next instant nothing is due; and what came while it was at work is left out, as in any run.
+    assert_eq!(found("0 */6 * * *", Some(90), true, "2026-03-01T11:00:00Z").verdict(), Verdict::At(at("2026-03-01T12:00:00Z")));
+    assert_eq!(found("*/5 * * * *", Some(301), true, "2026-03-01T06:06:00Z").verdict(), Verdict::At(at("2026-03-01T06:10:00Z")));
+    assert_eq!(found("*/5 * * * *", None, true, "2026-03-01T06:06:00Z").verdict(), Verdict::Due(at("2026-03-01T06:05:00Z")));
+    // One that was asked for takes no other's place.
+    assert_eq!(found("*/5 * * * *", Some(301), false, "2026-03-01T06:06:00Z").verdict(), Verdict::Due(at("2026-03-01T06:05:00Z")));
+}
+
+#[test]
 fn the_timer_is_told_a_time_that_is_still_to_come() {
     let now = at("2026-03-01T05:30:00Z");
     let wake = |times: &[&str]| super::wake(times.iter().map(|time| at(time)), now);
