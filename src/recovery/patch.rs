@@ -164,10 +164,16 @@ fn look(client: &Client, object: &Object) -> Result<Option<String>> {
     let api_version = wanted.pointer("/apiVersion").and_then(Value::as_str).unwrap_or_default();
     let (resource, _) = target.resource.split_once('.').unwrap_or((&target.resource, ""));
     let place = Place { api_version, resource, namespace: target.namespace.as_deref(), name: &target.name };
-    let Some(served) = client.object(place)? else {
-        return Ok(Some(format!(
-            "{target} is not served as {api_version}, in which it is stored: whether the API server takes it cannot be told"
-        )));
+    let served = match client.object(place) {
+        Ok(Some(served)) => served,
+        Ok(None) => {
+            return Ok(Some(format!(
+                "{target} is not served as {api_version}, in which it is stored: whether the API server takes it cannot be told"
+            )));
+        }
+        Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
+        // It is in etcd as it is to be, and the rest of the control plane must not wait for one object that cannot be read.
+        Err(error) => return Ok(Some(format!("whether {target} is as the rules make it cannot be told: {error:#}"))),
     };
     if let Some(generation) = object.generation {
         let there = served.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or_default();
