@@ -60,7 +60,9 @@ pub fn name_of(node: &Node, path: &Path) -> Result<String> {
     name_of_number(node, meta.rdev()).ok_or_else(|| misfit(format!("the kernel does not know the device that {shown} is")))
 }
 
-fn name_of_number(node: &Node, device: u64) -> Option<String> {
+/// The kernel's name of the block device of this number.
+#[must_use]
+pub fn name_of_number(node: &Node, device: u64) -> Option<String> {
     let link = Path::new("/sys/dev/block").join(format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device)));
     let place = std::fs::canonicalize(node.real_path(link)).ok()?;
     Some(place.file_name()?.to_string_lossy().into_owned())

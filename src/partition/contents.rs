@@ -28,6 +28,7 @@ pub fn copy(node: &Node, device: &Path, from: &Path, at: &Path) -> Result<u64> {
     let bytes = usage(from)?;
     in_private(|| {
         mount_xfs(device, at, MountFlags::empty())?;
+        ensure!(from.metadata()?.dev() != at.metadata()?.dev(), "{} lies on {} already", node.shown(from).display(), device.display());
         for entry in std::fs::read_dir(at).with_context(|| format!("listing {}", at.display()))? {
             durable::remove_tree(&entry?.path())?;
         }

@@ -17,7 +17,7 @@ use crate::engine::journal::New;
 use crate::engine::machine::Event;
 use crate::error::{AndNext, Next, by_hand, misfit, unanswered};
 use crate::formats::partition::BeginningV1;
-use crate::node::block::{Disk, Partition};
+use crate::node::block::{self, Disk, Partition};
 use crate::node::recovery_mount::{self, BY_PARTLABEL, configured, device_of, is_mounted, unit_name};
 use crate::node::{Node, dir::RecoveryDir, durable, mounts};
 use crate::session::{Locked, Session};
@@ -79,6 +79,7 @@ pub fn propose(session: &Session<'_>, device: &str, size_mib: Option<u64>) -> Re
         let begun = &reading.beginning;
         // One may have begun since: its journal must not be moved under it.
         at_rest(node, session.dir)?;
+        not_mounted_by_hand(session, begun)?;
         if begun.device != device {
             return Err(misfit(format!("a partition on {} was begun and is not finished", begun.device)).and_next(ways_on(begun)));
         }
@@ -113,6 +114,32 @@ fn ways_on(begun: &BeginningV1) -> Next {
          status` says whether anything is on it already)",
         begun.device
     ))
+}
+
+/// The unit has moved everything, or nothing is mounted at the recovery directory yet. Otherwise a person has mounted something there meanwhile: perhaps the
+/// new partition itself, with the only copy of the backups on it, which a move would empty before it copies.
+fn not_mounted_by_hand(session: &Session<'_>, begun: &BeginningV1) -> Result<()> {
+    let (node, dir) = (session.node, session.dir);
+    if is_moved(node, dir)? || !is_mounted(dir)? {
+        return Ok(());
+    }
+    let shown = dir.shown().display();
+    let what = recovery_mount::device_below(dir).and_then(|number| block::name_of_number(node, number));
+    let what = what.map_or_else(|| "a file system".to_owned(), |name| format!("/dev/{name}"));
+    Err(misfit(format!(
+        "{what} is mounted at {shown}, which this run has not done: a partition on {} was begun, and nothing has been moved onto it",
+        begun.device
+    ))
+    .and_next(by_hand(format!(
+        "put what it holds aside, for what is on the new partition is lost when the run goes on: `umount {shown}`, put the backups into the directory itself, \
+         and `recovery partition create --device {}`; or keep it as it is: `rm {FOLDER}/progress`, put systemd/var-recovery.mount into /etc/systemd/system \
+         and enable it",
+        begun.device
+    ))))
+}
+
+fn is_moved(node: &Node, dir: &RecoveryDir) -> Result<bool> {
+    Ok(configured(node, dir)?.is_some_and(|unit| unit.made))
 }
 
 fn planned(found: &Found, begun: &BeginningV1, new: Option<Room>, continues: bool) -> Plan {
@@ -306,19 +333,16 @@ impl Creation<'_> {
     /// The unit is written last: from then on the partition is what each boot mounts, and it holds everything.
     fn move_contents(&self) -> Result<Value> {
         let (node, dir) = (self.node(), self.session.dir);
-        if self.is_moved()? {
+        if is_moved(node, dir)? {
             return Ok(json!({ "already": true }));
         }
+        not_mounted_by_hand(self.session, &self.begun)?;
         let (device, at) = (place_of(node, &self.partition()?.name), node.path(FOLDER).join("new"));
         durable::create_dir(&at, 0o700)?;
         let bytes = contents::copy(node, &device, dir.path(), &at)?;
         durable::remove_tree(&at)?;
         recovery_mount::make(node, dir, BY_PARTLABEL)?;
         Ok(json!({ "bytes": bytes }))
-    }
-
-    fn is_moved(&self) -> Result<bool> {
-        Ok(configured(self.node(), self.session.dir)?.is_some_and(|unit| unit.made))
     }
 
     fn mount(&self) -> Result<Value> {

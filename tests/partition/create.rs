@@ -174,6 +174,28 @@ fn an_open_one_is_gone_on_with_on_its_own_disk_alone() {
     assert_eq!(machine.exec(&["blkid", "-p", &machine.disk(1)]).status.code(), Some(2), "nothing was written");
 }
 
+/// A person mounts the new partition and moves the backups over while the run is open: going on would empty the only copy.
+#[test]
+fn a_partition_that_a_person_has_mounted_meanwhile_is_not_emptied() {
+    let machine = Machine::new(&[2048]);
+    let contents = machine.contents();
+    machine.die("before", "cp", "*");
+    assert!(!machine.create().status.success() && !machine.is_waiting("before", "cp"));
+    machine.run(&format!("mkdir mnt && mount {}p1 mnt && cp -aT root/var/recovery mnt && rm -rf root/var/recovery/*", machine.disk(0)));
+    machine.run("umount mnt");
+    machine.run(&format!("mount {}p1 root/var/recovery", machine.disk(0)));
+    let refused = machine.create();
+    assert_eq!(refused.status.code(), Some(78), "{}", said(&refused));
+    let mounted = format!("{}p1 is mounted at /var/recovery", machine.disk(0));
+    assert!(said(&refused).contains(&mounted) && said(&refused).contains("umount /var/recovery"), "{}", said(&refused));
+    assert_eq!(machine.contents(), contents);
+    // What it says to do.
+    machine.run("cp -aT root/var/recovery aside && umount root/var/recovery && cp -aT aside root/var/recovery");
+    let again = machine.create();
+    assert_eq!(again.status.code(), Some(0), "{}", said(&again));
+    is_complete(&machine, &contents);
+}
+
 /// A copy that is not what it is a copy of is never mounted.
 #[test]
 fn a_copy_that_differs_is_refused_and_the_directory_stays_where_it_is() {
