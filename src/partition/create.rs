@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::look::{Decision, Found, at_rest, find, look, place_of};
+use super::look::{Decision, Found, at_rest, find, look, occupied, place_of};
 use super::procedure::{FILE_SYSTEM, FOLDER, Journal, KERNEL, MOUNT, MOVE, Making, OLD, Phase, TABLE, journal_of, plan};
 use super::table::{Room, picture};
 use super::{LABEL, contents};
@@ -203,6 +203,12 @@ pub fn create(locked: &Locked<'_>, plan_of: Plan, begun: Option<&BeginningV1>, s
     Ok(Made { plan: plan_of, partition })
 }
 
+/// The partition of this entry, as the kernel has it.
+fn known(disk: &Disk, entry: &sfdisk::Entry) -> Option<Partition> {
+    let same = |part: &&Partition| (part.number, part.start, part.size) == (entry.number, entry.start, entry.size);
+    disk.partitions.iter().find(same).cloned()
+}
+
 struct Creation<'a> {
     session: &'a Session<'a>,
     begun: BeginningV1,
@@ -277,19 +283,22 @@ impl Creation<'_> {
         Ok(json!({ "number": entry.number }))
     }
 
-    /// The partition, as the kernel has it.
-    fn partition(&self) -> Result<Partition> {
-        let (found, _) = self.disk()?;
-        self.known(&found.disk).context("the kernel does not know the partition")
+    /// The partition that this run has written, and no other that lies in the same place.
+    fn written_entry(&self, found: &Found) -> Result<sfdisk::Entry> {
+        let entry = self.entry(found).filter(|entry| (entry.start, entry.size) == (self.begun.start, self.begun.size));
+        let gone = || misfit(format!("the partition that was begun is no longer in the table of {}", self.begun.device));
+        entry.ok_or_else(|| gone().and_next(ways_on(&self.begun)))
     }
 
-    fn known(&self, disk: &Disk) -> Option<Partition> {
-        disk.partitions.iter().find(|part| (part.start, part.size) == (self.begun.start, self.begun.size)).cloned()
+    /// The partition, as the table and the kernel have it.
+    fn partition(&self) -> Result<Partition> {
+        let (found, _) = self.disk()?;
+        known(&found.disk, &self.written_entry(&found)?).context("the kernel does not know the partition")
     }
 
     fn kernel(&self) -> Result<Value> {
         let (found, place) = self.disk()?;
-        let entry = self.entry(&found).context("the partition is not in the table")?;
+        let entry = self.written_entry(&found)?;
         if let Some(other) = found.disk.partitions.iter().find(|part| part.number == entry.number)
             && (other.start, other.size) != (entry.start, entry.size)
         {
@@ -297,7 +306,7 @@ impl Creation<'_> {
         }
         let (deadline, mut told) = (self.node().clock().deadline(APPEARS), None);
         loop {
-            let part = self.known(&Disk::of(self.node(), &found.disk.name)?);
+            let part = known(&Disk::of(self.node(), &found.disk.name)?, &entry);
             match part {
                 Some(part) if place_of(self.node(), &part.name).exists() => {
                     disk::settle(self.node())?;
@@ -315,10 +324,16 @@ impl Creation<'_> {
         }
     }
 
-    /// Nothing is on the partition before this step is done, and it is known by an identifier that this run gave it: whatever an interrupted one left there
-    /// can go.
+    /// Nothing is on the partition before this step but what an interrupted one left, which has the identifier of this run: what somebody else has made
+    /// there meanwhile stays.
     fn file_system(&self) -> Result<Value> {
         let place = place_of(self.node(), &self.partition()?.name);
+        let there = disk::signature(self.node(), &place, None)?;
+        if let Some(kind) = there.kind.or(there.table)
+            && there.id.as_deref() != Some(&*self.begun.file_system)
+        {
+            return Err(occupied(&format!("the new partition, {},", place.display()), &kind, &format!("wipefs {}", place.display())));
+        }
         disk::make_xfs(self.node(), &place, LABEL, &self.begun.file_system)?;
         let made = disk::signature(self.node(), &place, None)?;
         ensure!(
@@ -351,9 +366,7 @@ impl Creation<'_> {
             systemctl::daemon_reload(node)?;
             systemctl::start(node, &unit_name(dir.shown()))?;
         }
-        let (found, _) = self.disk()?;
-        let part = self.known(&found.disk).context("the kernel does not know the partition")?;
-        let (meant, there) = (device_of(node, &format!("/dev/{}", part.name)), recovery_mount::device_below(dir));
+        let (meant, there) = (device_of(node, &format!("/dev/{}", self.partition()?.name)), recovery_mount::device_below(dir));
         ensure!(
             is_mounted(dir)? && meant.is_some() && meant == there,
             "what is mounted at {} is not the new partition",

@@ -70,7 +70,7 @@ pub fn find(node: &Node, device: &str) -> Result<Found> {
     Ok(Found { root: block::root_disks(node).contains(&name), disk, table })
 }
 
-fn occupied(where_: &str, kind: &str, command: &str) -> anyhow::Error {
+pub(super) fn occupied(where_: &str, kind: &str, command: &str) -> anyhow::Error {
     let what = match kind {
         "LVM2_member" => "belongs to LVM".to_owned(),
         "linux_raid_member" | "ddf_raid_member" | "isw_raid_member" => "belongs to a RAID".to_owned(),

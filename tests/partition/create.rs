@@ -174,6 +174,24 @@ fn an_open_one_is_gone_on_with_on_its_own_disk_alone() {
     assert_eq!(machine.exec(&["blkid", "-p", &machine.disk(1)]).status.code(), Some(2), "nothing was written");
 }
 
+/// What a person makes in the place of the new partition while the run is open is not written over.
+#[test]
+fn what_somebody_else_has_made_there_meanwhile_stays() {
+    let machine = Machine::new(&[2048]);
+    machine.die("before", "mkfs.xfs", "*");
+    assert!(!machine.create().status.success() && !machine.is_waiting("before", "mkfs.xfs"));
+    machine.run(&format!("mkfs.xfs -q -L mine {}p1", machine.disk(0)));
+    let refused = machine.create();
+    assert_eq!(refused.status.code(), Some(78), "{}", said(&refused));
+    assert!(said(&refused).contains("has the signature of xfs"), "{}", said(&refused));
+    // The same place and size, in another partition: the kernel's knowledge of it is not enough.
+    machine.run(&format!("wipefs --all {0}p1 && sfdisk --no-reread --no-tell-kernel --part-uuid {0} 1 $(uuidgen)", machine.disk(0)));
+    let refused = machine.create();
+    assert_eq!(refused.status.code(), Some(78), "{}", said(&refused));
+    assert!(said(&refused).contains("no longer in the table"), "{}", said(&refused));
+    assert_eq!(machine.exec(&["blkid", "-p", "-s", "TYPE", "-o", "value", &format!("{}p1", machine.disk(0))]).stdout, b"");
+}
+
 /// A person mounts the new partition and moves the backups over while the run is open: going on would empty the only copy.
 #[test]
 fn a_partition_that_a_person_has_mounted_meanwhile_is_not_emptied() {
