@@ -231,7 +231,7 @@ impl Work for Creation<'_> {
             FILE_SYSTEM => self.file_system(),
             MOVE => self.move_contents(),
             MOUNT => self.mount(),
-            OLD => Ok(json!({ "removed": contents::remove_below(self.session.dir.path())? })),
+            OLD => self.old(),
             other => Err(journal.reading().unknown(&format!("step {other}"))),
         }
     }
@@ -378,6 +378,12 @@ impl Creation<'_> {
             self.session.progress.say(&format!("the other deployments of this node do not mount the partition: {error:#}"));
         }
         Ok(Value::Null)
+    }
+
+    fn old(&self) -> Result<Value> {
+        let name = self.partition()?.name;
+        let device = device_of(self.node(), &format!("/dev/{name}")).with_context(|| format!("{name} is no block device"))?;
+        Ok(json!({ "removed": contents::remove_below(self.session.dir.path(), device)? }))
     }
 
     /// Each deployment has an `/etc` of its own: whatever is booted, the partition is mounted. A staged one takes it over at the shutdown.

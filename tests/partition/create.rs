@@ -214,6 +214,29 @@ fn a_partition_that_a_person_has_mounted_meanwhile_is_not_emptied() {
     is_complete(&machine, &contents);
 }
 
+/// Another file system over the new partition: what lies below it is the partition, and not the old copy.
+#[test]
+fn a_mount_over_the_new_partition_does_not_empty_it() {
+    let machine = Machine::new(&[2048]);
+    let contents = machine.contents();
+    machine.die("after", "systemctl", "start*");
+    assert!(!machine.create().status.success() && !machine.is_waiting("after", "systemctl"));
+    machine.run("mount -t tmpfs -o mode=700 tmpfs root/var/recovery");
+    let refused = machine.create();
+    assert!(!refused.status.success(), "{}", printed(&refused));
+    machine.run("umount root/var/recovery");
+    assert_eq!(machine.contents(), contents);
+    // The other way round: between the partition and the old copy.
+    machine.run("umount root/var/recovery && mount -t tmpfs tmpfs root/var/recovery && echo kept > root/var/recovery/file");
+    machine.run(&format!("mount {}p1 root/var/recovery", machine.disk(0)));
+    let refused = machine.create();
+    assert!(!refused.status.success() && said(&refused).contains("something else is mounted"), "{}", said(&refused));
+    machine.run("umount root/var/recovery && grep -q kept root/var/recovery/file && umount root/var/recovery");
+    let again = machine.create();
+    assert_eq!(again.status.code(), Some(0), "{}", said(&again));
+    is_complete(&machine, &contents);
+}
+
 /// A copy that is not what it is a copy of is never mounted.
 #[test]
 fn a_copy_that_differs_is_refused_and_the_directory_stays_where_it_is() {
