@@ -110,8 +110,9 @@ pub fn configured(node: &Node, dir: &RecoveryDir) -> Result<Option<Configured>> 
     Ok(what.map(|what| Configured { made: text.starts_with(MADE), what, file }))
 }
 
-/// `What=`; of two the last counts.
-fn setting(text: &str) -> Option<String> {
+/// `What=` in the text of a unit; of two the last counts.
+#[must_use]
+pub fn setting(text: &str) -> Option<String> {
     let value = text.lines().rev().find_map(|line| line.trim().strip_prefix("What")?.trim_start().strip_prefix('='))?;
     Some(value.trim().to_owned()).filter(|value| !value.is_empty())
 }
