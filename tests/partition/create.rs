@@ -34,6 +34,11 @@ fn a_spare_disk_gets_the_partition_and_everything_is_moved_there() {
     let machine = Machine::new(&[2048]);
     let contents = machine.contents();
     assert_eq!(machine.status()["cost"], "everything");
+    // A directory of the same file system, mounted there, costs as much.
+    machine.run("mkdir -m 700 root/var/other && mount --bind root/var/other root/var/recovery");
+    let bound = machine.status();
+    assert_eq!((&bound["own_file_system"], &bound["cost"]), (&json!(false), &json!("everything")), "{bound}");
+    machine.run("umount root/var/recovery");
     let asked = machine.agent(&["partition", "create", "--device", DISK, "--size-mib", "1024"]);
     assert_eq!(asked.status.code(), Some(2), "{}", said(&asked));
     assert!(said(&asked).contains("recovery (new)") && said(&asked).contains("not confirmed"), "{}", said(&asked));
