@@ -151,7 +151,8 @@ fn alone(node: &Node, found: &Found) -> Result<()> {
     }
     let others: Vec<String> = labelled(node, LABEL)?.iter().map(|path| path.display().to_string()).collect();
     // One of that name in the table of the same disk is refused by the table, with what to do.
-    let named = |number: u32| found.table.iter().flat_map(|table| &table.partitions).any(|part| part.number == number && part.name == LABEL);
+    let named =
+        |number: u32| found.table.iter().flat_map(|table| &table.partitions).any(|part| part.number == number && part.name == LABEL);
     let own = |other: &String| found.disk.partitions.iter().any(|part| *other == format!("/dev/{}", part.name) && named(part.number));
     if let Some(other) = others.iter().find(|other| !own(other)) {
         return Err(misfit(format!("{other} is labelled `{LABEL}`: by that name only one is found"))
