@@ -55,6 +55,14 @@ fn a_spare_disk_gets_the_partition_and_everything_is_moved_there() {
     assert_eq!(machine.run("readlink root/dev/disk/by-label/recovery"), machine.run("readlink root/dev/disk/by-partlabel/recovery"));
     machine.reboot();
     is_complete(&machine, &contents);
+    // A directory of the partition lies on it as well: nothing is wrong with that, nor with what does not say its device.
+    machine.run("mkdir -m 700 root/var/recovery/of-two root/var/apart && mkdir -m 700 root/var/hidden && mount -t tmpfs -o mode=700 tmpfs root/var/hidden");
+    for (dir, warned) in [("/var/recovery/of-two", false), ("/var/hidden", false), ("/var/apart", true)] {
+        let output = machine.agent(&["--dir", dir, "partition", "status", "--json"]);
+        let status: serde_json::Value = serde_json::from_str(&printed(&output)).unwrap();
+        assert_eq!(!status["problem"].is_null(), warned, "{status}");
+    }
+    machine.run("umount root/var/hidden");
     // It is where a backup goes now: the room of the disk, not of the root file system.
     assert!(machine.status()["size"].as_u64().unwrap() < 1 << 30);
 }
