@@ -61,6 +61,8 @@ struct Override {
     written: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    kept: Vec<String>,
 }
 
 fn ignition(context: &Context, args: &IgnitionArgs) -> Result<()> {
@@ -69,7 +71,9 @@ fn ignition(context: &Context, args: &IgnitionArgs) -> Result<()> {
     note.iter().for_each(|note| context.progress.say(note));
     let Some(file) = &args.siteconfig else {
         let value = ignition::one_line(&ignition::config(&wanted));
-        return context.print(&Override { value, node: None, written: None, note }, |report| format!("{}\n", report.value));
+        let report = Override { value, node: None, written: None, note, kept: Vec::new() };
+        // As it is pasted behind the key: without the quotes YAML reads a mapping.
+        return context.print(&report, |report| format!("{}\n", siteconfig::quoted(&report.value)));
     };
     // A link stays a link.
     let place = file.canonicalize().map_err(|error| misfit(format!("{}: {error}", file.display())))?;
@@ -77,11 +81,12 @@ fn ignition(context: &Context, args: &IgnitionArgs) -> Result<()> {
         let bytes = durable::read(&place, MOST)?;
         siteconfig::put(std::str::from_utf8(&bytes).context("it is not text")?, args.node.as_deref(), &wanted)
     };
-    let siteconfig::Edited { node, value, text } = edit().with_context(|| format!("reading {}", file.display()))?;
+    let siteconfig::Edited { node, value, text, kept } = edit().with_context(|| format!("reading {}", file.display()))?;
     if let Some(text) = &text {
         durable::rewrite(&place, text.as_bytes())?;
     }
-    let report = Override { value, written: Some(text.is_some()), node: Some(node), note };
+    kept.iter().for_each(|kept| context.progress.say(kept));
+    let report = Override { value, written: Some(text.is_some()), node: Some(node), note, kept };
     context.print(&report, |report| {
         let (name, file) = (line(report.node.as_deref().unwrap_or_default()).into_owned(), paths::shown(file));
         if text.is_some() {

@@ -60,7 +60,9 @@ pub fn name_of(node: &Node, path: &Path) -> Result<String> {
     name_of_number(node, meta.rdev()).ok_or_else(|| misfit(format!("the kernel does not know the device that {shown} is")))
 }
 
-fn name_of_number(node: &Node, device: u64) -> Option<String> {
+/// The kernel's name of the block device of this number.
+#[must_use]
+pub fn name_of_number(node: &Node, device: u64) -> Option<String> {
     let link = Path::new("/sys/dev/block").join(format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device)));
     let place = std::fs::canonicalize(node.real_path(link)).ok()?;
     Some(place.file_name()?.to_string_lossy().into_owned())
@@ -93,10 +95,23 @@ pub fn disks_below(node: &Node, path: &Path) -> BTreeSet<String> {
     disks
 }
 
-/// The disks that the node runs from.
+/// Where what the node runs from is mounted.
+const SYSTEM: [&str; 4] = ["/", "/sysroot", "/boot", "/var"];
+
+/// The disks that the node runs from; none where the kernel does not say, as of btrfs.
 #[must_use]
 pub fn root_disks(node: &Node) -> BTreeSet<String> {
-    ["/", "/sysroot", "/boot", "/var"].iter().flat_map(|point| disks_below(node, Path::new(point))).collect()
+    SYSTEM.iter().flat_map(|point| disks_below(node, Path::new(point))).collect()
+}
+
+/// True when a path lies on a file system that the node runs from: a mount of a directory of it is none of its own.
+///
+/// # Errors
+/// When the path cannot be looked at.
+pub fn is_on_system(node: &Node, path: &Path) -> Result<bool> {
+    let device = |path: &Path| node.real_path(path).metadata().map(|meta| meta.dev());
+    let own = device(path).with_context(|| format!("looking at {}", path.display()))?;
+    Ok(SYSTEM.iter().any(|point| device(Path::new(point)).is_ok_and(|device| device == own)))
 }
 
 impl Disk {

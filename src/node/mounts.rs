@@ -18,7 +18,7 @@ use super::Node;
 use super::clock::interrupted;
 
 /// Mounts of this process (`proc_pid_mountinfo(5)`). Only this file shows bind mounts of the same file system: their device is the same.
-const MOUNTINFO: &str = "/proc/self/mountinfo";
+const MOUNTINFO: &str = "/proc/thread-self/mountinfo";
 
 /// One line of `mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct Mount {
 /// The mounts of this process.
 ///
 /// # Errors
-/// When `/proc/self/mountinfo` cannot be read.
+/// When `mountinfo` cannot be read.
 pub fn mounts() -> Result<Vec<Mount>> {
     let text = std::fs::read(MOUNTINFO).with_context(|| format!("reading {MOUNTINFO}"))?;
     Ok(parse(&text))

@@ -110,8 +110,9 @@ pub fn configured(node: &Node, dir: &RecoveryDir) -> Result<Option<Configured>> 
     Ok(what.map(|what| Configured { made: text.starts_with(MADE), what, file }))
 }
 
-/// `What=`; of two the last counts.
-fn setting(text: &str) -> Option<String> {
+/// `What=` in the text of a unit; of two the last counts.
+#[must_use]
+pub fn setting(text: &str) -> Option<String> {
     let value = text.lines().rev().find_map(|line| line.trim().strip_prefix("What")?.trim_start().strip_prefix('='))?;
     Some(value.trim().to_owned()).filter(|value| !value.is_empty())
 }
@@ -129,9 +130,9 @@ fn is_pulled_in(folder: &Path, unit: &str) -> bool {
 /// written now would be out of sight after the next boot.
 pub fn check(node: &Node, dir: &RecoveryDir) -> Result<Option<String>> {
     let shown = dir.shown().display();
-    let mounted = is_mounted(dir)?;
     let Some(unit) = configured(node, dir)? else {
-        let partition = partition(node).filter(|(_, number)| !mounted || device_below(dir) != Some(*number));
+        // A subdirectory of the mounted partition lies on it, too; of what does not say its device, nothing is said.
+        let partition = partition(node).filter(|(_, number)| device_below(dir).is_some_and(|there| there != *number));
         return Ok(partition.map(|(link, _)| {
             format!(
                 "there is a partition for it, {link}, and it is not what {shown} lies on: `recovery partition status` says what is missing"
@@ -139,7 +140,7 @@ pub fn check(node: &Node, dir: &RecoveryDir) -> Result<Option<String>> {
         }));
     };
     let name = unit_name(dir.shown());
-    if !mounted {
+    if !is_mounted(dir)? {
         return Err(misfit(format!(
             "{shown} is not mounted, although {} mounts {} there at every boot: what is written now would be out of sight then",
             unit.file.display(),

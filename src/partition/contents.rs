@@ -13,7 +13,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::error::no_space;
 use crate::node::clock::interrupted;
-use crate::node::mounts::{in_private, space, usage};
+use crate::node::mounts::{in_private, mounts, space, usage};
 use crate::node::{Node, durable};
 use crate::tools::disk;
 
@@ -28,6 +28,7 @@ pub fn copy(node: &Node, device: &Path, from: &Path, at: &Path) -> Result<u64> {
     let bytes = usage(from)?;
     in_private(|| {
         mount_xfs(device, at, MountFlags::empty())?;
+        ensure!(from.metadata()?.dev() != at.metadata()?.dev(), "{} lies on {} already", node.shown(from).display(), device.display());
         for entry in std::fs::read_dir(at).with_context(|| format!("listing {}", at.display()))? {
             durable::remove_tree(&entry?.path())?;
         }
@@ -56,15 +57,17 @@ fn mount_xfs(device: &Path, at: &Path, flags: MountFlags) -> Result<()> {
         .with_context(|| format!("mounting {}", device.display()))
 }
 
-/// Removes what is in the directory below the mount at `point`. True when there was something.
+/// Removes what is in the directory below the file system on the device of number `device`, which is mounted at `point`. True when there was something.
 ///
 /// # Errors
-/// When nothing is mounted there, or something cannot be removed.
-pub fn remove_below(point: &Path) -> Result<bool> {
+/// When something else is mounted there, on top of it or below it; when something cannot be removed.
+pub fn remove_below(point: &Path, device: u64) -> Result<bool> {
     in_private(|| {
-        let above = point.metadata().with_context(|| format!("looking at {}", point.display()))?.dev();
-        unmount(point, UnmountFlags::DETACH).with_context(|| format!("looking below {}", point.display()))?;
-        ensure!(point.metadata()?.dev() != above, "{} is mounted twice", point.display());
+        let real = point.canonicalize().with_context(|| format!("looking at {}", point.display()))?;
+        ensure!(real.metadata()?.dev() == device, "what is mounted at {} is not the new partition", point.display());
+        unmount(&real, UnmountFlags::DETACH).with_context(|| format!("looking below {}", point.display()))?;
+        let still = mounts()?.iter().any(|mount| mount.point == real);
+        ensure!(!still && real.metadata()?.dev() != device, "something else is mounted at {} below the new partition", point.display());
         let mut removed = false;
         for entry in std::fs::read_dir(point).with_context(|| format!("listing {}", point.display()))? {
             durable::remove_tree(&entry?.path())?;

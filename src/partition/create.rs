@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::look::{Decision, Found, at_rest, find, look, place_of};
+use super::look::{Decision, Found, at_rest, find, look, occupied, place_of};
 use super::procedure::{FILE_SYSTEM, FOLDER, Journal, KERNEL, MOUNT, MOVE, Making, OLD, Phase, TABLE, journal_of, plan};
 use super::table::{Room, picture};
 use super::{LABEL, contents};
@@ -17,7 +17,7 @@ use crate::engine::journal::New;
 use crate::engine::machine::Event;
 use crate::error::{AndNext, Next, by_hand, misfit, unanswered};
 use crate::formats::partition::BeginningV1;
-use crate::node::block::{Disk, Partition};
+use crate::node::block::{self, Disk, Partition};
 use crate::node::recovery_mount::{self, BY_PARTLABEL, configured, device_of, is_mounted, unit_name};
 use crate::node::{Node, dir::RecoveryDir, durable, mounts};
 use crate::session::{Locked, Session};
@@ -79,6 +79,7 @@ pub fn propose(session: &Session<'_>, device: &str, size_mib: Option<u64>) -> Re
         let begun = &reading.beginning;
         // One may have begun since: its journal must not be moved under it.
         at_rest(node, session.dir)?;
+        not_mounted_by_hand(session, begun)?;
         if begun.device != device {
             return Err(misfit(format!("a partition on {} was begun and is not finished", begun.device)).and_next(ways_on(begun)));
         }
@@ -113,6 +114,32 @@ fn ways_on(begun: &BeginningV1) -> Next {
          status` says whether anything is on it already)",
         begun.device
     ))
+}
+
+/// The unit has moved everything, or nothing is mounted at the recovery directory yet. Otherwise a person has mounted something there meanwhile: perhaps the
+/// new partition itself, with the only copy of the backups on it, which a move would empty before it copies.
+fn not_mounted_by_hand(session: &Session<'_>, begun: &BeginningV1) -> Result<()> {
+    let (node, dir) = (session.node, session.dir);
+    if is_moved(node, dir)? || !is_mounted(dir)? {
+        return Ok(());
+    }
+    let shown = dir.shown().display();
+    let what = recovery_mount::device_below(dir).and_then(|number| block::name_of_number(node, number));
+    let what = what.map_or_else(|| "a file system".to_owned(), |name| format!("/dev/{name}"));
+    Err(misfit(format!(
+        "{what} is mounted at {shown}, which this run has not done: a partition on {} was begun, and nothing has been moved onto it",
+        begun.device
+    ))
+    .and_next(by_hand(format!(
+        "put what it holds aside, for what is on the new partition is lost when the run goes on: `umount {shown}`, put the backups into the directory itself, \
+         and `recovery partition create --device {}`; or keep it as it is: `rm {FOLDER}/progress`, put systemd/var-recovery.mount into /etc/systemd/system \
+         and enable it",
+        begun.device
+    ))))
+}
+
+fn is_moved(node: &Node, dir: &RecoveryDir) -> Result<bool> {
+    Ok(configured(node, dir)?.is_some_and(|unit| unit.made))
 }
 
 fn planned(found: &Found, begun: &BeginningV1, new: Option<Room>, continues: bool) -> Plan {
@@ -176,6 +203,12 @@ pub fn create(locked: &Locked<'_>, plan_of: Plan, begun: Option<&BeginningV1>, s
     Ok(Made { plan: plan_of, partition })
 }
 
+/// The partition of this entry, as the kernel has it.
+fn known(disk: &Disk, entry: &sfdisk::Entry) -> Option<Partition> {
+    let same = |part: &&Partition| (part.number, part.start, part.size) == (entry.number, entry.start, entry.size);
+    disk.partitions.iter().find(same).cloned()
+}
+
 struct Creation<'a> {
     session: &'a Session<'a>,
     begun: BeginningV1,
@@ -198,7 +231,7 @@ impl Work for Creation<'_> {
             FILE_SYSTEM => self.file_system(),
             MOVE => self.move_contents(),
             MOUNT => self.mount(),
-            OLD => Ok(json!({ "removed": contents::remove_below(self.session.dir.path())? })),
+            OLD => self.old(),
             other => Err(journal.reading().unknown(&format!("step {other}"))),
         }
     }
@@ -250,19 +283,22 @@ impl Creation<'_> {
         Ok(json!({ "number": entry.number }))
     }
 
-    /// The partition, as the kernel has it.
-    fn partition(&self) -> Result<Partition> {
-        let (found, _) = self.disk()?;
-        self.known(&found.disk).context("the kernel does not know the partition")
+    /// The partition that this run has written, and no other that lies in the same place.
+    fn written_entry(&self, found: &Found) -> Result<sfdisk::Entry> {
+        let entry = self.entry(found).filter(|entry| (entry.start, entry.size) == (self.begun.start, self.begun.size));
+        let gone = || misfit(format!("the partition that was begun is no longer in the table of {}", self.begun.device));
+        entry.ok_or_else(|| gone().and_next(ways_on(&self.begun)))
     }
 
-    fn known(&self, disk: &Disk) -> Option<Partition> {
-        disk.partitions.iter().find(|part| (part.start, part.size) == (self.begun.start, self.begun.size)).cloned()
+    /// The partition, as the table and the kernel have it.
+    fn partition(&self) -> Result<Partition> {
+        let (found, _) = self.disk()?;
+        known(&found.disk, &self.written_entry(&found)?).context("the kernel does not know the partition")
     }
 
     fn kernel(&self) -> Result<Value> {
         let (found, place) = self.disk()?;
-        let entry = self.entry(&found).context("the partition is not in the table")?;
+        let entry = self.written_entry(&found)?;
         if let Some(other) = found.disk.partitions.iter().find(|part| part.number == entry.number)
             && (other.start, other.size) != (entry.start, entry.size)
         {
@@ -270,7 +306,7 @@ impl Creation<'_> {
         }
         let (deadline, mut told) = (self.node().clock().deadline(APPEARS), None);
         loop {
-            let part = self.known(&Disk::of(self.node(), &found.disk.name)?);
+            let part = known(&Disk::of(self.node(), &found.disk.name)?, &entry);
             match part {
                 Some(part) if place_of(self.node(), &part.name).exists() => {
                     disk::settle(self.node())?;
@@ -288,10 +324,16 @@ impl Creation<'_> {
         }
     }
 
-    /// Nothing is on the partition before this step is done, and it is known by an identifier that this run gave it: whatever an interrupted one left there
-    /// can go.
+    /// Nothing is on the partition before this step but what an interrupted one left, which has the identifier of this run: what somebody else has made
+    /// there meanwhile stays.
     fn file_system(&self) -> Result<Value> {
         let place = place_of(self.node(), &self.partition()?.name);
+        let there = disk::signature(self.node(), &place, None)?;
+        if let Some(kind) = there.kind.or(there.table)
+            && there.id.as_deref() != Some(&*self.begun.file_system)
+        {
+            return Err(occupied(&format!("the new partition, {},", place.display()), &kind, &format!("wipefs {}", place.display())));
+        }
         disk::make_xfs(self.node(), &place, LABEL, &self.begun.file_system)?;
         let made = disk::signature(self.node(), &place, None)?;
         ensure!(
@@ -306,9 +348,10 @@ impl Creation<'_> {
     /// The unit is written last: from then on the partition is what each boot mounts, and it holds everything.
     fn move_contents(&self) -> Result<Value> {
         let (node, dir) = (self.node(), self.session.dir);
-        if self.is_moved()? {
+        if is_moved(node, dir)? {
             return Ok(json!({ "already": true }));
         }
+        not_mounted_by_hand(self.session, &self.begun)?;
         let (device, at) = (place_of(node, &self.partition()?.name), node.path(FOLDER).join("new"));
         durable::create_dir(&at, 0o700)?;
         let bytes = contents::copy(node, &device, dir.path(), &at)?;
@@ -317,19 +360,13 @@ impl Creation<'_> {
         Ok(json!({ "bytes": bytes }))
     }
 
-    fn is_moved(&self) -> Result<bool> {
-        Ok(configured(self.node(), self.session.dir)?.is_some_and(|unit| unit.made))
-    }
-
     fn mount(&self) -> Result<Value> {
         let (node, dir) = (self.node(), self.session.dir);
         if !is_mounted(dir)? {
             systemctl::daemon_reload(node)?;
             systemctl::start(node, &unit_name(dir.shown()))?;
         }
-        let (found, _) = self.disk()?;
-        let part = self.known(&found.disk).context("the kernel does not know the partition")?;
-        let (meant, there) = (device_of(node, &format!("/dev/{}", part.name)), recovery_mount::device_below(dir));
+        let (meant, there) = (device_of(node, &format!("/dev/{}", self.partition()?.name)), recovery_mount::device_below(dir));
         ensure!(
             is_mounted(dir)? && meant.is_some() && meant == there,
             "what is mounted at {} is not the new partition",
@@ -341,6 +378,12 @@ impl Creation<'_> {
             self.session.progress.say(&format!("the other deployments of this node do not mount the partition: {error:#}"));
         }
         Ok(Value::Null)
+    }
+
+    fn old(&self) -> Result<Value> {
+        let name = self.partition()?.name;
+        let device = device_of(self.node(), &format!("/dev/{name}")).with_context(|| format!("{name} is no block device"))?;
+        Ok(json!({ "removed": contents::remove_below(self.session.dir.path(), device)? }))
     }
 
     /// Each deployment has an `/etc` of its own: whatever is booted, the partition is mounted. A staged one takes it over at the shutdown.

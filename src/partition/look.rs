@@ -70,7 +70,7 @@ pub fn find(node: &Node, device: &str) -> Result<Found> {
     Ok(Found { root: block::root_disks(node).contains(&name), disk, table })
 }
 
-fn occupied(where_: &str, kind: &str, command: &str) -> anyhow::Error {
+pub(super) fn occupied(where_: &str, kind: &str, command: &str) -> anyhow::Error {
     let what = match kind {
         "LVM2_member" => "belongs to LVM".to_owned(),
         "linux_raid_member" | "ddf_raid_member" | "isw_raid_member" => "belongs to a RAID".to_owned(),
@@ -150,8 +150,10 @@ fn alone(node: &Node, found: &Found) -> Result<()> {
         return Err(misfit(format!("{name} is part of {}: LVM, RAID or several paths to it", holders.join(", "))));
     }
     let others: Vec<String> = labelled(node, LABEL)?.iter().map(|path| path.display().to_string()).collect();
-    // Of the same disk, the table says so, with what to do.
-    let own = |other: &String| found.disk.partitions.iter().any(|part| *other == format!("/dev/{}", part.name));
+    // One of that name in the table of the same disk is refused by the table, with what to do.
+    let named =
+        |number: u32| found.table.iter().flat_map(|table| &table.partitions).any(|part| part.number == number && part.name == LABEL);
+    let own = |other: &String| found.disk.partitions.iter().any(|part| *other == format!("/dev/{}", part.name) && named(part.number));
     if let Some(other) = others.iter().find(|other| !own(other)) {
         return Err(misfit(format!("{other} is labelled `{LABEL}`: by that name only one is found"))
             .and_next(run(format!("lsblk --fs {other}"), "shows it; it may hold backups of before the node was installed again")));

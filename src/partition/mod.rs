@@ -26,7 +26,8 @@
 //!
 //! `tests/partition`: what is generated is compared in meaning with the original guide's two files and validated by Ignition's own Go module (Ignition
 //! reads a configuration with the code that is called there), the unit by `systemd-analyze verify`; disks are loop devices with real `sfdisk`, `partx`
-//! and `mkfs.xfs`, and every step is stopped before and after it acts, and by a kill at any moment.
+//! and `mkfs.xfs`; the agent is killed at each line of its journal, and before and after each program that changes something, and runs again in the same
+//! boot or after a reboot, for which everything is unmounted: what was written and not synced is not lost in that.
 
 pub mod contents;
 pub mod create;

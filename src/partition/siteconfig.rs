@@ -15,7 +15,7 @@ use serde_saphyr::options::DuplicateKeyPolicy;
 
 use super::{LABEL, Wanted, ignition};
 use crate::error::{AndNext, by_hand, damaged, is_measured, unsupported, usage};
-use crate::node::recovery_mount::unit_name;
+use crate::node::recovery_mount::{self, BY_LABEL, BY_PARTLABEL, unit_name};
 
 /// The key in a node's entry.
 const KEY: &str = "ignitionConfigOverride";
@@ -29,6 +29,8 @@ pub struct Edited {
     pub value: String,
     /// The whole file; `None` when it has all of it already.
     pub text: Option<String>,
+    /// What the override says otherwise than it would be written, and was left as it is.
+    pub kept: Vec<String>,
 }
 
 // Only what leads to the nodes: everything else is left alone.
@@ -75,17 +77,17 @@ pub fn put(text: &str, node: Option<&str>, wanted: &Wanted) -> Result<Edited> {
     let old =
         old.map(|old| serde_json::from_str::<Value>(&old).map_err(|error| damaged(format!("the {KEY} of {name} is not JSON: {error}"))));
     let old = old.transpose()?;
-    let new = merged(old.as_ref(), wanted).with_context(|| format!("merging with the {KEY} of {name}"))?;
+    let (new, kept) = merged(old.as_ref(), wanted).with_context(|| format!("merging with the {KEY} of {name}"))?;
     let value = ignition::one_line(&new);
     if old.as_ref() == Some(&new) {
-        return Ok(Edited { node: name, value, text: None });
+        return Ok(Edited { node: name, value, text: None, kept });
     }
     let edited = edit(text, &entry, &value).filter(|edited| means(text, edited, &name, &value).unwrap_or(false));
     let edited = edited.ok_or_else(|| {
         unsupported(format!("the entry of {name} is written in a way that is not edited in place"))
             .and_next(by_hand(format!("give it this line by hand: {KEY}: {}", quoted(&value))))
     })?;
-    Ok(Edited { node: name, value, text: Some(edited) })
+    Ok(Edited { node: name, value, text: Some(edited), kept })
 }
 
 fn read<T: DeserializeOwned>(text: &str) -> Result<Vec<T>> {
@@ -142,7 +144,8 @@ fn means(before: &str, after: &str, node: &str, value: &str) -> Result<bool> {
 }
 
 /// A text in single quotes: nothing in it means anything to YAML but a quote, which is doubled.
-fn quoted(value: &str) -> String {
+#[must_use]
+pub fn quoted(value: &str) -> String {
     format!("'{}'", value.replace('\'', "''"))
 }
 
@@ -231,20 +234,21 @@ fn length(text: &str, column: usize) -> Option<usize> {
     }
 }
 
-/// The Ignition configuration `old` with the partition in it.
-fn merged(old: Option<&Value>, wanted: &Wanted) -> Result<Value> {
+/// The Ignition configuration `old` with the partition in it, and what of it is kept although it differs.
+fn merged(old: Option<&Value>, wanted: &Wanted) -> Result<(Value, Vec<String>)> {
     let ours = ignition::config(wanted);
-    let Some(old) = old else { return Ok(ours) };
+    let Some(old) = old else { return Ok((ours, Vec::new())) };
     let mut new = old.clone();
-    let merge = || -> Result<Value> {
+    let merge = || -> Result<(Value, Vec<String>)> {
         let top = new.as_object_mut().context("it is no object")?;
         version(object(top, "ignition")?)?;
         let storage = object(top, "storage")?;
+        unused_as_a_whole(storage, wanted)?;
         disks(list(storage, "disks")?, wanted)?;
-        file_systems(list(storage, "filesystems")?, wanted)?;
+        let mut kept = file_systems(list(storage, "filesystems")?, wanted)?;
         let unit = ours["systemd"]["units"][0].clone();
-        set(list(object(top, "systemd")?, "units")?, "name", unit)?;
-        Ok(new)
+        kept.extend(units(list(object(top, "systemd")?, "units")?, unit)?);
+        Ok((new, kept))
     };
     merge().map_err(|error| if is_measured(&error) { error } else { damaged(format!("it is no Ignition configuration: {error:#}")) })
 }
@@ -275,15 +279,38 @@ fn version(ignition: &mut Map<String, Value>) -> Result<()> {
     }
 }
 
-/// Puts `entry` into a list, in the place of the one with the same `key`.
-fn set(list: &mut Vec<Value>, key: &str, entry: Value) -> Result<()> {
+/// Puts `entry` into a list. One with the same `key` gets what it does not say; what it says otherwise is returned, as key and value, and stays.
+fn set(list: &mut Vec<Value>, key: &str, entry: Value) -> Result<Vec<(String, Value)>> {
     let mut same: Vec<&mut Value> = list.iter_mut().filter(|have| have[key] == entry[key]).collect();
     ensure!(same.len() < 2, "there are two with the same {key}, {}", entry[key]);
-    match same.pop() {
-        Some(have) => *have = entry,
-        None => list.push(entry),
+    let Some(have) = same.pop().and_then(Value::as_object_mut) else {
+        list.push(entry);
+        return Ok(Vec::new());
+    };
+    let mut other = Vec::new();
+    for (key, value) in entry.as_object().into_iter().flatten() {
+        match have.get(key) {
+            Some(said) if said == value => {}
+            Some(said) if !said.is_null() => other.push((key.clone(), said.clone())),
+            _ => drop(have.insert(key.clone(), value.clone())),
+        }
     }
-    Ok(())
+    Ok(other)
+}
+
+/// Refuses a disk that is used without partitions: a table on it would take what is there.
+fn unused_as_a_whole(storage: &Map<String, Value>, wanted: &Wanted) -> Result<()> {
+    let all = |key: &str| storage.get(key).and_then(Value::as_array).into_iter().flatten();
+    let is = |device: &Value| device == wanted.device.as_str();
+    let uses = [
+        ("a file system", all("filesystems").any(|one| is(&one["device"]))),
+        ("a RAID", all("raid").any(|one| one["devices"].as_array().is_some_and(|devices| devices.iter().any(is)))),
+        ("encryption", all("luks").any(|one| is(&one["device"]))),
+    ];
+    match uses.into_iter().find(|(_, used)| *used) {
+        Some((what, _)) => Err(unsupported(format!("it uses {} as a whole, for {what}: there is no room for a partition", wanted.device))),
+        None => Ok(()),
+    }
 }
 
 fn disks(disks: &mut Vec<Value>, wanted: &Wanted) -> Result<()> {
@@ -345,7 +372,7 @@ fn apart(other: &Value, wanted: &Wanted) -> Result<()> {
     Ok(())
 }
 
-fn file_systems(all: &mut Vec<Value>, wanted: &Wanted) -> Result<()> {
+fn file_systems(all: &mut Vec<Value>, wanted: &Wanted) -> Result<Vec<String>> {
     let ours = ignition::file_system(wanted);
     for other in all.iter() {
         let (same_device, same_path) = (other["device"] == ours["device"], other["path"] == ours["path"]);
@@ -359,7 +386,30 @@ fn file_systems(all: &mut Vec<Value>, wanted: &Wanted) -> Result<()> {
             )));
         }
     }
-    set(all, "device", ours)
+    let other = set(all, "device", ours)?;
+    if let Some((_, format)) = other.iter().find(|(key, _)| key == "format") {
+        return Err(unsupported(format!("it makes a file system of the format {format} on {BY_PARTLABEL}, and the unit mounts XFS")));
+    }
+    Ok(other.into_iter().map(|(key, value)| format!("{key} of the file system stays {value}")).collect())
+}
+
+/// The unit that is there stays as it is, as long as it mounts the partition.
+fn units(all: &mut Vec<Value>, unit: Value) -> Result<Vec<String>> {
+    let name = unit["name"].clone();
+    let masked = all.iter().any(|have| have["name"] == name && have["mask"] == true);
+    let other = set(all, "name", unit)?;
+    if masked || other.iter().any(|(key, _)| key == "enabled") {
+        return Err(unsupported(format!("it says that {name} is not to be started at a boot")));
+    }
+    let mut kept = Vec::new();
+    for (key, value) in other {
+        let what = value.as_str().and_then(recovery_mount::setting);
+        if !what.as_deref().is_some_and(|what| [BY_PARTLABEL, BY_LABEL].contains(&what)) {
+            return Err(unsupported(format!("its unit {name} does not mount {BY_PARTLABEL}")));
+        }
+        kept.push(format!("{key} of the unit stay as they are"));
+    }
+    Ok(kept)
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub enum Cost {
 pub struct Status {
     /// The recovery directory.
     pub dir: String,
-    /// It is a mount of its own.
+    /// It is a mount of a file system of its own.
     pub own_file_system: bool,
     /// The disks below it.
     pub disks: Vec<String>,
@@ -59,22 +59,18 @@ pub struct Status {
 /// When the node does not say.
 pub fn status(session: &Session<'_>) -> Result<Status> {
     let (node, dir) = (session.node, session.dir);
-    let own = is_mounted(dir)?;
+    let own = is_mounted(dir)? && !block::is_on_system(node, dir.shown())?;
     // Where it does not exist yet, the file system that it would be made on.
     let place = dir.path().ancestors().find(|place| place.exists()).unwrap_or(dir.path());
     let (free, size) = space(place)?;
     let disks = block::disks_below(node, &node.shown(place));
     let root_disks = block::root_disks(node);
-    let cost = match (own, !disks.is_empty() && disks.is_disjoint(&root_disks)) {
-        (true, true) => Cost::Nothing,
-        (true, false) => Cost::WithTheDisk,
-        (false, apart) => {
-            if apart {
-                Cost::Nothing
-            } else {
-                Cost::Everything
-            }
-        }
+    // Where the kernel does not say one of them, they may be the same.
+    let apart = !disks.is_empty() && !root_disks.is_empty() && disks.is_disjoint(&root_disks);
+    let cost = match (apart, own) {
+        (true, _) => Cost::Nothing,
+        (false, true) => Cost::WithTheDisk,
+        (false, false) => Cost::Everything,
     };
     let (problem, next) = match recovery_mount::check(node, dir) {
         Ok(warning) => (warning, None),

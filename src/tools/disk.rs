@@ -88,13 +88,30 @@ pub fn settle(node: &Node) -> Result<()> {
     }
 }
 
-/// Makes an XFS file system on the device at `device`, over whatever is there.
+/// What a kernel of an older release cannot mount, turned off: an older deployment has to, and that is what the partition is for. RHEL 9 makes file
+/// systems with `bigtime` and `inobtcount`, which the kernel of RHEL 8 does not mount ("Considerations in adopting RHEL 9", 12.1), xfsprogs 6.5 and later
+/// also with `nrext64`, which a kernel before Linux 5.19 does not know. What it costs: no time after 2038. A `mkfs.xfs` that does not know an option does
+/// not use it by itself: xfsprogs knows the first two from 5.10 on and the third from 5.19 on.
+const FOR_OLDER_KERNELS: [&[&str]; 2] = [&["-m", "bigtime=0,inobtcount=0", "-i", "nrext64=0"], &["-m", "bigtime=0,inobtcount=0"]];
+
+/// Makes an XFS file system on the device at `device`, over whatever is there, that kernels of older releases mount as well.
 ///
 /// # Errors
 /// When `mkfs.xfs` fails.
 pub fn make_xfs(node: &Node, device: &Path, label: &str, id: &str) -> Result<()> {
-    let command = node.command("mkfs.xfs")?.args(["-q", "-f", "-L", label, "-m", &format!("uuid={id}")]);
-    command.arg(device).limit(MAKE).run().context("making the file system")?;
+    let command = |options: &[&str]| {
+        let command = node.command("mkfs.xfs")?.args(["-q", "-f", "-L", label, "-m", &format!("uuid={id}")]);
+        Ok::<_, anyhow::Error>(command.args(options).arg(device))
+    };
+    let mut known: &[&str] = &[];
+    for options in FOR_OLDER_KERNELS {
+        // `-N` looks at everything and writes nothing.
+        if command(&[options, &["-N"]].concat())?.limit(LOOK).output()?.status.success() {
+            known = options;
+            break;
+        }
+    }
+    command(known)?.limit(MAKE).run().context("making the file system")?;
     Ok(())
 }
 

@@ -118,7 +118,9 @@ fn parse(json: &str, sector: u64) -> Result<Table> {
 /// When it cannot be written.
 pub fn add(node: &Node, disk: &Path, sector: u64, new_table: Option<&str>, new: New<'_>) -> Result<()> {
     ensure!(new.start.is_multiple_of(sector) && new.size.is_multiple_of(sector), "a partition begins and ends with a sector");
-    let head = new_table.map_or_else(String::new, |id| format!("label: gpt\nlabel-id: {id}\n"));
+    // A disk whose best size of a write is above 1 MiB would have its first partition later than that.
+    let first = (1 << 20) / sector;
+    let head = new_table.map_or_else(String::new, |id| format!("label: gpt\nlabel-id: {id}\nfirst-lba: {first}\n"));
     let script =
         format!("{head}start={}, size={}, type={LINUX}, uuid={}, name=\"{}\"\n", new.start / sector, new.size / sector, new.id, new.name);
     let command = node.command("sfdisk")?.args(["--no-reread", "--no-tell-kernel", "--wipe", "never", "--wipe-partitions", "never"]);

@@ -1,4 +1,4 @@
-//! `recovery partition create` on disks, with the power failing everywhere.
+//! `recovery partition create` on disks, with the agent killed everywhere.
 
 use std::path::Path;
 
@@ -34,6 +34,11 @@ fn a_spare_disk_gets_the_partition_and_everything_is_moved_there() {
     let machine = Machine::new(&[2048]);
     let contents = machine.contents();
     assert_eq!(machine.status()["cost"], "everything");
+    // A directory of the same file system, mounted there, costs as much.
+    machine.run("mkdir -m 700 root/var/other && mount --bind root/var/other root/var/recovery");
+    let bound = machine.status();
+    assert_eq!((&bound["own_file_system"], &bound["cost"]), (&json!(false), &json!("everything")), "{bound}");
+    machine.run("umount root/var/recovery");
     let asked = machine.agent(&["partition", "create", "--device", DISK, "--size-mib", "1024"]);
     assert_eq!(asked.status.code(), Some(2), "{}", said(&asked));
     assert!(said(&asked).contains("recovery (new)") && said(&asked).contains("not confirmed"), "{}", said(&asked));
@@ -43,12 +48,38 @@ fn a_spare_disk_gets_the_partition_and_everything_is_moved_there() {
     is_complete(&machine, &contents);
     let table = machine.table();
     assert!(table.contains("label: gpt") && table.contains("name=\"recovery\"") && table.contains("size=     2097152"), "{table}");
+    // Kernels of older releases mount it.
+    let features = machine.run(&format!("xfs_db -r -c version {}p1", machine.disk(0)));
+    assert!(features.contains("V5") && !["BIGTIME", "INOBTCNT", "NREXT64"].iter().any(|new| features.contains(new)), "{features}");
     // Both names lead to it.
     assert_eq!(machine.run("readlink root/dev/disk/by-label/recovery"), machine.run("readlink root/dev/disk/by-partlabel/recovery"));
     machine.reboot();
     is_complete(&machine, &contents);
+    // A directory of the partition lies on it as well: nothing is wrong with that, nor with what does not say its device.
+    machine.run("mkdir -m 700 root/var/recovery/of-two root/var/apart && mkdir -m 700 root/var/hidden && mount -t tmpfs -o mode=700 tmpfs root/var/hidden");
+    for (dir, warned) in [("/var/recovery/of-two", false), ("/var/hidden", false), ("/var/apart", true)] {
+        let output = machine.agent(&["--dir", dir, "partition", "status", "--json"]);
+        let status: serde_json::Value = serde_json::from_str(&printed(&output)).unwrap();
+        assert_eq!(!status["problem"].is_null(), warned, "{status}");
+    }
+    machine.run("umount root/var/hidden");
     // It is where a backup goes now: the room of the disk, not of the root file system.
     assert!(machine.status()["size"].as_u64().unwrap() < 1 << 30);
+}
+
+/// A `mkfs.xfs` that does not know the newer options is not given them: those of RHEL 9.0 and of RHEL 8.
+#[test]
+fn an_older_mkfs_makes_it_too() {
+    for unknown in ["nrext64", "bigtime"] {
+        let machine = Machine::new(&[2048]);
+        let contents = machine.contents();
+        let older = format!("#!/bin/bash\n[[ \"$*\" != *{unknown}* ]] || exit 1\nexec \"${{0%/*}}/mkfs.new\" \"$@\"\n");
+        machine.run(&format!("mv tools/mkfs.xfs tools/mkfs.new; cat > tools/mkfs.xfs <<'E'\n{older}E\nchmod +x tools/mkfs.xfs"));
+        machine.run("sed 's/^name=.*/name=mkfs.xfs/' \"$(readlink tools/mkfs.new)\" > tools/real && chmod +x tools/real && mv tools/real tools/mkfs.new");
+        let made = machine.create();
+        assert_eq!(made.status.code(), Some(0), "{unknown}: {}", said(&made));
+        is_complete(&machine, &contents);
+    }
 }
 
 #[test]
@@ -79,8 +110,8 @@ fn a_kill_around_every_program_costs_nothing() {
         ("after", "sfdisk", "--no-reread*"),
         ("before", "partx", "--add*"),
         ("after", "partx", "--add*"),
-        ("before", "mkfs.xfs", "*"),
-        ("after", "mkfs.xfs", "*"),
+        ("before", "mkfs.xfs", "*=0 /*"),
+        ("after", "mkfs.xfs", "*=0 /*"),
         ("before", "cp", "*"),
         ("after", "cp", "*"),
         ("before", "systemctl", "daemon-reload"),
@@ -107,8 +138,8 @@ fn a_kill_around_every_program_costs_nothing() {
     }
 }
 
-/// Not a test: [`a_power_cut_at_every_line_of_the_journal_costs_nothing`] starts it in a process of its own, in the machine's mounts and its folder, where
-/// `stop-at` says how many lines of the journal are written. It ends as by a power cut.
+/// Not a test: [`a_kill_at_every_line_of_the_journal_costs_nothing`] starts it in a process of its own, in the machine's mounts and its folder, where
+/// `stop-at` says how many lines of the journal are written. It ends by a kill.
 pub(crate) fn until_the_power_fails() {
     let here = std::env::current_dir().unwrap();
     let left: u32 = std::fs::read_to_string(here.join("stop-at")).expect("it is started by another test").trim().parse().unwrap();
@@ -129,7 +160,7 @@ pub(crate) fn until_the_power_fails() {
 }
 
 #[test]
-fn a_power_cut_at_every_line_of_the_journal_costs_nothing() {
+fn a_kill_at_every_line_of_the_journal_costs_nothing() {
     let me = std::env::current_exe().unwrap();
     // One line when the phase begins and when it ends, two for each of six steps, one when all is over.
     for lines in 0..=15 {
@@ -156,7 +187,7 @@ fn a_power_cut_at_every_line_of_the_journal_costs_nothing() {
 #[test]
 fn an_open_one_is_gone_on_with_on_its_own_disk_alone() {
     let machine = Machine::new(&[2048, 2048]);
-    machine.die("before", "mkfs.xfs", "*");
+    machine.die("before", "mkfs.xfs", "*=0 /*");
     assert!(!machine.create().status.success());
     let other = machine.agent(&["partition", "create", "--device", "/dev/disk/by-id/disk-1", "--yes"]);
     assert_eq!(other.status.code(), Some(78), "{}", said(&other));
@@ -172,6 +203,73 @@ fn an_open_one_is_gone_on_with_on_its_own_disk_alone() {
     assert_eq!(swapped.status.code(), Some(78), "{}", said(&swapped));
     assert!(said(&swapped).contains("another disk"), "{}", said(&swapped));
     assert_eq!(machine.exec(&["blkid", "-p", &machine.disk(1)]).status.code(), Some(2), "nothing was written");
+}
+
+/// What a person makes in the place of the new partition while the run is open is not written over.
+#[test]
+fn what_somebody_else_has_made_there_meanwhile_stays() {
+    let machine = Machine::new(&[2048]);
+    machine.die("before", "mkfs.xfs", "*=0 /*");
+    assert!(!machine.create().status.success() && !machine.is_waiting("before", "mkfs.xfs"));
+    machine.run(&format!("mkfs.xfs -q -L mine {}p1", machine.disk(0)));
+    let refused = machine.create();
+    assert_eq!(refused.status.code(), Some(78), "{}", said(&refused));
+    assert!(said(&refused).contains("has the signature of xfs"), "{}", said(&refused));
+    // The same place and size, in another partition: the kernel's knowledge of it is not enough.
+    machine.run(&format!(
+        "wipefs --all {0}p1 && sfdisk --no-reread --no-tell-kernel --part-uuid {0} 1 6F0E9D65-1F6C-4F0E-9D65-0A4C2F6A5B11",
+        machine.disk(0)
+    ));
+    let refused = machine.create();
+    assert_eq!(refused.status.code(), Some(78), "{}", said(&refused));
+    assert!(said(&refused).contains("no longer in the table"), "{}", said(&refused));
+    assert_eq!(machine.exec(&["blkid", "-p", "-s", "TYPE", "-o", "value", &format!("{}p1", machine.disk(0))]).stdout, b"");
+}
+
+/// A person mounts the new partition and moves the backups over while the run is open: going on would empty the only copy.
+#[test]
+fn a_partition_that_a_person_has_mounted_meanwhile_is_not_emptied() {
+    let machine = Machine::new(&[2048]);
+    let contents = machine.contents();
+    machine.die("before", "cp", "*");
+    assert!(!machine.create().status.success() && !machine.is_waiting("before", "cp"));
+    machine.run(&format!("mkdir mnt && mount {}p1 mnt && cp -aT root/var/recovery mnt && rm -rf root/var/recovery/*", machine.disk(0)));
+    machine.run("umount mnt");
+    machine.run(&format!("mount {}p1 root/var/recovery", machine.disk(0)));
+    let refused = machine.create();
+    assert_eq!(refused.status.code(), Some(78), "{}", said(&refused));
+    let mounted = format!("{}p1 is mounted at /var/recovery", machine.disk(0));
+    assert!(said(&refused).contains(&mounted) && said(&refused).contains("umount /var/recovery"), "{}", said(&refused));
+    assert_eq!(machine.contents(), contents);
+    // What it says to do.
+    machine.run("cp -aT root/var/recovery aside && umount root/var/recovery && cp -aT aside root/var/recovery");
+    let again = machine.create();
+    assert_eq!(again.status.code(), Some(0), "{}", said(&again));
+    is_complete(&machine, &contents);
+}
+
+/// Another file system over the new partition: what lies below it is the partition, and not the old copy.
+#[test]
+fn a_mount_over_the_new_partition_does_not_empty_it() {
+    let machine = Machine::new(&[2048]);
+    let contents = machine.contents();
+    machine.die("after", "systemctl", "start*");
+    assert!(!machine.create().status.success() && !machine.is_waiting("after", "systemctl"));
+    machine.run("mount -t tmpfs -o mode=700 tmpfs root/var/recovery");
+    let refused = machine.create();
+    assert!(!refused.status.success(), "{}", printed(&refused));
+    machine.run("umount root/var/recovery");
+    assert_eq!(machine.contents(), contents);
+    // The other way round: between the partition and the old copy.
+    machine.run("umount root/var/recovery && mount -t tmpfs tmpfs root/var/recovery && echo kept > root/var/recovery/file");
+    machine.run(&format!("mount {}p1 root/var/recovery", machine.disk(0)));
+    let refused = machine.create();
+    assert!(!refused.status.success() && said(&refused).contains("something else is mounted"), "{}", said(&refused));
+    machine.run("umount root/var/recovery && grep -q kept root/var/recovery/file && umount root/var/recovery");
+    machine.run(&format!("mount {}p1 root/var/recovery", machine.disk(0)));
+    let again = machine.create();
+    assert_eq!(again.status.code(), Some(0), "{}", said(&again));
+    is_complete(&machine, &contents);
 }
 
 /// A copy that is not what it is a copy of is never mounted.

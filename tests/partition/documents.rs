@@ -25,8 +25,13 @@ fn done(args: &[&str]) -> String {
     printed(&output)
 }
 
+/// The override: what is printed can be pasted behind the key, and `--json` has the same text.
 fn ignition() -> String {
-    done(&["partition", "ignition", "--device", BY_ID, "--start-mib", "350020", "--size-mib", "40960"])
+    let args = ["partition", "ignition", "--device", BY_ID, "--start-mib", "350020", "--size-mib", "40960"];
+    let pasted = yaml(&format!("ignitionConfigOverride: {}", done(&args)));
+    let json: Value = serde_json::from_str(&done(&[&args[..], &["--json"]].concat())).unwrap();
+    assert_eq!(pasted["ignitionConfigOverride"], json["ignitionConfigOverride"]);
+    pasted["ignitionConfigOverride"].as_str().unwrap().to_owned()
 }
 
 fn machine_config(more: &[&str]) -> String {

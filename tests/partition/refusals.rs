@@ -138,6 +138,14 @@ fn the_label_elsewhere() {
     refused_on_second(&machine);
 }
 
+#[test]
+fn the_label_of_a_file_system_on_the_same_disk() {
+    let machine = Machine::new(&[2048]);
+    table(&machine, "label: gpt\\nsize=400MiB, name=data\\n");
+    machine.run(&format!("mkfs.xfs -q -L recovery {}p1", machine.disk(0)));
+    refused(&machine, DISK, 78, &["is labelled `recovery`", &format!("{}p1", machine.disk(0))]);
+}
+
 fn refused_on_second(machine: &Machine) {
     let output = machine.agent(&["partition", "create", "--device", "/dev/disk/by-id/disk-1", "--yes"]);
     assert_eq!(output.status.code(), Some(78), "{}", said(&output));

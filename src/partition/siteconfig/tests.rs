@@ -75,6 +75,9 @@ fn an_override_that_is_there_is_merged_with_in_every_way_of_writing_it() {
 #[test]
 fn what_would_change_another_partition_or_cannot_be_merged_is_refused() {
     let disk = |disk: &str| format!(r#"{{"ignition":{{"version":"3.2.0"}},"storage":{{"disks":[{disk}]}}}}"#);
+    let storage = |storage: &str| format!(r#"{{"ignition":{{"version":"3.2.0"}},"storage":{{{storage}}}}}"#);
+    let unit =
+        |unit: &str| format!(r#"{{"ignition":{{"version":"3.2.0"}},"systemd":{{"units":[{{"name":"var-recovery.mount",{unit}}}]}}}}"#);
     let part = |part: &str| disk(&format!(r#"{{"device":"/dev/disk/by-id/x","partitions":[{part}]}}"#));
     for (old, code, word) in [
         (part(r#"{"label":"a","startMiB":2100,"sizeMiB":100}"#), 2, "lie over"),
@@ -86,6 +89,13 @@ fn what_would_change_another_partition_or_cannot_be_merged_is_refused() {
         (r#"{"ignition":{}}"#.to_owned(), 65, "version"),
         (r#"{"ignition":{"version":"3.2.0"},"storage":[]}"#.to_owned(), 65, "storage"),
         ("[".to_owned(), 65, "JSON"),
+        (storage(r#""filesystems":[{"device":"/dev/disk/by-id/x","path":"/srv","format":"xfs"}]"#), 64, "as a whole, for a file system"),
+        (storage(r#""raid":[{"name":"md","level":"raid1","devices":["/dev/sdb","/dev/disk/by-id/x"]}]"#), 64, "as a whole, for a RAID"),
+        (storage(r#""luks":[{"name":"x","device":"/dev/disk/by-id/x"}]"#), 64, "as a whole, for encryption"),
+        (storage(r#""filesystems":[{"device":"/dev/disk/by-partlabel/recovery","format":"ext4"}]"#), 64, "ext4"),
+        (unit(r#""enabled":false"#), 64, "not to be started"),
+        (unit(r#""mask":true"#), 64, "not to be started"),
+        (unit(r#""contents":"[Mount]\nWhat=/dev/sdb1\n""#), 64, "does not mount"),
         (
             r#"{"ignition":{"version":"3.2.0"},"storage":{"filesystems":[{"device":"/dev/sdb","path":"/var/recovery"}]}}"#.to_owned(),
             64,
@@ -102,6 +112,29 @@ fn what_would_change_another_partition_or_cannot_be_merged_is_refused() {
     {
         put(&with(&quoted(&old)), Some("b"), &wanted(Some(200), 2000)).unwrap();
     }
+}
+
+#[test]
+fn what_the_override_says_of_the_file_system_and_the_unit_stays() {
+    let old = json!({
+        "ignition": { "version": "3.2.0" },
+        "storage": { "filesystems": [{
+            "device": "/dev/disk/by-partlabel/recovery", "path": null, "wipeFilesystem": false, "mountOptions": ["noatime"], "options": ["-K"], "uuid": "u",
+        }] },
+        "systemd": { "units": [{
+            "name": "var-recovery.mount", "contents": "[Mount]\nWhat=/dev/disk/by-partlabel/recovery\n", "dropins": [{ "name": "a.conf", "contents": "#" }],
+        }] },
+    });
+    let edited = put(&with(&quoted(&old.to_string())), Some("b"), &wanted(Some(200), 2000)).unwrap();
+    assert_eq!(edited.kept, ["wipeFilesystem of the file system stays false", "contents of the unit stay as they are"]);
+    let mut new: Value = serde_json::from_str(&edited.value).unwrap();
+    let disks = new["storage"].as_object_mut().unwrap().shift_remove("disks").unwrap();
+    assert_eq!(disks[0]["partitions"][0]["label"], "recovery");
+    let mut meant = old;
+    let system = &mut meant["storage"]["filesystems"][0];
+    (system["path"], system["format"], system["label"]) = ("/var/recovery".into(), "xfs".into(), "recovery".into());
+    meant["systemd"]["units"][0]["enabled"] = true.into();
+    assert_eq!(new, meant);
 }
 
 #[test]
