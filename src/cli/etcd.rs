@@ -18,7 +18,7 @@ pub(super) fn run(context: &Context, args: &EtcdArgs) -> Result<ExitCode> {
         EtcdVerb::Save(args) => save(context, args)?,
         EtcdVerb::Status(args) => {
             let task = context.progress.task("checking", None);
-            let look = if args.skip_hash_check { etcd::status_without_hash } else { etcd::status };
+            let look = if args.trailer.skip_hash_check { etcd::status_without_hash } else { etcd::status };
             let status = look(&args.file, &|n| task.add(n))?;
             drop(task);
             context.print(&status, |s| {
@@ -73,7 +73,7 @@ fn restore(context: &Context, args: &EtcdRestoreArgs) -> Result<()> {
         token: Some(args.initial_cluster_token.clone()),
         bump_revision: args.bump_revision,
         mark_compacted: args.mark_compacted,
-        skip_hash_check: args.skip_hash_check,
+        skip_hash_check: args.trailer.skip_hash_check,
     };
     let task = context.progress.task("restoring etcd", None);
     let restored = etcd::restore(&args.file, &data_dir, &options, &|n| task.add(n))?;

@@ -46,12 +46,9 @@ pub struct EtcdSaveArgs {
     pub key: Option<PathBuf>,
 }
 
-/// `etcd status`
+/// The hash at the end of a snapshot, which two commands may do without
 #[derive(Debug, Clone, Args)]
-pub struct EtcdStatusArgs {
-    /// The snapshot, plain or compressed with zstd
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub file: PathBuf,
+pub struct TrailerArgs {
     /// Take a database that has no hash at its end, as one copied from a data directory
     #[arg(
         long,
@@ -65,6 +62,17 @@ pub struct EtcdStatusArgs {
         hide_default_value = true
     )]
     pub skip_hash_check: bool,
+}
+
+/// `etcd status`
+#[derive(Debug, Clone, Args)]
+pub struct EtcdStatusArgs {
+    /// The snapshot, plain or compressed with zstd
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// Whether the hash is needed
+    #[command(flatten)]
+    pub trailer: TrailerArgs,
 }
 
 /// `etcd restore`: the flags and defaults of `etcdutl snapshot restore` (3.4 to 3.7; in 3.4, `etcdctl snapshot restore`).
@@ -104,19 +112,9 @@ pub struct EtcdRestoreArgs {
         hide_default_value = true
     )]
     pub mark_compacted: bool,
-    /// Take a database that has no hash at its end, as one copied from a data directory
-    #[arg(
-        long,
-        value_name = "BOOL",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true",
-        default_value = "false",
-        value_parser = go_bool,
-        action = ArgAction::Set,
-        hide_default_value = true
-    )]
-    pub skip_hash_check: bool,
+    /// Whether the hash is needed
+    #[command(flatten)]
+    pub trailer: TrailerArgs,
     /// Only `DATA_DIR/member/wal`: move the directory after the restore to have it elsewhere
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub wal_dir: Option<PathBuf>,
