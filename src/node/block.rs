@@ -137,7 +137,7 @@ impl Disk {
             size: number(node, &sys(name).join("size"))?.saturating_mul(SECTOR),
             sector: number(node, &sys(name).join("queue/logical_block_size"))?.max(SECTOR),
             read_only: number(node, &sys(name).join("ro"))? != 0,
-            holders: entries(node, &sys(name).join("holders")),
+            holders: holders(node, name),
             name: name.to_owned(),
             partitions,
         })
@@ -145,8 +145,7 @@ impl Disk {
 }
 
 /// What is built on a device: the names of the devices that the kernel has on top of it.
-#[must_use]
-pub fn holders(node: &Node, name: &str) -> Vec<String> {
+fn holders(node: &Node, name: &str) -> Vec<String> {
     entries(node, &sys(name).join("holders"))
 }
 
