@@ -38,6 +38,14 @@ pub fn mounts() -> Result<Vec<Mount>> {
     Ok(parse(&text))
 }
 
+/// True when something is mounted right at `point`, a path without links.
+///
+/// # Errors
+/// As [`mounts`].
+pub fn is_mount_point(point: &Path) -> Result<bool> {
+    Ok(mounts()?.iter().any(|mount| mount.point == point))
+}
+
 /// Parses `mountinfo`: `id parent major:minor root mount-point options … - type source options`, blanks in paths as `\040`.
 #[must_use]
 pub fn parse(text: &[u8]) -> Vec<Mount> {

@@ -169,8 +169,7 @@ pub fn check(node: &Node, dir: &RecoveryDir) -> Result<Option<String>> {
 /// # Errors
 /// When the mounts cannot be read.
 pub fn is_mounted(dir: &RecoveryDir) -> Result<bool> {
-    let real = dir.path().canonicalize().unwrap_or_else(|_| dir.path().to_owned());
-    Ok(mounts::mounts()?.iter().any(|mount| mount.point == real))
+    mounts::is_mount_point(&dir.path().canonicalize().unwrap_or_else(|_| dir.path().to_owned()))
 }
 
 /// The number of the device that the recovery directory lies on. `None` where its file system has a number of its own, of major number 0, as btrfs and

@@ -13,7 +13,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::error::no_space;
 use crate::node::clock::interrupted;
-use crate::node::mounts::{in_private, mounts, space, usage};
+use crate::node::mounts::{in_private, is_mount_point, space, usage};
 use crate::node::{Node, durable};
 use crate::tools::disk;
 
@@ -66,8 +66,11 @@ pub fn remove_below(point: &Path, device: u64) -> Result<bool> {
         let real = point.canonicalize().with_context(|| format!("looking at {}", point.display()))?;
         ensure!(real.metadata()?.dev() == device, "what is mounted at {} is not the new partition", point.display());
         unmount(&real, UnmountFlags::DETACH).with_context(|| format!("looking below {}", point.display()))?;
-        let still = mounts()?.iter().any(|mount| mount.point == real);
-        ensure!(!still && real.metadata()?.dev() != device, "something else is mounted at {} below the new partition", point.display());
+        ensure!(
+            !is_mount_point(&real)? && real.metadata()?.dev() != device,
+            "something else is mounted at {} below the new partition",
+            point.display()
+        );
         let mut removed = false;
         for entry in std::fs::read_dir(point).with_context(|| format!("listing {}", point.display()))? {
             durable::remove_tree(&entry?.path())?;

@@ -134,7 +134,8 @@ impl Objects {
         Ok(all)
     }
 
-    /// Calls `each` with what `kept` keeps of all that a rule is about, which is asked on all processors; and `also` with key and value of each of the `others` that is there, whatever the rules.
+    /// Calls `each` with what `kept` keeps of all that a rule is about, which is asked on all processors; and `also` with key and value of each of the
+    /// `others` that is there, whatever the rules.
     fn walk<T: Send>(
         &self,
         rules: Option<&Rules>,
