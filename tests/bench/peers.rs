@@ -2,7 +2,7 @@
 //!
 //! Both sides are commands, started as a person would. Needs tar, zstd, rsync, and for etcd what `tests/etcd-tools` builds. `-- --quick`
 //! takes a tenth of everything; `-- --dir DIR` chooses the disk (default: the system's temporary directory); `-- --runs N`; `-- --only WORD`
-//! one of `backup`, `restore`, `second`, `etcd`. Each run measures all sides one after the other, and medians are compared. Everything is
+//! one of `backup`, `restore`, `second`, `etcd`, `rules`. Each run measures all sides one after the other, and medians are compared. Everything is
 //! synced: the agent syncs what it writes itself, the peers are followed by a sync of theirs.
 
 mod measure;
@@ -10,12 +10,14 @@ mod sno;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use etcd_client::{Txn, TxnOp};
 use measure::{Side, Table, machine, run};
-use testing::etcd::{Etcd, Options, Version};
+use testing::etcd::{self, Etcd, Version};
+use testing::node::{Kind, Node, Options};
 
 /// Resident memory that the agent may take, MiB.
 const MEMORY: i64 = 64;
@@ -57,6 +59,9 @@ fn main() -> Result<()> {
         run(bench.shell("rm -rf live copy"))?;
         bench.etcd(&mut table)?;
     }
+    if wanted("rules") {
+        bench.rules(&mut table)?;
+    }
     table.end(MEMORY);
     Ok(())
 }
@@ -74,7 +79,7 @@ fn make(args: &[String]) -> Result<()> {
 fn make_snapshot(file: &Path, bytes: u64) -> Result<()> {
     let dir = tempfile::tempdir_in(file.parent().context("naming a directory")?)?;
     let args = ["--quota-backend-bytes=8589934592", "--unsafe-no-fsync"].map(str::to_owned).to_vec();
-    let etcd = Etcd::start(ETCD, dir.path(), &Options { args, ..Options::default() })?;
+    let etcd = Etcd::start(ETCD, dir.path(), &etcd::Options { args, ..etcd::Options::default() })?;
     etcd.put_bytes(bytes)?;
     recovery::etcd::save(&etcd.endpoint, file, Duration::from_secs(60), &|_| ())?;
     etcd.kill()
@@ -190,6 +195,58 @@ impl Bench {
         table.times("the same from `.db.zst`", "`etcdutl` from the plain file", &packed, &peer, 1.0);
         Ok(())
     }
+
+    /// A resource modifier's rules over the backup of an emulated node with 50,000 custom resources, beside the agent's own reading of that snapshot.
+    fn rules(&self, table: &mut Table) -> Result<()> {
+        let node = Node::build(&self.path("node"), &Options::new(Kind::Kubeadm, &Version::V34.program("etcd")?))?;
+        let objects = 50_000 / self.share.parse::<usize>()?;
+        node.with_etcd(async |client| {
+            for numbers in (0..objects).collect::<Vec<_>>().chunks(100) {
+                let puts: Vec<TxnOp> = numbers.iter().map(|number| TxnOp::put(key(*number), management(*number), None)).collect();
+                client.txn(Txn::new().and_then(puts)).await?;
+            }
+            Ok(())
+        })?;
+        let agent = |args: &[&str]| -> Result<Command> {
+            let mut command = node.recovery()?;
+            command.args(args).stdin(Stdio::null());
+            Ok(command)
+        };
+        run(agent(&["backup"])?)?;
+        let snapshot = fs::read_dir(node.at("/var/recovery/backups"))?.next().context("no backup")??.path().join("etcd-snapshot.db.zst");
+        let status = |side: &mut Side| side.measure(agent(&["etcd", "status", snapshot.to_str().context("a path that is no text")?])?);
+        for (about, names) in [("one of 50,000 custom resources", "^m00007$"), ("all of 50,000", "")] {
+            let file = self.path("rules.yaml");
+            let conditions = format!("{{groupResource: managements.k0rdent.mirantis.com, resourceNameRegex: '{names}'}}");
+            let patches = "[{patchData: '{spec: {release: old}}'}]";
+            fs::write(&file, format!("version: v1\nresourceModifierRules: [{{conditions: {conditions}, mergePatches: {patches}}}]\n"))?;
+            let (mut own, mut peer) = (Side::new(), Side::new());
+            for _ in 0..self.runs {
+                own.measure(agent(&["recover", "--dry-run", "--resource-modifier", file.to_str().context("a path that is no text")?])?)?;
+                status(&mut peer)?;
+            }
+            table.times(&format!("rules about {about}, dry-run"), "`recovery etcd status`", &own, &peer, 2.0);
+        }
+        Ok(())
+    }
+}
+
+fn key(number: usize) -> String {
+    format!("/registry/k0rdent.mirantis.com/managements/m{number:05}")
+}
+
+/// A custom resource of a kilobyte, as the API server keeps it.
+fn management(number: usize) -> String {
+    serde_json::json!({
+        "apiVersion": "k0rdent.mirantis.com/v1beta1", "kind": "Management",
+        "metadata": {"name": format!("m{number:05}"), "uid": format!("uid-of-m{number:05}"), "generation": 3, "labels": {"a/b": "c"}},
+        "spec": {
+            "release": "kcm-0-3-0", "providers": [{"name": "one"}, {"name": "two"}],
+            "filler": "what an object of some size has in it ".repeat(20),
+        },
+        "status": {"release": "kcm-0-2-0", "observedGeneration": 3},
+    })
+    .to_string()
 }
 
 /// Makes the tree ready for the run of this number.
