@@ -36,35 +36,29 @@ pub(super) enum Requirement {
 }
 
 impl Conditions {
-    /// True when they hold for `object`, which is `target`.
-    pub(super) fn hold(&self, target: &Target, object: &Value) -> bool {
+    /// True when those that look inside hold for `object`.
+    pub(super) fn hold_inside(&self, object: &Value) -> bool {
         let labels = || -> BTreeMap<&str, &str> {
             let labels = object.pointer("/metadata/labels").and_then(Value::as_object);
             labels.into_iter().flatten().filter_map(|(key, value)| Some((key.as_str(), value.as_str()?))).collect()
         };
-        self.hold_outside(target)
-            && (self.labels.is_empty() || {
-                let labels = labels();
-                self.labels.iter().all(|requirement| requirement.holds(&labels))
-            })
-            && self.matches.iter().all(|(path, wanted)| patch::holds(object, path, wanted))
+        (self.labels.is_empty() || {
+            let labels = labels();
+            self.labels.iter().all(|requirement| requirement.holds(&labels))
+        }) && self.matches.iter().all(|(path, wanted)| patch::holds(object, path, wanted))
     }
 
     /// True when they may hold for an object whose content is not known.
     pub(super) fn may_hold(&self, target: &Target) -> bool {
-        self.hold_outside(target)
+        let namespaced = |namespace: &String| self.namespaces.is_empty() || self.namespaces.iter().any(|glob| glob.matches(namespace));
+        self.group_resource.matches(&target.resource)
+            && target.namespace.as_ref().is_none_or(namespaced)
+            && self.name.as_ref().is_none_or(|name| name.is_match(&target.name))
     }
 
     /// True when they look at what an object holds.
     pub(super) fn look_inside(&self) -> bool {
         !self.labels.is_empty() || !self.matches.is_empty()
-    }
-
-    fn hold_outside(&self, target: &Target) -> bool {
-        let namespaced = |namespace: &String| self.namespaces.is_empty() || self.namespaces.iter().any(|glob| glob.matches(namespace));
-        self.group_resource.matches(&target.resource)
-            && target.namespace.as_ref().is_none_or(namespaced)
-            && self.name.as_ref().is_none_or(|name| name.is_match(&target.name))
     }
 }
 

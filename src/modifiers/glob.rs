@@ -7,7 +7,8 @@ use regex::Regex;
 #[derive(Debug, Clone)]
 pub(super) struct Glob {
     text: String,
-    regex: Regex,
+    /// Nothing where the text is the name itself.
+    regex: Option<Regex>,
 }
 
 impl Glob {
@@ -16,7 +17,8 @@ impl Glob {
     /// # Errors
     /// When a list, a range or alternatives do not end.
     pub(super) fn parse(text: &str) -> Result<Self> {
-        let regex = Regex::new(&format!("(?s)^{}$", translated(text)?)).context("it is no pattern")?;
+        let plain = !text.contains(['*', '?', '[', '{', '\\']);
+        let regex = if plain { None } else { Some(Regex::new(&format!("(?s)^{}$", translated(text)?)).context("it is no pattern")?) };
         Ok(Self { text: text.to_owned(), regex })
     }
 
@@ -26,7 +28,7 @@ impl Glob {
     }
 
     pub(super) fn matches(&self, name: &str) -> bool {
-        self.regex.is_match(name)
+        self.regex.as_ref().map_or_else(|| self.text == name, |regex| regex.is_match(name))
     }
 }
 

@@ -62,10 +62,12 @@ fn captured() -> Vec<Captured> {
 
 /// The object afterwards, or why not; with what each rule that is about it did.
 fn ours(case: &Captured) -> anyhow::Result<Applied> {
+    Ok(Rules::parse(&case.rules)?.apply(&target(case), &case.object))
+}
+
+fn target(case: &Captured) -> Target {
     let text = |path: &str| case.object.pointer(path).and_then(Value::as_str).map(str::to_owned);
-    let target =
-        Target { resource: case.group_resource.clone(), namespace: text("/metadata/namespace"), name: text("/metadata/name").unwrap() };
-    Ok(Rules::parse(&case.rules)?.apply(&target, &case.object))
+    Target { resource: case.group_resource.clone(), namespace: text("/metadata/namespace"), name: text("/metadata/name").unwrap() }
 }
 
 #[test]
@@ -88,6 +90,7 @@ fn everything_captured_comes_to_the_same_end_or_is_refused_before_the_start() {
         }
         let applied = ours.unwrap_or_else(|error| panic!("{name}: {error:#}"));
         assert_eq!(Some(&applied.object), case.result.as_ref(), "{name}");
+        judged_alike(case, &applied);
         assert_eq!(applied.object != case.object, case.outcome == "changed", "{name}");
         let errors = applied.outcomes.iter().any(|(_, outcome)| matches!(outcome, Outcome::Error { .. }));
         assert_eq!(errors, case.detail != "errs=[]", "{name}: {:?}, Velero: {}", applied.outcomes, case.detail);
@@ -97,6 +100,35 @@ fn everything_captured_comes_to_the_same_end_or_is_refused_before_the_start() {
     let mut sorted = listed.clone();
     sorted.sort_unstable();
     assert_eq!(refused, sorted, "each of the list is captured");
+}
+
+/// What an object is only judged to become, by the part of it that rules look at, is what it does become.
+fn judged_alike(case: &Captured, applied: &Applied) {
+    let target = target(case);
+    let rules = Rules::parse(&case.rules).unwrap();
+    let about: Vec<usize> = rules.all_about_unread(&target).collect();
+    let part = rules.part(&about, case.object.to_string().as_bytes()).unwrap();
+    let without_where = |(place, outcome): &(usize, Outcome)| match outcome {
+        Outcome::Changed { .. } => (*place, Outcome::Changed { changes: Vec::new() }),
+        other => (*place, other.clone()),
+    };
+    assert_eq!(rules.judge(about, part), applied.outcomes.iter().map(without_where).collect::<Vec<_>>(), "{}", case.name);
+}
+
+#[test]
+fn a_part_leaves_out_what_no_rule_looks_at_but_not_a_number_that_go_writes_in_another_way() {
+    let rules =
+        "version: v1\nresourceModifierRules:\n- conditions: {groupResource: a.b.c}\n  mergePatches: [{patchData: '{spec: {x: 1}}'}]\n";
+    let rules = Rules::parse(rules).unwrap();
+    let part = |json: &str| rules.part(&[0], json.as_bytes()).unwrap().to_string();
+    let skipped =
+        r#"{"\u0073pec":{"x":2},"status":[0.5,{"a\"b":null,"c":[true,-1,18446744073709551615,"\ud83d\ude00"]}],"metadata":{"name":"one"}}"#;
+    assert_eq!(part(skipped), r#"{"spec":{"x":2},"metadata":{"name":"one"}}"#);
+    let whole = r#"{"spec":{"x":2},"status":[{"a":[5.0]}],"metadata":{"name":"one"}}"#;
+    assert_eq!(part(whole), whole);
+    for bad in ["{\"spec\":{}", "{\"other\":tru}", "{} {}", "[]", "{\"other\":\"\u{1}\"}"] {
+        assert!(rules.part(&[0], bad.as_bytes()).is_err(), "{bad}");
+    }
 }
 
 fn applied(rules: &str, object: &Value) -> Applied {

@@ -69,11 +69,16 @@ pub(super) fn as_go_writes(value: &mut Value) {
 /// True for what [`as_go_writes`] leaves as it is.
 pub(super) fn is_as_go_writes(value: &Value) -> bool {
     match value {
-        Value::Number(number) => number.as_f64().filter(|_| number.is_f64()).and_then(whole).is_none(),
+        Value::Number(number) => number.as_f64().filter(|_| number.is_f64()).is_none_or(is_float_as_go_writes),
         Value::Array(items) => items.iter().all(is_as_go_writes),
         Value::Object(fields) => fields.values().all(is_as_go_writes),
         _ => true,
     }
+}
+
+/// True for a float that Go writes as one.
+pub(super) fn is_float_as_go_writes(float: f64) -> bool {
+    whole(float).is_none()
 }
 
 /// The whole number that a float is exactly; none beyond 2^53, where floats leave numbers out.

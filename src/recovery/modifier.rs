@@ -6,8 +6,9 @@
 mod ahead;
 mod report;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
@@ -27,8 +28,8 @@ pub use ahead::DROP_DESIRED_UPDATE;
 pub(super) use report::{Looked, look};
 pub use report::{ModifierReport, ObjectReport, RuleReport};
 
-/// How many bytes of keys and values are looked at together, by all processors: enough that starting a thread does not count.
-const BATCH: usize = 512 << 10;
+/// How many bytes of keys and values are looked at together: enough that handing them over does not count.
+const BATCH: usize = 256 << 10;
 /// How many threads look at objects, at most.
 const THREADS: usize = 4;
 /// How many objects are patched through the API server, at most: of three requests each.
@@ -82,6 +83,8 @@ pub(super) struct Served {
 
 /// What rules are about.
 enum Found {
+    /// What is read from the snapshot, of which nobody asks where it changes: which it is, and what each rule that is about it does.
+    Judged(Target, Vec<(usize, Outcome)>),
     /// What is read from the snapshot, and patched in etcd.
     Read(Object),
     /// What is read from the API server and patched there.
@@ -112,9 +115,9 @@ impl Objects {
     /// [`FailureKind::Unsupported`](crate::error::FailureKind::Unsupported) for an object that a rule may be about and that cannot be patched,
     /// [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) for one that is no object; those of reading the snapshot, and of `each`.
     pub(super) fn run(&self, rules: &Rules, each: &mut dyn FnMut(Object) -> Result<()>) -> Result<()> {
-        self.walk(Some(rules), &[], &mut |_, _| (), &|found| found, &mut |found| match found {
+        self.walk(Some(rules), &[], &mut |_, _| (), &Look { briefly: &|_| false, kept: &|found| found }, &mut |found| match found {
             Found::Read(object) => each(object),
-            Found::Served(_) => Ok(()),
+            Found::Judged(..) | Found::Served(_) => Ok(()),
         })
     }
 
@@ -124,7 +127,7 @@ impl Objects {
     /// As [`Objects::run`].
     pub(super) fn served(&self, rules: &Rules) -> Result<Vec<Served>> {
         let mut all = Vec::new();
-        self.walk(Some(rules), &[], &mut |_, _| (), &|found| found, &mut |found| {
+        self.walk(Some(rules), &[], &mut |_, _| (), &Look { briefly: &|_| false, kept: &|found| found }, &mut |found| {
             if let Found::Served(object) = found {
                 all.push(object);
                 few_enough(all.len())?;
@@ -134,28 +137,36 @@ impl Objects {
         Ok(all)
     }
 
-    /// Calls `each` with what `kept` keeps of all that a rule is about, which is asked on all processors; and `also` with key and value of each of the
+    /// Calls `each` with what is kept of all that a rule is about, which is looked at on all processors; and `also` with key and value of each of the
     /// `others` that is there, whatever the rules.
     fn walk<T: Send>(
         &self,
         rules: Option<&Rules>,
         others: &[Vec<u8>],
         also: &mut dyn FnMut(&[u8], &[u8]),
-        kept: &(dyn Fn(Found) -> T + Sync),
+        look: &Look<'_, T>,
         each: &mut dyn FnMut(T) -> Result<()>,
     ) -> Result<()> {
-        let (mut meant, mut batch) = (rules.map(|rules| Meant { rules, prefix: &self.prefix, kinds: HashMap::new() }), Batch::default());
+        let mut meant = rules.map(|rules| Meant { rules, prefix: &self.prefix, kinds: HashMap::new() });
         let is_other = |key: &[u8]| others.iter().any(|other| other == key);
         let mut is_meant = |key: &[u8]| meant.as_mut().is_some_and(|meant| meant.by_key(key));
-        let result = self.snapshot.live(&mut |key| is_other(key) || is_meant(key), &mut |key, value| {
-            if is_other(key) {
+        let mut wanted = |key: &[u8]| is_other(key) || is_meant(key);
+        let Some(rules) = rules else {
+            return self.snapshot.live(&mut wanted, &mut |key, value| {
                 also(key, value);
-            }
-            let Some(rules) = rules else { return Ok(()) };
-            batch.add(key, value);
-            if batch.bytes < BATCH { Ok(()) } else { batch.take(&self.prefix, rules, kept, each) }
+                Ok(())
+            });
+        };
+        let result = thread::scope(|scope| {
+            let mut desk = Desk::open(scope, |batch| batch.looked_at(&self.prefix, rules, look));
+            self.snapshot.live(&mut wanted, &mut |key, value| {
+                if is_other(key) {
+                    also(key, value);
+                }
+                desk.add(key, value, each)
+            })?;
+            desk.close(each)
         });
-        let result = result.and_then(|()| rules.map_or(Ok(()), |rules| batch.take(&self.prefix, rules, kept, each)));
         result.with_context(|| format!("running the rules on backup {}", self.backup))
     }
 
@@ -182,6 +193,14 @@ impl Meant<'_> {
     }
 }
 
+/// How objects are looked at.
+struct Look<'a, T> {
+    /// Nobody asks where one changes that these rules may be about.
+    briefly: &'a (dyn Fn(&[usize]) -> bool + Sync),
+    /// What is kept of one: small, so that all else of it goes where it was made, before the next one is made.
+    kept: &'a (dyn Fn(Found) -> T + Sync),
+}
+
 /// Keys and values that are looked at together.
 #[derive(Default)]
 struct Batch {
@@ -190,36 +209,69 @@ struct Batch {
 }
 
 impl Batch {
-    fn add(&mut self, key: &[u8], value: &[u8]) {
-        self.bytes += key.len() + value.len();
-        self.found.push((key.to_owned(), value.to_owned()));
+    fn looked_at<T>(self, prefix: &str, rules: &Rules, look: &Look<'_, T>) -> Vec<Result<T>> {
+        let kept = |(key, value)| object(prefix, key, value, rules, look.briefly).map(|found| found.map(look.kept)).transpose();
+        self.found.into_iter().filter_map(kept).collect()
+    }
+}
+
+/// Where batches wait for a thread that looks at them, and what came of them for being asked for, in their order.
+struct Desk<T> {
+    next: Batch,
+    batches: mpsc::SyncSender<(Batch, mpsc::SyncSender<Vec<Result<T>>>)>,
+    looked: VecDeque<mpsc::Receiver<Vec<Result<T>>>>,
+    threads: usize,
+}
+
+impl<T: Send> Desk<T> {
+    /// Starts the threads, which end when the desk is gone.
+    fn open<'scope>(scope: &'scope thread::Scope<'scope, '_>, look: impl Fn(Batch) -> Vec<Result<T>> + Send + Copy + 'scope) -> Self
+    where
+        T: 'scope,
+    {
+        let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(THREADS);
+        let (batches, taken) = mpsc::sync_channel::<(Batch, mpsc::SyncSender<_>)>(threads);
+        let taken = Arc::new(Mutex::new(taken));
+        for _ in 0..threads {
+            let taken = Arc::clone(&taken);
+            scope.spawn(move || {
+                let next = || taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                while let Ok((batch, answer)) = next() {
+                    // Nobody waits for it any more when something else failed.
+                    answer.send(look(batch)).ok();
+                }
+            });
+        }
+        Self { next: Batch::default(), batches, looked: VecDeque::new(), threads }
     }
 
-    /// Looks at them on all processors, and calls `each` in their order.
-    fn take<T: Send>(
-        &mut self,
-        prefix: &str,
-        rules: &Rules,
-        kept: &(dyn Fn(Found) -> T + Sync),
-        each: &mut dyn FnMut(T) -> Result<()>,
-    ) -> Result<()> {
-        let mut found = std::mem::take(self).found;
-        // What is kept of an object is small: all else of it goes where it was made, before the next one is made.
-        let look = |share: &mut [(Vec<u8>, Vec<u8>)]| -> Vec<Result<Option<T>>> {
-            let taken = share.iter_mut().map(|(key, value)| (std::mem::take(key), std::mem::take(value)));
-            taken.map(|(key, value)| Ok(object(prefix, key, value, rules)?.map(kept))).collect()
-        };
-        let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(THREADS);
-        let share = found.len().div_ceil(threads).max(1);
-        let mut shares = found.chunks_mut(share);
-        let mine = shares.next().unwrap_or_default();
-        let looked = thread::scope(|scope| {
-            let others: Vec<_> = shares.map(|share| scope.spawn(|| look(share))).collect();
-            let mut looked = vec![look(mine)];
-            looked.extend(others.into_iter().map(|other| other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))));
-            looked
-        });
-        looked.into_iter().flatten().try_for_each(|object| object?.map_or(Ok(()), &mut *each))
+    fn add(&mut self, key: &[u8], value: &[u8], each: &mut dyn FnMut(T) -> Result<()>) -> Result<()> {
+        self.next.bytes += key.len() + value.len();
+        self.next.found.push((key.to_owned(), value.to_owned()));
+        if self.next.bytes < BATCH { Ok(()) } else { self.hand_in(each) }
+    }
+
+    /// Hands in what was added, and takes what was looked at when as much as the threads can do lies there.
+    fn hand_in(&mut self, each: &mut dyn FnMut(T) -> Result<()>) -> Result<()> {
+        let (answer, looked) = mpsc::sync_channel(1);
+        // Without a thread there is no answer either.
+        self.batches.send((std::mem::take(&mut self.next), answer)).ok();
+        self.looked.push_back(looked);
+        if self.looked.len() > 2 * self.threads { self.take(each) } else { Ok(()) }
+    }
+
+    fn take(&mut self, each: &mut dyn FnMut(T) -> Result<()>) -> Result<()> {
+        let Some(looked) = self.looked.pop_front() else { return Ok(()) };
+        looked.recv().context("a thread that looks at objects has ended")?.into_iter().try_for_each(|one| each(one?))
+    }
+
+    /// Takes all that is left.
+    fn close(mut self, each: &mut dyn FnMut(T) -> Result<()>) -> Result<()> {
+        self.hand_in(each)?;
+        while !self.looked.is_empty() {
+            self.take(each)?;
+        }
+        Ok(())
     }
 }
 
@@ -236,7 +288,7 @@ fn few_enough(served: usize) -> Result<()> {
 }
 
 /// The object of a key, when a rule is about it.
-fn object(prefix: &str, key: Vec<u8>, value: Vec<u8>, rules: &Rules) -> Result<Option<Found>> {
+fn object(prefix: &str, key: Vec<u8>, value: Vec<u8>, rules: &Rules, briefly: &dyn Fn(&[usize]) -> bool) -> Result<Option<Found>> {
     let Some(read) = Key::parse(prefix, &key) else { return Ok(None) };
     let form = Form::of(&value);
     let target = match read.target() {
@@ -247,13 +299,17 @@ fn object(prefix: &str, key: Vec<u8>, value: Vec<u8>, rules: &Rules) -> Result<O
             None => return read.meant_unread(rules, &value).map_or(Ok(None), |(rule, target)| Err(not_read(rule, rules, &target, form))),
         },
     };
-    if rules.about_unread(&target).is_none() {
-        return Ok(None);
-    }
-    let original: Value = serde_json::from_slice(&value).map_err(|error| damaged(format!("{target} is no JSON in etcd: {error}")))?;
+    let about: Vec<usize> = rules.all_about_unread(&target).collect();
+    let briefly = briefly(&about);
+    let original = if briefly { rules.part(&about, &value) } else { serde_json::from_slice(&value) };
+    let original: Value = original.map_err(|error| damaged(format!("{target} is no JSON in etcd: {error}")))?;
     let says = |path: &str| original.pointer(path).and_then(Value::as_str);
     if says("/metadata/name") != Some(&target.name) || says("/metadata/namespace") != target.namespace.as_deref() {
         return Err(damaged(format!("{target} has another name in etcd than its key")));
+    }
+    if briefly {
+        let outcomes = rules.judge(about, original);
+        return Ok((!outcomes.is_empty()).then(|| Found::Judged(target, outcomes)));
     }
     let mut applied = rules.apply_to(&target, original);
     if applied.outcomes.is_empty() {

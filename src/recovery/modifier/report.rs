@@ -1,13 +1,14 @@
 //! What the rules would do, for people to agree to.
 
-use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::ahead::ASKING;
-use super::{Found, Objects, few_enough, rules};
+use super::{Found, Look, Object, Objects, Served, few_enough, rules};
 use crate::backup::Backup;
 use crate::error::{AndNext, FailureKind, by_hand, damaged, kind};
 use crate::modifiers::{Outcome, Rules, Target};
@@ -43,7 +44,7 @@ pub struct RuleReport {
     /// What it does to those, one line for each patch.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub patches: Vec<String>,
-    /// The first of them in the order of their names: at most 100, and fewer where much changes.
+    /// Those of them that were written last, by their names: at most 100, and fewer where much changes.
     pub shown: Vec<ObjectReport>,
 }
 
@@ -63,30 +64,27 @@ pub struct ObjectReport {
     pub outcome: Outcome,
 }
 
-/// The first of the objects that a rule is about, however they come.
+/// The objects of a rule that are shown: the first that come, which are those that were last written.
 #[derive(Default)]
-struct First {
-    shown: BTreeMap<Target, (ObjectReport, usize)>,
+struct Shown {
+    objects: Vec<ObjectReport>,
     bytes: usize,
-    /// The first that was left out: no other from there on is kept.
-    end: Option<Target>,
+    full: bool,
 }
 
-impl First {
+impl Shown {
     fn add(&mut self, object: ObjectReport) {
-        if self.end.as_ref().is_some_and(|end| object.target >= *end) {
+        if self.full {
             return;
         }
-        let bytes = match &object.outcome {
+        self.bytes += match &object.outcome {
             Outcome::Changed { changes } => serde_json::to_vec(changes).map_or(0, |text| text.len()),
             _ => 0,
         };
-        self.bytes += bytes;
-        self.shown.insert(object.target.clone(), (object, bytes));
-        while self.shown.len() > SHOWN || self.bytes > SHOWN_BYTES && self.shown.len() > 1 {
-            let Some((target, (_, bytes))) = self.shown.pop_last() else { return };
-            self.bytes -= bytes;
-            self.end = Some(target);
+        self.full = self.bytes > SHOWN_BYTES && !self.objects.is_empty();
+        if !self.full {
+            self.objects.push(object);
+            self.full = self.objects.len() == SHOWN;
         }
     }
 }
@@ -97,19 +95,19 @@ struct Counted {
     objects: usize,
     changed: usize,
     through_api: usize,
-    first: First,
+    shown: Shown,
     failures: Vec<String>,
     more: usize,
 }
 
 impl Counted {
-    fn add(&mut self, object: ObjectReport) {
+    /// Counts an object. `stored` is what else is shown of it; nothing of one that was only judged.
+    fn add(&mut self, target: &Target, outcome: Outcome, stored: Option<&Stored>) {
         self.objects += 1;
-        let why = match &object.outcome {
-            Outcome::Error { why } => Some(format!("{}: {why}", object.target)),
+        let why = match &outcome {
+            Outcome::Error { why } => Some(format!("{target}: {why}")),
             Outcome::TestFailed { why } => Some(format!(
-                "{}: {why} (Velero would leave the object as it is; `matches` in the conditions chooses objects by their values)",
-                object.target
+                "{target}: {why} (Velero would leave the object as it is; `matches` in the conditions chooses objects by their values)"
             )),
             Outcome::Changed { .. } => {
                 self.changed += 1;
@@ -126,7 +124,9 @@ impl Counted {
         } else {
             self.more += usize::from(why.is_some());
         }
-        self.first.add(object);
+        if let Some(Stored { api_version, generation }) = stored {
+            self.shown.add(ObjectReport { target: target.clone(), api_version: api_version.clone(), generation: *generation, outcome });
+        }
     }
 
     /// Why the rule cannot be carried out.
@@ -177,10 +177,16 @@ fn look_at(backup: &Backup, rules: Option<&Rules>, progress: &Progress) -> Resul
         }));
     };
     let mut served = 0;
-    objects.walk(rules, &keys, &mut also, &reports, &mut |reports| {
+    // Of rules that have shown enough, nobody asks where they change an object.
+    let full: Vec<AtomicBool> = counted.iter().map(|_| AtomicBool::new(false)).collect();
+    let briefly = |rules: &[usize]| rules.iter().all(|rule| full[*rule].load(Relaxed));
+    objects.walk(rules, &keys, &mut also, &Look { briefly: &briefly, kept: &judged }, &mut |Judged { target, outcomes, stored }| {
         task.alive();
-        served += usize::from(reports.iter().any(|(_, report)| matches!(report.outcome, Outcome::ThroughApi { .. })));
-        reports.into_iter().for_each(|(rule, report)| counted[rule].add(report));
+        served += usize::from(outcomes.iter().any(|(_, outcome)| matches!(outcome, Outcome::ThroughApi { .. })));
+        for (rule, outcome) in outcomes {
+            counted[rule].add(&target, outcome, stored.as_ref());
+            full[rule].store(counted[rule].shown.full, Relaxed);
+        }
         few_enough(served)
     })?;
     if served > 0 {
@@ -193,20 +199,31 @@ fn look_at(backup: &Backup, rules: Option<&Rules>, progress: &Progress) -> Resul
     Ok(Looked { modifier, warnings })
 }
 
-/// What each rule would do to an object.
-fn reports(found: Found) -> Vec<(usize, ObjectReport)> {
-    let (target, api_version, generation, outcomes) = match found {
-        Found::Read(object) => {
-            let api_version = object.applied.object.pointer("/apiVersion").and_then(Value::as_str).unwrap_or_default();
-            (object.target, api_version.to_owned(), object.generation, object.applied.outcomes)
+/// What the rules that are about an object would do to it.
+struct Judged {
+    target: Target,
+    outcomes: Vec<(usize, Outcome)>,
+    stored: Option<Stored>,
+}
+
+/// What else is shown of an object.
+struct Stored {
+    api_version: String,
+    generation: Option<i64>,
+}
+
+fn judged(found: Found) -> Judged {
+    match found {
+        Found::Judged(target, outcomes) => Judged { target, outcomes, stored: None },
+        Found::Read(Object { target, applied, generation, .. }) => {
+            let api_version = applied.object.pointer("/apiVersion").and_then(Value::as_str).unwrap_or_default().to_owned();
+            Judged { target, outcomes: applied.outcomes, stored: Some(Stored { api_version, generation }) }
         }
-        Found::Served(object) => {
-            let outcome = |rule| (rule, Outcome::ThroughApi { race_free: false });
-            (object.target, object.api_version, None, object.rules.into_iter().map(outcome).collect::<Vec<_>>())
+        Found::Served(Served { target, api_version, rules }) => {
+            let outcomes = rules.into_iter().map(|rule| (rule, Outcome::ThroughApi { race_free: false })).collect();
+            Judged { target, outcomes, stored: Some(Stored { api_version, generation: None }) }
         }
-    };
-    let report = |outcome| ObjectReport { target: target.clone(), api_version: api_version.clone(), generation, outcome };
-    outcomes.into_iter().map(|(rule, outcome)| (rule, report(outcome))).collect()
+    }
 }
 
 fn reported(backup: &Backup, rules: &Rules, counted: Vec<Counted>) -> Result<ModifierReport> {
@@ -217,14 +234,18 @@ fn reported(backup: &Backup, rules: &Rules, counted: Vec<Counted>) -> Result<Mod
         return Err(damaged(format!("the resource modifier cannot be applied to backup {}, so nothing was changed: {why}", backup.id))
             .and_next(by_hand("mend the file; `--dry-run` shows what it would do")));
     }
-    let report = |(place, rule): (usize, Counted)| RuleReport {
-        rule: place + 1,
-        group_resource: rules.group_resource(place).to_owned(),
-        objects: rule.objects,
-        changed: rule.changed,
-        through_api: rule.through_api,
-        patches: if rule.through_api > 0 { rules.patches(place) } else { Vec::new() },
-        shown: rule.first.shown.into_values().map(|(object, _)| object).collect(),
+    let report = |(place, rule): (usize, Counted)| {
+        let mut shown = rule.shown.objects;
+        shown.sort_by(|one, other| one.target.cmp(&other.target));
+        RuleReport {
+            rule: place + 1,
+            group_resource: rules.group_resource(place).to_owned(),
+            objects: rule.objects,
+            changed: rule.changed,
+            through_api: rule.through_api,
+            patches: if rule.through_api > 0 { rules.patches(place) } else { Vec::new() },
+            shown,
+        }
     };
     Ok(ModifierReport { rules: counted.into_iter().enumerate().map(report).collect() })
 }
@@ -241,16 +262,13 @@ mod tests {
     }
 
     #[test]
-    fn the_first_objects_are_shown_in_whatever_order_they_come() {
-        for (bytes, number, shown) in [(10, 500, SHOWN), (SHOWN_BYTES / 3, 10, 2), (SHOWN_BYTES * 2, 5, 1)] {
-            let orders: [Vec<usize>; 3] =
-                [(0..number).collect(), (0..number).rev().collect(), (0..number).map(|i| i * 3 % number).collect()];
-            for order in orders {
-                let mut first = First::default();
-                order.iter().for_each(|number| first.add(object(*number, bytes)));
-                let names: Vec<_> = first.shown.into_keys().map(|target| target.name).collect();
-                assert_eq!(names, (0..shown).map(|number| format!("n{number:04}")).collect::<Vec<_>>(), "{bytes} bytes each");
-            }
+    fn the_objects_that_come_first_are_shown() {
+        for (bytes, number, shown) in [(10, 500, SHOWN), (SHOWN_BYTES / 3, 10, 2), (SHOWN_BYTES * 2, 5, 1), (SHOWN_BYTES / 3, 1, 1)] {
+            let mut all = Shown::default();
+            (0..number).for_each(|number| all.add(object(number, bytes)));
+            let names: Vec<_> = all.objects.into_iter().map(|object| object.target.name).collect();
+            assert_eq!(names, (0..shown).map(|number| format!("n{number:04}")).collect::<Vec<_>>(), "{bytes} bytes each");
+            assert_eq!(all.full, number > shown || shown == SHOWN);
         }
     }
 }
