@@ -14,12 +14,14 @@
 //! 6. [`gate`]: no upgrade without a good backup. [`up`]: whether everything is up again.
 //! 7. [`partition`]: the disk space of the recovery directory's own.
 //! 8. [`formats`]: what is written to disk and read again by another version.
-//! 9. [`session`]: what a command works on, and the proof that it may. [`report`]: progress and log. [`compression`]: what a file is packed with. [`cli`]: one file per command.
+//! 9. [`agent`]: which of two agents on a node leads, and how one gets into the recovery directory.
+//! 10. [`session`]: what a command works on, and the proof that it may. [`report`]: progress and log. [`compression`]: what a file is packed with. [`cli`]: one file per command.
 //!
 //! `ARCHITECTURE.md` says why it is so, `CONTRIBUTING.md` where to put what.
 
 #![warn(clippy::unwrap_used)]
 
+pub mod agent;
 pub mod archive;
 pub mod backup;
 pub mod cli;

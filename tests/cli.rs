@@ -72,6 +72,71 @@ fn a_prepared_soft_reboot_is_in_the_status() {
     assert_eq!(report["soft_reboot"], true, "{report}");
 }
 
+/// On the machine itself, whose recovery directory is another: only there is one agent handed over to.
+#[test]
+fn the_newer_of_two_agents_does_what_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = dir.path().join("recovery");
+    let place = |version: &str| {
+        let mut program = std::fs::read(BINARY).unwrap();
+        testing::agent::pass_for(&mut program, version);
+        // By another process: one that is forked here meanwhile would hold it open, and it could not be run.
+        std::fs::write(dir.path().join("new"), program).unwrap();
+        let (from, to) = (dir.path().join("new"), &other);
+        assert!(Command::new("install").arg("--mode=755").arg(from).arg(to).status().unwrap().success());
+    };
+    let status = || recovery(&["--dir", dir.path().to_str().unwrap(), "--json", "status"]);
+    let who =
+        |output: &Output| serde_json::from_slice::<Value>(&output.stdout).unwrap()["agents"]["own"]["version"].as_str().unwrap().to_owned();
+    let own = env!("CARGO_PKG_VERSION");
+    assert_eq!(who(&status()), own);
+    place("9.9.9");
+    assert_eq!(who(&status()), "9.9.9");
+    place("0.0.9");
+    assert_eq!(who(&status()), own);
+    let words = recovery(&["--dir", dir.path().to_str().unwrap(), "status"]);
+    assert!(printed(&words).contains("the agent is 0.0.9"), "{}", printed(&words));
+
+    place("9.9.9");
+    std::fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let refused = status();
+    assert_eq!(code(&refused), 77);
+    assert!(said(&refused).contains("says that it is 9.9.9, and belongs to user 0 with mode 0777"), "{}", said(&refused));
+    std::fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let alone = status();
+    assert_eq!(who(&alone), own);
+    assert!(said(&alone).contains("cannot be run: Permission denied"), "{}", said(&alone));
+}
+
+#[test]
+fn the_status_says_which_of_two_agents_leads() {
+    let root = tempfile::tempdir().unwrap();
+    let place = |path: &str, version: &str| {
+        let mut program = std::fs::read(BINARY).unwrap();
+        testing::agent::pass_for(&mut program, version);
+        let path = root.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, program).unwrap();
+    };
+    let status = || printed(&on(root.path(), &["status"]));
+    assert!(!status().contains("agent"), "{}", status());
+    place("usr/bin/recovery", "0.2.0");
+    assert!(status().contains("the agent is 0.2.0, /usr/bin/recovery; /var/recovery/recovery is not there yet"), "{}", status());
+    place("var/recovery/recovery", "0.3.0");
+    assert!(
+        status().contains("the agent is 0.3.0, /var/recovery/recovery: /usr/bin/recovery is 0.2.0, and hands over to it"),
+        "{}",
+        status()
+    );
+    place("usr/bin/recovery", "0.4.0");
+    let shown = status();
+    assert!(shown.contains("the agent is 0.4.0, /usr/bin/recovery; /var/recovery/recovery, which the units start, is 0.3.0"), "{shown}");
+    place("usr/bin/recovery", "0.3.0");
+    assert!(status().contains("the agent is 0.3.0\n"), "{}", status());
+    std::fs::write(root.path().join("var/recovery/recovery"), "a program of somebody else's").unwrap();
+    assert!(status().contains("/var/recovery/recovery is"), "{}", status());
+}
+
 #[test]
 fn usage_is_exit_2() {
     assert_eq!(code(&recovery(&["no-such-verb"])), 2);

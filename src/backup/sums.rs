@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -120,34 +120,4 @@ pub(super) fn hash(path: &Path, cached: Cached, tick: Tick<'_>) -> Result<Sum> {
         }
     };
     read().with_context(|| format!("hashing {}", path.display()))
-}
-
-/// True when `path` is already a regular file with this content. The bytes are compared: sizes and times of two builds can be equal.
-pub(super) fn is_same(path: &Path, content: &mut impl Read) -> Result<bool> {
-    if !path.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
-        return Ok(false);
-    }
-    let (mut old, mut new) = (BufReader::new(File::open(path)?), BufReader::new(content));
-    let (mut left, mut right) = (vec![0; 64 << 10], vec![0; 64 << 10]);
-    loop {
-        let (a, b) = (fill(&mut old, &mut left)?, fill(&mut new, &mut right)?);
-        if left[..a] != right[..b] {
-            return Ok(false);
-        }
-        if a == 0 {
-            return Ok(true);
-        }
-    }
-}
-
-/// Reads until the buffer is full or the end is reached.
-fn fill(from: &mut impl Read, buffer: &mut [u8]) -> Result<usize> {
-    let mut count = 0;
-    while count < buffer.len() {
-        match from.read(&mut buffer[count..])? {
-            0 => break,
-            more => count += more,
-        }
-    }
-    Ok(count)
 }

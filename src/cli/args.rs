@@ -21,7 +21,7 @@ use partition::PartitionArgs;
 ///
 /// Without a verb: prints the status and the next command, and changes nothing.
 #[derive(Debug, Parser)]
-#[command(name = "recovery", version, after_help = exit_codes(), args_conflicts_with_subcommands = false)]
+#[command(name = "recovery", version = crate::agent::VERSION, after_help = exit_codes(), args_conflicts_with_subcommands = false)]
 pub struct Cli {
     /// Options of every verb.
     #[command(flatten)]

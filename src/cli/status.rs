@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::args::StatusArgs;
 use super::context::{Context, to_stdout};
 use super::list;
+use crate::agent::Agents;
 use crate::backup::store::{self, Listed, State};
 use crate::node::recovery_mount;
 use crate::recovery::report::{RunStatus, StepState};
@@ -36,6 +37,10 @@ struct Status {
     recovery: StatusReport,
     /// What is wrong with what is mounted at the recovery directory.
     mount: Option<String>,
+    agents: Agents,
+    /// Of two agents, which leads; what cannot be told of them.
+    #[serde(skip)]
+    leads: Vec<String>,
     backups: Vec<Listed>,
 }
 
@@ -44,7 +49,10 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<ExitCode> {
     loop {
         let session = context.session()?;
         let mount = recovery_mount::check(session.node, session.dir).unwrap_or_else(|error| Some(format!("{error:#}")));
-        let report = Status { recovery: status(&session)?, mount, backups: store::list(&session, &Selector::default())? };
+        let agents = Agents::of(session.node, session.dir)?;
+        let leads = agents.said(session.dir);
+        let backups = store::list(&session, &Selector::default())?;
+        let report = Status { recovery: status(&session)?, mount, agents, leads, backups };
         let describe = |report: &Status| describe(report, context.node.clock().now());
         if !args.watch {
             context.print(&report, describe)?;
@@ -123,6 +131,7 @@ fn describe(report: &Status, now: Timestamp) -> String {
         text +=
             &format!("last: recovery {} from backup {}, {} at {:.0}\n", line(&last.id), line(&last.backup), line(&last.state), last.since);
     }
+    report.leads.iter().for_each(|said| text += &format!("{}\n", line(said)));
     if recovery.run.is_none() {
         text += &list::describe(&report.backups, false, now);
     }

@@ -117,6 +117,18 @@ impl RecoveryDir {
         self.path.join("backups")
     }
 
+    /// `recovery`: the agent that the units run, and that recovers the node when the operating system is another.
+    #[must_use]
+    pub fn agent(&self) -> PathBuf {
+        self.path.join("recovery")
+    }
+
+    /// The path of [`RecoveryDir::agent`] on the node, for messages.
+    #[must_use]
+    pub fn shown_agent(&self) -> PathBuf {
+        self.shown.join("recovery")
+    }
+
     /// `progress`: the journal of the recovery that is in progress. To the old tool's front, too, its presence means that a recovery is
     /// open.
     #[must_use]

@@ -3,7 +3,7 @@
 //! When a function here has returned, its effect is on disk; until then the old state is. There is nothing in between.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -49,6 +49,39 @@ pub fn rewrite(path: &Path, bytes: &[u8]) -> Result<()> {
         rename(&temporary, path)
     };
     give().inspect_err(|_| drop(std::fs::remove_file(&temporary))).with_context(|| format!("writing {}", path.display()))
+}
+
+/// True when `path` is already a regular file with this content. The bytes are compared: sizes and times of two builds can be equal.
+///
+/// # Errors
+/// When one of them cannot be read.
+pub fn is_same(path: &Path, content: &mut impl Read) -> Result<bool> {
+    if !path.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
+        return Ok(false);
+    }
+    let (mut old, mut new) = (BufReader::new(File::open(path)?), BufReader::new(content));
+    let (mut left, mut right) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+    loop {
+        let (a, b) = (fill(&mut old, &mut left)?, fill(&mut new, &mut right)?);
+        if left[..a] != right[..b] {
+            return Ok(false);
+        }
+        if a == 0 {
+            return Ok(true);
+        }
+    }
+}
+
+/// Reads until the buffer is full or the end is reached.
+fn fill(from: &mut impl Read, buffer: &mut [u8]) -> Result<usize> {
+    let mut count = 0;
+    while count < buffer.len() {
+        match from.read(&mut buffer[count..])? {
+            0 => break,
+            more => count += more,
+        }
+    }
+    Ok(count)
 }
 
 /// Opens for reading a file that the user names. Only a regular file is accepted: a FIFO or a device cannot be read twice, and the agent

@@ -10,7 +10,7 @@ use super::report::{Outcome, RunReport};
 use super::run::{KUBELET_UNIT, Run};
 use super::undo::{Undo, Units};
 use super::{abandon, follow, history, status, step};
-use crate::backup::take::install;
+use crate::agent::install;
 use crate::backup::{self, Backup, store};
 use crate::engine::driver::{self, Halt, Until, drive};
 use crate::engine::machine::Stage;

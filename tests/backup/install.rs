@@ -3,7 +3,8 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use recovery::backup::take::install::{BINARY, FRONT, install, room};
+use recovery::agent::Agent;
+use recovery::agent::install::{FRONT, install, room};
 use recovery::error::exit_code;
 
 use crate::place::{Place, sh};
@@ -36,7 +37,7 @@ fn what_does_not_fit_leaves_nothing_behind() {
         left();
         std::fs::write(dir.join(".upgrade-recovery.sh.new"), "part").unwrap();
         install(&place.node, &place.dir).unwrap();
-        assert_eq!(names(dir), [BINARY, FRONT]);
+        assert_eq!(names(dir), ["recovery", FRONT]);
         assert_eq!(room(&place.dir).unwrap(), 0);
     }
 }
@@ -44,7 +45,7 @@ fn what_does_not_fit_leaves_nothing_behind() {
 #[test]
 fn both_are_installed_once_and_can_be_run() {
     let place = Place::new();
-    let (binary, front) = (place.dir.path().join(BINARY), place.dir.path().join(FRONT));
+    let (binary, front) = (place.dir.agent(), place.dir.path().join(FRONT));
     std::fs::write(&binary, "an older one").unwrap();
     install(&place.node, &place.dir).unwrap();
     let installed = binary.metadata().unwrap();
@@ -62,6 +63,30 @@ fn both_are_installed_once_and_can_be_run() {
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o755, "{}", path.display());
     }
     assert_eq!(std::fs::read_to_string(&front).unwrap(), include_str!("../../packaging/upgrade-recovery.sh"));
+}
+
+#[test]
+fn a_newer_agent_stays_and_any_other_is_replaced() {
+    let place = Place::new();
+    let agent = place.dir.agent();
+    let version = |path: &Path| Agent::in_file(path).ok().flatten().map(|agent| agent.version.to_string());
+    let own = Agent::own().unwrap().version.to_string();
+    let newer = of_version("9.9.9");
+    for (there, stays) in [(newer.clone(), true), (of_version("0.0.9"), false), (newer[..newer.len() / 2].to_vec(), false)] {
+        std::fs::write(&agent, there).unwrap();
+        sh(place.dir.path(), "chmod 600 recovery");
+        assert_eq!(room(&place.dir).unwrap() == 0, stays);
+        install(&place.node, &place.dir).unwrap();
+        assert_eq!(version(&agent).as_deref(), Some(if stays { "9.9.9" } else { own.as_str() }));
+        assert_eq!(agent.metadata().unwrap().permissions().mode() & 0o7777, 0o755);
+    }
+}
+
+/// The agent as one of another version, of the same length.
+fn of_version(version: &str) -> Vec<u8> {
+    let mut program = std::fs::read(env!("CARGO_BIN_EXE_recovery")).unwrap();
+    testing::agent::pass_for(&mut program, version);
+    program
 }
 
 /// A small file system, mounted as long as this lives.

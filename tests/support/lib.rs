@@ -3,6 +3,7 @@
 //! - [`node`]: an emulated node, whole; [`place`]: where its parts are, for its programs too (`tests/standin`).
 //! - [`etcd`]: real etcd of four releases.
 //! - [`api`]: an emulated API server; [`pki`], [`csr`]: certificates and requests for them.
+//! - [`agent`]: the agent as one of another version.
 //! - [`tree`]: a file tree with one of everything; [`manifest`]: a backup's manifest with nothing special in it.
 //! - [`cargo`]: the checkout, and what cargo has built in it.
 
@@ -13,6 +14,7 @@
     reason = "helpers of tests: every one fails when it cannot do what it says, which ends the test"
 )]
 
+pub mod agent;
 pub mod api;
 pub mod cargo;
 pub mod csr;

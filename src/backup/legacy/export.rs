@@ -15,7 +15,6 @@ use super::layout::{EXCLUDE_LIST, EXTRAS_TGZ};
 use crate::archive::{Archive, Extra, Selection};
 use crate::backup::parts::{ETCD, EXTRAS, Part, STATIC_PODS};
 use crate::backup::published::Backup;
-use crate::backup::sums::is_same;
 use crate::backup::verify::verify;
 use crate::error::{AndNext, by_hand, damaged, misfit, usage};
 use crate::etcd;
@@ -130,7 +129,8 @@ impl Export<'_> {
         for tar in tars {
             std::io::copy(&mut flate2::read::GzDecoder::new(File::open(tar)?), &mut std::io::sink())?;
         }
-        Ok(is_same(&self.in_cluster("snapshot", "db"), &mut snapshot)? && is_same(&self.to.join(EXCLUDE_LIST), &mut list.as_bytes())?)
+        Ok(durable::is_same(&self.in_cluster("snapshot", "db"), &mut snapshot)?
+            && durable::is_same(&self.to.join(EXCLUDE_LIST), &mut list.as_bytes())?)
     }
 
     /// A file in `cluster/`, with the time in its name as in the old script.

@@ -15,7 +15,7 @@ use crate::backup::layout::LEGACY_ID;
 use crate::backup::manifest::{Etcd, Manifest};
 use crate::backup::parts::{self, ETC, ETCD, EXTRAS, KUBELET, STATIC_PODS, USR_LOCAL};
 use crate::backup::published::Backup;
-use crate::backup::sums::{Cached, hash, is_same};
+use crate::backup::sums::{Cached, hash};
 use crate::backup::survey::Survey;
 use crate::backup::take::partial::{Finished, Partial, room_for};
 use crate::backup::take::procedure::{self, Conditions};
@@ -225,7 +225,7 @@ fn overlay(from: &Path, to: &Path) -> Result<()> {
         let (new, old) = (source.symlink_metadata().context("looking at a saved file")?, target.symlink_metadata().ok());
         match old {
             Some(old) if new.is_dir() && old.is_dir() => overlay(&source, &target)?,
-            Some(old) if new.is_file() && old.is_file() && is_same(&target, &mut File::open(&source)?)? => {}
+            Some(old) if new.is_file() && old.is_file() && durable::is_same(&target, &mut File::open(&source)?)? => {}
             old => {
                 // A directory must not replace a file, nor a file a directory.
                 if old.is_some_and(|old| old.is_dir() || new.is_dir()) {

@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use indicatif::HumanBytes;
 use jiff::Timestamp;
 
-use super::install;
 use super::options::TakeOptions;
 use super::trees::Trees;
+use crate::agent::install;
 use crate::backup::manifest::{DeploymentId, Image};
 use crate::backup::survey::Survey;
 use crate::error::{AndNext, busy, misfit, no_space, not_permitted};

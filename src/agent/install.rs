@@ -1,4 +1,4 @@
-//! What a backup installs in the recovery directory: the agent's own binary and the old tool's front. A failed upgrade may leave a node
+//! What lies in the recovery directory beside the backups: the agent's own binary and the old tool's front. A failed upgrade may leave a node
 //! without images or network, so what recovers it must already be there.
 
 use std::fs::{File, OpenOptions};
@@ -9,31 +9,38 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, XattrFlags, fchmod, fsetxattr};
 
-use crate::backup::sums::is_same;
+use super::Agent;
 use crate::node::{Node, dir::RecoveryDir, durable, selinux};
 
-/// The binary's name in the recovery directory: the resume unit runs it.
-pub const BINARY: &str = "recovery";
 /// The front's name.
 pub const FRONT: &str = "upgrade-recovery.sh";
-const FRONT_TEXT: &str = include_str!("../../../packaging/upgrade-recovery.sh");
+const FRONT_TEXT: &str = include_str!("../../packaging/upgrade-recovery.sh");
 /// This process's own program, wherever it was started from.
 const SELF: &str = "/proc/self/exe";
 /// Below `/var`, files are labelled `var_t`, which systemd may not run.
 const BIN_LABEL: &[u8] = b"system_u:object_r:bin_t:s0\0";
 
-/// Installs both, replacing older ones in one step each. A file with the same content stays, and gets the right mode and label.
+/// Installs both, replacing older ones in one step each. A file with the same content stays, and gets the right mode and label; so does a newer agent,
+/// with the front that it has brought along.
 ///
 /// # Errors
 /// When one cannot be written or, on a host with `SELinux`, labelled.
 pub fn install(node: &Node, dir: &RecoveryDir) -> Result<()> {
     let labelled = selinux::mode(node)?.is_some();
+    let path = dir.agent();
+    if let Some(newer) = Agent::own()?.leading(dir) {
+        tracing::info!("{} is {newer}, and stays", dir.shown_agent().display());
+        return File::open(&path)
+            .map_err(anyhow::Error::from)
+            .and_then(|file| dress(&file, labelled))
+            .with_context(|| format!("looking after {}", path.display()));
+    }
     let binary = File::open(SELF).with_context(|| format!("opening {SELF}"))?;
-    place(&dir.path().join(BINARY), binary, labelled).context("installing the agent in the recovery directory")?;
+    place(&path, binary, labelled).context("installing the agent in the recovery directory")?;
     place(&dir.path().join(FRONT), Cursor::new(FRONT_TEXT), labelled).context("installing the front of the old tool")
 }
 
-/// Bytes that [`install`] needs in the recovery directory: the size of the agent, unless the same one is already there.
+/// Bytes that [`install`] needs in the recovery directory: the size of the agent, unless the same one, or a newer one, is already there.
 ///
 /// # Errors
 /// When the agent's own program cannot be read.
@@ -42,7 +49,7 @@ pub fn room(dir: &RecoveryDir) -> Result<u64> {
         let mut own = File::open(SELF)?;
         let length = own.metadata()?.len();
         // A file that cannot be read is replaced.
-        let is_there = is_same(&dir.path().join(BINARY), &mut own).unwrap_or(false);
+        let is_there = Agent::own()?.leading(dir).is_some() || durable::is_same(&dir.agent(), &mut own).unwrap_or(false);
         Ok(if is_there { 0 } else { length })
     };
     look().with_context(|| format!("comparing {SELF} with the agent in the recovery directory"))
@@ -52,7 +59,7 @@ fn place(path: &Path, mut content: impl Read + Seek, labelled: bool) -> Result<(
     let temporary = durable::beside(path)?;
     // What a killed call left is of no use, and takes room.
     durable::remove(&temporary)?;
-    if is_same(path, &mut content)? {
+    if durable::is_same(path, &mut content)? {
         return dress(&File::open(path)?, labelled);
     }
     content.rewind()?;
@@ -85,7 +92,7 @@ mod tests {
     /// them, a child that another thread forks at that moment would hold them open, and they could not be run ("text file busy").
     fn fronted() -> tempfile::TempDir {
         let dir = tempfile::Builder::new().prefix("with blank ").tempdir().unwrap();
-        for (name, text) in [(FRONT, FRONT_TEXT), (BINARY, "#!/bin/sh\nprintf '%s|' \"$@\"\n")] {
+        for (name, text) in [(FRONT, FRONT_TEXT), ("recovery", "#!/bin/sh\nprintf '%s|' \"$@\"\n")] {
             let (written, copied) = (dir.path().join("text"), dir.path().join(name));
             std::fs::write(&written, text).unwrap();
             assert!(Command::new("install").arg("--mode=755").args([written, copied]).status().unwrap().success());
