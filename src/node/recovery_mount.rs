@@ -1,9 +1,9 @@
 //! What mounts the recovery directory, where it is a file system of its own: the unit, who enabled it, and whether what is mounted is what it says.
 //!
-//! The unit is the machine configuration's, `/etc/fstab`'s, or [`MADE`] by `recovery partition create`. In the last case nobody else looks after it,
-//! and a recovery has to: each deployment has an `/etc` of its own, an older one knows nothing of the partition, and a restored `/etc` may be of before
-//! it. Without the mount, the journal would be out of sight after the reboot, and kubelet held for ever. So such a unit is put into every `/etc` that
-//! will be booted, as the [hold](super::hold) is, and no restore touches it.
+//! The unit is the machine configuration's, somebody's, `/etc/fstab`'s, or [`MADE`] by `recovery partition create`. Each deployment has an `/etc` of its
+//! own, an older one knows nothing of the partition, and a restored `/etc` may be of before it. Without the mount, the journal would be out of sight
+//! after the reboot, and kubelet held for ever. So the unit is put into every `/etc` that will be booted, as the [hold](super::hold) is, and no restore
+//! removes it ([`kept`]). A line of fstab cannot be kept so: without it in the backup, no recovery begins.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -220,30 +220,92 @@ fn put(etc: &Path, name: &str, text: &str) -> Result<()> {
     durable::write(&units.join(name), text.as_bytes(), 0o644)
 }
 
-/// Puts the unit, where `recovery partition create` has made it, into the `/etc` at `etc`: another deployment's, or one that was restored. True when
-/// something was written.
+/// Puts what mounts the recovery directory at a boot into the `/etc` at `etc`: another deployment's. A unit that `recovery partition create` has made
+/// replaces what is there; another is put where there is none. True when something was written.
 ///
 /// # Errors
 /// When it cannot be read or written.
 pub fn install(node: &Node, dir: &RecoveryDir, etc: &Path) -> Result<bool> {
-    let Some(unit) = configured(node, dir)?.filter(|unit| unit.made) else { return Ok(false) };
-    let (name, text) = (unit_name(dir.shown()), node.read_text(&unit.file)?);
-    let wanted = etc.join(UNITS).join(format!("{WANTED_BY}.wants")).join(&name);
-    if std::fs::read_to_string(etc.join(UNITS).join(&name)).is_ok_and(|have| have == text) && wanted.symlink_metadata().is_ok() {
+    let (name, own) = (unit_name(dir.shown()), node.real_path("/etc"));
+    let is_there = |path: &Path| etc.join(path).symlink_metadata().is_ok();
+    let kept = kept(node, dir, &is_there)?;
+    let is_same = |path: &PathBuf| {
+        let (from, to) = (own.join(path), etc.join(path));
+        if from.is_symlink() {
+            is_there(path)
+        } else {
+            std::fs::read(from).is_ok_and(|text| std::fs::read(to).is_ok_and(|have| have == text))
+        }
+    };
+    if kept.iter().all(is_same) {
         return Ok(false);
     }
-    put(etc, &name, &text).map(|()| true)
+    let (unit, others): (Vec<_>, Vec<_>) = kept.into_iter().partition(|path| path.ends_with(&name) && !own.join(path).is_symlink());
+    // The unit comes last: from its rename on, and not before, each boot mounts the device.
+    others.iter().chain(&unit).try_for_each(|path| copy(&own, etc, path))?;
+    Ok(true)
 }
 
-/// What no restore of `/etc` may touch because of this partition, relative to `/etc`: nothing, unless `recovery partition create` has made the unit.
+/// Copies a small file, or a link, from one `/etc` to the other, durably.
+fn copy(own: &Path, etc: &Path, path: &Path) -> Result<()> {
+    let (from, to) = (own.join(path), etc.join(path));
+    let folders: Vec<&Path> = path.ancestors().skip(1).map(|folder| if folder == Path::new("") { etc } else { folder }).collect();
+    let copied = || -> Result<()> {
+        std::fs::create_dir_all(to.parent().unwrap_or(etc))?;
+        folders.iter().try_for_each(|folder| durable::sync_dir(&etc.join(folder)))?;
+        if from.is_symlink() {
+            return durable::symlink(&std::fs::read_link(&from)?, &to);
+        }
+        let mode = from.metadata()?.mode() & 0o7777;
+        durable::write(&to, &std::fs::read(&from)?, mode)
+    };
+    copied().with_context(|| format!("copying {} to {}", from.display(), to.display()))
+}
+
+/// What of this `/etc` mounts the recovery directory at a boot, and is kept whatever is restored, relative to it: what `recovery partition create` has made,
+/// always; a unit of somebody else, with its links and drop-ins, where the other `/etc` has none. (One that has its own is left to it: a machine
+/// configuration looks after its files itself.)
 ///
 /// # Errors
-/// When the unit cannot be read.
-pub fn excluded(node: &Node, dir: &RecoveryDir) -> Result<Vec<PathBuf>> {
-    let name = unit_name(dir.shown());
-    let made = configured(node, dir)?.is_some_and(|unit| unit.made);
-    let files = [Path::new(UNITS).join(&name), Path::new(UNITS).join(format!("{WANTED_BY}.wants")).join(&name)];
-    Ok(if made { files.into() } else { Vec::new() })
+/// When a unit file cannot be read.
+pub fn kept(node: &Node, dir: &RecoveryDir, is_there: &dyn Fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
+    let (name, units) = (unit_name(dir.shown()), Path::new(UNITS));
+    let file = units.join(&name);
+    let Some(unit) = configured(node, dir)? else { return Ok(Vec::new()) };
+    if unit.file != Path::new("/etc").join(&file) || !unit.made && is_there(&file) {
+        return Ok(Vec::new());
+    }
+    let own = node.real_path(Path::new("/etc").join(units));
+    let mut kept = vec![file];
+    for folder in std::fs::read_dir(&own).with_context(|| format!("listing {}", own.display()))? {
+        let folder = folder?.file_name();
+        let list = Path::new(&folder);
+        if list.extension().is_some_and(|ending| ending == "wants" || ending == "requires") && own.join(list).join(&name).is_symlink() {
+            kept.push(units.join(list).join(&name));
+        }
+        if folder == *format!("{name}.d") {
+            for drop_in in std::fs::read_dir(own.join(list))? {
+                kept.push(units.join(list).join(drop_in?.file_name()));
+            }
+        }
+    }
+    kept.sort();
+    Ok(kept)
+}
+
+/// True when a line of `/etc/fstab` mounts the recovery directory, and nothing else does.
+///
+/// # Errors
+/// When a unit file cannot be read.
+pub fn is_of_fstab(node: &Node, dir: &RecoveryDir) -> Result<bool> {
+    Ok(configured(node, dir)?.is_some_and(|unit| unit.file.starts_with("/run/systemd/generator")))
+}
+
+/// True when the text of an `/etc/fstab` has a line for the directory (fstab(5)).
+#[must_use]
+pub fn in_fstab(text: &str, dir: &Path) -> bool {
+    let point = |line: &str| line.split_whitespace().nth(1).is_some_and(|point| Path::new(point) == dir);
+    text.lines().filter(|line| !line.trim_start().starts_with('#')).any(point)
 }
 
 #[cfg(test)]
@@ -284,7 +346,9 @@ mod tests {
         )?;
         let unit = configured(&node, &dir)?.unwrap();
         assert_eq!((unit.what.as_str(), unit.made), (BY_LABEL, false));
-        assert!(excluded(&node, &dir)?.is_empty());
+        let names = ["local-fs.target.requires/var-recovery.mount", "var-recovery.mount"].map(|name| Path::new(UNITS).join(name));
+        assert_eq!(kept(&node, &dir, &|_| false)?, names);
+        assert!(kept(&node, &dir, &|_| true)?.is_empty(), "one that has its own keeps it");
         // The drop-in that is packaged beside it.
         std::fs::create_dir_all(root.path().join("etc/systemd/system/var-recovery.mount.d"))?;
         std::fs::write(
@@ -292,6 +356,13 @@ mod tests {
             include_str!("../../systemd/10-partlabel.conf"),
         )?;
         assert_eq!(configured(&node, &dir)?.unwrap().what, BY_PARTLABEL);
+        let other = root.path().join("other/etc");
+        assert!(install(&node, &dir, &other)? && !install(&node, &dir, &other)?);
+        for path in ["local-fs.target.requires/var-recovery.mount", "var-recovery.mount", "var-recovery.mount.d/10-partlabel.conf"] {
+            let (own, copied) = (root.path().join("etc").join(UNITS).join(path), other.join(UNITS).join(path));
+            assert_eq!(own.is_symlink(), copied.is_symlink());
+            assert!(own.is_symlink() && own.read_link()? == copied.read_link()? || std::fs::read(own)? == std::fs::read(copied)?, "{path}");
+        }
         let error = check(&node, &dir).unwrap_err();
         assert_eq!(exit_code(&error), 78);
         assert!(
@@ -315,8 +386,15 @@ mod tests {
         assert!(
             std::fs::read_to_string(other.join("systemd/system/var-recovery.mount"))?.contains("What=/dev/disk/by-partlabel/recovery\n")
         );
-        let all = excluded(&node, &dir)?;
+        let all = kept(&node, &dir, &|_| true)?;
         assert!(all.len() == 2 && all.iter().all(|path| node.path("/etc").join(path).symlink_metadata().is_ok()), "{all:?}");
         Ok(())
+    }
+
+    #[test]
+    fn a_line_of_fstab_is_found_by_its_mount_point() {
+        let text = "# /dev/sdb /var/recovery xfs\nUUID=1 / xfs defaults 0 0\nPARTLABEL=recovery\t/var/recovery/ xfs nofail 0 2\n";
+        assert!(in_fstab(text, Path::new("/var/recovery")) && !in_fstab(text, Path::new("/var/recover")));
+        assert!(!in_fstab("# /dev/sdb /var/recovery xfs\n/var/recovery\n", Path::new("/var/recovery")));
     }
 }

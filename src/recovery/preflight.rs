@@ -154,6 +154,7 @@ pub(super) fn look(session: &Session<'_>, backup: &Backup, options: &Options, ch
     warnings.extend(programs(node).context("looking whether the programs are there that a recovery needs: nothing was changed")?);
     warnings.extend(mount);
     warnings.extend(comes_back(node, dir)?);
+    stays_in_fstab(node, dir, backup)?;
     space(node, dir, backup, profile)?;
     if options.asked.etcd == EtcdRestore::ClusterRestore {
         has_cluster_restore(backup, profile)?;
@@ -330,6 +331,27 @@ fn comes_back(node: &Node, dir: &RecoveryDir) -> Result<Option<String>> {
             point.display()
         )
     }))
+}
+
+/// A line of `/etc/fstab` that mounts the recovery directory must be in the backup, too: its `/etc` is what is booted.
+fn stays_in_fstab(node: &Node, dir: &RecoveryDir, backup: &Backup) -> Result<()> {
+    if !recovery_mount::is_of_fstab(node, dir)? {
+        return Ok(());
+    }
+    let archive = Archive::open(&backup.file(ETC)).with_context(|| format!("opening {ETC} of backup {}", backup.id))?;
+    let text = archive.read_file(Path::new("fstab"))?.unwrap_or_default();
+    if recovery_mount::in_fstab(&String::from_utf8_lossy(&text), dir.shown()) {
+        return Ok(());
+    }
+    let (shown, unit) = (dir.shown().display(), recovery_mount::unit_name(dir.shown()));
+    Err(misfit(format!(
+        "a line of /etc/fstab mounts {shown}, and /etc/fstab of backup {} has none: after the reboot the journal would be out of sight, and kubelet held",
+        backup.id
+    ))
+    .and_next(run(
+        format!("cp /run/systemd/generator/{unit} /etc/systemd/system/ && systemctl add-wants local-fs.target {unit}"),
+        "makes a unit of the line, which a recovery keeps; then the same command again",
+    )))
 }
 
 /// Whether there is room for what the restore adds, and for what the recovery writes into its own directory. (Where the two share a file system, the

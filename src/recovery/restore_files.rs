@@ -278,15 +278,17 @@ fn restore_usr_local(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 fn restore_etc(here: &mut Doing<'_, '_>) -> Result<()> {
-    let selection = etc_selection(here.run.session, here.run.profile, &here.run.backup.manifest.etc_excludes)?;
+    let selection = etc_selection(here.run.session, here.run.profile, &here.run.backup)?;
     here.restore(ETC, &selection, Extra::Delete)
 }
 
 /// What the backup's archive of `/etc` holds, without what the backup says to leave alone and what no restore touches: the files of the
 /// hold, and what mounts the recovery directory, are never removed, nor replaced by older ones.
-pub(super) fn etc_selection(session: &Session<'_>, profile: &Profile, excludes: &[PathBuf]) -> Result<Selection> {
-    let mount = recovery_mount::excluded(session.node, session.dir)?;
-    without_owned(profile)?.except(excludes.iter().cloned().chain(always_excluded()).chain(mount))
+fn etc_selection(session: &Session<'_>, profile: &Profile, backup: &Backup) -> Result<Selection> {
+    let archive = open(backup, ETC)?;
+    let is_there = |path: &Path| archive.paths().any(|have| have == path);
+    let mount = recovery_mount::kept(session.node, session.dir, &is_there)?;
+    without_owned(profile)?.except(backup.manifest.etc_excludes.iter().cloned().chain(always_excluded()).chain(mount))
 }
 
 fn restore_extras(here: &mut Doing<'_, '_>) -> Result<()> {
@@ -309,7 +311,7 @@ fn reload(here: &mut Doing<'_, '_>) -> Result<()> {
 pub(super) fn trees(session: &Session<'_>, profile: &Profile, backup: &Backup) -> Result<Vec<(&'static str, Archive, Selection, Extra)>> {
     let mut trees = vec![
         (Part::tree_of(USR_LOCAL)?, open(backup, USR_LOCAL)?, Selection::all(), Extra::Delete),
-        (Part::tree_of(ETC)?, open(backup, ETC)?, etc_selection(session, profile, &backup.manifest.etc_excludes)?, Extra::Delete),
+        (Part::tree_of(ETC)?, open(backup, ETC)?, etc_selection(session, profile, backup)?, Extra::Delete),
     ];
     if backup.file(EXTRAS).exists() {
         let extras = open(backup, EXTRAS)?;

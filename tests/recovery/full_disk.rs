@@ -24,9 +24,10 @@ impl Small {
         small
     }
 
-    /// Runs a script, whose `$1` is the recovery directory.
+    /// Runs a script, whose `$1` is the recovery directory, and `$2` the root of the node.
     fn sh(&self, script: &str) {
-        let status = Command::new("bash").args(["-euc", script, "bash"]).arg(self.place.dir.path()).status().unwrap();
+        let status =
+            Command::new("bash").args(["-euc", script, "bash"]).arg(self.place.dir.path()).arg(self.place.at("/")).status().unwrap();
         assert!(status.success(), "{script}");
     }
 
@@ -57,12 +58,12 @@ fn a_directory_that_nobody_mounts_at_boot_is_a_warning() {
     assert!(!warned());
 }
 
-/// The backup is of before the partition: its `/etc` knows nothing of it. What the agent has made stays, what somebody else has is as in the backup.
+/// The backup is of before the partition: its `/etc` knows nothing of it. What the agent has made stays, and so does what somebody else has.
 #[test]
 fn a_partition_that_was_made_after_the_backup_is_mounted_after_the_recovery_too() {
     let unit = "/etc/systemd/system/var-recovery.mount";
     let link = "/etc/systemd/system/local-fs.target.wants/var-recovery.mount";
-    for (mark, stays) in [("", true), ("s/^# Made by.*//", false)] {
+    for mark in ["", "s/^# Made by.*//"] {
         let small = Small::new();
         make(&small.place.node, &small.place.dir, BY_PARTLABEL).unwrap();
         let made = small.place.at(unit);
@@ -70,9 +71,28 @@ fn a_partition_that_was_made_after_the_backup_is_mounted_after_the_recovery_too(
         small.place.state("mounted-by", unit);
         small.agent(&["restore-files", "--yes"], 0, &[]);
         let there = |path: &str| small.place.at(path).symlink_metadata().is_ok();
-        assert_eq!((there(unit), there(link)), (stays, stays));
+        assert_eq!((there(unit), there(link)), (true, true));
         assert!(!there("/etc/site/added"));
     }
+}
+
+#[test]
+fn a_line_of_fstab_that_the_backup_does_not_have_is_refused_with_the_way_to_keep_it() {
+    let small = Small::new();
+    small.sh("mkdir -p $2/run/systemd/generator/local-fs.target.requires");
+    small.sh("printf '[Mount]\nWhat=none\nWhere=/var/recovery\n' > $2/run/systemd/generator/var-recovery.mount");
+    small.sh("ln -s ../var-recovery.mount $2/run/systemd/generator/local-fs.target.requires/");
+    small.place.state("mounted-by", "/run/systemd/generator/var-recovery.mount");
+    let says =
+        ["a line of /etc/fstab mounts /var/recovery, and /etc/fstab of backup", "systemctl add-wants local-fs.target var-recovery.mount"];
+    small.agent(&["restore-files", "--yes"], 78, &says);
+    // As it says.
+    small.sh(
+        "mkdir -p $2/etc/systemd/system/local-fs.target.wants && cp $2/run/systemd/generator/var-recovery.mount $2/etc/systemd/system/",
+    );
+    small.sh("ln -s /etc/systemd/system/var-recovery.mount $2/etc/systemd/system/local-fs.target.wants/");
+    small.agent(&["restore-files", "--yes"], 0, &[]);
+    assert!(small.place.at("/etc/systemd/system/local-fs.target.wants/var-recovery.mount").is_symlink());
 }
 
 #[test]
