@@ -165,7 +165,10 @@ fn describe(status: &Status) -> String {
         text += &format!("wrong: {}\n", line(problem));
     }
     if status.below > 0 {
-        text += &format!("below the mount, out of sight: {}\n", mib(status.below));
+        text += &format!("below the mount, out of sight: {}", mib(status.below));
+        let (folder, name) = status.dir.rsplit_once('/').unwrap_or_default();
+        // What goes on with a creation removes it.
+        text += &if status.open.is_some() { "\n".to_owned() } else { format!("; `mount --bind {folder}/ /mnt` shows it in /mnt/{name}\n") };
     }
     for next in status.next.iter().chain(&status.open) {
         text += &format!("next: {}\n", line(&next.to_string()));

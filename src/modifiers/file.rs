@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::conditions::{self, Conditions, Requirement};
 use super::glob::Glob;
+use super::part::Wanted;
 use super::patch::{Operation, Pointer};
 use super::{IDENTITY, STRIPPED, value, why_kept};
 use crate::error::{AndNext, by_hand, damaged, is_measured, unsupported};
@@ -21,6 +22,8 @@ pub struct Rules {
 pub(super) struct Rule {
     pub(super) conditions: Conditions,
     pub(super) patches: Patches,
+    /// What the patches look at.
+    pub(super) wanted: Wanted,
 }
 
 /// What a rule does. All of it, or nothing.
@@ -84,7 +87,7 @@ impl Rule {
             (true, true, true) => bail!("it has no patches"),
             _ => bail!("it has more than one of patches, mergePatches and strategicPatches"),
         };
-        Ok(Self { conditions, patches })
+        Ok(Self { conditions, wanted: Wanted::of(&patches), patches })
     }
 }
 

@@ -134,7 +134,7 @@ impl Rules {
         about.into_iter().map(|place| (place, patched(&mut object, &self.rules[place].patches, &differ))).collect()
     }
 
-    /// Of the JSON of an object its metadata and what the rules that may be about it look at: enough to [judge](Rules::judge) it by.
+    /// Of the JSON of an object its name and what the rules that may be about it look at: enough to [judge](Rules::judge) it by.
     ///
     /// # Errors
     /// When it is no JSON.
@@ -143,7 +143,7 @@ impl Rules {
         if about().any(|rule| rule.conditions.look_inside()) {
             return serde_json::from_slice(json);
         }
-        let wanted = |field: &str| field == "metadata" || about().any(|rule| rule.patches.touch(field));
+        let wanted: Vec<&part::Wanted> = about().map(|rule| &rule.wanted).collect();
         // Where a number is not as Go writes it, every rule changes the object.
         part::part(json, &wanted)?.map_or_else(|| serde_json::from_slice(json), Ok)
     }

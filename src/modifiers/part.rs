@@ -1,73 +1,177 @@
 //! As much of an object as rules look at: most of its JSON is gone over, and not kept.
 
+use std::cell::Cell;
 use std::fmt;
 
 use serde::Deserialize;
+use serde::de::value::SeqAccessDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::file::Patches;
 use super::value::is_float_as_go_writes;
 
-/// The fields of an object that are wanted; `None` when another has a number in it that Go writes in another way.
-///
-/// # Errors
-/// When it is no JSON, or no object.
-pub(super) fn part(json: &[u8], wanted: &dyn Fn(&str) -> bool) -> serde_json::Result<Option<Value>> {
-    let mut from = serde_json::Deserializer::from_slice(json);
-    let part = Fields(wanted).deserialize(&mut from)?;
-    from.end()?;
-    Ok(part.map(Value::Object))
+/// What of a value is looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// All of it.
+    All,
+    /// Of an object these fields; of anything else all of it.
+    Fields(Vec<(String, Wanted)>),
 }
 
-struct Fields<'a>(&'a dyn Fn(&str) -> bool);
+impl Wanted {
+    /// What patches look at or change, and what says which object it is.
+    pub(super) fn of(patches: &Patches) -> Self {
+        let mut wanted = Self::Fields(Vec::new());
+        ["name", "namespace"].iter().for_each(|name| wanted.add(&["metadata", name].map(str::to_owned)));
+        match patches {
+            Patches::Json(operations) => {
+                operations.iter().flat_map(super::patch::Operation::pointers).for_each(|pointer| wanted.add(pointer.parts()));
+            }
+            Patches::Merge(patches) => patches.iter().for_each(|patch| wanted.add_merged(patch)),
+        }
+        wanted
+    }
 
-impl<'de> DeserializeSeed<'de> for Fields<'_> {
-    type Value = Option<Map<String, Value>>;
+    fn field(&mut self, name: &str) -> Option<&mut Self> {
+        let Self::Fields(fields) = self else { return None };
+        let at = fields.iter().position(|(have, _)| have == name).unwrap_or_else(|| {
+            fields.push((name.to_owned(), Self::Fields(Vec::new())));
+            fields.len() - 1
+        });
+        Some(&mut fields[at].1)
+    }
 
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
-        from.deserialize_map(self)
+    fn add(&mut self, path: &[String]) {
+        match path.split_first() {
+            None => *self = Self::All,
+            Some((first, rest)) => {
+                if let Some(field) = self.field(first) {
+                    field.add(rest);
+                }
+            }
+        }
+    }
+
+    /// A merge patch: an object goes into what is there, anything else takes its place.
+    fn add_merged(&mut self, patch: &Value) {
+        match patch {
+            Value::Object(fields) => {
+                for (name, patch) in fields {
+                    if let Some(field) = self.field(name) {
+                        field.add_merged(patch);
+                    }
+                }
+            }
+            _ => *self = Self::All,
+        }
+    }
+
+    fn get(&self, name: &str) -> Option<&Self> {
+        match self {
+            Self::All => Some(self),
+            Self::Fields(fields) => fields.iter().find_map(|(have, wanted)| (have == name).then_some(wanted)),
+        }
     }
 }
 
-impl<'de> Visitor<'de> for Fields<'_> {
-    type Value = Option<Map<String, Value>>;
+/// The part of an object that is wanted, by any; `None` when there is a number in the rest that Go writes in another way.
+///
+/// # Errors
+/// When it is no JSON, or no object.
+pub(super) fn part(json: &[u8], wanted: &[&Wanted]) -> serde_json::Result<Option<Value>> {
+    let (mut from, as_go_writes) = (serde_json::Deserializer::from_slice(json), Cell::new(true));
+    let part = from.deserialize_map(Part { wanted, as_go_writes: &as_go_writes })?;
+    from.end()?;
+    Ok(as_go_writes.get().then_some(part))
+}
+
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    wanted: &'a [&'a Wanted],
+    /// All numbers that were gone over are as Go writes them.
+    as_go_writes: &'a Cell<bool>,
+}
+
+impl<'de> DeserializeSeed<'de> for Part<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
+        if self.wanted.contains(&&Wanted::All) { Value::deserialize(from) } else { from.deserialize_any(self) }
+    }
+}
+
+impl<'de> Visitor<'de> for Part<'_> {
+    type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Self::Value, A::Error> {
-        let (mut fields, mut as_go_writes) = (Map::new(), true);
-        while let Some(name) = from.next_key_seed(Name(self.0))? {
-            match name {
-                Some(name) => drop(fields.insert(name, from.next_value()?)),
-                None => as_go_writes &= from.next_value::<AsGoWrites>()?.0,
+    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Value, A::Error> {
+        let mut fields = Map::new();
+        while let Some((name, wanted)) = from.next_key_seed(Name(self.wanted))? {
+            if wanted.is_empty() {
+                let AsGoWrites(are) = from.next_value()?;
+                self.as_go_writes.set(self.as_go_writes.get() && are);
+            } else {
+                fields.insert(name, from.next_value_seed(Part { wanted: &wanted, ..self })?);
             }
         }
-        Ok(as_go_writes.then_some(fields))
+        Ok(Value::Object(fields))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, from: A) -> Result<Value, A::Error> {
+        Value::deserialize(SeqAccessDeserializer::new(from))
     }
 }
 
-/// The name of a field that is wanted.
-struct Name<'a>(&'a dyn Fn(&str) -> bool);
+/// The name of a field, kept where it is wanted, and what is wanted of the field.
+struct Name<'a>(&'a [&'a Wanted]);
 
-impl<'de> DeserializeSeed<'de> for Name<'_> {
-    type Value = Option<String>;
+impl<'de, 'a> DeserializeSeed<'de> for Name<'a> {
+    type Value = (String, Vec<&'a Wanted>);
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
         from.deserialize_str(self)
     }
 }
 
-impl Visitor<'_> for Name<'_> {
-    type Value = Option<String>;
+impl<'a> Visitor<'_> for Name<'a> {
+    type Value = (String, Vec<&'a Wanted>);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a name")
     }
 
     fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-        Ok((self.0)(name).then(|| name.to_owned()))
+        let wanted: Vec<_> = self.0.iter().filter_map(|wanted| wanted.get(name)).collect();
+        Ok((if wanted.is_empty() { String::new() } else { name.to_owned() }, wanted))
     }
 }
 

@@ -18,6 +18,11 @@ impl Pointer {
         Some(Self { parts, text: text.to_owned() })
     }
 
+    /// The keys on the way.
+    pub(super) fn parts(&self) -> &[String] {
+        &self.parts
+    }
+
     /// True when what is at `other` is at this, within it, or around it.
     pub(super) fn touches(&self, other: &Self) -> bool {
         self.parts.iter().zip(&other.parts).all(|(one, other)| one == other)
@@ -44,11 +49,16 @@ pub(super) enum Operation {
 impl Operation {
     /// True when it looks at, or changes, the field of this name of the object itself, or what is in it.
     pub(super) fn touches(&self, field: &str) -> bool {
+        self.pointers().any(|path| path.parts.first().is_some_and(|first| first == field))
+    }
+
+    /// Where it looks, or changes something.
+    pub(super) fn pointers(&self) -> impl Iterator<Item = &Pointer> {
         let (path, from) = match self {
             Self::Add(path, _) | Self::Remove(path) | Self::Replace(path, _) | Self::Test(path, _) => (path, None),
             Self::Move { from, path } | Self::Copy { from, path } => (path, Some(from)),
         };
-        std::iter::once(path).chain(from).any(|path| path.parts.first().is_some_and(|first| first == field))
+        std::iter::once(path).chain(from)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the recovery directory holds, moved onto a new file system: copied, read back from the disk, and compared in everything that a copy could get
 //! wrong. All mounts are private: nobody sees them, and a kill leaves none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, OsString};
 use std::fs::{File, Metadata};
 use std::io::Read;
@@ -96,6 +96,11 @@ pub fn below(point: &Path) -> Result<u64> {
 /// # Errors
 /// When anything differs, with its path; when something cannot be read.
 pub fn compare(one: &Path, other: &Path) -> Result<()> {
+    compare_with(one, other, &mut HashMap::new())
+}
+
+/// `linked` has the inode of the one for each inode of the other that has several names.
+fn compare_with(one: &Path, other: &Path, linked: &mut HashMap<u64, u64>) -> Result<()> {
     interrupted()?;
     let at = || one.display();
     let (left, right) = (
@@ -108,7 +113,11 @@ pub fn compare(one: &Path, other: &Path) -> Result<()> {
     if kind.is_dir() {
         let (left, right) = (names(one)?, names(other)?);
         ensure!(left == right, "{} holds other files", at());
-        return left.iter().try_for_each(|name| compare(&one.join(name), &other.join(name)));
+        return left.iter().try_for_each(|name| compare_with(&one.join(name), &other.join(name), linked));
+    }
+    if left.nlink() > 1 || right.nlink() > 1 {
+        ensure!(left.nlink() == right.nlink(), "{} has another number of hard links", at());
+        ensure!(*linked.entry(right.ino()).or_insert(left.ino()) == left.ino(), "{} is a hard link to another file", at());
     }
     if kind.is_symlink() {
         ensure!(std::fs::read_link(one)? == std::fs::read_link(other)?, "{} leads elsewhere", at());
@@ -184,6 +193,14 @@ mod tests {
             std::fs::create_dir_all(root.join("backups/b1")).unwrap();
             std::fs::write(root.join("backups/b1/etc.tar.zst"), "content").unwrap();
             std::os::unix::fs::symlink("backups/b1", root.join("latest")).unwrap();
+            for (file, link) in [("one", "first"), ("two", "second")] {
+                std::fs::write(root.join(file), "the same").unwrap();
+                std::fs::hard_link(root.join(file), root.join(link)).unwrap();
+            }
+        };
+        let link = |name: &str, to: &str| {
+            std::fs::remove_file(other.join(name)).unwrap();
+            std::fs::hard_link(other.join(to), other.join(name)).unwrap();
         };
         let copied = || {
             make(&one);
@@ -194,7 +211,18 @@ mod tests {
         copied();
         compare(&one, &other).unwrap();
         let file = other.join("backups/b1/etc.tar.zst");
-        let faults: [&dyn Fn(); 5] = [
+        let faults: [&dyn Fn(); 7] = [
+            &|| {
+                std::fs::remove_file(other.join("second")).unwrap();
+                assert!(
+                    std::process::Command::new("cp").arg("-a").args([other.join("two"), other.join("second")]).status().unwrap().success()
+                );
+            },
+            &|| {
+                // As many links, of other files.
+                link("first", "two");
+                link("second", "one");
+            },
             &|| {
                 // Nothing but the content.
                 let time = file.metadata().unwrap().modified().unwrap();

@@ -358,10 +358,11 @@ fn apart(other: &Value, wanted: &Wanted) -> Result<()> {
     let (start, size) = (number("startMiB").transpose()?, number("sizeMiB").transpose()?);
     let name =
         || [&other["label"], &other["number"]].into_iter().find(|name| !name.is_null()).map_or_else(|| "?".to_owned(), Value::to_string);
-    if size == Some(0) {
+    // Without one, too, a partition that is not there yet takes it (Ignition, "Configuration Specification v3.2.0").
+    let Some(size) = size.filter(|size| *size > 0) else {
         return Err(usage(format!("the partition {} of that disk takes all the room that there is: give it a size first", name())));
-    }
-    let (Some(start), Some(size), Some(own)) = (start.filter(|start| *start > 0), size, wanted.start_mib) else { return Ok(()) };
+    };
+    let (Some(start), Some(own)) = (start.filter(|start| *start > 0), wanted.start_mib) else { return Ok(()) };
     if start < own.saturating_add(wanted.size_mib) && own < start.saturating_add(size) {
         return Err(usage(format!(
             "it would lie over the partition {} of that disk, which takes the MiB {start} to {}: choose another --start-mib or --size-mib",

@@ -1,6 +1,8 @@
 //! What is on a block device, by its signatures (`blkid`, util-linux); a new XFS file system (`mkfs.xfs`, xfsprogs); a copy of a directory (`cp`,
 //! coreutils).
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +13,8 @@ use crate::node::Node;
 
 /// The time limit of a look: a disk that has to spin up takes seconds.
 const LOOK: Duration = Duration::from_secs(60);
+/// Signatures are within so many bytes of the beginning and the end (util-linux, `libblkid`).
+const ENDS: u64 = 1 << 20;
 /// The time limit of `mkfs.xfs`, which also tells the disk that nothing on it is used any more.
 const MAKE: Duration = Duration::from_secs(900);
 /// The least that a disk writes in a second, for the time limit of a copy.
@@ -42,11 +46,26 @@ pub fn signature(node: &Node, device: &Path, part: Option<(u64, u64)>) -> Result
     let output = command.arg(device).limit(LOOK).output()?;
     match output.status.code() {
         Some(0) => Ok(parse(output.text()?)),
-        // Nothing was found.
-        Some(2) => Ok(Signature::default()),
+        // Nothing was found, or it could not be read: blkid(8) says the same of both.
+        Some(2) => readable(device, part).map(|()| Signature::default()),
         Some(8) => Err(misfit(format!("{} has signatures of several file systems or tables: `wipefs {0}` shows them", device.display()))),
         _ => Err(output.error()),
     }
+}
+
+/// Reads what signatures are looked for in: the beginning and the end.
+fn readable(device: &Path, part: Option<(u64, u64)>) -> Result<()> {
+    let read = || -> Result<()> {
+        let mut device = File::open(device)?;
+        let (from, length) = part.map_or_else(|| device.seek(SeekFrom::End(0)).map(|length| (0, length)), Ok)?;
+        let mut ends = vec![0; usize::try_from(length.min(ENDS))?];
+        for at in [from, from + length - ends.len() as u64] {
+            device.seek(SeekFrom::Start(at))?;
+            device.read_exact(&mut ends)?;
+        }
+        Ok(())
+    };
+    read().with_context(|| format!("reading {}, to see whether something is on it", device.display()))
 }
 
 fn parse(text: &str) -> Signature {

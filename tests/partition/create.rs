@@ -67,6 +67,25 @@ fn a_spare_disk_gets_the_partition_and_everything_is_moved_there() {
     assert!(machine.status()["size"].as_u64().unwrap() < 1 << 30);
 }
 
+/// As many a disk has them: the table counts in these.
+#[test]
+fn a_disk_with_sectors_of_4096_bytes() {
+    let machine = Machine::of_sectors(4096, &[3072]);
+    let contents = machine.contents();
+    machine.run(&format!(
+        "printf 'label: gpt\\nstart=1MiB, size=1024MiB, name=root\\n' | sfdisk -q --no-reread {0} && partx --update {0}",
+        machine.disk(0)
+    ));
+    let made = machine.create();
+    assert_eq!(made.status.code(), Some(0), "{}", said(&made));
+    is_complete(&machine, &contents);
+    let table = machine.table();
+    assert!(table.contains("sector-size: 4096") && table.contains("start=      262400, size=      262144"), "{table}");
+    machine.reboot();
+    is_complete(&machine, &contents);
+    assert_eq!(machine.create().status.code(), Some(0));
+}
+
 /// A `mkfs.xfs` that does not know the newer options is not given them: those of RHEL 9.0 and of RHEL 8.
 #[test]
 fn an_older_mkfs_makes_it_too() {

@@ -42,6 +42,12 @@ fn checked(output: &Output) -> String {
 impl Machine {
     /// A machine with disks of these sizes, MiB.
     pub(crate) fn new(disks: &[u64]) -> Self {
+        Self::of_sectors(512, disks)
+    }
+
+    /// One whose disks have sectors of so many bytes.
+    pub(crate) fn of_sectors(sector: u32, disks: &[u64]) -> Self {
+        let sector = sector.to_string();
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         for folder in
@@ -66,7 +72,9 @@ impl Machine {
             let image = machine.at(&format!("disk-{number}.img"));
             std::fs::File::create(&image).unwrap().set_len(size << 20).unwrap();
             // For the kernel, partitions are there on request alone.
-            let device = checked(&Command::new("losetup").args(["--find", "--show", "--partscan"]).arg(&image).output().unwrap());
+            let device = checked(
+                &Command::new("losetup").args(["--find", "--show", "--partscan", "--sector-size", &sector]).arg(&image).output().unwrap(),
+            );
             machine.disks.push(device.trim().trim_start_matches("/dev/").to_owned());
             machine.run(&format!("ln -s ../../{} root/dev/disk/by-id/disk-{number}", machine.disks[number]));
         }

@@ -82,6 +82,7 @@ fn what_would_change_another_partition_or_cannot_be_merged_is_refused() {
     for (old, code, word) in [
         (part(r#"{"label":"a","startMiB":2100,"sizeMiB":100}"#), 2, "lie over"),
         (part(r#"{"label":"a","startMiB":50,"sizeMiB":0}"#), 2, "all the room"),
+        (part(r#"{"label":"a","startMiB":50}"#), 2, "all the room"),
         (part(r#"{"label":"recovery","shouldExist":false}"#), 64, "no partition"),
         (disk(r#"{"device":"/dev/disk/by-id/x","wipeTable":true}"#), 64, "wipeTable"),
         (disk(r#"{"device":"/dev/sdb","partitions":[{"label":"recovery"}]}"#), 64, "/dev/sdb"),
