@@ -121,11 +121,13 @@ fn a_part_leaves_out_what_no_rule_looks_at_but_not_a_number_that_go_writes_in_an
         "version: v1\nresourceModifierRules:\n- conditions: {groupResource: a.b.c}\n  mergePatches: [{patchData: '{spec: {x: 1}}'}]\n";
     let rules = Rules::parse(rules).unwrap();
     let part = |json: &str| rules.part(&[0], json.as_bytes()).unwrap().to_string();
-    let skipped =
-        r#"{"\u0073pec":{"x":2},"status":[0.5,{"a\"b":null,"c":[true,-1,18446744073709551615,"\ud83d\ude00"]}],"metadata":{"name":"one"}}"#;
+    let skipped = r#"{"\u0073pec":{"x":2,"y":[{}]},"status":[0.5,{"a\"b":null,"c":[true,-1,18446744073709551615,"\ud83d\ude00"]}],"metadata":{"name":"one"}}"#;
     assert_eq!(part(skipped), r#"{"spec":{"x":2},"metadata":{"name":"one"}}"#);
     let whole = r#"{"spec":{"x":2},"status":[{"a":[5.0]}],"metadata":{"name":"one"}}"#;
     assert_eq!(part(whole), whole);
+    let within = r#"{"spec":{"x":2,"y":1e3},"metadata":{"name":"one"}}"#;
+    assert_eq!(part(within), r#"{"spec":{"x":2,"y":1000.0},"metadata":{"name":"one"}}"#);
+    assert_eq!(part(r#"{"spec":["no object",1.0],"metadata":null}"#), r#"{"spec":["no object",1.0],"metadata":null}"#);
     for bad in ["{\"spec\":{}", "{\"other\":tru}", "{} {}", "[]", "{\"other\":\"\u{1}\"}"] {
         assert!(rules.part(&[0], bad.as_bytes()).is_err(), "{bad}");
     }
