@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 
 pub use self::etcd::{EtcdArgs, EtcdRestoreArgs, EtcdSaveArgs, EtcdStatusArgs, EtcdVerb, Unused};
 pub use self::schedule::{ScheduleArgs, ScheduleSetArgs, ScheduleVerb};
-pub use self::watching::MetricsArgs;
+pub use self::watching::{MetricsArgs, ReportArgs};
 
 use crate::backup::take::KEEP;
 use crate::error::{EXIT_CODES, usage};
@@ -107,6 +107,8 @@ pub enum Verb {
     Platform(PlatformArgs),
     /// Show the recovery in progress, or what there is to recover from
     Status(StatusArgs),
+    /// Tell what became of a recovery: phases, steps, waiting, failures; as text for a ticket, or as a page
+    Report(ReportArgs),
     /// Print metrics for Prometheus: backups, schedules, the recovery in progress, room
     Metrics(MetricsArgs),
     /// Before an upgrade: exit with 0 only when there is a good backup of where the cluster is

@@ -1,7 +1,8 @@
-//! What operators look at: metrics, as Prometheus' own tool reads them, with the alerts made of them.
+//! What operators look at: metrics, as Prometheus' own tool reads them, with the alerts made of them; the report of a recovery, as text and in a real browser.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -263,6 +264,154 @@ fn alerts_are_raised_by_what_they_are_for_and_by_nothing_else() -> Result<()> {
     ensure!(alerts.len() == 11, "{alerts:?}");
     for alert in alerts {
         ensure!(CASES.contains(&format!("alertname=\"{alert}\"")), "nothing raises {alert}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_report_is_of_the_run_in_progress_then_of_the_one_that_ended() -> Result<()> {
+    let place = Place::new();
+    place.agent(&["report"]).expect(78, &["no recovery of this node is known"])?;
+    place.agent(&["--yes", "recover"]).expect(0, &[])?;
+    let run = place.journal().run;
+    let told = place.agent(&["report"]).expect(0, &[])?.out;
+    for words in [
+        format!("recovery {run}\n  backup      b1\n  node        n\n  agent       recovery 0.1.0\n"),
+        "outcome     in progress (".to_owned(),
+        "\nrestore-files ".to_owned(),
+        "  reboot asked for at ".to_owned(),
+        "not back yet".to_owned(),
+        "\nnext: `systemctl reboot`\n".to_owned(),
+    ] {
+        ensure!(told.contains(&words), "it does not say {words}:\n{told}");
+    }
+    ensure!(told.lines().all(|line| line.len() <= 200), "{told}");
+    place.agent(&["--yes", "abandon"]).expect(0, &[])?;
+    let told: Value = serde_json::from_str(&place.agent(&["--json", "report", &run]).expect(0, &[])?.out)?;
+    ensure!(
+        told["end"] == "abandoned" && told["id"] == run.as_str() && !told["changed"].as_array().context("no list")?.is_empty(),
+        "{told}"
+    );
+    ensure!(told["phases"][0]["steps"][0]["attempts"][0]["end"] == "done", "{told}");
+    place.agent(&["report", "another"]).expect(78, &["there is no recovery `another`", &run])?;
+    Ok(())
+}
+
+#[test]
+fn a_page_is_written_whole_and_over_nothing() -> Result<()> {
+    let place = Place::new();
+    place.agent(&["--yes", "recover"]).expect(0, &[])?;
+    let file = place.temporary.path().join("report.html");
+    let to = file.to_str().context("odd name")?;
+    std::fs::write(&file, "mine")?;
+    place.agent(&["report", "--html", to]).expect(2, &["is there already", "--force"])?;
+    ensure!(std::fs::read_to_string(&file)? == "mine");
+    let ended = place.agent(&["report", "--html", to, "--force"]).expect(0, &[])?;
+    ensure!(ended.out.contains(to), "{ended}");
+    let page = std::fs::read_to_string(&file)?;
+    ensure!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n") && page.contains(&place.journal().run), "{page}");
+    ensure!(file.metadata()?.mode() & 0o777 == 0o600);
+    place
+        .agent(&["report", "--html", place.temporary.path().join("no/such/report.html").to_str().context("odd name")?])
+        .expect(1, &["writing"])?;
+    place.agent(&["report", "--force"]).expect(2, &["--html"])?;
+    Ok(())
+}
+
+/// What a browser makes of a page.
+#[derive(Debug)]
+struct Seen {
+    /// Width of the window and of what is in it, pixels.
+    width: (f64, f64),
+    /// How many elements reach out of the window.
+    outside: f64,
+    /// How many bars there are that can be seen.
+    bars: f64,
+    /// The height of a line of text that stands in the page, pixels.
+    line: f64,
+    /// Its background.
+    background: String,
+    /// A picture of it.
+    picture: PathBuf,
+}
+
+/// Opens a page in a browser with a window of this width.
+fn seen(page: &Path, width: u32, dark: bool) -> Result<Seen> {
+    let folder = page.parent().context("no folder")?;
+    let browser = |more: &[&str], file: &Path| -> Result<String> {
+        let mut browser = Command::new("timeout");
+        browser.args(["120", "chromium-headless-shell", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]);
+        browser.arg(format!("--user-data-dir={}", folder.join("profile").display())).arg(format!("--window-size={width},900"));
+        browser
+            .arg(format!("--blink-settings=preferredColorScheme={}", u8::from(!dark)))
+            .args(more)
+            .arg(format!("file://{}", file.display()));
+        let output = browser.current_dir(folder).env("HOME", folder).stdin(Stdio::null()).output()?;
+        ensure!(
+            output.status.success(),
+            "the browser (`tests/setup.sh browser` installs it) ended with {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    // The page has no script and lets none run; this one measures a copy that does.
+    let script = "<script>
+        const all = [...document.querySelectorAll('body *')].map(one => one.getBoundingClientRect());
+        const bars = [...document.querySelectorAll('.track i')].filter(one => { const r = one.getBoundingClientRect(); return r.width >= 1 && r.height >= 1; });
+        const told = [innerWidth, document.documentElement.scrollWidth, all.filter(r => r.right > innerWidth + 0.5 || r.left < -0.5).length, bars.length,
+            document.querySelector('dd').getBoundingClientRect().height, getComputedStyle(document.body).backgroundColor];
+        document.body.dataset.told = told.join('|');
+        </script></body>";
+    let text = std::fs::read_to_string(page)?;
+    let (policy, rest) = text.split_once("<meta http-equiv=\"Content-Security-Policy\"").context("the page has no policy")?;
+    let rest = rest.split_once('\n').context("the page ends with its policy")?.1;
+    let copy = page.with_extension("measured.html");
+    std::fs::write(&copy, format!("{policy}{}", rest.replace("</body>", script)))?;
+    let dom = browser(&["--dump-dom"], &copy)?;
+    let told =
+        dom.split_once("data-told=\"").and_then(|(_, rest)| rest.split_once('"')).with_context(|| format!("it measured nothing: {dom}"))?.0;
+    let told: Vec<&str> = told.split('|').collect();
+    let number = |index: usize| told[index].parse::<f64>().with_context(|| format!("{told:?}"));
+    let picture = page.with_extension(format!("{width}.{}.png", if dark { "dark" } else { "light" }));
+    browser(&[&format!("--screenshot={}", picture.display())], page)?;
+    Ok(Seen {
+        width: (number(0)?, number(1)?),
+        outside: number(2)?,
+        bars: number(3)?,
+        line: number(4)?,
+        background: told[5].to_owned(),
+        picture,
+    })
+}
+
+#[test]
+fn a_page_is_read_on_a_phone_and_on_a_desk() -> Result<()> {
+    let place = Place::new();
+    // Somebody has called a file as long as a name can be, and the failure names it.
+    place.agent(&["--yes", "recover"]).expect(0, &[])?;
+    let journal = place.journal();
+    let tried =
+        journal.records.iter().filter(|record| matches!(record.event, recovery::recovery::procedure::Event::StepIntent(..))).count();
+    place.agent(&["--yes", "abandon"]).expect(0, &[])?;
+    let report = place.dir.history().join(format!("{}.json", journal.run));
+    let mut long: Value = serde_json::from_slice(&std::fs::read(&report)?)?;
+    long["run"]["warnings"] = json!([format!("/etc/{}", "long-name".repeat(28)), "<script>document.title = 'run'</script><b>bold</b>"]);
+    std::fs::write(&report, serde_json::to_vec(&long)?)?;
+    let file = place.temporary.path().join("report.html");
+    place.agent(&["report", "--html", file.to_str().context("odd name")?]).expect(0, &[])?;
+    for (width, dark) in [(360, false), (360, true), (1280, false), (1280, true)] {
+        let seen = seen(&file, width, dark)?;
+        ensure!(seen.width.0 <= f64::from(width) && seen.width.1 <= seen.width.0 && seen.outside == 0.0, "it overflows: {seen:?}");
+        #[expect(clippy::cast_precision_loss, reason = "these are a few")]
+        let all = tried as f64;
+        // The reboot that was asked for is one, too.
+        ensure!(seen.bars > all && all > 3.0, "{tried} attempts: {seen:?}");
+        ensure!(seen.line >= 16.0, "that cannot be read: {seen:?}");
+        let background = if dark { "rgb(13, 17, 23)" } else { "rgb(255, 255, 255)" };
+        ensure!(seen.background == background, "{seen:?}");
+        let picture = std::fs::read(&seen.picture)?;
+        ensure!(picture.starts_with(b"\x89PNG") && picture.len() > 10_000, "there is nothing in the picture: {seen:?}");
     }
     Ok(())
 }
