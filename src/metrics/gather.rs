@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::backup::last_run::LastRun;
 use crate::backup::store::{self, State};
 use crate::node::mounts::space;
-use crate::node::{Node, dir::RecoveryDir, hold, timer};
+use crate::node::{Node, dir::RecoveryDir, hold, recovery_mount, timer};
 use crate::recovery::status;
 use crate::schedule::due::judge;
 use crate::schedule::{Schedule, Schedules, Verdict, arm, instants};
@@ -149,7 +149,7 @@ pub fn gather(node: &Node, dir: &RecoveryDir, session: &Result<Session<'_>>) -> 
         backups: known(&mut errors, "backups", within(session, backups)),
         // A node can have several recovery directories.
         last_run: known(&mut errors, "last-run", LastRun::of(node)).flatten().filter(|run| run.directory == dir.shown()),
-        room: known(&mut errors, "room", room(dir)),
+        room: known(&mut errors, "room", room(node, dir)),
         schedules,
         recovery,
         hold: hold::is_placed(node),
@@ -236,8 +236,9 @@ fn recovery(session: &Session<'_>) -> Result<(Recovery, Option<String>)> {
     Ok((Recovery { is_open: open.is_some() || report.unreadable.is_some(), open }, report.unreadable))
 }
 
-/// The file system that the recovery directory is on, or would be made on.
-fn room(dir: &RecoveryDir) -> Result<Room> {
+/// The file system that the recovery directory is on, or would be made on. That of another one than is mounted there at every boot says nothing.
+fn room(node: &Node, dir: &RecoveryDir) -> Result<Room> {
+    recovery_mount::check(node, dir)?;
     let place = dir.path().ancestors().find(|place| place.exists()).unwrap_or(dir.path());
     space(place).map(|(free, size)| Room { size, free })
 }

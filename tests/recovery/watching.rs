@@ -156,6 +156,15 @@ fn runs_and_schedules_are_told_and_what_is_wrong_with_them() -> Result<()> {
     )?;
     ensure!(told.contains("\n# last-run: reading /var/lib/recovery/last-backup.json: "), "{told}");
     ensure!(!told.contains("recovery_backup_last_run") && value(&told, "recovery_backup_last_good_duration_seconds").is_some(), "{told}");
+    // The disk of the backups did not come up.
+    place.put("/etc/systemd/system/var-recovery.mount", "[Mount]\nWhat=/dev/disk/by-label/recovery\n");
+    place.put("/etc/systemd/system/local-fs.target.wants/var-recovery.mount", "");
+    let told = metrics(&place)?;
+    has(&told, &[("recovery_metrics_errors{part=\"room\"}", "1")])?;
+    ensure!(
+        told.contains("\n# room: /var/recovery is not mounted, although ") && !told.contains("recovery_directory_free_bytes"),
+        "{told}"
+    );
     // Another recovery directory's are not this one's.
     place.put("/var/lib/recovery/last-backup.json", LAST_RUN);
     let other = place.agent(&["--dir", "/var/other", "metrics"]).expect(0, &[])?.out;
