@@ -108,7 +108,10 @@ fn troubles(account: &Account) -> Vec<(&PhaseAccount, &StepAccount, usize, &Atte
 fn trouble((phase, step, number, one): &(&PhaseAccount, &StepAccount, usize, &Attempt)) -> String {
     let at = format!("{}: {}, attempt {number} of {}, at {}", phase.phase, step.step, step.attempts.len(), instant(one.begun));
     match &one.failure {
-        Some(failure) => format!("{at}: failed after {} ({}): {}", length(one.seconds), failure.kind, failure.message),
+        Some(failure) => {
+            let next = failure.next.as_ref().map_or_else(String::new, |next| format!("; next was: {next}"));
+            format!("{at}: failed after {} ({}): {}{next}", length(one.seconds), failure.kind, failure.message)
+        }
         None if one.end == AttemptEnd::Failed => format!("{at}: failed after {}", length(one.seconds)),
         None => format!("{at}: cut short; the step was done again"),
     }
@@ -123,7 +126,8 @@ fn describe(account: &Account) -> String {
         writeln!(text, "\n{:<34}{:<8}{:>6}{:>11}{:>11}", "PHASE AND STEP", "STATE", "TRIES", "SECONDS", "WAITING").ok();
     }
     for phase in &account.phases {
-        writeln!(text, "{:<48}{:>11.1}{:>11.1}", line(&phase.phase), phase.seconds, phase.waited).ok();
+        let sums = if phase.has_begun() { format!("{:>11.1}{:>11.1}", phase.seconds, phase.waited) } else { String::new() };
+        writeln!(text, "{}", format!("{:<48}{sums}", line(&phase.phase)).trim_end()).ok();
         for step in &phase.steps {
             let number = |seconds: Option<f64>| seconds.map_or_else(String::new, |seconds| format!("{seconds:.1}"));
             let row = format!(
@@ -153,11 +157,7 @@ fn describe(account: &Account) -> String {
 
 /// What stands below the table, each list with its title; none is empty.
 fn lists(account: &Account) -> Vec<(&'static str, Vec<String>)> {
-    let mut failures = Vec::new();
-    for one in troubles(account) {
-        failures.push(trouble(&one));
-        failures.extend(one.3.failure.as_ref().and_then(|failure| failure.next.as_ref()).map(|next| format!("next was: {next}")));
-    }
+    let failures = troubles(account).iter().map(trouble).collect();
     let about_the_journal = account.without_journal.iter().map(|why| format!("attempts and times of the steps are not known: {why}"));
     let lists = [
         ("What failed", failures),

@@ -367,6 +367,12 @@ impl From<Failure> for FailureAccount {
 }
 
 impl PhaseAccount {
+    /// True when any of its steps has.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.steps.iter().any(|step| step.state != StepState::Waiting)
+    }
+
     fn of(phase: format::PhaseV1) -> Self {
         let steps: Vec<StepAccount> = phase.steps.into_iter().map(StepAccount::of).collect();
         let sum = |of: fn(&StepAccount) -> Option<f64>| steps.iter().filter_map(of).fold(0.0, std::ops::Add::add);

@@ -121,7 +121,8 @@ impl Page<'_> {
     }
 
     fn phase(&mut self, phase: &PhaseAccount, axis: Option<Axis>) {
-        self.raw("<section>\n<h3>").text(&phase.phase).raw(" <small>").text(&took(phase.seconds, phase.waited)).raw("</small></h3>\n");
+        let sum = if phase.has_begun() { took(phase.seconds, phase.waited) } else { "not begun".to_owned() };
+        self.raw("<section>\n<h3>").text(&phase.phase).raw(" <small>").text(&sum).raw("</small></h3>\n");
         for step in &phase.steps {
             self.step(step, axis);
         }
