@@ -63,11 +63,13 @@ if $needs_go; then
   ln -sf ../../go-venv/bin/go target/go/bin/go
 fi
 if $needs_promtool; then
-  # Of the package, this program alone: nothing is installed that would run, or listen.
+  # Of the package, this program alone: nothing is installed that would run, or listen. Debian 12 has it in the package of Prometheus itself.
+  package=promtool
+  apt-cache show $package >/dev/null 2>&1 || package=prometheus
   unpacked=target/promtool/package
   rm -rf $unpacked
   mkdir -p $unpacked
-  (cd $unpacked && apt-get download -q prometheus && dpkg-deb -x prometheus_*.deb .)
+  (cd $unpacked && apt-get download -q $package && dpkg-deb -x ${package}_*.deb .)
   mv $unpacked/usr/bin/promtool target/promtool/promtool
   rm -rf $unpacked
 fi
