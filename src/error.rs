@@ -85,6 +85,12 @@ impl FailureKind {
         }
     }
 
+    /// Its name, as JSON and files have it: `no-space`.
+    #[must_use]
+    pub fn name(self) -> String {
+        serde_json::to_value(self).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
+    }
+
     /// The kind that an exit code in a journal of version 1 meant. (Such journals record no interruption.)
     #[must_use]
     pub fn of_code(code: u8) -> Self {

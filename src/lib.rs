@@ -13,9 +13,10 @@
 //! 5. [`archive`], [`etcd`], [`kube`], [`tools`]: the four ways in which things are done. [`modifiers`]: rules by which objects are patched.
 //! 6. [`gate`]: no upgrade without a good backup. [`up`]: whether everything is up again.
 //! 7. [`partition`]: the disk space of the recovery directory's own.
-//! 8. [`formats`]: what is written to disk and read again by another version.
-//! 9. [`agent`]: which of two agents on a node leads, and how one gets into the recovery directory.
-//! 10. [`session`]: what a command works on, and the proof that it may. [`report`]: progress and log. [`compression`]: what a file is packed with. [`cli`]: one file per command.
+//! 8. [`metrics`]: what a monitoring system asks of a node.
+//! 9. [`formats`]: what is written to disk and read again by another version.
+//! 10. [`agent`]: which of two agents on a node leads, and how one gets into the recovery directory.
+//! 11. [`session`]: what a command works on, and the proof that it may. [`report`]: progress and log. [`compression`]: what a file is packed with. [`cli`]: one file per command.
 //!
 //! `ARCHITECTURE.md` says why it is so, `CONTRIBUTING.md` where to put what.
 
@@ -32,6 +33,7 @@ pub mod etcd;
 pub mod formats;
 pub mod gate;
 pub mod kube;
+pub mod metrics;
 pub mod modifiers;
 pub mod node;
 pub mod partition;

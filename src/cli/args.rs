@@ -3,6 +3,7 @@
 mod etcd;
 pub mod partition;
 mod schedule;
+mod watching;
 
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 
 pub use self::etcd::{EtcdArgs, EtcdRestoreArgs, EtcdSaveArgs, EtcdStatusArgs, EtcdVerb, Unused};
 pub use self::schedule::{ScheduleArgs, ScheduleSetArgs, ScheduleVerb};
+pub use self::watching::{MetricsArgs, ReportArgs};
 
 use crate::backup::take::KEEP;
 use crate::error::{EXIT_CODES, usage};
@@ -105,6 +107,10 @@ pub enum Verb {
     Platform(PlatformArgs),
     /// Show the recovery in progress, or what there is to recover from
     Status(StatusArgs),
+    /// Tell what became of a recovery: phases, steps, waiting, failures; as text for a ticket, or as a page
+    Report(ReportArgs),
+    /// Print metrics for Prometheus: backups, schedules, the recovery in progress, room
+    Metrics(MetricsArgs),
     /// Before an upgrade: exit with 0 only when there is a good backup of where the cluster is
     Gate(GateArgs),
     /// Upgrade the cluster, after a good backup, and watch it
@@ -507,14 +513,14 @@ impl Verb {
         rollback || matches!(self, Self::Recover(_) | Self::RestoreFiles(_) | Self::Resume(_) | Self::Restart(_))
     }
 
-    /// True for all but the plumbing that only touches files it is given.
+    /// True for all but the plumbing that only touches files it is given, and `metrics`, which tells of a recovery directory that cannot be trusted, too.
     #[must_use]
     pub fn needs_root(&self) -> bool {
         match self {
             Self::Etcd(args) => matches!(args.verb, EtcdVerb::Save(EtcdSaveArgs { endpoint: None, .. })),
             Self::Archive(args) => matches!(args.verb, ArchiveVerb::Restore { .. }),
             Self::Partition(args) => !args.verb.is_a_document(),
-            Self::Generate(_) => false,
+            Self::Generate(_) | Self::Metrics(_) => false,
             _ => true,
         }
     }

@@ -65,9 +65,7 @@ impl Context {
 
     /// Fails unless this process is root and the recovery directory is root's alone.
     pub(super) fn require_root(&self) -> Result<()> {
-        if !rustix::process::geteuid().is_root() {
-            return Err(not_permitted("this needs root: run it with sudo, or as root"));
-        }
+        require_to_be_root()?;
         self.session().map(drop)
     }
 
@@ -138,6 +136,11 @@ impl Context {
             Ok(words::lines(&self.as_called(&people(report))).into_owned())
         }
     }
+}
+
+/// Fails unless this process is root.
+pub(super) fn require_to_be_root() -> Result<()> {
+    if rustix::process::geteuid().is_root() { Ok(()) } else { Err(not_permitted("this needs root: run it with sudo, or as root")) }
 }
 
 /// Commands in texts for people, `recovery …`, as they have to be typed here: the agent is in nobody's `PATH` on the node, and its recovery

@@ -15,10 +15,12 @@ mod export;
 mod gate;
 mod generate;
 mod list;
+mod metrics;
 mod modifier;
 mod partition;
 mod platform;
 mod recover;
+mod report;
 mod restart;
 mod restore_files;
 mod resume;
@@ -152,6 +154,8 @@ fn perform(context: &Context, verb: Verb) -> Result<ExitCode> {
         Verb::Abandon(args) => abandon::run(context, &args),
         Verb::Platform(args) => platform::run(context, &args),
         Verb::Status(args) => status::run(context, &args),
+        Verb::Report(args) => report::run(context, &args),
+        Verb::Metrics(args) => metrics::run(context, &args),
         Verb::Gate(args) => gate::run(context, &args),
         Verb::Upgrade(args) => gate::upgrade(context, &args),
         Verb::Up(args) => up::run(context, &args),

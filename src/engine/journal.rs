@@ -114,7 +114,7 @@ impl FailedV1 {
     /// # Errors
     /// When it cannot be serialized.
     pub fn of(error: &anyhow::Error) -> serde_json::Result<Self> {
-        let kind = serde_json::to_value(crate::error::kind(error))?.as_str().map(str::to_owned);
+        let kind = Some(crate::error::kind(error).name());
         let next = crate::error::next(error).map(serde_json::to_value).transpose()?;
         Ok(Self { cause: crate::error::said(error), kind, next, exit: crate::error::exit_code(error) })
     }

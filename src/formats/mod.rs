@@ -24,6 +24,7 @@ pub mod deployment;
 pub mod history;
 pub mod index;
 pub mod journal;
+pub mod last_run;
 pub mod made;
 pub mod manifest;
 pub mod member;

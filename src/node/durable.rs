@@ -21,7 +21,12 @@ pub const SMALL: u64 = 2 << 20;
 pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let temporary = beside(path)?;
     let write = || -> Result<()> {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        // One that a crash has left; or a link, where others can write: what it points to is not written to.
+        match std::fs::remove_file(&temporary) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         // The umask has been applied to `mode`; the file is to have exactly these permissions.
         rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(mode))?;
         file.write_all(bytes)?;
@@ -279,6 +284,22 @@ mod tests {
         assert_eq!(std::fs::read(&path)?, b"two");
         assert_eq!(path.metadata()?.permissions().mode() & 0o7777, 0o644);
         assert_eq!(std::fs::read_dir(dir.path())?.count(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn what_lies_in_the_way_of_the_new_file_is_removed_and_not_written_to() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (path, other) = (dir.path().join("state"), dir.path().join("other"));
+        std::fs::write(&other, "another's")?;
+        std::os::unix::fs::symlink(&other, beside(&path)?)?;
+        write(&path, b"ours", 0o600)?;
+        assert_eq!((std::fs::read(&path)?, std::fs::read(&other)?), (b"ours".to_vec(), b"another's".to_vec()));
+        assert!(path.symlink_metadata()?.is_file());
+        std::fs::write(beside(&path)?, "torn")?;
+        write(&path, b"new", 0o600)?;
+        assert_eq!(std::fs::read(&path)?, b"new");
+        assert_eq!(std::fs::read_dir(dir.path())?.count(), 2);
         Ok(())
     }
 

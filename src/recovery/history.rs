@@ -173,17 +173,22 @@ impl RunStatus {
     }
 }
 
+impl From<format::StepStateV1> for StepState {
+    fn from(read: format::StepStateV1) -> Self {
+        match read {
+            format::StepStateV1::Waiting => Self::Waiting,
+            format::StepStateV1::Begun => Self::Begun,
+            format::StepStateV1::Failed => Self::Failed,
+            format::StepStateV1::Done => Self::Done,
+        }
+    }
+}
+
 impl PhaseStatus {
     fn of_format(read: format::PhaseV1) -> Option<Self> {
         let step = |step: format::StepV1| {
             let format::StepV1 { name, state, attempts, seconds, waited, figures } = step;
-            let state = match state {
-                format::StepStateV1::Waiting => StepState::Waiting,
-                format::StepStateV1::Begun => StepState::Begun,
-                format::StepStateV1::Failed => StepState::Failed,
-                format::StepStateV1::Done => StepState::Done,
-            };
-            StepStatus { name, state, attempts, seconds, waited, figures }
+            StepStatus { name, state: state.into(), attempts, seconds, waited, figures }
         };
         Some(Self { phase: Phase::of_name(&read.phase)?, steps: read.steps.into_iter().map(step).collect() })
     }

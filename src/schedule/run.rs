@@ -153,7 +153,7 @@ fn run(
     let ended = node.clock().now();
     match &taken {
         Ok(Taken { manifest, .. }) => succeeded(&mut schedule, manifest.id.clone(), ended, moment),
-        Err(error) => failed(&mut schedule, kind_name(error), said(error), ended),
+        Err(error) => failed(&mut schedule, kind(error).name(), said(error), ended),
     }
     store::write(node, &schedule)?;
     Ok(taken.map(|taken| (taken.manifest.id, [too_often, taken.warnings].concat())))
@@ -170,11 +170,6 @@ fn cut_short(session: &Locked<'_>, schedule: &Schedule) -> Result<Option<(String
         .into_iter()
         .find(|backup| backup.manifest.asked_by == by && backup.manifest.name.as_ref() == Some(&last.name) && Some(&backup.id) != known);
     Ok(found.map(|backup| (backup.id, backup.manifest.seconds.map(Duration::from_secs))))
-}
-
-/// A kind as JSON has it: "no-space".
-fn kind_name(error: &anyhow::Error) -> String {
-    serde_json::to_value(kind(error)).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 /// Where there is no room: what is in the way, of this schedule and of others.

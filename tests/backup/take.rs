@@ -8,6 +8,7 @@ use testing::session::{locked, session};
 
 use anyhow::Result;
 use recovery::backup::asked_by::AskedBy;
+use recovery::backup::last_run::LastRun;
 use recovery::backup::store;
 use recovery::backup::take::{Outcome, TakeOptions, Taken};
 use recovery::backup::{self};
@@ -213,6 +214,8 @@ fn a_job_that_comes_back_ends_quietly_and_nobody_else_is_served_during_a_recover
     let job = by(AskedBy::Job("0a1b2c3d-1111".to_owned()));
     let taken = take(&sno, &job).unwrap();
     assert_eq!(taken.manifest.asked_by.to_string(), "job/0a1b2c3d-1111");
+    let of_the_job = (0, Some(taken.manifest.id.clone()));
+    assert_eq!(last_run(&sno), Some(of_the_job.clone()));
     let again = take(&sno, &job).unwrap();
     assert_eq!((again.outcome, &again.manifest), (Outcome::AlreadyDone, &taken.manifest));
     // Its last attempt was cut short before the last rename.
@@ -221,12 +224,20 @@ fn a_job_that_comes_back_ends_quietly_and_nobody_else_is_served_during_a_recover
     assert_eq!(take(&sno, &job).unwrap().outcome, Outcome::AlreadyDone);
     std::fs::write(sno.place.dir.journal(), "{}").unwrap();
     assert_eq!(take(&sno, &job).unwrap().outcome, Outcome::AlreadyDone);
+    // That it has its backup is no run; to be refused is one.
+    assert_eq!(last_run(&sno), Some(of_the_job));
     for other in [AskedBy::Job("0a1b2c3d-2222".to_owned()), AskedBy::Pod("0a1b2c3d-1111".to_owned()), AskedBy::User(0)] {
         assert_eq!(exit_code(&take(&sno, &by(other)).unwrap_err()), 75);
+        assert_eq!(last_run(&sno), Some((75, None)));
     }
     std::fs::remove_file(sno.place.dir.journal()).unwrap();
     assert_eq!(take(&sno, &by(AskedBy::User(0))).unwrap().outcome, Outcome::Taken);
     assert_eq!(take(&sno, &by(AskedBy::User(0))).unwrap().outcome, Outcome::Taken);
+}
+
+/// The exit code and the backup of the last run, as `metrics` tells it.
+fn last_run(sno: &Sno) -> Option<(u8, Option<String>)> {
+    LastRun::of(&sno.place.node).unwrap().map(|run| (run.exit, run.backup))
 }
 
 /// What a backup holds, but for etcd's snapshot, and what its manifest says, but for what is its own.
@@ -338,6 +349,7 @@ fn what_cannot_be_is_refused_before_anything_changes() {
     assert_eq!(code(&TakeOptions { name: Some("../x".to_owned()), ..options() }), Err(2));
     assert_eq!(code(&TakeOptions { labels: BTreeMap::from([("a b".to_owned(), String::new())]), ..options() }), Err(2));
     assert_eq!(code(&TakeOptions { keep: 0.into(), ..options() }), Err(2));
+    assert_eq!(last_run(&sno), None);
     // Nobody says which release this is.
     assert_eq!(code(&TakeOptions { force: false, ..options() }), Err(78));
     let inside = RecoveryDir::new(&sno.place.node, Path::new("/usr/local/recovery"));
@@ -409,6 +421,7 @@ fn a_full_disk_costs_the_new_backup_only() {
     let error = take(&sno, &options()).unwrap_err();
     assert_eq!(exit_code(&error), 73, "{error:#}");
     assert!(format!("{error:#}").contains("untouched"), "{error:#}");
+    assert_eq!(last_run(&sno), Some((73, None)));
     sh(&path, "sha256sum -c --quiet --strict SHA256SUMS");
     assert_eq!(sno.place.listed(), [(first.manifest.id.clone(), "complete".to_owned())]);
     assert_eq!(sh(&sno.place.dir.backups(), "ls -A"), format!("{}\n", first.manifest.id));

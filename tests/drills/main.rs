@@ -7,6 +7,7 @@ mod image;
 mod job;
 mod jobs;
 mod k0rdent;
+mod metrics;
 mod moment;
 mod old_flags;
 mod one_command;

@@ -69,6 +69,17 @@ fn an_openshift_node_is_what_it_was() -> Result<()> {
     ensure!(asked_before.iter().all(|name| now.iter().any(|(is, _)| is == name)), "a request is gone: {now:?}");
     let status = report(&node, &["status"])?;
     ensure!(status["run"].is_null(), "{status}");
+
+    // What operators see of it.
+    let told = report(&node, &["report"])?;
+    ensure!(told["end"] == "finished" && told["without_journal"].is_null() && told["node"] == "sno-node-0", "{told}");
+    let phases = told["phases"].as_array().context("no phases")?;
+    ensure!(phases.iter().all(|phase| phase["seconds"].as_f64() > Some(0.0)), "{told}");
+    let rebooted = &phases.iter().find(|phase| phase["phase"] == "restore-files").context("no such phase")?["reboots"][0];
+    ensure!(rebooted["asked"].as_str() < rebooted["back"].as_str(), "{told}");
+    let metrics = report(&node, &["metrics"])?;
+    ensure!(metrics["errors"] == json!({}) && metrics["backups"]["good"]["id"] == told["backup"], "{metrics}");
+    ensure!(metrics["last_run"]["exit"] == 0 && metrics["last_run"]["backup"] == told["backup"] && metrics["hold"] == false, "{metrics}");
     Ok(())
 }
 

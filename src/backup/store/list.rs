@@ -40,6 +40,26 @@ pub enum State {
     Legacy,
 }
 
+impl State {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Complete, Self::Expired, Self::OtherNode, Self::Partial, Self::Damaged, Self::Unsupported, Self::Legacy];
+
+    /// Its name, as JSON has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Expired => "expired",
+            Self::OtherNode => "other-node",
+            Self::Partial => "partial",
+            Self::Damaged => "damaged",
+            Self::Unsupported => "unsupported",
+            Self::Legacy => "legacy",
+        }
+    }
+}
+
 /// One line of `list`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Listed {
@@ -57,6 +77,8 @@ pub struct Listed {
     pub sequence: Option<u64>,
     /// When it was begun.
     pub taken: Option<Timestamp>,
+    /// How long it took, seconds, where it says so.
+    pub seconds: Option<u64>,
     /// When the first of its certificates expires.
     pub certificates_expire: Option<Timestamp>,
     /// What somebody was told when it was taken, one sentence each.
@@ -106,6 +128,7 @@ pub fn list(session: &Session<'_>, selector: &Selector) -> Result<Vec<Listed>> {
         labels: BTreeMap::new(),
         sequence: None,
         taken: None,
+        seconds: None,
         certificates_expire: None,
         warnings: Vec::new(),
         release: None,
@@ -116,12 +139,14 @@ pub fn list(session: &Session<'_>, selector: &Selector) -> Result<Vec<Listed>> {
     let mut lines: Vec<Listed> = Vec::new();
     for backup in survey.backups {
         let (state, reason) = judge(&backup.manifest, identity.as_ref(), now);
-        let Manifest { name, labels, sequence, taken, certificates_expire, warnings, cluster, deployment, asked_by, .. } = backup.manifest;
+        let Manifest { name, labels, sequence, taken, seconds, certificates_expire, warnings, cluster, deployment, asked_by, .. } =
+            backup.manifest;
         lines.push(Listed {
             name,
             labels,
             sequence: Some(sequence),
             taken: Some(taken),
+            seconds,
             certificates_expire,
             warnings,
             release: cluster.map(|c| c.version),
@@ -188,4 +213,16 @@ pub fn show(session: &Session<'_>, wanted: &str) -> Result<Shown> {
         manifest: Some(manifest),
         files,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_has_one_name() {
+        for state in State::ALL {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.name());
+        }
+    }
 }

@@ -20,6 +20,7 @@ use super::{log, pins};
 use crate::agent::install;
 use crate::archive::{self, Skipped};
 use crate::backup::asked_by::AskedBy;
+use crate::backup::last_run;
 use crate::backup::layout::{LOG, PARTIAL};
 use crate::backup::manifest::{Etcd, Manifest};
 use crate::backup::names;
@@ -76,12 +77,23 @@ pub struct Taken {
 /// Takes a backup. The caller holds the lock of `dir`, and called [`trees::refuse_dir_inside`] before it made `dir`.
 ///
 /// An interrupted backup is continued; one that does not fit on the disk is given up. Older backups are not touched until the new one is
-/// published.
+/// published. How it ended is [noted](last_run).
 ///
 /// # Errors
 /// [`FailureKind::Busy`] during a recovery, unless the same Job asks again; [`FailureKind::Usage`] for an invalid name or label; as
 /// [`preflight::look`] and [`preflight::space`]; when anything cannot be read or written.
 pub fn take(session: &Locked<'_>, options: &TakeOptions) -> Result<Taken> {
+    let begun = session.node.clock().now();
+    let taken = attempt(session, options);
+    let end = taken.as_ref().map(|taken| (taken.outcome, taken.manifest.id.as_str()));
+    // That a Job already has its backup is no run.
+    if !matches!(end, Ok((Outcome::AlreadyDone, _))) {
+        last_run::note(session.node, session.dir, &options.asked_by, begun, end.map(|(_, id)| id));
+    }
+    taken
+}
+
+fn attempt(session: &Locked<'_>, options: &TakeOptions) -> Result<Taken> {
     let Session { node, dir, progress, .. } = **session;
     let began = Instant::now();
     check_options(options)?;

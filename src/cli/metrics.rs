@@ -1,0 +1,34 @@
+//! `recovery metrics`: what a monitoring system asks of this node.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::args::MetricsArgs;
+use super::context::{Context, require_to_be_root};
+use crate::error::misfit;
+use crate::metrics::text::{FILE, text};
+use crate::metrics::{Metrics, gather};
+use crate::node::durable;
+use crate::report::paths;
+
+/// What cannot be read is one of the metrics, and no failure; a recovery directory that others can write to is, too.
+pub(super) fn run(context: &Context, args: &MetricsArgs) -> Result<ExitCode> {
+    require_to_be_root()?;
+    let metrics = gather(&context.node, &context.dir, &context.session());
+    let Some(dir) = &args.textfile else {
+        context.print(&metrics, text)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    if !dir.is_dir() {
+        return Err(misfit(format!(
+            "{} is no directory: name the one that node_exporter reads (its flag --collector.textfile.directory)",
+            paths::shown(dir)
+        )));
+    }
+    durable::write(&dir.join(FILE), text(&metrics).as_bytes(), 0o644)?;
+    if context.json {
+        context.print(&metrics, |_: &Metrics| String::new())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
