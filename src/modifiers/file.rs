@@ -15,6 +15,8 @@ use crate::error::{AndNext, by_hand, damaged, is_measured, unsupported};
 #[derive(Debug, Clone)]
 pub struct Rules {
     pub(super) rules: Vec<Rule>,
+    /// What of an object their patches look at.
+    pub(super) wanted: Wanted,
 }
 
 /// One rule.
@@ -22,8 +24,6 @@ pub struct Rules {
 pub(super) struct Rule {
     pub(super) conditions: Conditions,
     pub(super) patches: Patches,
-    /// What the patches look at.
-    pub(super) wanted: Wanted,
 }
 
 /// What a rule does. All of it, or nothing.
@@ -66,7 +66,9 @@ impl Rules {
             bail!("it has no resourceModifierRules");
         }
         let rules = rules.into_iter().enumerate().map(|(at, rule)| Rule::read(rule).with_context(|| format!("rule {}", at + 1)));
-        Ok(Self { rules: rules.collect::<Result<_>>()? })
+        let rules = rules.collect::<Result<Vec<Rule>>>()?;
+        let wanted = Wanted::of(rules.iter().map(|rule| &rule.patches));
+        Ok(Self { rules, wanted })
     }
 }
 
@@ -87,7 +89,7 @@ impl Rule {
             (true, true, true) => bail!("it has no patches"),
             _ => bail!("it has more than one of patches, mergePatches and strategicPatches"),
         };
-        Ok(Self { conditions, wanted: Wanted::of(&patches), patches })
+        Ok(Self { conditions, patches })
     }
 }
 

@@ -139,13 +139,11 @@ impl Rules {
     /// # Errors
     /// When it is no JSON.
     pub fn part(&self, may_be_about: &[usize], json: &[u8]) -> serde_json::Result<Value> {
-        let about = || may_be_about.iter().map(|place| &self.rules[*place]);
-        if about().any(|rule| rule.conditions.look_inside()) {
+        if may_be_about.iter().any(|place| self.rules[*place].conditions.look_inside()) {
             return serde_json::from_slice(json);
         }
-        let wanted: Vec<&part::Wanted> = about().map(|rule| &rule.wanted).collect();
         // Where a number is not as Go writes it, every rule changes the object.
-        part::part(json, &wanted)?.map_or_else(|| serde_json::from_slice(json), Ok)
+        part::part(json, &self.wanted)?.map_or_else(|| serde_json::from_slice(json), Ok)
     }
 
     /// How many rules there are.

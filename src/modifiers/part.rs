@@ -9,6 +9,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use serde_json::{Map, Value};
 
 use super::file::Patches;
+use super::patch::Operation;
 use super::value::is_float_as_go_writes;
 
 /// What of a value is looked at.
@@ -22,14 +23,16 @@ pub(super) enum Wanted {
 
 impl Wanted {
     /// What patches look at or change, and what says which object it is.
-    pub(super) fn of(patches: &Patches) -> Self {
+    pub(super) fn of<'a>(all: impl Iterator<Item = &'a Patches>) -> Self {
         let mut wanted = Self::Fields(Vec::new());
         ["name", "namespace"].iter().for_each(|name| wanted.add(&["metadata", name].map(str::to_owned)));
-        match patches {
-            Patches::Json(operations) => {
-                operations.iter().flat_map(super::patch::Operation::pointers).for_each(|pointer| wanted.add(pointer.parts()));
+        for patches in all {
+            match patches {
+                Patches::Json(operations) => {
+                    operations.iter().flat_map(Operation::pointers).for_each(|pointer| wanted.add(pointer.parts()));
+                }
+                Patches::Merge(patches) => patches.iter().for_each(|patch| wanted.add_merged(patch)),
             }
-            Patches::Merge(patches) => patches.iter().for_each(|patch| wanted.add_merged(patch)),
         }
         wanted
     }
@@ -68,19 +71,20 @@ impl Wanted {
         }
     }
 
-    fn get(&self, name: &str) -> Option<&Self> {
+    fn get(&self, name: &str) -> Option<(&str, &Self)> {
         match self {
-            Self::All => Some(self),
-            Self::Fields(fields) => fields.iter().find_map(|(have, wanted)| (have == name).then_some(wanted)),
+            // All of a value is not looked at field by field.
+            Self::All => None,
+            Self::Fields(fields) => fields.iter().find_map(|(have, wanted)| (have == name).then_some((have.as_str(), wanted))),
         }
     }
 }
 
-/// The part of an object that is wanted, by any; `None` when there is a number in the rest that Go writes in another way.
+/// The part of an object that is wanted; `None` when there is a number in the rest that Go writes in another way.
 ///
 /// # Errors
 /// When it is no JSON, or no object.
-pub(super) fn part(json: &[u8], wanted: &[&Wanted]) -> serde_json::Result<Option<Value>> {
+pub(super) fn part(json: &[u8], wanted: &Wanted) -> serde_json::Result<Option<Value>> {
     let (mut from, as_go_writes) = (serde_json::Deserializer::from_slice(json), Cell::new(true));
     let part = from.deserialize_map(Part { wanted, as_go_writes: &as_go_writes })?;
     from.end()?;
@@ -89,7 +93,7 @@ pub(super) fn part(json: &[u8], wanted: &[&Wanted]) -> serde_json::Result<Option
 
 #[derive(Clone, Copy)]
 struct Part<'a> {
-    wanted: &'a [&'a Wanted],
+    wanted: &'a Wanted,
     /// All numbers that were gone over are as Go writes them.
     as_go_writes: &'a Cell<bool>,
 }
@@ -98,7 +102,7 @@ impl<'de> DeserializeSeed<'de> for Part<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
-        if self.wanted.contains(&&Wanted::All) { Value::deserialize(from) } else { from.deserialize_any(self) }
+        if *self.wanted == Wanted::All { Value::deserialize(from) } else { from.deserialize_any(self) }
     }
 }
 
@@ -111,12 +115,12 @@ impl<'de> Visitor<'de> for Part<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Value, A::Error> {
         let mut fields = Map::new();
-        while let Some((name, wanted)) = from.next_key_seed(Name(self.wanted))? {
-            if wanted.is_empty() {
+        while let Some(wanted) = from.next_key_seed(Name(self.wanted))? {
+            if let Some((name, wanted)) = wanted {
+                fields.insert(name.to_owned(), from.next_value_seed(Part { wanted, ..self })?);
+            } else {
                 let AsGoWrites(are) = from.next_value()?;
                 self.as_go_writes.set(self.as_go_writes.get() && are);
-            } else {
-                fields.insert(name, from.next_value_seed(Part { wanted: &wanted, ..self })?);
             }
         }
         Ok(Value::Object(fields))
@@ -151,11 +155,11 @@ impl<'de> Visitor<'de> for Part<'_> {
     }
 }
 
-/// The name of a field, kept where it is wanted, and what is wanted of the field.
-struct Name<'a>(&'a [&'a Wanted]);
+/// The name of a field that is wanted, and what of the field.
+struct Name<'a>(&'a Wanted);
 
 impl<'de, 'a> DeserializeSeed<'de> for Name<'a> {
-    type Value = (String, Vec<&'a Wanted>);
+    type Value = Option<(&'a str, &'a Wanted)>;
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
         from.deserialize_str(self)
@@ -163,15 +167,14 @@ impl<'de, 'a> DeserializeSeed<'de> for Name<'a> {
 }
 
 impl<'a> Visitor<'_> for Name<'a> {
-    type Value = (String, Vec<&'a Wanted>);
+    type Value = Option<(&'a str, &'a Wanted)>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a name")
     }
 
     fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-        let wanted: Vec<_> = self.0.iter().filter_map(|wanted| wanted.get(name)).collect();
-        Ok((if wanted.is_empty() { String::new() } else { name.to_owned() }, wanted))
+        Ok(self.0.get(name))
     }
 }
 

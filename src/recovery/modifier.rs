@@ -201,17 +201,30 @@ struct Look<'a, T> {
     kept: &'a (dyn Fn(Found) -> T + Sync),
 }
 
-/// Keys and values that are looked at together.
+/// Keys and values that are looked at together, one behind the other.
 #[derive(Default)]
 struct Batch {
-    found: Vec<(Vec<u8>, Vec<u8>)>,
-    bytes: usize,
+    bytes: Vec<u8>,
+    /// How long each key is, and each value.
+    lengths: Vec<(usize, usize)>,
 }
 
 impl Batch {
-    fn looked_at<T>(self, prefix: &str, rules: &Rules, look: &Look<'_, T>) -> Vec<Result<T>> {
-        let kept = |(key, value)| object(prefix, key, value, rules, look.briefly).map(|found| found.map(look.kept)).transpose();
-        self.found.into_iter().filter_map(kept).collect()
+    fn add(&mut self, key: &[u8], value: &[u8]) {
+        self.bytes.extend_from_slice(key);
+        self.bytes.extend_from_slice(value);
+        self.lengths.push((key.len(), value.len()));
+    }
+
+    fn looked_at<T>(&self, prefix: &str, rules: &Rules, look: &Look<'_, T>) -> Vec<Result<T>> {
+        let mut rest = &self.bytes[..];
+        let found = self.lengths.iter().filter_map(|(key, value)| {
+            let (key, behind) = rest.split_at(*key);
+            let (value, behind) = behind.split_at(*value);
+            rest = behind;
+            object(prefix, key, value, rules, look.briefly).map(|found| found.map(look.kept)).transpose()
+        });
+        found.collect()
     }
 }
 
@@ -225,7 +238,7 @@ struct Desk<T> {
 
 impl<T: Send> Desk<T> {
     /// Starts the threads, which end when the desk is gone.
-    fn open<'scope>(scope: &'scope thread::Scope<'scope, '_>, look: impl Fn(Batch) -> Vec<Result<T>> + Send + Copy + 'scope) -> Self
+    fn open<'scope>(scope: &'scope thread::Scope<'scope, '_>, look: impl Fn(&Batch) -> Vec<Result<T>> + Send + Copy + 'scope) -> Self
     where
         T: 'scope,
     {
@@ -238,7 +251,7 @@ impl<T: Send> Desk<T> {
                 let next = || taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
                 while let Ok((batch, answer)) = next() {
                     // Nobody waits for it any more when something else failed.
-                    answer.send(look(batch)).ok();
+                    answer.send(look(&batch)).ok();
                 }
             });
         }
@@ -246,9 +259,8 @@ impl<T: Send> Desk<T> {
     }
 
     fn add(&mut self, key: &[u8], value: &[u8], each: &mut dyn FnMut(T) -> Result<()>) -> Result<()> {
-        self.next.bytes += key.len() + value.len();
-        self.next.found.push((key.to_owned(), value.to_owned()));
-        if self.next.bytes < BATCH { Ok(()) } else { self.hand_in(each) }
+        self.next.add(key, value);
+        if self.next.bytes.len() < BATCH { Ok(()) } else { self.hand_in(each) }
     }
 
     /// Hands in what was added, and takes what was looked at when as much as the threads can do lies there.
@@ -288,20 +300,20 @@ fn few_enough(served: usize) -> Result<()> {
 }
 
 /// The object of a key, when a rule is about it.
-fn object(prefix: &str, key: Vec<u8>, value: Vec<u8>, rules: &Rules, briefly: &dyn Fn(&[usize]) -> bool) -> Result<Option<Found>> {
-    let Some(read) = Key::parse(prefix, &key) else { return Ok(None) };
-    let form = Form::of(&value);
+fn object(prefix: &str, key: &[u8], value: &[u8], rules: &Rules, briefly: &dyn Fn(&[usize]) -> bool) -> Result<Option<Found>> {
+    let Some(read) = Key::parse(prefix, key) else { return Ok(None) };
+    let form = Form::of(value);
     let target = match read.target() {
         Some(target) if form == Form::Json => target,
-        _ => match read.built_in(&value) {
+        _ => match read.built_in(value) {
             Some((target, api_version)) => return served(rules, target, api_version, form),
             // Not even what it is can be read.
-            None => return read.meant_unread(rules, &value).map_or(Ok(None), |(rule, target)| Err(not_read(rule, rules, &target, form))),
+            None => return read.meant_unread(rules, value).map_or(Ok(None), |(rule, target)| Err(not_read(rule, rules, &target, form))),
         },
     };
     let about: Vec<usize> = rules.all_about_unread(&target).collect();
     let briefly = briefly(&about);
-    let original = if briefly { rules.part(&about, &value) } else { serde_json::from_slice(&value) };
+    let original = if briefly { rules.part(&about, value) } else { serde_json::from_slice(value) };
     let original: Value = original.map_err(|error| damaged(format!("{target} is no JSON in etcd: {error}")))?;
     let says = |path: &str| original.pointer(path).and_then(Value::as_str);
     if says("/metadata/name") != Some(&target.name) || says("/metadata/namespace") != target.namespace.as_deref() {
@@ -324,12 +336,12 @@ fn object(prefix: &str, key: Vec<u8>, value: Vec<u8>, rules: &Rules, briefly: &d
         (Some(changes), None) => (true, raise_generation_by(changes)),
         // A rule may take back what another has changed.
         (Some(_), Some(_)) => {
-            let original: Value = serde_json::from_slice(&value).context("reading an object again")?;
+            let original: Value = serde_json::from_slice(value).context("reading an object again")?;
             (applied.object != original, raises_generation(&original, &applied.object))
         }
     };
     let generation = if raises { raise_generation(&mut applied.object) } else { None };
-    Ok(Some(Found::Read(Object { key, target, value, applied, changed, generation })))
+    Ok(Some(Found::Read(Object { key: key.to_owned(), target, value: value.to_owned(), applied, changed, generation })))
 }
 
 /// An object of a built-in kind, when a rule is about it.
