@@ -15,20 +15,22 @@ packages_of() {
     etcd) echo etcd-server etcd-client ;;
     # What the emulated node takes: real ostree, and the libostree binding of the rpm-ostree stand-in; systemd's own checker of units.
     emulated) echo systemd ostree gir1.2-ostree-1.0 python3 python3-gi curl ;;
+    # What packages are made of, and installed with.
+    packages) echo binutils debootstrap git gzip rpm ;;
     # What the real node is made and run with: debootstrap, systemd-nspawn (systemd-container).
     real) echo debootstrap systemd-container ;;
     # A new enough Go: below.
     go) echo ca-certificates python3 python3-venv ;;
     # What .ci/run looks at the project with.
     checks) echo python3 python3-venv shellcheck ;;
-    *) echo "tests/setup.sh: no group $1: build, files, etcd, emulated, real, go, checks" >&2; exit 2 ;;
+    *) echo "tests/setup.sh: no group $1: build, files, etcd, emulated, packages, real, go, release, checks" >&2; exit 2 ;;
   esac
 }
 # etcd 3.5 and later with their tools, and Kubernetes, are built from Go modules; Debian's Go is too old for them, the one on PyPI is not.
 go_is_new() { "$1" version 2>/dev/null | grep -Eq 'go1\.(2[4-9]|[3-9][0-9])'; }
 
 groups=("$@")
-[ $# -gt 0 ] || groups=(build files etcd emulated real go checks)
+[ $# -gt 0 ] || groups=(build files etcd emulated packages real go checks)
 missing=()
 needs_go=false
 for group in "${groups[@]}"; do
