@@ -35,7 +35,7 @@ fn blob(archive: &[u8], descriptor: &Value) -> Result<Vec<u8>> {
 fn the_image_is_the_agent_alone_and_the_same_each_time() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let build = |name: &str| -> Result<Vec<u8>> {
-        jobs::build_image(&dir.path().join(name))?;
+        jobs::build_image(jobs::IMAGE, &dir.path().join(name))?;
         Ok(std::fs::read(dir.path().join(name))?)
     };
     let (archive, again) = (build("first.tar")?, build("second.tar")?);

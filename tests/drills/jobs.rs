@@ -46,18 +46,23 @@ pub(crate) fn arm_program() -> Result<Vec<u8>> {
 }
 
 /// Makes the image of the agent under test, and of what stands for the one on ARM.
-pub(crate) fn build_image(archive: &Path) -> Result<()> {
+pub(crate) fn build_image(name: &str, archive: &Path) -> Result<()> {
     let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/image/build.sh");
     let arm = archive.with_extension("arm");
     std::fs::write(&arm, arm_program()?)?;
-    command::checked(Command::new(recipe).arg(IMAGE).arg(archive).arg(AGENT).arg(arm), MINUTES).map(drop)
+    command::checked(Command::new(recipe).arg(name).arg(archive).arg(AGENT).arg(arm), MINUTES).map(drop)
 }
 
-/// Gives the image of the agent under test to the node's container runtime, which takes the one for its machine out of the index.
+/// Gives the image of the agent under test to the node's container runtime.
 pub(crate) fn import_image(node: &Node) -> Result<()> {
+    import_image_as(node, IMAGE)
+}
+
+/// The same under another name. The runtime takes the one for its machine out of the index.
+fn import_image_as(node: &Node, name: &str) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let archive = dir.path().join("image.tar");
-    build_image(&archive)?;
+    build_image(name, &archive)?;
     let argv = ["ctr", "--namespace=k8s.io", "images", "import", "-"];
     node.exec_with(&argv, &std::fs::read(archive)?, MINUTES)?.checked().map(drop)
 }
@@ -101,6 +106,23 @@ impl<'n> Job<'n> {
         node.put("/var/tmp/kubernetes/overlay/kustomization.yaml", overlay.to_string().as_bytes(), 0o644)?;
         node.kubectl(&["apply", "--kustomize=/var/tmp/kubernetes/overlay"])?;
         Ok(Self { node, namespace: "recovery", name: name.to_owned() })
+    }
+
+    /// The two overlays of `packaging/overlays`: of one, what the API server would make of it, of the other the Job, with the image that it
+    /// names.
+    pub(crate) fn of_overlays(node: &'n Node) -> Result<(String, Self)> {
+        let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging");
+        for folder in ["kubernetes", "overlays/disconnected", "overlays/before-upgrade"] {
+            for entry in std::fs::read_dir(packaging.join(folder))? {
+                let entry = entry?;
+                node.put_file(&entry.path(), &format!("/var/tmp/packaging/{folder}/{}", entry.file_name().display()), 0o644)?;
+            }
+        }
+        let overlay = |name: &str| format!("--kustomize=/var/tmp/packaging/overlays/{name}");
+        let seen = node.kubectl(&["apply", &overlay("disconnected"), "--dry-run=server", "--output=yaml"])?;
+        import_image_as(node, "quay.example.com/edge/recovery:0.1.0")?;
+        node.kubectl(&["apply", &overlay("before-upgrade")])?;
+        Ok((seen, Self { node, namespace: "recovery", name: "recovery-backup-before-4-17-3".to_owned() }))
     }
 
     /// As the old tool's hub makes it, with nothing but the image changed.
