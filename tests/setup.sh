@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# tests/setup.sh [GROUP...]: installs what the build and the tests need on Debian 12 or 13, beside a Rust toolchain; all of it unless groups
-# are named. Does nothing where it is there, for which nobody needs to be root.
+# tests/setup.sh [GROUP...]: installs what the build and the tests need on Debian 12 or 13, beside a Rust toolchain; all of it but `release` unless
+# groups are named. Does nothing where it is there, for which nobody needs to be root.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,6 +21,8 @@ packages_of() {
     real) echo debootstrap systemd-container ;;
     # A new enough Go: below.
     go) echo ca-certificates python3 python3-venv ;;
+    # The compiler for ARM, and what runs its programs here.
+    release) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static ;;
     # What .ci/run looks at the project with.
     checks) echo python3 python3-venv shellcheck ;;
     *) echo "tests/setup.sh: no group $1: build, files, etcd, emulated, packages, real, go, release, checks" >&2; exit 2 ;;
