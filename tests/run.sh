@@ -9,7 +9,7 @@ usage: tests/run.sh [all | unit | room ROOM | node | drills] [TEST...]
   all         everything, as CI does; this is what it does without a word
   unit        the library's own tests: a minute, no root (which is given up), nothing to install beside what the build needs
   room ROOM   the tests of a room from outside: archive, backup, cli, etcd, kube, machine,
-              partition, recovery, schedule or tools
+              packages, partition, recovery, schedule or tools
   node        the real node by itself: it reboots, loses its power and comes back
   drills      backups and recoveries on real nodes
 
@@ -24,7 +24,7 @@ word=${1:-all}
 # What is installed, and what is handed to cargo.
 case "$word" in
   -h | --help | help) help; exit ;;
-  all) groups=(build files etcd emulated real go browser promtool) targets=() ;;
+  all) groups=(build files etcd emulated packages real go browser promtool) targets=() ;;
   unit) groups=() ;;
   node | drills) groups=(build files etcd emulated real go) targets=(--test "$word") ;;
   room)
@@ -38,6 +38,7 @@ case "$word" in
       etcd) groups=(build files etcd go) targets+=(--test etcd_interrupted) ;;
       kube) groups=(build files etcd emulated) ;;
       machine) groups=(build files) ;;
+      packages) groups=(build emulated packages) ;;
       partition) groups=(build files emulated go) ;;
       recovery) groups=(build files etcd emulated go browser promtool) ;;
       schedule) groups=(build files etcd emulated) ;;

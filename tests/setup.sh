@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# tests/setup.sh [GROUP...]: installs what the build and the tests need on Debian 12 or 13, beside a Rust toolchain; all of it unless groups
-# are named. Does nothing where it is there, for which nobody needs to be root.
+# tests/setup.sh [GROUP...]: installs what the build and the tests need on Debian 12 or 13, beside a Rust toolchain; all of it but `release` unless
+# groups are named. Does nothing where it is there, for which nobody needs to be root.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,24 +15,28 @@ packages_of() {
     etcd) echo etcd-server etcd-client ;;
     # What the emulated node takes: real ostree, and the libostree binding of the rpm-ostree stand-in; systemd's own checker of units.
     emulated) echo systemd ostree gir1.2-ostree-1.0 python3 python3-gi curl ;;
+    # What packages are made of, and installed with.
+    packages) echo binutils debootstrap git gzip rpm ;;
     # What the real node is made and run with: debootstrap, systemd-nspawn (systemd-container).
     real) echo debootstrap systemd-container ;;
     # A new enough Go: below.
     go) echo ca-certificates python3 python3-venv ;;
+    # The compiler for ARM, and what runs its programs here.
+    release) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static ;;
     # A browser without a window, and something to write with.
     browser) echo chromium-headless-shell fonts-dejavu-core ;;
     # Prometheus' tool for checks, without Prometheus: below.
     promtool) ;;
     # What .ci/run looks at the project with.
     checks) echo python3 python3-venv shellcheck ;;
-    *) echo "tests/setup.sh: no group $1: build, files, etcd, emulated, real, go, browser, promtool, checks" >&2; exit 2 ;;
+    *) echo "tests/setup.sh: no group $1: build, files, etcd, emulated, packages, real, go, release, browser, promtool, checks" >&2; exit 2 ;;
   esac
 }
 # etcd 3.5 and later with their tools, and Kubernetes, are built from Go modules; Debian's Go is too old for them, the one on PyPI is not.
 go_is_new() { "$1" version 2>/dev/null | grep -Eq 'go1\.(2[4-9]|[3-9][0-9])'; }
 
 groups=("$@")
-[ $# -gt 0 ] || groups=(build files etcd emulated real go browser promtool checks)
+[ $# -gt 0 ] || groups=(build files etcd emulated packages real go browser promtool checks)
 missing=()
 needs_go=false
 needs_promtool=false

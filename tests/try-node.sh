@@ -30,7 +30,7 @@ say "A node: ostree, systemd, kubelet, etcd, the API server, operators"
 show kubectl get nodes,pods --all-namespaces
 
 say "The backup before the upgrade, by a Job"
-packaging/image/build.sh "$target/release/recovery" localhost/recovery:latest target/recovery-image.tar
+packaging/image/build.sh localhost/recovery:latest target/recovery-image.tar "$target/release/recovery"
 in_node sh -c 'cat > /var/tmp/image.tar && ctr --namespace k8s.io images import /var/tmp/image.tar && rm /var/tmp/image.tar' < target/recovery-image.tar
 in_node kubectl create configmap written-before --from-literal=upgrade=no
 tar --create --directory=packaging kubernetes | in_node tar --extract --directory=/var/tmp

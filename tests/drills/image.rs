@@ -1,4 +1,4 @@
-//! The image: the agent and nothing else, the same bytes each time, and the same image that the Containerfile describes.
+//! The image: the agent and nothing else for each architecture, the same bytes each time, and the same image that the Containerfile describes.
 
 use std::io::Read;
 use std::path::Path;
@@ -35,17 +35,30 @@ fn blob(archive: &[u8], descriptor: &Value) -> Result<Vec<u8>> {
 fn the_image_is_the_agent_alone_and_the_same_each_time() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let build = |name: &str| -> Result<Vec<u8>> {
-        jobs::build_image(&dir.path().join(name))?;
+        jobs::build_image(jobs::IMAGE, &dir.path().join(name))?;
         Ok(std::fs::read(dir.path().join(name))?)
     };
     let (archive, again) = (build("first.tar")?, build("second.tar")?);
     ensure!(archive == again, "the same binary made two images");
 
-    let index: Value = serde_json::from_slice(&member(&archive, "index.json")?)?;
-    let manifest: Value = serde_json::from_slice(&blob(&archive, &index["manifests"][0])?)?;
-    let config: Value = serde_json::from_slice(&blob(&archive, &manifest["config"])?)?;
-    ensure!(index["manifests"].as_array().map(Vec::len) == Some(1) && manifest["layers"].as_array().map(Vec::len) == Some(1), "{manifest}");
-    let layer = blob(&archive, &manifest["layers"][0])?;
+    let layout: Value = serde_json::from_slice(&member(&archive, "index.json")?)?;
+    ensure!(layout["manifests"].as_array().map(Vec::len) == Some(1), "the archive holds more than one image: {layout}");
+    let index: Value = serde_json::from_slice(&blob(&archive, &layout["manifests"][0])?)?;
+    let manifests = index["manifests"].as_array().context("an index of nothing")?;
+    ensure!(manifests.len() == 2, "{index}");
+    for (manifest, (architecture, program)) in manifests.iter().zip([("amd64", std::fs::read(AGENT)?), ("arm64", jobs::arm_program()?)]) {
+        ensure!(manifest["platform"] == serde_json::json!({"architecture": architecture, "os": "linux"}), "{manifest}");
+        holds_the_agent_alone(&archive, manifest, architecture, &program)?;
+    }
+    Ok(())
+}
+
+/// The image that a manifest describes.
+fn holds_the_agent_alone(archive: &[u8], descriptor: &Value, architecture: &str, program: &[u8]) -> Result<()> {
+    let manifest: Value = serde_json::from_slice(&blob(archive, descriptor)?)?;
+    let config: Value = serde_json::from_slice(&blob(archive, &manifest["config"])?)?;
+    ensure!(manifest["layers"].as_array().map(Vec::len) == Some(1) && config["architecture"] == architecture, "{manifest}: {config}");
+    let layer = blob(archive, &manifest["layers"][0])?;
     ensure!(config["rootfs"]["diff_ids"][0] == format!("sha256:{}", sha256(&layer)), "the configuration is of another layer: {config}");
 
     let mut held = Vec::new();
@@ -57,7 +70,7 @@ fn the_image_is_the_agent_alone_and_the_same_each_time() -> Result<()> {
         ensure!((header.uid()?, header.gid()?) == (0, 0), "{} is not root's", entry.path()?.display());
         held.push((format!("/{}", entry.path()?.display()), header.mode()?, sha256(bytes)));
     }
-    ensure!(held == [("/recovery".to_owned(), 0o755, sha256(std::fs::read(AGENT)?))], "the layer holds {held:?}");
+    ensure!(held == [("/recovery".to_owned(), 0o755, sha256(program))], "the layer holds {held:?}");
     containerfile_says(&held[0].0, held[0].1, &config["config"])
 }
 

@@ -101,6 +101,16 @@ fn the_packaged_job_has_three_ends() -> Result<()> {
     let taken = backups(&node)?;
     ensure!(taken.len() == 2 && before.trim() == format!("{}.partial", taken[0].0), "{taken:?} of {before}");
 
+    let (disconnected, job) = Job::of_overlays(&node)?;
+    for words in ["image: registry.example.com:5000/edge/recovery@sha256:", "imagePullSecrets:\n  - name: recovery-registry\n"] {
+        ensure!(disconnected.contains(words), "no {words:?} in {disconnected}");
+    }
+    job.completes()?;
+    let list = node.run(&[AGENT, "list", "--selector", "ticket=1234"])?;
+    ensure!(list.contains("before-4.17.3"), "the overlay's name and label are not the backup's: {list}");
+    let taken = backups(&node)?;
+    ensure!(taken.len() == 3, "{taken:?}");
+
     // Nothing more fits on the recovery partition.
     node.run(&[
         "sh",

@@ -1,5 +1,6 @@
 //! Backups asked for by Jobs: with the manifests of `packaging/kubernetes`, and as the hub of the old tool makes them.
 
+use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -34,17 +35,34 @@ const HOST_PATHS: [&str; 13] = [
 ];
 const MINUTES: Limit = Limit::of(180);
 
-/// Makes the image of the agent under test.
-pub(crate) fn build_image(archive: &Path) -> Result<()> {
+/// What stands for the agent on ARM, in an image that is for both architectures: a program's header and no more. The real one takes minutes
+/// to build; no node here could run it.
+pub(crate) fn arm_program() -> Result<Vec<u8>> {
+    let mut header = vec![0; 64];
+    std::fs::File::open(AGENT)?.read_exact(&mut header)?;
+    // e_machine: EM_AARCH64.
+    header[18..20].copy_from_slice(&183_u16.to_le_bytes());
+    Ok(header)
+}
+
+/// Makes the image of the agent under test, and of what stands for the one on ARM.
+pub(crate) fn build_image(name: &str, archive: &Path) -> Result<()> {
     let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/image/build.sh");
-    command::checked(Command::new(recipe).args([AGENT, IMAGE]).arg(archive), MINUTES).map(drop)
+    let arm = archive.with_extension("arm");
+    std::fs::write(&arm, arm_program()?)?;
+    command::checked(Command::new(recipe).arg(name).arg(archive).arg(AGENT).arg(arm), MINUTES).map(drop)
 }
 
 /// Gives the image of the agent under test to the node's container runtime.
 pub(crate) fn import_image(node: &Node) -> Result<()> {
+    import_image_as(node, IMAGE)
+}
+
+/// The same under another name. The runtime takes the one for its machine out of the index.
+fn import_image_as(node: &Node, name: &str) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let archive = dir.path().join("image.tar");
-    build_image(&archive)?;
+    build_image(name, &archive)?;
     let argv = ["ctr", "--namespace=k8s.io", "images", "import", "-"];
     node.exec_with(&argv, &std::fs::read(archive)?, MINUTES)?.checked().map(drop)
 }
@@ -88,6 +106,23 @@ impl<'n> Job<'n> {
         node.put("/var/tmp/kubernetes/overlay/kustomization.yaml", overlay.to_string().as_bytes(), 0o644)?;
         node.kubectl(&["apply", "--kustomize=/var/tmp/kubernetes/overlay"])?;
         Ok(Self { node, namespace: "recovery", name: name.to_owned() })
+    }
+
+    /// The two overlays of `packaging/overlays`: of one, what the API server would make of it, of the other the Job, with the image that it
+    /// names.
+    pub(crate) fn of_overlays(node: &'n Node) -> Result<(String, Self)> {
+        let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging");
+        for folder in ["kubernetes", "overlays/disconnected", "overlays/before-upgrade"] {
+            for entry in std::fs::read_dir(packaging.join(folder))? {
+                let entry = entry?;
+                node.put_file(&entry.path(), &format!("/var/tmp/packaging/{folder}/{}", entry.file_name().display()), 0o644)?;
+            }
+        }
+        let overlay = |name: &str| format!("--kustomize=/var/tmp/packaging/overlays/{name}");
+        let seen = node.kubectl(&["apply", &overlay("disconnected"), "--dry-run=server", "--output=yaml"])?;
+        import_image_as(node, "quay.example.com/edge/recovery:0.1.0")?;
+        node.kubectl(&["apply", &overlay("before-upgrade")])?;
+        Ok((seen, Self { node, namespace: "recovery", name: "recovery-backup-before-4-17-3".to_owned() }))
     }
 
     /// As the old tool's hub makes it, with nothing but the image changed.
