@@ -181,6 +181,12 @@ impl Rules {
         self.rules.iter().enumerate().filter(|(_, rule)| rule.conditions.may_hold(target)).map(|(place, _)| place)
     }
 
+    /// True when some rule chooses objects by their names or namespaces.
+    #[must_use]
+    pub fn choose_by_name(&self) -> bool {
+        self.rules.iter().any(|rule| rule.conditions.name.is_some() || !rule.conditions.namespaces.is_empty())
+    }
+
     /// True when a rule's conditions look at what an object holds: its labels, its values.
     #[must_use]
     pub fn looks_inside(&self, place: usize) -> bool {

@@ -147,7 +147,7 @@ impl Objects {
         look: &Look<'_, T>,
         each: &mut dyn FnMut(T) -> Result<()>,
     ) -> Result<()> {
-        let mut meant = rules.map(|rules| Meant { rules, prefix: &self.prefix, kinds: HashMap::new() });
+        let mut meant = rules.map(|rules| Meant { rules, prefix: &self.prefix, kinds: HashMap::new(), by_name: rules.choose_by_name() });
         let is_other = |key: &[u8]| others.iter().any(|other| other == key);
         let mut is_meant = |key: &[u8]| meant.as_mut().is_some_and(|meant| meant.by_key(key));
         let mut wanted = |key: &[u8]| is_other(key) || is_meant(key);
@@ -181,6 +181,8 @@ struct Meant<'a> {
     rules: &'a Rules,
     prefix: &'a str,
     kinds: HashMap<String, bool>,
+    /// Some rule is about some objects of a kind and not about others, by their names.
+    by_name: bool,
 }
 
 impl Meant<'_> {
@@ -189,7 +191,7 @@ impl Meant<'_> {
         let known = self.kinds.get(key.kind()).copied();
         known.unwrap_or_else(|| *self.kinds.entry(key.kind().to_owned()).or_insert_with(|| key.may_be_meant(self.rules)))
             // Most objects of a kind are ruled out by their name.
-            && key.target().is_none_or(|target| self.rules.about_unread(&target).is_some())
+            && (!self.by_name || key.target().is_none_or(|target| self.rules.about_unread(&target).is_some()))
     }
 }
 
