@@ -85,6 +85,12 @@ impl FailureKind {
         }
     }
 
+    /// True where something else is in the way, or does not answer, for now: the same may go well later without anybody's doing.
+    #[must_use]
+    pub fn is_not_now(self) -> bool {
+        matches!(self, Self::Busy | Self::Unanswered | Self::Locked | Self::Interrupted)
+    }
+
     /// The kind that an exit code in a journal of version 1 meant. (Such journals record no interruption.)
     #[must_use]
     pub fn of_code(code: u8) -> Self {

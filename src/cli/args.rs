@@ -133,7 +133,7 @@ pub enum Verb {
     Etcd(EtcdArgs),
     /// Pack, compare and restore archives of a directory
     Archive(ArchiveArgs),
-    /// Write man pages or shell completions
+    /// Write man pages, shell completions or journald's message catalog
     #[command(hide = true)]
     Generate(GenerateArgs),
 }
@@ -445,9 +445,9 @@ pub enum ArchiveVerb {
 /// `generate`
 #[derive(Debug, Clone, Args)]
 pub struct GenerateArgs {
-    /// `man`, or a shell: bash, zsh, fish
+    /// `man`, `catalog` (of journald), or a shell: bash, zsh, fish
     pub what: String,
-    /// Where to: a directory for man pages
+    /// The directory to put them into
     #[arg(value_hint = ValueHint::DirPath)]
     pub to: PathBuf,
 }

@@ -191,9 +191,7 @@ fn due(context: &Context) -> Result<ExitCode> {
         }
         if ran.is_empty() { "nothing is due\n".to_owned() } else { text }
     })?;
-    let not_now =
-        |kind: FailureKind| matches!(kind, FailureKind::Busy | FailureKind::Unanswered | FailureKind::Locked | FailureKind::Interrupted);
-    let worst = ran.iter().filter_map(|one| one.error.as_ref()).map(kind).find(|kind| !not_now(*kind));
+    let worst = ran.iter().filter_map(|one| one.error.as_ref()).map(kind).find(|kind| !kind.is_not_now());
     let waits = ran.iter().any(|one| one.backup.is_none()).then_some(FailureKind::Busy);
     Ok(worst.or(waits).map_or(ExitCode::SUCCESS, |kind| ExitCode::from(kind.code())))
 }

@@ -30,6 +30,7 @@ use crate::engine::driver::{Until, Work, drive, with_next};
 use crate::error::{AndNext, FailureKind, busy, kind};
 use crate::etcd;
 use crate::node::{Node, clock::interrupted, dir::RecoveryDir, hold, recovery_mount, timer};
+use crate::report::event::{self, About, tell};
 use crate::report::{Progress, paths};
 use crate::session::{Locked, Session};
 use crate::tools::ostree;
@@ -81,6 +82,23 @@ pub struct Taken {
 /// [`FailureKind::Busy`] during a recovery, unless the same Job asks again; [`FailureKind::Usage`] for an invalid name or label; as
 /// [`preflight::look`] and [`preflight::space`]; when anything cannot be read or written.
 pub fn take(session: &Locked<'_>, options: &TakeOptions) -> Result<Taken> {
+    let taken = take_one(session, options);
+    match &taken {
+        Ok(Taken { outcome: Outcome::AlreadyDone, .. }) => {}
+        Ok(Taken { manifest, seconds, warnings, .. }) => {
+            let warned = if warnings.is_empty() { String::new() } else { format!(", with {} warnings", warnings.len()) };
+            let about = About { backup: Some(&manifest.id), ..About::default() };
+            tell(&event::BACKUP_GOOD, about, &format!("backup {} is complete, after {seconds:.0} s{warned}", manifest.id));
+        }
+        Err(error) => {
+            let kind = if kind(error).is_not_now() { &event::BACKUP_NOT_NOW } else { &event::BACKUP_FAILED };
+            event::tell_error(kind, About::default(), "taking a backup", error);
+        }
+    }
+    taken
+}
+
+fn take_one(session: &Locked<'_>, options: &TakeOptions) -> Result<Taken> {
     let Session { node, dir, progress, .. } = **session;
     let began = Instant::now();
     check_options(options)?;
