@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::args::Global;
+use super::screen::Row;
 use crate::error::{Next, misfit, not_permitted, usage};
 use crate::node::Node;
 use crate::node::clock::interrupted;
@@ -123,6 +124,12 @@ impl Context {
     /// Commands in `text` as they have to be typed here.
     pub(super) fn as_called(&self, text: &str) -> String {
         as_called(text, self.dir.shown())
+    }
+
+    /// The rows of a report as they are shown, as [`Context::text`] does it.
+    pub(super) fn rows(&self, mut rows: Vec<Row>) -> Vec<Row> {
+        rows.iter_mut().for_each(|row| row.text = words::line(&self.as_called(&row.text)).into_owned());
+        rows
     }
 
     /// Prints a report: as JSON, or as `people` writes it.

@@ -23,6 +23,7 @@ mod restart;
 mod restore_files;
 mod resume;
 mod schedule;
+mod screen;
 mod show;
 mod status;
 mod up;

@@ -29,3 +29,4 @@ mod through;
 mod unit;
 mod up;
 mod walk;
+mod watch;
