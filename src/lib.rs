@@ -12,7 +12,7 @@
 //! 4. [`engine`]: the pure transition function, the journal, the driver. [`recovery`]: what it carries out, one file per phase with its steps in order.
 //! 5. [`archive`], [`etcd`], [`kube`], [`tools`]: the four ways in which things are done. [`modifiers`]: rules by which objects are patched.
 //! 6. [`gate`]: no upgrade without a good backup. [`up`]: whether everything is up again.
-//! 7. [`partition`]: the disk space of the recovery directory's own.
+//! 7. [`partition`]: the disk space of the recovery directory's own. [`collect`]: what support needs to see, in one archive.
 //! 8. [`formats`]: what is written to disk and read again by another version.
 //! 9. [`session`]: what a command works on, and the proof that it may. [`report`]: progress and log. [`compression`]: what a file is packed with. [`cli`]: one file per command.
 //!
@@ -23,6 +23,7 @@
 pub mod archive;
 pub mod backup;
 pub mod cli;
+pub mod collect;
 pub mod compression;
 pub mod engine;
 pub mod error;

@@ -129,6 +129,8 @@ pub enum Verb {
     Schedule(ScheduleArgs),
     /// Give the recovery directory a partition of its own
     Partition(PartitionArgs),
+    /// Collect what support needs to see of this node into one archive, without secrets
+    Collect(CollectArgs),
     /// Save, look at and restore etcd snapshots
     Etcd(EtcdArgs),
     /// Pack, compare and restore archives of a directory
@@ -397,6 +399,17 @@ pub struct ExportArgs {
     /// Where to: must not exist, or be empty; a directory of the running system, with --root too
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub to: PathBuf,
+}
+
+/// `collect`
+#[derive(Debug, Clone, Args)]
+pub struct CollectArgs {
+    /// The archive, a new file, `.tar.zst`; a file of the running system, with --root too [default: /var/tmp/recovery-NODE-TIME.tar.zst]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub to: Option<PathBuf>,
+    /// How far back logs are taken; of each, no more than 20,000 lines
+    #[arg(long, value_name = "N", default_value_t = crate::collect::HOURS, value_parser = clap::value_parser!(u32).range(1..=8760))]
+    pub hours: u32,
 }
 
 /// `archive`

@@ -8,6 +8,7 @@ mod abandon;
 mod archive;
 pub mod args;
 mod backup;
+mod collect;
 mod context;
 mod enter;
 mod etcd;
@@ -168,6 +169,7 @@ fn perform(context: &Context, verb: Verb) -> Result<ExitCode> {
         Verb::Prune(args) => list::prune(context, &args),
         Verb::Export(args) => export::run(context, &args),
         Verb::Schedule(args) => schedule::run(context, &args),
+        Verb::Collect(args) => collect::run(context, &args),
         Verb::Partition(args) => partition::run(context, &args.verb),
         Verb::Etcd(args) => etcd::run(context, &args),
         Verb::Archive(args) => archive::run(context, &args),

@@ -29,7 +29,7 @@ const OLD_SCRIPT: &str = "  What it restored stays, and the rest is the newer re
 
 /// `status --json`
 #[derive(Debug, Serialize)]
-struct Status {
+pub(super) struct Status {
     #[serde(flatten)]
     recovery: StatusReport,
     /// What is wrong with what is mounted at the recovery directory.
@@ -45,7 +45,8 @@ pub(super) fn run(context: &Context, args: &StatusArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn look(context: &Context) -> Result<Status> {
+/// Looks.
+pub(super) fn look(context: &Context) -> Result<Status> {
     let session = context.session()?;
     let mount = recovery_mount::check(session.node, session.dir).unwrap_or_else(|error| Some(format!("{error:#}")));
     Ok(Status { recovery: status(&session)?, mount, backups: store::list(&session, &Selector::default())? })

@@ -178,7 +178,7 @@ fn stopped<T: Procedure>(reading: &Reading<T>, cause: &anyhow::Error, message: &
 }
 
 /// What entries of journald about a phase of this run have.
-fn about<'a, T: Procedure>(reading: &'a Reading<T>, phase: T::Phase) -> About<'a> {
+fn about<T: Procedure>(reading: &Reading<T>, phase: T::Phase) -> About<'_> {
     About { run: Some(&reading.run), backup: Some(&reading.subject), phase: Some(phase.name()), ..About::default() }
 }
 

@@ -148,7 +148,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let socket = UnixDatagram::bind(&path).unwrap();
-        let layers = tracing_subscriber::registry().with(Journald::connect(&path, Box::new(|text| text.replace("`", "'"))).unwrap());
+        let layers = tracing_subscriber::registry().with(Journald::connect(&path, Box::new(|text| text.replace('`', "'"))).unwrap());
         tracing::subscriber::with_default(layers, || {
             let step = "unit-files";
             tracing::error!(recovery_step = step, recovery_next = "`do`", "it said \x1b[31m`no`\nPRIORITY=0 {}", "\u{e9}".repeat(LONGEST));

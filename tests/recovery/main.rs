@@ -5,6 +5,7 @@ mod all_the_way;
 mod before_a_backup;
 mod by_hand;
 mod cluster_restore;
+mod collect;
 mod full_disk;
 mod gate;
 mod hostile;
