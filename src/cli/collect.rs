@@ -45,7 +45,7 @@ fn describe(collected: &Collected) -> String {
     let file = paths::shown(&collected.file);
     let mut text = String::new();
     for entry in &collected.entries {
-        text += &format!("  {:>10}  {}{}\n", mib(entry.bytes as u64), line(&entry.name), if entry.cut { ", its end" } else { "" });
+        text += &format!("{:>10}  {}{}\n", entry.bytes, line(&entry.name), if entry.cut { ", its end" } else { "" });
     }
     for missing in &collected.missing {
         text += &format!("could not be had: {}: {}\n", line(&missing.name), line(&missing.why));

@@ -74,7 +74,9 @@ pub(super) fn add(bundle: &mut Bundle, session: &Session<'_>, hours: u32) -> Res
     };
     recovery_files(bundle, session)?;
     for path in FILES {
-        file(bundle, &format!("node{path}"), &node.real_path(path))?;
+        // Some are links.
+        let real = node.real_path(path);
+        file(bundle, &format!("node{path}"), &real.canonicalize().unwrap_or(real))?;
     }
     for entry in names_in(&node.real_path("/boot/loader/entries")) {
         file(bundle, &format!("node/boot/loader/entries/{}", safe(&entry)), &entry)?;

@@ -47,6 +47,7 @@ fn place() -> Place {
     let place = Place::new();
     // journald takes no other form.
     place.put("/etc/machine-id", "0123456789abcdef0123456789abcdef\n");
+    std::os::unix::fs::symlink("../usr/lib/os-release", place.at("/etc/os-release")).unwrap();
     place.back_up("b2", 2);
     let laid_out =
         Command::new("bash").args(["-euc", LAY_OUT, "bash"]).arg(place.at("/")).args([TOOL, env!("CARGO_BIN_EXE_recovery")]).status();
@@ -170,7 +171,7 @@ fn journalctl_explains_a_failure_and_has_the_next_command() {
     assert!(tar.status().unwrap().success());
     let log = std::fs::read_to_string(unpacked.path().join("logs/recovery.txt")).unwrap();
     assert!(log.contains("phase restore-files begins") && log.contains("step stop-runtime failed"), "{log}");
-    for log in ["logs/kubelet.service.txt", "logs/kernel-warnings.txt"] {
+    for log in ["logs/kubelet.service.txt", "logs/kernel-warnings.txt", "node/etc/os-release", "disk/df.txt", "disk/findmnt.txt"] {
         assert!(unpacked.path().join(log).exists(), "{}", std::fs::read_to_string(unpacked.path().join("errors.txt")).unwrap());
     }
 }
