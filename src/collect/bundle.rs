@@ -14,7 +14,11 @@ use crate::node::clock::interrupted;
 use crate::node::durable;
 
 /// The most bytes of one entry: of more, the end is kept, which in a log is the newest.
-pub(super) const MOST_OF_ONE: usize = 8 << 20;
+const MOST_OF_ONE: usize = 8 << 20;
+/// The beginning of an end: what in it is a secret, a name before it may have said, or the begin of a key. It is read, and left out.
+const MARGIN: usize = 128 << 10;
+/// The most bytes that are read for one entry, from the end.
+pub(super) const READ: usize = MOST_OF_ONE + MARGIN;
 /// The most bytes of all entries together.
 const MOST: usize = 64 << 20;
 /// Logs compress well at any level.
@@ -93,15 +97,15 @@ impl Bundle {
     fn put(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         let text = String::from_utf8_lossy(bytes);
         let text = redact(&text);
-        let kept = end(&text);
+        let most = if bytes.len() >= READ { text.len().saturating_sub(MARGIN) } else { text.len() };
+        let kept = end(&text, most.min(MOST_OF_ONE));
         if kept.len() > self.left {
             self.lacks(name, &format!("the archive would have more than {} MiB", MOST >> 20));
             return Ok(());
         }
         self.left -= kept.len();
         self.write(name, kept)?;
-        // What was read may have been cut off already.
-        self.entries.push(Entry { name: name.to_owned(), bytes: kept.len(), cut: kept.len() < text.len() || bytes.len() >= MOST_OF_ONE });
+        self.entries.push(Entry { name: name.to_owned(), bytes: kept.len(), cut: kept.len() < text.len() });
         Ok(())
     }
 
@@ -139,11 +143,13 @@ impl Bundle {
     }
 }
 
-/// The end of a text that is too long, from the beginning of a line.
-fn end(text: &str) -> &str {
-    let Some(from) = text.len().checked_sub(MOST_OF_ONE) else { return text };
-    let rest = (from..text.len()).find_map(|at| text.get(at..)).unwrap_or_default();
-    if from == 0 { text } else { rest.split_once('\n').map_or(rest, |(_, rest)| rest) }
+/// The end of a text that is longer than this, from the beginning of a line.
+fn end(text: &str, most: usize) -> &str {
+    if text.len() <= most {
+        return text;
+    }
+    let rest = (text.len() - most..text.len()).find_map(|at| text.get(at..)).unwrap_or_default();
+    rest.split_once('\n').map_or(rest, |(_, rest)| rest)
 }
 
 #[cfg(test)]
@@ -152,13 +158,23 @@ mod tests {
 
     #[test]
     fn of_what_is_too_long_the_last_lines_are_kept() {
-        let line = format!("{}\u{e9}\n", "x".repeat(97));
-        let text = line.repeat(MOST_OF_ONE / line.len() + 10);
-        let kept = end(&text);
-        assert!(kept.len() <= MOST_OF_ONE && kept.len() > MOST_OF_ONE - 2 * line.len() && kept.starts_with(&line) && text.ends_with(kept));
-        assert_eq!(end("short"), "short");
-        let one_line = "x".repeat(MOST_OF_ONE + 5);
-        assert_eq!(end(&one_line).len(), MOST_OF_ONE);
+        let text = "first \u{e9}\nsecond \u{e9}\nthird\n";
+        assert_eq!((end(text, 100), end(text, 20), end(text, 14), end(text, 6)), (text, "second \u{e9}\nthird\n", "third\n", ""));
+        assert_eq!(end("one line", 4), "line");
+    }
+
+    /// The line before may have said that it is a secret.
+    #[test]
+    fn nothing_is_kept_of_the_beginning_of_an_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bundle = Bundle::begin(&dir.path().join("a.tar.zst"), "top", 0).unwrap();
+        let mut log = b"hidden\n".to_vec();
+        log.resize(READ - 5, b'\n');
+        log.extend(b"last\n");
+        bundle.put("log", &log).unwrap();
+        assert!(bundle.entries[0].cut && bundle.entries[0].bytes < log.len() - MARGIN, "{:?}", bundle.entries);
+        bundle.put("short", b"hidden\n").unwrap();
+        assert!(!bundle.entries[1].cut && bundle.entries[1].bytes == 7);
     }
 
     #[test]
@@ -167,7 +183,7 @@ mod tests {
         let file = dir.path().join("a.tar.zst");
         let mut bundle = Bundle::begin(&file, "top", 0).unwrap();
         for number in 0..9 {
-            bundle.add(&format!("logs/{number}"), || Ok(vec![b'x'; MOST_OF_ONE])).unwrap();
+            bundle.add(&format!("logs/{number}"), || Ok(vec![b'\n'; MOST_OF_ONE])).unwrap();
         }
         bundle.add("gone", || anyhow::bail!("the file is gone: password=hidden")).unwrap();
         assert_eq!((bundle.entries.len(), bundle.missing.len()), (8, 2));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use walkdir::WalkDir;
 
-use super::bundle::{Bundle, MOST_OF_ONE};
+use super::bundle::{Bundle, READ};
 use crate::backup::layout::{LOG, MANIFEST, SUMS};
 use crate::backup::take::partial::JOURNAL;
 use crate::error::FailureKind;
@@ -150,7 +150,7 @@ fn recovery_files(bundle: &mut Bundle, session: &Session<'_>) -> Result<()> {
 
 /// What a program prints, its standard error after its output. That it fails is an error only where it has printed nothing.
 fn said(node: &Node, program: &str, args: &[&str], limit: Duration) -> Result<Vec<u8>> {
-    let output = node.command(program)?.args(args).limit(limit).last(MOST_OF_ONE).output()?;
+    let output = node.command(program)?.args(args).limit(limit).last(READ).output()?;
     if !output.status.success() && output.stdout.is_empty() {
         return Err(output.error());
     }
@@ -168,11 +168,11 @@ fn file(bundle: &mut Bundle, name: &str, path: &Path) -> Result<()> {
         if !meta.is_file() {
             return Err(anyhow!("it is not a regular file"));
         }
-        if meta.len() > MOST_OF_ONE as u64 {
-            opened.seek(SeekFrom::Start(meta.len() - MOST_OF_ONE as u64))?;
+        if meta.len() > READ as u64 {
+            opened.seek(SeekFrom::Start(meta.len() - READ as u64))?;
         }
         let mut bytes = Vec::new();
-        opened.take(MOST_OF_ONE as u64).read_to_end(&mut bytes).with_context(|| format!("reading {}", path.display()))?;
+        opened.take(READ as u64).read_to_end(&mut bytes).with_context(|| format!("reading {}", path.display()))?;
         Ok(bytes)
     })
 }

@@ -93,7 +93,10 @@ pub fn due(session: Session<'_>, wait: Duration) -> Result<Vec<Ran>> {
             return Ok(done);
         };
         let name = schedule.name.clone();
-        tell_late(&name, since, now.moment.wall);
+        // What was tried before was not missed.
+        if schedule.state.waiting.is_none() {
+            tell_late(&name, since, now.moment.wall);
+        }
         done.push(match run(&locked, schedule, &now, wait, false, true)? {
             Ok((backup, warnings)) => Ran { schedule: name, backup: Some(backup), why: None, warnings, error: None },
             Err(error) => Ran::without(name, error),

@@ -137,6 +137,24 @@ fn a_recovery_can_be_found_in_the_journal() {
     let (output, entries) = live(&place, &journald, &["--yes", "abandon"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert_eq!(kinds(&entries), subjects(&[&event::HOLD_LIFTED, &event::RECOVERY_ABANDONED]), "{entries:#?}");
+
+    // This node has no etcd to back up, and no API server.
+    let failed = |args: &[&str], before: &[&event::Kind]| {
+        let (output, entries) = live(&place, &journald, args);
+        assert_ne!(output.status.code(), Some(0), "{output:?}");
+        let before = subjects(before).into_iter().chain([event::COMMAND_FAILED.subject]).collect::<Vec<_>>();
+        assert_eq!(kinds(&entries), before, "{output:?}");
+        let code = output.status.code().unwrap().to_string();
+        let all = entries.iter().filter(|entry| entry.contains_key("MESSAGE_ID"));
+        all.for_each(|entry| assert!(entry["RECOVERY_EXIT"] == code && !entry["RECOVERY_NEXT"].is_empty(), "{entry:#?}"));
+        entries
+    };
+    failed(&["backup"], &[&event::BACKUP_FAILED]);
+    failed(&["gate"], &[&event::GATE_CLOSED]);
+    let (output, _) = live(&place, &journald, &["schedule", "set", "nightly", "--cron", "0 3 * * *"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let entries = failed(&["schedule", "run", "nightly"], &[&event::BACKUP_FAILED, &event::SCHEDULE_FAILED]);
+    assert!(entries.iter().any(|entry| has(entry, "RECOVERY_SCHEDULE", "nightly")), "{entries:#?}");
 }
 
 /// The catalog installed as the README says, a real journald, and a recovery that fails.
