@@ -182,8 +182,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a.tar.zst");
         let mut bundle = Bundle::begin(&file, "top", 0).unwrap();
+        bundle.left = 85;
         for number in 0..9 {
-            bundle.add(&format!("logs/{number}"), || Ok(vec![b'\n'; MOST_OF_ONE])).unwrap();
+            bundle.add(&format!("logs/{number}"), || Ok(b"ten bytes\n".to_vec())).unwrap();
         }
         bundle.add("gone", || anyhow::bail!("the file is gone: password=hidden")).unwrap();
         assert_eq!((bundle.entries.len(), bundle.missing.len()), (8, 2));
