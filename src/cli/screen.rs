@@ -1,5 +1,5 @@
-//! A report that is written again and again over the one before, on a terminal: also on a serial console of 24 lines, which knows little more than
-//! a VT100 did.
+//! A report that is written again and again over the one before, on a terminal: also on a serial console of 24 lines, which knows little
+//! more than a VT100 did.
 
 use std::io::IsTerminal;
 
@@ -95,8 +95,8 @@ impl Terminal {
     }
 }
 
-/// The lines over what the screen showed, one by one: a screen that is never cleared as a whole does not flicker. Without line wrap (mode 7) a line of
-/// text is a line of the screen.
+/// The lines over what the screen showed, one by one: a screen that is never cleared as a whole does not flicker. Without line wrap (mode
+/// 7) a line of text is a line of the screen.
 fn screen(lines: &[String]) -> String {
     format!("\x1b[?7l\x1b[H{}\x1b[K\x1b[J\x1b[?7h\n", lines.join("\x1b[K\n"))
 }
@@ -127,7 +127,8 @@ fn with_marks(kept: &[(usize, Option<String>)]) -> Vec<String> {
         .collect()
 }
 
-/// The lines of the rows, at this width, with their ranks: of a row that is broken, what is further down is of less worth, and nobody reads without end.
+/// The lines of the rows, at this width, with their ranks: of a row that is broken, what is further down is of less worth, and nobody reads
+/// without end.
 fn broken(rows: &[Row], columns: usize) -> Vec<(usize, String)> {
     let mut lines = Vec::new();
     for row in rows {

@@ -80,8 +80,8 @@ fn watch(context: &Context) -> Result<ExitCode> {
     }
 }
 
-/// The report, line by line. A rank says how soon a line is left out on a screen that is too small: never the state, the step at work and what to do next.
-/// `counts`: with how long the step is at work so far.
+/// The report, line by line. A rank says how soon a line is left out on a screen that is too small: never the state, the step at work and
+/// what to do next. `counts`: with how long the step is at work so far.
 fn rows(report: &Status, now: Timestamp, counts: bool) -> Vec<Row> {
     let mut rows = Vec::new();
     let recovery = &report.recovery;

@@ -42,7 +42,8 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<ExitCode> {
     Ok(if up.up { ExitCode::SUCCESS } else { ExitCode::from(FailureKind::Unanswered.code()) })
 }
 
-/// One line for each part, and one for each of its objects that is not up; what did not stay up. On a small screen, what is up is left out first.
+/// One line for each part, and one for each of its objects that is not up; what did not stay up. On a small screen, what is up is left out
+/// first.
 fn rows(parts: &[Checked], held: Duration, fell: &[Fell]) -> Vec<Row> {
     let mut rows = Vec::new();
     for part in parts {

@@ -1,8 +1,8 @@
 //! What support needs to see of a node, in one archive: the verb `collect`.
 //!
-//! Reading order: `sources` (what is looked at: files, directories, programs), `bundle` (the archive and its bounds), [`redact`](mod@redact) (no secret goes
-//! into it). Nothing on the node is changed and no lock is taken, so that it works in the middle of a recovery. Whatever cannot be had is noted and
-//! passed over.
+//! Reading order: `sources` (what is looked at: files, directories, programs), `bundle` (the archive and its bounds),
+//! [`redact`](mod@redact) (no secret goes into it). Nothing on the node is changed and no lock is taken, so that it works in the middle of
+//! a recovery. Whatever cannot be had is noted and passed over.
 
 mod bundle;
 pub mod redact;
@@ -50,8 +50,8 @@ fn text<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
 /// Collects everything into `file`, which must not exist: logs of the last so many `hours`, and the agent's own `reports`.
 ///
 /// # Errors
-/// [`FailureKind::Usage`] when `file` exists; [`FailureKind::NoSpace`] when it does not fit on its disk; when it cannot be written. What cannot be looked at
-/// on the node is no error: it is in the report.
+/// [`FailureKind::Usage`] when `file` exists; [`FailureKind::NoSpace`] when it does not fit on its disk; when it cannot be written. What
+/// cannot be looked at on the node is no error: it is in the report.
 pub fn collect(session: &Session<'_>, file: &Path, hours: u32, reports: &[Report<'_>]) -> Result<Collected> {
     if file.symlink_metadata().is_ok() {
         return Err(usage(format!("{} exists already: name a new file", file.display())));

@@ -1,6 +1,7 @@
 //! Taking secrets out of text: private keys, tokens, passwords, by their form and by the name before them. What is in doubt goes.
 //!
-//! It is the second line: the first is that nothing is collected whose purpose is to hold secrets (keys, kubeconfigs, Secrets, the content of backups).
+//! It is the second line: the first is that nothing is collected whose purpose is to hold secrets (keys, kubeconfigs, Secrets, the content
+//! of backups).
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -12,7 +13,8 @@ use serde_json::Value;
 /// What stands in place of a secret.
 pub const REDACTED: &str = "[REDACTED]";
 
-/// The most bytes between the begin and the end of a key: one of 16,384 bits in lines that each have the journal's time and unit before them.
+/// The most bytes between the begin and the end of a key: one of 16,384 bits in lines that each have the journal's time and unit before
+/// them.
 const LONGEST_KEY: usize = 64 << 10;
 /// How deep base64 in base64 is looked into.
 const DEPTH: usize = 3;

@@ -107,8 +107,8 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     if parent(from)? == parent(to)? { Ok(()) } else { sync_dir(parent(from)?) }
 }
 
-/// Gives the whole file `part` the name `file`, which must be free, and removes the name `part` last: while a file has both, the call that wrote it has
-/// not ended.
+/// Gives the whole file `part` the name `file`, which must be free, and removes the name `part` last: while a file has both, the call that
+/// wrote it has not ended.
 ///
 /// # Errors
 /// When there is something with that name, or it cannot be made durable.

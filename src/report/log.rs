@@ -1,8 +1,8 @@
 //! The log: journald with structured fields, and plain lines on standard error.
 //!
-//! journald shows the fields of an entry (`recovery_run`, …) as `RECOVERY_RUN`, …: `journalctl RECOVERY_RUN=…` shows one recovery. What happens
-//! has a `MESSAGE_ID` besides: see [`event`]. Both outputs get each message as one line, without characters that control a terminal: of a message with such a character, journalctl
-//! shows only its size.
+//! journald shows the fields of an entry (`recovery_run`, …) as `RECOVERY_RUN`, …: `journalctl RECOVERY_RUN=…` shows one recovery. What
+//! happens has a `MESSAGE_ID` besides: see [`event`]. Both outputs get each message as one line, without characters that control a
+//! terminal: of a message with such a character, journalctl shows only its size.
 
 use std::fmt::Write as _;
 use std::os::unix::net::UnixDatagram;

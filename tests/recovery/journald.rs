@@ -1,5 +1,5 @@
-//! What journald gets of a recovery: fields of its own, by which people find it, and what `journalctl -x` makes of it. The agent takes itself to be on the
-//! live node here: that is in a root of its own, with a socket where journald listens, or with a journald.
+//! What journald gets of a recovery: fields of its own, by which people find it, and what `journalctl -x` makes of it. The agent takes
+//! itself to be on the live node here: that is in a root of its own, with a socket where journald listens, or with a journald.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixDatagram;
