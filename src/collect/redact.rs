@@ -37,7 +37,7 @@ static NEXT_LINE: LazyLock<Regex> =
     LazyLock::new(|| pattern(r#"(?im)(NAME["']?[ \t]*:[ \t]*\r?\n[ \t]+(?:-[ \t]+)?)([^\s:#-][^\s:]*)(?:[ \t\r]*)$"#));
 /// `Authorization: …`, to the end of the line or of the quotes.
 static AUTHORIZATION: LazyLock<Regex> =
-    LazyLock::new(|| pattern(r#"(?i)((?:proxy-)?authorization\\*["']?\s*[:=]\s*\\*["']?)([^"'\\\n\r]+)"#));
+    LazyLock::new(|| pattern(r#"(?i)((?:proxy-)?authorization\\*["']?[ \t]*[:=][ \t]*\\*["']?)([^"'\\\n\r]+)"#));
 /// A name with its value, quoted.
 static QUOTED: LazyLock<Regex> = LazyLock::new(|| {
     pattern(r#"(?i)(NAME\\*["']?[ \t]*(?::|=>?)[ \t]*TYPE)(?:(\\+")([^"]*?)(\\*")|(")((?:[^"\\]|\\.)*)(")|(')([^']*)('))"#)
@@ -53,7 +53,7 @@ static ENVIRONMENT: LazyLock<Regex> = LazyLock::new(|| {
     pattern(r#"(?i)(name["']?[ \t]*[:=][ \t]*["']?[\w.-]*NAME["']?[ \t]*[,\n][ \t]*["']?value["']?[ \t]*[:=][ \t]*["']?)([^"'\n]+)"#)
 });
 /// Credentials in a header.
-static BEARER: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?i)\b((?:bearer|basic)\s+)([A-Za-z0-9._~+/=-]{8,})"));
+static BEARER: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?i)\b((?:bearer|basic)[ \t]+)([A-Za-z0-9._~+/=-]{8,})"));
 /// A JSON Web Token; a token of OpenShift's OAuth server; one of `kubeadm join`.
 static TOKEN: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"eyJ[\w-]{6,}\.[\w-]{6,}(?:\.[\w-]*)?|sha256~[\w-]{16,}|\b[a-z0-9]{6}\.[a-z0-9]{16}\b"));
@@ -203,9 +203,10 @@ fn plain(text: &str, depth: usize) -> String {
 fn hides_a_secret(base64: &str, depth: usize) -> bool {
     let digits: String = base64.chars().filter(|c| !c.is_whitespace() && *c != '=').collect();
     // Its last digits may be missing.
-    let whole = &digits[..digits.len() / 4 * 4];
-    let decodes = |encoding: &Encoding| encoding.decode(whole.as_bytes()).ok();
-    let Some(bytes) = decodes(&BASE64_NOPAD).or_else(|| decodes(&BASE64URL_NOPAD)) else { return false };
+    let lengths = [digits.len(), digits.len() / 4 * 4];
+    let encodings: [&Encoding; 2] = [&BASE64_NOPAD, &BASE64URL_NOPAD];
+    let decoded = lengths.into_iter().flat_map(|length| encodings.map(|encoding| encoding.decode(&digits.as_bytes()[..length]).ok()));
+    let Some(bytes) = decoded.flatten().next() else { return false };
     std::str::from_utf8(&bytes).is_ok_and(|text| redact_to(text, depth) != text)
 }
 
@@ -332,6 +333,58 @@ mod tests {
             }
         }
         assert!(changed.is_empty() && count > 50, "{count} {}", changed.join("\n"));
+    }
+
+    #[test]
+    fn whatever_is_around_a_secret_it_goes() {
+        let (key, header) = (key(), "LS0tLS1CRUdJTiBSU0EgUFJJVkFURSBLRVktLS0tLQo=");
+        let marks = [
+            "password", "token", "secret", "auth", "name", "value", ":", "=", " ", "\n", "  ", "\"", "'", "\\\"", "\\n", "{", "}", "[",
+            "]", ",", "|", ">",
+        ];
+        let words = [
+            "-",
+            "--",
+            "Bearer ",
+            "Authorization",
+            "true",
+            "\u{e9}",
+            "://",
+            "@",
+            "(string)",
+            "[]byte{0x1}",
+            REDACTED,
+            header,
+            &key,
+            &key[..60],
+            &key[50..],
+        ];
+        let pieces = [&marks[..], &words].concat();
+        let forms = [
+            "password=S3CR3T",
+            "\"token\": \"S3CR3T\"",
+            "{\"a\":1,\"token\":\"S3CR3T\"}",
+            "--token S3CR3T",
+            "Authorization: Basic S3CR3TxS3CR3Tx",
+            "x://u:S3CR3T@h",
+            "password:\n  S3CR3T",
+            "password: |\n  S3CR3T\n  S3CR3T",
+            "- name: X_TOKEN\n  value: S3CR3T",
+        ];
+        // Numbers at random, the same ones each time (xorshift).
+        let mut seed = 88_172_645_463_325_252_u64;
+        let mut below = |most: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            usize::try_from(seed % most as u64).unwrap()
+        };
+        for _ in 0..5000 {
+            let [before, after] = [(); 2].map(|()| (0..below(14)).map(|_| pieces[below(pieces.len())]).collect::<String>());
+            let text = format!("{before}\n{}\n{after}", forms[below(forms.len())]);
+            let without = redact(&text);
+            assert!(!without.contains("S3CR3T") && !without.contains("MHcCAQEEIBMHcCAQEEIB"), "{text:?}\n{without:?}");
+        }
     }
 
     #[test]
