@@ -365,6 +365,8 @@ fn man_pages_and_completions_are_made_of_the_definitions() {
     let completed = Command::new("bash").args(["-c", &bash]).output().unwrap();
     assert_eq!(printed(&completed), "restore-files restart\n", "{}", said(&completed));
     assert_eq!(code(&recovery(&["generate", "tcsh", to])), 2);
+    assert_eq!(code(&recovery(&["generate", "catalog", to])), 0);
+    assert_eq!(std::fs::read_to_string(dir.path().join("recovery.catalog")).unwrap(), include_str!("../systemd/recovery.catalog"));
 }
 
 #[test]
