@@ -455,6 +455,23 @@ fn a_report_that_is_lost_is_told() {
     let watch = agent(&["status", "--watch"], writer.into());
     drop(reader);
     assert_eq!(watch.wait_with_output().unwrap().status.code(), Some(0), "it ends with its reader");
+    // Also where there is nothing new to write.
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut watch = agent(&["status", "--watch"], writer.into());
+    std::io::Read::read_exact(&mut reader, &mut [0]).unwrap();
+    drop(reader);
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let ended = loop {
+        if let Some(status) = watch.try_wait().unwrap() {
+            break status.code();
+        }
+        if std::time::Instant::now() > end {
+            watch.kill().unwrap();
+            panic!("it goes on although nobody reads");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    assert_eq!(ended, Some(0));
 }
 
 #[test]

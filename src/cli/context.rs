@@ -203,6 +203,13 @@ pub(super) fn to_stdout(text: &str) -> std::io::Result<()> {
     out.flush()
 }
 
+/// True when standard output is a pipe whose reader has gone away: who has nothing to write would not be told.
+pub(super) fn nobody_reads() -> bool {
+    let stdout = std::io::stdout();
+    let mut polled = [PollFd::new(&stdout, PollFlags::empty())];
+    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok() && polled[0].revents().contains(PollFlags::ERR)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

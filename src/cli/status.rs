@@ -10,7 +10,7 @@ use kube::core::Selector;
 use serde::Serialize;
 
 use super::args::StatusArgs;
-use super::context::{Context, to_stdout};
+use super::context::{Context, nobody_reads, to_stdout};
 use super::list;
 use super::screen::{self, Row, Terminal};
 use crate::backup::store::{self, Listed, State};
@@ -63,6 +63,7 @@ fn watch(context: &Context) -> Result<ExitCode> {
         let now = context.text(&report, |_| screen::text(&rows(begun, false)))?;
         let shown = match &mut terminal {
             Some(terminal) if terminal.obeys => terminal.rewrite(&rows(context.node.clock().now(), true)),
+            _ if now == last && nobody_reads() => return Ok(ExitCode::SUCCESS),
             _ if now == last => Ok(()),
             Some(terminal) => terminal.append(&rows(begun, false)),
             None => to_stdout(&now),

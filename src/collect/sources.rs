@@ -119,7 +119,7 @@ fn programs(bundle: &mut Bundle, session: &Session<'_>, profile: Option<&Profile
     for unit in units.into_iter().filter(|unit| *unit != timer::TIMER) {
         bundle.add(&format!("logs/{unit}.txt"), || log(&["--unit", unit]))?;
     }
-    bundle.add("logs/kernel-warnings.txt", || log(&["--dmesg", "--priority=warning"]))
+    bundle.add("logs/kernel-warnings.txt", || log(&["--priority=warning", "_TRANSPORT=kernel"]))
 }
 
 /// What the agent has written: the open recovery, the history, the backups' manifests and logs, schedules and holds.
