@@ -91,6 +91,12 @@ impl FailureKind {
         serde_json::to_value(self).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
     }
 
+    /// True where something else is in the way, or does not answer, for now: the same may go well later without anybody's doing.
+    #[must_use]
+    pub fn is_not_now(self) -> bool {
+        matches!(self, Self::Busy | Self::Unanswered | Self::Locked | Self::Interrupted)
+    }
+
     /// The kind that an exit code in a journal of version 1 meant. (Such journals record no interruption.)
     #[must_use]
     pub fn of_code(code: u8) -> Self {

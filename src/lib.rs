@@ -12,7 +12,7 @@
 //! 4. [`engine`]: the pure transition function, the journal, the driver. [`recovery`]: what it carries out, one file per phase with its steps in order.
 //! 5. [`archive`], [`etcd`], [`kube`], [`tools`]: the four ways in which things are done. [`modifiers`]: rules by which objects are patched.
 //! 6. [`gate`]: no upgrade without a good backup. [`up`]: whether everything is up again.
-//! 7. [`partition`]: the disk space of the recovery directory's own.
+//! 7. [`partition`]: the disk space of the recovery directory's own. [`collect`]: what support needs to see, in one archive.
 //! 8. [`metrics`]: what a monitoring system asks of a node.
 //! 9. [`formats`]: what is written to disk and read again by another version.
 //! 10. [`agent`]: which of two agents on a node leads, and how one gets into the recovery directory.
@@ -26,6 +26,7 @@ pub mod agent;
 pub mod archive;
 pub mod backup;
 pub mod cli;
+pub mod collect;
 pub mod compression;
 pub mod engine;
 pub mod error;

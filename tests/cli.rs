@@ -430,6 +430,8 @@ fn man_pages_and_completions_are_made_of_the_definitions() {
     let completed = Command::new("bash").args(["-c", &bash]).output().unwrap();
     assert_eq!(printed(&completed), "restore-files restart\n", "{}", said(&completed));
     assert_eq!(code(&recovery(&["generate", "tcsh", to])), 2);
+    assert_eq!(code(&recovery(&["generate", "catalog", to])), 0);
+    assert_eq!(std::fs::read_to_string(dir.path().join("recovery.catalog")).unwrap(), include_str!("../systemd/recovery.catalog"));
 }
 
 #[test]
@@ -518,6 +520,23 @@ fn a_report_that_is_lost_is_told() {
     let watch = agent(&["status", "--watch"], writer.into());
     drop(reader);
     assert_eq!(watch.wait_with_output().unwrap().status.code(), Some(0), "it ends with its reader");
+    // Also where there is nothing new to write.
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut watch = agent(&["status", "--watch"], writer.into());
+    std::io::Read::read_exact(&mut reader, &mut [0]).unwrap();
+    drop(reader);
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let ended = loop {
+        if let Some(status) = watch.try_wait().unwrap() {
+            break status.code();
+        }
+        if std::time::Instant::now() > end {
+            watch.kill().unwrap();
+            panic!("it goes on although nobody reads");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    assert_eq!(ended, Some(0));
 }
 
 #[test]

@@ -77,6 +77,7 @@ fn differences(one: &Tree, other: &Tree) -> BTreeSet<PathBuf> {
 /// What a package brings: path and mode of each file.
 fn files(licence: &str, man_pages: &BTreeSet<String>) -> BTreeMap<PathBuf, u32> {
     let mut all: BTreeMap<PathBuf, u32> = [
+        "usr/lib/systemd/catalog/recovery.catalog",
         "usr/lib/systemd/system-preset/85-recovery.preset",
         "usr/lib/systemd/system/crio-wipe.service.d/10-recovery-images.conf",
         "usr/lib/systemd/system/kubelet.service.d/10-recovery-hold.conf",
@@ -276,6 +277,7 @@ fn rpm_installs_and_removes_it_in_an_empty_root() -> Result<()> {
         RPMS,
         "usr/bin",
         "usr/lib/systemd/system",
+        "usr/lib/systemd/catalog",
         "usr/lib/systemd/system-preset",
         "usr/share/bash-completion/completions",
         "usr/share/doc",

@@ -34,6 +34,7 @@ put $units systemd/recovery-*
 put $units/kubelet.service.d systemd/10-recovery-hold.conf
 put $units/crio-wipe.service.d systemd/10-recovery-images.conf
 put $units-preset packaging/packages/85-recovery.preset
+put usr/lib/systemd/catalog systemd/recovery.catalog
 # To be copied to /etc on a node that has the partition, and in no folder of systemd's: of a mount unit that it finds,
 # RequiresMountsFor=/var/recovery would make every boot wait for a partition that most nodes have not.
 put usr/share/recovery systemd/var-recovery.mount systemd/10-partlabel.conf packaging/prometheus/recovery.rules.yaml

@@ -135,11 +135,13 @@ pub enum Verb {
     Schedule(ScheduleArgs),
     /// Give the recovery directory a partition of its own
     Partition(PartitionArgs),
+    /// Collect what support needs to see of this node into one archive, without secrets
+    Collect(CollectArgs),
     /// Save, look at and restore etcd snapshots
     Etcd(EtcdArgs),
     /// Pack, compare and restore archives of a directory
     Archive(ArchiveArgs),
-    /// Write man pages or shell completions
+    /// Write man pages, shell completions or journald's message catalog
     #[command(hide = true)]
     Generate(GenerateArgs),
 }
@@ -405,6 +407,17 @@ pub struct ExportArgs {
     pub to: PathBuf,
 }
 
+/// `collect`
+#[derive(Debug, Clone, Args)]
+pub struct CollectArgs {
+    /// The archive, a new file, `.tar.zst`; a file of the running system, with --root too [default: /var/tmp/recovery-NODE-TIME.tar.zst]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub to: Option<PathBuf>,
+    /// How far back logs are taken; of each, no more than 20,000 lines
+    #[arg(long, value_name = "N", default_value_t = crate::collect::HOURS, value_parser = clap::value_parser!(u32).range(1..=8760))]
+    pub hours: u32,
+}
+
 /// `archive`
 #[derive(Debug, Clone, Args)]
 pub struct ArchiveArgs {
@@ -451,9 +464,9 @@ pub enum ArchiveVerb {
 /// `generate`
 #[derive(Debug, Clone, Args)]
 pub struct GenerateArgs {
-    /// `man`, or a shell: bash, zsh, fish
+    /// `man`, `catalog` (of journald), or a shell: bash, zsh, fish
     pub what: String,
-    /// Where to: a directory for man pages
+    /// The directory to put them into
     #[arg(value_hint = ValueHint::DirPath)]
     pub to: PathBuf,
 }

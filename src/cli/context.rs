@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::args::Global;
+use super::screen::Row;
 use crate::error::{Next, misfit, not_permitted, usage};
 use crate::node::Node;
 use crate::node::clock::interrupted;
@@ -123,6 +124,12 @@ impl Context {
         as_called(text, self.dir.shown())
     }
 
+    /// The rows of a report as they are shown, as [`Context::text`] does it.
+    pub(super) fn rows(&self, mut rows: Vec<Row>) -> Vec<Row> {
+        rows.iter_mut().for_each(|row| row.text = words::line(&self.as_called(&row.text)).into_owned());
+        rows
+    }
+
     /// Prints a report: as JSON, or as `people` writes it.
     pub(super) fn print<T: Serialize>(&self, report: &T, people: impl FnOnce(&T) -> String) -> Result<()> {
         reported(to_stdout(&self.text(report, people)?))
@@ -197,6 +204,13 @@ pub(super) fn to_stdout(text: &str) -> std::io::Result<()> {
     out.write_all(text.as_bytes())?;
     out.write_all(end.as_bytes())?;
     out.flush()
+}
+
+/// True when standard output is a pipe whose reader has gone away: who has nothing to write would not be told.
+pub(super) fn nobody_reads() -> bool {
+    let stdout = std::io::stdout();
+    let mut polled = [PollFd::new(&stdout, PollFlags::empty())];
+    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok() && polled[0].revents().contains(PollFlags::ERR)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! `recovery generate`: man pages and shell completions, from the definitions of the command line.
+//! `recovery generate`: man pages and shell completions, from the definitions of the command line; journald's message catalog.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -10,6 +10,7 @@ use clap_mangen::Man;
 
 use super::args::{Cli, GenerateArgs};
 use crate::error::usage;
+use crate::report::event;
 
 /// The manual's section of system administration.
 const SECTION: &str = "8";
@@ -22,7 +23,12 @@ pub(super) fn run(args: &GenerateArgs) -> Result<ExitCode> {
         man_pages(&command, "recovery", &args.to)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let shell = Shell::from_str(&args.what, true).map_err(|_| usage(format!("`{}` is neither `man` nor a shell", args.what)))?;
+    if args.what == "catalog" {
+        let path = args.to.join("recovery.catalog");
+        std::fs::write(&path, event::catalog()).with_context(|| format!("writing {}", path.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let shell = Shell::from_str(&args.what, true).map_err(|_| usage(format!("`{}` is neither `man`, `catalog` nor a shell", args.what)))?;
     clap_complete::generate_to(shell, &mut Cli::command(), "recovery", &args.to).context("writing completions")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -8,6 +8,7 @@ mod abandon;
 mod archive;
 pub mod args;
 mod backup;
+mod collect;
 mod context;
 mod enter;
 mod etcd;
@@ -25,6 +26,7 @@ mod restart;
 mod restore_files;
 mod resume;
 mod schedule;
+mod screen;
 mod show;
 mod status;
 mod up;
@@ -38,6 +40,7 @@ use clap::Parser;
 use crate::error::{self, AndNext, FailureKind, Next, by_hand, kind, to_exit};
 use crate::node::clock::catch_signals;
 use crate::node::dir::RecoveryDir;
+use crate::report::event::{self, About};
 use crate::report::{Progress, log, termination::TerminationLog, to_stderr, words};
 use args::{Cli, Verb};
 use context::Context;
@@ -75,12 +78,15 @@ pub fn run() -> ExitCode {
         return to_exit(&error);
     }
     let progress = Progress::to_stderr();
-    log::start(cli.global.root.is_none(), cli.global.verbose, &progress);
+    let dir = cli.global.dir.clone();
+    log::start(cli.global.root.is_none(), cli.global.verbose, &progress, Box::new(move |text| context::as_called(text, &dir)));
     let json = cli.global.json;
     match catch_signals().and_then(|()| dispatch(&cli, &progress)) {
         Ok(code) => code,
         Err(error) => {
-            tracing::error!("{}", failed(&error));
+            let (exit, next) = (Some(error::exit_code(&error)), error::next(&error).map(ToString::to_string));
+            let about = About { exit, next: Some(next.as_deref().unwrap_or(event::NO_NEXT)), ..About::default() };
+            event::tell(&event::COMMAND_FAILED, about, &failed(&error));
             if json {
                 // The failure itself is what counts.
                 context::print_json(&serde_json::json!({
@@ -167,6 +173,7 @@ fn perform(context: &Context, verb: Verb) -> Result<ExitCode> {
         Verb::Prune(args) => list::prune(context, &args),
         Verb::Export(args) => export::run(context, &args),
         Verb::Schedule(args) => schedule::run(context, &args),
+        Verb::Collect(args) => collect::run(context, &args),
         Verb::Partition(args) => partition::run(context, &args.verb),
         Verb::Etcd(args) => etcd::run(context, &args),
         Verb::Archive(args) => archive::run(context, &args),

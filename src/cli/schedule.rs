@@ -25,7 +25,7 @@ const SHOWN: usize = 3;
 
 /// A schedule, as it is reported.
 #[derive(Debug, Serialize)]
-struct Report {
+pub(super) struct Report {
     name: String,
     cron: String,
     time_zone: String,
@@ -48,7 +48,7 @@ struct Report {
 /// A line of `list`: a schedule, or why it cannot be read.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-enum Listed {
+pub(super) enum Listed {
     Schedule(Box<Report>),
     Unreadable { name: String, error: String },
 }
@@ -142,6 +142,12 @@ fn report(schedule: &Schedule, takes: Option<Duration>, now: &Now) -> Result<Rep
 }
 
 fn list(context: &Context) -> Result<ExitCode> {
+    context.print(&listed(context)?, |listed| describe_list(listed))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// All schedules, as they are reported.
+pub(super) fn listed(context: &Context) -> Result<Vec<Listed>> {
     context.session()?;
     check_owner(&context.node, &context.dir)?;
     let (now, takes) = (clocks(context)?, takes(context)?);
@@ -152,9 +158,7 @@ fn list(context: &Context) -> Result<ExitCode> {
         report(&schedule, takes, &now)
             .map_or_else(|error| Listed::Unreadable { name, error: format!("{error:#}") }, |report| Listed::Schedule(Box::new(report)))
     });
-    let listed: Vec<Listed> = readable.chain(unreadable).collect();
-    context.print(&listed, |listed| describe_list(listed))?;
-    Ok(ExitCode::SUCCESS)
+    Ok(readable.chain(unreadable).collect())
 }
 
 fn show(context: &Context, name: &str) -> Result<ExitCode> {
@@ -191,9 +195,7 @@ fn due(context: &Context) -> Result<ExitCode> {
         }
         if ran.is_empty() { "nothing is due\n".to_owned() } else { text }
     })?;
-    let not_now =
-        |kind: FailureKind| matches!(kind, FailureKind::Busy | FailureKind::Unanswered | FailureKind::Locked | FailureKind::Interrupted);
-    let worst = ran.iter().filter_map(|one| one.error.as_ref()).map(kind).find(|kind| !not_now(*kind));
+    let worst = ran.iter().filter_map(|one| one.error.as_ref()).map(kind).find(|kind| !kind.is_not_now());
     let waits = ran.iter().any(|one| one.backup.is_none()).then_some(FailureKind::Busy);
     Ok(worst.or(waits).map_or(ExitCode::SUCCESS, |kind| ExitCode::from(kind.code())))
 }

@@ -10,11 +10,7 @@ use super::journal::{Journal, Procedure, Reading};
 use super::machine::{Due, Event, Phase, PlannedStep, Stage, State};
 use crate::error::{self, Failure, FailureKind};
 use crate::formats::journal::FailedV1;
-
-/// `MESSAGE_ID` of the journald entry that a recovery writes when it begins or ends a phase (`systemd.journal-fields(7)`).
-pub const MESSAGE_PHASE: &str = "a4c4c7eb11d94d0385259294778c1f2f";
-/// `MESSAGE_ID` of the entry of a failed step.
-pub const MESSAGE_FAILED: &str = "f1c594d3ffff49419f5bfc4c56dcce99";
+use crate::report::event::{self, About, tell};
 
 /// The phases of a kind of work.
 type PhaseOf<W> = <<W as Work>::Of as Procedure>::Phase;
@@ -181,16 +177,22 @@ fn stopped<T: Procedure>(reading: &Reading<T>, cause: &anyhow::Error, message: &
     Failure { kind, message: format!("{message}{open}"), next: Some(next) }.into()
 }
 
+/// What entries of journald about a phase of this run have.
+fn about<T: Procedure>(reading: &Reading<T>, phase: T::Phase) -> About<'_> {
+    About { run: Some(&reading.run), backup: Some(&reading.subject), phase: Some(phase.name()), ..About::default() }
+}
+
 fn tell_phase<T: Procedure>(reading: &Reading<T>, phase: T::Phase, what: &str) {
     if T::IN_JOURNALD {
-        tracing::info!(recovery_run = reading.run, recovery_phase = phase.name(), message_id = MESSAGE_PHASE, "phase {phase} {what}");
+        tell(&event::PHASE, about(reading, phase), &format!("phase {phase} {what}"));
     }
 }
 
 fn tell_failure<T: Procedure>(reading: &Reading<T>, phase: T::Phase, step: &str, failure: &anyhow::Error) {
     if T::IN_JOURNALD {
-        let (run, phase) = (reading.run.as_str(), phase.name());
-        tracing::error!(recovery_run = run, recovery_phase = phase, recovery_step = step, message_id = MESSAGE_FAILED, "{failure}");
+        let next = error::next(failure).map(ToString::to_string);
+        let (exit, next) = (Some(error::exit_code(failure)), Some(next.as_deref().unwrap_or(event::NO_NEXT)));
+        tell(&event::STEP_FAILED, About { step: Some(step), exit, next, ..about(reading, phase) }, &failure.to_string());
     }
 }
 

@@ -9,7 +9,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use data_encoding::HEXLOWER;
 use etcd_client::SnapshotStreaming;
-use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::client::Connection;
@@ -35,30 +34,13 @@ pub(super) fn save(endpoint: &Endpoint, file: &Path, limit: Duration, tick: Tick
     // Left by a call that was killed.
     durable::remove(part)?;
     let saved = receive(endpoint, part, is_to_be_compressed(file), limit, tick).and_then(|saved| {
-        publish(part, file)?;
+        durable::name_new(part, file)?;
         Ok(saved)
     });
     if saved.is_err() {
         durable::remove(part)?;
     }
     saved.with_context(|| format!("saving a snapshot of etcd to {}", file.display()))
-}
-
-/// Gives the whole file `part` the name `file`, and removes the name `part` last: while a file has both, the call that wrote it has not
-/// ended.
-fn publish(part: &Path, file: &Path) -> Result<()> {
-    match std::fs::hard_link(part, file) {
-        Ok(()) => {}
-        // A file system where a file cannot have two names (FAT, some network file systems).
-        Err(error) if matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS)) => {
-            return durable::rename(part, file);
-        }
-        Err(error) => return Err(error).with_context(|| format!("linking {} to {}", file.display(), part.display())),
-    }
-    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    durable::sync_dir(dir).inspect_err(|_| drop(std::fs::remove_file(file)))?;
-    // Not made durable: if the name comes back after a power cut, the next call ends this one.
-    std::fs::remove_file(part).with_context(|| format!("removing {}", part.display()))
 }
 
 /// True when both are names of one file.

@@ -15,6 +15,7 @@ use crate::backup::store::Retention;
 use crate::backup::take::{self, TakeOptions};
 use crate::error::{AndNext, FailureKind, kind, run, unanswered};
 use crate::kube;
+use crate::report::event::{self, About};
 use crate::session::Session;
 
 /// Who asks for a backup that the gate takes.
@@ -63,6 +64,19 @@ pub struct Passed {
 /// [`FailureKind::Failed`] when there is none; [`FailureKind::Unanswered`] when there was none until the end of the wait;
 /// [`FailureKind::Busy`] when the cluster is between two releases; [`FailureKind::Unsupported`] as [`Asked::through_the_api`] says; as [`take`](mod@take) when one is taken.
 pub fn pass(session: Session<'_>, asked: &Asked) -> Result<(Passed, Here, kube::Client)> {
+    let found = find(session, asked);
+    match &found {
+        Ok((Passed { release, good, .. }, ..)) => {
+            let about = About { backup: Some(&good.id), ..About::default() };
+            let said = format!("an upgrade may begin from {release}: the backup {} is good until {:.0}", good.id, good.until);
+            event::tell(&event::GATE_OPEN, about, &said);
+        }
+        Err(error) => event::tell_error(&event::GATE_CLOSED, About::default(), "the gate is closed", error),
+    }
+    found
+}
+
+fn find(session: Session<'_>, asked: &Asked) -> Result<(Passed, Here, kube::Client)> {
     let clock = session.node.clock();
     let (since, began) = (clock.now(), clock.since_boot());
     let deadline = asked.wait.map(|wait| clock.deadline(wait));

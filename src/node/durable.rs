@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt}
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
+use rustix::io::Errno;
 
 use crate::error::unsupported;
 
@@ -142,6 +143,25 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).with_context(|| format!("renaming {} to {}", from.display(), to.display()))?;
     sync_dir(parent(to)?)?;
     if parent(from)? == parent(to)? { Ok(()) } else { sync_dir(parent(from)?) }
+}
+
+/// Gives the whole file `part` the name `file`, which must be free, and removes the name `part` last: while a file has both, the call that
+/// wrote it has not ended.
+///
+/// # Errors
+/// When there is something with that name, or it cannot be made durable.
+pub fn name_new(part: &Path, file: &Path) -> Result<()> {
+    match std::fs::hard_link(part, file) {
+        Ok(()) => {}
+        // A file system where a file cannot have two names (FAT, some network file systems).
+        Err(error) if matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS)) => {
+            return rename(part, file);
+        }
+        Err(error) => return Err(error).with_context(|| format!("linking {} to {}", file.display(), part.display())),
+    }
+    sync_dir(parent(file)?).inspect_err(|_| drop(std::fs::remove_file(file)))?;
+    // Not made durable: if the name comes back after a power cut, the next call ends this one.
+    std::fs::remove_file(part).with_context(|| format!("removing {}", part.display()))
 }
 
 /// Removes a file or a link; it is fine when there is none.

@@ -32,6 +32,7 @@ pub struct Command {
     env: Vec<(OsString, OsString)>,
     stdin: Vec<u8>,
     limit: Duration,
+    last: Option<usize>,
 }
 
 /// How a program ended, and what it printed.
@@ -39,16 +40,16 @@ pub struct Command {
 pub struct Output {
     /// Its exit status.
     pub status: ExitStatus,
-    /// All of its standard output.
+    /// All of its standard output, or its [end](Command::last).
     pub stdout: Vec<u8>,
-    /// All of its standard error.
+    /// The same of its standard error.
     pub stderr: Vec<u8>,
     argv: String,
 }
 
 impl Command {
     pub(super) fn in_path(program: &str) -> Self {
-        Self { program: program.into(), args: Vec::new(), env: Vec::new(), stdin: Vec::new(), limit: DEFAULT_LIMIT }
+        Self { program: program.into(), args: Vec::new(), env: Vec::new(), stdin: Vec::new(), limit: DEFAULT_LIMIT, last: None }
     }
 
     pub(super) fn in_folder(folder: &Path, program: &str) -> Result<Self> {
@@ -88,6 +89,13 @@ impl Command {
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
+        self
+    }
+
+    /// Of a longer output, only so many bytes of its end are kept.
+    #[must_use]
+    pub fn last(mut self, bytes: usize) -> Self {
+        self.last = Some(bytes);
         self
     }
 
@@ -131,7 +139,7 @@ impl Command {
         let input = self.stdin;
         // A program that does not read its input closes the pipe, which is no error here.
         std::thread::spawn(move || stdin.map(|mut pipe| pipe.write_all(&input)));
-        let (out, err) = (collect(child.stdout.take()), collect(child.stderr.take()));
+        let (out, err) = (collect(child.stdout.take(), self.last), collect(child.stderr.take(), self.last));
         let end = boottime() + self.limit;
         let status = wait(&mut child, end, &argv, self.limit)?;
         // A process that the program left running may hold the pipes open: the limit covers that too.
@@ -230,21 +238,31 @@ fn signal_group(child: &Child, signal: Signal) {
     }
 }
 
-fn collect(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<std::io::Result<Vec<u8>>> {
+fn collect(pipe: Option<impl Read + Send + 'static>, last: Option<usize>) -> mpsc::Receiver<std::io::Result<Vec<u8>>> {
     let (send, receive) = mpsc::channel();
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
-        let end = match pipe {
-            Some(mut pipe) => (&mut pipe)
+        let end = match (pipe, last) {
+            (Some(pipe), Some(last)) => read_end(pipe, last),
+            (Some(mut pipe), None) => (&mut pipe)
                 .take(MOST_OUTPUT)
                 .read_to_end(&mut bytes)
                 .and_then(|_| std::io::copy(&mut pipe, &mut std::io::sink()).map(|_| bytes)),
-            None => Ok(bytes),
+            (None, _) => Ok(bytes),
         };
         // The receiver is gone when the command was given up.
         let _ = send.send(end);
     });
     receive
+}
+
+/// The last bytes of a stream; no more than twice as many are held.
+fn read_end(mut from: impl Read, last: usize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while (&mut from).take(last as u64).read_to_end(&mut bytes)? > 0 {
+        bytes.drain(..bytes.len().saturating_sub(last));
+    }
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -261,6 +279,13 @@ mod tests {
     fn output_and_input_pass_through() -> Result<()> {
         let output = sh("tr a-z A-Z").stdin("abc").run()?;
         assert_eq!(output.text()?, "ABC");
+        Ok(())
+    }
+
+    #[test]
+    fn the_end_of_a_long_output_is_kept() -> Result<()> {
+        assert_eq!(sh("seq 100000").last(13).run()?.text()?, "99999\n100000\n");
+        assert_eq!(sh("echo short").last(100).run()?.text()?, "short\n");
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use crate::backup::parts::{Holds, Part};
 use crate::etcd;
 use crate::node::profile::Profile;
 use crate::node::{Node, durable, hold};
+use crate::report::event::{self, About, tell};
 use crate::session::{Locked, Session};
 use crate::tools::ostree;
 
@@ -90,6 +91,14 @@ pub(super) fn end_abandoned(session: &Locked<'_>, reading: Option<&Reading>, und
     let state = state_of(reading, untouched, &changed);
     let report = AbandonReport { run: reading.map(RunStatus::of), put_back, changed, state };
     history::keep(session, old.as_deref(), &report.clone().into())?;
+    let run = old.as_deref().unwrap_or("unknown");
+    let next = if untouched {
+        "nothing: the node is as it was"
+    } else {
+        "`recovery recover` makes the node whole; `recovery status` shows the rest"
+    };
+    let about = About { run: Some(run), next: Some(next), ..About::default() };
+    tell(&event::RECOVERY_ABANDONED, about, &format!("recovery {run} is abandoned: {}", report.state));
     Ok(report)
 }
 

@@ -13,10 +13,11 @@ use super::{abandon, follow, history, status, step};
 use crate::agent::install;
 use crate::backup::{self, Backup, store};
 use crate::engine::driver::{self, Halt, Until, drive};
-use crate::engine::machine::Stage;
+use crate::engine::machine::{Phase as _, Stage};
 use crate::error::{AndNext, FailureKind, Next, busy, kind, run, unanswered, unsupported};
 use crate::node::clock::ignore_hangup;
 use crate::node::{Node, hold};
+use crate::report::event::{self, About, tell};
 use crate::session::{Locked, Session};
 use crate::tools::{ostree, systemctl};
 
@@ -86,11 +87,17 @@ pub fn resume(session: &Session<'_>, options: &ResumeOptions) -> Result<Option<R
         progress.say(&format!("{said}; the reboot is asked for again"));
     }
     let until = if options.step { Until::Phase } else { Until::End };
+    tell(&event::RECOVERY_RESUMED, about(&reading.run, &reading.subject), &format!("recovery {} goes on: {}", reading.run, reading.state));
     let undo = Undo::of_run(dir, reading)?;
     let (wait, hold) = (options.wait.unwrap_or(asked.deadline()), options.hold.unwrap_or(asked.hold()));
     let report = carry_on(&locked, &mut journal, undo, None, Go { wait, hold, until, reboot: asked.reboot })?;
     drop(journal);
     reboot_if_due(&locked.unlock(), report).map(Some)
+}
+
+/// What an entry of journald about a run has.
+pub(super) fn about<'a>(run: &'a str, backup: &'a str) -> About<'a> {
+    About { run: Some(run), backup: Some(backup), ..About::default() }
 }
 
 /// That the reboot at the end of a phase is still to come, and what has come instead, when something has.
@@ -165,8 +172,16 @@ pub(super) fn carry_on(session: &Locked<'_>, journal: &mut Journal, mut undo: Un
 /// # Errors
 /// When systemd does not take it.
 pub(super) fn reboot_if_due(session: &Session<'_>, report: RunReport) -> Result<RunReport> {
-    if report.outcome == Outcome::Rebooting {
-        ask_for_the_reboot(session)?;
+    let run = &report.run;
+    let (phase, next) = (run.phase.map(Phase::name), report.next.as_ref().map(ToString::to_string));
+    let about = About { phase, next: next.as_deref(), ..about(&run.id, &run.backup) };
+    match report.outcome {
+        Outcome::Rebooting => {
+            tell(&event::REBOOT_ASKED, about, &format!("recovery {} asks for the reboot of this node", run.id));
+            ask_for_the_reboot(session)?;
+        }
+        Outcome::RebootNeeded => tell(&event::REBOOT_NEEDED, about, &format!("recovery {} waits for a reboot of this node", run.id)),
+        _ => {}
     }
     Ok(report)
 }

@@ -11,6 +11,7 @@ use crate::engine::machine::Phase as _;
 use crate::formats::{self, history as format};
 use crate::node::dir::RecoveryDir;
 use crate::node::durable;
+use crate::report::event::{self, About, tell};
 use crate::session::Locked;
 
 /// The journal, if it can be read. `restart` and `abandon` go past one that cannot: it is a warning.
@@ -23,7 +24,13 @@ pub(super) fn readable(dir: &RecoveryDir) -> Option<Reading> {
 
 /// Puts a run that is finished away: its report, then its journal, go to `history/`. Done again after a crash, it ends the same.
 pub(super) fn keep_finished(session: &Locked<'_>, reading: &Reading) -> Result<()> {
-    keep(session, Some(&reading.run), &RunReport::of(reading, Outcome::Finished).into())
+    let report = RunReport::of(reading, Outcome::Finished);
+    let said =
+        format!("recovery {} is finished: its steps took {:.0} s, {:.0} of them waiting", reading.run, report.seconds, report.waited);
+    keep(session, Some(&reading.run), &report.into())?;
+    let about = About { run: Some(&reading.run), backup: Some(&reading.subject), ..About::default() };
+    tell(&event::RECOVERY_FINISHED, about, &said);
+    Ok(())
 }
 
 /// The run that ended last, when its report can be read: for people, so that nothing is made of one that cannot.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::carry_on::{Go, carry_on, clear_away, reboot_if_due};
+use super::carry_on::{Go, about, carry_on, clear_away, reboot_if_due};
 use super::history;
 use super::preflight::{self, FirstPhase, IdentityCheck, Options, PlanReport};
 use super::procedure::{Asked, Beginning, Event, Journal, Phase, Reading, State, this_boot};
@@ -19,6 +19,7 @@ use crate::engine::journal::New;
 use crate::engine::machine::{Open, Stage};
 use crate::error::{self, AndNext, FailureKind, busy, by_hand, kind, run, usage};
 use crate::node::{hold, recovery_mount};
+use crate::report::event::{self, tell};
 use crate::session::{Locked, Session};
 use crate::tools::runtime;
 
@@ -222,7 +223,7 @@ impl Proposal<'_> {
     /// That of the step that failed; it is in the journal, and the message names the next command.
     pub fn begin(self) -> Result<RunReport> {
         let Session { node, dir, .. } = *self.session;
-        let (boot, new) = (this_boot(node)?, matches!(self.origin, Origin::New));
+        let (boot, new, goes_on) = (this_boot(node)?, matches!(self.origin, Origin::New), matches!(self.origin, Origin::Continue));
         let (mut journal, undo) = match self.origin {
             Origin::Continue => {
                 let journal = Journal::open(&dir.journal(), &boot)?.context("the journal is gone")?;
@@ -241,7 +242,9 @@ impl Proposal<'_> {
                 begin_journal(&self.session, &self.backup, &self.report, &self.options, &boot, old)?
             }
         };
-        let asked = journal.reading().beginning.asked;
+        let (reading, asked) = (journal.reading(), journal.reading().beginning.asked);
+        let (entry, what) = if goes_on { (&event::RECOVERY_RESUMED, "goes on") } else { (&event::RECOVERY_BEGUN, "begins") };
+        tell(entry, about(&reading.run, &reading.subject), &format!("recovery {} from backup {} {what}", reading.run, reading.subject));
         let go = Go {
             wait: asked.deadline(),
             hold: asked.hold(),

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use super::procedure::{EtcdRestore, Phase};
 use super::run::{Doing, KUBELET_UNIT, Step};
 use super::waits::{self, PAUSE};
-use super::{patch, restore_files, step};
+use super::{patch, restore_files, step, undo};
 use crate::archive::{Extra, Selection};
 use crate::backup::asked_by::AskedBy;
 use crate::backup::parts::STARTUP_MONITOR;
@@ -228,7 +228,12 @@ fn start_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 fn lift_hold(here: &mut Doing<'_, '_>) -> Result<()> {
-    hold::lift(here.run.session.node)
+    let held = hold::is_placed(here.run.session.node);
+    hold::lift(here.run.session.node)?;
+    if held {
+        undo::tell_lifted(&here.id());
+    }
+    Ok(())
 }
 
 /// When its process was started is noted: after a power cut in this phase that was the boot, maybe minutes ago, and what it has asked for since

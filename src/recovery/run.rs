@@ -20,6 +20,7 @@ use crate::engine::machine::Phase as _;
 use crate::error::damaged;
 use crate::node::Node;
 use crate::node::profile::Profile;
+use crate::report::event::{self, About, tell};
 use crate::report::{Task, unit};
 use crate::session::Locked;
 use crate::tools::{needs, runtime};
@@ -163,12 +164,9 @@ impl<'a, 'n> Doing<'a, 'n> {
 
     /// Something people should know, which does not stop the recovery.
     pub(super) fn warn(&mut self, warning: String) {
-        tracing::warn!(
-            recovery_run = self.journal.reading().run.as_str(),
-            recovery_phase = self.phase.name(),
-            recovery_step = self.step,
-            "{warning}"
-        );
+        let (reading, phase, step) = (self.journal.reading(), Some(self.phase.name()), Some(self.step));
+        let about = About { run: Some(&reading.run), backup: Some(&reading.subject), phase, step, ..About::default() };
+        tell(&event::STEP_WARNED, about, &warning);
         self.warnings.push(warning);
     }
 

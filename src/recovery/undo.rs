@@ -13,6 +13,7 @@ use crate::formats::{self, undo as format};
 use crate::node::dir::RecoveryDir;
 use crate::node::selinux::{self, Mode};
 use crate::node::{Node, crio, durable, hold};
+use crate::report::event::{self, About, tell};
 use crate::session::{Locked, Session};
 use crate::tools::systemctl;
 
@@ -129,7 +130,12 @@ impl Undo {
         let Session { node, dir, .. } = **session;
         self.save(session)?;
         let run = self.runs.last().map_or("", String::as_str);
+        let was_held = hold::is_placed(node);
         hold::place(node, dir, run)?;
+        if !was_held {
+            let about = About { run: Some(run), ..About::default() };
+            tell(&event::HOLD_SET, about, &format!("kubelet is held by recovery {run}: it does not start until the files are restored"));
+        }
         hold::keep_images(node, run)
     }
 
@@ -182,6 +188,7 @@ impl Undo {
         let held = hold::is_placed(node);
         let lifted = hold::lift(node);
         if held && lifted.is_ok() {
+            tell_lifted(self.runs.last().map_or("unknown", String::as_str));
             said.push("the hold on kubelet is lifted".to_owned());
         }
         mode.and(lifted)?;
@@ -263,6 +270,15 @@ impl From<Undo> for format::V2 {
         });
         Self { version: format::FORMAT.version, runs, backup, asked: asked.into(), selinux, units, runtime, undone_at }
     }
+}
+
+/// Tells journald that the hold of a run is lifted.
+pub(super) fn tell_lifted(run: &str) {
+    tell(
+        &event::HOLD_LIFTED,
+        About { run: Some(run), ..About::default() },
+        &format!("recovery {run} no longer holds kubelet: it may start"),
+    );
 }
 
 /// Makes SELinux enforcing again when it goes out of scope by a panic as well.

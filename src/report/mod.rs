@@ -1,9 +1,11 @@
-//! What the agent reports while it works: [`Progress`] for people, the [`log`] for journald and stderr, [`mod@unit`] for systemd,
-//! [`termination`] for whoever looks at a pod. [`paths`] and [`words`] make text from outside safe for a terminal.
+//! What the agent reports while it works: [`Progress`] for people, the [`log`] for journald and stderr with what it tells there
+//! ([`event`]), [`mod@unit`] for systemd, [`termination`] for whoever looks at a pod. [`paths`] and [`words`] make text from outside safe
+//! for a terminal.
 //!
 //! On a terminal, long work shows bars; elsewhere (a Job's log, a unit's journal) it prints a plain line every few seconds. Reports go to
 //! standard output, everything here to standard error.
 
+pub mod event;
 pub mod log;
 pub mod paths;
 pub mod termination;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::arm::{arm, now};
@@ -18,7 +18,11 @@ use crate::backup::store::{Retention, finish_interrupted, survey};
 use crate::backup::take::{TakeOptions, Taken, take};
 use crate::error::{AndNext, FailureKind, Next, by_hand, kind, said};
 use crate::node::clock::interrupted;
+use crate::report::event::{self, About, tell};
 use crate::session::{Locked, Session};
+
+/// From which delay on a backup counts as missed: another backup before it can take as long.
+const LATE: SignedDuration = SignedDuration::from_mins(30);
 
 /// What became of a schedule that was due.
 #[derive(Debug, Serialize)]
@@ -84,15 +88,27 @@ pub fn due(session: Session<'_>, wait: Duration) -> Result<Vec<Ran>> {
                 Err(error) => done.push(Ran::without(name, error)),
             }
         }
-        let (Some((_, schedule)), Some(locked)) = (due, locked) else {
+        let (Some((since, schedule)), Some(locked)) = (due, locked) else {
             done.extend(waiting);
             return Ok(done);
         };
         let name = schedule.name.clone();
+        // What was tried before was not missed.
+        if schedule.state.waiting.is_none() {
+            tell_late(&name, since, now.moment.wall);
+        }
         done.push(match run(&locked, schedule, &now, wait, false, true)? {
             Ok((backup, warnings)) => Ran { schedule: name, backup: Some(backup), why: None, warnings, error: None },
             Err(error) => Ran::without(name, error),
         });
+    }
+}
+
+/// Tells journald of a schedule that runs later than a timer may be, or a backup before it takes.
+fn tell_late(name: &str, since: Timestamp, now: Timestamp) {
+    if now.duration_since(since) > LATE {
+        let about = About { schedule: Some(name), ..About::default() };
+        tell(&event::SCHEDULE_MISSED, about, &format!("the schedule {name} was due at {since:.0}, and its backup is taken now"));
     }
 }
 
@@ -153,7 +169,13 @@ fn run(
     let ended = node.clock().now();
     match &taken {
         Ok(Taken { manifest, .. }) => succeeded(&mut schedule, manifest.id.clone(), ended, moment),
-        Err(error) => failed(&mut schedule, kind(error).name(), said(error), ended),
+        Err(error) => {
+            if !kind(error).is_not_now() {
+                let about = About { schedule: Some(&schedule.name), ..About::default() };
+                event::tell_error(&event::SCHEDULE_FAILED, about, &format!("the schedule {}", schedule.name), error);
+            }
+            failed(&mut schedule, kind(error).name(), said(error), ended);
+        }
     }
     store::write(node, &schedule)?;
     Ok(taken.map(|taken| (taken.manifest.id, [too_often, taken.warnings].concat())))

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use recovery::engine::driver::MESSAGE_PHASE;
 use recovery::recovery::RunReport;
+use recovery::report::event;
 use serde_json::Value;
 
 use super::hands::{self, agent, back_up, is_accounted_for, nothing_was_pulled, wait_recovered};
@@ -28,7 +28,7 @@ fn logged(node: &Node, fields: &[String]) -> Result<Vec<[String; 3]>> {
 /// By its fields, the run is found in the log of all its boots: when each phase began and ended, and every step that was done.
 fn is_in_the_log(node: &Node, report: &RunReport) -> Result<()> {
     let run = format!("RECOVERY_RUN={}", report.run.id);
-    let outline = logged(node, &[run.clone(), format!("MESSAGE_ID={MESSAGE_PHASE}")])?;
+    let outline = logged(node, &[run.clone(), format!("MESSAGE_ID={}", event::PHASE.id)])?;
     let ends = |phase: &str| ["begins", "is done"].map(|end| [phase.to_owned(), String::new(), format!("phase {phase} {end}")]);
     let phases: Vec<_> = report.run.phases.iter().flat_map(|phase| ends(&phase.phase.to_string())).collect();
     ensure!(outline == phases, "the outline of the run in the log is {outline:?}");

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
+use recovery::report::event;
+use serde_json::Value;
 
 use super::hands::typed;
 use super::jobs;
@@ -67,6 +69,33 @@ fn statuses_until_the_end(node: &Node) -> Result<BTreeSet<String>> {
     Ok(said)
 }
 
+/// `journalctl -x` explains the end of the recovery, and `collect` finds what it looks for, with the node's own programs.
+fn support_gets_what_is_there(node: &Node) -> Result<()> {
+    node.run(&[AGENT, "generate", "catalog", "/usr/local/lib/systemd/catalog"])?;
+    node.run(&["journalctl", "--update-catalog"])?;
+    let finished = node.run(&["journalctl", "-x", "--no-pager", &format!("MESSAGE_ID={}", event::RECOVERY_FINISHED.id)])?;
+    ensure!(
+        finished.contains("Subject: The recovery of this node is finished") && finished.contains("Journal and report of"),
+        "{finished}"
+    );
+    let report = node.run(&[AGENT, "--json", "collect", "--to", "/var/tmp/collected.tar.zst"])?;
+    let report: Value = serde_json::from_str(&report)?;
+    let missing: Vec<&str> = report["missing"].as_array().into_iter().flatten().filter_map(|one| one["name"].as_str()).collect();
+    ensure!(missing.is_empty(), "{report}");
+    let size = |name: &str| report["entries"].as_array()?.iter().find(|entry| entry["name"] == name)?["bytes"].as_u64();
+    for name in [
+        "logs/recovery.txt",
+        "logs/kubelet.service.txt",
+        "containers/ps.txt",
+        "units/units.txt",
+        "deployments/ostree.txt",
+        "disk/lsblk.txt",
+    ] {
+        ensure!(size(name).is_some_and(|bytes| bytes > 100), "{name}: {report}");
+    }
+    Ok(())
+}
+
 #[test]
 fn the_units_do_what_they_say_and_show_it() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -81,8 +110,8 @@ fn the_units_do_what_they_say_and_show_it() -> Result<()> {
     // It ends with the reboot that it asks for, and may not be heard any more.
     node.exec(&typed(&["recover", "--yes"]), RECOVERY)?;
     node.wait_boots(boots + 1)?;
-    // As a person who logs in now, on a terminal of 24 lines: until interrupted.
-    let watch = format!("stty rows 24 columns 80; timeout --foreground --signal=INT 6 {AGENT} status --watch");
+    // As a person who logs in now, on a serial console of 24 lines: until interrupted.
+    let watch = format!("export TERM=vt220; stty rows 24 columns 80; timeout --foreground --signal=INT 6 {AGENT} status --watch");
     let screen = node.exec(&["script", "--quiet", "--return", "--command", &watch, "/dev/null"], RECOVERY)?;
     let said = statuses_until_the_end(&node)?;
     ensure!(said.iter().any(|status| status.starts_with("resume: ")), "no step was shown: {said:?}");
@@ -93,6 +122,7 @@ fn the_units_do_what_they_say_and_show_it() -> Result<()> {
     let tall = |frame: &&str| frame.lines().count() > 24;
     ensure!(!screen.stdout.split("\x1b[H").any(|frame| tall(&frame)), "a screen of more than 24 lines: {}", screen.stdout);
     node.wait_well()?;
+    support_gets_what_is_there(&node)?;
 
     // One phase at a time: the unit leaves that to whoever began it.
     node.run(&typed(&["restore-files", "--yes", "--step"]))?;

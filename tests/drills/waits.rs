@@ -1,7 +1,7 @@
 //! Waits that cannot end: they end at their deadline, with the cause and the next command; what is mended goes on from there.
 
 use anyhow::{Context, Result, ensure};
-use recovery::engine::driver::MESSAGE_FAILED;
+use recovery::report::event;
 use serde_json::json;
 
 use super::hands::{self, AGENT, UNIT, back_up, fails, unit_status, wait_recovered};
@@ -34,8 +34,8 @@ fn take_heart(node: &Node) -> Result<()> {
 
 /// The log has the failure as an entry of its kind, with the step it is of.
 fn failure_is_logged(node: &Node, phase: &str, step: &str, cause: &str) -> Result<()> {
-    let fields =
-        [("MESSAGE_ID", MESSAGE_FAILED), ("RECOVERY_PHASE", phase), ("RECOVERY_STEP", step)].map(|(name, value)| format!("{name}={value}"));
+    let fields = [("MESSAGE_ID", event::STEP_FAILED.id), ("RECOVERY_PHASE", phase), ("RECOVERY_STEP", step)]
+        .map(|(name, value)| format!("{name}={value}"));
     let argv = [&["journalctl", "--output=cat", "--no-pager"][..], &fields.each_ref().map(String::as_str)].concat();
     let logged = node.run(&argv)?;
     ensure!(logged.contains(cause), "the log has no failure of {step} with `{cause}`: {logged}");

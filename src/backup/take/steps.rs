@@ -32,6 +32,7 @@ use crate::engine::driver::{Until, Work, drive, with_next};
 use crate::error::{AndNext, FailureKind, busy, kind};
 use crate::etcd;
 use crate::node::{Node, clock::interrupted, dir::RecoveryDir, hold, recovery_mount, timer};
+use crate::report::event::{self, About, tell};
 use crate::report::{Progress, paths};
 use crate::session::{Locked, Session};
 use crate::tools::ostree;
@@ -89,8 +90,23 @@ pub fn take(session: &Locked<'_>, options: &TakeOptions) -> Result<Taken> {
     // That a Job already has its backup is no run.
     if !matches!(end, Ok((Outcome::AlreadyDone, _))) {
         last_run::note(session.node, session.dir, &options.asked_by, begun, end.map(|(_, id)| id));
+        tell_end(&taken);
     }
     taken
+}
+
+fn tell_end(taken: &Result<Taken>) {
+    match taken {
+        Ok(Taken { manifest, seconds, warnings, .. }) => {
+            let warned = if warnings.is_empty() { String::new() } else { format!(", with {} warnings", warnings.len()) };
+            let about = About { backup: Some(&manifest.id), ..About::default() };
+            tell(&event::BACKUP_GOOD, about, &format!("backup {} is complete, after {seconds:.0} s{warned}", manifest.id));
+        }
+        Err(error) => {
+            let kind = if kind(error).is_not_now() { &event::BACKUP_NOT_NOW } else { &event::BACKUP_FAILED };
+            event::tell_error(kind, About::default(), "taking a backup", error);
+        }
+    }
 }
 
 fn attempt(session: &Locked<'_>, options: &TakeOptions) -> Result<Taken> {
