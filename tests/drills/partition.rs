@@ -15,7 +15,7 @@ const UNIT: &str = "var-recovery.mount";
 /// What `recovery partition create` notes.
 const JOURNAL: &str = "var/lib/recovery/partition/progress";
 const CREATE: [&str; 7] = ["partition", "create", "--device", DISK, "--size-mib", "4096", "--yes"];
-const SOON: Limit = Limit::of(120);
+const SOON: Limit = Limit::of(60);
 /// Files that make the copy take long enough to be cut short: so many of so many MiB.
 const BALLAST: (u32, u64) = (40, 4);
 /// Where the power fails: after this event of the journal, in the middle of what this program does then.
@@ -60,8 +60,9 @@ fn cut(node: &mut Node, event: &str, program: Option<&str>) -> Result<Vec<String
         bail!("{error:#}: {}", String::from_utf8_lossy(&create.wait_with_output()?.stderr));
     }
     let events = events(node)?;
+    // `nsenter` has stopped itself with the agent, and would keep what is left of that, and so the node, from being gone.
+    create.kill().and_then(|()| create.wait()).context("ending nsenter")?;
     node.kill_unsynced()?;
-    create.wait().context("waiting for what was cut short")?;
     Ok(events)
 }
 
