@@ -72,8 +72,10 @@ pub fn status(session: &Session<'_>) -> Result<Status> {
         (false, true) => Cost::WithTheDisk,
         (false, false) => Cost::Everything,
     };
+    let open = open_creation(node);
     let (problem, next) = match recovery_mount::check(node, dir) {
-        Ok(warning) => (warning, None),
+        // What is being made is not in use yet: what goes on with it is said.
+        Ok(warning) => (warning.filter(|_| open.is_none()), None),
         Err(error) => (Some(said(&error)), crate::error::next(&error).cloned()),
     };
     let (unit, what) = configured(node, dir)?.map(|Configured { file, what, .. }| (file.display().to_string(), what)).unzip();
@@ -90,6 +92,6 @@ pub fn status(session: &Session<'_>) -> Result<Status> {
         problem,
         next,
         below: below(dir)?,
-        open: open_creation(node),
+        open,
     })
 }

@@ -127,6 +127,11 @@ fn pod() -> Value {
 impl Before {
     /// Everything is as it was: objects, units, images, kubelet, pods. Operators' new revisions are their own, and each has one.
     pub(crate) fn is_back(&self, node: &Node) -> Result<()> {
+        self.is_back_beside(node, None)
+    }
+
+    /// The same; of the units, what this is in the name of is left out, which is kept whatever is restored.
+    pub(crate) fn is_back_beside(&self, node: &Node, kept: Option<&str>) -> Result<()> {
         node.wait_well()?;
         ensure!(!node.exists(HOLD)?, "the hold on kubelet is still there");
         ensure!(!node.exists("/var/recovery/progress")? && !node.exists("/var/recovery/undo.json")?, "the run is over and left its files");
@@ -153,10 +158,14 @@ impl Before {
             self.revisions
         );
         ensure!(!now.contains_key("ConfigMap default/written-after"), "what was written after the backup is still there");
-        let (was, is) = (&self.units, units(node)?);
-        ensure!(*was == is, "the units were\n{was}\nand are\n{is}");
-        let (was, is) = (&self.unit_files, unit_files(node)?);
-        ensure!(*was == is, "the unit files were\n{was}\nand are\n{is}");
+        let others = |text: &str| {
+            let lines = text.lines().filter(|line| kept.is_none_or(|kept| !line.contains(kept)));
+            lines.collect::<Vec<_>>().join("\n")
+        };
+        let (was, is) = (others(&self.units), others(&units(node)?));
+        ensure!(was == is, "the units were\n{was}\nand are\n{is}");
+        let (was, is) = (others(&self.unit_files), others(&unit_files(node)?));
+        ensure!(was == is, "the unit files were\n{was}\nand are\n{is}");
         let (was, is) = (&self.images, images(node)?);
         ensure!(*was == is, "the images were\n{was}\nand are\n{is}");
         // What came after the backup is written again without trouble.

@@ -11,6 +11,7 @@ mod metrics;
 mod moment;
 mod old_flags;
 mod one_command;
+mod partition;
 mod pods;
 mod power_cuts;
 mod schedule;

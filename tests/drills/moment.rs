@@ -88,7 +88,7 @@ impl Stopped {
         let mut known = Vec::new();
         wait(node, what, limit, || {
             // Beforehand: finding them takes as long as a few steps.
-            known.retain(|agent| is_at_work(*agent));
+            known.retain(|agent| is_at_work(*agent, "recovery"));
             if known.is_empty() {
                 known = agents(node).ok()?;
             }
@@ -133,14 +133,18 @@ fn stop(agents: &[Pid]) {
     }
 }
 
-/// An agent that has ended may still be a zombie.
-fn is_at_work(pid: Pid) -> bool {
-    field(pid, "Name:").as_deref() == Some("recovery") && field(pid, "State:").is_some_and(|state| !state.starts_with('Z'))
+/// One that has ended may still be a zombie.
+fn is_at_work(pid: Pid, name: &str) -> bool {
+    field(pid, "Name:").as_deref() == Some(name) && field(pid, "State:").is_some_and(|state| !state.starts_with('Z'))
 }
 
-/// The agents at work on the node, in its containers too, as this machine numbers them: below its process 1, or called into its PID namespace
-/// from outside, as by a person over SSH.
+/// The agents at work on the node, in its containers too, as this machine numbers them.
 fn agents(node: &Node) -> Result<Vec<Pid>> {
+    at_work(node, "recovery")
+}
+
+/// The processes of this name on the node: below its process 1, or called into its PID namespace from outside, as by a person over SSH.
+pub(crate) fn at_work(node: &Node, name: &str) -> Result<Vec<Pid>> {
     let leader = node.power()?.leader.and_then(Pid::from_raw).context("the node is off")?;
     let namespace = |pid: Pid| std::fs::read_link(format!("/proc/{}/ns/pid", pid.as_raw_nonzero())).ok();
     let of_the_node = namespace(leader).context("the node is off")?;
@@ -148,14 +152,14 @@ fn agents(node: &Node) -> Result<Vec<Pid>> {
         namespace(pid).is_some_and(|its| its == of_the_node)
             || std::iter::successors(Some(pid), |pid| parent(*pid)).any(|pid| pid == leader)
     };
-    let mut agents = Vec::new();
+    let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else { continue };
-        if is_at_work(pid) && is_on_the_node(pid) {
-            agents.push(pid);
+        if is_at_work(pid, name) && is_on_the_node(pid) {
+            found.push(pid);
         }
     }
-    Ok(agents)
+    Ok(found)
 }
 
 fn parent(pid: Pid) -> Option<Pid> {

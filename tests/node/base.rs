@@ -30,7 +30,7 @@ const SOURCES: [&str; 9] = [
     "tests/fixtures/oc",
 ];
 /// What only looks after a node does not make another base.
-const HARNESS: [&str; 15] = [
+const HARNESS: [&str; 17] = [
     "Cargo.toml",
     "check/host.rs",
     "check/main.rs",
@@ -45,6 +45,8 @@ const HARNESS: [&str; 15] = [
     "command.rs",
     "lib.rs",
     "slots.rs",
+    "spare.rs",
+    "unsynced.rs",
     "host.sh",
 ];
 /// For a build from nothing, on two busy cores.

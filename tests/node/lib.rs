@@ -36,7 +36,9 @@ pub mod pods;
 pub mod release;
 pub mod root;
 pub mod slots;
+pub mod spare;
 pub mod system;
+pub mod unsynced;
 pub mod upgrade;
 pub mod variant;
 
@@ -106,10 +108,16 @@ impl Node {
         Power::of(&self.place)
     }
 
-    /// A power cut: every process of it ends at once.
+    /// A power cut: every process of it ends at once. What was written survives, synced or not.
     pub fn kill(&mut self) -> Result<()> {
         machine::cut(&self.place)?;
         self.reap()
+    }
+
+    /// A power cut that takes with it what the node's file systems have not yet written to its disks.
+    pub fn kill_unsynced(&mut self) -> Result<()> {
+        unsynced::lose(&self.place)?;
+        self.kill()
     }
 
     /// An orderly end.

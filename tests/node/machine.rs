@@ -6,7 +6,8 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -19,6 +20,7 @@ use super::cgroup::Groups;
 use super::command::{Limit, tail};
 use super::disk;
 use super::place::Place;
+use super::spare::Spare;
 use super::variant::Variant;
 
 /// What systemd-nspawn exits with when the system in it wants to reboot.
@@ -111,6 +113,7 @@ fn turn_on(place: &Place, stay: bool, power: &mut Power) -> Result<()> {
     for label in ["recovery", "etcd"].into_iter().filter(|label| place.partition(label).exists()) {
         partitions.push((label, disk::mount(&place.partition(label), &place.dir().join(label))?));
     }
+    let spare = Spare::attach(place)?;
     let _ = std::fs::remove_file(place.dir().join("cut"));
     let prepares_root = Variant::of(place)?.system.prepares_root();
     let parent = (!stay).then(watch_parent);
@@ -121,14 +124,14 @@ fn turn_on(place: &Place, stay: bool, power: &mut Power) -> Result<()> {
         power.deployment = deployment.file_name().unwrap_or_default().to_string_lossy().into_owned();
         log(place, &format!("boot {} of {}", power.boots, power.deployment))?;
         let groups = Groups::enter(&format!("{}-boot-{}", place.id(), power.boots))?;
-        let mut container = container(place, &deployment, prepares_root.then_some(&options), &partitions)?;
+        let mut container = container(place, &deployment, prepares_root.then_some(&options), &partitions, spare.as_ref())?;
         let leader = leader(&mut container);
         power.leader = leader.as_ref().ok().copied();
         power.save(place)?;
         if let (Some(parent), Some(leader)) = (&parent, power.leader) {
             parent.send(leader).context("telling who is to be killed")?;
         }
-        let status = container.wait().context("waiting for the container")?;
+        let status = wait(&mut container, spare.as_ref().zip(power.leader)).context("waiting for the container")?;
         drop(groups);
         power.leader = None;
         let cut = place.dir().join("cut").exists();
@@ -143,6 +146,20 @@ fn turn_on(place: &Place, stay: bool, power: &mut Power) -> Result<()> {
             return Ok(());
         }
     }
+}
+
+/// Waits until the container has ended, and plays udev for it meanwhile.
+fn wait(container: &mut Child, spare: Option<(&Spare, i32)>) -> std::io::Result<ExitStatus> {
+    let on = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        if let Some((spare, leader)) = spare {
+            let on = &on;
+            scope.spawn(move || spare.play_udev(leader, on));
+        }
+        let status = container.wait();
+        on.store(false, Ordering::Relaxed);
+        status
+    })
 }
 
 /// Cuts the power when standard input is closed. It is told each boot's first process.
@@ -185,7 +202,13 @@ fn next_to_boot(sysroot: &Path) -> Result<Entry> {
 }
 
 /// Starts systemd-nspawn. With the kernel's arguments, on the root that an initramfs makes of them.
-fn container(place: &Place, deployment: &Path, arguments: Option<&String>, partitions: &[(&str, PathBuf)]) -> Result<Child> {
+fn container(
+    place: &Place,
+    deployment: &Path,
+    arguments: Option<&String>,
+    partitions: &[(&str, PathBuf)],
+    spare: Option<&Spare>,
+) -> Result<Child> {
     let console = File::options().append(true).create(true).open(place.console()).context("opening the console")?;
     let sysroot = place.sysroot();
     let var = deployment.ancestors().nth(2).context("a deployment outside any stateroot")?.join("var");
@@ -213,6 +236,10 @@ fn container(place: &Place, deployment: &Path, arguments: Option<&String>, parti
         command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "0");
     }
     command.arg(bind("bind-ro", &sysroot.join("boot"), "/boot:norbind")).arg(bind("bind", &var, "/var")).arg("--bind=/dev/kmsg");
+    if let Some(spare) = spare {
+        spare.turn_on()?;
+        command.args(spare.binds()?);
+    }
     for (label, device) in partitions {
         command.arg(bind("bind", device, &format!("/dev/disk/by-label/{label}")));
     }

@@ -23,8 +23,8 @@ enum Verb {
     Up {
         /// An empty or a new directory
         dir: PathBuf,
-        /// What differs from a standard node: kubeadm, debian13, composefs, etcd-mount, extra-manifest, staged, pending,
-        /// standbys[=NUMBER]; comma-separated
+        /// What differs from a standard node: kubeadm, debian13, composefs, etcd-mount, extra-manifest, spare-disk, staged,
+        /// pending, standbys[=NUMBER]; comma-separated
         #[arg(long, default_value = "")]
         variant: Variant,
     },

@@ -42,6 +42,12 @@ impl Place {
         self.dir.join(format!("{label}.img"))
     }
 
+    /// The second disk, which is empty, where the variant says so.
+    #[must_use]
+    pub fn spare(&self) -> PathBuf {
+        self.dir.join("spare.img")
+    }
+
     /// Where the disk is mounted, in the namespace of whoever looks at it.
     #[must_use]
     pub fn sysroot(&self) -> PathBuf {

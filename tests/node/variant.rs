@@ -17,6 +17,8 @@ use super::system::System;
 use super::{Node, Stay, base, disk, slots};
 
 const OSTREE: Limit = Limit::of(120);
+/// Bytes of the second disk.
+const SPARE: u64 = 8 << 30;
 
 /// What boots next on a node, when that is not what is booted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,13 +43,24 @@ pub struct Variant {
     pub extra_manifest: bool,
     /// The next release is ahead of what is booted.
     pub ahead: Option<Ahead>,
+    /// It has a second disk, which is empty, and no partition for `/var/recovery`.
+    #[serde(default)]
+    pub spare_disk: bool,
     /// So many other deployments stand behind what is booted, none of them pinned.
     pub standbys: u32,
 }
 
 impl Default for Variant {
     fn default() -> Self {
-        Self { kind: Kind::OpenShift, system: System::default(), etcd_mount: false, extra_manifest: false, ahead: None, standbys: 0 }
+        Self {
+            kind: Kind::OpenShift,
+            system: System::default(),
+            etcd_mount: false,
+            extra_manifest: false,
+            ahead: None,
+            spare_disk: false,
+            standbys: 0,
+        }
     }
 }
 
@@ -62,6 +75,7 @@ impl FromStr for Variant {
                 ("kubeadm", "") => variant.kind = Kind::Kubeadm,
                 ("etcd-mount", "") => variant.etcd_mount = true,
                 ("extra-manifest", "") => variant.extra_manifest = true,
+                ("spare-disk", "") => variant.spare_disk = true,
                 ("staged", "") => variant.ahead = Some(Ahead::Staged),
                 ("pending", "") => variant.ahead = Some(Ahead::Pending),
                 ("standbys", "") => variant.standbys = 2,
@@ -69,7 +83,8 @@ impl FromStr for Variant {
                 ("debian13", "") => variant.system = System::Debian13,
                 ("composefs", "") => variant.system = System::Composefs,
                 _ => bail!(
-                    "`{word}` is none of kubeadm, debian13, composefs, etcd-mount, extra-manifest, staged, pending, standbys[=NUMBER]"
+                    "`{word}` is none of kubeadm, debian13, composefs, etcd-mount, extra-manifest, spare-disk, staged, pending, \
+                     standbys[=NUMBER]"
                 ),
             }
         }
@@ -118,7 +133,11 @@ impl Node {
         if variant.etcd_mount {
             disk::make(&place.partition("etcd"), 2 << 30, "etcd")?;
         }
-        if variant.etcd_mount || variant.extra_manifest || variant.standbys > 0 {
+        if variant.spare_disk {
+            std::fs::remove_file(place.partition("recovery"))?;
+            File::create(place.spare()).and_then(|file| file.set_len(SPARE)).context("making the second disk")?;
+        }
+        if variant.etcd_mount || variant.extra_manifest || variant.spare_disk || variant.standbys > 0 {
             disk::with(&place, |sysroot| differ(sysroot, &place, variant))?;
         }
         let mut node = Self { place, variant: variant.clone(), stay, machine: None, _slots: slots };
@@ -174,6 +193,13 @@ fn differ(sysroot: &Path, place: &Place, variant: &Variant) -> Result<()> {
             },
         });
         root.put("/etc/kubernetes/manifests/criometricsproxy.yaml", serde_saphyr::to_string(&pod)?.as_bytes(), 0o644)?;
+    }
+    if variant.spare_disk {
+        ensure!(variant.kind == Kind::Kubeadm, "the machine configuration of OpenShift has the recovery partition");
+        let units = root.path("/etc/systemd/system");
+        std::fs::remove_file(units.join("var-recovery.mount"))?;
+        std::fs::remove_file(units.join("local-fs.target.wants/var-recovery.mount"))?;
+        std::fs::remove_dir_all(units.join("var-recovery.mount.d"))?;
     }
     for standby in 1..=variant.standbys {
         let (branch, option) = (format!("os/4.15.{standby}"), format!("--sysroot={}", sysroot.display()));

@@ -208,6 +208,9 @@ fn an_open_one_is_gone_on_with_on_its_own_disk_alone() {
     let machine = Machine::new(&[2048, 2048]);
     machine.die("before", "mkfs.xfs", "*=0 /*");
     assert!(!machine.create().status.success());
+    // The partition is there and not in use: that is no problem while what goes on with it is said.
+    let status = machine.status();
+    assert!(status["problem"].is_null() && status["open"]["command"].as_str().is_some_and(|command| command.contains(DISK)), "{status}");
     let other = machine.agent(&["partition", "create", "--device", "/dev/disk/by-id/disk-1", "--yes"]);
     assert_eq!(other.status.code(), Some(78), "{}", said(&other));
     assert!(said(&other).contains(&format!("partition create --device {DISK}")), "{}", said(&other));

@@ -3,7 +3,7 @@
 # the one that this machine takes its own packages from.
 set -euo pipefail
 packages=systemd,systemd-sysv,dbus,ostree,containerd,runc,iptables,iproute2,ca-certificates,socat,conntrack,ethtool,kmod,procps,\
-containernetworking-plugins,xfsprogs,jq,strace,zstd,python3-minimal,python3-gi,gir1.2-ostree-1.0
+containernetworking-plugins,xfsprogs,fdisk,jq,strace,zstd,python3-minimal,python3-gi,gir1.2-ostree-1.0
 # What the initramfs runs, and what goes with it afterwards.
 [ "$2" = bookworm ] || packages=$packages,ostree-boot
 # shellcheck disable=SC2016  # apt's own variables
