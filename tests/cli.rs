@@ -95,7 +95,16 @@ fn the_newer_of_two_agents_does_what_is_asked_for() {
     place("0.0.9");
     assert_eq!(who(&status()), own);
     let words = recovery(&["--dir", dir.path().to_str().unwrap(), "status"]);
-    assert!(printed(&words).contains("the agent is 0.0.9"), "{}", printed(&words));
+    let shown = printed(&words);
+    assert!(shown.contains(&format!("this agent is {own}; ")) && shown.contains("which the units start, is 0.0.9"), "{shown}");
+    // A shell would read it.
+    place("9.9.9");
+    let mut program = std::fs::read(&other).unwrap();
+    testing::agent::pass_for_another_machine(&mut program);
+    std::fs::write(&other, program).unwrap();
+    let alone = status();
+    assert_eq!(who(&alone), own);
+    assert!(String::from_utf8_lossy(&alone.stdout).contains("it is 9.9.9, a program for"), "{}", printed(&alone));
 
     place("9.9.9");
     std::fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();

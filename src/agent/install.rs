@@ -9,14 +9,12 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, XattrFlags, fchmod, fsetxattr};
 
-use super::Agent;
+use super::{Agent, SELF};
 use crate::node::{Node, dir::RecoveryDir, durable, selinux};
 
 /// The front's name.
 pub const FRONT: &str = "upgrade-recovery.sh";
 const FRONT_TEXT: &str = include_str!("../../packaging/upgrade-recovery.sh");
-/// This process's own program, wherever it was started from.
-const SELF: &str = "/proc/self/exe";
 /// Below `/var`, files are labelled `var_t`, which systemd may not run.
 const BIN_LABEL: &[u8] = b"system_u:object_r:bin_t:s0\0";
 

@@ -14,10 +14,10 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use object::elf::FileHeader64;
 use object::read::elf::{ElfFile64, NoteIterator};
-use object::{Endianness, Object, ObjectSection, ReadCache};
+use object::{Architecture, Endianness, Object, ObjectSection, ReadCache};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,8 @@ use crate::node::dir::RecoveryDir;
 use crate::node::{Node, durable};
 use crate::report::to_stderr;
 
+/// This process's own program, wherever it was started from.
+const SELF: &str = "/proc/self/exe";
 /// Where a package puts it.
 pub const PACKAGED: &str = "/usr/bin/recovery";
 /// Its version, and the commit where that is known, as `--version` says it.
@@ -36,6 +38,9 @@ pub const VERSION: &str = env!("RECOVERY_VERSION");
 const SECTION: &str = ".note.package";
 const OWNER: [u8; 4] = *b"FDO\0";
 const TYPE: u32 = 0xcafe_1a7e;
+
+/// What a program is made for that runs where this one does.
+const MACHINE: Architecture = if cfg!(target_arch = "aarch64") { Architecture::Aarch64 } else { Architecture::X86_64 };
 
 const TEXT: &str = concat!(
     r#"{"type":"binary","name":"recovery","version":""#,
@@ -102,7 +107,7 @@ impl Agent {
     /// The agent in a file; `None` when there is no file. Nothing of it is run.
     ///
     /// # Errors
-    /// When the file cannot be read or is no agent that tells its version: the first ones of 0.1.0 did not.
+    /// When the file cannot be read, is for another kind of machine, or is no agent that tells its version: the first ones of 0.1.0 did not.
     pub fn in_file(path: &Path) -> Result<Option<Self>> {
         if !path.try_exists().with_context(|| format!("looking for {}", path.display()))? {
             return Ok(None);
@@ -118,7 +123,11 @@ impl Agent {
         let mut notes: NoteIterator<'_, FileHeader64<Endianness>> = NoteIterator::new(program.endian(), section.align(), section.data()?)?;
         while let Some(note) = notes.next()? {
             if note.name() == &OWNER[..3] && note.n_type(program.endian()) == TYPE {
-                return of_text(note.desc()).context("its note cannot be read");
+                let agent = of_text(note.desc()).context("its note cannot be read")?;
+                let made_for = program.architecture();
+                // The C library would have a shell read what the kernel does not run.
+                ensure!(made_for == MACHINE, "it is {agent}, a program for {made_for:?}, and this one is for {MACHINE:?}");
+                return Ok(agent);
             }
         }
         Err(anyhow!("it does not tell"))
@@ -134,9 +143,17 @@ impl Agent {
     }
 }
 
-/// Reads the text of a note.
+/// Reads the text of a note. Programs of distributions have one, too.
 fn of_text(text: &[u8]) -> Result<Agent> {
-    Ok(serde_json::from_slice(text.split(|byte| *byte == 0).next().unwrap_or_default())?)
+    #[derive(Deserialize)]
+    struct Told {
+        name: String,
+        #[serde(flatten)]
+        agent: Agent,
+    }
+    let told: Told = serde_json::from_slice(text.split(|byte| *byte == 0).next().unwrap_or_default())?;
+    ensure!(told.name == "recovery", "it is of another program, {}", told.name);
+    Ok(told.agent)
 }
 
 /// Becomes the agent in the recovery directory, with the same arguments, when that one is newer. When it cannot be run, this one goes on: what the newer has
@@ -153,6 +170,10 @@ pub fn hand_over(dir: &RecoveryDir) -> Result<()> {
         let (path, mode) = (path.display(), meta.mode() & 0o7777);
         return Err(not_permitted(format!("{path} says that it is {newer}, and belongs to user {} with mode {mode:04o}", meta.uid()))
             .and_next(by_hand(format!("find out whose it is; remove it, and the next backup puts this agent ({VERSION}) there"))));
+    }
+    // One that is other than its file tells would hand over to itself for ever.
+    if Path::new(SELF).metadata().is_ok_and(|own| (own.dev(), own.ino()) == (meta.dev(), meta.ino())) {
+        return Ok(());
     }
     let why = Command::new(&path).args(std::env::args_os().skip(1)).exec();
     to_stderr(&format!("warning: {} is {newer}, newer than this agent ({VERSION}), and cannot be run: {why}", path.display()));
@@ -205,6 +226,10 @@ impl Agents {
             (None, Some(packaged)) if self.unknown.is_empty() => {
                 Some(format!("the agent is {packaged}, {PACKAGED}; {there} is not there yet: a backup puts it there"))
             }
+            (Some(own), None) if own.version < self.own.version => Some(format!(
+                "this agent is {}; {there}, which the units start, is {own}: the next backup, or a recovery when it begins, puts this one there",
+                self.own
+            )),
             (Some(own), _) => Some(format!("the agent is {own}")),
             _ => None,
         };

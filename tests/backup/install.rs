@@ -72,7 +72,10 @@ fn a_newer_agent_stays_and_any_other_is_replaced() {
     let version = |path: &Path| Agent::in_file(path).ok().flatten().map(|agent| agent.version.to_string());
     let own = Agent::own().unwrap().version.to_string();
     let newer = of_version("9.9.9");
-    for (there, stays) in [(newer.clone(), true), (of_version("0.0.9"), false), (newer[..newer.len() / 2].to_vec(), false)] {
+    let mut of_another_machine = newer.clone();
+    testing::agent::pass_for_another_machine(&mut of_another_machine);
+    let cut = newer[..newer.len() / 2].to_vec();
+    for (there, stays) in [(newer, true), (of_version("0.0.9"), false), (cut, false), (of_another_machine, false)] {
         std::fs::write(&agent, there).unwrap();
         sh(place.dir.path(), "chmod 600 recovery");
         assert_eq!(room(&place.dir).unwrap() == 0, stays);

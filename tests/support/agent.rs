@@ -17,3 +17,9 @@ pub fn pass_for(program: &mut [u8], version: &str) {
     let end = at.unwrap_or_else(|| panic!("no note with {told}")) + told.len() - 1;
     program[end - own.len()..end].copy_from_slice(version.as_bytes());
 }
+
+/// Makes a program one for another kind of machine, as its header tells (`e_machine`).
+pub fn pass_for_another_machine(program: &mut [u8]) {
+    let other: u16 = if cfg!(target_arch = "aarch64") { 62 } else { 183 };
+    program[18..20].copy_from_slice(&other.to_le_bytes());
+}
