@@ -29,7 +29,12 @@ pub(super) fn run(context: &Context, args: &ReportArgs) -> Result<ExitCode> {
 }
 
 fn write(file: &Path, force: bool, page: &str) -> Result<()> {
-    if !force && file.symlink_metadata().is_ok() {
+    let there = file.symlink_metadata().ok();
+    if there.as_ref().is_some_and(|there| !there.is_file()) {
+        let error = usage(format!("{} is there and no regular file, which is what a report can be written over", paths::shown(file)));
+        return Err(error.and_next(by_hand("name another file; without --html, the report goes to standard output")));
+    }
+    if !force && there.is_some() {
         let error = usage(format!("{} is there already, and stays as it is", paths::shown(file)));
         return Err(error.and_next(by_hand("name another file, or give --force to write over this one")));
     }

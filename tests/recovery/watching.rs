@@ -320,6 +320,13 @@ fn a_page_is_written_whole_and_over_nothing() -> Result<()> {
     let page = std::fs::read_to_string(&file)?;
     ensure!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n") && page.contains(&place.journal().run), "{page}");
     ensure!(file.metadata()?.mode() & 0o777 == 0o600);
+    // A device would be gone, and a link what it was.
+    let link = place.temporary.path().join("link");
+    std::os::unix::fs::symlink("/dev/null", &link)?;
+    for other in [&link, place.temporary.path()] {
+        place.agent(&["report", "--force", "--html", other.to_str().context("odd name")?]).expect(2, &["no regular file"])?;
+    }
+    ensure!(link.is_symlink());
     place
         .agent(&["report", "--html", place.temporary.path().join("no/such/report.html").to_str().context("odd name")?])
         .expect(1, &["writing"])?;
