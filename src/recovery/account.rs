@@ -14,7 +14,7 @@ use super::report::{RunStatus, StepState, words_of};
 use super::status::status;
 use crate::engine::journal::Record;
 use crate::engine::machine::Phase as _;
-use crate::error::{AndNext, Failure, Next, damaged, misfit, run as command, said};
+use crate::error::{AndNext, Failure, FailureKind, Next, damaged, kind, misfit, run as command, said};
 use crate::formats::history as format;
 use crate::node::identity::Identity;
 use crate::node::profile::Profile;
@@ -248,6 +248,8 @@ fn of_kept(node: &Node, history: &Path, id: &str, kept: &Kept) -> Result<Account
             account.journal(&reading);
         }
         Ok(None) => account.without_journal = Some("it is not kept beside the report".to_owned()),
+        // What to do about the journal of an open run is not what to do about one that is over.
+        Err(error) if !kept.report && kind(&error) == FailureKind::Damaged => return Err(damaged(said(&error))),
         Err(error) if !kept.report => return Err(error),
         Err(error) => account.without_journal = Some(said(&error)),
     }

@@ -123,6 +123,10 @@ fn what_cannot_be_read_of_a_run_is_said() -> Result<()> {
     place.keep("r1.progress", b"{}\n{}\n")?;
     let told = place.told(Some("r1"))?;
     assert!(told.without_journal.as_deref().is_some_and(|why| why.contains("line 1")), "{told:?}");
+    // Of one that is over, nobody is to begin or end anything.
+    place.keep("r2.progress", b"{}\n{}\n")?;
+    let error = place.told(Some("r2")).unwrap_err();
+    assert_eq!((exit_code(&error), crate::error::next(&error)), (65, None), "{error:#}");
     // One of which nothing but its end is known.
     place.keep("unknown-1.json", br#"{"version":2,"agent":"0.1.0","end":"abandoned","run":null,"put_back":[],"changed":[],"state":"unknown","seconds":0.0,"waited":0.0}"#)?;
     assert_eq!(place.told(Some("unknown-1"))?.left.as_deref(), Some("unknown"));
