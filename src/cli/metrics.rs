@@ -1,12 +1,15 @@
 //! `recovery metrics`: what a monitoring system asks of this node.
 
+use std::fs::File;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use super::args::MetricsArgs;
 use super::context::{Context, require_to_be_root};
-use crate::error::misfit;
+use crate::error::{AndNext, by_hand, locked, misfit};
 use crate::metrics::text::{FILE, text};
 use crate::metrics::{Metrics, gather};
 use crate::node::durable;
@@ -25,6 +28,13 @@ pub(super) fn run(context: &Context, args: &MetricsArgs) -> Result<ExitCode> {
             "{} is no directory: name the one that node_exporter reads (its flag --collector.textfile.directory)",
             paths::shown(dir)
         )));
+    }
+    // Two that write at once would take each other's file, unfinished.
+    let place = File::open(dir).with_context(|| format!("opening {}", paths::shown(dir)))?;
+    if flock(&place, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+        return Err(
+            locked(format!("another process writes the metrics to {} just now", paths::shown(dir))).and_next(by_hand("run this again"))
+        );
     }
     durable::write(&dir.join(FILE), text(&metrics).as_bytes(), 0o644)?;
     if context.json {
