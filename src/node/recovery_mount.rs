@@ -100,7 +100,7 @@ pub fn configured(node: &Node, dir: &RecoveryDir) -> Result<Option<Configured>> 
     for folder in folders.iter().rev() {
         let drop_ins = node.real_path(folder.join(format!("{name}.d")));
         let list = std::fs::read_dir(drop_ins).into_iter().flatten().flatten().map(|entry| entry.path());
-        let mut list: Vec<PathBuf> = list.filter(|path| path.extension().is_some_and(|ending| ending == "conf")).collect();
+        let mut list: Vec<PathBuf> = list.filter(|path| is_drop_in(path)).collect();
         list.sort();
         for path in list {
             let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", node.shown(&path).display()))?;
@@ -108,6 +108,11 @@ pub fn configured(node: &Node, dir: &RecoveryDir) -> Result<Option<Configured>> 
         }
     }
     Ok(what.map(|what| Configured { made: text.starts_with(MADE), what, file }))
+}
+
+/// True for what systemd reads of a folder of drop-ins: somebody may keep older ones in a folder there.
+fn is_drop_in(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "conf") && !path.is_dir()
 }
 
 /// `What=` in the text of a unit; of two the last counts.
@@ -285,7 +290,10 @@ pub fn kept(node: &Node, dir: &RecoveryDir, is_there: &dyn Fn(&Path) -> bool) ->
         }
         if folder == *format!("{name}.d") {
             for drop_in in std::fs::read_dir(own.join(list))? {
-                kept.push(units.join(list).join(drop_in?.file_name()));
+                let drop_in = drop_in?;
+                if is_drop_in(&drop_in.path()) {
+                    kept.push(units.join(list).join(drop_in.file_name()));
+                }
             }
         }
     }
@@ -356,6 +364,9 @@ mod tests {
             include_str!("../../systemd/10-partlabel.conf"),
         )?;
         assert_eq!(configured(&node, &dir)?.unwrap().what, BY_PARTLABEL);
+        for folder in ["old", "old.conf"] {
+            std::fs::create_dir(root.path().join("etc/systemd/system/var-recovery.mount.d").join(folder))?;
+        }
         let other = root.path().join("other/etc");
         assert!(install(&node, &dir, &other)? && !install(&node, &dir, &other)?);
         for path in ["local-fs.target.requires/var-recovery.mount", "var-recovery.mount", "var-recovery.mount.d/10-partlabel.conf"] {
