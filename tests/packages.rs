@@ -75,7 +75,7 @@ fn differences(one: &Tree, other: &Tree) -> BTreeSet<PathBuf> {
 }
 
 /// What a package brings: path and mode of each file.
-fn files(licence: &str, man_pages: &BTreeSet<String>) -> BTreeMap<PathBuf, u32> {
+fn files(licence: &str, zsh: &str, man_pages: &BTreeSet<String>) -> BTreeMap<PathBuf, u32> {
     let mut all: BTreeMap<PathBuf, u32> = [
         "usr/lib/systemd/catalog/recovery.catalog",
         "usr/lib/systemd/system-preset/85-recovery.preset",
@@ -93,7 +93,7 @@ fn files(licence: &str, man_pages: &BTreeSet<String>) -> BTreeMap<PathBuf, u32> 
         "usr/share/recovery/10-partlabel.conf",
         "usr/share/recovery/recovery.rules.yaml",
         "usr/share/recovery/var-recovery.mount",
-        "usr/share/zsh/site-functions/_recovery",
+        zsh,
         licence,
     ]
     .map(|path| (PathBuf::from(path), 0o644))
@@ -243,7 +243,7 @@ fn dpkg_installs_and_removes_it(release: &str) -> Result<()> {
     inside(&["dpkg", "--install", "/recovery.deb"])?;
     std::fs::remove_file(root.join("recovery.deb"))?;
     let pages = man_pages()?;
-    brings(&before, &tree(&root)?, &files("usr/share/doc/recovery/copyright", &pages))?;
+    brings(&before, &tree(&root)?, &files("usr/share/doc/recovery/copyright", "usr/share/zsh/vendor-completions/_recovery", &pages))?;
     ensure!(inside(&["dpkg", "--verify", "recovery"])?.is_empty(), "dpkg finds a file that is not as it is packaged");
     runs(&root)?;
     let page = inside(&["mman", "recovery-etcd-restore"])?;
@@ -297,7 +297,7 @@ fn rpm_installs_and_removes_it_in_an_empty_root() -> Result<()> {
     let package = rpm();
     rpm_does(&["--install", package.to_str().context("a path that is no text")?])?;
     let pages = man_pages()?;
-    brings(&before, &tree(&root)?, &files("usr/share/licenses/recovery/LICENSE", &pages))?;
+    brings(&before, &tree(&root)?, &files("usr/share/licenses/recovery/LICENSE", "usr/share/zsh/site-functions/_recovery", &pages))?;
     ensure!(rpm_does(&["--verify", "recovery"])?.is_empty(), "rpm finds a file that is not as it is packaged");
     // Nothing that a node may not have: a requirement other than of rpm itself would keep it from being layered.
     let requires = rpm_does(&["--query", "--requires", "recovery"])?;

@@ -43,7 +43,7 @@ put usr/share/doc/recovery README.md CHANGELOG.md
 gzip -9 --no-name "$tree"/usr/share/man/man8/*
 "$native" generate bash "$tree/usr/share/bash-completion/completions"
 mv "$tree"/usr/share/bash-completion/completions/recovery{.bash,}
-"$native" generate zsh "$tree/usr/share/zsh/site-functions"
+"$native" generate zsh "$tree/usr/share/zsh/vendor-completions"
 "$native" generate fish "$tree/usr/share/fish/vendor_completions.d"
 find "$tree" -exec touch --date="@$SOURCE_DATE_EPOCH" {} +
 
@@ -52,6 +52,8 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 version=${version/-/\~}
 "$cargo_deb" --no-build --no-strip --offline --target $machine-unknown-linux-gnu --output "$out/recovery_$version-1_$debian.deb" >/dev/null
 
+# Debian's zsh looks for what packages bring in a folder of its own.
+mv "$tree"/usr/share/zsh/{vendor-completions,site-functions}
 # Debian's packages have the licence in `copyright`.
 put usr/share/licenses/recovery LICENSE
 work=$(mktemp -d)
