@@ -108,11 +108,14 @@ fn judged_alike(case: &Captured, applied: &Applied) {
     let rules = Rules::parse(&case.rules).unwrap();
     let about: Vec<usize> = rules.all_about_unread(&target).collect();
     let part = rules.part(&about, case.object.to_string().as_bytes()).unwrap();
-    let without_where = |(place, outcome): &(usize, Outcome)| match outcome {
+    assert_eq!(rules.judge(about, part), applied.outcomes.iter().map(without_where).collect::<Vec<_>>(), "{}", case.name);
+}
+
+fn without_where((place, outcome): &(usize, Outcome)) -> (usize, Outcome) {
+    match outcome {
         Outcome::Changed { .. } => (*place, Outcome::Changed { changes: Vec::new() }),
         other => (*place, other.clone()),
-    };
-    assert_eq!(rules.judge(about, part), applied.outcomes.iter().map(without_where).collect::<Vec<_>>(), "{}", case.name);
+    }
 }
 
 #[test]
@@ -186,4 +189,131 @@ fn an_object_that_is_not_read_is_judged_by_what_stands_in_its_key() {
     assert_eq!(about("secrets", "b", "xy"), None);
     assert_eq!(about("secrets", "a", "y"), None);
     assert_eq!(about("configmaps", "a", "x"), None);
+}
+
+/// Numbers that look random, and are the same each time.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from((self.0 >> 33) % sides as u64).unwrap()
+    }
+
+    fn one<'a>(&mut self, of: &[&'a str]) -> &'a str {
+        of[self.roll(of.len())]
+    }
+
+    /// A value as a text, with numbers as nobody writes them and keys that are there twice.
+    fn json(&mut self, deep: usize) -> String {
+        match self.roll(if deep == 0 { 4 } else { 9 }) {
+            0 if self.roll(12) == 0 => {
+                self.one(&["1.0", "-0.0", "1e3", "9007199254740993.0", "18446744073709551616", "-9223372036854775809"]).to_owned()
+            }
+            0 => self.one(&["0", "0.5", "18446744073709551615"]).to_owned(),
+            1 => self.one(&["\"x\"", "\"\"", "\"\\ud83d\\ude00\"", "\"5\""]).to_owned(),
+            2 => self.one(&["true", "null"]).to_owned(),
+            3 => self.one(&["1", "2", "3"]).to_owned(),
+            4 | 5 => format!("[{}]", (0..self.roll(4)).map(|_| self.json(deep - 1)).collect::<Vec<_>>().join(",")),
+            _ => format!(
+                "{{{}}}",
+                (0..self.roll(5)).map(|_| format!("{}:{}", self.key(), self.json(deep - 1))).collect::<Vec<_>>().join(",")
+            ),
+        }
+    }
+
+    fn key(&mut self) -> &'static str {
+        self.one(&["\"a\"", "\"b\"", "\"\\u0063\"", "\"x/y\"", "\"~z\"", "\"0\"", "\"\""])
+    }
+
+    fn object(&mut self) -> String {
+        let mut fields: Vec<String> = Vec::new();
+        for field in ["apiVersion", "kind", "spec", "data", "status"] {
+            for _ in 0..[0, 1, 1, 1, 2][self.roll(5)] {
+                fields.push(format!("\"{field}\":{}", self.json(3)));
+            }
+        }
+        let mut metadata = vec!["\"name\":\"one\"".to_owned()];
+        for field in ["labels", "annotations", "namespace", "uid", "a"] {
+            if self.roll(3) > 0 {
+                metadata.push(format!("\"{field}\":{}", self.json(2)));
+            }
+        }
+        let at = self.roll(fields.len() + 1);
+        fields.insert(at, format!("\"metadata\":{{{}}}", metadata.join(",")));
+        format!("{{{}}}", fields.join(","))
+    }
+
+    fn path(&mut self) -> String {
+        let mut path = self
+            .one(&["/spec", "/spec", "/data", "/metadata/labels", "/metadata/annotations", "/metadata", "/a", "/metadata/a"])
+            .to_owned();
+        for _ in 0..self.roll(4) {
+            path += self.one(&["/a", "/b", "/c", "/x~1y", "/~0z", "/0", "/1", "/-", "/-1", "/", "/00"]);
+        }
+        path
+    }
+
+    fn rule(&mut self) -> Value {
+        let mut rule = serde_json::json!({"conditions": {"groupResource": "a.b.c"}});
+        if self.roll(6) == 0 {
+            rule["conditions"]["matches"] = serde_json::json!([{"path": self.path(), "value": "1"}]);
+        }
+        if self.roll(2) == 0 {
+            let fields = |dice: &mut Self| {
+                let name = dice.one(&["spec", "data", "metadata", "a", "kind"]).to_owned();
+                format!("\"{name}\":{}", dice.json(3))
+            };
+            let patches: Vec<Value> =
+                (0..=self.roll(2)).map(|_| serde_json::json!({"patchData": format!("{{{}}}", fields(self))})).collect();
+            rule["mergePatches"] = patches.into();
+        } else {
+            let patches: Vec<Value> = (0..=self.roll(3))
+                .map(|_| {
+                    let operation = self.one(&["add", "remove", "replace", "move", "copy", "test", "add"]);
+                    serde_json::json!({"operation": operation, "path": self.path(), "from": self.path(), "value": self.json(1)})
+                })
+                .collect();
+            rule["patches"] = patches.into();
+        }
+        rule
+    }
+}
+
+/// What is said of a part, without where, is what is done to the whole; and a rule does to the fields that it touches what it would do to the whole object.
+#[test]
+fn whatever_the_rules_and_the_object_the_part_is_judged_as_the_whole_is_changed() {
+    let (mut dice, mut ends) = (Dice(7), [0; 4]);
+    let target = Target { resource: "a.b.c".to_owned(), namespace: None, name: "one".to_owned() };
+    for _ in 0..1_500 {
+        let rules: Vec<Value> = (0..=dice.roll(3)).map(|_| dice.rule()).collect();
+        let file = serde_json::json!({"version": "v1", "resourceModifierRules": rules}).to_string();
+        let Ok(rules) = Rules::parse(&file) else { continue };
+        for _ in 0..4 {
+            let json = dice.object();
+            let about: Vec<usize> = rules.all_about_unread(&target).collect();
+            let (whole, part): (Value, _) = (serde_json::from_str(&json).unwrap(), rules.part(&about, json.as_bytes()).unwrap());
+            let applied = rules.apply(&target, &whole);
+            let judged = rules.judge(about, part);
+            assert_eq!(judged, applied.outcomes.iter().map(without_where).collect::<Vec<_>>(), "{file} on {json}");
+            let mut object = whole;
+            for (place, outcome) in &applied.outcomes {
+                let mut after = object.clone();
+                let done = patch_with(&rules.rules[*place].patches, &mut after).and_then(|()| kept(&object, &after));
+                let (end, differ) = match outcome {
+                    Outcome::Changed { .. } => (0, true),
+                    Outcome::Unchanged => (1, false),
+                    Outcome::TestFailed { .. } => (2, false),
+                    Outcome::Error { .. } | Outcome::ThroughApi { .. } => (3, false),
+                };
+                ends[end] += 1;
+                assert_eq!((done.is_ok(), done.is_ok() && after != object), (end < 2, differ), "{file} on {json}");
+                if differ {
+                    object = after;
+                }
+            }
+            assert_eq!(object, applied.object, "{file} on {json}");
+        }
+    }
+    assert!(ends.iter().all(|count| *count > 20), "{ends:?}");
 }
