@@ -22,6 +22,10 @@ fn of_the_checkout() -> Option<String> {
     for trace in ["logs/HEAD", "index"] {
         println!("cargo::rerun-if-changed={}", git(&["rev-parse", "--git-path", trace])?);
     }
+    // And where an edit does: whether that changes the answer costs no compilation when it does not.
+    for edited in ["src", "Cargo.toml", "Cargo.lock"] {
+        println!("cargo::rerun-if-changed={edited}");
+    }
     let clean = Command::new("git").args(["diff", "--quiet", "HEAD", "--"]).status().ok()?.success();
     Some(if clean { commit } else { format!("{commit}-dirty") })
 }

@@ -114,7 +114,7 @@ fn the_newer_of_two_agents_does_what_is_asked_for() {
     std::fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
     let alone = status();
     assert_eq!(who(&alone), own);
-    assert!(said(&alone).contains("cannot be run: Permission denied"), "{}", said(&alone));
+    assert!(said(&alone).contains("Permission denied (os error 13)"), "{}", said(&alone));
 }
 
 #[test]

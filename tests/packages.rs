@@ -152,7 +152,7 @@ fn verified(root: &Path, edit: Option<(&str, &str, &str)>) -> Result<String> {
     for unit in ours {
         // The agent that a backup puts there; this machine has none.
         let text = std::fs::read_to_string(units.path().join(unit))?;
-        ensure!(text.contains("\nExecStart=/var/recovery/recovery "), "{text}");
+        ensure!(text.lines().any(|line| line.starts_with("ExecStart=") && line.contains("/var/recovery/recovery")), "{text}");
         std::fs::write(units.path().join(unit), text.replace("/var/recovery/recovery", "/bin/true"))?;
     }
     if let Some((file, old, new)) = edit {

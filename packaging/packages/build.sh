@@ -49,7 +49,7 @@ find "$tree" -exec touch --date="@$SOURCE_DATE_EPOCH" {} +
 
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 # In both formats, "~" sorts before the end: 0.2.0~rc.1 comes before 0.2.0.
-version=${version/-/\~}
+version=${version//-/\~}
 "$cargo_deb" --no-build --no-strip --offline --target $machine-unknown-linux-gnu --output "$out/recovery_$version-1_$debian.deb" >/dev/null
 
 # Debian's zsh looks for what packages bring in a folder of its own.

@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, XattrFlags, fchmod, fsetxattr};
 
-use super::{Agent, SELF};
+use super::{Agent, SELF, answers, is_roots};
 use crate::node::{Node, dir::RecoveryDir, durable, selinux};
 
 /// The front's name.
@@ -18,20 +18,26 @@ const FRONT_TEXT: &str = include_str!("../../packaging/upgrade-recovery.sh");
 /// Below `/var`, files are labelled `var_t`, which systemd may not run.
 const BIN_LABEL: &[u8] = b"system_u:object_r:bin_t:s0\0";
 
-/// Installs both, replacing older ones in one step each. A file with the same content stays, and gets the right mode and label; so does a newer agent,
-/// with the front that it has brought along.
+/// Installs both, replacing older ones in one step each. A file with the same content stays, and gets the right mode and label; so does a newer agent
+/// of root's that runs, with the front that it has brought along.
 ///
 /// # Errors
 /// When one cannot be written or, on a host with `SELinux`, labelled.
 pub fn install(node: &Node, dir: &RecoveryDir) -> Result<()> {
     let labelled = selinux::mode(node)?.is_some();
     let path = dir.agent();
-    if let Some(newer) = Agent::own()?.leading(dir) {
-        tracing::info!("{} is {newer}, and stays", dir.shown_agent().display());
-        return File::open(&path)
+    if let Some(newer) = Agent::own()?.leading(dir).filter(|_| is_roots(&path)) {
+        File::open(&path)
             .map_err(anyhow::Error::from)
             .and_then(|file| dress(&file, labelled))
-            .with_context(|| format!("looking after {}", path.display()));
+            .with_context(|| format!("looking after {}", path.display()))?;
+        // The units start it: one that does not run would leave a recovery where it is. Nothing of another root is run.
+        let runs = if node.is_live() { answers(&path) } else { Ok(()) };
+        let Err(why) = runs else {
+            tracing::info!("{} is {newer}, and stays", dir.shown_agent().display());
+            return Ok(());
+        };
+        tracing::warn!("{} is {newer}, and is replaced by this agent, because it cannot be run: {why:#}", dir.shown_agent().display());
     }
     let binary = File::open(SELF).with_context(|| format!("opening {SELF}"))?;
     place(&path, binary, labelled).context("installing the agent in the recovery directory")?;
@@ -47,7 +53,8 @@ pub fn room(dir: &RecoveryDir) -> Result<u64> {
         let mut own = File::open(SELF)?;
         let length = own.metadata()?.len();
         // A file that cannot be read is replaced.
-        let is_there = Agent::own()?.leading(dir).is_some() || durable::is_same(&dir.agent(), &mut own).unwrap_or(false);
+        let is_there =
+            Agent::own()?.leading(dir).is_some_and(|_| is_roots(&dir.agent())) || durable::is_same(&dir.agent(), &mut own).unwrap_or(false);
         Ok(if is_there { 0 } else { length })
     };
     look().with_context(|| format!("comparing {SELF} with the agent in the recovery directory"))

@@ -13,6 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use object::elf::FileHeader64;
@@ -23,11 +24,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{AndNext, by_hand, not_permitted};
 use crate::node::dir::RecoveryDir;
-use crate::node::{Node, durable};
+use crate::node::{Node, durable, run};
 use crate::report::to_stderr;
 
 /// This process's own program, wherever it was started from.
 const SELF: &str = "/proc/self/exe";
+/// How long an agent may take to say its version.
+const ANSWERS: Duration = Duration::from_secs(10);
 /// Where a package puts it.
 pub const PACKAGED: &str = "/usr/bin/recovery";
 /// Its version, and the commit where that is known, as `--version` says it.
@@ -139,8 +142,20 @@ impl Agent {
             tracing::debug!("{error:#}");
             None
         })?;
-        (there.version > self.version).then_some(there)
+        there.version.cmp_precedence(&self.version).is_gt().then_some(there)
     }
+}
+
+/// True when only root can have made the file, or change it.
+fn is_roots(path: &Path) -> bool {
+    path.metadata().is_ok_and(|meta| meta.uid() == 0 && meta.mode() & 0o022 == 0)
+}
+
+/// Whether the agent in a file runs on this machine: that of a copy that was cut short or went bad on the disk does not.
+fn answers(path: &Path) -> Result<()> {
+    let output = run::Command::of_file(path).arg("--version").limit(ANSWERS).run()?;
+    ensure!(output.stdout.starts_with(b"recovery "), "`{} --version` does not answer as an agent does", path.display());
+    Ok(())
 }
 
 /// Reads the text of a note. Programs of distributions have one, too.
@@ -166,7 +181,7 @@ pub fn hand_over(dir: &RecoveryDir) -> Result<()> {
     let path = dir.agent();
     dir.check_owner()?;
     let meta = path.metadata().with_context(|| format!("looking at {}", path.display()))?;
-    if meta.uid() != 0 || meta.mode() & 0o022 != 0 {
+    if !is_roots(&path) {
         let (path, mode) = (path.display(), meta.mode() & 0o7777);
         return Err(not_permitted(format!("{path} says that it is {newer}, and belongs to user {} with mode {mode:04o}", meta.uid()))
             .and_next(by_hand(format!("find out whose it is; remove it, and the next backup puts this agent ({VERSION}) there"))));
@@ -175,8 +190,9 @@ pub fn hand_over(dir: &RecoveryDir) -> Result<()> {
     if Path::new(SELF).metadata().is_ok_and(|own| (own.dev(), own.ino()) == (meta.dev(), meta.ino())) {
         return Ok(());
     }
-    let why = Command::new(&path).args(std::env::args_os().skip(1)).exec();
-    to_stderr(&format!("warning: {} is {newer}, newer than this agent ({VERSION}), and cannot be run: {why}", path.display()));
+    let become_it = || anyhow!(Command::new(&path).args(std::env::args_os().skip(1)).exec());
+    let why = answers(&path).map_or_else(|why| why, |()| become_it());
+    to_stderr(&format!("warning: {} is {newer}, newer than this agent ({VERSION}), and cannot be run: {why:#}", path.display()));
     Ok(())
 }
 
@@ -216,17 +232,17 @@ impl Agents {
         let there = dir.shown_agent();
         let there = there.display();
         let lead = match (&self.in_recovery_directory, &self.packaged) {
-            (Some(own), Some(packaged)) if own.version > packaged.version => {
+            (Some(own), Some(packaged)) if own.version.cmp_precedence(&packaged.version).is_gt() => {
                 Some(format!("the agent is {own}, {there}: {PACKAGED} is {packaged}, and hands over to it"))
             }
-            (Some(own), Some(packaged)) if own.version < packaged.version => Some(format!(
+            (Some(own), Some(packaged)) if own.version.cmp_precedence(&packaged.version).is_lt() => Some(format!(
                 "the agent is {packaged}, {PACKAGED}; {there}, which the units start, is {own}: the next backup, or a recovery when it begins, puts the newer \
                  one there"
             )),
             (None, Some(packaged)) if self.unknown.is_empty() => {
                 Some(format!("the agent is {packaged}, {PACKAGED}; {there} is not there yet: a backup puts it there"))
             }
-            (Some(own), None) if own.version < self.own.version => Some(format!(
+            (Some(own), None) if own.version.cmp_precedence(&self.own.version).is_lt() => Some(format!(
                 "this agent is {}; {there}, which the units start, is {own}: the next backup, or a recovery when it begins, puts this one there",
                 self.own
             )),

@@ -56,7 +56,7 @@ impl LastRun {
 
 /// Notes how a run ended that began at `begun`: with the id of its backup, or with its failure. A command line that made no sense began none. That it
 /// cannot be noted changes nothing about the backup, and is a warning.
-pub(super) fn note(node: &Node, dir: &RecoveryDir, asked_by: &AskedBy, begun: Timestamp, end: Result<&str, &anyhow::Error>) {
+pub(crate) fn note(node: &Node, dir: &RecoveryDir, asked_by: &AskedBy, begun: Timestamp, end: Result<&str, &anyhow::Error>) {
     if end.is_err_and(|error| kind(error) == FailureKind::Usage) {
         return;
     }

@@ -8,10 +8,12 @@ use anyhow::{Context as _, Result};
 use super::args::BackupArgs;
 use super::context::Context;
 use crate::backup::asked_by::AskedBy;
+use crate::backup::last_run;
 use crate::backup::names::parse_labels;
 use crate::backup::store::Retention;
 use crate::backup::take::trees::refuse_dir_inside;
 use crate::backup::take::{Outcome, TakeOptions, Taken, already_taken, take};
+use crate::error::{FailureKind, kind};
 use crate::report::{mib, paths, words::line};
 use crate::schedule::Schedules;
 
@@ -36,10 +38,18 @@ pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<ExitCode> {
         context.print(&done, describe)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let session = context.prepared_session()?.lock("backup")?;
+    let begin = || context.prepared_session()?.lock("backup");
+    let session = begin().inspect_err(|error| could_not_begin(context, error))?;
     let taken = take(&session, &options).context("taking a backup")?;
     context.print(&taken, describe)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Notes a backup that could not even begin: the recovery directory is somebody else's, cannot be written to, is full. Another agent at work is no failure.
+pub(super) fn could_not_begin(context: &Context, error: &anyhow::Error) {
+    if kind(error) != FailureKind::Locked && rustix::process::geteuid().is_root() {
+        last_run::note(&context.node, &context.dir, &AskedBy::this_process(), context.node.clock().now(), Err(error));
+    }
 }
 
 /// How many backups stay, where so many belong to no schedule. Of a schedule that cannot be read, all.

@@ -126,7 +126,11 @@ fn dispatch(cli: &Cli, progress: &Progress) -> Result<ExitCode> {
     let context = Context::new(&cli.global, progress.clone())?;
     let verb = cli.verb(context.dir.in_recovery())?;
     if verb.needs_root() {
-        context.require_root()?;
+        context.require_root().inspect_err(|error| {
+            if matches!(verb, Verb::Backup(_)) {
+                backup::could_not_begin(&context, error);
+            }
+        })?;
     }
     perform(&context, verb).map_err(|error| match kind(&error) {
         FailureKind::NoSpace => with_way_out(&context.dir, error),

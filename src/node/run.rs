@@ -52,6 +52,11 @@ impl Command {
         Self { program: program.into(), args: Vec::new(), env: Vec::new(), stdin: Vec::new(), limit: DEFAULT_LIMIT, last: None }
     }
 
+    /// A call of the program in a file, on the live machine.
+    pub(crate) fn of_file(path: &Path) -> Self {
+        Self { program: path.to_owned(), ..Self::in_path("") }
+    }
+
     pub(super) fn in_folder(folder: &Path, program: &str) -> Result<Self> {
         let path = folder.join(program);
         if path.exists() { Ok(Self { program: path, ..Self::in_path(program) }) } else { Err(missing(program)) }

@@ -6,6 +6,8 @@ use std::path::Path;
 use recovery::agent::Agent;
 use recovery::agent::install::{FRONT, install, room};
 use recovery::error::exit_code;
+use recovery::node::Node;
+use recovery::node::dir::RecoveryDir;
 
 use crate::place::{Place, sh};
 
@@ -83,6 +85,37 @@ fn a_newer_agent_stays_and_any_other_is_replaced() {
         assert_eq!(version(&agent).as_deref(), Some(if stays { "9.9.9" } else { own.as_str() }));
         assert_eq!(agent.metadata().unwrap().permissions().mode() & 0o7777, 0o755);
     }
+    // One that another user has put there.
+    std::fs::write(&agent, of_version("9.9.9")).unwrap();
+    sh(place.dir.path(), "chown 1000 recovery");
+    assert_ne!(room(&place.dir).unwrap(), 0);
+    install(&place.node, &place.dir).unwrap();
+    assert_eq!((version(&agent).as_deref(), agent.metadata().unwrap().uid()), (Some(own.as_str()), 0));
+}
+
+/// On the machine itself, into a recovery directory that is another: only there is one asked whether it runs.
+#[test]
+fn a_newer_agent_that_does_not_run_is_replaced() {
+    let place = tempfile::tempdir().unwrap();
+    let (node, dir) = (Node::live(), RecoveryDir::new(&Node::live(), place.path()));
+    let version = || Agent::in_file(&dir.agent()).unwrap().unwrap().version.to_string();
+    let put = |program: Vec<u8>| {
+        // By another process: one that is forked here meanwhile would hold it open, and it could not be run.
+        std::fs::write(place.path().join("new"), program).unwrap();
+        sh(place.path(), "install --mode=755 new recovery");
+    };
+    put(of_version("9.9.9"));
+    install(&node, &dir).unwrap();
+    assert_eq!(version(), "9.9.9");
+    // What a disk can make of it: the beginning and the sections are whole, and all code is zeros.
+    let mut rotten = of_version("9.9.9");
+    let entry = usize::try_from(u64::from_le_bytes(rotten[24..32].try_into().unwrap())).unwrap();
+    let end = (entry + (16 << 20)).min(rotten.len() - (4 << 20));
+    rotten[entry - 0x1000..end].fill(0);
+    put(rotten);
+    assert_eq!(version(), "9.9.9");
+    install(&node, &dir).unwrap();
+    assert_eq!(version(), Agent::own().unwrap().version.to_string());
 }
 
 /// The agent as one of another version, of the same length.

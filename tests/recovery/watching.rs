@@ -173,6 +173,22 @@ fn runs_and_schedules_are_told_and_what_is_wrong_with_them() -> Result<()> {
 }
 
 #[test]
+fn a_backup_that_could_not_even_begin_is_told_too() -> Result<()> {
+    let place = good();
+    place.put("/var/lib/recovery/last-backup.json", LAST_RUN);
+    let lock = place.dir.lock("verify")?;
+    place.agent(&["backup"]).expect(75, &[])?;
+    has(&metrics(&place)?, &[("recovery_backup_last_run_exit_code", "73")])?;
+    drop(lock);
+    std::os::unix::fs::chown(place.dir.path(), Some(65534), None)?;
+    place.agent(&["backup"]).expect(77, &[])?;
+    let told = metrics(&place)?;
+    has(&told, &[("recovery_backup_last_run_success", "0"), ("recovery_backup_last_run_exit_code", "77")])?;
+    ensure!(told.contains("recovery_backup_last_run_info{result=\"not-permitted\"} 1"), "{told}");
+    Ok(())
+}
+
+#[test]
 fn a_recovery_is_told_while_it_is_at_work_and_when_it_cannot_be_read() -> Result<()> {
     let place = good();
     place.agent(&["--yes", "recover"]).expect(0, &[])?;
