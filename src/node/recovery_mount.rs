@@ -231,34 +231,33 @@ fn put(etc: &Path, name: &str, text: &str) -> Result<()> {
 /// # Errors
 /// When it cannot be read or written.
 pub fn install(node: &Node, dir: &RecoveryDir, etc: &Path) -> Result<bool> {
-    let (name, own) = (unit_name(dir.shown()), node.real_path("/etc"));
-    let is_there = |path: &Path| etc.join(path).symlink_metadata().is_ok();
-    let kept = kept(node, dir, &is_there)?;
+    let (own, file) = (node.real_path("/etc"), Path::new(UNITS).join(unit_name(dir.shown())));
+    let there = |path: &Path| {
+        let meta = etc.join(path).symlink_metadata().ok()?;
+        if meta.is_file() { std::fs::read(etc.join(path)).ok() } else { Some(Vec::new()) }
+    };
+    let kept = kept(node, dir, &there)?;
     let is_same = |path: &PathBuf| {
-        let (from, to) = (own.join(path), etc.join(path));
-        if from.is_symlink() {
-            is_there(path)
-        } else {
-            std::fs::read(from).is_ok_and(|text| std::fs::read(to).is_ok_and(|have| have == text))
-        }
+        let from = own.join(path);
+        if from.is_symlink() && *path != file { there(path).is_some() } else { std::fs::read(from).ok() == there(path) }
     };
     if kept.iter().all(is_same) {
         return Ok(false);
     }
-    let (unit, others): (Vec<_>, Vec<_>) = kept.into_iter().partition(|path| path.ends_with(&name) && !own.join(path).is_symlink());
+    let (unit, others): (Vec<_>, Vec<_>) = kept.into_iter().partition(|path| *path == file);
     // The unit comes last: from its rename on, and not before, each boot mounts the device.
-    others.iter().chain(&unit).try_for_each(|path| copy(&own, etc, path))?;
+    others.iter().chain(&unit).try_for_each(|path| copy(&own, etc, path, *path == file))?;
     Ok(true)
 }
 
-/// Copies a small file, or a link, from one `/etc` to the other, durably.
-fn copy(own: &Path, etc: &Path, path: &Path) -> Result<()> {
+/// Copies a small file, or a link, from one `/etc` to the other, durably. Of a `unit` that is a link it takes the text: what that leads to may not be there.
+fn copy(own: &Path, etc: &Path, path: &Path, unit: bool) -> Result<()> {
     let (from, to) = (own.join(path), etc.join(path));
     let folders: Vec<&Path> = path.ancestors().skip(1).map(|folder| if folder == Path::new("") { etc } else { folder }).collect();
     let copied = || -> Result<()> {
         std::fs::create_dir_all(to.parent().unwrap_or(etc))?;
         folders.iter().try_for_each(|folder| durable::sync_dir(&etc.join(folder)))?;
-        if from.is_symlink() {
+        if from.is_symlink() && !unit {
             return durable::symlink(&std::fs::read_link(&from)?, &to);
         }
         let mode = from.metadata()?.mode() & 0o7777;
@@ -268,35 +267,42 @@ fn copy(own: &Path, etc: &Path, path: &Path) -> Result<()> {
 }
 
 /// What of this `/etc` mounts the recovery directory at a boot, and is kept whatever is restored, relative to it: what `recovery partition create` has made,
-/// always; a unit of somebody else, with its links and drop-ins, where the other `/etc` has none. (One that has its own is left to it: a machine
-/// configuration looks after its files itself.)
+/// always; a unit of somebody else, with its links and drop-ins, where the other `/etc` would not mount the same. (What would is left to it: a machine
+/// configuration looks after its files itself.) `there` reads a file of the other one, and of a link nothing.
 ///
 /// # Errors
 /// When a unit file cannot be read.
-pub fn kept(node: &Node, dir: &RecoveryDir, is_there: &dyn Fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
+pub fn kept(node: &Node, dir: &RecoveryDir, there: &dyn Fn(&Path) -> Option<Vec<u8>>) -> Result<Vec<PathBuf>> {
     let (name, units) = (unit_name(dir.shown()), Path::new(UNITS));
     let file = units.join(&name);
     let Some(unit) = configured(node, dir)? else { return Ok(Vec::new()) };
-    if unit.file != Path::new("/etc").join(&file) || !unit.made && is_there(&file) {
+    if unit.file != Path::new("/etc").join(&file) {
         return Ok(Vec::new());
     }
     let own = node.real_path(Path::new("/etc").join(units));
-    let mut kept = vec![file];
+    let (mut links, mut drop_ins) = (Vec::new(), Vec::new());
     for folder in std::fs::read_dir(&own).with_context(|| format!("listing {}", own.display()))? {
         let folder = folder?.file_name();
         let list = Path::new(&folder);
         if list.extension().is_some_and(|ending| ending == "wants" || ending == "requires") && own.join(list).join(&name).is_symlink() {
-            kept.push(units.join(list).join(&name));
+            links.push(units.join(list).join(&name));
         }
         if folder == *format!("{name}.d") {
             for drop_in in std::fs::read_dir(own.join(list))? {
                 let drop_in = drop_in?;
                 if is_drop_in(&drop_in.path()) {
-                    kept.push(units.join(list).join(drop_in.file_name()));
+                    drop_ins.push(units.join(list).join(drop_in.file_name()));
                 }
             }
         }
     }
+    drop_ins.sort();
+    let says = |path: &PathBuf| there(path).and_then(|text| setting(&String::from_utf8_lossy(&text)));
+    let mounts = drop_ins.iter().rev().find_map(says).or_else(|| says(&file));
+    if !unit.made && mounts == Some(unit.what) && links.iter().any(|link| there(link).is_some()) {
+        return Ok(Vec::new());
+    }
+    let mut kept = [vec![file], links, drop_ins].concat();
     kept.sort();
     Ok(kept)
 }
@@ -355,8 +361,14 @@ mod tests {
         let unit = configured(&node, &dir)?.unwrap();
         assert_eq!((unit.what.as_str(), unit.made), (BY_LABEL, false));
         let names = ["local-fs.target.requires/var-recovery.mount", "var-recovery.mount"].map(|name| Path::new(UNITS).join(name));
-        assert_eq!(kept(&node, &dir, &|_| false)?, names);
-        assert!(kept(&node, &dir, &|_| true)?.is_empty(), "one that has its own keeps it");
+        assert_eq!(kept(&node, &dir, &|_| None)?, names);
+        let same =
+            |path: &Path| Some(if *path == names[1] { super::unit(Path::new(DEFAULT), BY_LABEL, false).into_bytes() } else { Vec::new() });
+        assert!(kept(&node, &dir, &same)?.is_empty(), "one that mounts the same keeps its own");
+        // Masked, not enabled, or of another device.
+        assert_eq!(kept(&node, &dir, &|_| Some(Vec::new()))?, names);
+        assert_eq!(kept(&node, &dir, &|path| same(path).filter(|_| *path == names[1]))?, names);
+        assert_eq!(kept(&node, &dir, &|path| same(path).map(|text| [text, b"What=/dev/sdz\n".to_vec()].concat()))?, names);
         // The drop-in that is packaged beside it.
         std::fs::create_dir_all(root.path().join("etc/systemd/system/var-recovery.mount.d"))?;
         std::fs::write(
@@ -397,7 +409,7 @@ mod tests {
         assert!(
             std::fs::read_to_string(other.join("systemd/system/var-recovery.mount"))?.contains("What=/dev/disk/by-partlabel/recovery\n")
         );
-        let all = kept(&node, &dir, &|_| true)?;
+        let all = kept(&node, &dir, &|path| std::fs::read(other.join(path)).ok())?;
         assert!(all.len() == 2 && all.iter().all(|path| node.path("/etc").join(path).symlink_metadata().is_ok()), "{all:?}");
         Ok(())
     }

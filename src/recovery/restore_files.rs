@@ -286,8 +286,8 @@ fn restore_etc(here: &mut Doing<'_, '_>) -> Result<()> {
 /// hold, and what mounts the recovery directory, are never removed, nor replaced by older ones.
 fn etc_selection(session: &Session<'_>, profile: &Profile, backup: &Backup) -> Result<Selection> {
     let archive = open(backup, ETC)?;
-    let is_there = |path: &Path| archive.paths().any(|have| have == path);
-    let mount = recovery_mount::kept(session.node, session.dir, &is_there)?;
+    let there = |path: &Path| archive.read_file(path).ok().flatten().or_else(|| archive.read_link(path).map(|_| Vec::new()));
+    let mount = recovery_mount::kept(session.node, session.dir, &there)?;
     without_owned(profile)?.except(backup.manifest.etc_excludes.iter().cloned().chain(always_excluded()).chain(mount))
 }
 
