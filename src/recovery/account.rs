@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::history;
 use super::procedure::{Event, Phase, Reading, State};
 use super::report::{RunStatus, StepState, words_of};
 use super::status::status;
@@ -18,7 +19,7 @@ use crate::error::{AndNext, Failure, FailureKind, Next, damaged, kind, misfit, r
 use crate::formats::history as format;
 use crate::node::identity::Identity;
 use crate::node::profile::Profile;
-use crate::node::{Node, durable};
+use crate::node::{Node, dir::RecoveryDir, durable};
 use crate::session::Session;
 
 /// How a run ended.
@@ -182,7 +183,7 @@ pub fn account(session: &Session<'_>, wanted: Option<&str>) -> Result<Account> {
     let runs = kept(&dir.history());
     let mut known: Vec<&str> = runs.keys().map(String::as_str).collect();
     known.extend(open.as_ref().map(|reading| reading.run.as_str()));
-    let Some(id) = wanted.map(str::to_owned).or_else(|| last(&dir.history(), &runs)) else {
+    let Some(id) = wanted.map(str::to_owned).or_else(|| last(dir, &runs)) else {
         return Err(misfit(format!("no recovery of this node is known in {}", dir.shown().display())));
     };
     let Some(kept) = runs.get(&id) else {
@@ -208,11 +209,14 @@ fn kept(history: &Path) -> BTreeMap<String, Kept> {
     runs
 }
 
-/// The run that was put away last. That is when its files were written; what they say of the time may be unreadable.
-fn last(history: &Path, runs: &BTreeMap<String, Kept>) -> Option<String> {
+/// The run that ended last, as `status` says; where no report can be read, the one whose files were written last.
+fn last(dir: &RecoveryDir, runs: &BTreeMap<String, Kept>) -> Option<String> {
+    if let Some(run) = history::last(dir).filter(|run| runs.contains_key(&run.id)) {
+        return Some(run.id);
+    }
     let written = |(id, kept): (&String, &Kept)| {
         let name = format!("{id}.{}", if kept.report { "json" } else { "progress" });
-        Some((kept.report, history.join(name).metadata().ok()?.modified().ok()?, id.clone()))
+        Some((kept.report, dir.history().join(name).metadata().ok()?.modified().ok()?, id.clone()))
     };
     // A run that another one replaced has no report, and is never the last one.
     runs.iter().filter_map(written).max().map(|(_, _, id)| id)
