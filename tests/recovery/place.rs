@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "what cannot be done here ends the test")]
 
+use recovery::backup::last_run::NOTE;
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use std::process::{Command, Stdio};
 use testing::session::{opened, session};
 
 use recovery::archive::{Selection, pack};
+use recovery::backup::last_run::NOTE;
 use recovery::backup::manifest::{Image, Manifest};
 use recovery::backup::{ETC, ETCD, KUBELET, STATIC_PODS, USR_LOCAL};
 use recovery::node::profile::{KUBEADM, Kind};
@@ -251,7 +253,12 @@ impl Place {
     pub(crate) fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let trees = ["/etc", "/usr", "/var/lib"].map(|tree| self.at(tree));
         let entries = trees.iter().flat_map(|tree| walkdir::WalkDir::new(tree).into_iter().map(Result::unwrap));
-        entries.filter(|e| e.file_type().is_file()).map(|e| (e.path().to_owned(), std::fs::read(e.path()).unwrap())).collect()
+        // How a backup ended is noted there, whatever it was.
+        let note = self.at(NOTE);
+        entries
+            .filter(|e| e.file_type().is_file() && e.path() != note)
+            .map(|e| (e.path().to_owned(), std::fs::read(e.path()).unwrap()))
+            .collect()
     }
 }
 
