@@ -45,16 +45,21 @@ fn contents(node: &Node) -> Result<String> {
     Ok(node.exec(&["sh", "-c", script], SOON)?.checked()?.stdout)
 }
 
-/// Runs `create` until this event, and cuts the power. What the journal has by then.
-fn cut(node: &mut Node, event: &str, program: Option<&str>) -> Result<Vec<String>> {
+/// Runs `create` until this event, and cuts the power. What the journal has by then; nothing when it was over before it was seen.
+fn cut(node: &mut Node, event: &str, program: Option<&str>) -> Result<Option<Vec<String>>> {
     let known = events(node)?.len();
     // Not by `exec`, which lets everything go on that is stopped.
     let mut create = node.command(&[&[AGENT], &CREATE[..]].concat())?;
     let mut create = create.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
     let has_come = || events(node).is_ok_and(|events| events.iter().skip(known).any(|one| one == event));
     let is_busy = || program.is_none_or(|name| at_work(node, name).is_ok_and(|found| !found.is_empty()));
-    let stopped = Stopped::when(node, event, SOON, || has_come() && is_busy());
+    // On a machine that does much else the program may have ended before it was seen: the power then fails a little later.
+    let is_past = || events(node).is_ok_and(|events| events.iter().skip(known).skip_while(|one| *one != event).nth(1).is_some());
+    let stopped = Stopped::when(node, event, SOON, || has_come() && (is_busy() || is_past()));
     if let Err(error) = stopped {
+        if create.try_wait()?.is_some_and(|ended| ended.success()) {
+            return Ok(None);
+        }
         let _ = create.kill();
         bail!("{error:#}: {}", String::from_utf8_lossy(&create.wait_with_output()?.stderr));
     }
@@ -62,7 +67,7 @@ fn cut(node: &mut Node, event: &str, program: Option<&str>) -> Result<Vec<String
     // `nsenter` has stopped itself with the agent, and would keep what is left of that, and so the node, from being gone.
     create.kill().and_then(|()| create.wait()).context("ending nsenter")?;
     node.kill_unsynced()?;
-    Ok(events)
+    Ok(Some(events))
 }
 
 fn status(node: &Node) -> Result<Value> {
@@ -136,8 +141,13 @@ fn a_partition_is_made_whatever_the_power_does_and_recoveries_keep_it() -> Resul
     node.run(&["sh", "-c", "sync; echo lost >/var/lib/unsynced"])?;
 
     let begun = std::time::Instant::now();
+    let mut missed = 0;
     for (event, program) in CUTS {
-        let events = cut(&mut node, event, program)?;
+        let Some(events) = cut(&mut node, event, program)? else {
+            eprintln!("it was done before the power could fail at {event}");
+            missed += 1;
+            continue;
+        };
         eprintln!("{:.1} s: the power failed after {:?}", begun.elapsed().as_secs_f64(), events.last());
         node.boot()?;
         let now = contents(&node)?;
@@ -145,6 +155,7 @@ fn a_partition_is_made_whatever_the_power_does_and_recoveries_keep_it() -> Resul
         let status = status(&node)?;
         ensure!(!status["open"].is_null() && status["problem"].is_null(), "after a cut at {event}: {status}");
     }
+    ensure!(missed <= 1, "{missed} of {} cuts came too late", CUTS.len());
     let unsynced = node.run(&["sh", "-c", "cat /var/lib/unsynced 2>/dev/null || true"])?;
     ensure!(unsynced.is_empty(), "what was not synced has survived: {unsynced}");
     ok(&node, &CREATE)?;
