@@ -169,7 +169,7 @@ struct Kept {
 /// The account of the run `wanted`; without it, of the one that is open or ended last.
 ///
 /// # Errors
-/// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when there is no such run, with the ids of those there are; when what is kept of it cannot
+/// [`FailureKind::Misfit`] when there is no such run, with the ids of those there are; when what is kept of it cannot
 /// be read.
 pub fn account(session: &Session<'_>, wanted: Option<&str>) -> Result<Account> {
     let dir = session.dir;

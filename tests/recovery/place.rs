@@ -4,7 +4,6 @@
 
 #![allow(clippy::unwrap_used, reason = "what cannot be done here ends the test")]
 
-use recovery::backup::last_run::NOTE;
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
