@@ -26,7 +26,7 @@ const BIN_LABEL: &[u8] = b"system_u:object_r:bin_t:s0\0";
 pub fn install(node: &Node, dir: &RecoveryDir) -> Result<()> {
     let labelled = selinux::mode(node)?.is_some();
     let path = dir.agent();
-    if let Some(newer) = Agent::own()?.leading(dir).filter(|_| is_roots(&path)) {
+    if let Some(newer) = newer_of_roots(dir)? {
         File::open(&path)
             .map_err(anyhow::Error::from)
             .and_then(|file| dress(&file, labelled))
@@ -53,11 +53,15 @@ pub fn room(dir: &RecoveryDir) -> Result<u64> {
         let mut own = File::open(SELF)?;
         let length = own.metadata()?.len();
         // A file that cannot be read is replaced.
-        let is_there =
-            Agent::own()?.leading(dir).is_some_and(|_| is_roots(&dir.agent())) || durable::is_same(&dir.agent(), &mut own).unwrap_or(false);
+        let is_there = newer_of_roots(dir)?.is_some() || durable::is_same(&dir.agent(), &mut own).unwrap_or(false);
         Ok(if is_there { 0 } else { length })
     };
     look().with_context(|| format!("comparing {SELF} with the agent in the recovery directory"))
+}
+
+/// The agent that is there, when it is newer than this one and nobody but root can have put it there.
+fn newer_of_roots(dir: &RecoveryDir) -> Result<Option<Agent>> {
+    Ok(Agent::own()?.leading(dir).filter(|_| is_roots(&dir.agent())))
 }
 
 fn place(path: &Path, mut content: impl Read + Seek, labelled: bool) -> Result<()> {

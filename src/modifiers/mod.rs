@@ -117,10 +117,8 @@ impl Rules {
     /// As [`Rules::apply`], to an object that is not needed any more.
     #[must_use]
     pub fn apply_to(&self, target: &Target, mut object: Value) -> Applied {
-        let about: Vec<usize> = self.all_about_unread(target).filter(|place| self.rules[*place].conditions.hold_inside(&object)).collect();
         let differ = |before: &Value, after: &Value| Some(differences(before, after)).filter(|changes| !changes.is_empty());
-        let outcome = |place: usize| (place, patched(&mut object, &self.rules[place].patches, &differ));
-        let outcomes = about.into_iter().map(outcome).collect();
+        let outcomes = self.outcomes(self.all_about_unread(target).collect(), &mut object, &differ);
         Applied { object, outcomes }
     }
 
@@ -128,10 +126,13 @@ impl Rules {
     /// [`Rules::apply_to`]. `object` is one, or its [part](Rules::part).
     #[must_use]
     pub fn judge(&self, may_be_about: Vec<usize>, mut object: Value) -> Vec<(usize, Outcome)> {
-        let mut about = may_be_about;
-        about.retain(|place| self.rules[*place].conditions.hold_inside(&object));
-        let differ = |before: &Value, after: &Value| (before != after).then(Vec::new);
-        about.into_iter().map(|place| (place, patched(&mut object, &self.rules[place].patches, &differ))).collect()
+        self.outcomes(may_be_about, &mut object, &|before, after| (before != after).then(Vec::new))
+    }
+
+    /// What of the rules that may be about an object each does to it, one after the other. Conditions are judged on the object as it is given.
+    fn outcomes(&self, mut about: Vec<usize>, object: &mut Value, differ: &Differ<'_>) -> Vec<(usize, Outcome)> {
+        about.retain(|place| self.rules[*place].conditions.hold_inside(object));
+        about.into_iter().map(|place| (place, patched(object, &self.rules[place].patches, differ))).collect()
     }
 
     /// Of the JSON of an object its name and what the rules that may be about it look at: enough to [judge](Rules::judge) it by.
@@ -204,8 +205,11 @@ impl Rules {
     }
 }
 
-/// Patches an object, or leaves it as it is. `differ` says where it has become another, or nothing when it is the same.
-fn patched(object: &mut Value, patches: &Patches, differ: &dyn Fn(&Value, &Value) -> Option<Vec<Difference>>) -> Outcome {
+/// Says where an object has become another; nothing when it is the same.
+type Differ<'a> = dyn Fn(&Value, &Value) -> Option<Vec<Difference>> + 'a;
+
+/// Patches an object, or leaves it as it is.
+fn patched(object: &mut Value, patches: &Patches, differ: &Differ<'_>) -> Outcome {
     let Some(fields) = object.as_object_mut() else { return Outcome::Error { why: "it is no object".to_owned() } };
     // Only the fields that may become others are taken and copied: of most objects that is a small part.
     let touched = fields.iter_mut().filter(|(name, value)| patches.touch(name) || !value::is_as_go_writes(value));

@@ -278,14 +278,14 @@ fn restore_usr_local(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 fn restore_etc(here: &mut Doing<'_, '_>) -> Result<()> {
-    let selection = etc_selection(here.run.session, here.run.profile, &here.run.backup)?;
+    let backup = &here.run.backup;
+    let selection = etc_selection(here.run.session, here.run.profile, backup, &open(backup, ETC)?)?;
     here.restore(ETC, &selection, Extra::Delete)
 }
 
 /// What the backup's archive of `/etc` holds, without what the backup says to leave alone and what no restore touches: the files of the
 /// hold, and what mounts the recovery directory, are never removed, nor replaced by older ones.
-fn etc_selection(session: &Session<'_>, profile: &Profile, backup: &Backup) -> Result<Selection> {
-    let archive = open(backup, ETC)?;
+fn etc_selection(session: &Session<'_>, profile: &Profile, backup: &Backup, archive: &Archive) -> Result<Selection> {
     let there = |path: &Path| archive.read_file(path).ok().flatten().or_else(|| archive.read_link(path).map(|_| Vec::new()));
     let mount = recovery_mount::kept(session.node, session.dir, &there)?;
     without_owned(profile)?.except(backup.manifest.etc_excludes.iter().cloned().chain(always_excluded()).chain(mount))
@@ -309,9 +309,11 @@ fn reload(here: &mut Doing<'_, '_>) -> Result<()> {
 
 /// What the phase would change, for `--dry-run`: each tree with its archive, and what of it is compared.
 pub(super) fn trees(session: &Session<'_>, profile: &Profile, backup: &Backup) -> Result<Vec<(&'static str, Archive, Selection, Extra)>> {
+    let etc = open(backup, ETC)?;
+    let etc_selection = etc_selection(session, profile, backup, &etc)?;
     let mut trees = vec![
         (Part::tree_of(USR_LOCAL)?, open(backup, USR_LOCAL)?, Selection::all(), Extra::Delete),
-        (Part::tree_of(ETC)?, open(backup, ETC)?, etc_selection(session, profile, backup)?, Extra::Delete),
+        (Part::tree_of(ETC)?, etc, etc_selection, Extra::Delete),
     ];
     if backup.file(EXTRAS).exists() {
         let extras = open(backup, EXTRAS)?;
