@@ -278,7 +278,7 @@ async fn settle(
         said.since = Some(now);
     }
     (said.reason, said.message) = words(backup, status, seen, looked);
-    said.message.truncate(said.message.floor_char_boundary(MOST_MESSAGE));
+    said.message = last(&said.message, MOST_MESSAGE);
     if let Ok(Look { job: Some(job), .. }) = looked {
         said.job = Some(job.uid.clone()).filter(|uid| !uid.is_empty()).or(said.job);
         if next.is_final() {

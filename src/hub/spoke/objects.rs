@@ -15,6 +15,7 @@ pub const ACCOUNT: &str = "recovery-backup";
 pub const CONTAINER: &str = "recovery";
 /// The label of a Job and its pods with the uid of their `ClusterBackup`.
 pub const TRY_LABEL: &str = "hub.recovery/try";
+const RBAC: &str = "rbac.authorization.k8s.io/v1";
 /// How long the agent has to end in order, seconds.
 const GRACE: u32 = 60;
 
@@ -67,7 +68,6 @@ impl Try {
             }
             object
         };
-        const RBAC: &str = "rbac.authorization.k8s.io/v1";
         [
             json!({
                 "apiVersion": "v1",
