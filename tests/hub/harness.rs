@@ -6,9 +6,10 @@ use anyhow::{Context, Result, ensure};
 use real_node::Limit;
 use serde_json::{Value, json};
 
-use crate::api::{Api, REQUEST};
+use crate::api::{Api, REQUEST, ask, client};
 use crate::cluster::{Cluster, secret, silent};
 use crate::kubelet::{Kubelet, Play};
+use crate::thousand::{Life, Thousand, Weather};
 
 const LIMIT: Limit = Limit::of(60);
 const JOBS: &str = "/apis/batch/v1/namespaces/work/jobs";
@@ -151,4 +152,100 @@ fn a_server_goes_and_comes_back() -> Result<()> {
     let applied = cluster.kubectl(&["apply", "-f", "-"], &namespace().to_string().replace("work", "by-hand"))?.checked()?;
     ensure!(applied.stdout.contains("namespace/by-hand created"), "{}", applied.stdout);
     Ok(())
+}
+
+#[test]
+fn a_thousand_clusters_in_one_process() -> Result<()> {
+    const CLUSTERS: usize = 1000;
+    const AT_ONCE: usize = 50;
+    let names = || (0..CLUSTERS).map(|n| format!("spoke-{n:04}"));
+    let thousand = Thousand::start(names(), |cluster, nth| Life {
+        starts: Duration::from_millis(20),
+        takes: Duration::from_millis(if cluster == "spoke-0003" { 60_000 } else { 200 }),
+        code: if cluster == "spoke-0002" { 65 } else { 0 },
+        message: format!("{cluster}, pod {nth}"),
+        log: "one\ntwo\n".to_owned(),
+    })?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let began = Instant::now();
+    // So many at work at a time, each seen by a watch.
+    let results: Vec<Result<Value>> = runtime.block_on(async {
+        let each = names().map(|name| {
+            let kubeconfig = thousand.kubeconfig(&name);
+            async move { one_job(&kubeconfig).await.with_context(|| name) }
+        });
+        futures::StreamExt::collect(futures::StreamExt::buffer_unordered(futures::stream::iter(each), AT_ONCE)).await
+    });
+    let took = began.elapsed();
+    let mut ends = std::collections::BTreeMap::<String, usize>::new();
+    for result in results {
+        *ends.entry(ended(&result?).context("it has not ended")?).or_default() += 1;
+    }
+    ensure!(ends == [("BackoffLimitExceeded".into(), 1), ("Complete".into(), 998), ("DeadlineExceeded".into(), 1)].into(), "{ends:?}");
+    ensure!(thousand.most_at_work() == AT_ONCE && thousand.at_work() == 0, "{} at work", thousand.most_at_work());
+    ensure!(names().all(|name| thousand.jobs(&name).is_ok_and(|jobs| jobs == 1)));
+    ensure!(took < Duration::from_secs(120), "{took:?}");
+
+    // A pod's message and log; a Job's pods stay when nobody says that they go, and a namespace takes a moment.
+    let api = Api::of(&thousand.kubeconfig("spoke-0002"))?;
+    let pod = api.list(PODS)?.pop().context("no pod")?;
+    ensure!(pod["status"]["containerStatuses"][0]["state"]["terminated"]["message"] == "spoke-0002, pod 0", "{pod}");
+    let name = pod["metadata"]["name"].as_str().context("no name")?;
+    ensure!(api.text(&format!("{PODS}/{name}/log?tailLines=1"))? == "two\n");
+    let mut other = job("job", 2);
+    ensure!(api.apply(&format!("{JOBS}/job"), &other)?["metadata"]["generation"] == 1);
+    other["spec"]["template"]["spec"]["hostPID"] = false.into();
+    let refused = api.apply(&format!("{JOBS}/job"), &other).err().context("a Job's template is changed")?;
+    ensure!(format!("{refused:#}").contains("field is immutable"), "{refused:#}");
+    api.run(ask(&api.client, http::Method::DELETE, &format!("{JOBS}/job"), "", None))?;
+    ensure!(api.list(JOBS)?.is_empty() && api.list(PODS)?.len() == 1);
+    api.delete("/api/v1/namespaces/work")?;
+    let refused = api.create(JOBS, &job("late", 2)).err().context("made in a namespace that goes")?;
+    ensure!(format!("{refused:#}").contains("being terminated"), "{refused:#}");
+    let end = Instant::now() + LIMIT.0;
+    while api.get("/api/v1/namespaces/work")?.is_some() {
+        ensure!(Instant::now() < end, "the namespace is still there");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    ensure!(thousand.objects("spoke-0002", "pods")?.is_empty());
+
+    // One of them in bad weather is that one alone.
+    let mut api = Api::of(&thousand.kubeconfig("spoke-0001"))?;
+    api.limit = Duration::from_secs(1);
+    for (weather, says) in [(Weather::Gone, "error"), (Weather::Hanging, "no answer"), (Weather::Unauthorized, "Unauthorized")] {
+        thousand.set("spoke-0001", weather)?;
+        let error = api.get(JOBS).err().with_context(|| format!("it answers while {weather:?}"))?;
+        ensure!(format!("{error:#}").contains(says), "{weather:?}: {error:#}");
+        ensure!(Api::of(&thousand.kubeconfig("spoke-0000"))?.list(JOBS)?.len() == 1);
+    }
+    thousand.set("spoke-0001", Weather::Fair)?;
+    ensure!(api.list(JOBS)?.len() == 1);
+    let asked = thousand.requests("spoke-0000")?;
+    ensure!(asked.get("apply jobs.batch") == Some(&1) && asked.get("list jobs.batch") == Some(&4), "{asked:?}");
+    let all = thousand.all_requests();
+    println!("{took:?} for {CLUSTERS} Jobs, {all} requests");
+    ensure!(all > 3000, "{all} requests");
+    Ok(())
+}
+
+/// Applies a namespace and a Job, and watches until it has ended.
+async fn one_job(kubeconfig: &str) -> Result<Value> {
+    let client = client(kubeconfig).await?;
+    let form = "application/apply-patch+yaml";
+    for (path, object) in [("/api/v1/namespaces/work", namespace()), (&format!("{JOBS}/job"), job("job", 2))] {
+        ask(&client, http::Method::PATCH, &format!("{path}?fieldManager=test"), form, Some(&object)).await?.context("not found")?;
+    }
+    let list = ask(&client, http::Method::GET, JOBS, "", None).await?.context("no list")?;
+    let version = list["metadata"]["resourceVersion"].as_str().context("no version")?;
+    let path = format!("{JOBS}?watch=true&resourceVersion={version}&fieldSelector=metadata.name%3Djob&timeoutSeconds=60");
+    let events = client.request_events::<Value>(http::Request::get(path).body(Vec::new())?).await?;
+    let mut events = std::pin::pin!(events);
+    while let Some(event) = futures::TryStreamExt::try_next(&mut events).await? {
+        if let kube::core::WatchEvent::Modified(job) = event
+            && ended(&job).is_some()
+        {
+            return Ok(job);
+        }
+    }
+    anyhow::bail!("the watch is over")
 }

@@ -4,10 +4,11 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use futures::StreamExt;
 use http::{Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
@@ -66,5 +67,12 @@ pub(crate) fn answer(status: StatusCode, form: &str, text: impl Into<Bytes>) -> 
     if let Ok(form) = form.parse() {
         response.headers_mut().insert("content-type", form);
     }
+    response
+}
+
+/// An answer that comes in pieces.
+pub(crate) fn pieces(form: &str, pieces: impl futures::Stream<Item = Bytes> + Send + 'static) -> Response<Body> {
+    let mut response = answer(StatusCode::OK, form, Bytes::new());
+    *response.body_mut() = StreamBody::new(pieces.map(|piece| Ok(Frame::data(piece)))).boxed_unsync();
     response
 }
