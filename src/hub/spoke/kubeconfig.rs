@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, TryStreamExt};
-use k8s_openapi::api::batch::v1::Job as JobObject;
-use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
+use k8s_openapi::api::batch::v1::{Job as JobObject, JobCondition};
+use k8s_openapi::api::core::v1::{ContainerState, Namespace, Pod, Secret};
 use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PropagationPolicy};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, ResourceExt};
@@ -74,14 +74,14 @@ impl ByKubeconfig {
         let of_job = ListParams::default().labels(&format!("controller-uid={uid}")).limit(10);
         let pods = within(self.pods().list(&of_job)).await?.items;
         let Some(pod) = pods.iter().max_by_key(|pod| pod.creation_timestamp()) else {
-            return Ok(Job { uid, end, said: String::new(), waits: String::new(), log: String::new() });
+            return Ok(Job { uid, end, said: String::new(), runs: false, waits: String::new(), log: String::new() });
         };
         let (said, waits) = heard(pod);
-        let log = match end {
-            JobEnd::Failed { .. } => self.log(&pod.name_any()).await,
-            _ => String::new(),
-        };
-        Ok(Job { uid, end, said, waits, log })
+        // At a Job's deadline its pod is deleted before the Job has failed, and the log goes with it.
+        let fails = matches!(end, JobEnd::Failed { .. }) || conditions(job).any(|condition| condition.type_ == "FailureTarget");
+        let log = if fails { self.log(&pod.name_any()).await } else { String::new() };
+        let runs = container(pod).is_some_and(|state| state.running.is_some());
+        Ok(Job { uid, end, said, runs, waits, log })
     }
 
     /// The last lines of a pod's log; where there is none to be had, why.
@@ -149,31 +149,33 @@ async fn config(kubeconfig: Kubeconfig) -> Result<Config, String> {
     Ok(config)
 }
 
-/// How a Job stands, by its conditions: the Job's controller sets one of the two last.
+/// The conditions of a Job that are true.
+fn conditions(job: &JobObject) -> impl Iterator<Item = &JobCondition> {
+    job.status.iter().flat_map(|status| status.conditions.iter().flatten()).filter(|one| one.status == "True")
+}
+
+/// How a Job stands: the Job's controller sets one of these two conditions last.
 fn end(job: &JobObject) -> JobEnd {
-    let conditions = job.status.iter().flat_map(|status| status.conditions.iter().flatten()).filter(|one| one.status == "True");
-    for condition in conditions {
-        match condition.type_.as_str() {
-            "Complete" => return JobEnd::Complete,
-            "Failed" => {
-                return JobEnd::Failed {
-                    reason: condition.reason.clone().unwrap_or_default(),
-                    message: condition.message.clone().unwrap_or_default(),
-                };
-            }
-            _ => {}
-        }
-    }
-    JobEnd::Running
+    let end = |condition: &JobCondition| match condition.type_.as_str() {
+        "Complete" => Some(JobEnd::Complete),
+        "Failed" => Some(JobEnd::Failed {
+            reason: condition.reason.clone().unwrap_or_default(),
+            message: condition.message.clone().unwrap_or_default(),
+        }),
+        _ => None,
+    };
+    conditions(job).find_map(end).unwrap_or(JobEnd::Running)
+}
+
+/// The state of the agent's container.
+fn container(pod: &Pod) -> Option<&ContainerState> {
+    let all = pod.status.as_ref()?.container_statuses.as_ref()?;
+    all.iter().find(|one| one.name == CONTAINER)?.state.as_ref()
 }
 
 /// What the container of a pod said when it ended, and what it waits for.
 fn heard(pod: &Pod) -> (String, String) {
-    let status = pod.status.as_ref();
-    let state = status
-        .and_then(|status| status.container_statuses.as_ref())
-        .and_then(|all| all.iter().find(|one| one.name == CONTAINER))
-        .and_then(|container| container.state.as_ref());
+    let (status, state) = (pod.status.as_ref(), container(pod));
     let ended = state.and_then(|state| state.terminated.as_ref());
     let mut said = ended.and_then(|ended| ended.message.clone()).unwrap_or_default();
     if said.is_empty() {
