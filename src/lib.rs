@@ -14,9 +14,10 @@
 //! 6. [`gate`]: no upgrade without a good backup. [`up`]: whether everything is up again.
 //! 7. [`partition`]: the disk space of the recovery directory's own. [`collect`]: what support needs to see, in one archive.
 //! 8. [`metrics`]: what a monitoring system asks of a node.
-//! 9. [`formats`]: what is written to disk and read again by another version.
-//! 10. [`agent`]: which of two agents on a node leads, and how one gets into the recovery directory.
-//! 11. [`session`]: what a command works on, and the proof that it may. [`report`]: progress and log. [`compression`]: what a file is packed with. [`cli`]: one file per command.
+//! 9. [`hub`]: backups of a fleet, from a cluster of its own.
+//! 10. [`formats`]: what is written to disk and read again by another version.
+//! 11. [`agent`]: which of two agents on a node leads, and how one gets into the recovery directory.
+//! 12. [`session`]: what a command works on, and the proof that it may. [`report`]: progress and log. [`compression`]: what a file is packed with. [`cli`]: one file per command.
 //!
 //! `ARCHITECTURE.md` says why it is so, `CONTRIBUTING.md` where to put what.
 
@@ -33,6 +34,7 @@ pub mod error;
 pub mod etcd;
 pub mod formats;
 pub mod gate;
+pub mod hub;
 pub mod kube;
 pub mod metrics;
 pub mod modifiers;

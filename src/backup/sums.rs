@@ -37,6 +37,14 @@ pub(super) fn write_sums(path: &Path, sums: &BTreeMap<String, Sum>) -> Result<()
     durable::write(&path.join(SUMS), (lines.join("\n") + "\n").as_bytes(), 0o600)
 }
 
+/// SHA-256 (hex) of the `SHA256SUMS` of the backup in the directory `path`: by it a backup is known from afar.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn digest(path: &Path) -> Result<String> {
+    Ok(HEXLOWER.encode(&Sha256::digest(read_small(path, SUMS, MOST_SUMS)?)))
+}
+
 /// Name and sum of each line of `SHA256SUMS`, in the format of sha256sum(1): with `*` before the name for `--binary`, and `./` when it was
 /// called with `./*`.
 pub(super) fn read_sums(path: &Path) -> Result<BTreeMap<String, String>> {

@@ -1,6 +1,7 @@
 //! What can be said on the command line: these definitions make the parser, the man pages and the shell completions.
 
 mod etcd;
+mod hub;
 pub mod partition;
 mod schedule;
 mod watching;
@@ -11,6 +12,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueHint};
 
 pub use self::etcd::{EtcdArgs, EtcdRestoreArgs, EtcdSaveArgs, EtcdStatusArgs, EtcdVerb, Unused};
+pub use self::hub::{HubArgs, HubRunArgs, HubStatusArgs, HubVerb};
 pub use self::schedule::{ScheduleArgs, ScheduleSetArgs, ScheduleVerb};
 pub use self::watching::{MetricsArgs, ReportArgs};
 
@@ -141,7 +143,9 @@ pub enum Verb {
     Etcd(EtcdArgs),
     /// Pack, compare and restore archives of a directory
     Archive(ArchiveArgs),
-    /// Write man pages, shell completions or journald's message catalog
+    /// Backups of a fleet of clusters: the controller on the hub, and what it says
+    Hub(HubArgs),
+    /// Write man pages, shell completions, journald's message catalog or the definitions of the hub's resources
     #[command(hide = true)]
     Generate(GenerateArgs),
 }
@@ -515,7 +519,7 @@ impl Verb {
     pub fn is_about_the_node(&self) -> bool {
         match self {
             Self::Partition(args) => !args.verb.is_a_document(),
-            _ => !matches!(self, Self::Etcd(_) | Self::Archive(_) | Self::Generate(_)),
+            _ => !matches!(self, Self::Etcd(_) | Self::Archive(_) | Self::Hub(_) | Self::Generate(_)),
         }
     }
 
@@ -533,7 +537,7 @@ impl Verb {
             Self::Etcd(args) => matches!(args.verb, EtcdVerb::Save(EtcdSaveArgs { endpoint: None, .. })),
             Self::Archive(args) => matches!(args.verb, ArchiveVerb::Restore { .. }),
             Self::Partition(args) => !args.verb.is_a_document(),
-            Self::Generate(_) | Self::Metrics(_) => false,
+            Self::Generate(_) | Self::Metrics(_) | Self::Hub(_) => false,
             _ => true,
         }
     }

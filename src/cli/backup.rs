@@ -7,13 +7,17 @@ use anyhow::{Context as _, Result};
 
 use super::args::BackupArgs;
 use super::context::Context;
+use crate::agent;
 use crate::backup::asked_by::AskedBy;
 use crate::backup::last_run;
 use crate::backup::names::parse_labels;
 use crate::backup::store::Retention;
+use crate::backup::sums;
 use crate::backup::take::trees::refuse_dir_inside;
 use crate::backup::take::{Outcome, TakeOptions, Taken, already_taken, take};
 use crate::error::{FailureKind, kind};
+use crate::formats::job_result;
+use crate::report::termination::TerminationLog;
 use crate::report::{mib, paths, words::line};
 use crate::schedule::Schedules;
 
@@ -35,14 +39,40 @@ pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<ExitCode> {
         done = taken(&options.asked_by)?;
     }
     if let Some(done) = done {
+        say_done(context, &done);
         context.print(&done, describe)?;
         return Ok(ExitCode::SUCCESS);
     }
     let begin = || context.prepared_session()?.lock("backup");
     let session = begin().inspect_err(|error| could_not_begin(context, error))?;
     let taken = take(&session, &options).context("taking a backup")?;
+    say_done(context, &taken);
     context.print(&taken, describe)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tells whoever looks at the pod, such as a hub, which backup it took: in the pod's termination message.
+fn say_done(context: &Context, taken: &Taken) {
+    let Some(log) = TerminationLog::find() else { return };
+    let manifest = &taken.manifest;
+    let said = sums::digest(&context.dir.backups().join(&manifest.id)).and_then(|digest| {
+        let result = job_result::V1 {
+            version: job_result::FORMAT.version,
+            agent: agent::VERSION.to_owned(),
+            backup: manifest.id.clone(),
+            // It is published after everything was read back.
+            verified: true,
+            digest,
+            release: manifest.cluster.as_ref().map(|cluster| cluster.version.clone()),
+            taken: manifest.taken,
+            certificates_expire: manifest.certificates_expire,
+        };
+        serde_json::to_string(&result).context("putting it into JSON")
+    });
+    match said {
+        Ok(text) => log.say(&text),
+        Err(error) => tracing::warn!("the pod does not say which backup it took: {error:#}"),
+    }
 }
 
 /// Notes a backup that could not even begin: the recovery directory is somebody else's, cannot be written to, is full. Another agent at work is no failure.

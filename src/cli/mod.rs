@@ -15,6 +15,7 @@ mod etcd;
 mod export;
 mod gate;
 mod generate;
+mod hub;
 mod list;
 mod metrics;
 mod modifier;
@@ -181,6 +182,7 @@ fn perform(context: &Context, verb: Verb) -> Result<ExitCode> {
         Verb::Partition(args) => partition::run(context, &args.verb),
         Verb::Etcd(args) => etcd::run(context, &args),
         Verb::Archive(args) => archive::run(context, &args),
+        Verb::Hub(args) => hub::run(context, &args),
         Verb::Generate(args) => generate::run(&args),
     }
 }

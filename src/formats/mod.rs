@@ -23,6 +23,7 @@
 pub mod deployment;
 pub mod history;
 pub mod index;
+pub mod job_result;
 pub mod journal;
 pub mod last_run;
 pub mod made;

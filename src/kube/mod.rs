@@ -17,7 +17,7 @@ mod management;
 mod objects;
 mod obstacles;
 mod patched;
-mod policy;
+pub mod policy;
 mod redeploy;
 mod release;
 mod requests;

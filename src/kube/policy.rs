@@ -18,9 +18,12 @@ use crate::error::{AndNext, run, unsupported};
 pub(super) const SKIP: &str = "recovery/skip-gate";
 
 const NAME: &str = "recovery-upgrade-gate";
-const PARAMETER: &str = "/api/v1/namespaces/kube-system/configmaps/recovery-upgrade-gate";
-const POLICY: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/recovery-upgrade-gate";
-const BINDING: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings/recovery-upgrade-gate";
+/// The path of the ConfigMap.
+pub const PARAMETER: &str = "/api/v1/namespaces/kube-system/configmaps/recovery-upgrade-gate";
+/// The path of the policy.
+pub const POLICY: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/recovery-upgrade-gate";
+/// The path of what puts the policy into force.
+pub const BINDING: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings/recovery-upgrade-gate";
 
 /// Another release is asked for than before. That nothing is asked for any more is no upgrade.
 const IS_UPGRADE: &str = "has(object.spec) && (\
@@ -136,13 +139,7 @@ impl Client {
     /// # Errors
     /// [`FailureKind::Unanswered`](crate::error::FailureKind::Unanswered) when the API does not answer; when it refuses.
     pub fn set_gate(&self, permission: &Permission, command: &str) -> Result<()> {
-        let map = json!({
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {"name": NAME, "namespace": "kube-system"},
-            "data": permission.data(command),
-        });
-        self.apply(PARAMETER, &map).context("writing down whether an upgrade may begin")
+        self.apply(PARAMETER, &parameter(permission, command)).context("writing down whether an upgrade may begin")
     }
 
     /// As [`Client::set_gate`], where the gate is installed, and only what is not written there already.
@@ -197,11 +194,21 @@ pub fn is_gate(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Refused>().is_some_and(|refused| refused.message.contains(NAME))
 }
 
-fn policy(upgraded: Upgraded) -> Value {
-    let (group, resource) = match upgraded {
-        Upgraded::ClusterVersion => ("config.openshift.io", "clusterversions"),
-        Upgraded::Management => ("k0rdent.mirantis.com", "managements"),
-    };
+/// The ConfigMap that says whether an upgrade may begin. `command` is what people run on the node to have it opened.
+#[must_use]
+pub fn parameter(permission: &Permission, command: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": NAME, "namespace": "kube-system"},
+        "data": permission.data(command),
+    })
+}
+
+/// The policy.
+#[must_use]
+pub fn policy(upgraded: Upgraded) -> Value {
+    let (group, resource) = upgraded.resource();
     json!({
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingAdmissionPolicy",
@@ -229,7 +236,9 @@ fn policy(upgraded: Upgraded) -> Value {
     })
 }
 
-fn binding() -> Value {
+/// What puts the policy into force.
+#[must_use]
+pub fn binding() -> Value {
     json!({
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingAdmissionPolicyBinding",

@@ -22,6 +22,18 @@ pub enum Upgraded {
 }
 
 impl Upgraded {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::ClusterVersion, Self::Management];
+
+    /// The API group and the resource of the object.
+    #[must_use]
+    pub fn resource(self) -> (&'static str, &'static str) {
+        match self {
+            Self::ClusterVersion => ("config.openshift.io", "clusterversions"),
+            Self::Management => ("k0rdent.mirantis.com", "managements"),
+        }
+    }
+
     /// The object by which a cluster is upgraded; `None` where that is done by hand (kubeadm without k0rdent).
     #[must_use]
     pub fn of(profile: &Profile, management: Option<&Management>) -> Option<Self> {

@@ -29,21 +29,11 @@ pub fn text(metrics: &Metrics) -> String {
 struct Text(String);
 
 /// Labels with their values.
-type Labels<'a> = Vec<(&'static str, &'a str)>;
+pub type Labels<'a> = Vec<(&'static str, &'a str)>;
 
 impl Text {
-    /// A metric with its samples; none without one.
     fn gauge<'a, V: Display>(&mut self, name: &str, help: &str, samples: impl IntoIterator<Item = (Labels<'a>, V)>) {
-        let mut samples = samples.into_iter().peekable();
-        if samples.peek().is_none() {
-            return;
-        }
-        writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} gauge").ok();
-        for (labels, value) in samples {
-            let labels: Vec<String> = labels.iter().map(|(label, value)| format!("{label}=\"{}\"", escaped(value))).collect();
-            let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
-            writeln!(self.0, "{name}{labels} {value}").ok();
-        }
+        family(&mut self.0, name, "gauge", help, samples);
     }
 
     /// A metric without labels, where its value is known.
@@ -144,6 +134,20 @@ impl Text {
         self.time("recovery_open_changed_timestamp_seconds", "When something last happened in the recovery in progress.", Some(open.since));
         self.is("recovery_open_failed", "Whether the step that the recovery in progress is at has failed.", Some(open.failed));
         self.is("recovery_open_reboot_needed", "Whether the recovery in progress waits for a reboot.", Some(open.needs_reboot));
+    }
+}
+
+/// Adds a metric with its samples to a text; nothing without one. `kind` is the format's word: `gauge`, `counter`.
+pub fn family<'a, V: Display>(text: &mut String, name: &str, kind: &str, help: &str, samples: impl IntoIterator<Item = (Labels<'a>, V)>) {
+    let mut samples = samples.into_iter().peekable();
+    if samples.peek().is_none() {
+        return;
+    }
+    writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}").ok();
+    for (labels, value) in samples {
+        let labels: Vec<String> = labels.iter().map(|(label, value)| format!("{label}=\"{}\"", escaped(value))).collect();
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        writeln!(text, "{name}{labels} {value}").ok();
     }
 }
 

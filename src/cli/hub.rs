@@ -1,0 +1,52 @@
+//! `recovery hub`: the controller of a fleet's backups, and who is blocked.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+
+use super::args::{HubArgs, HubRunArgs, HubStatusArgs, HubVerb};
+use super::context::Context;
+use crate::error::usage;
+use crate::hub::run::{self, Options};
+use crate::hub::status::{Report, status};
+use crate::report::words::line;
+
+pub(super) fn run(context: &Context, args: &HubArgs) -> Result<ExitCode> {
+    match &args.verb {
+        HubVerb::Run(args) => run::run(&options(args)?).context("running the hub")?,
+        HubVerb::Status(HubStatusArgs { cluster, group, namespace }) => {
+            let report = status(namespace.as_deref(), group.as_deref(), cluster.as_deref())?;
+            context.print(&report, describe)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn options(args: &HubRunArgs) -> Result<Options> {
+    let lease = args.lease_namespace.clone().or_else(|| args.namespace.clone()).ok_or_else(|| usage("--lease-namespace is missing"))?;
+    let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Ok(Options {
+        namespace: args.namespace.clone(),
+        lease,
+        image: args.image.clone(),
+        listen: args.listen,
+        // Two replicas of one name would both be the active one.
+        identity: format!("{}_{}", args.identity.clone().unwrap_or_else(host), uuid::Uuid::new_v4()),
+    })
+}
+
+fn describe(report: &Report) -> String {
+    if report.clusters.is_empty() {
+        return "the hub knows of no backup of such a cluster\n".to_owned();
+    }
+    let mut text = format!("{:30} {:8} {:19} {:22} {}\n", "CLUSTER", "UPGRADE", "STATE", "BACKUP", "WHY");
+    for one in &report.clusters {
+        let upgrade = if one.blocked { "blocked" } else { "may" };
+        let state = one.state.map_or("Waiting", |state| state.name());
+        let backup = one.backup.as_deref().unwrap_or("-");
+        text += &format!("{:30} {upgrade:8} {state:19} {:22} {}\n", line(&one.cluster), line(backup), line(&one.why));
+    }
+    let blocked = report.clusters.iter().filter(|one| one.blocked).count();
+    text += &format!("{} clusters, {blocked} of them blocked\n", report.clusters.len());
+    text
+}
