@@ -8,7 +8,7 @@ usage: tests/run.sh [all | unit | room ROOM | node | drills] [TEST...]
 
   all         everything, as CI does; this is what it does without a word
   unit        the library's own tests: a minute, no root (which is given up), nothing to install beside what the build needs
-  room ROOM   the tests of a room from outside: archive, backup, cli, etcd, kube, machine,
+  room ROOM   the tests of a room from outside: archive, backup, cli, etcd, hub, kube, machine,
               packages, partition, recovery, schedule or tools
   node        the real node by itself: it reboots, loses its power and comes back
   drills      backups and recoveries on real nodes
@@ -36,6 +36,7 @@ case "$word" in
       backup) groups=(build files etcd emulated) targets+=(--test backup_interrupted) ;;
       cli) groups=(build files emulated) ;;
       etcd) groups=(build files etcd go) targets+=(--test etcd_interrupted) ;;
+      hub) groups=(build files go) ;;
       kube) groups=(build files etcd emulated) ;;
       machine) groups=(build files) ;;
       packages) groups=(build emulated packages) ;;

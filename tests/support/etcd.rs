@@ -124,6 +124,8 @@ pub struct Options {
     pub args: Vec<String>,
     /// Do not wait until it serves: it will not.
     pub do_not_wait: bool,
+    /// The kernel kills it when the thread that starts it ends, also when the whole process is killed.
+    pub ends_with_its_thread: bool,
 }
 
 /// A running etcd.
@@ -176,6 +178,9 @@ impl Etcd {
         let name = options.name.as_deref().unwrap_or("default");
         let log = tempfile::NamedTempFile::new()?;
         let mut command = Command::new(version.program("etcd")?);
+        if options.ends_with_its_thread {
+            command = ends_with_this_thread(command.get_program());
+        }
         command
             // etcd then checks its data directory at every start and stop, and its invariants in between.
             .env("ETCD_VERIFY", "all")
@@ -356,6 +361,14 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     }
     bytes.truncate(len);
     bytes
+}
+
+/// `program`, ready for arguments, which the kernel kills when the thread that starts it ends. It has the process id that it is started with.
+#[must_use]
+pub fn ends_with_this_thread(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]).arg(program);
+    command
 }
 
 fn free_port() -> Result<u16> {

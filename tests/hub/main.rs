@@ -1,0 +1,8 @@
+//! The hub from outside: what it does to clusters, which are real API servers, or a thousand cheap ones.
+
+mod api;
+mod cluster;
+mod harness;
+mod https;
+mod kubelet;
+mod thousand;
