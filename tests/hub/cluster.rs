@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 use std::sync::mpsc::{Sender, channel};
@@ -28,14 +28,20 @@ const READY: Limit = Limit::of(120);
 const CONTROLLERS: &str = "job,namespace,serviceaccount,serviceaccount-token,garbagecollector,ttl-after-finished";
 
 /// A process, killed when dropped, and by the kernel when the test's process is.
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Process {
-    fn start(name: &str, log: File, arguments: Vec<String>) -> Result<Self> {
-        let mut command = ends_with_this_thread(base::node_tools()?.join("kubernetes").join(name));
+    /// Starts a program; what it says goes into `log`.
+    pub(crate) fn start(program: &Path, log: File, arguments: Vec<String>) -> Result<Self> {
+        let mut command = ends_with_this_thread(program);
         command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = as_long_as_the_process(move || command.spawn()).with_context(|| format!("starting {name}"))?;
+        let child = as_long_as_the_process(move || command.spawn()).with_context(|| format!("starting {}", program.display()))?;
         Ok(Self(child))
+    }
+
+    /// One of Kubernetes' own.
+    fn of_kubernetes(name: &str, log: File, arguments: Vec<String>) -> Result<Self> {
+        Self::start(&base::node_tools()?.join("kubernetes").join(name), log, arguments)
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
@@ -134,11 +140,11 @@ impl Cluster {
     /// Starts it again at the same address, and waits until it serves.
     pub(crate) fn start_again(&mut self) -> Result<()> {
         self.stop();
-        self.server = Some(Process::start("kube-apiserver", self.log("kube-apiserver")?, self.server_arguments())?);
+        self.server = Some(Process::of_kubernetes("kube-apiserver", self.log("kube-apiserver")?, self.server_arguments())?);
         self.wait().with_context(|| format!("starting the API server of {}", self.name))?;
         if self.with_controllers {
             self.controllers =
-                Some(Process::start("kube-controller-manager", self.log("kube-controller-manager")?, self.controller_arguments())?);
+                Some(Process::of_kubernetes("kube-controller-manager", self.log("kube-controller-manager")?, self.controller_arguments())?);
         }
         Ok(())
     }

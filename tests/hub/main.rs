@@ -5,4 +5,5 @@ mod cluster;
 mod harness;
 mod https;
 mod kubelet;
+mod ocm;
 mod thousand;

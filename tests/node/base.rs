@@ -107,6 +107,13 @@ pub fn node_tools() -> Result<PathBuf> {
     Ok(in_checkout("target/node-tools"))
 }
 
+/// The folder of the work agent of Open Cluster Management (`work-agent`) and of the definitions of its kinds (`crds`); they are built when they are
+/// missing.
+pub fn ocm_tools() -> Result<PathBuf> {
+    build("tests/hub/ocm-tools/build.sh")?;
+    Ok(in_checkout("target/ocm-tools"))
+}
+
 fn build(recipe: &str) -> Result<()> {
     let mut build = Command::new(in_checkout(recipe));
     if command::run(Command::new("go").arg("version"), &[], RECIPE).is_err() {

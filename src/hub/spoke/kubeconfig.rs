@@ -25,9 +25,9 @@ use crate::kube::policy::{self, Permission};
 /// The time limit of one request to a cluster.
 const LIMIT: Duration = Duration::from_secs(15);
 /// How long a watch lasts until it is begun anew, seconds: below what load balancers allow a silent connection.
-const WATCH: u32 = 290;
+pub(super) const WATCH: u32 = 290;
 /// What the gate tells people to run on the node.
-const COMMAND: &str = "/var/recovery/recovery gate --take";
+pub(super) const COMMAND: &str = "/var/recovery/recovery gate --take";
 /// How much of a pod's log is kept: lines, and bytes.
 const LOG: (i64, usize) = (20, 4096);
 
@@ -210,19 +210,20 @@ fn path(object: &Value) -> Option<String> {
 }
 
 /// One request in its time.
-async fn within_raw<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Box<kube::Error>> {
+pub(super) async fn within_raw<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Box<kube::Error>> {
     match tokio::time::timeout(LIMIT, request).await {
         Ok(answer) => answer.map_err(Box::new),
         Err(_) => Err(Box::new(kube::Error::Service(format!("no answer within {} s", LIMIT.as_secs()).into()))),
     }
 }
 
-async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Trouble> {
+/// As [`within_raw`], with what an error means for the try.
+pub(super) async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Trouble> {
     within_raw(request).await.map_err(|error| trouble(&error))
 }
 
 /// What is not there is no trouble.
-fn absent<T>(answer: Result<T, Box<kube::Error>>) -> Result<Option<T>, Trouble> {
+pub(super) fn absent<T>(answer: Result<T, Box<kube::Error>>) -> Result<Option<T>, Trouble> {
     match answer {
         Err(error) if matches!(&*error, kube::Error::Api(status) if status.code == 404) => Ok(None),
         answer => answer.map(Some).map_err(|error| trouble(&error)),

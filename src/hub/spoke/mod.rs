@@ -4,6 +4,7 @@
 pub mod kubeconfig;
 pub mod manifest_work;
 pub mod objects;
+mod work;
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;

@@ -103,6 +103,27 @@ impl Try {
         ]
     }
 
+    /// The Job's pod without a Job, for a way that finds objects by their names alone. Made once more, under another uid, it still asks for the same backup.
+    #[must_use]
+    pub fn pod(&self) -> Value {
+        let mut pod = self.job();
+        let mut template = pod["spec"]["template"].take();
+        template["spec"]["activeDeadlineSeconds"] = self.deadline.into();
+        template["spec"]["containers"][0]["env"] = json!([{"name": "RECOVERY_JOB_UID", "value": self.uid}]);
+        // By this label the node knows the pods of whoever asked.
+        template["metadata"]["labels"]["batch.kubernetes.io/controller-uid"] = self.uid.clone().into();
+        let mut annotations = template["metadata"]["annotations"].take();
+        if let (Some(all), Some(more)) = (annotations.as_object_mut(), pod["metadata"]["annotations"].as_object()) {
+            all.extend(more.clone());
+        }
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": self.job, "namespace": NAMESPACE, "labels": template["metadata"]["labels"], "annotations": annotations},
+            "spec": template["spec"],
+        })
+    }
+
     /// The Job.
     #[must_use]
     pub fn job(&self) -> Value {
