@@ -15,19 +15,14 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, ResourceExt};
 use serde_json::Value;
 
-use super::objects::{CONTAINER, NAMESPACE, TRY_LABEL, Try};
+use super::objects::{COMMAND, CONTAINER, NAMESPACE, TRY_LABEL, Try};
+use super::request::{LIMIT, WATCH, absent, within, within_raw};
 use super::{Job, JobEnd, Look, Spoke, Trouble, unreachable};
 use crate::hub::FIELD_MANAGER;
 use crate::hub::api::GateState;
 use crate::kube::Upgraded;
 use crate::kube::policy::{self, Permission};
 
-/// The time limit of one request to a cluster.
-const LIMIT: Duration = Duration::from_secs(15);
-/// How long a watch lasts until it is begun anew, seconds: below what load balancers allow a silent connection.
-pub(super) const WATCH: u32 = 290;
-/// What the gate tells people to run on the node.
-pub(super) const COMMAND: &str = "/var/recovery/recovery gate --take";
 /// How much of a pod's log is kept: lines, and bytes.
 const LOG: (i64, usize) = (20, 4096);
 
@@ -207,44 +202,6 @@ fn path(object: &Value) -> Option<String> {
         "Job" => format!("/apis/batch/v1/namespaces/{namespace}/jobs/{name}"),
         _ => return None,
     })
-}
-
-/// One request in its time.
-pub(super) async fn within_raw<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Box<kube::Error>> {
-    match tokio::time::timeout(LIMIT, request).await {
-        Ok(answer) => answer.map_err(Box::new),
-        Err(_) => Err(Box::new(kube::Error::Service(format!("no answer within {} s", LIMIT.as_secs()).into()))),
-    }
-}
-
-/// As [`within_raw`], with what an error means for the try.
-pub(super) async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Trouble> {
-    within_raw(request).await.map_err(|error| trouble(&error))
-}
-
-/// What is not there is no trouble.
-pub(super) fn absent<T>(answer: Result<T, Box<kube::Error>>) -> Result<Option<T>, Trouble> {
-    match answer {
-        Err(error) if matches!(&*error, kube::Error::Api(status) if status.code == 404) => Ok(None),
-        answer => answer.map(Some).map_err(|error| trouble(&error)),
-    }
-}
-
-/// What an error means for the try: an API server that is starting, busy, or has other credentials by now may take it later; one that calls the request
-/// itself wrong will not.
-fn trouble(error: &kube::Error) -> Trouble {
-    let kube::Error::Api(status) = error else {
-        return unreachable("Unreachable", crate::hub::chain(error));
-    };
-    let message = format!("the API server refused ({} {}): {}", status.code, status.reason, status.message);
-    match status.code {
-        401 | 403 if status.message.contains("is being terminated") => unreachable("Terminating", message),
-        // A policy's refusal, or a quota's: the account itself may do it.
-        403 if !status.message.contains("cannot ") => Trouble::Refused(message),
-        401 | 403 => unreachable("Unauthorized", message),
-        400 | 405 | 413 | 415 | 422 => Trouble::Refused(message),
-        _ => unreachable("Unreachable", message),
-    }
 }
 
 impl Spoke for ByKubeconfig {

@@ -4,6 +4,7 @@
 pub mod kubeconfig;
 pub mod manifest_work;
 pub mod objects;
+mod request;
 mod work;
 
 use futures::future::BoxFuture;
