@@ -11,17 +11,17 @@ use crate::cluster::{Cluster, secret, silent};
 use crate::kubelet::{Kubelet, Play};
 use crate::thousand::{Life, Thousand, Weather};
 
-const LIMIT: Limit = Limit::of(60);
-const JOBS: &str = "/apis/batch/v1/namespaces/work/jobs";
-const PODS: &str = "/api/v1/namespaces/work/pods";
+pub(crate) const LIMIT: Limit = Limit::of(60);
+pub(crate) const JOBS: &str = "/apis/batch/v1/namespaces/work/jobs";
+pub(crate) const PODS: &str = "/api/v1/namespaces/work/pods";
 
-fn namespace() -> Value {
+pub(crate) fn namespace() -> Value {
     json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {
         "name": "work", "labels": {"pod-security.kubernetes.io/enforce": "privileged"},
     }})
 }
 
-fn job(name: &str, deadline: u64) -> Value {
+pub(crate) fn job(name: &str, deadline: u64) -> Value {
     let container = json!({"name": "main", "image": "image", "securityContext": {"privileged": true}});
     json!({
         "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, "namespace": "work"},
@@ -39,7 +39,7 @@ fn ended(job: &Value) -> Option<String> {
 }
 
 #[test]
-fn jobs_end_as_on_a_cluster() -> Result<()> {
+pub(crate) fn jobs_end_as_on_a_cluster() -> Result<()> {
     let cluster = Cluster::start("jobs", true)?;
     let api = &cluster.api;
     api.create("/api/v1/namespaces", &namespace())?;

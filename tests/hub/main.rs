@@ -1,5 +1,6 @@
 //! The hub from outside: what it does to clusters, which are real API servers, or a thousand cheap ones.
 
+mod alike;
 mod api;
 mod cluster;
 mod harness;

@@ -2,12 +2,14 @@
 //! needs of a cluster, in memory; a Job takes as long as a test says, then it is what the test says.
 //!
 //! - `store`: objects, their versions, who watches them.
-//! - `rest`: requests, and what is refused as by the real one.
+//! - `asked`: what a request is about; `rest`: what is done, and what is refused as by the real one; `watch`: watches.
 //! - `jobs`: what becomes of Jobs.
 
+mod asked;
 mod jobs;
 mod rest;
 mod store;
+mod watch;
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::TcpListener;
@@ -179,7 +181,7 @@ async fn answer(shared: Shared, request: Request<Incoming>) -> Option<Response<B
         return Some(https::answer(StatusCode::NOT_FOUND, "text/plain", "the path of no cluster\n"));
     };
     let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let asked = rest::Asked::parse(&parts.method, path, query, header("content-type"), body);
+    let asked = asked::Asked::parse(&parts.method, path, query, header("content-type"), body);
     let knows = header("authorization").strip_prefix("Bearer ") == Some(name);
     let Some(mut changes) = shared.world().spokes.get_mut(name).map(|spoke| {
         spoke.count(&asked.counted());
@@ -191,7 +193,7 @@ async fn answer(shared: Shared, request: Request<Incoming>) -> Option<Response<B
         let weather = shared.world().spokes.get(name)?.weather;
         match weather {
             Weather::Fair if knows => break,
-            Weather::Fair | Weather::Unauthorized => return Some(rest::refusal(401, "Unauthorized", "Unauthorized")),
+            Weather::Fair | Weather::Unauthorized => return Some(rest::refusal(401, "Unauthorized", "Unauthorized").said()),
             Weather::Gone => return None,
             Weather::Hanging => changes.changed().await.ok()?,
         }
