@@ -7,6 +7,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::api::{Api, ask};
+use crate::between::{Between, Moment, Verdict};
 use crate::cluster::Cluster;
 use crate::harness::{JOBS, LIMIT, PODS, job, namespace};
 use crate::thousand::{Life, Thousand};
@@ -162,5 +163,28 @@ fn the_cheap_server_says_what_the_real_one_says() -> Result<()> {
     ensure!(different.is_empty() && real.len() == cheap.len(), "the real one says\n{}", different.join("\n"));
     // What is compared are answers.
     ensure!(real.iter().any(|said| said.ends_with("409 Conflict")) && real.iter().any(|said| said.ends_with("422 Invalid")), "{real:#?}");
+    Ok(())
+}
+
+#[test]
+fn what_stands_between_passes_on_and_cuts() -> Result<()> {
+    let cluster = Cluster::start("between", true)?;
+    // All that is said between is the same, watches included.
+    let open = Between::start(&cluster.kubeconfig, |_, _, _| Verdict::Pass)?;
+    let through = talk(Api::of(&open.kubeconfig)?).with_context(|| cluster.said())?;
+    ensure!(through == talk(Api::of(&cluster.kubeconfig)?)? && open.asked() > through.len(), "{through:#?}");
+
+    // Cut before the server sees it, nothing is made; cut afterwards, it is made, and nobody knows.
+    let moment = |at: &str| if at == "before" { Moment::Asked } else { Moment::Answered };
+    for at in ["before", "after"] {
+        let cut = Between::start(&cluster.kubeconfig, move |number, what, now| {
+            if number == 1 && what.starts_with("POST ") && now == moment(at) { Verdict::Cut } else { Verdict::Pass }
+        })?;
+        let (api, path) = (Api::of(&cut.kubeconfig)?, "/api/v1/namespaces/default/configmaps");
+        let there = api.list(path)?.len();
+        ensure!(api.create(path, &map(at, &json!({}))).is_err(), "{at}: it is answered");
+        ensure!(cut.asked() == 2, "{} requests", cut.asked());
+        ensure!(api.list(path)?.len() == there + usize::from(at == "after"), "{at}");
+    }
     Ok(())
 }

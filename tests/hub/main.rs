@@ -2,6 +2,7 @@
 
 mod alike;
 mod api;
+mod between;
 mod cluster;
 mod harness;
 mod https;
