@@ -1,5 +1,5 @@
-//! What stands between a client and an API server: a test is told of each request, before it is passed on and before its answer is, and may cut
-//! the connection there. To kill a client at each of its requests, and to lose requests or answers.
+//! What stands between a client and an API server: a test is told of each request, before it is passed on and before its answer is, and may
+//! cut the connection there. To kill a client at each of its requests, and to lose requests or answers.
 
 use std::net::TcpListener;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! Cheap API servers for a thousand clusters: one thread, one port, a path for each (`https://127.0.0.1:PORT/c/NAME`). As much of the API as a hub
-//! needs of a cluster, in memory; a Job takes as long as a test says, then it is what the test says.
+//! Cheap API servers for a thousand clusters: one thread, one port, a path for each (`https://127.0.0.1:PORT/c/NAME`). As much of the API
+//! as a hub needs of a cluster, in memory; a Job takes as long as a test says, then it is what the test says.
 //!
 //! - `store`: objects, their versions, who watches them.
 //! - `asked`: what a request is about; `rest`: what is done, and what is refused as by the real one; `watch`: watches.
@@ -127,7 +127,8 @@ impl Thousand {
         self.of(name, |spoke| spoke.set(weather))
     }
 
-    /// What a cluster was asked, by `VERB RESOURCE` (`get`, `list`, `watch`, `create`, `update`, `patch`, `apply`, `delete`), watches when they begin.
+    /// What a cluster was asked, by `VERB RESOURCE` (`get`, `list`, `watch`, `create`, `update`, `patch`, `apply`, `delete`), watches when
+    /// they begin.
     pub(crate) fn requests(&self, name: &str) -> Result<BTreeMap<String, u64>> {
         self.of(name, |spoke| spoke.requests.clone())
     }

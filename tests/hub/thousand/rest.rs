@@ -1,5 +1,6 @@
-//! Requests to a cluster, and their answers. What is refused as by the real server: what is not there, what is there already, another version,
-//! another uid, what is changed of a Job, anything in a namespace that is not there or going. What is not understood is answered with a word.
+//! Requests to a cluster, and their answers. What is refused as by the real server: what is not there, what is there already, another
+//! version, another uid, what is changed of a Job, anything in a namespace that is not there or going. What is not understood is answered
+//! with a word.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
