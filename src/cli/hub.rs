@@ -30,8 +30,7 @@ fn options(args: &HubRunArgs) -> Result<Options> {
         lease,
         image: args.image.clone(),
         listen: args.listen,
-        // Two replicas of one name would both be the active one.
-        identity: format!("{}_{}", args.identity.clone().unwrap_or_else(host), uuid::Uuid::new_v4()),
+        name: args.identity.clone().unwrap_or_else(host),
     })
 }
 

@@ -29,6 +29,8 @@ use crate::kube::Permission;
 
 /// The pause before a cluster that does not answer is asked again, and before it is looked whether leftovers are gone.
 const AGAIN: Duration = Duration::from_secs(10);
+/// The pause before it is looked again whether a Job's pod has begun.
+const BEGINS: Duration = Duration::from_secs(20);
 /// The pause after which a running Job is looked at although nothing was heard.
 const NET: Duration = Duration::from_secs(120);
 /// The pause before a gate that could not be written is tried again.
@@ -278,10 +280,10 @@ async fn settle(
         said.since = Some(now);
     }
     (said.reason, said.message) = words(backup, status, seen, looked);
-    said.message.truncate(said.message.floor_char_boundary(MOST_MESSAGE));
+    said.message = last(&said.message, MOST_MESSAGE);
     if let Ok(Look { job: Some(job), .. }) = looked {
         said.job = Some(job.uid.clone()).filter(|uid| !uid.is_empty()).or(said.job);
-        if next.is_final() {
+        if !job.log.is_empty() && (said.log.is_empty() || next.is_final()) {
             said.log.clone_from(&job.log);
         }
         if next == State::Succeeded {
@@ -305,7 +307,13 @@ async fn settle(
         // The change itself wakes it; this is for one that gets lost.
         return Ok(Action::requeue(about(AGAIN)));
     }
-    let pause = if seen == Seen::Running { NET } else { about(AGAIN) };
+    let runs = matches!(looked, Ok(Look { job: Some(job), .. }) if job.runs);
+    // Why a pod does not begin, the Job does not say.
+    let pause = match seen {
+        Seen::Running if runs => NET,
+        Seen::Running => about(BEGINS),
+        _ => about(AGAIN),
+    };
     Ok(Action::requeue(pause.min(remaining(backup, status) + Duration::from_millis(500))))
 }
 
@@ -358,7 +366,10 @@ fn words(backup: &ClusterBackup, status: &ClusterBackupStatus, seen: Seen, looke
         (_, Ok(Look { job: Some(Job { end: JobEnd::Failed { reason, message }, waits, .. }), .. })) => {
             let why = [heard, waits.as_str(), message.as_str()].into_iter().find(|text| !text.is_empty()).unwrap_or("it did not say why");
             let reason = if reason.is_empty() { "JobFailed" } else { reason };
-            word(reason, why.to_owned())
+            // The pod is gone by now.
+            let until =
+                if heard.is_empty() && status.reason == "PodWaiting" { format!("; until then: {}", status.message) } else { String::new() };
+            word(reason, format!("{why}{until}"))
         }
         (_, Ok(_)) => word("Unknown", String::new()),
     }

@@ -97,7 +97,7 @@ impl Leader {
         };
         let Some(mut lease) = self.api.get_opt(NAME).await.context("reading it")? else {
             let metadata = ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() };
-            return won(self.api.create(&PostParams::default(), &Lease { metadata, spec: Some(spec), ..Lease::default() }).await);
+            return won(self.api.create(&PostParams::default(), &Lease { metadata, spec: Some(spec) }).await);
         };
         let is_own = holder(&lease) == Some(&self.identity);
         if !is_own && holder(&lease).is_some_and(|holder| !holder.is_empty()) && !self.is_over(&lease) {

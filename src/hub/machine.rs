@@ -123,10 +123,9 @@ pub fn transition(state: State, seen: Seen) -> Result<State, Over> {
     Ok(match (state, seen) {
         (_, Seen::Verified) => Succeeded,
         (_, Seen::DeadlineExceeded | Seen::TooLate) => BackupTimeout,
-        (_, Seen::Unproven | Seen::Failed | Seen::Refused) => UnrecoverableError,
+        // Of a Job that is gone, nobody knows what it did before.
+        (_, Seen::Unproven | Seen::Failed | Seen::Refused) | (Active, Seen::Nothing | Seen::Leftovers) => UnrecoverableError,
         (_, Seen::Running) => Active,
-        // Nobody knows what it did before it vanished.
-        (Active, Seen::Nothing | Seen::Leftovers) => UnrecoverableError,
         (PreparingToStart, Seen::Nothing) => Starting,
         // Something came back, or somebody else began.
         (Starting, Seen::Leftovers) => PreparingToStart,

@@ -59,7 +59,5 @@ pub(crate) fn last(text: &str, most: usize) -> String {
 
 /// About so long: up to a quarter more, so that what began together does not ask together.
 pub(crate) fn about(pause: Duration) -> Duration {
-    let (random, _) = uuid::Uuid::new_v4().as_u64_pair();
-    let share = (random % 1000) as f64 / 4000.0;
-    pause.mul_f64(1.0 + share)
+    pause + pause.mul_f32(f32::from(uuid::Uuid::new_v4().as_bytes()[0]) / 1024.0)
 }

@@ -120,8 +120,8 @@ fn forgotten(tries: &[&ClusterBackup], keep: u32) -> Vec<String> {
     let oldest = good.get(keep as usize - 1).or(good.last()).copied().unwrap_or(last);
     let over = tries.iter().filter(|one| state(one).is_final() && one.metadata.deletion_timestamp.is_none());
     over.filter(|one| {
-        let least = if state(one) == State::Succeeded { oldest } else { last };
-        one.spec.attempt < least
+        let first = if state(one) == State::Succeeded { oldest } else { last };
+        one.spec.attempt < first
     })
     .filter_map(|one| one.metadata.name.clone())
     .collect()
@@ -151,9 +151,9 @@ fn status(
                 counts.failed += 1;
                 let status = last.status.clone().unwrap_or_default();
                 if status.state == State::BackupTimeout {
-                    counts.timeout += 1
+                    counts.timeout += 1;
                 } else {
-                    counts.error += 1
+                    counts.error += 1;
                 }
                 failed.push(FailedCluster { name: (*cluster).clone(), state: status.state, reason: status.reason });
             }

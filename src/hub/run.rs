@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use futures::channel::mpsc::{UnboundedSender, unbounded};
 use futures::{Stream, StreamExt, TryStreamExt};
 use http::StatusCode;
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use kube::runtime::controller::{Action, Config as Pace};
 use kube::runtime::events::{Recorder, Reporter};
@@ -41,12 +42,12 @@ pub struct Options {
     pub namespace: Option<String>,
     /// The namespace of its Lease.
     pub lease: String,
-    /// The agent's image, where a group names none.
-    pub image: String,
+    /// The agent's image, where a group names none; unless given, that of the pod that the replica is.
+    pub image: Option<String>,
     /// Where its pages are.
     pub listen: SocketAddr,
-    /// What this replica is called.
-    pub identity: String,
+    /// What this replica is called: its pod, where it is one.
+    pub name: String,
 }
 
 /// What the controllers share.
@@ -96,13 +97,16 @@ pub fn run(options: &Options) -> Result<()> {
             let (active, answered) = (active.clone(), answered.clone());
             serve::serve(options.listen, move |path| page(path, &active, &answered))
         };
-        let mut leader = Leader::new(&client, &options.lease, options.identity.clone());
+        let image = image(&client, options).await?;
+        // Two replicas of one name would both be the active one.
+        let identity = format!("{}_{}", options.name, uuid::Uuid::new_v4());
+        let mut leader = Leader::new(&client, &options.lease, identity.clone());
         let mark = || *answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         let ended = {
             let work = async {
                 leader.acquire(mark).await;
-                tracing::info!("{} is the active replica", options.identity);
-                let hub = work(client.clone(), options, &active);
+                tracing::info!("{identity} is the active replica; clusters run {image} unless their group names another");
+                let hub = work(client.clone(), options, &image, &active);
                 tokio::select! {
                     lost = leader.keep(mark) => Err(lost),
                     ended = hub => ended,
@@ -117,6 +121,20 @@ pub fn run(options: &Options) -> Result<()> {
         leader.release().await;
         ended
     })
+}
+
+/// The image that clusters run unless their group names another: the hub's own.
+async fn image(client: &Client, options: &Options) -> Result<String> {
+    if let Some(image) = &options.image {
+        return Ok(image.clone());
+    }
+    let (namespace, name) = (&options.lease, &options.name);
+    let pod = Api::<Pod>::namespaced(client.clone(), namespace).get(name).await;
+    let pod = pod.map_err(|error| {
+        misfit(format!("which image clusters are to run: reading the pod {namespace}/{name}: {}; or give --image", chain(&error)))
+    })?;
+    let image = pod.spec.and_then(|spec| spec.containers.into_iter().next()?.image);
+    image.ok_or_else(|| misfit(format!("the pod {namespace}/{name} has no image: give --image")))
 }
 
 /// Ends when a signal asks for it.
@@ -148,7 +166,7 @@ fn page(path: &str, active: &Mutex<Option<Arc<Hub>>>, answered: &Mutex<Option<In
 }
 
 /// The controllers.
-async fn work(client: Client, options: &Options, active: &Mutex<Option<Arc<Hub>>>) -> Result<()> {
+async fn work(client: Client, options: &Options, image: &str, active: &Mutex<Option<Arc<Hub>>>) -> Result<()> {
     let scope = options.namespace.as_deref();
     is_defined::<ClusterGroupBackup>(&client, scope).await?;
     is_defined::<ClusterBackup>(&client, scope).await?;
@@ -161,13 +179,10 @@ async fn work(client: Client, options: &Options, active: &Mutex<Option<Arc<Hub>>
     let (wake_schedule, woken_schedules) = unbounded();
     let hub = Arc::new(Hub {
         client: client.clone(),
-        image: options.image.clone(),
+        image: image.to_owned(),
         backups: backups.clone(),
         groups: groups.clone(),
-        recorder: Recorder::new(
-            client.clone(),
-            Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(options.identity.clone()) },
-        ),
+        recorder: Recorder::new(client.clone(), Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(options.name.clone()) }),
         numbers: Numbers::default(),
         at_work: AtWork::default(),
         known: Known::default(),

@@ -69,7 +69,9 @@ pub async fn reconcile(schedule: Arc<BackupSchedule>, hub: Arc<Hub>) -> Result<A
     };
     let groups = groups(&schedule, &hub);
     let last = groups.last().cloned();
-    status.conditions = [Some(valid), last_run(last.as_deref(), &condition)].into_iter().flatten().collect();
+    // Of one that is not over yet, nothing is said.
+    let over = groups.iter().rev().find(|group| !is_at_work(group));
+    status.conditions = [Some(valid), over.and_then(|group| last_run(group, &condition))].into_iter().flatten().collect();
     let mut again = NET;
     if let Ok((cron, zone)) = read {
         let base = before.last_run.or_else(|| schedule.creation_timestamp().map(|time| time.0)).unwrap_or(now);
@@ -131,8 +133,7 @@ fn is_at_work(group: &ClusterGroupBackup) -> bool {
         || conditions.into_iter().any(|one| one.kind == PROGRESSING && one.status == "True")
 }
 
-fn last_run(last: Option<&ClusterGroupBackup>, condition: &impl Fn(&str, bool, &str, String) -> Condition) -> Option<Condition> {
-    let group = last?;
+fn last_run(group: &ClusterGroupBackup, condition: &impl Fn(&str, bool, &str, String) -> Condition) -> Option<Condition> {
     let found = group.status.as_ref().and_then(|status| status.conditions.iter().find(|one| one.kind == BACKUP_SUCCEEDED))?;
     let is = found.reason == "BackupCompleted";
     Some(condition("LastRunSucceeded", is, &found.reason, format!("{}: {}", group.name_any(), found.message)))

@@ -34,11 +34,9 @@ impl Ocm {
     fn start() -> Result<Self> {
         let (hub, spoke, dir) = (Cluster::start("hub", false)?, Cluster::start("one", true)?, tempfile::tempdir()?);
         let crds = base::ocm_tools()?.join("crds");
-        for (cluster, kind, group) in [
-            (&hub, "manifestworks", "work"),
-            (&hub, "managedclusters", "cluster"),
-            (&spoke, "appliedmanifestworks", "work"),
-        ] {
+        for (cluster, kind, group) in
+            [(&hub, "manifestworks", "work"), (&hub, "managedclusters", "cluster"), (&spoke, "appliedmanifestworks", "work")]
+        {
             let definition = std::fs::read_to_string(crds.join(format!("{kind}.yaml")))?;
             cluster.kubectl(&["apply", "-f", "-"], &definition)?.checked()?;
             cluster.api.until(&format!("/apis/{group}.open-cluster-management.io/v1/{kind}"), LIMIT, |_| Some(()))?;
@@ -82,9 +80,7 @@ impl Ocm {
 
     /// What the hub's registration controller says of the cluster.
     fn is_available(&self, status: &str) -> Result<()> {
-        let condition = |name: &str, status: &str, reason: &str| {
-            json!({"type": name, "status": status, "reason": reason, "message": "as a test has it", "lastTransitionTime": Timestamp::now()})
-        };
+        let condition = |name: &str, status: &str, reason: &str| json!({"type": name, "status": status, "reason": reason, "message": "as a test has it", "lastTransitionTime": Timestamp::now()});
         let conditions = [
             condition("HubAcceptedManagedCluster", "True", "HubClusterAdminAccepted"),
             condition("ManagedClusterConditionAvailable", status, "ManagedClusterLeaseUpdateStopped"),
@@ -257,14 +253,18 @@ fn what_keeps_a_try_from_its_cluster_is_said() -> Result<()> {
     }});
     ocm.spoke.api.merge(&format!("{PODS}/backup-dddddddd-4/status"), &out_of_time)?;
     let late = ocm.until_job("its end", &this, |job| job.end != JobEnd::Running)?;
-    ensure!(matches!(&late.end, JobEnd::Failed { reason, message } if reason == "DeadlineExceeded" && message.contains("longer")), "{late:?}");
+    ensure!(
+        matches!(&late.end, JobEnd::Failed { reason, message } if reason == "DeadlineExceeded" && message.contains("longer")),
+        "{late:?}"
+    );
     ocm.hub.api.run(ocm.way().remove(&this, false))?;
 
     // What the cluster refuses it will refuse again.
     let refused = this_try("eeeeeeee-5")?;
     ocm.until("the work to go", &refused, |look| (*look == Ok(Look::default())).then_some(()))?;
     ocm.spoke.api.create("/api/v1/namespaces", &json!({"metadata": {"name": "recovery-spoke"}}))?;
-    let quota = json!({"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}, "status": {"hard": {"pods": "0"}, "used": {"pods": "0"}}});
+    let quota =
+        json!({"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}, "status": {"hard": {"pods": "0"}, "used": {"pods": "0"}}});
     ocm.spoke.api.create("/api/v1/namespaces/recovery-spoke/resourcequotas", &quota)?;
     ocm.spoke.api.merge("/api/v1/namespaces/recovery-spoke/resourcequotas/none/status", &json!({"status": quota["status"]}))?;
     ocm.do_start(&refused)?;

@@ -33,13 +33,13 @@ pub struct HubRunArgs {
     /// The namespace of the Lease by which one replica is the active one [default: that of --namespace]
     #[arg(long, value_name = "NAMESPACE")]
     pub lease_namespace: Option<String>,
-    /// The agent's image on the clusters, where a group names none
-    #[arg(long, value_name = "IMAGE")]
-    pub image: String,
+    /// The agent's image on the clusters, where a group names none [default: that of the pod --identity]
+    #[arg(long, value_name = "IMAGE", required_unless_present = "identity")]
+    pub image: Option<String>,
     /// Where health and metrics are served
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
-    /// What this replica is called; the host's name and something of its own unless given
+    /// What this replica is called: the name of its pod
     #[arg(long, value_name = "NAME")]
     pub identity: Option<String>,
 }

@@ -186,8 +186,8 @@ fn a_thousand_clusters_that_do_whatever_they_like_come_to_an_end_and_never_too_m
         for backup in &mut tries {
             let status = backup.status.get_or_insert_default();
             if !status.state.is_final() {
-                let seen = Seen::ALL[usize::try_from(random(&mut seed) % Seen::ALL.len() as u64).unwrap()];
-                status.state = transition(status.state, seen).unwrap();
+                let found = Seen::ALL[usize::try_from(random(&mut seed) % Seen::ALL.len() as u64).unwrap()];
+                status.state = transition(status.state, found).unwrap();
                 status.good_until = Some(at(1_000_000));
             }
         }

@@ -8,26 +8,21 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, TryStreamExt};
-use k8s_openapi::api::batch::v1::Job as JobObject;
-use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
+use k8s_openapi::api::batch::v1::{Job as JobObject, JobCondition};
+use k8s_openapi::api::core::v1::{ContainerState, Namespace, Pod, Secret};
 use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PropagationPolicy};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, ResourceExt};
 use serde_json::Value;
 
-use super::objects::{CONTAINER, NAMESPACE, TRY_LABEL, Try};
+use super::objects::{COMMAND, CONTAINER, NAMESPACE, TRY_LABEL, Try};
+use super::request::{LIMIT, WATCH, absent, within, within_raw};
 use super::{Job, JobEnd, Look, Spoke, Trouble, unreachable};
 use crate::hub::FIELD_MANAGER;
 use crate::hub::api::GateState;
 use crate::kube::Upgraded;
 use crate::kube::policy::{self, Permission};
 
-/// The time limit of one request to a cluster.
-const LIMIT: Duration = Duration::from_secs(15);
-/// How long a watch lasts until it is begun anew, seconds: below what load balancers allow a silent connection.
-pub(super) const WATCH: u32 = 290;
-/// What the gate tells people to run on the node.
-pub(super) const COMMAND: &str = "/var/recovery/recovery gate --take";
 /// How much of a pod's log is kept: lines, and bytes.
 const LOG: (i64, usize) = (20, 4096);
 
@@ -74,14 +69,14 @@ impl ByKubeconfig {
         let of_job = ListParams::default().labels(&format!("controller-uid={uid}")).limit(10);
         let pods = within(self.pods().list(&of_job)).await?.items;
         let Some(pod) = pods.iter().max_by_key(|pod| pod.creation_timestamp()) else {
-            return Ok(Job { uid, end, said: String::new(), waits: String::new(), log: String::new() });
+            return Ok(Job { uid, end, said: String::new(), runs: false, waits: String::new(), log: String::new() });
         };
         let (said, waits) = heard(pod);
-        let log = match end {
-            JobEnd::Failed { .. } => self.log(&pod.name_any()).await,
-            _ => String::new(),
-        };
-        Ok(Job { uid, end, said, waits, log })
+        // At a Job's deadline its pod is deleted before the Job has failed, and the log goes with it.
+        let fails = matches!(end, JobEnd::Failed { .. }) || conditions(job).any(|condition| condition.type_ == "FailureTarget");
+        let log = if fails { self.log(&pod.name_any()).await } else { String::new() };
+        let runs = container(pod).is_some_and(|state| state.running.is_some());
+        Ok(Job { uid, end, said, runs, waits, log })
     }
 
     /// The last lines of a pod's log; where there is none to be had, why.
@@ -149,31 +144,33 @@ async fn config(kubeconfig: Kubeconfig) -> Result<Config, String> {
     Ok(config)
 }
 
-/// How a Job stands, by its conditions: the Job's controller sets one of the two last.
+/// The conditions of a Job that are true.
+fn conditions(job: &JobObject) -> impl Iterator<Item = &JobCondition> {
+    job.status.iter().flat_map(|status| status.conditions.iter().flatten()).filter(|one| one.status == "True")
+}
+
+/// How a Job stands: the Job's controller sets one of these two conditions last.
 fn end(job: &JobObject) -> JobEnd {
-    let conditions = job.status.iter().flat_map(|status| status.conditions.iter().flatten()).filter(|one| one.status == "True");
-    for condition in conditions {
-        match condition.type_.as_str() {
-            "Complete" => return JobEnd::Complete,
-            "Failed" => {
-                return JobEnd::Failed {
-                    reason: condition.reason.clone().unwrap_or_default(),
-                    message: condition.message.clone().unwrap_or_default(),
-                };
-            }
-            _ => {}
-        }
-    }
-    JobEnd::Running
+    let end = |condition: &JobCondition| match condition.type_.as_str() {
+        "Complete" => Some(JobEnd::Complete),
+        "Failed" => Some(JobEnd::Failed {
+            reason: condition.reason.clone().unwrap_or_default(),
+            message: condition.message.clone().unwrap_or_default(),
+        }),
+        _ => None,
+    };
+    conditions(job).find_map(end).unwrap_or(JobEnd::Running)
+}
+
+/// The state of the agent's container.
+fn container(pod: &Pod) -> Option<&ContainerState> {
+    let all = pod.status.as_ref()?.container_statuses.as_ref()?;
+    all.iter().find(|one| one.name == CONTAINER)?.state.as_ref()
 }
 
 /// What the container of a pod said when it ended, and what it waits for.
 fn heard(pod: &Pod) -> (String, String) {
-    let status = pod.status.as_ref();
-    let state = status
-        .and_then(|status| status.container_statuses.as_ref())
-        .and_then(|all| all.iter().find(|one| one.name == CONTAINER))
-        .and_then(|container| container.state.as_ref());
+    let (status, state) = (pod.status.as_ref(), container(pod));
     let ended = state.and_then(|state| state.terminated.as_ref());
     let mut said = ended.and_then(|ended| ended.message.clone()).unwrap_or_default();
     if said.is_empty() {
@@ -205,44 +202,6 @@ fn path(object: &Value) -> Option<String> {
         "Job" => format!("/apis/batch/v1/namespaces/{namespace}/jobs/{name}"),
         _ => return None,
     })
-}
-
-/// One request in its time.
-pub(super) async fn within_raw<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Box<kube::Error>> {
-    match tokio::time::timeout(LIMIT, request).await {
-        Ok(answer) => answer.map_err(Box::new),
-        Err(_) => Err(Box::new(kube::Error::Service(format!("no answer within {} s", LIMIT.as_secs()).into()))),
-    }
-}
-
-/// As [`within_raw`], with what an error means for the try.
-pub(super) async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Trouble> {
-    within_raw(request).await.map_err(|error| trouble(&error))
-}
-
-/// What is not there is no trouble.
-pub(super) fn absent<T>(answer: Result<T, Box<kube::Error>>) -> Result<Option<T>, Trouble> {
-    match answer {
-        Err(error) if matches!(&*error, kube::Error::Api(status) if status.code == 404) => Ok(None),
-        answer => answer.map(Some).map_err(|error| trouble(&error)),
-    }
-}
-
-/// What an error means for the try: an API server that is starting, busy, or has other credentials by now may take it later; one that calls the request
-/// itself wrong will not.
-fn trouble(error: &kube::Error) -> Trouble {
-    let kube::Error::Api(status) = error else {
-        return unreachable("Unreachable", crate::hub::chain(error));
-    };
-    let message = format!("the API server refused ({} {}): {}", status.code, status.reason, status.message);
-    match status.code {
-        401 | 403 if status.message.contains("is being terminated") => unreachable("Terminating", message),
-        // A policy's refusal, or a quota's: the account itself may do it.
-        403 if !status.message.contains("cannot ") => Trouble::Refused(message),
-        401 | 403 => unreachable("Unauthorized", message),
-        400 | 405 | 413 | 415 | 422 => Trouble::Refused(message),
-        _ => unreachable("Unreachable", message),
-    }
 }
 
 impl Spoke for ByKubeconfig {

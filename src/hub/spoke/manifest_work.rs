@@ -26,8 +26,8 @@ use kube::Client;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams, WatchParams};
 use serde_json::{Value, json};
 
-use super::kubeconfig::{COMMAND, WATCH, absent, within, within_raw};
-use super::objects::{TRY_LABEL, Try};
+use super::objects::{COMMAND, TRY_LABEL, Try};
+use super::request::{WATCH, absent, within, within_raw};
 use super::work::{self, Found, Work};
 use super::{Job, JobEnd, Look, Spoke, Trouble, unreachable};
 use crate::hub::FIELD_MANAGER;
@@ -69,7 +69,8 @@ impl ByManifestWork {
     /// The works of the hub for this cluster.
     async fn own(&self) -> Result<Vec<Work>, Trouble> {
         let list = absent(within_raw(self.works.list(&ListParams::default().labels(OWN))).await)?;
-        let list = list.ok_or_else(|| unreachable("NoManifestWork", "the hub has no ManifestWork: it is no hub of Open Cluster Management"))?;
+        let list =
+            list.ok_or_else(|| unreachable("NoManifestWork", "the hub has no ManifestWork: it is no hub of Open Cluster Management"))?;
         Ok(list.items.into_iter().map(Work::of).collect())
     }
 
@@ -101,7 +102,10 @@ impl ByManifestWork {
         match within_raw(self.works.create(&parameters, &work)).await {
             Err(error) if matches!(&*error, kube::Error::Api(status) if status.reason == "AlreadyExists") => Ok(()),
             made => absent(made)?.map(drop).ok_or_else(|| {
-                unreachable("NoNamespace", format!("the hub has no namespace {}, which the cluster's ManifestWorks would be in", self.cluster))
+                unreachable(
+                    "NoNamespace",
+                    format!("the hub has no namespace {}, which the cluster's ManifestWorks would be in", self.cluster),
+                )
             }),
         }
     }

@@ -4,6 +4,7 @@
 pub mod kubeconfig;
 pub mod manifest_work;
 pub mod objects;
+mod request;
 mod work;
 
 use futures::future::BoxFuture;
@@ -32,9 +33,11 @@ pub struct Job {
     pub end: JobEnd,
     /// What its pod said when it ended, in the pod's termination message.
     pub said: String,
+    /// Its container runs.
+    pub runs: bool,
     /// What it waits for, of one that has not begun: an image that cannot be pulled.
     pub waits: String,
-    /// The last lines of its pod's log, of one that failed.
+    /// The last lines of its pod's log, of one that failed or is about to.
     pub log: String,
 }
 

@@ -15,6 +15,9 @@ pub const ACCOUNT: &str = "recovery-backup";
 pub const CONTAINER: &str = "recovery";
 /// The label of a Job and its pods with the uid of their `ClusterBackup`.
 pub const TRY_LABEL: &str = "hub.recovery/try";
+const RBAC: &str = "rbac.authorization.k8s.io/v1";
+/// What the gate tells people to run on the node.
+pub(super) const COMMAND: &str = "/var/recovery/recovery gate --take";
 /// How long the agent has to end in order, seconds.
 const GRACE: u32 = 60;
 
@@ -67,7 +70,6 @@ impl Try {
             }
             object
         };
-        const RBAC: &str = "rbac.authorization.k8s.io/v1";
         [
             json!({
                 "apiVersion": "v1",

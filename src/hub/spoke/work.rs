@@ -200,7 +200,7 @@ pub(super) fn job(values: &BTreeMap<String, String>) -> Job {
         _ => JobEnd::Running,
     };
     // Its log is not to be had this way; its end is in what it said.
-    Job { uid: value("uid"), end, said: value("said"), waits, log: String::new() }
+    Job { uid: value("uid"), end, said: value("said"), runs: value("phase") == "Running", waits, log: String::new() }
 }
 
 /// The work of a try, before its pod was seen.
