@@ -71,7 +71,7 @@ impl ByManifestWork {
         let list = absent(within_raw(self.works.list(&ListParams::default().labels(OWN))).await)?;
         let list =
             list.ok_or_else(|| unreachable("NoManifestWork", "the hub has no ManifestWork: it is no hub of Open Cluster Management"))?;
-        Ok(list.items.into_iter().map(Work::of).collect())
+        Ok(list.items.iter().map(Work::of).collect())
     }
 
     /// Whether what the agent has reported is what is.
@@ -145,7 +145,7 @@ impl ByManifestWork {
 
     /// One step of the gate's work; what the gate is when it was the last.
     async fn keep_gate(&self, permission: &Permission) -> Result<Option<GateState>, Trouble> {
-        let Some(work) = absent(within_raw(self.works.get(GATE)).await)?.map(Work::of) else {
+        let Some(work) = absent(within_raw(self.works.get(GATE)).await)?.as_ref().map(Work::of) else {
             let labels = BTreeMap::from([(OWN.to_owned(), "gate".to_owned())]);
             self.create(GATE, labels, work::gate_spec()).await?;
             return Ok(None);

@@ -14,6 +14,8 @@ use crate::kube::policy;
 /// The annotation of a work with the uid of its pod, once that was seen.
 pub(super) const POD: &str = "hub.recovery/pod";
 
+const RBAC: &str = "rbac.authorization.k8s.io";
+
 /// What of a pod is reported, and under what name. A field that is not there is not reported.
 const REPORTED: [(&str, &str); 12] = [
     ("uid", ".metadata.uid"),
@@ -106,7 +108,7 @@ pub(super) enum Found {
 
 impl Work {
     /// Of an object that the hub's API has given. What is not there counts as empty.
-    pub(super) fn of(work: DynamicObject) -> Self {
+    pub(super) fn of(work: &DynamicObject) -> Self {
         let manifests = work.data.pointer("/status/resourceStatus/manifests").cloned().unwrap_or_default();
         Self {
             name: work.name_any(),
@@ -262,7 +264,6 @@ fn configs(this: &Try, strategy: &str) -> Vec<Value> {
     pod["feedbackRules"] = json!([{"type": "JSONPaths", "jsonPaths": paths}]);
     // By a watch, where the agent can: of a single node it looks once in one to two minutes.
     pod["feedbackScrapeType"] = "Watch".into();
-    const RBAC: &str = "rbac.authorization.k8s.io";
     let mut configs = vec![of("", "namespaces", "", NAMESPACE)];
     for (group, resource) in [("", "serviceaccounts"), (RBAC, "roles"), (RBAC, "rolebindings")] {
         configs.push(of(group, resource, NAMESPACE, super::objects::ACCOUNT));
