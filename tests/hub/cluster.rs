@@ -307,7 +307,7 @@ pub(crate) fn silent() -> Result<(String, TcpListener)> {
 }
 
 /// A port that nobody has, for as long as the file is open.
-fn free_port() -> Result<(u16, File)> {
+pub(crate) fn free_port() -> Result<(u16, File)> {
     let dir = std::env::temp_dir().join("hub-cluster-ports");
     std::fs::create_dir_all(&dir)?;
     for port in PORTS {

@@ -12,7 +12,7 @@ use recovery::hub::spoke::{Job, JobEnd, Look, Spoke, Trouble, Try};
 use recovery::kube::Permission;
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, Process};
+use crate::cluster::{Cluster, Process, free_port};
 use crate::kubelet::{Kubelet, Play};
 
 /// For what the agent does: a namespace takes some seconds to go.
@@ -26,6 +26,7 @@ struct Ocm {
     hub: Cluster,
     spoke: Cluster,
     agent: Option<Process>,
+    port: (u16, File),
     dir: tempfile::TempDir,
 }
 
@@ -46,7 +47,7 @@ impl Ocm {
             "metadata": {"name": "one"}, "spec": {"hubAcceptsClient": true},
         });
         hub.api.create("/apis/cluster.open-cluster-management.io/v1/managedclusters", &managed)?;
-        let mut ocm = Self { hub, spoke, agent: None, dir };
+        let mut ocm = Self { hub, spoke, agent: None, port: free_port()?, dir };
         ocm.is_available("True")?;
         ocm.start_agent()?;
         Ok(ocm)
@@ -69,7 +70,7 @@ impl Ocm {
             ("namespace", "default".to_owned()),
             ("disable-leader-election", "true".to_owned()),
             ("status-sync-interval", "1s".to_owned()),
-            ("listen", "127.0.0.1:0".to_owned()),
+            ("listen", format!("127.0.0.1:{}", self.port.0)),
         ];
         let arguments = arguments.map(|(flag, value)| format!("--{flag}={value}")).to_vec();
         let log = File::options().create(true).append(true).open(self.dir.path().join("agent.log"))?;
@@ -120,8 +121,10 @@ impl Ocm {
 
     fn said(&self) -> String {
         let log = std::fs::read_to_string(self.dir.path().join("agent.log")).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().filter(|line| !line.contains("requestheader")).collect();
-        lines[lines.len().saturating_sub(15)..].join("\n")
+        // Its errors and its end; that nobody signs for an aggregated API server is none.
+        let is_one = |line: &&str| line.starts_with(['E', 'F', 'p']) && !line.contains("requestheader");
+        let lines: Vec<&str> = log.lines().filter(is_one).collect();
+        lines[lines.len().saturating_sub(10)..].join("\n")
     }
 }
 
