@@ -19,6 +19,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use object::elf::FileHeader64;
 use object::read::elf::{ElfFile64, NoteIterator};
 use object::{Architecture, Endianness, Object, ObjectSection, ReadCache};
+use rustix::fs::{StatVfsMountFlags, statvfs};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
@@ -151,6 +152,17 @@ fn is_roots(path: &Path) -> bool {
     path.metadata().is_ok_and(|meta| meta.uid() == 0 && meta.mode() & 0o022 == 0)
 }
 
+/// Why nobody can run the program in a file of a node; nothing of it is run. Which file systems are mounted so is known of the live machine alone.
+fn cannot_be_run(node: &Node, path: &Path) -> Option<String> {
+    let mode = path.metadata().ok()?.mode() & 0o7777;
+    let noexec = || node.is_live() && statvfs(path).is_ok_and(|mount| mount.f_flag.contains(StatVfsMountFlags::NOEXEC));
+    if mode & 0o111 == 0 {
+        Some(format!("its mode is {mode:04o}"))
+    } else {
+        noexec().then(|| "its file system is mounted noexec".to_owned())
+    }
+}
+
 /// Whether the agent in a file runs on this machine: that of a copy that was cut short or went bad on the disk does not.
 fn answers(path: &Path) -> Result<()> {
     let output = run::Command::of_file(path).arg("--version").limit(ANSWERS).run()?;
@@ -201,11 +213,11 @@ pub fn hand_over(dir: &RecoveryDir) -> Result<()> {
 pub struct Agents {
     /// The one that tells this.
     pub own: Agent,
-    /// The one in the recovery directory, which the units start.
+    /// The one in the recovery directory, which the units start, if it can be run.
     pub in_recovery_directory: Option<Agent>,
-    /// The one of a package, which people call.
+    /// The one of a package, which people call, if it can be run.
     pub packaged: Option<Agent>,
-    /// What cannot be told of them.
+    /// What cannot be told of them, and why one cannot be run.
     pub unknown: Vec<String>,
 }
 
@@ -217,10 +229,13 @@ impl Agents {
     pub fn of(node: &Node, dir: &RecoveryDir) -> Result<Self> {
         let mut unknown = Vec::new();
         let mut look = |path: &Path| {
-            Agent::in_file(path).unwrap_or_else(|error| {
+            let found = Agent::in_file(path).unwrap_or_else(|error| {
                 unknown.push(format!("{error:#}"));
                 None
-            })
+            })?;
+            let Some(why) = cannot_be_run(node, path) else { return Some(found) };
+            unknown.push(format!("{} is {found}, and cannot be run: {why}", node.shown(path).display()));
+            None
         };
         let (in_recovery_directory, packaged) = (look(&dir.agent()), look(&node.path(PACKAGED)));
         Ok(Self { own: Agent::own()?, in_recovery_directory, packaged, unknown })
