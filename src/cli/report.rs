@@ -90,8 +90,12 @@ fn facts(account: &Account) -> Vec<(&'static str, String)> {
     facts.push((what, account.ended.map_or_else(none, |time| format!("{}{took}", instant(time)))));
     let said = account.state.as_ref().filter(|_| account.end != End::Finished).map_or_else(String::new, |state| format!(" ({state})"));
     facts.push(("outcome", format!("{}{said}", ended(account))));
-    let own = account.seconds - account.waited;
-    facts.push(("steps", format!("{} of their own work, {} of waiting", length(own), length(account.waited))));
+    let own = account.seconds - account.waited - account.unfinished;
+    let unfinished = match account.unfinished {
+        ..0.05 => String::new(),
+        seconds => format!(", {} in attempts that did not reach their end", length(seconds)),
+    };
+    facts.push(("steps", format!("{} of their own work, {} of waiting{unfinished}", length(own), length(account.waited))));
     facts
 }
 

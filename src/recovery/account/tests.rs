@@ -71,7 +71,9 @@ fn a_run_that_another_one_replaced_has_its_journal_alone() -> Result<()> {
     assert_eq!((failure.kind.as_str(), failure.next.is_some()), ("unanswered", true));
     let reboot = &told.phases[0].reboots[0];
     assert_eq!(reboot.back.context("not back")?.duration_since(reboot.asked).as_secs(), 60);
-    assert_eq!((told.seconds, told.waited), (13.0, 11.75));
+    // An attempt that failed took its time as well.
+    assert_eq!((told.seconds, told.waited, told.unfinished), (73.0, 11.75, 60.0));
+    assert_eq!((told.phases[0].seconds, told.phases[0].unfinished), (73.0, 60.0));
     // The same journal in its place is the open one.
     std::fs::copy(place.dir.history().join(format!("{RUN}.progress")), place.dir.journal())?;
     let told = place.told(None)?;
