@@ -157,7 +157,7 @@ fn the_status_says_which_of_two_agents_leads() {
     assert!(shown.contains("/var/recovery/recovery is 0.5.0") && shown.contains("cannot be run: its mode is 0644"), "{shown}");
     assert!(!shown.contains("the agent is 0.5.0"), "{shown}");
     std::fs::write(root.path().join("var/recovery/recovery"), "a program of somebody else's").unwrap();
-    assert!(status().contains("/var/recovery/recovery is"), "{}", status());
+    assert!(status().contains("reading which version /var/recovery/recovery is: "), "as the node calls it: {}", status());
 }
 
 #[test]

@@ -111,13 +111,13 @@ impl Agent {
     /// The agent in a file; `None` when there is no file. Nothing of it is run.
     ///
     /// # Errors
-    /// When the file cannot be read, is for another kind of machine, or is no agent that tells its version: the first ones of 0.1.0 did not.
+    /// When the file cannot be read, is for another kind of machine, or is no agent that tells its version: the first ones of 0.1.0 did not. Which file, the
+    /// caller knows, and how the node calls it.
     pub fn in_file(path: &Path) -> Result<Option<Self>> {
-        if !path.try_exists().with_context(|| format!("looking for {}", path.display()))? {
+        if !path.try_exists()? {
             return Ok(None);
         }
-        let file = durable::open_regular(path).with_context(|| format!("opening {}", path.display()))?;
-        Self::of(file).map(Some).with_context(|| format!("reading which version {} is", path.display()))
+        Self::of(durable::open_regular(path)?).map(Some)
     }
 
     fn of(file: File) -> Result<Self> {
@@ -140,7 +140,7 @@ impl Agent {
     /// The one in the recovery directory, when it leads this one: it is newer. One that cannot be read, or does not tell its version, leads nobody.
     pub(crate) fn leading(&self, dir: &RecoveryDir) -> Option<Self> {
         let there = Self::in_file(&dir.agent()).unwrap_or_else(|error| {
-            tracing::debug!("{error:#}");
+            tracing::debug!("reading which version {} is: {error:#}", dir.shown_agent().display());
             None
         })?;
         there.version.cmp_precedence(&self.version).is_gt().then_some(there)
@@ -230,7 +230,7 @@ impl Agents {
         let mut unknown = Vec::new();
         let mut look = |path: &Path| {
             let found = Agent::in_file(path).unwrap_or_else(|error| {
-                unknown.push(format!("{error:#}"));
+                unknown.push(format!("reading which version {} is: {error:#}", node.shown(path).display()));
                 None
             })?;
             let Some(why) = cannot_be_run(node, path) else { return Some(found) };

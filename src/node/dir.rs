@@ -148,6 +148,12 @@ impl RecoveryDir {
         self.path.join("history")
     }
 
+    /// The path of [`RecoveryDir::history`] on the node, for messages.
+    #[must_use]
+    pub fn shown_history(&self) -> PathBuf {
+        self.shown.join("history")
+    }
+
     /// `latest`: a link to the newest backup, for people.
     #[must_use]
     pub fn latest(&self) -> PathBuf {

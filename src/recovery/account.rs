@@ -244,7 +244,8 @@ fn of_kept(node: &Node, history: &Path, id: &str, kept: &Kept) -> Result<Account
     if kept.report {
         let path = history.join(format!("{id}.json"));
         let read = durable::read(&path, durable::SMALL).map_err(|error| damaged(format!("it cannot be read: {error}")));
-        let report = read.and_then(|json| format::read(&json)).map_err(|error| error.context(format!("reading {}", path.display())))?;
+        let report =
+            read.and_then(|json| format::read(&json)).map_err(|error| error.context(format!("reading {}", node.shown(&path).display())))?;
         account.report(report);
     }
     match journal {
