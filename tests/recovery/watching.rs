@@ -251,6 +251,15 @@ fn the_textfile_takes_the_place_of_the_old_one_and_nothing_else() -> Result<()> 
     let names: Vec<_> = std::fs::read_dir(&out)?.map(|entry| Ok(entry?.file_name())).collect::<Result<_>>()?;
     ensure!(names == ["recovery.prom"], "{names:?}");
     ensure!(std::fs::read_to_string(&file)?.contains("\nrecovery_backup_last_good_duration_seconds 73\n"));
+    // Another recovery directory's would take its place each time.
+    let other = ["--dir", "/var/other", "metrics", "--textfile", to];
+    place
+        .agent(&other)
+        .expect(78, &["recovery.prom is about the recovery directory /var/recovery, and not about /var/other", "next: leave that to"])?;
+    ensure!(std::fs::read_to_string(&file)?.contains("directory=\"/var/recovery\""));
+    std::fs::remove_file(&file)?;
+    place.agent(&other).expect(0, &[])?;
+    place.agent(&other).expect(0, &[])?;
     Ok(())
 }
 
