@@ -295,7 +295,7 @@ fn alerts_are_raised_by_what_they_are_for_and_by_nothing_else() -> Result<()> {
         ensure!(output.status.success() && said.contains("SUCCESS"), "{args:?}: {said}");
     }
     let alerts: Vec<&str> = RULES.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
-    ensure!(alerts.len() == 11, "{alerts:?}");
+    ensure!(alerts.len() == 12, "{alerts:?}");
     for alert in alerts {
         ensure!(CASES.contains(&format!("alertname=\"{alert}\"")), "nothing raises {alert}");
     }
@@ -354,7 +354,10 @@ fn a_page_is_written_whole_and_over_nothing() -> Result<()> {
     ensure!(link.is_symlink());
     place
         .agent(&["report", "--html", place.temporary.path().join("no/such/report.html").to_str().context("odd name")?])
-        .expect(1, &["writing"])?;
+        .expect(2, &["there is no folder", "/no/such", "next: make it, or name a file elsewhere"])?;
+    let printed = place.agent(&["report", "--html", "-"]).expect(0, &[])?;
+    ensure!(printed.out == page && !Path::new("-").exists(), "{printed}");
+    place.agent(&["--json", "report", "--html", "-"]).expect(2, &["--json"])?;
     place.agent(&["report", "--force"]).expect(2, &["--html"])?;
     Ok(())
 }
