@@ -67,7 +67,7 @@ pub(super) fn new_as_go_writes(value: &mut Value, before: Option<&Value>) {
             }
         }
         Value::Array(items) => {
-            items.iter_mut().enumerate().for_each(|(at, item)| new_as_go_writes(item, before.and_then(|list| list.get(at))))
+            items.iter_mut().enumerate().for_each(|(at, item)| new_as_go_writes(item, before.and_then(|list| list.get(at))));
         }
         Value::Object(fields) => {
             fields.iter_mut().for_each(|(name, value)| new_as_go_writes(value, before.and_then(|object| object.get(name))));

@@ -126,9 +126,11 @@ fn a_disk_in_use_keeps_its_partitions() {
 #[test]
 fn entries_out_of_order_and_ends_at_odd_places_stay_as_they_are() {
     let machine = Machine::new(&[4096]);
-    let script = r#"printf 'label: gpt\n%s5 : start=2048, size=204801, name=five\n%s1 : start=1026049, size=409601, name=one\n%s128 : start=614401, size=100001, name=last\n' \
-                    $0p $0p $0p | sfdisk --no-tell-kernel $0"#;
-    machine.run(&format!("bash -ec '{}' {}", script.replace('\'', "'\\''"), machine.disk(0)));
+    machine.run(&format!(
+        "printf 'label: gpt\\n{0}p5 : start=2048, size=204801, name=five\\n{0}p1 : start=1026049, size=409601, name=one\\n\
+         {0}p128 : start=614401, size=100001, name=last\\n' | sfdisk --no-tell-kernel {0}",
+        machine.disk(0)
+    ));
     let areas = [(2048, 204_801), (614_401, 100_001), (1_026_049, 409_601)];
     for (start, sectors) in areas {
         machine.run(&format!(

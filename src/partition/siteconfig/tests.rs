@@ -105,13 +105,12 @@ fn only_the_value(old: &str, new: &Edited) -> String {
     let (before, behind) = text.split_once(&value).unwrap_or_else(|| panic!("the value is not there: {text}"));
     // What was put before it: a key's blanks, or a line with the key.
     let added = before.rfind('\n').map_or(before, |at| &before[at..]);
-    let (head, rest) = match old.strip_prefix(before.trim_end_matches(' ')) {
-        Some(rest) => (before, rest),
-        None => {
-            assert_eq!(added.trim_matches(['\r', '\n', ' ']), "ignitionConfigOverride:", "{text}");
-            let head = before[..before.len() - added.len()].trim_end_matches('\r');
-            (head, old.strip_prefix(head).unwrap_or_else(|| panic!("it begins otherwise: {text}")))
-        }
+    let (head, rest) = if let Some(rest) = old.strip_prefix(before.trim_end_matches(' ')) {
+        (before, rest)
+    } else {
+        assert_eq!(added.trim_matches(['\r', '\n', ' ']), "ignitionConfigOverride:", "{text}");
+        let head = before[..before.len() - added.len()].trim_end_matches('\r');
+        (head, old.strip_prefix(head).unwrap_or_else(|| panic!("it begins otherwise: {text}")))
     };
     // A comment in the head of a block stands behind the value now, and a blank before one that had the key alone before it.
     let line = behind.lines().next().unwrap_or_default();
