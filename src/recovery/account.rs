@@ -177,7 +177,7 @@ struct Kept {
 /// be read.
 pub fn account(session: &Session<'_>, wanted: Option<&str>) -> Result<Account> {
     let dir = session.dir;
-    let open = Reading::of(&dir.journal());
+    let open = Reading::named(&dir.journal(), &dir.shown_journal());
     let is_wanted = |reading: &Reading| wanted.is_none_or(|wanted| wanted == reading.run);
     let open = match open {
         Ok(Some(reading)) if is_wanted(&reading) => return of_open(session, &reading),
@@ -239,7 +239,7 @@ fn of_open(session: &Session<'_>, reading: &Reading) -> Result<Account> {
 
 fn of_kept(node: &Node, history: &Path, id: &str, kept: &Kept) -> Result<Account> {
     let path = history.join(format!("{id}.progress"));
-    let journal = if kept.journal { Reading::of(&path) } else { Ok(None) };
+    let journal = if kept.journal { Reading::named(&path, &node.shown(&path)) } else { Ok(None) };
     let mut account = Account::bare(node, id);
     if kept.report {
         let path = history.join(format!("{id}.json"));
