@@ -18,7 +18,8 @@ step "recovery $version, from $commit"
 changes=$(git status --porcelain)
 [ -z "$changes" ] || { printf 'not committed:\n%s\n' "$changes" >&2; exit 1; }
 if $checks; then
-  grep -Eq "^## \[${version//./\\.}\] - [0-9]{4}-[0-9]{2}-[0-9]{2}$" CHANGELOG.md ||
+  day=$(sed -nE "s/^## \[${version//./\\.}\] - ([0-9]{4}-[0-9]{2}-[0-9]{2})$/\1/p" CHANGELOG.md)
+  [ "$(date --date="${day:-none}" +%F 2>/dev/null)" = "${day:-none}" ] ||
     { echo "CHANGELOG.md has no \"## [$version] - YYYY-MM-DD\": what was unreleased goes below it" >&2; exit 1; }
   .ci/run
 else

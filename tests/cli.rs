@@ -115,6 +115,13 @@ fn the_newer_of_two_agents_does_what_is_asked_for() {
     let alone = status();
     assert_eq!(who(&alone), own);
     assert!(said(&alone).contains("Permission denied (os error 13)"), "{}", said(&alone));
+
+    std::fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let noexec = "mount --bind $1 $1; mount -o remount,bind,noexec $1; exec $2 --dir $1 status";
+    let output = Command::new("unshare").args(["--mount", "sh", "-euc", noexec, "sh"]).arg(dir.path()).arg(BINARY).output().unwrap();
+    let shown = printed(&output);
+    assert!(shown.contains("is 9.9.9") && shown.contains("cannot be run: its file system is mounted noexec"), "{shown}{}", said(&output));
+    assert!(!shown.contains("the agent is 9.9.9"), "{shown}");
 }
 
 #[test]
@@ -125,7 +132,8 @@ fn the_status_says_which_of_two_agents_leads() {
         testing::agent::pass_for(&mut program, version);
         let path = root.path().join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, program).unwrap();
+        std::fs::write(&path, program).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     };
     let status = || printed(&on(root.path(), &["status"]));
     assert!(!status().contains("agent"), "{}", status());
@@ -142,8 +150,14 @@ fn the_status_says_which_of_two_agents_leads() {
     assert!(shown.contains("the agent is 0.4.0, /usr/bin/recovery; /var/recovery/recovery, which the units start, is 0.3.0"), "{shown}");
     place("usr/bin/recovery", "0.3.0");
     assert!(status().contains("the agent is 0.3.0\n"), "{}", status());
+    // Whoever cannot be run leads nobody.
+    place("var/recovery/recovery", "0.5.0");
+    std::fs::set_permissions(root.path().join("var/recovery/recovery"), std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let shown = status();
+    assert!(shown.contains("/var/recovery/recovery is 0.5.0") && shown.contains("cannot be run: its mode is 0644"), "{shown}");
+    assert!(!shown.contains("the agent is 0.5.0"), "{shown}");
     std::fs::write(root.path().join("var/recovery/recovery"), "a program of somebody else's").unwrap();
-    assert!(status().contains("/var/recovery/recovery is"), "{}", status());
+    assert!(status().contains("reading which version /var/recovery/recovery is: "), "as the node calls it: {}", status());
 }
 
 #[test]

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The agent as packages: packaging/packages/build.sh BINARY OUT makes OUT/recovery_VERSION-1_ARCH.deb and OUT/recovery-VERSION-1.ARCH.rpm:
 # the same bytes for the same binary and commit. It lays out what is in them, and calls cargo-deb (with what Cargo.toml says) and rpmbuild
-# (recovery.spec). Not cargo-generate-rpm: up to 0.21.1 it makes no entry for a folder, so that a removed package leaves empty ones behind.
+# (recovery.spec). Not cargo-generate-rpm: up to 0.21.1 it makes no entry for a folder, so that a removed package leaves empty ones behind
+# (findings/cargo-generate-rpm-no-folders.sh).
 set -euo pipefail
 [ $# -eq 2 ] || { echo "usage: $0 BINARY OUT" >&2; exit 2; }
 binary=$(realpath "$1")

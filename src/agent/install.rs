@@ -30,7 +30,7 @@ pub fn install(node: &Node, dir: &RecoveryDir) -> Result<()> {
         File::open(&path)
             .map_err(anyhow::Error::from)
             .and_then(|file| dress(&file, labelled))
-            .with_context(|| format!("looking after {}", path.display()))?;
+            .with_context(|| format!("looking after {}", dir.shown_agent().display()))?;
         // The units start it: one that does not run would leave a recovery where it is. Nothing of another root is run.
         let runs = if node.is_live() { answers(&path) } else { Ok(()) };
         let Err(why) = runs else {

@@ -19,6 +19,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use object::elf::FileHeader64;
 use object::read::elf::{ElfFile64, NoteIterator};
 use object::{Architecture, Endianness, Object, ObjectSection, ReadCache};
+use rustix::fs::{StatVfsMountFlags, statvfs};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
@@ -110,13 +111,13 @@ impl Agent {
     /// The agent in a file; `None` when there is no file. Nothing of it is run.
     ///
     /// # Errors
-    /// When the file cannot be read, is for another kind of machine, or is no agent that tells its version: the first ones of 0.1.0 did not.
+    /// When the file cannot be read, is for another kind of machine, or is no agent that tells its version: the first ones of 0.1.0 did not. Which file, the
+    /// caller knows, and how the node calls it.
     pub fn in_file(path: &Path) -> Result<Option<Self>> {
-        if !path.try_exists().with_context(|| format!("looking for {}", path.display()))? {
+        if !path.try_exists()? {
             return Ok(None);
         }
-        let file = durable::open_regular(path).with_context(|| format!("opening {}", path.display()))?;
-        Self::of(file).map(Some).with_context(|| format!("reading which version {} is", path.display()))
+        Self::of(durable::open_regular(path)?).map(Some)
     }
 
     fn of(file: File) -> Result<Self> {
@@ -139,7 +140,7 @@ impl Agent {
     /// The one in the recovery directory, when it leads this one: it is newer. One that cannot be read, or does not tell its version, leads nobody.
     pub(crate) fn leading(&self, dir: &RecoveryDir) -> Option<Self> {
         let there = Self::in_file(&dir.agent()).unwrap_or_else(|error| {
-            tracing::debug!("{error:#}");
+            tracing::debug!("reading which version {} is: {error:#}", dir.shown_agent().display());
             None
         })?;
         there.version.cmp_precedence(&self.version).is_gt().then_some(there)
@@ -149,6 +150,17 @@ impl Agent {
 /// True when only root can have made the file, or change it.
 fn is_roots(path: &Path) -> bool {
     path.metadata().is_ok_and(|meta| meta.uid() == 0 && meta.mode() & 0o022 == 0)
+}
+
+/// Why nobody can run the program in a file of a node; nothing of it is run. Which file systems are mounted so is known of the live machine alone.
+fn cannot_be_run(node: &Node, path: &Path) -> Option<String> {
+    let mode = path.metadata().ok()?.mode() & 0o7777;
+    let noexec = || node.is_live() && statvfs(path).is_ok_and(|mount| mount.f_flag.contains(StatVfsMountFlags::NOEXEC));
+    if mode & 0o111 == 0 {
+        Some(format!("its mode is {mode:04o}"))
+    } else {
+        noexec().then(|| "its file system is mounted noexec".to_owned())
+    }
 }
 
 /// Whether the agent in a file runs on this machine: that of a copy that was cut short or went bad on the disk does not.
@@ -201,11 +213,11 @@ pub fn hand_over(dir: &RecoveryDir) -> Result<()> {
 pub struct Agents {
     /// The one that tells this.
     pub own: Agent,
-    /// The one in the recovery directory, which the units start.
+    /// The one in the recovery directory, which the units start, if it can be run.
     pub in_recovery_directory: Option<Agent>,
-    /// The one of a package, which people call.
+    /// The one of a package, which people call, if it can be run.
     pub packaged: Option<Agent>,
-    /// What cannot be told of them.
+    /// What cannot be told of them, and why one cannot be run.
     pub unknown: Vec<String>,
 }
 
@@ -217,10 +229,13 @@ impl Agents {
     pub fn of(node: &Node, dir: &RecoveryDir) -> Result<Self> {
         let mut unknown = Vec::new();
         let mut look = |path: &Path| {
-            Agent::in_file(path).unwrap_or_else(|error| {
-                unknown.push(format!("{error:#}"));
+            let found = Agent::in_file(path).unwrap_or_else(|error| {
+                unknown.push(format!("reading which version {} is: {error:#}", node.shown(path).display()));
                 None
-            })
+            })?;
+            let Some(why) = cannot_be_run(node, path) else { return Some(found) };
+            unknown.push(format!("{} is {found}, and cannot be run: {why}", node.shown(path).display()));
+            None
         };
         let (in_recovery_directory, packaged) = (look(&dir.agent()), look(&node.path(PACKAGED)));
         Ok(Self { own: Agent::own()?, in_recovery_directory, packaged, unknown })

@@ -187,7 +187,7 @@ fn json(value: &serde_json::Value) -> String {
 }
 
 /// A report that is lost is a failure, after work that is done. A reader that has gone away (`| head`) is none.
-fn reported(written: std::io::Result<()>) -> Result<()> {
+pub(super) fn reported(written: std::io::Result<()>) -> Result<()> {
     match written {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("what was asked for is done, but standard output does not take the report"),

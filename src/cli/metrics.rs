@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::args::MetricsArgs;
 use super::context::{Context, require_to_be_root};
 use crate::error::{AndNext, by_hand, locked, misfit};
-use crate::metrics::text::{FILE, text};
+use crate::metrics::text::{FILE, directory_of, text};
 use crate::metrics::{Metrics, gather};
 use crate::node::durable;
 use crate::report::paths;
@@ -36,7 +36,15 @@ pub(super) fn run(context: &Context, args: &MetricsArgs) -> Result<ExitCode> {
             locked(format!("another process writes the metrics to {} just now", paths::shown(dir))).and_next(by_hand("run this again"))
         );
     }
-    durable::write(&dir.join(FILE), text(&metrics).as_bytes(), 0o644)?;
+    let (file, new) = (dir.join(FILE), text(&metrics));
+    // One node_exporter takes each metric once: two recovery directories would write over each other, and the alerts be about now one, now the other.
+    let there = durable::read(&file, durable::SMALL).unwrap_or_default();
+    if let Some(other) = directory_of(&String::from_utf8_lossy(&there)).filter(|there| Some(*there) != directory_of(&new)) {
+        let file = paths::shown(&file);
+        return Err(misfit(format!("{file} is about the recovery directory {other}, and not about {}", context.dir.shown().display()))
+            .and_next(by_hand(format!("leave that to the timer of {other}, or remove {file} where it is no longer to be told of"))));
+    }
+    durable::write(&file, new.as_bytes(), 0o644)?;
     if context.json {
         context.print(&metrics, |_: &Metrics| String::new())?;
     }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::args::partition::{CreateArgs, DiskArgs, IgnitionArgs, MachineconfigArgs, PartitionVerb};
 use super::context::Context;
-use crate::error::{misfit, usage};
+use crate::error::{AndNext, by_hand, misfit, usage};
 use crate::node::clock::interrupted;
 use crate::node::{block, durable};
 use crate::partition::create::{Plan, Proposal, propose};
@@ -63,6 +63,29 @@ struct Override {
     note: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     kept: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
+}
+
+/// Refuses a disk that the override names already, by another name; where this machine does not know what the others are, that is a warning.
+fn other_names(context: &Context, wanted: &Wanted, others: &[String]) -> Result<Option<String>> {
+    let name = |device: &str| block::name_of(&context.node, Path::new(device)).ok();
+    let (device, own) = (&wanted.device, name(&wanted.device));
+    let mut untold = Vec::new();
+    for other in others {
+        match (&own, name(other)) {
+            (Some(own), Some(name)) if *own == name => {
+                return Err(usage(format!("the override names {device} already, as {other}: Ignition would take two names for two disks"))
+                    .and_next(by_hand(format!("name it so: --device {other}"))));
+            }
+            (Some(_), Some(_)) => {}
+            _ => untold.push(other.as_str()),
+        }
+    }
+    Ok((!untold.is_empty()).then(|| {
+        let others = untold.join(", ");
+        format!("warning: the override names {others} too. If that is {device} by another name, give --device that name: Ignition takes two names for two disks")
+    }))
 }
 
 fn ignition(context: &Context, args: &IgnitionArgs) -> Result<()> {
@@ -71,7 +94,7 @@ fn ignition(context: &Context, args: &IgnitionArgs) -> Result<()> {
     note.iter().for_each(|note| context.progress.say(note));
     let Some(file) = &args.siteconfig else {
         let value = ignition::one_line(&ignition::config(&wanted));
-        let report = Override { value, node: None, written: None, note, kept: Vec::new() };
+        let report = Override { value, node: None, written: None, note, kept: Vec::new(), warning: None };
         // As it is pasted behind the key: without the quotes YAML reads a mapping.
         return context.print(&report, |report| format!("{}\n", siteconfig::quoted(&report.value)));
     };
@@ -81,12 +104,13 @@ fn ignition(context: &Context, args: &IgnitionArgs) -> Result<()> {
         let bytes = durable::read(&place, MOST)?;
         siteconfig::put(std::str::from_utf8(&bytes).context("it is not text")?, args.node.as_deref(), &wanted)
     };
-    let siteconfig::Edited { node, value, text, kept } = edit().with_context(|| format!("reading {}", file.display()))?;
+    let siteconfig::Edited { node, value, text, kept, others } = edit().with_context(|| format!("reading {}", file.display()))?;
+    let warning = other_names(context, &wanted, &others)?;
     if let Some(text) = &text {
         durable::rewrite(&place, text.as_bytes())?;
     }
-    kept.iter().for_each(|kept| context.progress.say(kept));
-    let report = Override { value, written: Some(text.is_some()), node: Some(node), note, kept };
+    kept.iter().chain(&warning).for_each(|said| context.progress.say(said));
+    let report = Override { value, written: Some(text.is_some()), node: Some(node), note, kept, warning };
     context.print(&report, |report| {
         let (name, file) = (line(report.node.as_deref().unwrap_or_default()).into_owned(), paths::shown(file));
         if text.is_some() {

@@ -10,7 +10,7 @@ use anyhow::Result;
 use jiff::Timestamp;
 
 use super::args::ReportArgs;
-use super::context::Context;
+use super::context::{Context, reported, to_stdout};
 use crate::error::{AndNext, by_hand, usage};
 use crate::node::durable;
 use crate::recovery::account::{Account, Attempt, AttemptEnd, End, PhaseAccount, StepAccount};
@@ -23,12 +23,25 @@ pub(super) fn run(context: &Context, args: &ReportArgs) -> Result<ExitCode> {
         context.print(&account, describe)?;
         return Ok(ExitCode::SUCCESS);
     };
-    write(file, args.force, &page::page(&account, &|text| context.as_called(text)))?;
+    let page = page::page(&account, &|text| context.as_called(text));
+    if file == Path::new("-") {
+        if context.json {
+            return Err(usage("`--html -` and --json both go to standard output: give one of them"));
+        }
+        reported(to_stdout(&page))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    write(file, args.force, &page)?;
     context.print(&account, |account| format!("the report of recovery {} is in {}\n", line(&account.id), paths::shown(file)))?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn write(file: &Path, force: bool, page: &str) -> Result<()> {
+    let folder = file.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        let error = usage(format!("there is no folder {} that the report could be put into", paths::shown(folder)));
+        return Err(error.and_next(by_hand("make it, or name a file elsewhere")));
+    }
     let there = file.symlink_metadata().ok();
     if there.as_ref().is_some_and(|there| !there.is_file()) {
         let error = usage(format!("{} is there and no regular file, which is what a report can be written over", paths::shown(file)));
@@ -90,8 +103,12 @@ fn facts(account: &Account) -> Vec<(&'static str, String)> {
     facts.push((what, account.ended.map_or_else(none, |time| format!("{}{took}", instant(time)))));
     let said = account.state.as_ref().filter(|_| account.end != End::Finished).map_or_else(String::new, |state| format!(" ({state})"));
     facts.push(("outcome", format!("{}{said}", ended(account))));
-    let own = account.seconds - account.waited;
-    facts.push(("steps", format!("{} of their own work, {} of waiting", length(own), length(account.waited))));
+    let own = account.seconds - account.waited - account.unfinished;
+    let unfinished = match account.unfinished {
+        ..0.05 => String::new(),
+        seconds => format!(", {} in attempts that did not reach their end", length(seconds)),
+    };
+    facts.push(("steps", format!("{} of their own work, {} of waiting{unfinished}", length(own), length(account.waited))));
     facts
 }
 

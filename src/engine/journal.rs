@@ -159,8 +159,16 @@ impl<T: Procedure> Reading<T> {
     /// [`FailureKind::Damaged`] when it cannot be read, or anything but a torn last line is wrong with it; [`FailureKind::Unsupported`] when a newer
     /// agent wrote it. The message names the ways out.
     pub fn of(path: &Path) -> Result<Option<Self>> {
+        Self::named(path, path)
+    }
+
+    /// As [`Reading::of`], of a journal that messages call `shown`: as the node does.
+    ///
+    /// # Errors
+    /// As [`Reading::of`].
+    pub fn named(path: &Path, shown: &Path) -> Result<Option<Self>> {
         let refused =
-            |why: String| damaged(format!("the journal {} cannot be read: {why}", path.display())).and_next(T::past_the_journal());
+            |why: String| damaged(format!("the journal {} cannot be read: {why}", shown.display())).and_next(T::past_the_journal());
         let bytes = match durable::read(path, T::MOST) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             read => read.map_err(|error| refused(error.to_string()))?,
@@ -171,7 +179,7 @@ impl<T: Procedure> Reading<T> {
         Self::replay(&bytes).map(Some).map_err(|(line, why)| {
             if kind(&why) == FailureKind::Unsupported {
                 return why
-                    .context(format!("line {line} of the journal {}", path.display()))
+                    .context(format!("line {line} of the journal {}", shown.display()))
                     .and_next(by_hand("go on with the agent that wrote it; `recovery --version` says which one this is"));
             }
             refused(format!("line {line}: {why:#}"))

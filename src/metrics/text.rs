@@ -11,6 +11,13 @@ use crate::report::words::line;
 /// The name of the file in `node_exporter`'s directory.
 pub const FILE: &str = "recovery.prom";
 
+/// The recovery directory that a text of metrics is about, as its label has it; `None` where that is not to be told.
+#[must_use]
+pub fn directory_of(text: &str) -> Option<&str> {
+    let line = text.lines().find(|line| line.starts_with("recovery_info{"))?;
+    line.split_once(",directory=\"")?.1.strip_suffix("\"} 1")
+}
+
 /// The text of all metrics. What is not known has no line.
 #[must_use]
 pub fn text(metrics: &Metrics) -> String {
@@ -166,6 +173,15 @@ mod tests {
         let mut text = Text::default();
         text.gauge("recovery_x", "Help.", [(vec![("name", "a\"} 1\nrecovery_y 2")], 1)]);
         assert_eq!(text.0, "# HELP recovery_x Help.\n# TYPE recovery_x gauge\nrecovery_x{name=\"a\\\"} 1\\\\nrecovery_y 2\"} 1\n");
+    }
+
+    #[test]
+    fn the_directory_is_found_again() {
+        let mut text = Text("# HELP x\n".to_owned());
+        let info = vec![("version", "0.1.0"), ("directory", "/srv/a\"} 1\nb")];
+        text.gauge("recovery_info", "Help.", [(info, 1)]);
+        assert_eq!(directory_of(&text.0), Some("/srv/a\\\"} 1\\\\nb"), "{}", text.0);
+        assert_eq!((directory_of(""), directory_of("recovery_info 1")), (None, None));
     }
 
     #[test]

@@ -143,8 +143,7 @@ impl Rules {
         if may_be_about.iter().any(|place| self.rules[*place].conditions.look_inside()) {
             return serde_json::from_slice(json);
         }
-        // Where a number is not as Go writes it, every rule changes the object.
-        part::part(json, &self.wanted)?.map_or_else(|| serde_json::from_slice(json), Ok)
+        part::part(json, &self.wanted)
     }
 
     /// How many rules there are.
@@ -212,10 +211,10 @@ type Differ<'a> = dyn Fn(&Value, &Value) -> Option<Vec<Difference>> + 'a;
 fn patched(object: &mut Value, patches: &Patches, differ: &Differ<'_>) -> Outcome {
     let Some(fields) = object.as_object_mut() else { return Outcome::Error { why: "it is no object".to_owned() } };
     // Only the fields that may become others are taken and copied: of most objects that is a small part.
-    let touched = fields.iter_mut().filter(|(name, value)| patches.touch(name) || !value::is_as_go_writes(value));
+    let touched = fields.iter_mut().filter(|(name, _)| patches.touch(name));
     let before = Value::Object(touched.map(|(name, value)| (name.clone(), value.take())).collect());
     let mut after = before.clone();
-    let outcome = match patch_with(patches, &mut after).and_then(|()| kept(&before, &after)) {
+    let outcome = match patch_with(patches, &before, &mut after).and_then(|()| kept(&before, &after)) {
         Err(Fault::Test(why)) => Outcome::TestFailed { why },
         Err(Fault::Error(why)) => Outcome::Error { why },
         Ok(()) => differ(&before, &after).map_or(Outcome::Unchanged, |changes| Outcome::Changed { changes }),
@@ -229,12 +228,13 @@ fn patched(object: &mut Value, patches: &Patches, differ: &Differ<'_>) -> Outcom
     outcome
 }
 
-fn patch_with(patches: &Patches, object: &mut Value) -> Result<(), Fault> {
+/// Patches an object that is still as it was `before`.
+fn patch_with(patches: &Patches, before: &Value, object: &mut Value) -> Result<(), Fault> {
     match patches {
         Patches::Json(operations) => operations.iter().try_for_each(|operation| patch::apply(object, operation))?,
         Patches::Merge(patches) => patches.iter().for_each(|merged| patch::merge(object, merged)),
     }
-    value::as_go_writes(object);
+    value::new_as_go_writes(object, Some(before));
     Ok(())
 }
 

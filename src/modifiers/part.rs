@@ -1,6 +1,5 @@
 //! As much of an object as rules look at: most of its JSON is gone over, and not kept.
 
-use std::cell::Cell;
 use std::fmt;
 
 use serde::Deserialize;
@@ -10,7 +9,6 @@ use serde_json::{Map, Value};
 
 use super::file::Patches;
 use super::patch::Operation;
-use super::value::is_float_as_go_writes;
 
 /// What of a value is looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,29 +78,24 @@ impl Wanted {
     }
 }
 
-/// The part of an object that is wanted; `None` when there is a number in the rest that Go writes in another way.
+/// The part of an object that is wanted.
 ///
 /// # Errors
 /// When it is no JSON, or no object.
-pub(super) fn part(json: &[u8], wanted: &Wanted) -> serde_json::Result<Option<Value>> {
-    let (mut from, as_go_writes) = (serde_json::Deserializer::from_slice(json), Cell::new(true));
-    let part = from.deserialize_map(Part { wanted, as_go_writes: &as_go_writes })?;
+pub(super) fn part(json: &[u8], wanted: &Wanted) -> serde_json::Result<Value> {
+    let mut from = serde_json::Deserializer::from_slice(json);
+    let part = from.deserialize_map(Part(wanted))?;
     from.end()?;
-    Ok(as_go_writes.get().then_some(part))
+    Ok(part)
 }
 
-#[derive(Clone, Copy)]
-struct Part<'a> {
-    wanted: &'a Wanted,
-    /// All numbers that were gone over are as Go writes them.
-    as_go_writes: &'a Cell<bool>,
-}
+struct Part<'a>(&'a Wanted);
 
 impl<'de> DeserializeSeed<'de> for Part<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
-        if *self.wanted == Wanted::All { Value::deserialize(from) } else { from.deserialize_any(self) }
+        if *self.0 == Wanted::All { Value::deserialize(from) } else { from.deserialize_any(self) }
     }
 }
 
@@ -115,12 +108,10 @@ impl<'de> Visitor<'de> for Part<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Value, A::Error> {
         let mut fields = Map::new();
-        while let Some(wanted) = from.next_key_seed(Name(self.wanted))? {
-            if let Some((name, wanted)) = wanted {
-                fields.insert(name.to_owned(), from.next_value_seed(Part { wanted, ..self })?);
-            } else {
-                let AsGoWrites(are) = from.next_value()?;
-                self.as_go_writes.set(self.as_go_writes.get() && are);
+        while let Some(wanted) = from.next_key_seed(Name(self.0))? {
+            match wanted {
+                Some((name, wanted)) => drop(fields.insert(name.to_owned(), from.next_value_seed(Part(wanted))?)),
+                None => drop(from.next_value::<IgnoredAny>()?),
             }
         }
         Ok(Value::Object(fields))
@@ -175,64 +166,5 @@ impl<'a> Visitor<'_> for Name<'a> {
 
     fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
         Ok(self.0.get(name))
-    }
-}
-
-/// Whether all numbers in a value are as Go writes them.
-struct AsGoWrites(bool);
-
-impl<'de> Deserialize<'de> for AsGoWrites {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(Numbers).map(Self)
-    }
-}
-
-struct Numbers;
-
-impl<'de> Visitor<'de> for Numbers {
-    type Value = bool;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value")
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<bool, E> {
-        Ok(true)
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<bool, E> {
-        Ok(true)
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<bool, E> {
-        Ok(true)
-    }
-
-    fn visit_f64<E>(self, number: f64) -> Result<bool, E> {
-        Ok(is_float_as_go_writes(number))
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<bool, E> {
-        Ok(true)
-    }
-
-    fn visit_unit<E>(self) -> Result<bool, E> {
-        Ok(true)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<bool, A::Error> {
-        let mut all = true;
-        while let Some(AsGoWrites(one)) = from.next_element()? {
-            all &= one;
-        }
-        Ok(all)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<bool, A::Error> {
-        let mut all = true;
-        while let Some((IgnoredAny, AsGoWrites(one))) = from.next_entry()? {
-            all &= one;
-        }
-        Ok(all)
     }
 }

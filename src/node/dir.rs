@@ -136,6 +136,12 @@ impl RecoveryDir {
         self.path.join("progress")
     }
 
+    /// The path of [`RecoveryDir::journal`] on the node, for messages.
+    #[must_use]
+    pub fn shown_journal(&self) -> PathBuf {
+        self.shown.join("progress")
+    }
+
     /// `undo.json`: what the recovery in progress must put back.
     #[must_use]
     pub fn undo(&self) -> PathBuf {
@@ -146,6 +152,12 @@ impl RecoveryDir {
     #[must_use]
     pub fn history(&self) -> PathBuf {
         self.path.join("history")
+    }
+
+    /// The path of [`RecoveryDir::history`] on the node, for messages.
+    #[must_use]
+    pub fn shown_history(&self) -> PathBuf {
+        self.shown.join("history")
     }
 
     /// `latest`: a link to the newest backup, for people.

@@ -5,6 +5,8 @@
 //! after the reboot, and kubelet held for ever. So the unit is put into every `/etc` that will be booted, as the [hold](super::hold) is, and no restore
 //! removes it ([`kept`]). A line of fstab cannot be kept so: without it in the backup, no recovery begins.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +28,15 @@ const PACKAGED: &str = include_str!("../../systemd/var-recovery.mount");
 pub const MADE: &str = "# Made by `recovery partition create`.\n";
 /// The folder of unit files below `/etc`.
 const UNITS: &str = "systemd/system";
+/// Where systemd looks for units: systemd.unit(5), "Unit File Load Path", in the order in which they win.
+const LOAD_PATH: [&str; 6] = [
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/run/systemd/generator",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+];
 /// Whose start at a boot waits for the mount.
 const WANTED_BY: &str = "local-fs.target";
 
@@ -76,43 +87,73 @@ pub struct Configured {
     pub what: String,
     /// `recovery partition create` has made it.
     pub made: bool,
+    /// A link pulls it in at every boot. Without one, the units of the agent do (`RequiresMountsFor=`): the one that goes on with a recovery, those of timers.
+    pub linked: bool,
 }
 
-/// The unit that is to mount `dir` at a boot of this node; `None` where it is no mount of its own. A unit file that nothing pulls in does not count: a
-/// package may bring one along.
+impl Configured {
+    /// When it is mounted, in words.
+    #[must_use]
+    pub fn when(&self) -> &'static str {
+        if self.linked { "at every boot" } else { "as soon as a unit needs it, as the one does that goes on with a recovery" }
+    }
+
+    /// What leaves the directory to the disk below it.
+    fn way_out(&self, name: &str) -> String {
+        let file = self.file.display();
+        match self.file.to_string_lossy() {
+            file if file.starts_with("/run/systemd/generator") => "removing its line from /etc/fstab leaves".to_owned(),
+            path if path.starts_with("/etc") => format!("`systemctl disable {name}` and `rm {file}` leave"),
+            _ => format!("`systemctl mask {name}` leaves"),
+        }
+    }
+}
+
+/// The unit that is to mount `dir` at a boot of this node; `None` where it is no mount of its own. One that nothing links counts too: the unit that goes on
+/// with a recovery pulls it in, over a journal that was written below it.
 ///
 /// # Errors
 /// When a unit file cannot be read.
 pub fn configured(node: &Node, dir: &RecoveryDir) -> Result<Option<Configured>> {
     let name = unit_name(dir.shown());
-    // systemd(1), "Unit File Load Path": the order in which they win.
-    let folders =
-        ["/etc/systemd/system", "/run/systemd/system", "/run/systemd/generator", "/usr/lib/systemd/system", "/lib/systemd/system"]
-            .map(Path::new);
+    let folders = LOAD_PATH.map(Path::new);
     let Some(file) = folders.iter().map(|folder| folder.join(&name)).find(|file| node.exists(file)) else { return Ok(None) };
-    let pulled_in = folders.iter().any(|folder| is_pulled_in(&node.real_path(folder), &name));
-    // A mask is a link to /dev/null, and empty.
-    if !pulled_in || node.real_path(&file).metadata().is_ok_and(|meta| !meta.is_file()) {
+    // A mask is a link to /dev/null, or empty.
+    if node.real_path(&file).metadata().is_ok_and(|meta| !meta.is_file() || meta.len() == 0) {
         return Ok(None);
     }
     let text = node.read_text(&file)?;
     let mut what = setting(&text);
-    for folder in folders.iter().rev() {
-        let drop_ins = node.real_path(folder.join(format!("{name}.d")));
-        let list = std::fs::read_dir(drop_ins).into_iter().flatten().flatten().map(|entry| entry.path());
-        let mut list: Vec<PathBuf> = list.filter(|path| is_drop_in(path)).collect();
-        list.sort();
-        for path in list {
-            let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", node.shown(&path).display()))?;
-            what = setting(&text).or(what);
-        }
+    // Those for all mounts come behind every other (unit_file_find_dropin_paths in systemd 252).
+    let (own, of_all) = (drop_in_folders(&name), ["mount.d".to_owned()]);
+    let in_order =
+        [&own[..], &of_all].into_iter().flat_map(|names| folders.iter().flat_map(move |folder| names.iter().map(|one| folder.join(one))));
+    for path in drop_ins(in_order.map(|folder| node.real_path(folder))).into_values() {
+        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", node.shown(&path).display()))?;
+        what = setting(&text).or(what);
     }
-    Ok(what.map(|what| Configured { made: text.starts_with(MADE), what, file }))
+    let linked = folders.iter().any(|folder| !links(&node.real_path(folder), &name).is_empty());
+    Ok(what.map(|what| Configured { made: text.starts_with(MADE), what, file, linked }))
 }
 
-/// True for what systemd reads of a folder of drop-ins: somebody may keep older ones in a folder there.
-fn is_drop_in(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ending == "conf") && !path.is_dir()
+/// The folders with drop-ins for a unit by its name, the most specific first (systemd.unit(5)): `var-recovery.mount.d`, `var-.mount.d`.
+fn drop_in_folders(name: &str) -> Vec<String> {
+    let stem = name.strip_suffix(".mount").unwrap_or(name);
+    let prefixes = stem.rmatch_indices('-').map(|(at, _)| format!("{}.mount.d", &stem[..=at]));
+    std::iter::once(format!("{name}.d")).chain(prefixes).collect()
+}
+
+/// The drop-ins in folders, in the order in which they are read, which is that of their names wherever they are: of two of one name that of the first folder
+/// counts. One that is empty, or a link to /dev/null, says nothing, and keeps others of its name from saying anything.
+fn drop_ins(folders: impl Iterator<Item = PathBuf>) -> BTreeMap<OsString, PathBuf> {
+    let mut found = BTreeMap::new();
+    for entry in folders.flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten()) {
+        // Somebody may keep older ones in a folder there.
+        if entry.path().extension().is_some_and(|ending| ending == "conf") && !entry.path().is_dir() {
+            found.entry(entry.file_name()).or_insert_with(|| entry.path());
+        }
+    }
+    found
 }
 
 /// `What=` in the text of a unit; of two the last counts.
@@ -122,10 +163,11 @@ pub fn setting(text: &str) -> Option<String> {
     Some(value.trim().to_owned()).filter(|value| !value.is_empty())
 }
 
-fn is_pulled_in(folder: &Path, unit: &str) -> bool {
-    let list = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+/// The links in a folder of units that pull in a unit, below it. systemd takes nothing but links there.
+fn links(folder: &Path, unit: &str) -> Vec<PathBuf> {
+    let list = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| PathBuf::from(entry.file_name()));
     let pulls = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "wants" || ending == "requires");
-    list.filter(pulls).any(|path| path.join(unit).symlink_metadata().is_ok())
+    list.filter(pulls).map(|path| path.join(unit)).filter(|link| folder.join(link).is_symlink()).collect()
 }
 
 /// Whether what is mounted at the recovery directory is what should be. Returns a warning where there is a partition for it that is not used.
@@ -147,22 +189,22 @@ pub fn check(node: &Node, dir: &RecoveryDir) -> Result<Option<String>> {
     let name = unit_name(dir.shown());
     if !is_mounted(dir)? {
         return Err(misfit(format!(
-            "{shown} is not mounted, although {} mounts {} there at every boot: what is written now would be out of sight then",
+            "{shown} is not mounted, although {} mounts {} there {}: what is written now would be out of sight then",
             unit.file.display(),
-            unit.what
+            unit.what,
+            unit.when()
         ))
         .and_next(run(
             format!("systemctl start {name}"),
-            format!(
-                "mounts it; where the partition is lost for good, `systemctl disable {name}` leaves the directory to the disk below it"
-            ),
+            format!("mounts it; where the partition is lost for good, {} the directory to the disk below it", unit.way_out(&name)),
         )));
     }
     match (device_of(node, &unit.what), device_below(dir)) {
         (Some(meant), Some(there)) if meant != there => Err(misfit(format!(
-            "what is mounted at {shown} is not {}, which {} mounts there at every boot: what is written now would be out of sight then",
+            "what is mounted at {shown} is not {}, which {} mounts there {}: what is written now would be out of sight then",
             unit.what,
-            unit.file.display()
+            unit.file.display(),
+            unit.when()
         ))
         .and_next(run(format!("findmnt {shown}"), "shows what is there: unmount it, mount the other, or put the unit right"))),
         _ => Ok(None),
@@ -280,26 +322,14 @@ pub fn kept(node: &Node, dir: &RecoveryDir, there: &dyn Fn(&Path) -> Option<Vec<
         return Ok(Vec::new());
     }
     let own = node.real_path(Path::new("/etc").join(units));
-    let (mut links, mut drop_ins) = (Vec::new(), Vec::new());
-    for folder in std::fs::read_dir(&own).with_context(|| format!("listing {}", own.display()))? {
-        let folder = folder?.file_name();
-        let list = Path::new(&folder);
-        if list.extension().is_some_and(|ending| ending == "wants" || ending == "requires") && own.join(list).join(&name).is_symlink() {
-            links.push(units.join(list).join(&name));
-        }
-        if folder == *format!("{name}.d") {
-            for drop_in in std::fs::read_dir(own.join(list))? {
-                let drop_in = drop_in?;
-                if is_drop_in(&drop_in.path()) {
-                    drop_ins.push(units.join(list).join(drop_in.file_name()));
-                }
-            }
-        }
-    }
-    drop_ins.sort();
+    let links: Vec<PathBuf> = links(&own, &name).into_iter().map(|link| units.join(link)).collect();
+    let folders = drop_in_folders(&name).into_iter().chain(["mount.d".to_owned()]);
+    let below = |path: PathBuf| path.strip_prefix(&own).map(|path| units.join(path)).ok();
+    let drop_ins: Vec<PathBuf> = drop_ins(folders.map(|folder| own.join(folder))).into_values().filter_map(below).collect();
     let says = |path: &PathBuf| there(path).and_then(|text| setting(&String::from_utf8_lossy(&text)));
     let mounts = drop_ins.iter().rev().find_map(says).or_else(|| says(&file));
-    if !unit.made && mounts == Some(unit.what) && links.iter().any(|link| there(link).is_some()) {
+    let is_linked = links.is_empty() || links.iter().any(|link| there(link).is_some());
+    if !unit.made && mounts == Some(unit.what) && is_linked {
         return Ok(Vec::new());
     }
     let mut kept = [vec![file], links, drop_ins].concat();
@@ -348,18 +378,28 @@ mod tests {
     }
 
     #[test]
-    fn a_unit_counts_when_something_pulls_it_in() -> Result<()> {
+    fn a_unit_counts_because_the_agents_own_pull_it_in() -> Result<()> {
         let (root, node, dir) = node();
         assert_eq!((configured(&node, &dir)?, check(&node, &dir)?), (None, None));
         std::fs::write(root.path().join("etc/systemd/system/var-recovery.mount"), unit(Path::new(DEFAULT), BY_LABEL, true))?;
-        assert_eq!(configured(&node, &dir)?, None);
+        let unlinked = configured(&node, &dir)?.unwrap();
+        assert_eq!((unlinked.what.as_str(), unlinked.made, unlinked.linked), (BY_LABEL, false, false));
+        assert!(said(&check(&node, &dir).unwrap_err()).contains("there as soon as a unit needs it"));
+        // It is kept by itself, and where it is there already nothing is.
+        let file = Path::new(UNITS).join("var-recovery.mount");
+        assert_eq!(kept(&node, &dir, &|_| None)?, std::slice::from_ref(&file));
+        assert!(kept(&node, &dir, &|path| (*path == file).then(|| unit(Path::new(DEFAULT), BY_LABEL, true).into_bytes()))?.is_empty());
+        // Not a link, so that systemd ignores it.
+        std::fs::create_dir_all(root.path().join("etc/systemd/system/local-fs.target.wants"))?;
+        std::fs::write(root.path().join("etc/systemd/system/local-fs.target.wants/var-recovery.mount"), "")?;
+        assert!(!configured(&node, &dir)?.unwrap().linked);
         std::fs::create_dir_all(root.path().join("etc/systemd/system/local-fs.target.requires"))?;
         std::os::unix::fs::symlink(
             "../var-recovery.mount",
             root.path().join("etc/systemd/system/local-fs.target.requires/var-recovery.mount"),
         )?;
         let unit = configured(&node, &dir)?.unwrap();
-        assert_eq!((unit.what.as_str(), unit.made), (BY_LABEL, false));
+        assert_eq!((unit.what.as_str(), unit.made, unit.linked), (BY_LABEL, false, true));
         let names = ["local-fs.target.requires/var-recovery.mount", "var-recovery.mount"].map(|name| Path::new(UNITS).join(name));
         assert_eq!(kept(&node, &dir, &|_| None)?, names);
         let same =
@@ -392,6 +432,46 @@ mod tests {
             said(&error).contains("is not mounted, although /etc/systemd/system/var-recovery.mount mounts /dev/disk/by-partlabel"),
             "{error:#}"
         );
+        Ok(())
+    }
+
+    /// The order, and what is hidden, is that of `systemd-analyze verify` (systemd 252), which names each such file as it reads it.
+    #[test]
+    fn drop_ins_are_read_by_their_names_wherever_they_are() -> Result<()> {
+        let (root, node, dir) = node();
+        let what = || Ok::<_, anyhow::Error>(configured(&node, &dir)?.unwrap().what);
+        let put = |path: &str, what: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, if what.is_empty() { String::new() } else { format!("[Mount]\nWhat={what}\n") }).unwrap();
+        };
+        put("etc/systemd/system/var-recovery.mount", "/dev/unit");
+        put("usr/lib/systemd/system/mount.d/50-all.conf", "/dev/all");
+        assert_eq!(what()?, "/dev/all");
+        put("usr/lib/systemd/system/var-.mount.d/60-var.conf", "/dev/var");
+        assert_eq!(what()?, "/dev/var");
+        // A later name counts, also where its folder has less to say.
+        put("etc/systemd/system/var-recovery.mount.d/20-own.conf", "/dev/own");
+        assert_eq!(what()?, "/dev/var");
+        // Of one name that of /etc, and of a unit's own folder before that for all mounts.
+        put("etc/systemd/system/var-.mount.d/60-var.conf", "/dev/etc");
+        put("etc/systemd/system/mount.d/60-var.conf", "/dev/all-of-etc");
+        assert_eq!(what()?, "/dev/etc");
+        put("etc/systemd/system/mount.d/20-own.conf", "/dev/all-of-etc");
+        let kept = kept(&node, &dir, &|_| None)?;
+        let names = ["mount.d/60-var.conf", "var-.mount.d/60-var.conf", "var-recovery.mount", "var-recovery.mount.d/20-own.conf"];
+        assert_eq!(kept, [names[1], names[2], names[3]].map(|name| Path::new(UNITS).join(name)));
+        // An empty one hides those of its name, and so does a link to /dev/null.
+        put("etc/systemd/system/var-.mount.d/60-var.conf", "");
+        assert_eq!(what()?, "/dev/all");
+        put("etc/systemd/system/var-recovery.mount.d/50-all.conf", "x");
+        let mask = root.path().join("etc/systemd/system/var-recovery.mount.d/50-all.conf");
+        std::fs::remove_file(&mask)?;
+        std::os::unix::fs::symlink("/dev/null", mask)?;
+        assert_eq!(what()?, "/dev/own");
+        // Nor is an empty unit one.
+        put("etc/systemd/system/var-recovery.mount", "");
+        assert_eq!(configured(&node, &dir)?, None);
         Ok(())
     }
 

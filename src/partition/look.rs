@@ -106,7 +106,8 @@ fn already(node: &Node, dir: &RecoveryDir, device: &str, found: Option<&Found>) 
     let (shown, unit) = (dir.shown().display(), configured(node, dir)?);
     if !is_mounted(dir)? {
         let Some(unit) = unit else { return Ok(None) };
-        return Err(misfit(format!("{} mounts {} at {shown} at every boot, and it is not mounted", unit.file.display(), unit.what))
+        let (file, what, when) = (unit.file.display(), &unit.what, unit.when());
+        return Err(misfit(format!("{file} mounts {what} at {shown} {when}, and it is not mounted"))
             .and_next(run(format!("systemctl start {}", unit_name(dir.shown())), "mounts it")));
     }
     let on = block::disks_below(node, dir.shown());
@@ -116,10 +117,12 @@ fn already(node: &Node, dir: &RecoveryDir, device: &str, found: Option<&Found>) 
             .and_next(run("recovery partition status", "says what there is")));
     }
     recovery_mount::check(node, dir)?;
-    if unit.is_none() {
-        return Err(misfit(format!("{shown} lies on a file system of its own on that disk, but nothing mounts it at a boot")).and_next(
-            by_hand(format!("put systemd/var-recovery.mount into /etc/systemd/system and `systemctl enable {}`", unit_name(dir.shown()))),
-        ));
+    if !unit.is_some_and(|unit| unit.linked) {
+        return Err(misfit(format!("{shown} lies on a file system of its own on that disk, but nothing mounts it at every boot"))
+            .and_next(by_hand(format!(
+                "put systemd/var-recovery.mount into /etc/systemd/system and `systemctl enable {}`",
+                unit_name(dir.shown())
+            ))));
     }
     Ok(Some(Decision::Nothing))
 }

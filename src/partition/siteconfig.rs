@@ -4,6 +4,7 @@
 //! Nothing of the file is written anew but this one value: comments, order and quotes of the rest stay byte by byte. What an edit of text could get wrong
 //! is looked at afterwards: the result is read again, and has to mean the same as before with this one value changed.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -31,6 +32,8 @@ pub struct Edited {
     pub text: Option<String>,
     /// What the override says otherwise than it would be written, and was left as it is.
     pub kept: Vec<String>,
+    /// The disks that the override names otherwise: one of them may be the same.
+    pub others: Vec<String>,
 }
 
 // Only what leads to the nodes: everything else is left alone.
@@ -78,16 +81,30 @@ pub fn put(text: &str, node: Option<&str>, wanted: &Wanted) -> Result<Edited> {
         old.map(|old| serde_json::from_str::<Value>(&old).map_err(|error| damaged(format!("the {KEY} of {name} is not JSON: {error}"))));
     let old = old.transpose()?;
     let (new, kept) = merged(old.as_ref(), wanted).with_context(|| format!("merging with the {KEY} of {name}"))?;
-    let value = ignition::one_line(&new);
+    let (value, others) = (ignition::one_line(&new), other_disks(old.as_ref(), &wanted.device));
     if old.as_ref() == Some(&new) {
-        return Ok(Edited { node: name, value, text: None, kept });
+        return Ok(Edited { node: name, value, text: None, kept, others });
     }
     let edited = edit(text, &entry, &value).filter(|edited| means(text, edited, &name, &value).unwrap_or(false));
     let edited = edited.ok_or_else(|| {
         unsupported(format!("the entry of {name} is written in a way that is not edited in place"))
             .and_next(by_hand(format!("give it this line by hand: {KEY}: {}", quoted(&value))))
     })?;
-    Ok(Edited { node: name, value, text: Some(edited), kept })
+    Ok(Edited { node: name, value, text: Some(edited), kept, others })
+}
+
+/// What a configuration uses as a disk by another name than `device`. Names of partitions and file systems, and of what is put together, are none.
+fn other_disks(config: Option<&Value>, device: &str) -> Vec<String> {
+    let all = |kind: &str| config.and_then(|config| config["storage"][kind].as_array()).into_iter().flatten();
+    let devices = ["disks", "filesystems", "luks"].into_iter().flat_map(|kind| all(kind).map(|one| &one["device"]));
+    let members = all("raid").filter_map(|raid| raid["devices"].as_array()).flatten();
+    let is_disk = |name: &str| {
+        let none =
+            ["/dev/disk/by-partlabel/", "/dev/disk/by-partuuid/", "/dev/disk/by-label/", "/dev/disk/by-uuid/", "/dev/md", "/dev/mapper/"];
+        name.starts_with("/dev/") && name != device && !none.iter().any(|prefix| name.starts_with(prefix))
+    };
+    let names: BTreeSet<&str> = devices.chain(members).filter_map(Value::as_str).filter(|name| is_disk(name)).collect();
+    names.into_iter().map(str::to_owned).collect()
 }
 
 fn read<T: DeserializeOwned>(text: &str) -> Result<Vec<T>> {
@@ -161,18 +178,26 @@ fn edit(text: &str, entry: &NodeEntry, value: &str) -> Option<String> {
         let (column, after) = key_at(lines[line], KEY)?;
         let start = at(line) + after;
         let end = start + length(&text[start..], column)?;
-        let line_end = if text[start..end].ends_with('\n') { "\n" } else { "" };
-        return Some(format!("{} {}{line_end}{}", text[..start].trim_end_matches(' '), quoted(value), &text[end..]));
+        let gone = &text[start..end];
+        let line_end = ["\r\n", "\n"].into_iter().find(|end_of_line| gone.ends_with(end_of_line)).unwrap_or("");
+        let head = gone.lines().next().filter(|head| head.starts_with(['|', '>'])).unwrap_or("");
+        let comment = match head.find(" #") {
+            Some(at) => &head[at..],
+            None if text[end..].starts_with('#') => " ",
+            None => "",
+        };
+        return Some(format!("{} {}{comment}{line_end}{}", text[..start].trim_end_matches(' '), quoted(value), &text[end..]));
     }
     let line = line_of(&entry.host_name.as_ref()?.defined)?;
     let (column, _) = key_at(lines[line], "hostName")?;
     let end = at(line) + lines[line].len();
+    let is_last = !lines[line].ends_with('\n');
+    let line_end = if lines[line].ends_with("\r\n") || is_last && text.contains("\r\n") { "\r\n" } else { "\n" };
     let mut edited = text[..end].to_owned();
-    let return_too = lines[line].ends_with("\r\n");
-    if !edited.ends_with('\n') {
-        edited.push('\n');
+    if is_last {
+        edited += line_end;
     }
-    write!(edited, "{:column$}{KEY}: {}{}", "", quoted(value), if return_too { "\r\n" } else { "\n" }).ok()?;
+    write!(edited, "{:column$}{KEY}: {}{line_end}", "", quoted(value)).ok()?;
     Some(edited + &text[end..])
 }
 
@@ -211,20 +236,26 @@ fn length(text: &str, column: usize) -> Option<usize> {
         }
         '|' | '>' => {
             let mut lines = text.split_inclusive('\n');
-            let mut end = lines.next()?.len();
-            let mut here = end;
+            let head = lines.next()?;
+            // Its lines are at least as far to the right as the first of them, or as the head says; a comment behind it is not.
+            let said = head.split('#').next()?.chars().find_map(|c| c.to_digit(10)).map(|more| column + more as usize);
+            let (mut indent, mut end, mut here) = (said, head.len(), head.len());
             for line in lines {
                 here += line.len();
                 if line.trim().is_empty() {
                     continue;
                 }
-                if line.len() - line.trim_start_matches(' ').len() <= column {
+                let at = line.len() - line.trim_start_matches(' ').len();
+                if at <= column || indent.is_some_and(|indent| at < indent) {
                     break;
                 }
+                indent = indent.or(Some(at));
                 end = here;
             }
             Some(end)
         }
+        // Nothing is there but a comment.
+        '#' => Some(0),
         // An anchor, an alias, a tag: not for an edit of text.
         '&' | '*' | '!' | '{' | '[' => None,
         _ => {

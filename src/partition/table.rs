@@ -137,6 +137,11 @@ mod tests {
             (Some(&used), Some(6800), 73),
             (Some(&used), Some(LEAST - 1), 73),
             (Some(&table(&[(1, "a", 1, 9500)])), None, 73),
+            // Behind the last block that the table says it has, which another tool has drawn in.
+            (Some(&Table { end: 5000 * MIB, ..table(&[(1, "a", 1, 100), (2, "hidden", 6000, 1500)]) }), None, 73),
+            // One that begins behind the disk, and one that ends nowhere.
+            (Some(&table(&[(1, "a", 1, 100), (2, "beyond", 20_000, 100)])), None, 73),
+            (Some(&table(&[(1, "a", 1, u64::MAX / MIB)])), None, 73),
             (Some(&table(&[(1, "recovery", 1, 2000)])), None, 78),
             (Some(&Table { kind: "dos".to_owned(), ..used.clone() }), None, 64),
             (None, Some(u64::MAX), 73),

@@ -55,10 +55,12 @@ pub struct Account {
     pub begun: Option<Timestamp>,
     /// When it ended, or something last happened.
     pub ended: Option<Timestamp>,
-    /// How long its steps took, seconds, waiting included.
+    /// How long its steps took, seconds: every attempt, and waiting.
     pub seconds: f64,
     /// Of those, how long they waited for others.
     pub waited: f64,
+    /// Of those, how long attempts took that did not reach their end; where the journal is not known, none.
+    pub unfinished: f64,
     /// Every phase of its plan.
     pub phases: Vec<PhaseAccount>,
     /// What was found and gone on with.
@@ -81,10 +83,12 @@ pub struct Account {
 pub struct PhaseAccount {
     /// Which.
     pub phase: String,
-    /// How long its steps took, seconds, waiting included.
+    /// How long its steps took, seconds: every attempt, and waiting.
     pub seconds: f64,
     /// Of those, how long they waited for others.
     pub waited: f64,
+    /// Of those, how long attempts took that did not reach their end.
+    pub unfinished: f64,
     /// Its steps.
     pub steps: Vec<StepAccount>,
     /// The reboots at its end.
@@ -173,7 +177,7 @@ struct Kept {
 /// be read.
 pub fn account(session: &Session<'_>, wanted: Option<&str>) -> Result<Account> {
     let dir = session.dir;
-    let open = Reading::of(&dir.journal());
+    let open = Reading::named(&dir.journal(), &dir.shown_journal());
     let is_wanted = |reading: &Reading| wanted.is_none_or(|wanted| wanted == reading.run);
     let open = match open {
         Ok(Some(reading)) if is_wanted(&reading) => return of_open(session, &reading),
@@ -235,12 +239,13 @@ fn of_open(session: &Session<'_>, reading: &Reading) -> Result<Account> {
 
 fn of_kept(node: &Node, history: &Path, id: &str, kept: &Kept) -> Result<Account> {
     let path = history.join(format!("{id}.progress"));
-    let journal = if kept.journal { Reading::of(&path) } else { Ok(None) };
+    let journal = if kept.journal { Reading::named(&path, &node.shown(&path)) } else { Ok(None) };
     let mut account = Account::bare(node, id);
     if kept.report {
         let path = history.join(format!("{id}.json"));
         let read = durable::read(&path, durable::SMALL).map_err(|error| damaged(format!("it cannot be read: {error}")));
-        let report = read.and_then(|json| format::read(&json)).map_err(|error| error.context(format!("reading {}", path.display())))?;
+        let report =
+            read.and_then(|json| format::read(&json)).map_err(|error| error.context(format!("reading {}", node.shown(&path).display())))?;
         account.report(report);
     }
     match journal {
@@ -284,6 +289,7 @@ impl Account {
             ended: None,
             seconds: 0.0,
             waited: 0.0,
+            unfinished: 0.0,
             phases: Vec::new(),
             warnings: Vec::new(),
             put_back: Vec::new(),
@@ -313,8 +319,12 @@ impl Account {
         (self.id, self.backup, self.state) = (id, Some(backup), Some(state));
         (self.begun, self.ended, self.warnings) = (Some(begun), Some(since), warnings);
         self.phases = phases.into_iter().map(PhaseAccount::of).collect();
-        self.seconds = self.phases.iter().map(|phase| phase.seconds).sum();
-        self.waited = self.phases.iter().map(|phase| phase.waited).sum();
+        self.sum();
+    }
+
+    fn sum(&mut self) {
+        let sum = |of: fn(&PhaseAccount) -> f64| self.phases.iter().map(of).fold(0.0, std::ops::Add::add);
+        (self.seconds, self.waited, self.unfinished) = (sum(|one| one.seconds), sum(|one| one.waited), sum(|one| one.unfinished));
     }
 
     /// Adds each attempt and each reboot of a journal.
@@ -338,6 +348,8 @@ impl Account {
                 _ => {}
             }
         }
+        self.phases.iter_mut().for_each(PhaseAccount::sum);
+        self.sum();
     }
 }
 
@@ -380,10 +392,25 @@ impl PhaseAccount {
     }
 
     fn of(phase: format::PhaseV1) -> Self {
-        let steps: Vec<StepAccount> = phase.steps.into_iter().map(StepAccount::of).collect();
-        let sum = |of: fn(&StepAccount) -> Option<f64>| steps.iter().filter_map(of).fold(0.0, std::ops::Add::add);
-        let (seconds, waited) = (sum(|step| step.seconds), sum(|step| step.waited));
-        Self { phase: phase.phase, seconds, waited, steps, reboots: Vec::new() }
+        let steps = phase.steps.into_iter().map(StepAccount::of).collect();
+        let mut of = Self { phase: phase.phase, seconds: 0.0, waited: 0.0, unfinished: 0.0, steps, reboots: Vec::new() };
+        of.sum();
+        of
+    }
+
+    fn sum(&mut self) {
+        (self.seconds, self.waited, self.unfinished) = (0.0, 0.0, 0.0);
+        for step in &self.steps {
+            self.seconds += step.seconds.unwrap_or(0.0);
+            self.waited += step.waited.unwrap_or(0.0);
+            // What the step itself says is about the last time that it was done.
+            let said = step.attempts.iter().rposition(|attempt| attempt.end == AttemptEnd::Done);
+            for (_, attempt) in step.attempts.iter().enumerate().filter(|(at, _)| Some(*at) != said) {
+                self.seconds += attempt.seconds;
+                self.waited += attempt.waited;
+                self.unfinished += if attempt.end == AttemptEnd::Done { 0.0 } else { attempt.seconds };
+            }
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::session::Locked;
 
 /// The journal, if it can be read. `restart` and `abandon` go past one that cannot: it is a warning.
 pub(super) fn readable(dir: &RecoveryDir) -> Option<Reading> {
-    Reading::of(&dir.journal()).unwrap_or_else(|error| {
+    Reading::named(&dir.journal(), &dir.shown_journal()).unwrap_or_else(|error| {
         tracing::warn!("{error:#}");
         None
     })
@@ -45,9 +45,9 @@ pub(super) fn last(dir: &RecoveryDir) -> Option<RunStatus> {
 
 /// The report of a run that is finished.
 pub(super) fn report_of(dir: &RecoveryDir, run: &str) -> Result<RunReport> {
-    let path = dir.history().join(format!("{run}.json"));
-    let read = || RunReport::of_history(&durable::read(&path, durable::SMALL)?);
-    read().with_context(|| format!("the recovery has ended; reading {}", path.display()))
+    let name = format!("{run}.json");
+    let read = || RunReport::of_history(&durable::read(&dir.history().join(&name), durable::SMALL)?);
+    read().with_context(|| format!("the recovery has ended; reading {}", dir.shown_history().join(&name).display()))
 }
 
 impl RunReport {
@@ -71,12 +71,14 @@ fn write_report(dir: &RecoveryDir, name: &str, report: &format::V2) -> Result<()
 /// Gives the journal so far a second name in `history/`: the new one replaces the first in one step, so there is never none.
 pub(super) fn keep_journal_so_far(session: &Locked<'_>, run: Option<&str>) -> Result<()> {
     let dir = session.dir;
-    let path = dir.history().join(format!("{}.progress", name_of(dir, run)?));
+    let name = format!("{}.progress", name_of(dir, run)?);
+    let path = dir.history().join(&name);
     if !dir.in_recovery() {
         return Ok(());
     }
     durable::remove(&path)?;
-    std::fs::hard_link(dir.journal(), &path).with_context(|| format!("moving the journal to {}", path.display()))?;
+    std::fs::hard_link(dir.journal(), &path)
+        .with_context(|| format!("moving the journal to {}", dir.shown_history().join(&name).display()))?;
     durable::sync_dir(&dir.history())
 }
 
@@ -87,7 +89,7 @@ pub(super) fn set_aside_old(session: &Locked<'_>) -> Result<Option<String>> {
     durable::create_dir(&dir.history(), 0o700)?;
     let name = format!("upgrade-recovery-{}.progress", jiff::Timestamp::now().as_second());
     durable::rename(&dir.journal(), &dir.history().join(&name))?;
-    Ok(Some(format!("{old}: its notes are now {}", dir.shown().join("history").join(name).display())))
+    Ok(Some(format!("{old}: its notes are now {}", dir.shown_history().join(name).display())))
 }
 
 /// The name of a run's files in `history/`, which is made. A run nobody can name is called by the time.

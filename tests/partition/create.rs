@@ -121,6 +121,48 @@ fn a_disk_in_use_keeps_its_partitions() {
     machine.run("umount mnt");
 }
 
+/// Numbers in another order than places, one as high as the table has them, and ends that lie at no whole MiB: every byte of theirs stays, and the new one
+/// lies behind the last one on the disk.
+#[test]
+fn entries_out_of_order_and_ends_at_odd_places_stay_as_they_are() {
+    let machine = Machine::new(&[4096]);
+    machine.run(&format!(
+        "printf 'label: gpt\\n{0}p5 : start=2048, size=204801, name=five\\n{0}p1 : start=1026049, size=409601, name=one\\n\
+         {0}p128 : start=614401, size=100001, name=last\\n' | sfdisk --no-tell-kernel {0}",
+        machine.disk(0)
+    ));
+    let areas = [(2048, 204_801), (614_401, 100_001), (1_026_049, 409_601)];
+    for (start, sectors) in areas {
+        machine.run(&format!(
+            "head -c {0} /dev/urandom | dd of={1} oflag=seek_bytes seek={2} conv=notrunc status=none",
+            sectors * 512,
+            machine.disk(0),
+            start * 512
+        ));
+    }
+    let bytes = || {
+        let sum = |(start, sectors): (u64, u64)| {
+            machine.run(&format!(
+                "dd if={} iflag=skip_bytes,count_bytes bs=1M skip={} count={} status=none | sha256sum",
+                machine.disk(0),
+                start * 512,
+                sectors * 512
+            ))
+        };
+        areas.map(sum)
+    };
+    let (before, sums, contents) = (machine.table(), bytes(), machine.contents());
+    let made = machine.agent(&["partition", "create", "--device", DISK, "--yes"]);
+    assert_eq!(made.status.code(), Some(0), "{}", said(&made));
+    is_complete(&machine, &contents);
+    let after = machine.table();
+    let others: Vec<&str> = after.lines().filter(|line| !line.contains("recovery")).collect();
+    assert_eq!(others, before.lines().collect::<Vec<_>>());
+    // The next whole MiB behind sector 1435650.
+    assert!(after.contains("start=     1437696,"), "{after}");
+    assert_eq!(bytes(), sums);
+}
+
 /// The agent is killed before and after each program that changes something; then it is run again, with and without a reboot in between.
 #[test]
 fn a_kill_around_every_program_costs_nothing() {

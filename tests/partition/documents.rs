@@ -223,6 +223,34 @@ fn what_cannot_be_meant_is_refused_and_no_file_is_touched() {
     assert_eq!(recovery(&gone).status.code(), Some(78));
 }
 
+/// Ignition knows a disk by the name that it is given: where the machine has it, another name is known too.
+#[test]
+fn the_same_disk_by_another_name_is_refused_on_the_node_and_warned_of_elsewhere() {
+    let root = tempfile::tempdir().unwrap();
+    let nodes = "cd $1; mkdir -p dev/disk/by-id dev/disk/by-path sys/devices/loop0 sys/devices/loop1 sys/dev/block
+                 mknod dev$2 b 7 0; mknod dev$3 b 7 0; mknod dev/disk/by-id/other b 7 1
+                 for at in 0 1; do ln -s ../../devices/loop$at sys/dev/block/7:$at; done";
+    let (id, path) = (BY_ID.trim_start_matches("/dev"), BY_PATH.trim_start_matches("/dev"));
+    assert!(Command::new("sh").args(["-euc", nodes, "sh"]).arg(root.path()).args([id, path]).status().unwrap().success());
+    let file = root.path().join("site.yaml");
+    let put = |disk: &str, on_the_node: bool| {
+        let old = format!(r#"{{"ignition":{{"version":"3.2.0"}},"storage":{{"disks":[{{"device":"{disk}"}}]}}}}"#);
+        let text = format!("nodes:\n- hostName: a\n  ignitionConfigOverride: '{old}'\n");
+        std::fs::write(&file, &text).unwrap();
+        let root = ["--root", root.path().to_str().unwrap()];
+        let args =
+            ["partition", "ignition", "--device", BY_ID, "--start-mib", "1", "--size-mib", "4096", "--siteconfig", file.to_str().unwrap()];
+        let output = recovery(&[if on_the_node { &root[..] } else { &[] }, &args].concat());
+        (output.status.code(), said(&output), std::fs::read_to_string(&file).unwrap() == text)
+    };
+    let (code, words, same) = put(BY_PATH, true);
+    assert!(code == Some(2) && words.contains(&format!("next: name it so: --device {BY_PATH}")) && same, "{words}");
+    let (code, words, same) = put("/dev/disk/by-id/other", true);
+    assert!(code == Some(0) && !words.contains("warning") && !same, "{words}");
+    let (code, words, same) = put(BY_PATH, false);
+    assert!(code == Some(0) && words.contains(&format!("warning: the override names {BY_PATH} too")) && !same, "{words}");
+}
+
 /// Where it runs on the node itself, it knows the disk that the node runs from.
 #[test]
 fn the_disk_of_the_running_node_is_known_and_needs_a_start() {

@@ -211,3 +211,14 @@ fn a_mount_that_is_missing() {
     assert_eq!(output.status.code(), Some(78), "{}", said(&output));
     assert!(said(&output).contains("systemctl start var-recovery.mount"), "{}", said(&output));
 }
+
+/// The partition is there and mounted, but the link that starts its unit at a boot is gone.
+#[test]
+fn a_mount_that_nothing_starts_at_a_boot() {
+    let machine = Machine::new(&[2048]);
+    assert_eq!(machine.create().status.code(), Some(0));
+    machine.run("rm root/etc/systemd/system/local-fs.target.wants/var-recovery.mount");
+    let output = machine.create();
+    assert_eq!(output.status.code(), Some(78), "{}", said(&output));
+    assert!(said(&output).contains("nothing mounts it at every boot; next: put"), "{}", said(&output));
+}

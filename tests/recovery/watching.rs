@@ -251,6 +251,15 @@ fn the_textfile_takes_the_place_of_the_old_one_and_nothing_else() -> Result<()> 
     let names: Vec<_> = std::fs::read_dir(&out)?.map(|entry| Ok(entry?.file_name())).collect::<Result<_>>()?;
     ensure!(names == ["recovery.prom"], "{names:?}");
     ensure!(std::fs::read_to_string(&file)?.contains("\nrecovery_backup_last_good_duration_seconds 73\n"));
+    // Another recovery directory's would take its place each time.
+    let other = ["--dir", "/var/other", "metrics", "--textfile", to];
+    place
+        .agent(&other)
+        .expect(78, &["recovery.prom is about the recovery directory /var/recovery, and not about /var/other", "next: leave that to"])?;
+    ensure!(std::fs::read_to_string(&file)?.contains("directory=\"/var/recovery\""));
+    std::fs::remove_file(&file)?;
+    place.agent(&other).expect(0, &[])?;
+    place.agent(&other).expect(0, &[])?;
     Ok(())
 }
 
@@ -286,7 +295,7 @@ fn alerts_are_raised_by_what_they_are_for_and_by_nothing_else() -> Result<()> {
         ensure!(output.status.success() && said.contains("SUCCESS"), "{args:?}: {said}");
     }
     let alerts: Vec<&str> = RULES.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
-    ensure!(alerts.len() == 11, "{alerts:?}");
+    ensure!(alerts.len() == 12, "{alerts:?}");
     for alert in alerts {
         ensure!(CASES.contains(&format!("alertname=\"{alert}\"")), "nothing raises {alert}");
     }
@@ -345,7 +354,10 @@ fn a_page_is_written_whole_and_over_nothing() -> Result<()> {
     ensure!(link.is_symlink());
     place
         .agent(&["report", "--html", place.temporary.path().join("no/such/report.html").to_str().context("odd name")?])
-        .expect(1, &["writing"])?;
+        .expect(2, &["there is no folder", "/no/such", "next: make it, or name a file elsewhere"])?;
+    let printed = place.agent(&["report", "--html", "-"]).expect(0, &[])?;
+    ensure!(printed.out == page && !Path::new("-").exists(), "{printed}");
+    place.agent(&["--json", "report", "--html", "-"]).expect(2, &["--json"])?;
     place.agent(&["report", "--force"]).expect(2, &["--html"])?;
     Ok(())
 }

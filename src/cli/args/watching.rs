@@ -19,7 +19,7 @@ pub struct ReportArgs {
     /// The recovery, by the id that `status` and the journal have; the one in progress, or that ended last, unless given
     #[arg(value_name = "RUN")]
     pub run: Option<String>,
-    /// Write it as one HTML page with a timeline, which loads nothing: to FILE of the running system, with --root too
+    /// Write it as one HTML page with a timeline, which loads nothing: to FILE of the running system, with --root too; `-` is standard output
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub html: Option<PathBuf>,
     /// Write over FILE where it is there

@@ -121,7 +121,8 @@ impl Page<'_> {
     }
 
     fn phase(&mut self, phase: &PhaseAccount, axis: Option<Axis>) {
-        let sum = if phase.has_begun() { took(phase.seconds, phase.waited) } else { "not begun".to_owned() };
+        let unfinished = if phase.unfinished < 0.05 { String::new() } else { format!(", {} in vain", length(phase.unfinished)) };
+        let sum = if phase.has_begun() { took(phase.seconds, phase.waited) + &unfinished } else { "not begun".to_owned() };
         self.raw("<section>\n<h3>").text(&phase.phase).raw(" <small>").text(&sum).raw("</small></h3>\n");
         for step in &phase.steps {
             self.step(step, axis);

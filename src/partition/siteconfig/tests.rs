@@ -72,6 +72,78 @@ fn an_override_that_is_there_is_merged_with_in_every_way_of_writing_it() {
     }
 }
 
+/// A comment behind a block is not the block's, however far to the right it is, and a file with carriage returns keeps them.
+#[test]
+fn comments_behind_a_block_and_the_ends_of_lines_stay() {
+    let old = r#"{"ignition":{"version":"3.2.0"}}"#;
+    for (head, indent, comment) in [("|-", 12, 9), ("|", 12, 11), (">2-", 10, 9), ("|- # why", 12, 10), ("|\n", 12, 9)] {
+        let block = format!("{head}\n{:indent$}{old}\n{:comment$}# Behind it.\n\n{:comment$}# And this.", "", "", "");
+        for text in [with(&block), with(&block).replace('\n', "\r\n")] {
+            let new = put(&text, Some("b"), &wanted(Some(200), 2000)).unwrap_or_else(|error| panic!("{text}: {error:#}"));
+            let edited = only_the_value(&text, &new);
+            assert_eq!(edited.contains("}' # why"), head.contains("# why"), "{edited}");
+            assert!(edited.contains("# Behind it.") && edited.contains("# And this.") && edited.contains("# After it."), "{edited}");
+            assert!(edited.matches('\n').count() == text.matches('\n').count() - 1 - head.matches('\n').count(), "{edited:?}");
+            assert_eq!(edited.matches('\r').count(), if text.contains('\r') { edited.matches('\n').count() } else { 0 }, "{edited:?}");
+        }
+    }
+    // Behind no value at all.
+    let text = with("# none yet");
+    let edited = only_the_value(&text, &put(&text, Some("b"), &wanted(Some(200), 2000)).unwrap());
+    assert!(edited.contains("' # none yet\n"), "{edited}");
+    // The last line ends nowhere.
+    let new = put("nodes:\r\n- hostName: a", None, &wanted(None, 2000)).unwrap();
+    let text = new.text.unwrap();
+    assert_eq!(text, format!("nodes:\r\n- hostName: a\r\n  ignitionConfigOverride: {}\r\n", quoted(&new.value)));
+}
+
+/// Every byte but those of the value is as it was: what stands before the value and behind it is the old file's, and what was between was no more than the
+/// value that is there no more. Returns the new file.
+fn only_the_value(old: &str, new: &Edited) -> String {
+    let text = new.text.clone().unwrap();
+    let value = quoted(&new.value);
+    let (before, behind) = text.split_once(&value).unwrap_or_else(|| panic!("the value is not there: {text}"));
+    // What was put before it: a key's blanks, or a line with the key.
+    let added = before.rfind('\n').map_or(before, |at| &before[at..]);
+    let (head, rest) = if let Some(rest) = old.strip_prefix(before.trim_end_matches(' ')) {
+        (before, rest)
+    } else {
+        assert_eq!(added.trim_matches(['\r', '\n', ' ']), "ignitionConfigOverride:", "{text}");
+        let head = before[..before.len() - added.len()].trim_end_matches('\r');
+        (head, old.strip_prefix(head).unwrap_or_else(|| panic!("it begins otherwise: {text}")))
+    };
+    // A comment in the head of a block stands behind the value now, and a blank before one that had the key alone before it.
+    let line = behind.lines().next().unwrap_or_default();
+    let bare = behind.trim_start_matches(line).trim_start_matches(['\r', '\n']);
+    let candidates =
+        [behind, behind.trim_start_matches(['\r', '\n']), behind.trim_start_matches(' '), if rest.contains(line) { bare } else { behind }];
+    let between = candidates.into_iter().find_map(|behind| rest.strip_suffix(behind));
+    let between = between.unwrap_or_else(|| panic!("it ends otherwise: {text:?} of {old:?}"));
+    assert!(!between.lines().any(|line| line.trim_start().starts_with('#')), "a comment is gone: {between:?}");
+    if head != before || between.trim().is_empty() {
+        assert_eq!(between.trim(), "", "{text}");
+    } else {
+        // No more than one value, which is not this one.
+        let gone: Vec<Option<String>> =
+            read(&format!("x: {between}\n").replace("x: ", "")).unwrap_or_else(|error| panic!("{between:?}: {error:#}"));
+        assert_eq!(gone.len(), 1, "{between:?}");
+    }
+    text
+}
+
+#[test]
+fn disks_that_the_override_names_otherwise_are_told() {
+    let old = json!({ "ignition": { "version": "3.2.0" }, "storage": {
+        "disks": [{ "device": "/dev/disk/by-id/x" }, { "device": "/dev/disk/by-path/pci-1" }, { "device": "/dev/sdb", "partitions": [] }],
+        "raid": [{ "name": "md", "level": "raid1", "devices": ["/dev/disk/by-id/y", "/dev/disk/by-partlabel/z"] }],
+        "luks": [{ "name": "l", "device": "/dev/disk/by-path/pci-1" }],
+        "filesystems": [{ "device": "/dev/md/md", "path": "/srv" }, { "device": "/dev/disk/by-label/data", "path": "/data" }],
+    } });
+    let edited = put(&with(&quoted(&old.to_string())), Some("b"), &wanted(Some(200), 2000)).unwrap();
+    assert_eq!(edited.others, ["/dev/disk/by-id/y", "/dev/disk/by-path/pci-1", "/dev/sdb"]);
+    assert!(put(&with("''"), Some("b"), &wanted(Some(200), 2000)).unwrap().others.is_empty());
+}
+
 #[test]
 fn what_would_change_another_partition_or_cannot_be_merged_is_refused() {
     let disk = |disk: &str| format!(r#"{{"ignition":{{"version":"3.2.0"}},"storage":{{"disks":[{disk}]}}}}"#);
@@ -181,10 +253,10 @@ fn no_file_is_edited_wrongly() {
             match put(&text, Some("b"), &wanted(Some(200), 2000)) {
                 Err(error) => assert!([2, 64, 65].contains(&exit_code(&error)), "{text}: {error:#}"),
                 Ok(Edited { text: None, .. }) => panic!("it has no partition: {text}"),
-                Ok(Edited { text: Some(new), value, .. }) => {
+                Ok(new) => {
                     edited += 1;
-                    let again = put(&new, Some("b"), &wanted(Some(200), 2000)).unwrap();
-                    assert_eq!((again.text, again.value), (None, value), "{text}");
+                    let again = put(&only_the_value(&text, &new), Some("b"), &wanted(Some(200), 2000)).unwrap();
+                    assert_eq!((again.text, again.value), (None, new.value), "{text}");
                 }
             }
         }
