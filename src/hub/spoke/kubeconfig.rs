@@ -322,3 +322,6 @@ impl Spoke for ByKubeconfig {
         .boxed()
     }
 }
+
+#[cfg(test)]
+mod tests;

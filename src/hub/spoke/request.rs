@@ -116,3 +116,33 @@ fn refusal(code: u16, reason: &str, message: &str) -> Trouble {
         _ => unreachable("Unreachable", said),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_final_when_the_same_request_will_be_refused_again() {
+        let is_final = |code, message| matches!(refusal(code, "", message), Trouble::Refused(_));
+        for (code, message) in [
+            (422, "Job.batch is invalid: privileged: Forbidden"),
+            (400, "admission webhook denied the request"),
+            (403, "pods \"x\" is forbidden: violates PodSecurity"),
+            (403, "exceeded quota: jobs"),
+        ] {
+            assert!(is_final(code, message), "{code} {message}");
+        }
+        for (code, message) in [
+            (401, "Unauthorized"),
+            (403, "jobs.batch is forbidden: User \"u\" cannot list resource"),
+            (403, "unable to create new content in namespace x because it is being terminated"),
+            (403, ""),
+            (409, "the object has been modified"),
+            (429, "too many requests"),
+            (500, "etcdserver: leader changed"),
+            (503, "apiserver not ready"),
+        ] {
+            assert!(!is_final(code, message), "{code} {message}");
+        }
+    }
+}
