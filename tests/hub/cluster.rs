@@ -1,5 +1,5 @@
-//! A cluster without a node: a real kube-apiserver on a real etcd, and on request the real controllers that Jobs need. It stops, starts again, and
-//! hangs, as a test says. Who plays its kubelet is [`Kubelet`](crate::kubelet::Kubelet).
+//! A cluster without a node: a real kube-apiserver on a real etcd, and on request the real controllers that Jobs need. It stops, starts
+//! again, and hangs, as a test says. Who plays its kubelet is [`Kubelet`](crate::kubelet::Kubelet).
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -1,5 +1,5 @@
-//! What plays scheduler and kubelet on a [`Cluster`], which has no node: takes each pod through its life as a test says, honours deletion as a
-//! kubelet does, and answers for logs, so that what is seen through the API is written by the real job controller.
+//! What plays scheduler and kubelet on a [`Cluster`], which has no node: takes each pod through its life as a test says, honours deletion
+//! as a kubelet does, and answers for logs, so that what is seen through the API is written by the real job controller.
 //!
 //! Only pods with the restart policy Never: no container is started twice.
 

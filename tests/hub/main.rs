@@ -1,6 +1,8 @@
 //! The hub from outside: what it does to clusters, which are real API servers, or a thousand cheap ones.
 
+mod alike;
 mod api;
+mod between;
 mod cluster;
 mod harness;
 mod https;

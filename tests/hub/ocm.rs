@@ -348,6 +348,10 @@ fn a_group_is_backed_up_by_a_hub_that_is_killed_meanwhile() -> Result<()> {
     let managed = "/apis/cluster.open-cluster-management.io/v1/managedclusters/one";
     ocm.hub.api.merge(managed, &json!({"metadata": {"labels": {"site": "one"}}}))?;
     ocm.hub.api.until(groups, LIMIT, |_| Some(()))?;
+    let mut with_gate = group.clone();
+    with_gate["spec"]["installGate"] = true.into();
+    let refused = ocm.hub.api.create(groups, &with_gate).err().map(|error| format!("{error:#}")).unwrap_or_default();
+    ensure!(refused.contains("installGate is not supported with spec.reach ManifestWork"), "{refused}");
     ocm.hub.api.create(groups, &group)?;
     let backup = "/apis/hub.recovery/v1alpha1/namespaces/recovery-hub/clusterbackups/all-one-1";
     let hub_said = || std::fs::read_to_string(ocm.dir.path().join("hub.log")).unwrap_or_default();

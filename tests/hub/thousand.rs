@@ -1,13 +1,15 @@
-//! Cheap API servers for a thousand clusters: one thread, one port, a path for each (`https://127.0.0.1:PORT/c/NAME`). As much of the API as a hub
-//! needs of a cluster, in memory; a Job takes as long as a test says, then it is what the test says.
+//! Cheap API servers for a thousand clusters: one thread, one port, a path for each (`https://127.0.0.1:PORT/c/NAME`). As much of the API
+//! as a hub needs of a cluster, in memory; a Job takes as long as a test says, then it is what the test says.
 //!
 //! - `store`: objects, their versions, who watches them.
-//! - `rest`: requests, and what is refused as by the real one.
+//! - `asked`: what a request is about; `rest`: what is done, and what is refused as by the real one; `watch`: watches.
 //! - `jobs`: what becomes of Jobs.
 
+mod asked;
 mod jobs;
 mod rest;
 mod store;
+mod watch;
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::TcpListener;
@@ -125,7 +127,8 @@ impl Thousand {
         self.of(name, |spoke| spoke.set(weather))
     }
 
-    /// What a cluster was asked, by `VERB RESOURCE` (`get`, `list`, `watch`, `create`, `update`, `patch`, `apply`, `delete`), watches when they begin.
+    /// What a cluster was asked, by `VERB RESOURCE` (`get`, `list`, `watch`, `create`, `update`, `patch`, `apply`, `delete`), watches when
+    /// they begin.
     pub(crate) fn requests(&self, name: &str) -> Result<BTreeMap<String, u64>> {
         self.of(name, |spoke| spoke.requests.clone())
     }
@@ -179,7 +182,7 @@ async fn answer(shared: Shared, request: Request<Incoming>) -> Option<Response<B
         return Some(https::answer(StatusCode::NOT_FOUND, "text/plain", "the path of no cluster\n"));
     };
     let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let asked = rest::Asked::parse(&parts.method, path, query, header("content-type"), body);
+    let asked = asked::Asked::parse(&parts.method, path, query, header("content-type"), body);
     let knows = header("authorization").strip_prefix("Bearer ") == Some(name);
     let Some(mut changes) = shared.world().spokes.get_mut(name).map(|spoke| {
         spoke.count(&asked.counted());
@@ -191,7 +194,7 @@ async fn answer(shared: Shared, request: Request<Incoming>) -> Option<Response<B
         let weather = shared.world().spokes.get(name)?.weather;
         match weather {
             Weather::Fair if knows => break,
-            Weather::Fair | Weather::Unauthorized => return Some(rest::refusal(401, "Unauthorized", "Unauthorized")),
+            Weather::Fair | Weather::Unauthorized => return Some(rest::refusal(401, "Unauthorized", "Unauthorized").said()),
             Weather::Gone => return None,
             Weather::Hanging => changes.changed().await.ok()?,
         }

@@ -1,5 +1,5 @@
-//! What becomes of Jobs: what the job controller, the scheduler and the kubelet would write. The next pod of one that may fail more than once is
-//! started at once.
+//! What becomes of Jobs: what the job controller, the scheduler and the kubelet would write. The next pod of one that may fail more than
+//! once is started at once.
 
 use std::time::Duration;
 

@@ -1,212 +1,49 @@
-//! Requests to a cluster, and their answers. What is refused as by the real server: what is not there, what is there already, another version,
-//! another uid, what is changed of a Job, anything in a namespace that is not there or going. What is not understood is answered with 400 and a word.
+//! Requests to a cluster, and their answers. What is refused as by the real server: what is not there, what is there already, another
+//! version, another uid, what is changed of a Job, anything in a namespace that is not there or going. What is not understood is answered
+//! with a word.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http::{Method, Response, StatusCode};
-use hyper::body::Bytes;
-use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
-use tokio::sync::watch;
-use tokio::time::Instant;
 
+use super::asked::{Asked, Selector, Target};
 use super::jobs::Job;
 use super::store::{Key, metadata};
-use super::{Shared, Weather, World};
+use super::watch::watched;
+use super::{Shared, World};
 use crate::https::{self, Body};
-use crate::kubelet::tail;
+use crate::kubelet::{tail, time};
 
-/// What there is: resource as it is counted, its kind, and whether it is in namespaces.
-const RESOURCES: [(&str, &str, bool); 17] = [
-    ("configmaps", "ConfigMap", true),
-    ("events", "Event", true),
-    ("namespaces", "Namespace", false),
-    ("nodes", "Node", false),
-    ("pods", "Pod", true),
-    ("secrets", "Secret", true),
-    ("serviceaccounts", "ServiceAccount", true),
-    ("jobs.batch", "Job", true),
-    ("leases.coordination.k8s.io", "Lease", true),
-    ("networkpolicies.networking.k8s.io", "NetworkPolicy", true),
-    ("roles.rbac.authorization.k8s.io", "Role", true),
-    ("rolebindings.rbac.authorization.k8s.io", "RoleBinding", true),
-    ("clusterroles.rbac.authorization.k8s.io", "ClusterRole", false),
-    ("clusterrolebindings.rbac.authorization.k8s.io", "ClusterRoleBinding", false),
-    ("validatingadmissionpolicies.admissionregistration.k8s.io", "ValidatingAdmissionPolicy", false),
-    ("validatingadmissionpolicybindings.admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", false),
-    ("clusterversions.config.openshift.io", "ClusterVersion", false),
-];
-const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json";
 /// How long a namespace takes to go.
 const TERMINATING: Duration = Duration::from_millis(200);
 
-type Refused = Response<Body>;
+/// Why a request is refused: code, reason, message.
+pub(super) struct Refused(u16, &'static str, String);
 
-/// A request.
-pub(super) struct Asked {
-    method: Method,
-    /// Its words.
-    path: Vec<String>,
-    query: BTreeMap<String, String>,
-    form: String,
-    body: Bytes,
+impl Refused {
+    /// As a Status.
+    pub(super) fn said(&self) -> Response<Body> {
+        let Self(code, reason, message) = self;
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "reason": reason, "code": code,
+        });
+        https::answer(StatusCode::from_u16(*code).expect("a code"), JSON, status.to_string())
+    }
 }
 
-/// What a path is about.
-struct Target {
-    resource: &'static str,
-    kind: &'static str,
-    api_version: String,
-    namespace: Option<String>,
-    name: Option<String>,
-    sub: Option<String>,
+pub(super) fn refusal(code: u16, reason: &'static str, message: &str) -> Refused {
+    Refused(code, reason, message.to_owned())
 }
 
-/// An answer that is a Status.
-pub(super) fn refusal(code: u16, reason: &str, message: &str) -> Refused {
-    let status = json!({
-        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "reason": reason, "code": code,
-    });
-    https::answer(StatusCode::from_u16(code).expect("a code"), JSON, status.to_string())
+pub(super) fn bad(message: &str) -> Refused {
+    refusal(400, "BadRequest", message)
 }
 
 fn said(object: &Value) -> Response<Body> {
     https::answer(StatusCode::OK, JSON, object.to_string())
-}
-
-fn bad(message: &str) -> Refused {
-    refusal(400, "BadRequest", message)
-}
-
-impl Asked {
-    pub(super) fn parse(method: &Method, path: &str, query: &str, form: &str, body: Bytes) -> Self {
-        let text = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
-        Self {
-            method: method.clone(),
-            path: path
-                .split('/')
-                .filter(|word| !word.is_empty())
-                .map(|word| percent_decode_str(word).decode_utf8_lossy().into_owned())
-                .collect(),
-            query: query
-                .split('&')
-                .filter(|option| !option.is_empty())
-                .map(|option| option.split_once('=').unwrap_or((option, "")))
-                .map(|(name, value)| (text(name), text(value)))
-                .collect(),
-            form: form.to_owned(),
-            body,
-        }
-    }
-
-    fn option(&self, name: &str) -> &str {
-        self.query.get(name).map_or("", String::as_str)
-    }
-
-    fn watches(&self) -> bool {
-        matches!(self.option("watch"), "true" | "1")
-    }
-
-    fn applies(&self) -> bool {
-        self.form.starts_with("application/apply-patch")
-    }
-
-    /// What it is counted as.
-    pub(super) fn counted(&self) -> String {
-        let Some(target) = self.target() else { return format!("get /{}", self.path.join("/")) };
-        let verb = match self.method {
-            Method::GET if self.watches() => "watch",
-            Method::GET if target.name.is_none() => "list",
-            Method::GET => "get",
-            Method::POST => "create",
-            Method::PUT => "update",
-            Method::PATCH if self.applies() => "apply",
-            Method::PATCH => "patch",
-            _ => "delete",
-        };
-        target.sub.map_or_else(|| format!("{verb} {}", target.resource), |sub| format!("{verb} {}/{sub}", target.resource))
-    }
-
-    fn target(&self) -> Option<Target> {
-        let words: Vec<&str> = self.path.iter().map(String::as_str).collect();
-        let (api_version, group, rest) = match words[..] {
-            ["api", version, ref rest @ ..] => (version.to_owned(), "", rest),
-            ["apis", group, version, ref rest @ ..] => (format!("{group}/{version}"), group, rest),
-            _ => return None,
-        };
-        let (namespace, rest) = match rest {
-            ["namespaces", namespace, rest @ ..] if !matches!(rest, [] | ["status" | "finalize"]) => (Some(*namespace), rest),
-            rest => (None, rest),
-        };
-        let (plural, name, sub) = match *rest {
-            [plural] => (plural, None, None),
-            [plural, name] => (plural, Some(name), None),
-            [plural, name, sub] => (plural, Some(name), Some(sub)),
-            _ => return None,
-        };
-        let resource = if group.is_empty() { plural.to_owned() } else { format!("{plural}.{group}") };
-        let &(resource, kind, namespaced) = RESOURCES.iter().find(|(known, ..)| *known == resource)?;
-        // Across all namespaces is read alone.
-        if namespaced == namespace.is_none() && (name.is_some() || !namespaced || self.method != Method::GET) {
-            return None;
-        }
-        let owned = |word: Option<&str>| word.map(str::to_owned);
-        Some(Target { resource, kind, api_version, namespace: owned(namespace), name: owned(name), sub: owned(sub) })
-    }
-
-    fn json(&self) -> Result<Value, Refused> {
-        serde_json::from_slice(&self.body).map_err(|error| bad(&format!("the body is no JSON: {error}")))
-    }
-}
-
-impl Target {
-    fn key(&self, name: &str) -> Key {
-        (self.resource.to_owned(), self.namespace.clone().unwrap_or_default(), name.to_owned())
-    }
-
-    fn not_found(&self, name: &str) -> Refused {
-        refusal(404, "NotFound", &format!("{} {name:?} not found", self.resource))
-    }
-}
-
-/// Labels and fields that are asked for.
-#[derive(Clone, Default)]
-struct Selector {
-    labels: Vec<(String, Option<(bool, String)>, bool)>,
-    name: Option<String>,
-}
-
-impl Selector {
-    fn of(asked: &Asked) -> Result<Self, Refused> {
-        let mut selector = Self::default();
-        for part in asked.option("labelSelector").split(',').filter(|part| !part.is_empty()) {
-            if part.contains(['(', ')', ' ']) {
-                return Err(bad("selectors by sets are not understood here"));
-            }
-            let owned = |word: &str| word.trim_matches('=').to_owned();
-            selector.labels.push(match (part.split_once("!="), part.split_once('='), part.strip_prefix('!')) {
-                (Some((label, value)), ..) => (owned(label), Some((false, owned(value))), true),
-                (_, Some((label, value)), _) => (owned(label), Some((true, owned(value))), true),
-                (.., Some(label)) => (owned(label), None, false),
-                _ => (owned(part), None, true),
-            });
-        }
-        for part in asked.option("fieldSelector").split(',').filter(|part| !part.is_empty()) {
-            let name = part.strip_prefix("metadata.name=").ok_or_else(|| bad("fields other than metadata.name are not understood here"))?;
-            selector.name = Some(name.trim_matches('=').to_owned());
-        }
-        Ok(selector)
-    }
-
-    fn takes(&self, object: &Value) -> bool {
-        let label = |name: &str| object["metadata"]["labels"][name].as_str();
-        self.name.as_ref().is_none_or(|name| object["metadata"]["name"] == **name)
-            && self.labels.iter().all(|(name, value, there)| match value {
-                Some((equal, value)) => (label(name) == Some(value)) == *equal,
-                None => label(name).is_some() == *there,
-            })
-    }
 }
 
 /// The answer to a request.
@@ -217,7 +54,7 @@ pub(super) fn answer(shared: &Shared, cluster: &str, asked: &Asked) -> Response<
         _ => {}
     }
     let Some(target) = asked.target() else {
-        return refusal(404, "NotFound", "the server could not find the requested resource");
+        return refusal(404, "NotFound", "the server could not find the requested resource").said();
     };
     let answered = match (&asked.method, &target.name) {
         (&Method::GET, _) if asked.watches() => watched(shared, cluster, asked, target),
@@ -228,7 +65,7 @@ pub(super) fn answer(shared: &Shared, cluster: &str, asked: &Asked) -> Response<
         (&Method::DELETE, _) => delete(shared, cluster, asked, &target),
         _ => Err(refusal(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")),
     };
-    answered.unwrap_or_else(|refused| refused)
+    answered.unwrap_or_else(|refused| refused.said())
 }
 
 fn read(shared: &Shared, cluster: &str, asked: &Asked, target: &Target, name: &str) -> Result<Response<Body>, Refused> {
@@ -275,7 +112,7 @@ fn create(shared: &Shared, cluster: &str, asked: &Asked, target: &Target) -> Res
     if let Some(object) = object.as_object_mut() {
         object.remove("status");
     }
-    made(shared, &mut world, cluster, asked, target, key, object)
+    made(shared, &mut world, cluster, asked, target, &key, object)
 }
 
 /// Stores an object that was not there.
@@ -285,7 +122,7 @@ fn made(
     cluster: &str,
     asked: &Asked,
     target: &Target,
-    key: Key,
+    key: &Key,
     mut object: Value,
 ) -> Result<Response<Body>, Refused> {
     let spoke = world.spokes.get_mut(cluster).expect("it was there");
@@ -301,13 +138,10 @@ fn made(
     }
     object["kind"] = target.kind.into();
     object["apiVersion"] = target.api_version.as_str().into();
-    if target.resource == "namespaces" {
-        object["status"] = json!({"phase": "Active"});
-    }
     if asked.option("dryRun") != "All" {
-        object = spoke.put(key.clone(), object);
+        object = if target.resource == "namespaces" { spoke.put_namespace(&key.2, object) } else { spoke.put(key.clone(), object) };
         if target.resource == "jobs.batch" {
-            Job::begin(shared, world, cluster, &key, &object);
+            Job::begin(shared, world, cluster, key, &object);
         }
     }
     Ok(https::answer(StatusCode::CREATED, JSON, object.to_string()))
@@ -319,11 +153,12 @@ fn change(shared: &Shared, cluster: &str, asked: &Asked, target: &Target, name: 
     let key = target.key(name);
     let mut world = shared.world();
     if asked.applies() && asked.option("fieldManager").is_empty() {
-        return Err(bad("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch"));
+        let message = "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch";
+        return Err(refusal(422, "Invalid", message));
     }
     let Some(before) = world.spokes[cluster].get(&key).cloned() else {
         if asked.applies() && target.sub.is_none() {
-            return made(shared, &mut world, cluster, asked, target, key, given);
+            return made(shared, &mut world, cluster, asked, target, &key, given);
         }
         return Err(target.not_found(name));
     };
@@ -375,10 +210,12 @@ fn change(shared: &Shared, cluster: &str, asked: &Asked, target: &Target, name: 
         return Err(refusal(422, "Invalid", &format!("Job.batch {name:?} is invalid: spec.template: Invalid value: field is immutable")));
     }
     if asked.option("dryRun") != "All" {
-        let released = !object["metadata"]["deletionTimestamp"].is_null() && !has_finalizers(&object);
-        object = world.spokes.get_mut(cluster).expect("it was there").put(key.clone(), object);
-        if released {
+        let spoke = world.spokes.get_mut(cluster).expect("it was there");
+        if !object["metadata"]["deletionTimestamp"].is_null() && !has_finalizers(&object) {
+            spoke.last(&key, &object);
             world.remove(cluster, &key, true);
+        } else {
+            object = spoke.put(key, object);
         }
     }
     Ok(said(&object))
@@ -435,7 +272,7 @@ fn delete(shared: &Shared, cluster: &str, asked: &Asked, target: &Target) -> Res
         if !waits {
             world.remove(cluster, &key, with_dependents);
         } else if object["metadata"]["deletionTimestamp"].is_null() {
-            metadata(&mut object).insert("deletionTimestamp".to_owned(), crate::kubelet::time(jiff::Timestamp::now()).into());
+            metadata(&mut object).insert("deletionTimestamp".to_owned(), time(jiff::Timestamp::now()).into());
             if target.resource == "namespaces" {
                 object["status"] = json!({"phase": "Terminating"});
                 let (shared, cluster) = (shared.clone(), cluster.to_owned());
@@ -451,101 +288,4 @@ fn delete(shared: &Shared, cluster: &str, asked: &Asked, target: &Target) -> Res
         }
     }
     Ok(said(&json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})))
-}
-
-/// A watch: what it is about, and how far it has told.
-struct Watch {
-    shared: Shared,
-    cluster: String,
-    target: Target,
-    selector: Selector,
-    from: u64,
-    lines: VecDeque<Bytes>,
-    changes: watch::Receiver<()>,
-    end: Instant,
-}
-
-fn line(what: &str, object: &Value) -> Bytes {
-    format!("{}\n", json!({"type": what, "object": object})).into()
-}
-
-fn watched(shared: &Shared, cluster: &str, asked: &Asked, target: Target) -> Result<Response<Body>, Refused> {
-    let selector = Selector::of(asked)?;
-    let world = shared.world();
-    let spoke = &world.spokes[cluster];
-    let mut lines = VecDeque::new();
-    let initial = asked.option("sendInitialEvents") == "true";
-    let from = match asked.option("resourceVersion") {
-        _ if initial => None,
-        "" | "0" => None,
-        version => Some(version.parse::<u64>().map_err(|_| bad(&format!("resourceVersion: Invalid value: {version:?}")))?),
-    };
-    if from.is_none() {
-        let there = spoke.of(target.resource, target.namespace.as_deref()).filter(|object| selector.takes(object));
-        lines.extend(there.map(|object| line("ADDED", object)));
-    }
-    if initial {
-        let version = spoke.version.to_string();
-        let metadata = json!({"resourceVersion": version, "annotations": {"k8s.io/initial-events-end": "true"}});
-        lines.push_back(line("BOOKMARK", &json!({"kind": target.kind, "apiVersion": target.api_version, "metadata": metadata})));
-    }
-    let seconds = asked.option("timeoutSeconds").parse().unwrap_or(1800);
-    let watch = Watch {
-        shared: shared.clone(),
-        cluster: cluster.to_owned(),
-        from: from.unwrap_or(spoke.version),
-        target,
-        selector,
-        lines,
-        changes: spoke.watch(),
-        end: Instant::now() + Duration::from_secs(seconds),
-    };
-    Ok(https::pieces(JSON, futures::stream::unfold(watch, Watch::next)))
-}
-
-impl Watch {
-    async fn next(mut self) -> Option<(Bytes, Self)> {
-        loop {
-            self.changes.mark_unchanged();
-            let fair = self.look()?;
-            if fair && let Some(line) = self.lines.pop_front() {
-                return Some((line, self));
-            }
-            tokio::select! {
-                changed = self.changes.changed() => changed.ok()?,
-                () = tokio::time::sleep_until(self.end) => return None,
-            }
-        }
-    }
-
-    /// Takes over what has changed. Whether it may be told; `None`: nobody is there any more to tell it.
-    fn look(&mut self) -> Option<bool> {
-        let shared = self.shared.clone();
-        let world = shared.world();
-        let spoke = world.spokes.get(&self.cluster)?;
-        match spoke.weather {
-            Weather::Fair => {}
-            Weather::Hanging => return Some(false),
-            Weather::Gone | Weather::Unauthorized => return None,
-        }
-        if self.from < spoke.version && spoke.changes.front().is_some_and(|first| first.version > self.from + 1) {
-            let gone = json!({
-                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "Expired", "code": 410,
-                "message": format!("too old resource version: {}", self.from),
-            });
-            self.lines.push_back(line("ERROR", &gone));
-            self.end = Instant::now();
-        }
-        let later = spoke.changes.partition_point(|change| change.version <= self.from);
-        for change in spoke.changes.iter().skip(later) {
-            let (resource, namespace, _) = &change.key;
-            let within = self.target.namespace.as_ref().is_none_or(|one| one == namespace);
-            let named = self.target.name.as_ref().is_none_or(|name| *name == change.key.2);
-            if resource == self.target.resource && within && named && self.selector.takes(&change.object) {
-                self.lines.push_back(line(change.what, &change.object));
-            }
-        }
-        self.from = spoke.version;
-        Some(true)
-    }
 }

@@ -54,12 +54,18 @@ impl Spoke {
             sender: watch::Sender::new(()),
         };
         for name in ["default", "kube-system"] {
-            let namespace = json!({
-                "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}, "status": {"phase": "Active"},
-            });
-            spoke.put(("namespaces".to_owned(), String::new(), name.to_owned()), namespace);
+            spoke.put_namespace(name, json!({"apiVersion": "v1", "kind": "Namespace"}));
         }
         spoke
+    }
+
+    /// A new namespace, with the account that each has.
+    pub(super) fn put_namespace(&mut self, name: &str, mut object: Value) -> Value {
+        object["status"] = json!({"phase": "Active"});
+        let object = self.put(("namespaces".to_owned(), String::new(), name.to_owned()), object);
+        let account = json!({"apiVersion": "v1", "kind": "ServiceAccount"});
+        self.put(("serviceaccounts".to_owned(), name.to_owned(), "default".to_owned()), account);
+        object
     }
 
     pub(super) fn set(&mut self, weather: Weather) {
@@ -121,6 +127,11 @@ impl Spoke {
         self.objects.insert(key.clone(), object.clone());
         self.changed(what, key, object.clone());
         object
+    }
+
+    /// What an object is when nothing holds it any more: it is removed next, and that alone is told.
+    pub(super) fn last(&mut self, key: &Key, object: &Value) {
+        self.objects.insert(key.clone(), object.clone());
     }
 
     fn remove(&mut self, key: &Key) -> Option<Value> {
