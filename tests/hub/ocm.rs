@@ -356,11 +356,11 @@ fn a_group_is_backed_up_by_a_hub_that_is_killed_meanwhile() -> Result<()> {
     let backup = "/apis/hub.recovery/v1alpha1/namespaces/recovery-hub/clusterbackups/all-one-1";
     let hub_said = || std::fs::read_to_string(ocm.dir.path().join("hub.log")).unwrap_or_default();
     let state = |wanted: &'static str| move |one: &Value| (one["status"]["state"] == wanted).then(|| one["status"].clone());
-    let active = ocm.hub.api.until(backup, LIMIT, state("Active")).with_context(&hub_said)?;
+    let active = ocm.hub.api.until(backup, LIMIT, state("Active")).with_context(hub_said)?;
     ensure!(active["job"].is_string(), "{active}");
     drop(hub);
     let _hub = start_hub(&ocm)?;
-    let done = ocm.hub.api.until(backup, LIMIT, state("Succeeded")).with_context(&hub_said)?;
+    let done = ocm.hub.api.until(backup, LIMIT, state("Succeeded")).with_context(hub_said)?;
     ensure!(done["verified"] == true && done["job"] == active["job"] && kubelet.pods() == 1, "{done}");
     // What was put there goes, and of a gate that is not installed nothing is made.
     ocm.hub.api.until(backup, LIMIT, |one| {

@@ -20,7 +20,7 @@ fn work(available: &str, applied: &str, observed: i64, values: &Value) -> Work {
             },
         ]}},
     });
-    Work::of(serde_json::from_value(work).unwrap())
+    Work::of(&serde_json::from_value(work).unwrap())
 }
 
 fn this_try() -> Try {
@@ -56,7 +56,7 @@ fn values_count_while_their_object_is_there() {
     ] {
         assert_eq!(work(available, applied, observed, &values).pod(&this_try()), expected, "{available} {applied} {observed}");
     }
-    let nothing = Work::of(serde_json::from_value(json!({"metadata": {"name": "backup-1"}})).unwrap());
+    let nothing = Work::of(&serde_json::from_value(json!({"metadata": {"name": "backup-1"}})).unwrap());
     assert_eq!(nothing.pod(&this_try()), Found::Untold);
     assert!(!nothing.is_applied() && work("True", "True", 2, &values).is_applied() && !work("True", "True", 1, &values).is_applied());
 }
