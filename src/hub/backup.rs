@@ -35,6 +35,8 @@ const BEGINS: Duration = Duration::from_secs(20);
 const NET: Duration = Duration::from_secs(120);
 /// The pause before a gate that could not be written is tried again.
 const GATE_AGAIN: Duration = Duration::from_secs(300);
+/// The least time between two looks that a spoke asks for.
+const BREATH: Duration = Duration::from_millis(300);
 /// How long a `ClusterBackup` that is deleted waits for its spoke.
 const FAREWELL: SignedDuration = SignedDuration::from_secs(120);
 /// The most bytes of a message in a status, and in an event.
@@ -398,6 +400,8 @@ async fn watch(hub: &Arc<Hub>, this: &Try, spoke: &Arc<dyn Spoke>) {
     let task = tokio::spawn(async move {
         while changes.next().await.is_some() {
             wake.unbounded_send(place.clone()).ok();
+            // However much a cluster has to tell, it is not looked at without a pause.
+            tokio::time::sleep(BREATH).await;
         }
         // Whoever watches again at once asks a server that cannot be watched without end.
         tokio::time::sleep(about(Duration::from_secs(2))).await;

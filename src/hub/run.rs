@@ -9,7 +9,6 @@ use anyhow::{Context, Result};
 use futures::channel::mpsc::{UnboundedSender, unbounded};
 use futures::{Stream, StreamExt, TryStreamExt};
 use http::StatusCode;
-use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use kube::runtime::controller::{Action, Config as Pace};
 use kube::runtime::events::{Recorder, Reporter};
@@ -129,12 +128,14 @@ async fn image(client: &Client, options: &Options) -> Result<String> {
         return Ok(image.clone());
     }
     let (namespace, name) = (&options.lease, &options.name);
-    let pod = Api::<Pod>::namespaced(client.clone(), namespace).get(name).await;
+    let pods = kube::core::Request::new(format!("/api/v1/namespaces/{namespace}/pods"));
+    let asked = pods.get(name, &kube::api::GetParams::default()).context("asking for the hub's own pod")?;
+    let pod = client.request::<serde_json::Value>(asked).await;
     let pod = pod.map_err(|error| {
         misfit(format!("which image clusters are to run: reading the pod {namespace}/{name}: {}; or give --image", chain(&error)))
     })?;
-    let image = pod.spec.and_then(|spec| spec.containers.into_iter().next()?.image);
-    image.ok_or_else(|| misfit(format!("the pod {namespace}/{name} has no image: give --image")))
+    let image = pod.pointer("/spec/containers/0/image").and_then(serde_json::Value::as_str);
+    image.map(str::to_owned).ok_or_else(|| misfit(format!("the pod {namespace}/{name} has no image: give --image")))
 }
 
 /// Ends when a signal asks for it.

@@ -5,18 +5,21 @@
 
 use std::time::Duration;
 
+use data_encoding::BASE64;
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use futures::{FutureExt, StreamExt, TryStreamExt};
-use k8s_openapi::api::batch::v1::{Job as JobObject, JobCondition};
-use k8s_openapi::api::core::v1::{ContainerState, Namespace, Pod, Secret};
-use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PropagationPolicy};
+use kube::api::{DeleteParams, GetParams, ListParams, LogParams, Patch, PatchParams, PropagationPolicy, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config, ResourceExt};
+use kube::core::Request;
+use kube::{Client, Config};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::objects::{COMMAND, CONTAINER, NAMESPACE, TRY_LABEL, Try};
-use super::request::{LIMIT, WATCH, absent, within, within_raw};
+use super::kinds::{Condition, ContainerState, JobStatus, List, Object, PodStatus, Secret};
+use super::objects::{COMMAND, CONTAINER, NAMESPACE, NAMESPACE_PATH, TRY_LABEL, Try};
+use super::request::{self, LIMIT, WATCH, ask, ask_for};
 use super::{Job, JobEnd, Look, Spoke, Trouble, unreachable};
 use crate::hub::FIELD_MANAGER;
 use crate::hub::api::GateState;
@@ -25,6 +28,11 @@ use crate::kube::policy::{self, Permission};
 
 /// How much of a pod's log is kept: lines, and bytes.
 const LOG: (i64, usize) = (20, 4096);
+/// The most objects of a kind that are looked at: the hub itself leaves one, with its pod.
+const MOST: u32 = 50;
+
+type JobObject = Object<JobStatus>;
+type Pod = Object<PodStatus>;
 
 /// A cluster that is reached by a kubeconfig.
 #[derive(Clone)]
@@ -39,42 +47,41 @@ impl ByKubeconfig {
     /// [`Trouble::Unreachable`] when there is no such Secret, or none that can be used: that may be put right meanwhile.
     pub async fn find(hub: &Client, namespace: &str, cluster: &str) -> Result<Self, Trouble> {
         let name = format!("{cluster}-kubeconfig");
-        let secret = within(Api::<Secret>::namespaced(hub.clone(), namespace).get_opt(&name)).await.map_err(|trouble| match trouble {
-            Trouble::Unreachable { message, .. } => unreachable("NoKubeconfig", format!("asking the hub for the Secret {name}: {message}")),
-            refused @ Trouble::Refused(_) => refused,
-        })?;
+        let secrets = Request::new(format!("/api/v1/namespaces/{namespace}/secrets"));
+        let secret: Option<Secret> = ask_for(hub, secrets.get(&name, &GetParams::default()))
+            .await
+            .map_err(|trouble| unreachable("NoKubeconfig", format!("asking the hub for the Secret {name}: {trouble}")))?;
         let none =
             || unreachable("NoKubeconfig", format!("there is no Secret {name} in {namespace} with a kubeconfig under the key `value`"));
-        let text = secret.and_then(|secret| secret.data?.remove("value")).ok_or_else(none)?;
+        let text = secret.and_then(|mut secret| secret.data.remove("value")).ok_or_else(none)?;
         let bad = |why: String| unreachable("BadKubeconfig", format!("the kubeconfig in the Secret {name} cannot be used: {why}"));
-        let text = String::from_utf8(text.0).map_err(|_| bad("it is not text".to_owned()))?;
+        let text = BASE64.decode(text.as_bytes()).map_err(|error| bad(error.to_string()))?;
+        let text = String::from_utf8(text).map_err(|_| bad("it is not text".to_owned()))?;
         let kubeconfig = Kubeconfig::from_yaml(&text).map_err(|error| bad(error.to_string()))?;
         let config = config(kubeconfig).await.map_err(bad)?;
         Ok(Self { client: Client::try_from(config).map_err(|error| bad(error.to_string()))? })
     }
 
-    fn jobs(&self) -> Api<JobObject> {
-        Api::namespaced(self.client.clone(), NAMESPACE)
-    }
-
-    fn pods(&self) -> Api<Pod> {
-        Api::namespaced(self.client.clone(), NAMESPACE)
+    async fn list<T: DeserializeOwned>(&self, resource: &Request, labels: &str) -> Result<Vec<T>, Trouble> {
+        let parameters =
+            ListParams { label_selector: Some(labels.to_owned()).filter(|labels| !labels.is_empty()), ..ListParams::default() };
+        let list: Option<List<T>> = ask_for(&self.client, resource.list(&parameters.limit(MOST))).await?;
+        Ok(list.map(|list| list.items).unwrap_or_default())
     }
 
     /// The Job of a try, with what its pod said.
     async fn told(&self, job: &JobObject) -> Result<Job, Trouble> {
-        let uid = job.uid().unwrap_or_default();
+        let uid = job.metadata.uid.clone();
         let end = end(job);
-        // Of a label selector no more is known than that; of a Job that is there, its pods are asked for by its uid.
-        let of_job = ListParams::default().labels(&format!("controller-uid={uid}")).limit(10);
-        let pods = within(self.pods().list(&of_job)).await?.items;
-        let Some(pod) = pods.iter().max_by_key(|pod| pod.creation_timestamp()) else {
+        let mut all: Vec<Pod> = self.list(&pods(), &format!("controller-uid={uid}")).await?;
+        all.sort_by_key(|pod| pod.metadata.creation_timestamp);
+        let Some(pod) = all.last() else {
             return Ok(Job { uid, end, said: String::new(), runs: false, waits: String::new(), log: String::new() });
         };
         let (said, waits) = heard(pod);
         // At a Job's deadline its pod is deleted before the Job has failed, and the log goes with it.
-        let fails = matches!(end, JobEnd::Failed { .. }) || conditions(job).any(|condition| condition.type_ == "FailureTarget");
-        let log = if fails { self.log(&pod.name_any()).await } else { String::new() };
+        let fails = matches!(end, JobEnd::Failed { .. }) || conditions(job).any(|condition| condition.r#type == "FailureTarget");
+        let log = if fails { self.log(&pod.metadata.name).await } else { String::new() };
         let runs = container(pod).is_some_and(|state| state.running.is_some());
         Ok(Job { uid, end, said, runs, waits, log })
     }
@@ -82,37 +89,60 @@ impl ByKubeconfig {
     /// The last lines of a pod's log; where there is none to be had, why.
     async fn log(&self, pod: &str) -> String {
         let last = LogParams { container: Some(CONTAINER.to_owned()), tail_lines: Some(LOG.0), ..LogParams::default() };
-        match within(self.pods().logs(pod, &last)).await {
-            Ok(log) => crate::hub::last(log.trim_end(), LOG.1),
-            Err(trouble) => format!("(the log of the pod {pod} is not to be had: {trouble})"),
-        }
+        let why = match ask(&self.client, pods().logs(pod, &last)).await {
+            Ok(Some(log)) => return crate::hub::last(String::from_utf8_lossy(&log).trim_end(), LOG.1),
+            Ok(None) => "it is gone".to_owned(),
+            Err(trouble) => trouble.to_string(),
+        };
+        format!("(the log of the pod {pod} is not to be had: {why})")
     }
 
-    async fn apply(&self, object: &Value) -> Result<(), Trouble> {
-        let path = path(object).ok_or_else(|| Trouble::Refused("an object without a name".to_owned()))?;
-        self.apply_at(&path, object).await
+    async fn apply(&self, path: &str, object: &Value) -> Result<(), Trouble> {
+        let (resource, name) = at(path);
+        let request = resource.patch(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object));
+        let applied = ask(&self.client, request).await?;
+        applied.map(drop).ok_or_else(|| unreachable("Unreachable", format!("the API server does not know {path}")))
     }
 
-    async fn apply_at(&self, path: &str, object: &Value) -> Result<(), Trouble> {
-        let (resource, name) = path.rsplit_once('/').unwrap_or((path, ""));
-        let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        let request = kube::core::Request::new(resource).patch(name, &parameters, &Patch::Apply(object));
-        let request = request.map_err(|error| Trouble::Refused(error.to_string()))?;
-        within(self.client.request::<Value>(request)).await.map(drop)
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Trouble> {
+        let (resource, name) = at(path);
+        ask_for(&self.client, resource.get(name, &GetParams::default())).await
     }
 
-    async fn get(&self, path: &str) -> Result<Option<Value>, Trouble> {
-        let (resource, name) = path.rsplit_once('/').unwrap_or((path, ""));
-        let request = kube::core::Request::new(resource).get(name, &kube::api::GetParams::default());
-        let request = request.map_err(|error| Trouble::Refused(error.to_string()))?;
-        absent(within_raw(self.client.request::<Value>(request)).await)
+    /// Has an object removed, with what belongs to it; one that is not there is no trouble, nor one that goes already.
+    async fn delete(&self, resource: &Request, name: &str, propagation: PropagationPolicy) -> Result<(), Trouble> {
+        let parameters = DeleteParams { propagation_policy: Some(propagation), ..DeleteParams::default() };
+        ask(&self.client, resource.delete(name, &parameters)).await.map(drop)
     }
 
     /// What an upgrade changes in this cluster's API, where it changes anything there.
     async fn upgraded(&self) -> Result<Option<Upgraded>, Trouble> {
-        let groups = within(self.client.list_api_groups()).await?.groups;
+        #[derive(Deserialize)]
+        struct Groups {
+            groups: Vec<Group>,
+        }
+        #[derive(Deserialize)]
+        struct Group {
+            name: String,
+        }
+        let groups: Option<Groups> = self.get("/apis").await?;
+        let groups = groups.map(|all| all.groups).unwrap_or_default();
         Ok(Upgraded::ALL.into_iter().find(|upgraded| groups.iter().any(|group| group.name == upgraded.resource().0)))
     }
+}
+
+fn jobs() -> Request {
+    Request::new(format!("/apis/batch/v1/namespaces/{NAMESPACE}/jobs"))
+}
+
+fn pods() -> Request {
+    Request::new(format!("/api/v1/namespaces/{NAMESPACE}/pods"))
+}
+
+/// The resource and the name of what is at a path.
+fn at(path: &str) -> (Request, &str) {
+    let (resource, name) = path.rsplit_once('/').unwrap_or((path, ""));
+    (Request::new(resource), name)
 }
 
 /// The settings of a client: what the kubeconfig says, and nothing that is the hub's own.
@@ -145,18 +175,15 @@ async fn config(kubeconfig: Kubeconfig) -> Result<Config, String> {
 }
 
 /// The conditions of a Job that are true.
-fn conditions(job: &JobObject) -> impl Iterator<Item = &JobCondition> {
-    job.status.iter().flat_map(|status| status.conditions.iter().flatten()).filter(|one| one.status == "True")
+fn conditions(job: &JobObject) -> impl Iterator<Item = &Condition> {
+    job.status.conditions.iter().filter(|one| one.status == "True")
 }
 
 /// How a Job stands: the Job's controller sets one of these two conditions last.
 fn end(job: &JobObject) -> JobEnd {
-    let end = |condition: &JobCondition| match condition.type_.as_str() {
+    let end = |condition: &Condition| match condition.r#type.as_str() {
         "Complete" => Some(JobEnd::Complete),
-        "Failed" => Some(JobEnd::Failed {
-            reason: condition.reason.clone().unwrap_or_default(),
-            message: condition.message.clone().unwrap_or_default(),
-        }),
+        "Failed" => Some(JobEnd::Failed { reason: condition.reason.clone(), message: condition.message.clone() }),
         _ => None,
     };
     conditions(job).find_map(end).unwrap_or(JobEnd::Running)
@@ -164,29 +191,21 @@ fn end(job: &JobObject) -> JobEnd {
 
 /// The state of the agent's container.
 fn container(pod: &Pod) -> Option<&ContainerState> {
-    let all = pod.status.as_ref()?.container_statuses.as_ref()?;
-    all.iter().find(|one| one.name == CONTAINER)?.state.as_ref()
+    pod.status.container_statuses.iter().find(|one| one.name == CONTAINER).map(|one| &one.state)
 }
 
 /// What the container of a pod said when it ended, and what it waits for.
 fn heard(pod: &Pod) -> (String, String) {
-    let (status, state) = (pod.status.as_ref(), container(pod));
-    let ended = state.and_then(|state| state.terminated.as_ref());
-    let mut said = ended.and_then(|ended| ended.message.clone()).unwrap_or_default();
-    if said.is_empty() {
-        // A pod that never came to its container, or was taken off the node: kubelet says why in the pod itself.
-        said = status.and_then(|status| status.message.clone().or_else(|| status.reason.clone())).unwrap_or_default();
-    }
-    let waiting = state.and_then(|state| state.waiting.as_ref()).filter(|waiting| waiting.reason.as_deref() != Some("ContainerCreating"));
-    let waits = waiting.map(|waiting| {
-        let reason = waiting.reason.clone().unwrap_or_default();
-        waiting.message.as_ref().map_or_else(|| reason.clone(), |message| format!("{reason}: {message}"))
-    });
-    let scheduled = status.and_then(|status| status.conditions.as_ref()).and_then(|all| {
-        let not = all.iter().find(|one| one.type_ == "PodScheduled" && one.status == "False")?;
-        Some(format!("{}: {}", not.reason.clone().unwrap_or_default(), not.message.clone().unwrap_or_default()))
-    });
-    (said, waits.or(scheduled).unwrap_or_default())
+    let (status, state) = (&pod.status, container(pod));
+    let ended = state.and_then(|state| state.terminated.as_ref()).map(|ended| ended.message.as_str()).unwrap_or_default();
+    // A pod that never came to its container, or was taken off the node: kubelet says why in the pod itself.
+    let said = [ended, &status.message, &status.reason].into_iter().find(|text| !text.is_empty()).unwrap_or_default();
+    let with_reason = |reason: &str, message: &str| if message.is_empty() { reason.to_owned() } else { format!("{reason}: {message}") };
+    let waiting = state.and_then(|state| state.waiting.as_ref()).filter(|waiting| waiting.reason != "ContainerCreating");
+    let unscheduled = status.conditions.iter().find(|one| one.r#type == "PodScheduled" && one.status == "False");
+    let waits = waiting.map(|waiting| with_reason(&waiting.reason, &waiting.message));
+    let waits = waits.or_else(|| unscheduled.map(|condition| with_reason(&condition.reason, &condition.message)));
+    (said.to_owned(), waits.unwrap_or_default())
 }
 
 /// The path of an object of one of the kinds that are put on a cluster.
@@ -208,12 +227,12 @@ impl Spoke for ByKubeconfig {
     fn look<'a>(&'a self, this: &'a Try) -> BoxFuture<'a, Result<Look, Trouble>> {
         async move {
             let mut look = Look::default();
-            let (mut own, jobs) = (None, within(self.jobs().list(&ListParams::default())).await?);
-            for job in jobs.items {
-                match job.labels().get(TRY_LABEL) {
+            let (mut own, all) = (None, self.list::<JobObject>(&jobs(), "").await?);
+            for job in all {
+                match job.metadata.labels.get(TRY_LABEL) {
                     // Deleted by somebody while it runs: it is gone, only not yet.
                     Some(uid) if *uid == this.uid && job.metadata.deletion_timestamp.is_none() => own = Some(job),
-                    _ => look.leftovers.push(format!("the Job {}", job.name_any())),
+                    _ => look.leftovers.push(format!("the Job {}", job.metadata.name)),
                 }
             }
             if let Some(job) = own {
@@ -221,10 +240,10 @@ impl Spoke for ByKubeconfig {
                 return Ok(look);
             }
             // A Job can be gone before its pods are.
-            let pods = within(self.pods().list(&ListParams::default().limit(50))).await?;
-            look.leftovers.extend(pods.items.iter().map(|pod| format!("the pod {}", pod.name_any())));
+            let left = self.list::<Pod>(&pods(), "").await?;
+            look.leftovers.extend(left.iter().map(|pod| format!("the pod {}", pod.metadata.name)));
             if look.leftovers.is_empty() {
-                let namespace = within(Api::<Namespace>::all(self.client.clone()).get_opt(NAMESPACE)).await?;
+                let namespace: Option<Object<serde::de::IgnoredAny>> = self.get(NAMESPACE_PATH).await?;
                 if namespace.is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_some()) {
                     look.leftovers.push(format!("the namespace {NAMESPACE}"));
                 }
@@ -236,17 +255,15 @@ impl Spoke for ByKubeconfig {
 
     fn clear<'a>(&'a self, this: &'a Try) -> BoxFuture<'a, Result<(), Trouble>> {
         async move {
-            let delete = DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..DeleteParams::default() };
-            for job in within(self.jobs().list(&ListParams::default())).await?.items {
-                let own = job.labels().get(TRY_LABEL) == Some(&this.uid);
+            for job in self.list::<JobObject>(&jobs(), "").await? {
+                let own = job.metadata.labels.get(TRY_LABEL) == Some(&this.uid);
                 if !own && job.metadata.deletion_timestamp.is_none() {
-                    absent(within_raw(self.jobs().delete(&job.name_any(), &delete)).await)?;
+                    self.delete(&jobs(), &job.metadata.name, PropagationPolicy::Foreground).await?;
                 }
             }
-            for pod in within(self.pods().list(&ListParams::default().limit(50))).await?.items {
-                let orphan = pod.owner_references().is_empty() && pod.metadata.deletion_timestamp.is_none();
-                if orphan {
-                    absent(within_raw(self.pods().delete(&pod.name_any(), &DeleteParams::default())).await)?;
+            for pod in self.list::<Pod>(&pods(), "").await? {
+                if pod.metadata.owner_references.is_empty() && pod.metadata.deletion_timestamp.is_none() {
+                    self.delete(&pods(), &pod.metadata.name, PropagationPolicy::Background).await?;
                 }
             }
             Ok(())
@@ -256,31 +273,30 @@ impl Spoke for ByKubeconfig {
 
     fn start<'a>(&'a self, this: &'a Try) -> BoxFuture<'a, Result<(), Trouble>> {
         async move {
-            for object in this.prerequisites() {
-                self.apply(&object).await?;
+            for object in this.prerequisites().iter().chain([&this.job()]) {
+                let path = path(object).ok_or_else(|| Trouble::Refused("an object without a name".to_owned()))?;
+                self.apply(&path, object).await?;
             }
-            self.apply(&this.job()).await
+            Ok(())
         }
         .boxed()
     }
 
     fn watch<'a>(&'a self, this: &'a Try) -> BoxFuture<'a, Result<BoxStream<'static, ()>, Trouble>> {
         async move {
-            let parameters = kube::api::WatchParams::default().labels(&format!("{TRY_LABEL}={}", this.uid)).timeout(WATCH);
-            let stream = within(async { self.jobs().watch(&parameters, "0").await.map(StreamExt::boxed) }).await?;
-            Ok(stream.map_ok(drop).take_while(|item| std::future::ready(item.is_ok())).map(drop).boxed())
+            let parameters = WatchParams::default().labels(&format!("{TRY_LABEL}={}", this.uid)).timeout(WATCH);
+            request::watch(&self.client, jobs().watch(&parameters, "0")).await
         }
         .boxed()
     }
 
     fn remove<'a>(&'a self, this: &'a Try, everything: bool) -> BoxFuture<'a, Result<(), Trouble>> {
         async move {
-            let delete = DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
             if everything {
-                let all = Api::<Namespace>::all(self.client.clone());
-                return absent(within_raw(all.delete(NAMESPACE, &delete)).await).map(drop);
+                let (all, name) = at(NAMESPACE_PATH);
+                return self.delete(&all, name, PropagationPolicy::Background).await;
             }
-            absent(within_raw(self.jobs().delete(&this.job, &delete)).await).map(drop)
+            self.delete(&jobs(), &this.job, PropagationPolicy::Background).await
         }
         .boxed()
     }
@@ -288,15 +304,15 @@ impl Spoke for ByKubeconfig {
     fn gate<'a>(&'a self, permission: &'a Permission, install: bool) -> BoxFuture<'a, Result<GateState, Trouble>> {
         async move {
             let Some(upgraded) = self.upgraded().await? else { return Ok(GateState::NotInstalled) };
-            let installed = self.get(policy::BINDING).await?.is_some();
+            let installed = self.get::<serde::de::IgnoredAny>(policy::BINDING).await?.is_some();
             if !installed && !install {
                 return Ok(GateState::NotInstalled);
             }
             // The permission first, the binding last: nothing is refused for want of a parameter.
-            self.apply_at(policy::PARAMETER, &policy::parameter(permission, COMMAND)).await?;
+            self.apply(policy::PARAMETER, &policy::parameter(permission, COMMAND)).await?;
             if !installed {
-                self.apply_at(policy::POLICY, &policy::policy(upgraded)).await?;
-                self.apply_at(policy::BINDING, &policy::binding()).await?;
+                self.apply(policy::POLICY, &policy::policy(upgraded)).await?;
+                self.apply(policy::BINDING, &policy::binding()).await?;
             }
             Ok(match permission {
                 Permission::Open { .. } => GateState::Open,

@@ -1,6 +1,7 @@
 //! The way to a cluster: one trait with two ends, [`kubeconfig`] (its own API) and [`manifest_work`] (Open Cluster Management's agent there). What is put on
 //! a cluster is the same either way: [`objects`].
 
+mod kinds;
 pub mod kubeconfig;
 pub mod manifest_work;
 pub mod objects;

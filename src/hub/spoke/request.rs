@@ -1,15 +1,77 @@
-//! One request to an API server, on the way to a cluster: its limit, and what its failure means for a try.
+//! One request to an API server, on the way to a cluster: its limits, and what its failure means for a try.
 
 use std::time::Duration;
 
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use http::Request;
+use http_body_util::{BodyExt, BodyStream, Limited};
+use kube::Client;
+use kube::client::Body;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
 use super::{Trouble, unreachable};
+use crate::hub::chain;
 
 /// The time limit of one request to a cluster.
 pub(super) const LIMIT: Duration = Duration::from_secs(15);
 /// How long a watch lasts until it is begun anew, seconds: below what load balancers allow a silent connection.
 pub(super) const WATCH: u32 = 290;
+/// The most bytes of an answer. What the hub asks for is smaller by far, whatever a cluster has: it asks for so many objects at most.
+const LARGEST: usize = 8 << 20;
 
-/// One request in its time.
+/// A request as kube builds it.
+pub(super) type Asked = Result<Request<Vec<u8>>, kube::core::request::Error>;
+
+/// What the API server answers that refuses.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Status {
+    message: String,
+    reason: String,
+}
+
+/// Asks a cluster: the bytes of its answer; `None` when what is asked for is not there.
+pub(super) async fn ask(client: &Client, request: Asked) -> Result<Option<Vec<u8>>, Trouble> {
+    let request = request.map_err(|error| Trouble::Refused(error.to_string()))?.map(Body::from);
+    let answered = async {
+        let answer = client.send(request).await.map_err(|error| trouble(&error))?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), LARGEST).collect().await;
+        let bytes = body.map_err(|error| unreachable("Unreachable", format!("its answer cannot be read: {error}")))?.to_bytes();
+        match status.as_u16() {
+            200..300 => Ok(Some(bytes.to_vec())),
+            404 => Ok(None),
+            code => {
+                let said: Status = serde_json::from_slice(&bytes).unwrap_or_default();
+                Err(refusal(code, &said.reason, &said.message))
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, answered).await.unwrap_or_else(|_| Err(silence()))
+}
+
+/// The same, of an answer that is JSON.
+pub(super) async fn ask_for<T: DeserializeOwned>(client: &Client, request: Asked) -> Result<Option<T>, Trouble> {
+    let Some(bytes) = ask(client, request).await? else { return Ok(None) };
+    let read = serde_json::from_slice(&bytes);
+    read.map(Some).map_err(|error| unreachable("Unreachable", format!("its answer is not what was asked for: {error}")))
+}
+
+/// Watches: an item for each piece of the answer, whatever is in it. It ends with the answer.
+pub(super) async fn watch(client: &Client, request: Asked) -> Result<BoxStream<'static, ()>, Trouble> {
+    let request = request.map_err(|error| Trouble::Refused(error.to_string()))?.map(Body::from);
+    let answer = tokio::time::timeout(LIMIT, client.send(request)).await.unwrap_or_else(|_| Err(kube::Error::Service("no answer".into())));
+    let answer = answer.map_err(|error| trouble(&error))?;
+    if !answer.status().is_success() {
+        return Err(refusal(answer.status().as_u16(), "", "it cannot be watched"));
+    }
+    let pieces = BodyStream::new(answer.into_body()).map_ok(drop);
+    Ok(pieces.take_while(|piece| std::future::ready(piece.is_ok())).map(drop).boxed())
+}
+
+/// One request to the hub's own API, in its time.
 pub(super) async fn within_raw<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Box<kube::Error>> {
     match tokio::time::timeout(LIMIT, request).await {
         Ok(answer) => answer.map_err(Box::new),
@@ -30,19 +92,27 @@ pub(super) fn absent<T>(answer: Result<T, Box<kube::Error>>) -> Result<Option<T>
     }
 }
 
-/// What an error means for the try: an API server that is starting, busy, or has other credentials by now may take it later; one that calls the request
-/// itself wrong will not.
+fn silence() -> Trouble {
+    unreachable("Unreachable", format!("no answer within {} s", LIMIT.as_secs()))
+}
+
 fn trouble(error: &kube::Error) -> Trouble {
-    let kube::Error::Api(status) = error else {
-        return unreachable("Unreachable", crate::hub::chain(error));
-    };
-    let message = format!("the API server refused ({} {}): {}", status.code, status.reason, status.message);
-    match status.code {
-        401 | 403 if status.message.contains("is being terminated") => unreachable("Terminating", message),
+    match error {
+        kube::Error::Api(status) => refusal(status.code, &status.reason, &status.message),
+        error => unreachable("Unreachable", chain(error)),
+    }
+}
+
+/// What a refusal means for the try: an API server that is starting, busy, or has other credentials by now may take it later; one that calls the request
+/// itself wrong will not.
+fn refusal(code: u16, reason: &str, message: &str) -> Trouble {
+    let said = format!("the API server refused ({code} {reason}): {message}");
+    match code {
+        401 | 403 if message.contains("is being terminated") => unreachable("Terminating", said),
         // A policy's refusal, or a quota's: the account itself may do it.
-        403 if !status.message.contains("cannot ") => Trouble::Refused(message),
-        401 | 403 => unreachable("Unauthorized", message),
-        400 | 405 | 413 | 415 | 422 => Trouble::Refused(message),
-        _ => unreachable("Unreachable", message),
+        403 if !message.is_empty() && !message.contains("cannot ") => Trouble::Refused(said),
+        401 | 403 => unreachable("Unauthorized", said),
+        400 | 405 | 413 | 415 | 422 => Trouble::Refused(said),
+        _ => unreachable("Unreachable", said),
     }
 }
