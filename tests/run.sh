@@ -80,6 +80,7 @@ done
 tests/etcd-tools/build.sh
 tests/ignition/build.sh
 tests/node/tools/build.sh
+tests/hub/ocm-tools/build.sh
 cargo test --no-run
 set -m
 on_real_nodes "$@" >target/real-nodes.log 2>&1 </dev/null &

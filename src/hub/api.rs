@@ -46,7 +46,8 @@ pub const FINALIZER: &str = "hub.recovery/spoke";
 )]
 #[x_kube(
     validation = Rule::new("size(self.clusters) > 0 || size(self.clusterLabelSelectors) > 0").message("name clusters in spec.clusters, or choose them by their labels in spec.clusterLabelSelectors"),
-    validation = Rule::new("self.giveUpAfterSeconds > self.deadlineSeconds").message("spec.giveUpAfterSeconds must be more than spec.deadlineSeconds: the Job's own end must have the time to arrive")
+    validation = Rule::new("self.giveUpAfterSeconds > self.deadlineSeconds").message("spec.giveUpAfterSeconds must be more than spec.deadlineSeconds: the Job's own end must have the time to arrive"),
+    validation = Rule::new("!(self.installGate && self.reach == 'ManifestWork')").message("spec.installGate is not supported with spec.reach ManifestWork, whose agent has no rights to admission policies: run `recovery gate install` on the nodes")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterGroupBackupSpec {

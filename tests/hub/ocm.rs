@@ -1,6 +1,7 @@
 //! The way to clusters through Open Cluster Management, with the real work agent between two real API servers.
 
 use std::fs::File;
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -304,5 +305,71 @@ fn the_gate_is_written_where_there_is_one_and_left_to_the_node() -> Result<()> {
     api.merge(PARAMETER, &json!({"data": {"state": "open"}}))?;
     std::thread::sleep(std::time::Duration::from_secs(3));
     ensure!(api.get(PARAMETER)?.context("it is gone")?["data"]["state"] == "open");
+    Ok(())
+}
+
+/// A hub, with the rights that it has on a real one.
+fn start_hub(ocm: &Ocm) -> Result<Process> {
+    let file = ocm.dir.path().join("kubeconfig");
+    std::fs::write(&file, ocm.hub.kubeconfig_of_account("recovery-hub", "recovery-hub")?)?;
+    let (port, _) = free_port()?;
+    let log = File::options().create(true).append(true).open(ocm.dir.path().join("hub.log"))?;
+    let kubeconfig = format!("KUBECONFIG={}", file.display());
+    let words = [
+        kubeconfig.as_str(),
+        env!("CARGO_BIN_EXE_recovery"),
+        "hub",
+        "run",
+        "--namespace",
+        "recovery-hub",
+        "--image",
+        "registry/recovery:1",
+    ];
+    let listen = format!("127.0.0.1:{port}");
+    let arguments = words.into_iter().chain(["--listen", &listen]).map(str::to_owned).collect();
+    Process::start(Path::new("/usr/bin/env"), log, arguments)
+}
+
+#[test]
+fn a_group_is_backed_up_by_a_hub_that_is_killed_meanwhile() -> Result<()> {
+    let ocm = Ocm::start()?;
+    let packaging = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/hub");
+    ocm.hub.kubectl(&["apply", "-k", packaging], "")?.checked()?;
+    ocm.hub.kubectl(&["apply", "-f", &format!("{packaging}/ocm.yaml")], "")?.checked()?;
+    let said = verified();
+    let kubelet = Kubelet::start(&ocm.spoke, "node", move |_| Play::exits(8000, 0, &said))?;
+
+    let hub = start_hub(&ocm)?;
+    let groups = "/apis/hub.recovery/v1alpha1/namespaces/recovery-hub/clustergroupbackups";
+    let group = json!({
+        "apiVersion": "hub.recovery/v1alpha1", "kind": "ClusterGroupBackup", "metadata": {"name": "all"},
+        "spec": {"clusterLabelSelectors": [{"matchLabels": {"site": "one"}}], "reach": "ManifestWork"},
+    });
+    let managed = "/apis/cluster.open-cluster-management.io/v1/managedclusters/one";
+    ocm.hub.api.merge(managed, &json!({"metadata": {"labels": {"site": "one"}}}))?;
+    ocm.hub.api.until(groups, LIMIT, |_| Some(()))?;
+    let mut with_gate = group.clone();
+    with_gate["spec"]["installGate"] = true.into();
+    let refused = ocm.hub.api.create(groups, &with_gate).err().map(|error| format!("{error:#}")).unwrap_or_default();
+    ensure!(refused.contains("installGate is not supported with spec.reach ManifestWork"), "{refused}");
+    ocm.hub.api.create(groups, &group)?;
+    let backup = "/apis/hub.recovery/v1alpha1/namespaces/recovery-hub/clusterbackups/all-one-1";
+    let hub_said = || std::fs::read_to_string(ocm.dir.path().join("hub.log")).unwrap_or_default();
+    let state = |wanted: &'static str| move |one: &Value| (one["status"]["state"] == wanted).then(|| one["status"].clone());
+    let active = ocm.hub.api.until(backup, LIMIT, state("Active")).with_context(hub_said)?;
+    ensure!(active["job"].is_string(), "{active}");
+    drop(hub);
+    let _hub = start_hub(&ocm)?;
+    let done = ocm.hub.api.until(backup, LIMIT, state("Succeeded")).with_context(hub_said)?;
+    ensure!(done["verified"] == true && done["job"] == active["job"] && kubelet.pods() == 1, "{done}");
+    // What was put there goes, and of a gate that is not installed nothing is made.
+    ocm.hub.api.until(backup, LIMIT, |one| {
+        let status = &one["status"];
+        (status["cleaned"] == true && status["gate"] == "NotInstalled").then_some(())
+    })?;
+    let works = "/apis/work.open-cluster-management.io/v1/namespaces/one/manifestworks";
+    let none = |list: &Value| list["items"].as_array().is_some_and(Vec::is_empty).then_some(());
+    ocm.hub.api.until(works, LIMIT, none).with_context(|| ocm.said())?;
+    ensure!(ocm.spoke.api.get("/api/v1/namespaces/recovery-spoke")?.is_none(), "the namespace has stayed");
     Ok(())
 }
