@@ -145,7 +145,7 @@ pub enum Verb {
     Archive(ArchiveArgs),
     /// Backups of a fleet of clusters: the controller on the hub, and what it says
     Hub(HubArgs),
-    /// Write man pages, shell completions, journald's message catalog or the definitions of the hub's resources
+    /// Write man pages, shell completions or journald's message catalog
     #[command(hide = true)]
     Generate(GenerateArgs),
 }

@@ -7,11 +7,9 @@ use anyhow::{Context, Result};
 use clap::{CommandFactory, ValueEnum};
 use clap_complete::Shell;
 use clap_mangen::Man;
-use kube::CustomResourceExt;
 
 use super::args::{Cli, GenerateArgs};
 use crate::error::usage;
-use crate::hub::api::{BackupSchedule, ClusterBackup, ClusterGroupBackup};
 use crate::report::event;
 
 /// The manual's section of system administration.
@@ -30,25 +28,9 @@ pub(super) fn run(args: &GenerateArgs) -> Result<ExitCode> {
         std::fs::write(&path, event::catalog()).with_context(|| format!("writing {}", path.display()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    if args.what == "crds" {
-        let path = args.to.join("crds.yaml");
-        std::fs::write(&path, crds()?).with_context(|| format!("writing {}", path.display()))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let shell =
-        Shell::from_str(&args.what, true).map_err(|_| usage(format!("`{}` is neither `man`, `catalog`, `crds` nor a shell", args.what)))?;
+    let shell = Shell::from_str(&args.what, true).map_err(|_| usage(format!("`{}` is neither `man`, `catalog` nor a shell", args.what)))?;
     clap_complete::generate_to(shell, &mut Cli::command(), "recovery", &args.to).context("writing completions")?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The definitions of the hub's resources, as `kubectl apply` takes them.
-fn crds() -> Result<String> {
-    let mut text = "# Made from src/hub/api.rs: `recovery generate crds packaging/hub`.\n".to_owned();
-    for crd in [ClusterGroupBackup::crd(), ClusterBackup::crd(), BackupSchedule::crd()] {
-        text += "---\n";
-        text += &serde_saphyr::to_string(&crd).context("putting a definition into YAML")?;
-    }
-    Ok(text)
 }
 
 /// One page for the command and one for each verb below it: `recovery-etcd-save.8`.
@@ -61,15 +43,4 @@ fn man_pages(command: &clap::Command, name: &str, to: &Path) -> Result<()> {
         .get_subcommands()
         .filter(|verb| !verb.is_hide_set())
         .try_for_each(|verb| man_pages(verb, &format!("{name}-{}", verb.get_name()), to))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_definitions_that_are_installed_are_those_of_the_types() {
-        let installed = include_str!("../../packaging/hub/crds.yaml");
-        assert_eq!(crds().unwrap(), installed, "`recovery generate crds packaging/hub` makes it anew");
-    }
 }

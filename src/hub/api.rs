@@ -1,5 +1,5 @@
 //! The hub's resources, in the group `hub.recovery`: what people ask for, and what became of it. Their definitions
-//! (`packaging/hub/crds.yaml`) are made from these types, words and rules included: `recovery generate crds DIR`.
+//! (`packaging/hub/crds.yaml`) are made from these types, words and rules included, by the test of this page.
 
 #![expect(unreachable_pub, reason = "the derived schema takes the place of each `spec` for that of one nobody can reach")]
 
@@ -467,4 +467,25 @@ fn keep() -> u32 {
 }
 fn utc() -> String {
     crate::schedule::zone::UTC.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::CustomResourceExt;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_that_are_installed_are_those_of_these_types() {
+        let mut made = "# Made from src/hub/api.rs, by its test.\n".to_owned();
+        for crd in [ClusterGroupBackup::crd(), ClusterBackup::crd(), BackupSchedule::crd()] {
+            made += "---\n";
+            made += &serde_saphyr::to_string(&crd).unwrap();
+        }
+        if made != include_str!("../../packaging/hub/crds.yaml") {
+            let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/target/crds.yaml");
+            std::fs::write(beside, made).unwrap();
+            panic!("packaging/hub/crds.yaml is not what these types make, which is in {beside}");
+        }
+    }
 }

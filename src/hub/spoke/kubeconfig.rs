@@ -25,6 +25,7 @@ use crate::hub::FIELD_MANAGER;
 use crate::hub::api::GateState;
 use crate::kube::Upgraded;
 use crate::kube::policy::{self, Permission};
+use crate::node::yaml;
 
 /// How much of a pod's log is kept: lines, and bytes.
 const LOG: (i64, usize) = (20, 4096);
@@ -57,7 +58,7 @@ impl ByKubeconfig {
         let bad = |why: String| unreachable("BadKubeconfig", format!("the kubeconfig in the Secret {name} cannot be used: {why}"));
         let text = BASE64.decode(text.as_bytes()).map_err(|error| bad(error.to_string()))?;
         let text = String::from_utf8(text).map_err(|_| bad("it is not text".to_owned()))?;
-        let kubeconfig = Kubeconfig::from_yaml(&text).map_err(|error| bad(error.to_string()))?;
+        let kubeconfig: Kubeconfig = yaml::first_of_secrets(&text).map_err(|error| bad(format!("{error:#}")))?;
         let config = config(kubeconfig).await.map_err(bad)?;
         Ok(Self { client: Client::try_from(config).map_err(|error| bad(error.to_string()))? })
     }
