@@ -364,6 +364,10 @@ fn words(backup: &ClusterBackup, status: &ClusterBackupStatus, seen: Seen, looke
             word("NotVerified", format!("the Job is complete, but the node did not say that its backup is verified: its pod said {said}"))
         }
         (Seen::Running, Ok(Look { job: Some(job), .. })) if !job.waits.is_empty() => word("PodWaiting", job.waits.clone()),
+        // At its deadline a Job is without a pod for a moment: why that did not begin is still what there is to say.
+        (Seen::Running, Ok(Look { job: Some(job), .. })) if !job.runs && status.reason == "PodWaiting" => {
+            word(&status.reason, status.message.clone())
+        }
         (Seen::Running, _) => word("Running", "the backup is being taken".to_owned()),
         (_, Ok(Look { job: Some(Job { end: JobEnd::Failed { reason, message }, waits, .. }), .. })) => {
             let why = [heard, waits.as_str(), message.as_str()].into_iter().find(|text| !text.is_empty()).unwrap_or("it did not say why");
