@@ -1,5 +1,5 @@
 //! The end that speaks through Open Cluster Management: a `ManifestWork` in the cluster's namespace on the hub, carried out by OCM's work agent on the
-//! spoke, which reports fields of the objects into the work's status. What is in a work is in [`work`](super::work).
+//! spoke, which reports fields of the objects into the work's status. What is in a work is in [the page on works](super::work).
 //!
 //! What that agent does decides how this is done (its releases 0.16 to 1.2, read; 1.2, seen):
 //!

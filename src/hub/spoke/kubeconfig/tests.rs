@@ -28,7 +28,7 @@ fn a_kubeconfig_runs_nothing_and_reads_nothing_of_the_hubs_own() {
     }
 }
 
-fn job(conditions: serde_json::Value) -> JobObject {
+fn job(conditions: &Value) -> JobObject {
     serde_json::from_value(json!({"metadata": {"name": "j", "uid": "1"}, "spec": {}, "status": {"active": 1, "conditions": conditions}}))
         .unwrap()
 }
@@ -37,33 +37,32 @@ fn job(conditions: serde_json::Value) -> JobObject {
 fn a_job_is_over_by_its_last_condition_alone() {
     assert_eq!(end(&serde_json::from_value(json!({"metadata": {}})).unwrap()), JobEnd::Running);
     let target = json!({"type": "FailureTarget", "status": "True", "reason": "DeadlineExceeded"});
-    assert_eq!(end(&job(json!([target]))), JobEnd::Running);
+    assert_eq!(end(&job(&json!([target]))), JobEnd::Running);
     let failed = json!({"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "too long"});
     let (reason, message) = ("DeadlineExceeded".to_owned(), "too long".to_owned());
-    assert_eq!(end(&job(json!([target, failed]))), JobEnd::Failed { reason, message });
-    assert_eq!(end(&job(json!([{"type": "SuccessCriteriaMet", "status": "True"}]))), JobEnd::Running);
-    assert_eq!(end(&job(json!([{"type": "Complete", "status": "True"}]))), JobEnd::Complete);
-    assert_eq!(end(&job(json!([{"type": "Complete", "status": "False"}]))), JobEnd::Running);
+    assert_eq!(end(&job(&json!([target, failed]))), JobEnd::Failed { reason, message });
+    assert_eq!(end(&job(&json!([{"type": "SuccessCriteriaMet", "status": "True"}]))), JobEnd::Running);
+    assert_eq!(end(&job(&json!([{"type": "Complete", "status": "True"}]))), JobEnd::Complete);
+    assert_eq!(end(&job(&json!([{"type": "Complete", "status": "False"}]))), JobEnd::Running);
 }
 
-fn pod(status: serde_json::Value) -> Pod {
+fn pod(status: &Value) -> Pod {
     serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n"}, "status": status})).unwrap()
 }
 
 #[test]
 fn a_pod_says_how_it_ended_or_what_it_waits_for() {
-    let of = |state: serde_json::Value| {
-        heard(&pod(json!({"containerStatuses": [{"name": "other", "state": {}}, {"name": CONTAINER, "state": state}]})))
-    };
+    let of =
+        |state: Value| heard(&pod(&json!({"containerStatuses": [{"name": "other", "state": {}}, {"name": CONTAINER, "state": state}]})));
     let pair = |said: &str, waits: &str| (said.to_owned(), waits.to_owned());
     assert_eq!(of(json!({"terminated": {"exitCode": 65, "reason": "Error", "message": "damaged"}})), pair("damaged", ""));
     assert_eq!(of(json!({"running": {"startedAt": "2026-01-01T00:00:00Z"}})), pair("", ""));
     assert_eq!(of(json!({"waiting": {"reason": "ContainerCreating"}})), pair("", ""));
     let pull = json!({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}});
     assert_eq!(of(pull), pair("", "ImagePullBackOff: no such image"));
-    let away = pod(json!({"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}));
+    let away = pod(&json!({"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}));
     assert_eq!(heard(&away), pair("The node was low on resource: memory.", ""));
     let unscheduled =
         json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}]});
-    assert_eq!(heard(&pod(unscheduled)), pair("", "Unschedulable: 0/1 nodes"));
+    assert_eq!(heard(&pod(&unscheduled)), pair("", "Unschedulable: 0/1 nodes"));
 }
