@@ -1,4 +1,4 @@
-//! The controller of `ClusterGroupBackup`: which clusters it has, and what the [plan](super::plan) says.
+//! The controller of `ClusterGroupBackup`: which clusters it has, and what [planning](super::plan) says.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
