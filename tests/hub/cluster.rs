@@ -44,6 +44,35 @@ impl Process {
         Self::start(&base::node_tools()?.join("kubernetes").join(name), log, arguments)
     }
 
+    /// The most memory that it has had, bytes.
+    pub(crate) fn peak(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).context("reading what it takes")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
+    }
+
+    /// Has it stand still.
+    pub(crate) fn stop(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Has it go on.
+    pub(crate) fn go_on(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// Whether it ends by itself in that time.
+    pub(crate) fn ends(mut self, within: std::time::Duration) -> Result<bool> {
+        let end = Instant::now() + within;
+        while Instant::now() < end {
+            if self.0.try_wait()?.is_some() {
+                return Ok(true);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        Ok(false)
+    }
+
     fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill_process(Pid::from_child(&self.0), signal)?)
     }

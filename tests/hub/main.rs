@@ -8,6 +8,8 @@ mod fleet;
 mod harness;
 mod https;
 mod kubelet;
+mod many;
 mod ocm;
+mod refused;
 mod states;
 mod thousand;

@@ -132,7 +132,7 @@ impl Ocm {
 /// The try of a `ClusterBackup` with this uid.
 fn this_try(uid: &str) -> Result<Try> {
     let backup: ClusterBackup = serde_json::from_value(json!({
-        "apiVersion": "recovery.k0rdent.mirantis.com/v1alpha1", "kind": "ClusterBackup",
+        "apiVersion": "hub.recovery/v1alpha1", "kind": "ClusterBackup",
         "metadata": {"name": format!("group-one-{uid}"), "namespace": "fleet", "uid": uid},
         "spec": {
             "cluster": "one", "group": "group", "attempt": 1, "reach": "ManifestWork", "image": "registry/recovery:1",

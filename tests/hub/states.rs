@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use crate::between::{Between, Moment, Verdict};
 use crate::cluster::Cluster;
-use crate::fleet::{Hub, LIMIT, by_image, path};
-use crate::kubelet::Kubelet;
+use crate::fleet::{Hub, LIMIT, by_image, path, verified};
+use crate::kubelet::{Kubelet, Play};
 
 const JOBS: &str = "/apis/batch/v1/namespaces/recovery-spoke/jobs";
 const GATE: &str = "/api/v1/namespaces/kube-system/configmaps/recovery-upgrade-gate";
@@ -106,10 +106,12 @@ fn a_cluster_out_of_reach_is_said_to_be_and_given_up_in_time() -> Result<()> {
     let (hub, spoke) = (Hub::start()?, Cluster::start("one", true)?);
     let _kubelet = Kubelet::start(&spoke, "node", by_image)?;
     hub.knows("one", &spoke.kubeconfig)?;
+    let dir = tempfile::tempdir()?;
+    let ran = dir.path().join("ran");
     let exec = "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]\nusers: [{name: u, user: {exec: \
-                {apiVersion: client.authentication.k8s.io/v1, command: /usr/bin/touch, args: [/tmp/recovery-hub-ran-a-program], \
+                {apiVersion: client.authentication.k8s.io/v1, command: /usr/bin/touch, args: [RAN], \
                 interactiveMode: Never}}}]\ncontexts: [{name: x, context: {cluster: c, user: u}}]\ncurrent-context: x\n";
-    hub.knows("exec", exec)?;
+    hub.knows("exec", &exec.replace("RAN", &ran.display().to_string()))?;
     let _running = hub.run(&hub.kubeconfig()?)?;
     let mut short = of("one", "hangs");
     (short["clusters"], short["deadlineSeconds"], short["giveUpAfterSeconds"]) = (json!(["nobody", "exec"]), 5.into(), 8.into());
@@ -121,18 +123,49 @@ fn a_cluster_out_of_reach_is_said_to_be_and_given_up_in_time() -> Result<()> {
     );
     let exec = hub.state("away-exec-1", "BackupTimeout")?;
     ensure!(exec["message"].as_str().is_some_and(|text| text.contains("`exec`")), "{exec}");
-    ensure!(!std::path::Path::new("/tmp/recovery-hub-ran-a-program").exists(), "the hub has run a program of a kubeconfig");
+    ensure!(!ran.exists(), "the hub has run a program of a kubeconfig");
     hub.reason("away", "BackupSucceeded", "Failed")?;
 
-    // One that answers no more while its backup runs: said, and no state; then it is there again.
-    hub.group("hangs", &of("one", "hangs"))?;
-    let active = hub.state("hangs-one-1", "Active")?;
+    // One that answers no more before its Job is there: said, and no state; then it is there again, and goes on.
     spoke.freeze()?;
-    // The next look is due at once when the Job is looked for anew.
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    hub.group("hangs", &of("one", "verified"))?;
+    hub.cluster.api.until(&path("clusterbackups", "hangs-one-1"), LIMIT, |one| {
+        (one["status"]["state"] == "PreparingToStart" && one["status"]["reason"] == "Unreachable").then_some(())
+    })?;
     spoke.thaw()?;
-    let still = hub.state("hangs-one-1", "Active")?;
-    ensure!(still["job"] == active["job"], "{still}");
+    hub.state("hangs-one-1", "Succeeded")?;
+
+    // One that is dead holds nobody up: what was put there is left behind, and said to be.
+    spoke.freeze()?;
+    hub.forget("clusterbackups", "hangs-one-1")?;
+    ensure!(hub.told("hangs-one-1")?.contains(&"LeftBehind".to_owned()), "{:?}", hub.told("hangs-one-1")?);
+    spoke.thaw()?;
+    Ok(())
+}
+
+/// Of two replicas one is active; when that is killed, or stands still and comes back, there is still one Job.
+#[test]
+fn the_second_replica_goes_on_where_the_first_was_killed() -> Result<()> {
+    let (hub, spoke) = (Hub::start()?, Cluster::start("one", true)?);
+    let kubelet = Kubelet::start(&spoke, "node", |_| Play::exits(25_000, 0, &verified()))?;
+    hub.knows("one", &spoke.kubeconfig)?;
+    let first = hub.run(&hub.kubeconfig()?)?;
+    hub.group("all", &of("one", "any"))?;
+    let active = hub.state("all-one-1", "Active")?;
+    let second = hub.run(&hub.kubeconfig()?)?;
+    // It stands still for longer than its Lease lasts; the other takes over, and the first, back again, sees that and ends.
+    first.stop()?;
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/recovery-hub/leases/recovery-hub";
+    let holder = |lease: &Value| lease["spec"]["holderIdentity"].as_str().map(str::to_owned);
+    let was = hub.cluster.api.get(leases)?.and_then(|lease| holder(&lease)).unwrap_or_default();
+    let waited = std::time::Instant::now();
+    hub.cluster.api.until(leases, LIMIT, |lease| holder(lease).filter(|now| *now != was))?;
+    println!("the other replica is active after {:.1} s", waited.elapsed().as_secs_f64());
+    first.go_on()?;
+    let done = hub.state("all-one-1", "Succeeded")?;
+    ensure!(done["job"] == active["job"] && kubelet.pods() == 1, "{done}");
+    ensure!(first.ends(std::time::Duration::from_secs(20))?, "the first replica goes on beside the second");
+    drop(second);
     Ok(())
 }
 

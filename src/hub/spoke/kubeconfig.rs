@@ -71,10 +71,10 @@ impl ByKubeconfig {
     }
 
     /// The Job of a try, with what its pod said.
-    async fn told(&self, job: &JobObject) -> Result<Job, Trouble> {
+    async fn told(&self, this: &Try, job: &JobObject) -> Result<Job, Trouble> {
         let uid = job.metadata.uid.clone();
         let end = end(job);
-        let mut all: Vec<Pod> = self.list(&pods(), &format!("controller-uid={uid}")).await?;
+        let mut all: Vec<Pod> = self.list(&pods(), &format!("{TRY_LABEL}={}", this.uid)).await?;
         all.sort_by_key(|pod| pod.metadata.creation_timestamp);
         let Some(pod) = all.last() else {
             return Ok(Job { uid, end, said: String::new(), runs: false, waits: String::new(), log: String::new() });
@@ -237,7 +237,7 @@ impl Spoke for ByKubeconfig {
                 }
             }
             if let Some(job) = own {
-                look.job = Some(self.told(&job).await?);
+                look.job = Some(self.told(this, &job).await?);
                 return Ok(look);
             }
             // A Job can be gone before its pods are.
