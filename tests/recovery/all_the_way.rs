@@ -126,7 +126,7 @@ fn leave_free(dir: &Path, left: u64) -> Result<()> {
 
 #[test]
 fn a_kubeadm_node_is_what_it_was_from_a_disk_that_is_nearly_full() -> Result<()> {
-    let (_temporary, node) = node(Kind::Kubeadm, |options| options.recovery_disk = Some(320))?;
+    let (_temporary, node) = node(Kind::Kubeadm, |options| options.recovery_disk = Some(400))?;
     let (disk, big) = (node.at("/var/recovery"), node.at("/var/lib/kubelet/big"));
     // A quarter of it does not compress: that is what the next one is thought to be like.
     noise(&big, 10)?;
