@@ -35,7 +35,7 @@ fn a_group_of_many_fills_its_slots_and_no_more() -> Result<()> {
     let before: u64 = hub.cluster.requests()?.values().sum();
     let begun = Instant::now();
     hub.group("all", &json!({"clusters": names, "maxConcurrency": slots}))?;
-    let allowed = takes.as_secs_f64() * (clusters as f64 / slots as f64).ceil();
+    let allowed = (takes * u32::try_from(clusters.div_ceil(slots))?).as_secs_f64();
     let end = begun + Duration::from_secs_f64(allowed * 4.0 + 60.0);
     let group = loop {
         let group = hub.cluster.api.get(&path("clustergroupbackups", "all"))?.context("the group is gone")?;
@@ -50,12 +50,12 @@ fn a_group_of_many_fills_its_slots_and_no_more() -> Result<()> {
     let memory = running.peak()?;
     println!(
         "{clusters} clusters, {slots} at a time: {took:.1} s, the slots allow {allowed:.1} s ({:.2} times); most at work {}; peak {} MiB; \
-         {:.1} requests to the hub's API and {:.1} to its own for each cluster",
+         {} requests to the hub's API and {} to its own for each cluster",
         took / allowed,
         spokes.most_at_work(),
         memory >> 20,
-        asked as f64 / clusters as f64,
-        spokes.all_requests() as f64 / clusters as f64,
+        asked / clusters as u64,
+        spokes.all_requests() / clusters as u64,
     );
     ensure!(spokes.most_at_work() <= slots, "{} at work, {slots} may be", spokes.most_at_work());
     ensure!(group["status"]["counts"]["failed"] == 0, "{}", group["status"]);
