@@ -14,7 +14,7 @@ mod health;
 mod jobs;
 mod kubeconfig;
 mod management;
-mod objects;
+pub(crate) mod objects;
 mod obstacles;
 mod patched;
 pub mod policy;

@@ -1,53 +1,23 @@
-//! The few fields that are read of objects on a cluster. The whole types, with all that a pod may have, would be a tenth of the program.
+//! What is read of the status of objects on a cluster. The whole types, with all that a pod may have, would be a tenth of the program.
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
-/// A list.
+use crate::kube::objects::{Condition, Conditions, Object, Unread};
+
+/// A list. One without items is none: the answer of something else.
 #[derive(Debug, Deserialize)]
 pub(super) struct List<T> {
     pub(super) items: Vec<T>,
 }
 
-/// An object.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Object<Status> {
-    pub(super) metadata: Metadata,
-    pub(super) status: Status,
-}
-
-/// The metadata of every object.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub(super) struct Metadata {
-    pub(super) name: String,
-    pub(super) uid: String,
-    pub(super) creation_timestamp: Option<Timestamp>,
-    pub(super) deletion_timestamp: Option<Timestamp>,
-    pub(super) labels: BTreeMap<String, String>,
-    pub(super) owner_references: Vec<IgnoredAny>,
-}
-
-/// Of a Job.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct JobStatus {
-    pub(super) conditions: Vec<Condition>,
-}
-
-/// A condition.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Condition {
-    pub(super) r#type: String,
-    pub(super) status: String,
-    pub(super) reason: String,
-    pub(super) message: String,
-}
+/// A Job.
+pub(super) type JobObject = Object<Unread, Conditions>;
+/// A pod.
+pub(super) type Pod = Object<Unread, PodStatus>;
+/// Anything of which the metadata alone is read.
+pub(super) type Bare = Object<Unread, Unread>;
 
 /// Of a pod.
 #[derive(Debug, Default, Deserialize)]
@@ -71,7 +41,7 @@ pub(super) struct ContainerStatus {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct ContainerState {
-    pub(super) running: Option<IgnoredAny>,
+    pub(super) running: Option<Unread>,
     pub(super) waiting: Option<Said>,
     pub(super) terminated: Option<Said>,
 }

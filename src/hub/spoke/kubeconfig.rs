@@ -17,13 +17,14 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::kinds::{Condition, ContainerState, JobStatus, List, Object, PodStatus, Secret};
-use super::objects::{COMMAND, CONTAINER, NAMESPACE, NAMESPACE_PATH, TRY_LABEL, Try};
+use super::kinds::{Bare, ContainerState, JobObject, List, Pod, Secret};
+use super::objects::{COMMAND, CONTAINER, NAMESPACE, TRY_LABEL, Try};
 use super::request::{self, LIMIT, WATCH, ask, ask_for};
-use super::{Job, JobEnd, Look, Spoke, Trouble, unreachable};
+use super::{Job, JobEnd, Look, Spoke, Trouble, unreachable, waits_for};
 use crate::hub::FIELD_MANAGER;
 use crate::hub::api::GateState;
 use crate::kube::Upgraded;
+use crate::kube::objects::{condition, is_true};
 use crate::kube::policy::{self, Permission};
 use crate::node::yaml;
 
@@ -31,9 +32,6 @@ use crate::node::yaml;
 const LOG: (i64, usize) = (20, 4096);
 /// The most objects of a kind that are looked at: the hub itself leaves one, with its pod.
 const MOST: u32 = 50;
-
-type JobObject = Object<JobStatus>;
-type Pod = Object<PodStatus>;
 
 /// A cluster that is reached by a kubeconfig.
 #[derive(Clone)]
@@ -81,7 +79,7 @@ impl ByKubeconfig {
         };
         let (said, waits) = heard(pod);
         // At a Job's deadline its pod is deleted before the Job has failed, and the log goes with it.
-        let fails = matches!(end, JobEnd::Failed { .. }) || conditions(job).any(|condition| condition.r#type == "FailureTarget");
+        let fails = matches!(end, JobEnd::Failed { .. }) || is_true(&job.status.conditions, "FailureTarget");
         let log = if fails { self.log(&pod.metadata.name).await } else { String::new() };
         let runs = container(pod).is_some_and(|state| state.running.is_some());
         Ok(Job { uid, end, said, runs, waits, log })
@@ -132,6 +130,10 @@ impl ByKubeconfig {
     }
 }
 
+fn namespaces() -> Request {
+    Request::new("/api/v1/namespaces")
+}
+
 fn jobs() -> Request {
     Request::new(format!("/apis/batch/v1/namespaces/{NAMESPACE}/jobs"))
 }
@@ -175,19 +177,14 @@ async fn config(kubeconfig: Kubeconfig) -> Result<Config, String> {
     Ok(config)
 }
 
-/// The conditions of a Job that are true.
-fn conditions(job: &JobObject) -> impl Iterator<Item = &Condition> {
-    job.status.conditions.iter().filter(|one| one.status == "True")
-}
-
 /// How a Job stands: the Job's controller sets one of these two conditions last.
 fn end(job: &JobObject) -> JobEnd {
-    let end = |condition: &Condition| match condition.r#type.as_str() {
-        "Complete" => Some(JobEnd::Complete),
-        "Failed" => Some(JobEnd::Failed { reason: condition.reason.clone(), message: condition.message.clone() }),
-        _ => None,
-    };
-    conditions(job).find_map(end).unwrap_or(JobEnd::Running)
+    let conditions = &job.status.conditions;
+    match condition(conditions, "Failed").filter(|_| is_true(conditions, "Failed")) {
+        Some(failed) => JobEnd::Failed { reason: failed.reason.clone(), message: failed.message.clone() },
+        None if is_true(conditions, "Complete") => JobEnd::Complete,
+        None => JobEnd::Running,
+    }
 }
 
 /// The state of the agent's container.
@@ -201,12 +198,11 @@ fn heard(pod: &Pod) -> (String, String) {
     let ended = state.and_then(|state| state.terminated.as_ref()).map(|ended| ended.message.as_str()).unwrap_or_default();
     // A pod that never came to its container, or was taken off the node: kubelet says why in the pod itself.
     let said = [ended, &status.message, &status.reason].into_iter().find(|text| !text.is_empty()).unwrap_or_default();
-    let with_reason = |reason: &str, message: &str| if message.is_empty() { reason.to_owned() } else { format!("{reason}: {message}") };
-    let waiting = state.and_then(|state| state.waiting.as_ref()).filter(|waiting| waiting.reason != "ContainerCreating");
-    let unscheduled = status.conditions.iter().find(|one| one.r#type == "PodScheduled" && one.status == "False");
-    let waits = waiting.map(|waiting| with_reason(&waiting.reason, &waiting.message));
-    let waits = waits.or_else(|| unscheduled.map(|condition| with_reason(&condition.reason, &condition.message)));
-    (said.to_owned(), waits.unwrap_or_default())
+    let pair = |reason: &str, message: &str| (reason.to_owned(), message.to_owned());
+    let waiting = state.and_then(|state| state.waiting.as_ref()).map(|waiting| pair(&waiting.reason, &waiting.message));
+    let scheduled = condition(&status.conditions, "PodScheduled").filter(|one| one.status.as_deref() == Some("False"));
+    let waits = waits_for(waiting, scheduled.map(|condition| pair(&condition.reason, &condition.message)));
+    (said.to_owned(), waits)
 }
 
 /// The path of an object of one of the kinds that are put on a cluster.
@@ -244,7 +240,7 @@ impl Spoke for ByKubeconfig {
             let left = self.list::<Pod>(&pods(), "").await?;
             look.leftovers.extend(left.iter().map(|pod| format!("the pod {}", pod.metadata.name)));
             if look.leftovers.is_empty() {
-                let namespace: Option<Object<serde::de::IgnoredAny>> = self.get(NAMESPACE_PATH).await?;
+                let namespace: Option<Bare> = ask_for(&self.client, namespaces().get(NAMESPACE, &GetParams::default())).await?;
                 if namespace.is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_some()) {
                     look.leftovers.push(format!("the namespace {NAMESPACE}"));
                 }
@@ -294,8 +290,7 @@ impl Spoke for ByKubeconfig {
     fn remove<'a>(&'a self, this: &'a Try, everything: bool) -> BoxFuture<'a, Result<(), Trouble>> {
         async move {
             if everything {
-                let (all, name) = at(NAMESPACE_PATH);
-                return self.delete(&all, name, PropagationPolicy::Background).await;
+                return self.delete(&namespaces(), NAMESPACE, PropagationPolicy::Background).await;
             }
             self.delete(&jobs(), &this.job, PropagationPolicy::Background).await
         }
@@ -305,7 +300,7 @@ impl Spoke for ByKubeconfig {
     fn gate<'a>(&'a self, permission: &'a Permission, install: bool) -> BoxFuture<'a, Result<GateState, Trouble>> {
         async move {
             let Some(upgraded) = self.upgraded().await? else { return Ok(GateState::NotInstalled) };
-            let installed = self.get::<serde::de::IgnoredAny>(policy::BINDING).await?.is_some();
+            let installed = self.get::<Bare>(policy::BINDING).await?.is_some();
             if !installed && !install {
                 return Ok(GateState::NotInstalled);
             }

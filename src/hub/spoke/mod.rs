@@ -87,6 +87,16 @@ pub(super) fn unreachable(reason: &'static str, message: impl Into<String>) -> T
     Trouble::Unreachable { reason, message: message.into() }
 }
 
+/// What a pod waits for that has not begun, of what is said of its container and of its place on a node: reason and message.
+fn waits_for(waiting: Option<(String, String)>, unscheduled: Option<(String, String)>) -> String {
+    let waiting = waiting.filter(|(reason, _)| reason != "ContainerCreating");
+    match waiting.or(unscheduled) {
+        Some((reason, message)) if message.is_empty() => reason,
+        Some((reason, message)) => format!("{reason}: {message}"),
+        None => String::new(),
+    }
+}
+
 /// A cluster, and the way to it. Each call is safe to repeat, and each ends in its time.
 pub trait Spoke: Send + Sync {
     /// Looks what is there of this try and of others.

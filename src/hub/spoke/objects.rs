@@ -9,8 +9,6 @@ use crate::hub::api::{ClusterBackup, ClusterBackupSpec};
 
 /// The namespace on the spoke.
 pub const NAMESPACE: &str = "recovery-spoke";
-/// Its path.
-pub(super) const NAMESPACE_PATH: &str = "/api/v1/namespaces/recovery-spoke";
 /// The account that the Job's pod runs as, its role, and the binding of both.
 pub const ACCOUNT: &str = "recovery-backup";
 /// The container.

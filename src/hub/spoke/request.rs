@@ -62,8 +62,7 @@ pub(super) async fn ask_for<T: DeserializeOwned>(client: &Client, request: Asked
 /// Watches: an item for each piece of the answer, whatever is in it. It ends with the answer.
 pub(super) async fn watch(client: &Client, request: Asked) -> Result<BoxStream<'static, ()>, Trouble> {
     let request = request.map_err(|error| Trouble::Refused(error.to_string()))?.map(Body::from);
-    let answer = tokio::time::timeout(LIMIT, client.send(request)).await.unwrap_or_else(|_| Err(kube::Error::Service("no answer".into())));
-    let answer = answer.map_err(|error| trouble(&error))?;
+    let answer = tokio::time::timeout(LIMIT, client.send(request)).await.map_err(|_| silence())?.map_err(|error| trouble(&error))?;
     if !answer.status().is_success() {
         return Err(refusal(answer.status().as_u16(), "", "it cannot be watched"));
     }

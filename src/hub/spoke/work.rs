@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::objects::{CONTAINER, NAMESPACE, Try};
-use super::{Job, JobEnd, Trouble, unreachable};
+use super::{Job, JobEnd, Trouble, unreachable, waits_for};
+use crate::kube::objects::{self, Condition};
 use crate::kube::policy;
 
 /// The annotation of a work with the uid of its pod, once that was seen.
@@ -60,15 +61,6 @@ struct Place {
     resource: String,
     namespace: String,
     name: String,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Condition {
-    r#type: String,
-    status: String,
-    message: String,
-    observed_generation: Option<i64>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -148,13 +140,13 @@ impl Work {
 
     /// True when the agent has put all of it, as it is now, onto the spoke.
     pub(super) fn is_applied(&self) -> bool {
-        let is_applied = |one: &Condition| one.status == "True" && one.observed_generation == Some(self.generation);
+        let is_applied = |one: &Condition| one.status.as_deref() == Some("True") && one.observed_generation == Some(self.generation);
         !self.manifests.is_empty() && self.manifests.iter().all(|manifest| manifest.condition("Applied").is_some_and(is_applied))
     }
 
     /// What the agent could not put there of the work as it is now: the first, and why.
     pub(super) fn not_applied(&self) -> Option<String> {
-        let of_now = |one: &&Condition| one.status == "False" && one.observed_generation == Some(self.generation);
+        let of_now = |one: &&Condition| one.status.as_deref() == Some("False") && one.observed_generation == Some(self.generation);
         self.manifests.iter().find_map(|manifest| manifest.condition("Applied").filter(of_now).map(|one| one.message.clone()))
     }
 
@@ -163,8 +155,8 @@ impl Work {
         let Some(manifest) = self.manifests.iter().find(|one| is_it(&one.resource_meta)) else { return Found::Untold };
         match manifest.condition("Available") {
             None => Found::Untold,
-            Some(one) if one.status == "True" => Found::There(manifest.values()),
-            Some(one) if one.status == "False" => Found::Missing,
+            Some(one) if one.status.as_deref() == Some("True") => Found::There(manifest.values()),
+            Some(one) if one.status.as_deref() == Some("False") => Found::Missing,
             Some(one) => Found::Unknown(one.message.clone()),
         }
     }
@@ -172,7 +164,7 @@ impl Work {
 
 impl Manifest {
     fn condition(&self, name: &str) -> Option<&Condition> {
-        self.conditions.iter().find(|one| one.r#type == name)
+        objects::condition(&self.conditions, name)
     }
 
     fn values(&self) -> BTreeMap<String, String> {
@@ -184,12 +176,10 @@ impl Manifest {
 /// A pod as what it stands for.
 pub(super) fn job(values: &BTreeMap<String, String>) -> Job {
     let value = |name: &str| values.get(name).cloned().unwrap_or_default();
-    let with_reason = |reason: String, message: String| if message.is_empty() { reason } else { format!("{reason}: {message}") };
-    let waits = match (values.get("waitingReason"), value("scheduled").as_str()) {
-        (Some(reason), _) if reason != "ContainerCreating" => with_reason(reason.clone(), value("waitingMessage")),
-        (_, "False") => with_reason(value("scheduledReason"), value("scheduledMessage")),
-        _ => String::new(),
-    };
+    let pair = |reason: &str, message: &str| (value(reason), value(message));
+    let waiting = values.contains_key("waitingReason").then(|| pair("waitingReason", "waitingMessage"));
+    let unscheduled = (value("scheduled") == "False").then(|| pair("scheduledReason", "scheduledMessage"));
+    let waits = waits_for(waiting, unscheduled);
     let end = match value("phase").as_str() {
         "Succeeded" => JobEnd::Complete,
         "Failed" => {
