@@ -366,6 +366,20 @@ pub struct ClusterBackupStatus {
     pub cleaned: bool,
 }
 
+impl ClusterBackup {
+    /// Its state.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.status.as_ref().map(|status| status.state).unwrap_or_default()
+    }
+
+    /// The hub has begun with its cluster.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.started_at.is_some())
+    }
+}
+
 /// The gate before an upgrade, on a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum GateState {

@@ -5,21 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ObjectMeta};
 use kube::core::PartialObjectMeta;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
-use serde_json::json;
 
-use super::api::{
-    CLUSTER_LABEL, ClusterBackup, ClusterGroupBackup, ClusterGroupBackupStatus, FINALIZER, GROUP_LABEL, Reach, SCHEDULE_LABEL,
-};
-use super::backup::{Failed, publish};
+use super::about;
+use super::api::{CLUSTER_LABEL, ClusterBackup, ClusterGroupBackup, ClusterGroupBackupStatus, FINALIZER, GROUP_LABEL, Reach};
+use super::own::{self, Failed};
 use super::plan::{self, BACKUP_SUCCEEDED, PROGRESSING, Plan};
 use super::run::Hub;
-use super::{FIELD_MANAGER, about};
 use crate::backup::names::{check_labels, shortened};
 
 /// The least time between two looks at a group, of which a thousand clusters ask for a thousand.
@@ -67,12 +64,9 @@ pub async fn reconcile(group: Arc<ClusterGroupBackup>, hub: Arc<Hub>) -> Result<
             return Ok(Action::requeue(about(LISTED)));
         }
     }
-    let backups = Api::<ClusterBackup>::namespaced(hub.client.clone(), &group.namespace().unwrap_or_default());
+    let backups = own::scoped::<ClusterBackup>(&hub.client, group.namespace().as_deref());
     for name in forget {
-        match backups.delete(&name, &DeleteParams::default()).await {
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
-            deleted => drop(deleted?),
-        }
+        own::delete(&backups, &name).await?;
     }
     write(&group, &hub, &status).await?;
     let until = next.and_then(|next| Duration::try_from(next.duration_since(Timestamp::now())).ok()).unwrap_or(NET);
@@ -130,20 +124,12 @@ async fn chosen(group: &ClusterGroupBackup, hub: &Hub) -> Result<Result<Vec<Stri
             Reach::Kubeconfig => Api::namespaced_with(hub.client.clone(), &group.namespace().unwrap_or_default(), &resource),
             Reach::ManifestWork => Api::all_with(hub.client.clone(), &resource),
         };
-        let mut page = ListParams::default().limit(500);
-        let mut names = Vec::new();
-        loop {
-            let list: kube::core::ObjectList<PartialObjectMeta<DynamicObject>> = match api.list_metadata(&page).await {
-                Err(kube::Error::Api(status)) if status.code == 404 => break,
-                list => list?,
-            };
-            let chooses = |labels: &BTreeMap<String, String>| group.spec.cluster_label_selectors.iter().any(|one| one.chooses(labels));
-            names.extend(list.items.iter().filter(|one| chooses(one.labels())).map(ResourceExt::name_any));
-            match list.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => page = page.continue_token(&token),
-                None => return Ok(Ok(names)),
-            }
-        }
+        let list: Vec<PartialObjectMeta<DynamicObject>> = match own::list("", async |page| api.list_metadata(&page).await).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => continue,
+            list => list?,
+        };
+        let chooses = |labels: &BTreeMap<String, String>| group.spec.cluster_label_selectors.iter().any(|one| one.chooses(labels));
+        return Ok(Ok(list.iter().filter(|one| chooses(one.labels())).map(ResourceExt::name_any).collect()));
     }
     Ok(Err(format!("the hub has no {kind} ({}), by whose labels clusters could be chosen: name them in spec.clusters", kinds.join(", "))))
 }
@@ -165,15 +151,14 @@ async fn make(group: &ClusterGroupBackup, hub: &Hub, cluster: &str, attempt: u32
         owner_references: group.controller_owner_ref(&()).map(|owner| vec![owner]),
         ..ObjectMeta::default()
     };
-    let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-    match Api::<ClusterBackup>::namespaced(hub.client.clone(), &namespace).create(&parameters, &backup).await {
-        Ok(made) => {
+    match own::create(hub, &backup).await {
+        Ok(Some(made)) => {
             let mut all = hub.known.made.lock().unwrap_or_else(PoisonError::into_inner);
             all.insert(made.uid().unwrap_or_default(), (made, Instant::now()));
             Ok(Ok(()))
         }
         // It was made before, and the cache is behind.
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(Ok(())),
+        Ok(None) => Ok(Ok(())),
         Err(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 422) => {
             Ok(Err(format!("the ClusterBackup of {cluster} is refused: {}", status.message)))
         }
@@ -196,20 +181,13 @@ async fn write(group: &ClusterGroupBackup, hub: &Hub, status: &ClusterGroupBacku
     if before == *status {
         return Ok(());
     }
-    let patch = json!({
-        "apiVersion": ClusterGroupBackup::api_version(&()),
-        "kind": ClusterGroupBackup::kind(&()),
-        "metadata": {"name": group.name_any(), "resourceVersion": group.metadata.resource_version},
-        "status": status,
-    });
-    let api = Api::<ClusterGroupBackup>::namespaced(hub.client.clone(), &group.namespace().unwrap_or_default());
-    api.patch_status(&group.name_any(), &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(patch)).await?;
+    own::write_status(hub, group, status).await?;
     for condition in &status.conditions {
         let was = before.conditions.iter().find(|one| one.kind == condition.kind).map(|one| one.reason.as_str());
         if condition.kind == BACKUP_SUCCEEDED && was != Some(condition.reason.as_str()) {
             let is_bad = matches!(condition.reason.as_str(), "Failed" | "PartiallyDone" | "Refused" | "NoClusterApi");
             let kind = if is_bad { EventType::Warning } else { EventType::Normal };
-            publish(hub, &group.object_ref(&()), kind, &condition.reason, &condition.message).await;
+            own::publish(hub, &group.object_ref(&()), kind, &condition.reason, &condition.message).await;
         }
     }
     Ok(())
@@ -218,9 +196,4 @@ async fn write(group: &ClusterGroupBackup, hub: &Hub, status: &ClusterGroupBacku
 /// The group that a `ClusterBackup` belongs to.
 pub(super) fn of_backup(backup: &ClusterBackup) -> ObjectRef<ClusterGroupBackup> {
     ObjectRef::new(&backup.spec.group).within(&backup.namespace().unwrap_or_default())
-}
-
-/// The schedule that a group belongs to, if it does.
-pub(super) fn schedule_of(group: &ClusterGroupBackup) -> Option<&String> {
-    group.labels().get(SCHEDULE_LABEL)
 }

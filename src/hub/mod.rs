@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Reading order: [`api`] (what can be asked for, and what is said of it); [`machine`] (the states of one cluster's backup) and [`plan`] (what a group does next):
-//! pure functions; [`spoke`] (the two ways to a cluster); then what is done with them: [`backup`], [`group`], [`schedule`], each the controller of one kind of
-//! object; [`run`] (all of them together, in the replica that has the [`lease`]); [`numbers`] and [`serve`] (metrics and health); [`status`] (for people).
+//! pure functions; [`spoke`] (the two ways to a cluster); then what is done with them: [`backup`] (with `at_work`, `words` and `after`),
+//! [`group`], [`schedule`], each the controller of one kind of object, and [`own`] (what they have in common); [`run`] (all of them together, in the replica that has the [`lease`]); [`numbers`] and [`serve`] (metrics and health); [`status`] (for people).
 //!
 //! Nothing is kept in memory that is not in the objects' status or on the spokes: a hub that is killed goes on where it was. What makes that true:
 //!
@@ -15,18 +15,22 @@
 //! * The Job of a try is named after the try's uid, and is made in the state Starting alone, which it leaves as soon as the Job is seen.
 //! * Whatever is done on a spoke can be done twice.
 
+mod after;
 pub mod api;
+mod at_work;
 pub mod backup;
 pub mod group;
 pub mod lease;
 pub mod machine;
 pub mod numbers;
+pub mod own;
 pub mod plan;
 pub mod run;
 pub mod schedule;
 pub mod serve;
 pub mod spoke;
 pub mod status;
+mod words;
 
 use std::time::Duration;
 

@@ -54,21 +54,20 @@ impl Standing<'_> {
 #[must_use]
 pub fn standing<'a>(tries: &[&'a ClusterBackup], retries: u32, once: bool, now: Timestamp) -> Standing<'a> {
     let next = tries.iter().map(|one| one.spec.attempt).max().unwrap_or(0) + 1;
-    let state = |one: &ClusterBackup| one.status.as_ref().map(|status| status.state).unwrap_or_default();
-    if let Some(running) = tries.iter().find(|one| !state(one).is_final()) {
-        return Standing::Running(state(running));
+    if let Some(running) = tries.iter().find(|one| !one.state().is_final()) {
+        return Standing::Running(running.state());
     }
     // One that is deleted has somebody who wants it tried again.
     let mut ended: Vec<&ClusterBackup> = tries.iter().copied().filter(|one| one.metadata.deletion_timestamp.is_none()).collect();
     ended.sort_by_key(|one| std::cmp::Reverse(one.spec.attempt));
     let Some(last) = ended.first() else { return Standing::Due(next) };
-    match state(last) {
+    match last.state() {
         State::Succeeded => match last.status.as_ref().and_then(|status| status.good_until) {
             Some(until) if until > now || once => Standing::Good(until),
             _ => Standing::Due(next),
         },
         State::BackupTimeout => {
-            let in_a_row = ended.iter().take_while(|one| state(one) == State::BackupTimeout).count();
+            let in_a_row = ended.iter().take_while(|one| one.state() == State::BackupTimeout).count();
             if in_a_row <= retries as usize { Standing::Due(next) } else { Standing::Failed(last) }
         }
         _ => Standing::Failed(last),
@@ -90,7 +89,7 @@ pub fn plan(group: &ClusterGroupBackup, clusters: &BTreeSet<String>, tries: &[&C
     let standings: Vec<(&String, Standing<'_>)> =
         clusters.iter().map(|cluster| (cluster, standing(of.get(cluster.as_str()).unwrap_or(&none), retries, once, now))).collect();
     // Whatever runs takes a place, also where its cluster has left the group.
-    let running = tries.iter().filter(|one| !one.status.as_ref().map(|status| status.state).unwrap_or_default().is_final()).count();
+    let running = tries.iter().filter(|one| !one.state().is_final()).count();
     let free = (max_concurrency as usize).saturating_sub(running);
     let mut due: Vec<(u32, &String)> = standings
         .iter()
@@ -113,14 +112,13 @@ pub fn plan(group: &ClusterGroupBackup, clusters: &BTreeSet<String>, tries: &[&C
 
 /// The tries of a cluster that are over and that nobody needs any more: those before the last good one, and all but so many good ones.
 fn forgotten(tries: &[&ClusterBackup], keep: u32) -> Vec<String> {
-    let state = |one: &ClusterBackup| one.status.as_ref().map(|status| status.state).unwrap_or_default();
-    let mut good: Vec<u32> = tries.iter().filter(|one| state(one) == State::Succeeded).map(|one| one.spec.attempt).collect();
+    let mut good: Vec<u32> = tries.iter().filter(|one| one.state() == State::Succeeded).map(|one| one.spec.attempt).collect();
     good.sort_unstable_by_key(|attempt| std::cmp::Reverse(*attempt));
-    let Some(&last) = good.first() else { return Vec::new() };
-    let oldest = good.get(keep as usize - 1).or(good.last()).copied().unwrap_or(last);
-    let over = tries.iter().filter(|one| state(one).is_final() && one.metadata.deletion_timestamp.is_none());
+    good.truncate(keep as usize);
+    let (Some(&last), Some(&oldest)) = (good.first(), good.last()) else { return Vec::new() };
+    let over = tries.iter().filter(|one| one.state().is_final() && one.metadata.deletion_timestamp.is_none());
     over.filter(|one| {
-        let first = if state(one) == State::Succeeded { oldest } else { last };
+        let first = if one.state() == State::Succeeded { oldest } else { last };
         one.spec.attempt < first
     })
     .filter_map(|one| one.metadata.name.clone())

@@ -9,20 +9,19 @@ use anyhow::{Context, Result};
 use futures::channel::mpsc::{UnboundedSender, unbounded};
 use futures::{Stream, StreamExt, TryStreamExt};
 use http::StatusCode;
-use kube::api::Api;
 use kube::runtime::controller::{Action, Config as Pace};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, applier, watcher};
-use kube::{Client, Config, Resource, ResourceExt};
-use serde::de::DeserializeOwned;
+use kube::{Client, Config, ResourceExt};
 
 use super::api::{BackupSchedule, ClusterBackup, ClusterGroupBackup};
-use super::backup::{self, AtWork, Failed};
+use super::at_work::AtWork;
 use super::group::{self, Known};
 use super::lease::Leader;
 use super::numbers::{self, Numbers};
-use super::{FIELD_MANAGER, chain, schedule, serve};
+use super::own::{self, Failed, Own};
+use super::{FIELD_MANAGER, backup, chain, schedule, serve};
 use crate::error::{misfit, unanswered};
 use crate::node::clock::interrupted;
 
@@ -226,20 +225,10 @@ async fn work(client: Client, options: &Options, image: &str, active: &Mutex<Opt
     }
 }
 
-fn scoped<K>(client: &Client, namespace: Option<&str>) -> Api<K>
-where
-    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
-{
-    namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
-}
-
 /// Fails when the API server does not know the resource, or this replica may not read it: without end, nothing would happen.
-async fn is_defined<K>(client: &Client, namespace: Option<&str>) -> Result<()>
-where
-    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
-{
+async fn is_defined<K: Own>(client: &Client, namespace: Option<&str>) -> Result<()> {
     let kind = K::kind(&());
-    match scoped::<K>(client, namespace).list(&kube::api::ListParams::default().limit(1)).await {
+    match own::scoped::<K>(client, namespace).list(&kube::api::ListParams::default().limit(1)).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 => {
             Err(misfit(format!("the hub's API does not know {kind}: `kubectl apply -k packaging/hub` defines it")))
@@ -252,11 +241,8 @@ where
 }
 
 /// Hears of every change of a kind: keeps the cache, then says so.
-async fn heard<K>(client: &Client, namespace: Option<&str>, writer: reflector::store::Writer<K>, say: impl Fn(&K))
-where
-    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
-{
-    watcher(scoped::<K>(client, namespace), watcher::Config::default())
+async fn heard<K: Own>(client: &Client, namespace: Option<&str>, writer: reflector::store::Writer<K>, say: impl Fn(&K)) {
+    watcher(own::scoped::<K>(client, namespace), watcher::Config::default())
         // Half of an object, and nobody here reads it.
         .modify(|object| object.managed_fields_mut().clear())
         .default_backoff()
@@ -273,17 +259,16 @@ where
 }
 
 /// Looks at each object that is woken, one look at a time for each.
-async fn controller<K, Look>(
+async fn controller<K: Own, Look>(
     store: Store<K>,
     woken: impl Stream<Item = ObjectRef<K>> + Send + 'static,
     hub: Arc<Hub>,
     reconcile: impl Fn(Arc<K>, Arc<Hub>) -> Look,
 ) where
-    K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
     Look: Future<Output = Result<Action, Failed>> + Send + 'static,
 {
     let look = |object: Arc<K>, hub: Arc<Hub>| Box::pin(reconcile(object, hub));
-    let failed = |_: Arc<K>, error: &Failed, _: Arc<Hub>| backup::again(error);
+    let failed = |_: Arc<K>, error: &Failed, _: Arc<Hub>| own::again(error);
     let woken = woken.map(Ok::<_, std::convert::Infallible>);
     applier(look, failed, hub.clone(), store, woken.into_stream(), Pace::default().concurrency(AT_A_TIME))
         .for_each(|looked| {

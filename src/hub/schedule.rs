@@ -6,17 +6,16 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::ObjectMeta;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
-use serde_json::json;
 
+use super::about;
 use super::api::{BackupSchedule, BackupScheduleStatus, ClusterGroupBackup, Condition, SCHEDULE_LABEL};
-use super::backup::Failed;
+use super::own::{self, Failed};
 use super::plan::{BACKUP_SUCCEEDED, PROGRESSING, set};
 use super::run::Hub;
-use super::{FIELD_MANAGER, about};
 use crate::schedule::cron::Cron;
 use crate::schedule::zone::zone;
 
@@ -94,7 +93,7 @@ pub async fn reconcile(schedule: Arc<BackupSchedule>, hub: Arc<Hub>) -> Result<A
     }
     forget(&schedule, &hub, &groups).await?;
     if status != before {
-        write(&schedule, &hub, &status).await?;
+        own::write_status(&hub, &*schedule, &status).await?;
     }
     Ok(Action::requeue(again.min(about(NET))))
 }
@@ -150,48 +149,31 @@ async fn make(schedule: &BackupSchedule, hub: &Hub, instant: Timestamp) -> Resul
         owner_references: schedule.controller_owner_ref(&()).map(|owner| vec![owner]),
         ..ObjectMeta::default()
     };
-    let parameters = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-    let api = Api::<ClusterGroupBackup>::namespaced(hub.client.clone(), &schedule.namespace().unwrap_or_default());
-    match api.create(&parameters, &group).await {
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(name),
-        made => Ok(made.map(|_| name)?),
-    }
+    own::create(hub, &group).await?;
+    Ok(name)
 }
 
 /// Deletes the groups that are over, but for the newest.
 async fn forget(schedule: &BackupSchedule, hub: &Hub, groups: &[Arc<ClusterGroupBackup>]) -> Result<(), Failed> {
     let over: Vec<_> = groups.iter().filter(|group| !is_at_work(group) && group.metadata.deletion_timestamp.is_none()).collect();
     let surplus = over.len().saturating_sub(schedule.spec.history as usize);
-    let api = Api::<ClusterGroupBackup>::namespaced(hub.client.clone(), &schedule.namespace().unwrap_or_default());
+    let api = own::scoped::<ClusterGroupBackup>(&hub.client, schedule.namespace().as_deref());
     for group in over.into_iter().take(surplus) {
-        match api.delete(&group.name_any(), &DeleteParams::background()).await {
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
-            deleted => drop(deleted?),
-        }
+        own::delete(&api, &group.name_any()).await?;
     }
-    Ok(())
-}
-
-async fn write(schedule: &BackupSchedule, hub: &Hub, status: &BackupScheduleStatus) -> Result<(), Failed> {
-    let patch = json!({
-        "apiVersion": BackupSchedule::api_version(&()),
-        "kind": BackupSchedule::kind(&()),
-        "metadata": {"name": schedule.name_any(), "resourceVersion": schedule.metadata.resource_version},
-        "status": status,
-    });
-    let api = Api::<BackupSchedule>::namespaced(hub.client.clone(), &schedule.namespace().unwrap_or_default());
-    api.patch_status(&schedule.name_any(), &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(patch)).await?;
     Ok(())
 }
 
 /// The schedule of a group, where it has one.
 pub(super) fn of_group(group: &ClusterGroupBackup) -> Option<ObjectRef<BackupSchedule>> {
-    let name = super::group::schedule_of(group)?;
+    let name = group.labels().get(SCHEDULE_LABEL)?;
     Some(ObjectRef::new(name).within(&group.namespace().unwrap_or_default()))
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn time(text: &str) -> Timestamp {

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
-use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 use serde::Serialize;
 
 use super::api::{CLUSTER_LABEL, ClusterBackup, ClusterGroupBackup, GROUP_LABEL, GateState, SCHEDULE_LABEL};
 use super::machine::State;
+use super::own::{self, Own};
 use super::plan::{Standing, standing};
 use super::{chain, run};
 use crate::error::{misfit, unanswered};
@@ -72,24 +72,12 @@ pub fn status(namespace: Option<&str>, group: Option<&str>, cluster: Option<&str
     })
 }
 
-async fn list<K>(client: &Client, namespace: Option<&str>, labels: &str) -> Result<Vec<K>>
-where
-    K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope> + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
-{
-    let api: Api<K> = namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace));
-    let mut page = ListParams::default().limit(500).labels(labels);
-    let mut all = Vec::new();
-    loop {
-        let list = api.list(&page).await.map_err(|error| match &error {
-            kube::Error::Api(status) if status.code == 404 => misfit(format!("this cluster is no hub: it does not know {}", K::kind(&()))),
-            error => unanswered(format!("asking the hub for {}: {}", K::kind(&()), chain(error))),
-        })?;
-        all.extend(list.items);
-        match list.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => page = page.continue_token(&token),
-            None => return Ok(all),
-        }
-    }
+async fn list<K: Own>(client: &Client, namespace: Option<&str>, labels: &str) -> Result<Vec<K>> {
+    let api = own::scoped::<K>(client, namespace);
+    own::list(labels, async |page| api.list(&page).await).await.map_err(|error| match &error {
+        kube::Error::Api(status) if status.code == 404 => misfit(format!("this cluster is no hub: it does not know {}", K::kind(&()))),
+        error => unanswered(format!("asking the hub for {}: {}", K::kind(&()), chain(error))),
+    })
 }
 
 /// What there is to say of these objects.
