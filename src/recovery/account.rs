@@ -177,7 +177,7 @@ struct Kept {
 /// be read.
 pub fn account(session: &Session<'_>, wanted: Option<&str>) -> Result<Account> {
     let dir = session.dir;
-    let open = Reading::named(&dir.journal(), &dir.shown_journal());
+    let open = Reading::in_progress(dir);
     let is_wanted = |reading: &Reading| wanted.is_none_or(|wanted| wanted == reading.run);
     let open = match open {
         Ok(Some(reading)) if is_wanted(&reading) => return of_open(session, &reading),

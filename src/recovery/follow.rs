@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub(super) fn follow(session: &Session<'_>) -> Result<RunReport> {
     let Session { node, dir, progress, .. } = *session;
     progress.say("another agent is at work on this recovery; showing its progress until it ends");
-    let (mut last, mut shown) = (Reading::named(&dir.journal(), &dir.shown_journal())?, None);
+    let (mut last, mut shown) = (Reading::in_progress(dir)?, None);
     loop {
         let held = match dir.lock("resume") {
             Ok(free) => {
@@ -31,7 +31,7 @@ pub(super) fn follow(session: &Session<'_>) -> Result<RunReport> {
             Err(error) if kind(&error) == FailureKind::Locked => Some(error),
             Err(error) => return Err(error),
         };
-        if let Some(reading) = Reading::named(&dir.journal(), &dir.shown_journal())? {
+        if let Some(reading) = Reading::in_progress(dir)? {
             last = Some(reading);
         }
         if let Some(reading) = &last

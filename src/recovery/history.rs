@@ -16,7 +16,7 @@ use crate::session::Locked;
 
 /// The journal, if it can be read. `restart` and `abandon` go past one that cannot: it is a warning.
 pub(super) fn readable(dir: &RecoveryDir) -> Option<Reading> {
-    Reading::named(&dir.journal(), &dir.shown_journal()).unwrap_or_else(|error| {
+    Reading::in_progress(dir).unwrap_or_else(|error| {
         tracing::warn!("{error:#}");
         None
     })

@@ -10,7 +10,7 @@ use crate::backup::manifest::DeploymentId;
 use crate::engine::{Procedure, journal, machine};
 use crate::error::{FailureKind, Next, run};
 use crate::formats::journal as format;
-use crate::node::dir::old_stages;
+use crate::node::dir::{RecoveryDir, old_stages};
 use crate::node::{Node, profile};
 use crate::tools::systemctl;
 use crate::up::HOLD;
@@ -21,6 +21,16 @@ pub const WAIT: Duration = Duration::from_secs(1200);
 
 /// The journal of a recovery, as read.
 pub type Reading = journal::Reading<Recovery>;
+impl Reading {
+    /// The journal of the recovery in progress, if there is one; messages call it as the node does.
+    ///
+    /// # Errors
+    /// As [`Reading::of`].
+    pub fn in_progress(dir: &RecoveryDir) -> Result<Option<Self>> {
+        Self::named(&dir.journal(), &dir.shown_journal())
+    }
+}
+
 /// The journal of a recovery, open for writing.
 pub type Journal = journal::Journal<Recovery>;
 /// What can happen to a recovery.

@@ -53,7 +53,7 @@ pub fn propose<'a>(session: &Session<'a>, mut options: Options) -> Result<Propos
     recovery_mount::check(node, dir)?;
     let locked = session.lock(verb)?;
     let boot = this_boot(node)?;
-    if let Some(reading) = Reading::named(&dir.journal(), &dir.shown_journal())?
+    if let Some(reading) = Reading::in_progress(dir)?
         && let State::Open(open) = &reading.state
     {
         let now = what_with(open, &reading, &boot);
@@ -231,7 +231,7 @@ impl Proposal<'_> {
                 (journal, undo)
             }
             Origin::New => {
-                if let Some(over) = Reading::named(&dir.journal(), &dir.shown_journal())? {
+                if let Some(over) = Reading::in_progress(dir)? {
                     let undo = Undo::of_run(dir, &over)?;
                     clear_away(&self.session, &over, undo)?;
                 }

@@ -41,7 +41,7 @@ pub struct StatusReport {
 pub fn status(session: &Session<'_>) -> Result<StatusReport> {
     let Session { node, dir, .. } = *session;
     let hold = hold::is_placed(node);
-    let (reading, unreadable) = match Reading::named(&dir.journal(), &dir.shown_journal()) {
+    let (reading, unreadable) = match Reading::in_progress(dir) {
         Ok(reading) => (reading, None),
         Err(error) => (None, Some(said(&error))),
     };
