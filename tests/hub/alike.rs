@@ -12,7 +12,7 @@ use crate::cluster::Cluster;
 use crate::harness::{JOBS, LIMIT, PODS, job, namespace};
 use crate::thousand::{Life, Thousand};
 
-const MAPS: &str = "/api/v1/namespaces/work/configmaps";
+const MAPS: &str = "/api/v1/namespaces/trial/configmaps";
 const APPLY: &str = "application/apply-patch+yaml";
 const MERGE: &str = "application/merge-patch+json";
 
@@ -61,12 +61,12 @@ fn talk(api: Api) -> Result<Vec<String>> {
     let applied = format!("{one}?fieldManager=hub&force=true");
     let first = map("one", &json!({"a": "1", "b": "2"}));
     // Nothing there yet.
-    talk.ask(Method::GET, "/api/v1/namespaces/work", "", None, seen(""));
+    talk.ask(Method::GET, "/api/v1/namespaces/trial", "", None, seen(""));
     talk.ask(Method::PATCH, &applied, APPLY, Some(&first), seen("/data"));
     talk.ask(Method::GET, "/apis/nowhere.example.com/v1/things", "", None, seen(""));
     talk.ask(Method::POST, "/api/v1/namespaces", "application/json", Some(&namespace()), seen("/status"));
     talk.ask(Method::POST, "/api/v1/namespaces", "application/json", Some(&namespace()), seen("/status"));
-    talk.api.until("/api/v1/namespaces/work/serviceaccounts/default", LIMIT, |_| Some(()))?;
+    talk.api.until("/api/v1/namespaces/trial/serviceaccounts/default", LIMIT, |_| Some(()))?;
 
     // Applied, and applied again; versions.
     talk.ask(Method::PATCH, &one, APPLY, Some(&first), seen("/data"));
@@ -139,9 +139,9 @@ fn talk(api: Api) -> Result<Vec<String>> {
     talk.ask(Method::GET, &format!("{PODS}?labelSelector=job-name%3Djob"), "", None, |list| list["items"].as_array().map(Vec::len).into());
     talk.ask(Method::DELETE, PODS, "", None, |_| Value::Null);
 
-    talk.ask(Method::DELETE, "/api/v1/namespaces/work", "", None, seen("/status/phase"));
+    talk.ask(Method::DELETE, "/api/v1/namespaces/trial", "", None, seen("/status/phase"));
     talk.ask(Method::POST, MAPS, "application/json", Some(&first), seen("/kind"));
-    talk.until_gone("/api/v1/namespaces/work")?;
+    talk.until_gone("/api/v1/namespaces/trial")?;
     talk.ask(Method::GET, &path, "", None, seen("/kind"));
     Ok(talk.said)
 }

@@ -47,14 +47,7 @@ impl Hub {
 
     /// Runs the hub with this kubeconfig; dropped, it is killed with -9.
     pub(crate) fn run(&self, kubeconfig: &str) -> Result<Process> {
-        let file = self.dir.path().join("kubeconfig");
-        std::fs::write(&file, kubeconfig)?;
-        let log = File::options().create(true).append(true).open(self.dir.path().join("hub.log"))?;
-        let words = ["hub", "run", "--namespace", "recovery-hub", "--image", "verified", "--listen"];
-        let listen = format!("127.0.0.1:{}", free_port()?.0);
-        let environment = format!("KUBECONFIG={}", file.display());
-        let arguments = [&environment, env!("CARGO_BIN_EXE_recovery")].into_iter().chain(words).chain([listen.as_str()]);
-        Process::start(Path::new("/usr/bin/env"), log, arguments.map(str::to_owned).collect())
+        run(self.dir.path(), kubeconfig)
     }
 
     /// What the program has said.
@@ -106,6 +99,18 @@ impl Hub {
         all.sort_by_key(|event| event["eventTime"].as_str().map(str::to_owned));
         Ok(all.iter().filter_map(|event| event["reason"].as_str().map(str::to_owned)).collect())
     }
+}
+
+/// Runs a hub with this kubeconfig; it and the log, `hub.log`, are in `dir`.
+pub(crate) fn run(dir: &Path, kubeconfig: &str) -> Result<Process> {
+    let file = dir.join("kubeconfig");
+    std::fs::write(&file, kubeconfig)?;
+    let log = File::options().create(true).append(true).open(dir.join("hub.log"))?;
+    let words = ["hub", "run", "--namespace", "recovery-hub", "--image", "verified", "--listen"];
+    let listen = format!("127.0.0.1:{}", free_port()?.0);
+    let environment = format!("KUBECONFIG={}", file.display());
+    let arguments = [&environment, env!("CARGO_BIN_EXE_recovery")].into_iter().chain(words).chain([listen.as_str()]);
+    Process::start(Path::new("/usr/bin/env"), log, arguments.map(str::to_owned).collect())
 }
 
 /// The path of an object of the hub.

@@ -12,19 +12,19 @@ use crate::kubelet::{Kubelet, Play};
 use crate::thousand::{Life, Thousand, Weather};
 
 pub(crate) const LIMIT: Limit = Limit::of(60);
-pub(crate) const JOBS: &str = "/apis/batch/v1/namespaces/work/jobs";
-pub(crate) const PODS: &str = "/api/v1/namespaces/work/pods";
+pub(crate) const JOBS: &str = "/apis/batch/v1/namespaces/trial/jobs";
+pub(crate) const PODS: &str = "/api/v1/namespaces/trial/pods";
 
 pub(crate) fn namespace() -> Value {
     json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {
-        "name": "work", "labels": {"pod-security.kubernetes.io/enforce": "privileged"},
+        "name": "trial", "labels": {"pod-security.kubernetes.io/enforce": "privileged"},
     }})
 }
 
 pub(crate) fn job(name: &str, deadline: u64) -> Value {
     let container = json!({"name": "main", "image": "image", "securityContext": {"privileged": true}});
     json!({
-        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, "namespace": "work"},
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, "namespace": "trial"},
         "spec": {"backoffLimit": 0, "activeDeadlineSeconds": deadline, "template": {"spec": {
             "restartPolicy": "Never", "hostPID": true, "automountServiceAccountToken": false, "containers": [container],
         }}},
@@ -43,7 +43,7 @@ pub(crate) fn jobs_end_as_on_a_cluster() -> Result<()> {
     let cluster = Cluster::start("jobs", true)?;
     let api = &cluster.api;
     api.create("/api/v1/namespaces", &namespace())?;
-    api.until("/api/v1/namespaces/work/serviceaccounts/default", LIMIT, |_| Some(()))?;
+    api.until("/api/v1/namespaces/trial/serviceaccounts/default", LIMIT, |_| Some(()))?;
     let kubelet = Kubelet::start(&cluster, "node", |pod| match pod["metadata"]["labels"]["job-name"].as_str() {
         Some("good") => Play::exits(300, 0, "{\"verified\":true}").with_log("one\ntwo\nthree\n"),
         Some("bad") => Play::exits(300, 65, "the disk is full").with_log("it is full\n"),
@@ -92,8 +92,8 @@ pub(crate) fn jobs_end_as_on_a_cluster() -> Result<()> {
         ensure!(Instant::now() < end, "the pod of a Job that was deleted is still there");
         std::thread::sleep(Duration::from_millis(50));
     }
-    api.delete("/api/v1/namespaces/work")?;
-    while api.get("/api/v1/namespaces/work")?.is_some() {
+    api.delete("/api/v1/namespaces/trial")?;
+    while api.get("/api/v1/namespaces/trial")?.is_some() {
         ensure!(Instant::now() < end, "the namespace is still there: {}", cluster.said());
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -104,7 +104,7 @@ pub(crate) fn jobs_end_as_on_a_cluster() -> Result<()> {
 fn a_server_goes_and_comes_back() -> Result<()> {
     let mut cluster = Cluster::start("away", true)?;
     cluster.api.create("/api/v1/namespaces", &namespace())?;
-    cluster.api.until("/api/v1/namespaces/work/serviceaccounts/default", LIMIT, |_| Some(()))?;
+    cluster.api.until("/api/v1/namespaces/trial/serviceaccounts/default", LIMIT, |_| Some(()))?;
     let kubelet = Kubelet::start(&cluster, "node", |pod| match pod["metadata"]["labels"]["job-name"].as_str() {
         Some("meanwhile") => Play::exits(4000, 0, "done meanwhile"),
         _ => Play::hangs().with_log("on it\n"),
@@ -141,12 +141,12 @@ fn a_server_goes_and_comes_back() -> Result<()> {
     ensure!(end == "BackoffLimitExceeded", "it ended with {end}");
 
     // Rights are the account's own; somebody has none; one server answers nothing. The account's kubeconfig is kept as a hub finds it.
-    let account = cluster.kubeconfig_of_account("work", "default")?;
-    cluster.api.create("/api/v1/namespaces/work/secrets", &secret("work", "spoke", &account))?;
-    let kept = cluster.api.get("/api/v1/namespaces/work/secrets/spoke-kubeconfig")?.context("no Secret")?;
+    let account = cluster.kubeconfig_of_account("trial", "default")?;
+    cluster.api.create("/api/v1/namespaces/trial/secrets", &secret("trial", "spoke", &account))?;
+    let kept = cluster.api.get("/api/v1/namespaces/trial/secrets/spoke-kubeconfig")?.context("no Secret")?;
     ensure!(kept["data"]["value"] == data_encoding::BASE64.encode(account.as_bytes()), "{kept}");
     let forbidden = Api::of(&account)?.get(JOBS).err().context("an account without rights may")?;
-    ensure!(format!("{forbidden:#}").contains("system:serviceaccount:work:default"), "{forbidden:#}");
+    ensure!(format!("{forbidden:#}").contains("system:serviceaccount:trial:default"), "{forbidden:#}");
     let forbidden = Api::of(&cluster.kubeconfig_of("somebody", None)?)?.get(JOBS).err().context("somebody may")?;
     ensure!(format!("{forbidden:#}").contains("\"somebody\" cannot list"), "{forbidden:#}");
     let (kubeconfig, _listener) = silent()?;
@@ -154,7 +154,7 @@ fn a_server_goes_and_comes_back() -> Result<()> {
     api.limit = Duration::from_secs(1);
     let error = api.get("/version").err().context("what is silent answers")?;
     ensure!(format!("{error:#}").contains("no answer"), "{error:#}");
-    let applied = cluster.kubectl(&["apply", "-f", "-"], &namespace().to_string().replace("work", "by-hand"))?.checked()?;
+    let applied = cluster.kubectl(&["apply", "-f", "-"], &namespace().to_string().replace("trial", "by-hand"))?.checked()?;
     ensure!(applied.stdout.contains("namespace/by-hand created"), "{}", applied.stdout);
     Ok(())
 }
@@ -209,11 +209,11 @@ fn a_thousand_clusters_in_one_process() -> Result<()> {
     ensure!(format!("{refused:#}").contains("field is immutable"), "{refused:#}");
     api.run(ask(&api.client, http::Method::DELETE, &format!("{JOBS}/job"), "", None))?;
     ensure!(api.list(JOBS)?.is_empty() && api.list(PODS)?.len() == 1);
-    api.delete("/api/v1/namespaces/work")?;
+    api.delete("/api/v1/namespaces/trial")?;
     let refused = api.create(JOBS, &job("late", 2)).err().context("made in a namespace that goes")?;
     ensure!(format!("{refused:#}").contains("being terminated"), "{refused:#}");
     let end = Instant::now() + LIMIT.0;
-    while api.get("/api/v1/namespaces/work")?.is_some() {
+    while api.get("/api/v1/namespaces/trial")?.is_some() {
         ensure!(Instant::now() < end, "the namespace is still there");
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -242,7 +242,7 @@ fn a_thousand_clusters_in_one_process() -> Result<()> {
 async fn one_job(kubeconfig: &str) -> Result<Value> {
     let client = client(kubeconfig).await?;
     let form = "application/apply-patch+yaml";
-    for (path, object) in [("/api/v1/namespaces/work", namespace()), (&format!("{JOBS}/job"), job("job", 2))] {
+    for (path, object) in [("/api/v1/namespaces/trial", namespace()), (&format!("{JOBS}/job"), job("job", 2))] {
         ask(&client, http::Method::PATCH, &format!("{path}?fieldManager=test"), form, Some(&object)).await?.context("not found")?;
     }
     let list = ask(&client, http::Method::GET, JOBS, "", None).await?.context("no list")?;

@@ -1,7 +1,6 @@
 //! The way to clusters through Open Cluster Management, with the real work agent between two real API servers.
 
 use std::fs::File;
-use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +13,7 @@ use recovery::kube::Permission;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, Process, free_port};
+use crate::fleet::{self, verified};
 use crate::kubelet::{Kubelet, Play};
 
 /// For what the agent does: a namespace takes some seconds to go.
@@ -140,14 +140,6 @@ fn this_try(uid: &str) -> Result<Try> {
         },
     }))?;
     Try::of(&backup).context("no try")
-}
-
-fn verified() -> String {
-    json!({
-        "version": 1, "agent": "1.0.0", "backup": "20261130T040000Z", "verified": true, "digest": "00", "release": "4.16.3",
-        "taken": "2026-11-30T04:00:00Z", "certificates_expire": null,
-    })
-    .to_string()
 }
 
 fn name_of(pod: &Value) -> &str {
@@ -310,24 +302,7 @@ fn the_gate_is_written_where_there_is_one_and_left_to_the_node() -> Result<()> {
 
 /// A hub, with the rights that it has on a real one.
 fn start_hub(ocm: &Ocm) -> Result<Process> {
-    let file = ocm.dir.path().join("kubeconfig");
-    std::fs::write(&file, ocm.hub.kubeconfig_of_account("recovery-hub", "recovery-hub")?)?;
-    let (port, _) = free_port()?;
-    let log = File::options().create(true).append(true).open(ocm.dir.path().join("hub.log"))?;
-    let kubeconfig = format!("KUBECONFIG={}", file.display());
-    let words = [
-        kubeconfig.as_str(),
-        env!("CARGO_BIN_EXE_recovery"),
-        "hub",
-        "run",
-        "--namespace",
-        "recovery-hub",
-        "--image",
-        "registry/recovery:1",
-    ];
-    let listen = format!("127.0.0.1:{port}");
-    let arguments = words.into_iter().chain(["--listen", &listen]).map(str::to_owned).collect();
-    Process::start(Path::new("/usr/bin/env"), log, arguments)
+    fleet::run(ocm.dir.path(), &ocm.hub.kubeconfig_of_account("recovery-hub", "recovery-hub")?)
 }
 
 #[test]

@@ -12,6 +12,17 @@ use crate::{printed, said};
 /// A table with two partitions, as a disk in use has it; the kernel knows them.
 const IN_USE: &str = "printf 'label: gpt\\nsize=100MiB, name=EFI\\nsize=1500MiB, name=root\\n' | sfdisk --no-tell-kernel";
 
+/// Makes it on a disk that has partitions, which stay as they are; returns the table.
+fn made_beside(machine: &Machine, before: &str, contents: &str) -> String {
+    let made = machine.agent(&["partition", "create", "--device", DISK, "--yes"]);
+    assert_eq!(made.status.code(), Some(0), "{}", said(&made));
+    is_complete(machine, contents);
+    let after = machine.table();
+    let others: Vec<&str> = after.lines().filter(|line| !line.contains("recovery")).collect();
+    assert_eq!(others, before.lines().collect::<Vec<_>>());
+    after
+}
+
 /// The partition is there, mounted by the unit, with all of the contents; nothing is below it, open or left over.
 fn is_complete(machine: &Machine, contents: &str) {
     assert_eq!(machine.contents(), contents);
@@ -109,12 +120,7 @@ fn a_disk_in_use_keeps_its_partitions() {
         machine.disk(0)
     ));
     let (before, contents) = (machine.table(), machine.contents());
-    let made = machine.agent(&["partition", "create", "--device", DISK, "--yes"]);
-    assert_eq!(made.status.code(), Some(0), "{}", said(&made));
-    is_complete(&machine, &contents);
-    let after = machine.table();
-    let others: Vec<&str> = after.lines().filter(|line| !line.contains("recovery")).collect();
-    assert_eq!(others, before.lines().collect::<Vec<_>>());
+    let after = made_beside(&machine, &before, &contents);
     // All the room behind the last one.
     assert!(after.contains("start=     3278848, size=     5107712"), "{after}");
     assert_eq!(machine.run("cat mnt/file"), "kept\n");
@@ -152,12 +158,7 @@ fn entries_out_of_order_and_ends_at_odd_places_stay_as_they_are() {
         areas.map(sum)
     };
     let (before, sums, contents) = (machine.table(), bytes(), machine.contents());
-    let made = machine.agent(&["partition", "create", "--device", DISK, "--yes"]);
-    assert_eq!(made.status.code(), Some(0), "{}", said(&made));
-    is_complete(&machine, &contents);
-    let after = machine.table();
-    let others: Vec<&str> = after.lines().filter(|line| !line.contains("recovery")).collect();
-    assert_eq!(others, before.lines().collect::<Vec<_>>());
+    let after = made_beside(&machine, &before, &contents);
     // The next whole MiB behind sector 1435650.
     assert!(after.contains("start=     1437696,"), "{after}");
     assert_eq!(bytes(), sums);
