@@ -34,11 +34,9 @@ pub(super) async fn after(backup: &ClusterBackup, this: &Try, status: ClusterBac
         return Ok(Action::requeue(Duration::from_secs(1)));
     }
     if status.state == State::Succeeded && !status.cleaned {
-        match way(hub, backup, this).await {
-            Ok(spoke) => match spoke.remove(this, false).await {
-                Ok(()) => said.cleaned = true,
-                Err(_) => again = Some(about(GATE_AGAIN)),
-            },
+        let removed = async { way(hub, backup, this).await?.remove(this, false).await };
+        match removed.await {
+            Ok(()) => said.cleaned = true,
             Err(_) => again = Some(about(GATE_AGAIN)),
         }
     }
@@ -46,11 +44,8 @@ pub(super) async fn after(backup: &ClusterBackup, this: &Try, status: ClusterBac
     let wanted = if matches!(permission, Permission::Open { .. }) { GateState::Open } else { GateState::Closed };
     let written = status.gate.is_some_and(|gate| gate == wanted || gate == GateState::NotInstalled);
     if !written && is_newest(backup, hub) {
-        let written = match way(hub, backup, this).await {
-            Ok(spoke) => spoke.gate(&permission, backup.spec.install_gate).await,
-            Err(trouble) => Err(trouble),
-        };
-        match written {
+        let written = async { way(hub, backup, this).await?.gate(&permission, backup.spec.install_gate).await };
+        match written.await {
             Ok(gate) => said.gate = Some(gate),
             Err(trouble) => {
                 tracing::debug!("the gate of {}: {trouble}", this.cluster);
@@ -100,11 +95,8 @@ pub(super) async fn farewell(backup: &ClusterBackup, this: &Try, hub: &Hub) -> R
         hub.backups.find(|other| other.uid() != backup.uid() && Key::of(other) == key && other.metadata.deletion_timestamp.is_none());
     let is_clean = backup.status.as_ref().is_some_and(|status| status.cleaned) && others.is_some();
     if backup.has_begun() && !is_clean {
-        let removed = match way(hub, backup, this).await {
-            Ok(spoke) => spoke.remove(this, others.is_none()).await,
-            Err(trouble) => Err(trouble),
-        };
-        if let Err(trouble) = removed {
+        let removed = async { way(hub, backup, this).await?.remove(this, others.is_none()).await };
+        if let Err(trouble) = removed.await {
             hub.at_work.lose(&this.uid);
             let since = backup.metadata.deletion_timestamp.as_ref().map_or_else(Timestamp::now, |time| time.0);
             if Timestamp::now().duration_since(since) < FAREWELL {
