@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use kube::core::Rule;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -91,12 +92,14 @@ pub struct ClusterGroupBackupSpec {
     #[serde(default = "name_template")]
     #[schemars(length(min = 1, max = 100))]
     #[x_kube(
-        validation = Rule::new(r"self.matches('^([A-Za-z0-9._-]|[{](group|cluster|attempt)[}])+$')").message("spec.nameTemplate may have letters, digits, . _ - and {group}, {cluster}, {attempt}")
+        validation = Rule::new(r"self.matches('^([A-Za-z0-9]|[{](group|cluster|attempt)[}])([A-Za-z0-9._-]|[{](group|cluster|attempt)[}])*$')").message("spec.nameTemplate may have letters, digits, . _ - and {group}, {cluster}, {attempt}, and begins with none of . _ -"),
+        validation = Rule::new("self != 'latest' && !self.endsWith('.partial') && !self.endsWith('.deleting')").message("spec.nameTemplate must not be latest, nor end in .partial or .deleting, which the agent itself uses")
     )]
     pub name_template: String,
     /// Labels of the backups on their nodes, and of the `ClusterBackups`.
     #[serde(default)]
-    #[schemars(extend("maxProperties" = 30))]
+    #[schemars(schema_with = "labels")]
+    #[x_kube(validation = of_labels())]
     pub labels: BTreeMap<String, String>,
     /// How many verified backups stay on a node, and how many `ClusterBackups` of each cluster here.
     #[serde(default = "keep")]
@@ -115,7 +118,7 @@ pub struct ClusterGroupBackupSpec {
 }
 
 /// How clusters are reached.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Reach {
     /// By the Secret `CLUSTER-kubeconfig` in the group's namespace, key `value`: Cluster API's and k0rdent's.
     #[default]
@@ -280,30 +283,41 @@ pub struct Condition {
 #[serde(rename_all = "camelCase")]
 pub struct ClusterBackupSpec {
     /// The cluster's name.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), pattern(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub cluster: String,
     /// The group that asked for it.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 60))]
     pub group: String,
     /// The how-many-eth try of this cluster for this group, from 1.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub attempt: u32,
     /// How the cluster is reached.
     pub reach: Reach,
     /// The agent's image.
+    #[schemars(length(min = 1, max = 500))]
     pub image: String,
     /// The Job's activeDeadlineSeconds.
+    #[schemars(range(min = 1, max = 86400))]
     pub deadline_seconds: u32,
     /// How long the hub waits, seconds.
+    #[schemars(range(min = 2, max = 172_800))]
     pub give_up_after_seconds: u32,
     /// How old it may become.
+    #[schemars(length(max = 20))]
+    #[x_kube(
+        validation = Rule::new(r"self.matches('^([0-9]+[hms])+$') && duration(self) >= duration('1m')").message("spec.maxAge must be hours, minutes and seconds, as 24h or 1h30m, and no less than 1m")
+    )]
     pub max_age: String,
     /// What it is called on its node.
+    #[schemars(length(min = 1, max = 253), pattern(r"^[A-Za-z0-9][A-Za-z0-9._+:@-]*$"))]
     pub backup_name: String,
     /// Its labels on the node.
     #[serde(default)]
+    #[schemars(schema_with = "labels")]
+    #[x_kube(validation = of_labels())]
     pub labels: BTreeMap<String, String>,
     /// How many verified backups stay on the node.
+    #[schemars(range(min = 1, max = 100))]
     pub keep: u32,
     /// Whether the admission policy is put on the cluster.
     #[serde(default)]
@@ -361,6 +375,9 @@ pub struct ClusterBackupStatus {
     /// What the hub has written into the gate of the cluster last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gate: Option<GateState>,
+    /// Why the gate could not be written; it is tried again.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub gate_trouble: String,
     /// What it made on the spoke, and does not need any more, is removed there.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub cleaned: bool,
@@ -385,6 +402,8 @@ impl ClusterBackup {
 pub enum GateState {
     /// The cluster has none.
     NotInstalled,
+    /// Its API has no admission policies: Kubernetes has them from 1.30 on, OpenShift from 4.17.
+    NotSupported,
     /// An upgrade may begin.
     Open,
     /// None may.
@@ -453,6 +472,21 @@ pub struct BackupScheduleStatus {
     /// `ScheduleValid`, `LastRunSucceeded`.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+/// Labels as Kubernetes has them: the values here, the keys by [`of_labels`], which a schema cannot say.
+fn labels(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "maxProperties": 30,
+        "additionalProperties": {"type": "string", "maxLength": 63, "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"},
+    })
+}
+
+fn of_labels() -> Rule {
+    const KEYS: &str =
+        "self.all(key, key.matches('^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))";
+    Rule::new(KEYS).message("the keys of spec.labels must be [PREFIX/]NAME of letters, digits and . _ -, as those of all labels")
 }
 
 fn yes() -> bool {
