@@ -1,5 +1,6 @@
 //! What is left to do for a try that is over, or deleted: what it made on its cluster goes, and the cluster's gate is kept.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -8,16 +9,18 @@ use kube::runtime::events::EventType;
 use kube::{Resource, ResourceExt};
 use serde_json::json;
 
-use super::about;
 use super::api::{ClusterBackup, ClusterBackupStatus, FINALIZER, GateState};
 use super::at_work::{Key, way};
-use super::backup::AGAIN;
+use super::backup::{AGAIN, MOST_MESSAGE, at_it};
+use super::group::of_backup;
 use super::machine::State;
 use super::own::{self, Failed};
 use super::run::Hub;
 use super::spoke::Try;
+use super::{about, last};
 use crate::backup::names::RELEASE_LABEL;
 use crate::kube::Permission;
+use crate::report::words::lines;
 
 /// The pause before a gate that could not be written is tried again.
 const GATE_AGAIN: Duration = Duration::from_secs(300);
@@ -42,18 +45,20 @@ pub(super) async fn after(backup: &ClusterBackup, this: &Try, status: ClusterBac
     }
     let permission = permission(&status, Timestamp::now());
     let wanted = if matches!(permission, Permission::Open { .. }) { GateState::Open } else { GateState::Closed };
-    let written = status.gate.is_some_and(|gate| gate == wanted || gate == GateState::NotInstalled);
-    if !written && is_newest(backup, hub) {
+    let written = status.gate.is_some_and(|gate| gate == wanted || matches!(gate, GateState::NotInstalled | GateState::NotSupported));
+    let key = Key::of(backup);
+    if !written && last_word(&key, hub).is_some_and(|newest| newest.uid() == backup.uid()) {
         let written = async { way(hub, backup, this).await?.gate(&permission, backup.spec.install_gate).await };
         match written.await {
-            Ok(gate) => said.gate = Some(gate),
+            Ok(gate) => (said.gate, said.gate_trouble) = (Some(gate), String::new()),
             Err(trouble) => {
-                tracing::debug!("the gate of {}: {trouble}", this.cluster);
+                said.gate_trouble = lines(&last(&trouble.to_string(), MOST_MESSAGE)).into_owned();
+                tracing::warn!("the gate of {}: {}", this.cluster, said.gate_trouble);
                 again = Some(about(GATE_AGAIN));
             }
         }
     }
-    hub.at_work.forget(&this.uid);
+    hub.at_work.forget(&key, &this.uid);
     if said != status {
         own::write_status(hub, backup, &said).await?;
     }
@@ -73,10 +78,15 @@ fn permission(status: &ClusterBackupStatus, now: Timestamp) -> Permission {
     }
 }
 
-/// True when no later try of this cluster is known.
-fn is_newest(backup: &ClusterBackup, hub: &Hub) -> bool {
-    let (key, made) = (Key::of(backup), backup.creation_timestamp());
-    hub.backups.find(|other| Key::of(other) == key && other.uid() != backup.uid() && other.creation_timestamp() >= made).is_none()
+/// The try of a cluster that was begun last of those that are over: its gate is that one's word, whichever group it is of.
+fn last_word(key: &Key, hub: &Hub) -> Option<Arc<ClusterBackup>> {
+    let over = hub.backups.state_filter(|one| key.is_of(one) && one.state().is_final() && one.metadata.deletion_timestamp.is_none());
+    over.into_iter().max_by_key(|one| when_begun(one))
+}
+
+/// Of two that were begun in the same instant, one is the later one.
+fn when_begun(backup: &ClusterBackup) -> (Option<Timestamp>, Option<String>) {
+    (backup.status.as_ref().and_then(|status| status.started_at), backup.uid())
 }
 
 /// A release as a label's value.
@@ -86,18 +96,26 @@ fn label(release: Option<&str>) -> Option<String> {
 
 /// Removes what the try has made on its spoke, and lets it go; one whose spoke is dead waits no longer than [`FAREWELL`].
 pub(super) async fn farewell(backup: &ClusterBackup, this: &Try, hub: &Hub) -> Result<Action, Failed> {
+    let key = Key::of(backup);
     if !backup.finalizers().iter().any(|one| one == FINALIZER) {
-        hub.at_work.forget(&this.uid);
+        hub.at_work.forget(&key, &this.uid);
         return Ok(Action::await_change());
     }
-    let key = Key::of(backup);
-    let others =
-        hub.backups.find(|other| other.uid() != backup.uid() && Key::of(other) == key && other.metadata.deletion_timestamp.is_none());
-    let is_clean = backup.status.as_ref().is_some_and(|status| status.cleaned) && others.is_some();
+    let is_other = |other: &ClusterBackup| other.uid() != backup.uid() && key.is_of(other) && other.metadata.deletion_timestamp.is_none();
+    let is_last = hub.backups.find(is_other).is_none();
+    let is_clean = backup.status.as_ref().is_some_and(|status| status.cleaned) && !is_last;
     if backup.has_begun() && !is_clean {
-        let removed = async { way(hub, backup, this).await?.remove(this, others.is_none()).await };
+        let removed = async {
+            let spoke = way(hub, backup, this).await?;
+            // Under another name, the cluster is somebody else's.
+            let everything = is_last && at_it(&spoke.look(this).await?, hub).is_none();
+            if everything && !wants_gate(backup, hub) {
+                spoke.ungate().await?;
+            }
+            spoke.remove(this, everything).await
+        };
         if let Err(trouble) = removed.await {
-            hub.at_work.lose(&this.uid);
+            hub.at_work.lose(&key, &this.uid);
             let since = backup.metadata.deletion_timestamp.as_ref().map_or_else(Timestamp::now, |time| time.0);
             if Timestamp::now().duration_since(since) < FAREWELL {
                 return Ok(Action::requeue(about(AGAIN)));
@@ -106,7 +124,19 @@ pub(super) async fn farewell(backup: &ClusterBackup, this: &Try, hub: &Hub) -> R
             own::publish(hub, &backup.object_ref(&()), EventType::Warning, "LeftBehind", &note).await;
         }
     }
+    // The gate says what this one said; from here on it says what the one before did.
+    if let Some(before) = last_word(&key, hub).filter(|before| backup.state().is_final() && when_begun(before) < when_begun(backup))
+        && let Some(status) = before.status.as_ref().filter(|status| status.gate.is_some())
+    {
+        own::write_status(hub, &*before, &ClusterBackupStatus { gate: None, ..status.clone() }).await?;
+    }
     own::set_finalizers(hub, backup, backup.finalizers().iter().filter(|one| *one != FINALIZER).cloned()).await?;
-    hub.at_work.forget(&this.uid);
+    hub.at_work.forget(&key, &this.uid);
     Ok(Action::await_change())
+}
+
+/// True while the group of a try is there and asks for the gate: where only the try goes, to be made once more, no upgrade slips through.
+fn wants_gate(backup: &ClusterBackup, hub: &Hub) -> bool {
+    let group = hub.groups.get(&of_backup(backup));
+    group.is_some_and(|group| group.spec.install_gate && group.metadata.deletion_timestamp.is_none())
 }

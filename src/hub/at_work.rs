@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use kube::ResourceExt;
-use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::task::AbortHandle;
 
 use super::about;
@@ -19,18 +19,36 @@ use super::spoke::{Spoke, Trouble, Try};
 /// The least time between two looks that a spoke asks for.
 const BREATH: Duration = Duration::from_millis(300);
 
-/// The ways to the spokes that are worked on, and who works on which cluster.
+/// Who works on which cluster, and the ways to those.
 #[derive(Default)]
-pub struct AtWork(Mutex<HashMap<String, Way>>);
+pub struct AtWork(Mutex<HashMap<Key, Way>>);
 
 struct Way {
-    cluster: Key,
+    uid: String,
+    place: ObjectRef<ClusterBackup>,
     spoke: Option<Arc<dyn Spoke>>,
     watch: Option<AbortHandle>,
+    /// When words were last written that are no new state.
+    written: Option<Instant>,
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        self.lose();
+    }
+}
+
+impl Way {
+    fn lose(&mut self) {
+        self.spoke = None;
+        if let Some(watch) = self.watch.take() {
+            watch.abort();
+        }
+    }
 }
 
 /// A cluster, by what tells it from others.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key(Reach, String, String);
 
 impl Key {
@@ -40,10 +58,18 @@ impl Key {
         let namespace = if spec.reach == Reach::Kubeconfig { backup.namespace().unwrap_or_default() } else { String::new() };
         Self(spec.reach, namespace, spec.cluster.clone())
     }
+
+    /// True when it is that of this try.
+    pub(super) fn is_of(&self, backup: &ClusterBackup) -> bool {
+        let Self(reach, namespace, cluster) = self;
+        backup.spec.cluster == *cluster
+            && backup.spec.reach == *reach
+            && (*reach == Reach::ManifestWork || backup.metadata.namespace.as_deref().unwrap_or_default() == namespace)
+    }
 }
 
 impl AtWork {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Way>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Way>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -59,53 +85,72 @@ impl AtWork {
         self.lock().is_empty()
     }
 
-    /// Takes the cluster for this try; false when another has it.
-    pub(super) fn claim(&self, uid: &str, cluster: &Key) -> bool {
+    /// Takes the cluster for this try.
+    ///
+    /// # Errors
+    /// The name of the one that is at it. One that is over or gone, however it went, is at nothing.
+    pub(super) fn claim(&self, key: &Key, this: &Try, backups: &Store<ClusterBackup>) -> Result<(), String> {
         let mut ways = self.lock();
-        if ways.iter().any(|(other, way)| other != uid && way.cluster == *cluster) {
-            return false;
+        match ways.get(key) {
+            Some(way) if way.uid == this.uid => return Ok(()),
+            Some(way) if backups.get(&way.place).is_some_and(|one| one.uid().as_ref() == Some(&way.uid) && !one.state().is_final()) => {
+                return Err(way.place.name.clone());
+            }
+            _ => {}
         }
-        ways.entry(uid.to_owned()).or_insert_with(|| Way { cluster: cluster.clone(), spoke: None, watch: None });
-        true
+        let place = ObjectRef::new(&this.name).within(&this.namespace);
+        ways.insert(key.clone(), Way { uid: this.uid.clone(), place, spoke: None, watch: None, written: None });
+        Ok(())
     }
 
-    /// The try is over, or nothing is known of the way to it any more.
-    pub(super) fn forget(&self, uid: &str) {
-        if let Some(watch) = self.lock().remove(uid).and_then(|way| way.watch) {
-            watch.abort();
+    /// The try is over.
+    pub(super) fn forget(&self, key: &Key, uid: &str) {
+        let mut ways = self.lock();
+        if ways.get(key).is_some_and(|way| way.uid == uid) {
+            ways.remove(key);
         }
     }
 
     /// The way is found anew at the next look: the kubeconfig may be another by then.
-    pub(super) fn lose(&self, uid: &str) {
-        if let Some(way) = self.lock().get_mut(uid) {
-            way.spoke = None;
-            if let Some(watch) = way.watch.take() {
-                watch.abort();
+    pub(super) fn lose(&self, key: &Key, uid: &str) {
+        self.with(key, uid, Way::lose);
+    }
+
+    /// True when words that are no new state may be written: not again before `pause` is over, however often a cluster says something else.
+    pub(super) fn may_write(&self, key: &Key, uid: &str, pause: Duration) -> bool {
+        let may = |way: &mut Way| {
+            let may = way.written.is_none_or(|when| when.elapsed() >= pause);
+            if may {
+                way.written = Some(Instant::now());
             }
-        }
+            may
+        };
+        self.with(key, uid, may).unwrap_or(true)
+    }
+
+    fn with<T>(&self, key: &Key, uid: &str, work: impl FnOnce(&mut Way) -> T) -> Option<T> {
+        self.lock().get_mut(key).filter(|way| way.uid == uid).map(work)
     }
 }
 
 /// The way to a try's cluster; found once, as long as it is worked on.
 pub(super) async fn way(hub: &Hub, backup: &ClusterBackup, this: &Try) -> Result<Arc<dyn Spoke>, Trouble> {
-    if let Some(spoke) = hub.at_work.lock().get(&this.uid).and_then(|way| way.spoke.clone()) {
+    let key = Key::of(backup);
+    if let Some(spoke) = hub.at_work.with(&key, &this.uid, |way| way.spoke.clone()).flatten() {
         return Ok(spoke);
     }
     let spoke: Arc<dyn Spoke> = match backup.spec.reach {
         Reach::Kubeconfig => Arc::new(ByKubeconfig::find(&hub.client, &this.namespace, &this.cluster).await?),
         Reach::ManifestWork => Arc::new(ByManifestWork::new(&hub.client, &this.cluster)),
     };
-    if let Some(way) = hub.at_work.lock().get_mut(&this.uid) {
-        way.spoke = Some(spoke.clone());
-    }
+    hub.at_work.with(&key, &this.uid, |way| way.spoke = Some(spoke.clone()));
     Ok(spoke)
 }
 
 /// Has the try looked at whenever its Job changes.
-pub(super) async fn watch(hub: &Arc<Hub>, this: &Try, spoke: &Arc<dyn Spoke>) {
-    let is_watched = |way: &Way| way.watch.as_ref().is_some_and(|watch| !watch.is_finished());
-    if hub.at_work.lock().get(&this.uid).is_none_or(is_watched) {
+pub(super) async fn watch(hub: &Arc<Hub>, key: &Key, this: &Try, spoke: &Arc<dyn Spoke>) {
+    let is_watched = |way: &mut Way| way.watch.as_ref().is_some_and(|watch| !watch.is_finished());
+    if hub.at_work.with(key, &this.uid, is_watched) != Some(false) {
         return;
     }
     // That it cannot be watched is seen by the next look.
@@ -121,7 +166,8 @@ pub(super) async fn watch(hub: &Arc<Hub>, this: &Try, spoke: &Arc<dyn Spoke>) {
         tokio::time::sleep(about(Duration::from_secs(2))).await;
         wake.unbounded_send(place).ok();
     });
-    if let Some(way) = hub.at_work.lock().get_mut(&this.uid) {
-        way.watch = Some(task.abort_handle());
+    let aborted = task.abort_handle();
+    if hub.at_work.with(key, &this.uid, |way| way.watch = Some(task.abort_handle())).is_none() {
+        aborted.abort();
     }
 }

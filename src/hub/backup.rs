@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
+use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
 
 use super::after::{after, farewell};
@@ -15,9 +16,10 @@ use super::machine::{Seen, State, transition};
 use super::own::{self, Failed};
 use super::plan::good_until;
 use super::run::Hub;
-use super::spoke::{Job, JobEnd, Look, Trouble, Try};
+use super::spoke::{Job, JobEnd, Look, Trouble, Try, unreachable};
 use super::words::words;
 use super::{about, last};
+use crate::report::words::{line, lines};
 
 /// The pause before a cluster that does not answer is asked again, and before it is looked whether leftovers are gone.
 pub(super) const AGAIN: Duration = Duration::from_secs(10);
@@ -25,8 +27,12 @@ pub(super) const AGAIN: Duration = Duration::from_secs(10);
 const BEGINS: Duration = Duration::from_secs(20);
 /// The pause after which a running Job is looked at although nothing was heard.
 const NET: Duration = Duration::from_secs(120);
-/// The most bytes of a message in a status.
-const MOST_MESSAGE: usize = 4096;
+/// The most bytes that a cluster says in a status: of a message, and of a word.
+pub(super) const MOST_MESSAGE: usize = 4096;
+const MOST_WORD: usize = 100;
+
+/// The reason of one that waits for another.
+const ANOTHER: &str = "AnotherBackup";
 
 /// One look at a `ClusterBackup`.
 ///
@@ -49,19 +55,26 @@ pub async fn reconcile(backup: Arc<ClusterBackup>, hub: Arc<Hub>) -> Result<Acti
         return begin(&backup, &this, status, &hub).await;
     }
     // Of a hub that went on where another was.
-    hub.at_work.claim(&this.uid, &Key::of(&backup));
-    step(&backup, &this, &status, &hub).await
+    match hub.at_work.claim(&Key::of(&backup), &this, &hub.backups) {
+        Ok(()) => step(&backup, &this, &status, &hub).await,
+        Err(_) => Ok(Action::requeue(about(AGAIN))),
+    }
+}
+
+/// Whoever has begun has its cluster: before anybody else begins.
+pub(super) fn go_on(hub: &Hub) {
+    for backup in hub.backups.state_filter(|one| one.has_begun() && !one.state().is_final()) {
+        if let Some(this) = Try::of(&backup) {
+            hub.at_work.claim(&Key::of(&backup), &this, &hub.backups).ok();
+        }
+    }
 }
 
 /// Begins with a cluster, unless another try of any group is at it: its clock runs from here.
 async fn begin(backup: &ClusterBackup, this: &Try, status: ClusterBackupStatus, hub: &Hub) -> Result<Action, Failed> {
-    let key = Key::of(backup);
-    let is_busy = |other: &ClusterBackup| other.has_begun() && !other.state().is_final();
-    let other = hub.backups.find(|other| is_busy(other) && other.uid() != backup.uid() && Key::of(other) == key);
-    if other.is_some() || !hub.at_work.claim(&this.uid, &key) {
-        let who = other.map_or_else(|| "another one".to_owned(), |other| other.name_any());
+    if let Err(who) = hub.at_work.claim(&Key::of(backup), this, &hub.backups) {
         let message = format!("waiting for the end of another backup of this cluster: {who}");
-        let waiting = ClusterBackupStatus { reason: "AnotherBackup".to_owned(), message, ..status.clone() };
+        let waiting = ClusterBackupStatus { reason: ANOTHER.to_owned(), message, ..status.clone() };
         if waiting != status {
             own::write_status(hub, backup, &waiting).await?;
         }
@@ -92,7 +105,10 @@ async fn step(backup: &ClusterBackup, this: &Try, status: &ClusterBackupStatus, 
         && transition(status.state, seen_in_time(backup, status, &looked))? == status.state
     {
         let done = match status.state {
-            State::PreparingToStart if !look.leftovers.is_empty() => spoke.clear(this).await,
+            State::PreparingToStart if !look.leftovers.is_empty() => match at_it(look, hub) {
+                Some(other) => Err(unreachable(ANOTHER, format!("another backup of this cluster, under another name, is at it: {other}"))),
+                None => spoke.clear(this).await,
+            },
             State::Starting if look.job.is_none() => {
                 // Of this the hub must be certain: a state in the cache may be one behind, and a Job is made once.
                 let newest = own::api(hub, backup).get_status(&this.name).await?;
@@ -105,22 +121,34 @@ async fn step(backup: &ClusterBackup, this: &Try, status: &ClusterBackupStatus, 
         };
         match done {
             Ok(()) if status.state == State::PreparingToStart => {}
-            Ok(()) => watch(hub, this, &spoke).await,
+            Ok(()) => watch(hub, &Key::of(backup), this, &spoke).await,
             Err(trouble) => looked = Err(trouble),
         }
     }
     settle(backup, this, status, &looked, hub).await
 }
 
+/// The name of another try that is under way, of which something was seen on a cluster: that cluster has more than one name.
+pub(super) fn at_it(look: &Look, hub: &Hub) -> Option<String> {
+    look.others.iter().find_map(|other| {
+        let one = hub.backups.get(&ObjectRef::new(&other.name).within(&other.namespace))?;
+        let is_at_it = one.uid().as_ref() == Some(&other.uid) && one.has_begun() && !one.state().is_final();
+        is_at_it.then(|| format!("{}/{}", other.namespace, other.name))
+    })
+}
+
 /// What was seen.
-fn seen(looked: &Result<Look, Trouble>) -> Seen {
+fn seen(backup: &ClusterBackup, looked: &Result<Look, Trouble>, now: Timestamp) -> Seen {
     match looked {
         Err(Trouble::Unreachable { .. }) => Seen::Unreachable,
         Err(Trouble::Refused(_)) => Seen::Refused,
         Ok(Look { job: Some(job), .. }) => match &job.end {
             JobEnd::Running => Seen::Running,
-            JobEnd::Complete if job.result().is_some_and(|result| result.verified) => Seen::Verified,
-            JobEnd::Complete => Seen::Unproven,
+            JobEnd::Complete => match job.result().filter(|result| result.verified) {
+                Some(result) if good_until(&backup.spec.max_age, result.taken, now, result.certificates_expire) > now => Seen::Verified,
+                Some(_) => Seen::Stale,
+                None => Seen::Unproven,
+            },
             JobEnd::Failed { reason, .. } if reason == "DeadlineExceeded" => Seen::DeadlineExceeded,
             JobEnd::Failed { .. } => Seen::Failed,
         },
@@ -131,7 +159,7 @@ fn seen(looked: &Result<Look, Trouble>) -> Seen {
 
 /// What was seen, with the hub's clock.
 fn seen_in_time(backup: &ClusterBackup, status: &ClusterBackupStatus, looked: &Result<Look, Trouble>) -> Seen {
-    let seen = seen(looked);
+    let seen = seen(backup, looked, Timestamp::now());
     if !seen.is_end() && remaining(backup, status).is_zero() { Seen::TooLate } else { seen }
 }
 
@@ -158,11 +186,13 @@ async fn settle(
         said.since = Some(now);
     }
     (said.reason, said.message) = words(backup, status, seen, looked);
-    said.message = last(&said.message, MOST_MESSAGE);
+    // Whatever a cluster says, the status is taken, and shown on terminals.
+    said.reason = line(&last(&said.reason, MOST_WORD)).into_owned();
+    said.message = lines(&last(&said.message, MOST_MESSAGE)).into_owned();
     if let Ok(Look { job: Some(job), .. }) = looked {
-        said.job = Some(job.uid.clone()).filter(|uid| !uid.is_empty()).or(said.job);
+        said.job = Some(line(&last(&job.uid, MOST_WORD)).into_owned()).filter(|uid| !uid.is_empty()).or(said.job);
         if !job.log.is_empty() && (said.log.is_empty() || next.is_final()) {
-            said.log.clone_from(&job.log);
+            said.log = lines(&job.log).into_owned();
         }
         if next == State::Succeeded {
             proven(backup, &mut said, job, now);
@@ -171,7 +201,10 @@ async fn settle(
     if next.is_final() {
         said.completed_at = Some(now);
     }
-    if said != *status {
+    let key = Key::of(backup);
+    let is_news = said != *status;
+    let is_told = is_news && (next != status.state || hub.at_work.may_write(&key, &this.uid, AGAIN));
+    if is_told {
         own::write_status(hub, backup, &said).await?;
         if next != status.state {
             hub.numbers.count(next);
@@ -179,7 +212,7 @@ async fn settle(
         }
     }
     if matches!(seen, Seen::Unreachable) {
-        hub.at_work.lose(&this.uid);
+        hub.at_work.lose(&key, &this.uid);
     }
     if next != status.state {
         // The change itself wakes it; this is for one that gets lost.
@@ -188,6 +221,7 @@ async fn settle(
     let runs = matches!(looked, Ok(Look { job: Some(job), .. }) if job.runs);
     // Why a pod does not begin, the Job does not say.
     let pause = match seen {
+        _ if is_news && !is_told => AGAIN,
         Seen::Running if runs => NET,
         Seen::Running => about(BEGINS),
         _ => about(AGAIN),

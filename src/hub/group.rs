@@ -10,14 +10,14 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
-use kube::{Resource, ResourceExt};
+use kube::{Client, Resource, ResourceExt};
 
 use super::about;
 use super::api::{CLUSTER_LABEL, ClusterBackup, ClusterGroupBackup, ClusterGroupBackupStatus, FINALIZER, GROUP_LABEL, Reach};
 use super::own::{self, Failed};
 use super::plan::{self, BACKUP_SUCCEEDED, PROGRESSING, Plan};
 use super::run::Hub;
-use crate::backup::names::{check_labels, shortened};
+use crate::backup::names::{check_labels, check_name};
 
 /// The least time between two looks at a group, of which a thousand clusters ask for a thousand.
 const LEAST: Duration = Duration::from_millis(300);
@@ -27,14 +27,23 @@ const LISTED: Duration = Duration::from_secs(60);
 const NET: Duration = Duration::from_secs(300);
 /// How long a `ClusterBackup` that was made may take to appear in the cache.
 const APPEARS: Duration = Duration::from_secs(300);
-/// The longest name of an object.
-const LONGEST: usize = 253;
 
-/// What the hub has made and not yet heard of, and the lists of clusters that it has asked for.
+/// What the hub has made and not yet heard of; the lists of clusters that it has asked for, and the tries that it could not make: by the groups.
 #[derive(Default)]
 pub struct Known {
-    made: Mutex<HashMap<String, (ClusterBackup, Instant)>>,
-    listed: Mutex<HashMap<String, (Vec<String>, Instant)>>,
+    made: Recent<ClusterBackup>,
+    listed: Recent<Vec<String>>,
+    refused: Recent<BTreeMap<String, String>>,
+}
+
+/// What is known by a key, and since when.
+type Recent<T> = Mutex<HashMap<String, (T, Instant)>>;
+
+/// What is known of a group, as long as it is believed.
+fn recent<T: Clone>(of: &Recent<T>, key: &str) -> Option<T> {
+    let mut all = of.lock().unwrap_or_else(PoisonError::into_inner);
+    all.retain(|_, (_, when)| when.elapsed() < LISTED);
+    all.get(key).map(|(known, _)| known.clone())
 }
 
 /// One look at a group.
@@ -50,25 +59,36 @@ pub async fn reconcile(group: Arc<ClusterGroupBackup>, hub: Arc<Hub>) -> Result<
     let now = Timestamp::now();
     let clusters = match clusters(&group, &hub).await? {
         Ok(clusters) => clusters,
-        Err(why) => {
-            refuse(&group, &hub, "NoClusterApi", &why, now).await?;
+        Err((reason, why)) => {
+            refuse(&group, &hub, reason, &why, now).await?;
             return Ok(Action::requeue(about(LISTED)));
         }
     };
     let tries = tries(&group, &hub);
     let tries: Vec<&ClusterBackup> = tries.iter().map(AsRef::as_ref).collect();
-    let Plan { begin, forget, status, next } = plan::plan(&group, &clusters, &tries, now);
-    for (cluster, attempt) in begin {
+    let mut refused = recent(&hub.known.refused, &key(&group)).unwrap_or_default();
+    let mut plan = plan::plan(&group, &clusters, &refused, &tries, now);
+    let mut made = true;
+    for (cluster, attempt) in std::mem::take(&mut plan.begin) {
         if let Err(why) = make(&group, &hub, &cluster, attempt).await? {
-            refuse(&group, &hub, "Refused", &why, now).await?;
-            return Ok(Action::requeue(about(LISTED)));
+            made = false;
+            refused.insert(cluster, why);
         }
     }
+    if !made {
+        // They hold nobody up: others take their places at the next look.
+        plan = plan::plan(&group, &clusters, &refused, &tries, now);
+        hub.known.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(key(&group), (refused, Instant::now()));
+    }
+    let Plan { forget, status, next, .. } = plan;
     let backups = own::scoped::<ClusterBackup>(&hub.client, group.namespace().as_deref());
     for name in forget {
         own::delete(&backups, &name).await?;
     }
     write(&group, &hub, &status).await?;
+    if !made {
+        return Ok(Action::requeue(LEAST));
+    }
     let until = next.and_then(|next| Duration::try_from(next.duration_since(Timestamp::now())).ok()).unwrap_or(NET);
     Ok(Action::requeue(about(NET).min(until + Duration::from_secs(1))))
 }
@@ -84,24 +104,26 @@ fn tries(group: &ClusterGroupBackup, hub: &Hub) -> Vec<Arc<ClusterBackup>> {
     tries
 }
 
+/// A group, as it is now.
+fn key(group: &ClusterGroupBackup) -> String {
+    format!("{} {}", group.uid().unwrap_or_default(), group.metadata.generation.unwrap_or_default())
+}
+
+/// A reason and a sentence.
+type Why = (&'static str, String);
+
 /// The clusters that a group chooses; inside, why they cannot be known.
-async fn clusters(group: &ClusterGroupBackup, hub: &Hub) -> Result<Result<BTreeSet<String>, String>, Failed> {
+async fn clusters(group: &ClusterGroupBackup, hub: &Hub) -> Result<Result<BTreeSet<String>, Why>, Failed> {
     let mut all: BTreeSet<String> = group.spec.clusters.iter().cloned().collect();
     if group.spec.cluster_label_selectors.is_empty() {
         return Ok(Ok(all));
     }
-    let key = format!("{} {}", group.uid().unwrap_or_default(), group.metadata.generation.unwrap_or_default());
-    let known = {
-        let mut listed = hub.known.listed.lock().unwrap_or_else(PoisonError::into_inner);
-        listed.retain(|_, (_, when)| when.elapsed() < LISTED);
-        listed.get(&key).map(|(names, _)| names.clone())
-    };
-    let names = match known {
+    let names = match recent(&hub.known.listed, &key(group)) {
         Some(names) => names,
-        None => match chosen(group, hub).await? {
+        None => match chosen(group, &hub.client).await? {
             Ok(names) => {
                 let mut listed = hub.known.listed.lock().unwrap_or_else(PoisonError::into_inner);
-                listed.insert(key, (names.clone(), Instant::now()));
+                listed.insert(key(group), (names.clone(), Instant::now()));
                 names
             }
             Err(why) => return Ok(Err(why)),
@@ -111,8 +133,11 @@ async fn clusters(group: &ClusterGroupBackup, hub: &Hub) -> Result<Result<BTreeS
     Ok(Ok(all))
 }
 
-/// Asks the hub for the clusters whose labels a group chooses.
-async fn chosen(group: &ClusterGroupBackup, hub: &Hub) -> Result<Result<Vec<String>, String>, Failed> {
+/// Asks the hub for the clusters whose labels a group chooses; inside, why they cannot be known.
+///
+/// # Errors
+/// When the hub's API does not answer.
+pub(super) async fn chosen(group: &ClusterGroupBackup, hub: &Client) -> kube::Result<Result<Vec<String>, Why>> {
     let (kinds, kind): (&[&str], _) = match group.spec.reach {
         Reach::Kubeconfig => (&["cluster.x-k8s.io/v1beta2", "cluster.x-k8s.io/v1beta1"], "Cluster"),
         Reach::ManifestWork => (&["cluster.open-cluster-management.io/v1"], "ManagedCluster"),
@@ -121,27 +146,35 @@ async fn chosen(group: &ClusterGroupBackup, hub: &Hub) -> Result<Result<Vec<Stri
         let (api_group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(api_group, version, kind));
         let api: Api<DynamicObject> = match group.spec.reach {
-            Reach::Kubeconfig => Api::namespaced_with(hub.client.clone(), &group.namespace().unwrap_or_default(), &resource),
-            Reach::ManifestWork => Api::all_with(hub.client.clone(), &resource),
+            Reach::Kubeconfig => Api::namespaced_with(hub.clone(), &group.namespace().unwrap_or_default(), &resource),
+            Reach::ManifestWork => Api::all_with(hub.clone(), &resource),
         };
         let list: Vec<PartialObjectMeta<DynamicObject>> = match own::list("", async |page| api.list_metadata(&page).await).await {
             Err(kube::Error::Api(status)) if status.code == 404 => continue,
+            Err(kube::Error::Api(status)) if status.code == 403 => {
+                return Ok(Err(("NoRights", format!("the labels of clusters cannot be read: {}", status.message))));
+            }
             list => list?,
         };
         let chooses = |labels: &BTreeMap<String, String>| group.spec.cluster_label_selectors.iter().any(|one| one.chooses(labels));
         return Ok(Ok(list.iter().filter(|one| chooses(one.labels())).map(ResourceExt::name_any).collect()));
     }
-    Ok(Err(format!("the hub has no {kind} ({}), by whose labels clusters could be chosen: name them in spec.clusters", kinds.join(", "))))
+    let why = format!("the hub has no {kind} ({}), by whose labels clusters could be chosen: name them in spec.clusters", kinds.join(", "));
+    Ok(Err(("NoClusterApi", why)))
 }
 
 /// Makes the `ClusterBackup` of a try; inside, why the API server does not take it.
 async fn make(group: &ClusterGroupBackup, hub: &Hub, cluster: &str, attempt: u32) -> Result<Result<(), String>, Failed> {
     let namespace = group.namespace().unwrap_or_default();
     let spec = plan::spec(group, cluster, attempt, &hub.image);
-    let mut labels = if check_labels(&spec.labels).is_ok() { spec.labels.clone() } else { BTreeMap::new() };
+    // What its node would refuse.
+    if let Err(error) = check_labels(&spec.labels).and_then(|()| check_name(&spec.backup_name)) {
+        return Ok(Err(format!("{error:#}")));
+    }
+    let mut labels = spec.labels.clone();
     labels.extend([(GROUP_LABEL.to_owned(), spec.group.clone()), (CLUSTER_LABEL.to_owned(), cluster.to_owned())]);
-    // A name of its own for each try: whoever makes it a second time meets the first.
-    let name = shortened(&format!("{}-{cluster}-{attempt}", spec.group), LONGEST);
+    // A name of its own for each try: whoever makes it a second time meets the first. In a cluster's name there is no dot.
+    let name = format!("{}.{cluster}.{attempt}", spec.group);
     let mut backup = ClusterBackup::new(&name, spec);
     backup.metadata = ObjectMeta {
         name: Some(name),
@@ -157,11 +190,14 @@ async fn make(group: &ClusterGroupBackup, hub: &Hub, cluster: &str, attempt: u32
             all.insert(made.uid().unwrap_or_default(), (made, Instant::now()));
             Ok(Ok(()))
         }
-        // It was made before, and the cache is behind.
-        Ok(None) => Ok(Ok(())),
-        Err(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 422) => {
-            Ok(Err(format!("the ClusterBackup of {cluster} is refused: {}", status.message)))
+        // It was made before, and the cache is behind; or by somebody else.
+        Ok(None) => {
+            let there = own::api(hub, &backup).get_opt(&backup.name_any()).await?;
+            let is_own = |there: &ClusterBackup| (&there.spec.group, &there.spec.cluster) == (&backup.spec.group, &backup.spec.cluster);
+            let is_in_the_way = there.is_some_and(|there| !is_own(&there));
+            Ok(if is_in_the_way { Err(format!("there is another ClusterBackup called {}: delete it", backup.name_any())) } else { Ok(()) })
         }
+        Err(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 422) => Ok(Err(status.message)),
         Err(error) => Err(error.into()),
     }
 }
@@ -185,7 +221,7 @@ async fn write(group: &ClusterGroupBackup, hub: &Hub, status: &ClusterGroupBacku
     for condition in &status.conditions {
         let was = before.conditions.iter().find(|one| one.kind == condition.kind).map(|one| one.reason.as_str());
         if condition.kind == BACKUP_SUCCEEDED && was != Some(condition.reason.as_str()) {
-            let is_bad = matches!(condition.reason.as_str(), "Failed" | "PartiallyDone" | "Refused" | "NoClusterApi");
+            let is_bad = matches!(condition.reason.as_str(), "Failed" | "PartiallyDone" | "NoRights" | "NoClusterApi");
             let kind = if is_bad { EventType::Warning } else { EventType::Normal };
             own::publish(hub, &group.object_ref(&()), kind, &condition.reason, &condition.message).await;
         }

@@ -59,9 +59,11 @@ impl Leader {
         let mut renewed = Instant::now();
         loop {
             tokio::time::sleep(PERIOD).await;
+            let asked = Instant::now();
             match tokio::time::timeout(RENEWED.saturating_sub(renewed.elapsed()), self.try_once()).await {
                 Ok(Ok(true)) => {
-                    renewed = Instant::now();
+                    // Others count from when they see it, which may be before the answer is here.
+                    renewed = asked;
                     answered();
                 }
                 Ok(Ok(false)) => return interrupted("another replica of the hub has the Lease: this one ends, and is started again"),

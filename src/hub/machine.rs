@@ -36,6 +36,8 @@ pub enum Seen {
     Running,
     /// The Job is complete, and the node has said that its backup is verified.
     Verified,
+    /// The same, and that backup is not good for an upgrade any more: another one would not be, either.
+    Stale,
     /// The Job is complete, and the node has not said so.
     Unproven,
     /// The Job failed at its own deadline.
@@ -83,11 +85,12 @@ impl Display for State {
 
 impl Seen {
     /// All that can be seen.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Leftovers,
         Self::Nothing,
         Self::Running,
         Self::Verified,
+        Self::Stale,
         Self::Unproven,
         Self::DeadlineExceeded,
         Self::Failed,
@@ -99,7 +102,7 @@ impl Seen {
     /// True when the Job is over: no clock counts any more.
     #[must_use]
     pub fn is_end(self) -> bool {
-        matches!(self, Self::Verified | Self::Unproven | Self::DeadlineExceeded | Self::Failed | Self::Refused)
+        matches!(self, Self::Verified | Self::Stale | Self::Unproven | Self::DeadlineExceeded | Self::Failed | Self::Refused)
     }
 }
 
@@ -124,7 +127,7 @@ pub fn transition(state: State, seen: Seen) -> Result<State, Over> {
         (_, Seen::Verified) => Succeeded,
         (_, Seen::DeadlineExceeded | Seen::TooLate) => BackupTimeout,
         // Of a Job that is gone, nobody knows what it did before.
-        (_, Seen::Unproven | Seen::Failed | Seen::Refused) | (Active, Seen::Nothing | Seen::Leftovers) => UnrecoverableError,
+        (_, Seen::Stale | Seen::Unproven | Seen::Failed | Seen::Refused) | (Active, Seen::Nothing | Seen::Leftovers) => UnrecoverableError,
         (_, Seen::Running) => Active,
         (PreparingToStart, Seen::Nothing) => Starting,
         // Something came back, or somebody else began.
@@ -139,13 +142,13 @@ mod tests {
 
     /// The table as people read it: a row for each state, a column for each thing seen.
     const TABLE: &str = "
-                       Leftovers          Nothing            Running Verified  Unproven           DeadlineExceeded Failed             Unreachable      Refused            TooLate
-    PreparingToStart   PreparingToStart   Starting           Active  Succeeded UnrecoverableError BackupTimeout    UnrecoverableError PreparingToStart UnrecoverableError BackupTimeout
-    Starting           PreparingToStart   Starting           Active  Succeeded UnrecoverableError BackupTimeout    UnrecoverableError Starting         UnrecoverableError BackupTimeout
-    Active             UnrecoverableError UnrecoverableError Active  Succeeded UnrecoverableError BackupTimeout    UnrecoverableError Active           UnrecoverableError BackupTimeout
-    Succeeded          -                  -                  -       -         -                  -                -                  -                -                  -
-    BackupTimeout      -                  -                  -       -         -                  -                -                  -                -                  -
-    UnrecoverableError -                  -                  -       -         -                  -                -                  -                -                  -
+                       Leftovers          Nothing            Running Verified  Stale              Unproven           DeadlineExceeded Failed             Unreachable      Refused            TooLate
+    PreparingToStart   PreparingToStart   Starting           Active  Succeeded UnrecoverableError UnrecoverableError BackupTimeout    UnrecoverableError PreparingToStart UnrecoverableError BackupTimeout
+    Starting           PreparingToStart   Starting           Active  Succeeded UnrecoverableError UnrecoverableError BackupTimeout    UnrecoverableError Starting         UnrecoverableError BackupTimeout
+    Active             UnrecoverableError UnrecoverableError Active  Succeeded UnrecoverableError UnrecoverableError BackupTimeout    UnrecoverableError Active           UnrecoverableError BackupTimeout
+    Succeeded          -                  -                  -       -         -                  -                  -                -                  -                -                  -
+    BackupTimeout      -                  -                  -       -         -                  -                  -                -                  -                -                  -
+    UnrecoverableError -                  -                  -       -         -                  -                  -                -                  -                -                  -
     ";
 
     #[test]

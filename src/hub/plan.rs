@@ -8,10 +8,13 @@ use super::api::{
     ClusterBackup, ClusterBackupSpec, ClusterGroupBackup, ClusterGroupBackupSpec, ClusterGroupBackupStatus, Condition, Counts,
     FailedCluster, SCHEDULE_LABEL,
 };
+use super::last;
 use super::machine::State;
 
 /// How many of the clusters that failed are named.
 const NAMED: usize = 20;
+/// The most bytes of why no try of one can be made.
+const MOST_REASON: usize = 256;
 /// Conditions, as the old tool's hub has them (its own `BackupSuceeded` lacks a letter).
 pub(super) const BACKUP_SUCCEEDED: &str = "BackupSucceeded";
 pub(super) const PROGRESSING: &str = "Progressing";
@@ -40,6 +43,8 @@ pub enum Standing<'a> {
     Good(Timestamp),
     /// It failed with this try, and is not tried again.
     Failed(&'a ClusterBackup),
+    /// No try of it can be made: why.
+    Refused(&'a str),
 }
 
 impl Standing<'_> {
@@ -53,7 +58,7 @@ impl Standing<'_> {
 /// How a cluster with these tries stands, which may come in any order. With `once`, a good backup is not taken again however old it is.
 #[must_use]
 pub fn standing<'a>(tries: &[&'a ClusterBackup], retries: u32, once: bool, now: Timestamp) -> Standing<'a> {
-    let next = tries.iter().map(|one| one.spec.attempt).max().unwrap_or(0) + 1;
+    let next = tries.iter().map(|one| one.spec.attempt).max().unwrap_or(0).saturating_add(1);
     if let Some(running) = tries.iter().find(|one| !one.state().is_final()) {
         return Standing::Running(running.state());
     }
@@ -74,10 +79,16 @@ pub fn standing<'a>(tries: &[&'a ClusterBackup], retries: u32, once: bool, now: 
     }
 }
 
-/// What the group has to do. `clusters` are those that it chooses now; `tries` are all `ClusterBackups` that belong to it, those that were made a moment
-/// ago among them: with one left out, too many run.
+/// What the group has to do. `clusters` are those that it chooses now, and `refused` says of some why no try of them can be made; `tries` are all
+/// `ClusterBackups` that belong to it, those that were made a moment ago among them: with one left out, too many run.
 #[must_use]
-pub fn plan(group: &ClusterGroupBackup, clusters: &BTreeSet<String>, tries: &[&ClusterBackup], now: Timestamp) -> Plan {
+pub fn plan(
+    group: &ClusterGroupBackup,
+    clusters: &BTreeSet<String>,
+    refused: &BTreeMap<String, String>,
+    tries: &[&ClusterBackup],
+    now: Timestamp,
+) -> Plan {
     let ClusterGroupBackupSpec { enable, max_concurrency, retries, keep, .. } = group.spec;
     let mut of: BTreeMap<&str, Vec<&ClusterBackup>> = BTreeMap::new();
     for one in tries {
@@ -86,8 +97,11 @@ pub fn plan(group: &ClusterGroupBackup, clusters: &BTreeSet<String>, tries: &[&C
     let none = Vec::new();
     // The next one is the schedule's to take.
     let once = group.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(SCHEDULE_LABEL));
-    let standings: Vec<(&String, Standing<'_>)> =
-        clusters.iter().map(|cluster| (cluster, standing(of.get(cluster.as_str()).unwrap_or(&none), retries, once, now))).collect();
+    let stands = |cluster: &String| match standing(of.get(cluster.as_str()).unwrap_or(&none), retries, once, now) {
+        Standing::Due(attempt) => refused.get(cluster).map_or(Standing::Due(attempt), |why| Standing::Refused(why)),
+        standing => standing,
+    };
+    let standings: Vec<(&String, Standing<'_>)> = clusters.iter().map(|cluster| (cluster, stands(cluster))).collect();
     // Whatever runs takes a place, also where its cluster has left the group.
     let running = tries.iter().filter(|one| !one.state().is_final()).count();
     let free = (max_concurrency as usize).saturating_sub(running);
@@ -154,6 +168,12 @@ fn status(
                     counts.error += 1;
                 }
                 failed.push(FailedCluster { name: (*cluster).clone(), state: status.state, reason: status.reason });
+            }
+            Standing::Refused(why) => {
+                counts.failed += 1;
+                counts.error += 1;
+                let reason = format!("Refused: {}", last(why, MOST_REASON));
+                failed.push(FailedCluster { name: (*cluster).clone(), state: State::UnrecoverableError, reason });
             }
         }
     }

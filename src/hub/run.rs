@@ -33,6 +33,9 @@ const READY: Duration = Duration::from_secs(30);
 /// How many objects of a kind are looked at at a time.
 const AT_A_TIME: u16 = 256;
 
+/// The hub's container in its pod, as in `packaging/hub/deployment.yaml`.
+const CONTAINER: &str = "hub";
+
 /// What a hub is told.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -133,8 +136,10 @@ async fn image(client: &Client, options: &Options) -> Result<String> {
     let pod = pod.map_err(|error| {
         misfit(format!("which image clusters are to run: reading the pod {namespace}/{name}: {}; or give --image", chain(&error)))
     })?;
-    let image = pod.pointer("/spec/containers/0/image").and_then(serde_json::Value::as_str);
-    image.map(str::to_owned).ok_or_else(|| misfit(format!("the pod {namespace}/{name} has no image: give --image")))
+    // Others may have been put beside it.
+    let own = pod.pointer("/spec/containers").and_then(|all| all.as_array()?.iter().find(|one| one["name"] == CONTAINER));
+    let image = own.and_then(|container| container["image"].as_str()).map(str::to_owned);
+    image.ok_or_else(|| misfit(format!("the pod {namespace}/{name} has no container {CONTAINER} with an image: give --image")))
 }
 
 /// Ends when a signal asks for it.
@@ -210,6 +215,7 @@ async fn work(client: Client, options: &Options, image: &str, active: &Mutex<Opt
     };
     let controllers = async {
         all_known.await?;
+        backup::go_on(&hub);
         tokio::join!(
             controller(backups.clone(), woken, hub.clone(), backup::reconcile),
             controller(groups.clone(), woken_groups, hub.clone(), group::reconcile),
@@ -270,12 +276,18 @@ async fn controller<K: Own, Look>(
     let look = |object: Arc<K>, hub: Arc<Hub>| Box::pin(reconcile(object, hub));
     let failed = |_: Arc<K>, error: &Failed, _: Arc<Hub>| own::again(error);
     let woken = woken.map(Ok::<_, std::convert::Infallible>);
+    let mut told: Option<(String, Instant)> = None;
     applier(look, failed, hub.clone(), store, woken.into_stream(), Pace::default().concurrency(AT_A_TIME))
         .for_each(|looked| {
             hub.numbers.looked(looked.is_ok());
             if let Err(error) = looked {
-                // That one is gone meanwhile, or was written by somebody else, is everyday.
-                tracing::debug!("looking at {}: {}", K::kind(&()), chain(&error));
+                let error = chain(&error);
+                // The same of a thousand objects is said once in a while; that somebody else was quicker is everyday.
+                let is_news = told.as_ref().is_none_or(|(last, when)| *last != error || when.elapsed() > READY);
+                if is_news && !error.contains("the object has been modified") {
+                    tracing::warn!("looking at {}: {error}", K::kind(&()));
+                    told = Some((error, Instant::now()));
+                }
             }
             ready(())
         })

@@ -73,7 +73,8 @@ pub async fn reconcile(schedule: Arc<BackupSchedule>, hub: Arc<Hub>) -> Result<A
     status.conditions = [Some(valid), over.and_then(|group| last_run(group, &condition))].into_iter().flatten().collect();
     let mut again = NET;
     if let Ok((cron, zone)) = read {
-        let base = before.last_run.or_else(|| schedule.creation_timestamp().map(|time| time.0)).unwrap_or(now);
+        // A clock that was ahead once silences nobody.
+        let base = before.last_run.or_else(|| schedule.creation_timestamp().map(|time| time.0)).unwrap_or(now).min(now);
         match due(&cron, &zone, base, now) {
             _ if schedule.spec.paused => {}
             Due::Never => {}

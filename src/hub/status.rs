@@ -11,7 +11,7 @@ use super::api::{CLUSTER_LABEL, ClusterBackup, ClusterGroupBackup, GROUP_LABEL, 
 use super::machine::State;
 use super::own::{self, Own};
 use super::plan::{Standing, standing};
-use super::{chain, run};
+use super::{chain, group, run};
 use crate::error::{misfit, unanswered};
 
 /// What there is to say.
@@ -19,6 +19,9 @@ use crate::error::{misfit, unanswered};
 pub struct Report {
     /// The clusters, by group and name.
     pub clusters: Vec<Cluster>,
+    /// Why there may be others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unknown: Vec<String>,
 }
 
 /// One cluster of one group.
@@ -49,6 +52,17 @@ pub struct Cluster {
     pub good_until: Option<Timestamp>,
     /// What the hub has written into the cluster's gate.
     pub gate: Option<GateState>,
+    /// Why it could not be written.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub gate_trouble: String,
+}
+
+impl Report {
+    /// True when each cluster there is may be upgraded.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.unknown.is_empty() && !self.clusters.is_empty() && self.clusters.iter().all(|one| !one.blocked)
+    }
 }
 
 /// Asks the hub's API.
@@ -68,7 +82,19 @@ pub fn status(namespace: Option<&str>, group: Option<&str>, cluster: Option<&str
         let selector = [(GROUP_LABEL, group), (CLUSTER_LABEL, cluster)];
         let selector: Vec<String> = selector.iter().filter_map(|(key, value)| Some(format!("{key}={}", (*value)?))).collect();
         let tries: Vec<ClusterBackup> = list(&client, namespace, &selector.join(",")).await?;
-        Ok(report(&groups, &tries, cluster, Timestamp::now()))
+        let (mut chosen, mut unknown) = (Vec::new(), Vec::new());
+        for group in &groups {
+            let mut names = group.spec.clusters.clone();
+            if !group.spec.cluster_label_selectors.is_empty() {
+                match group::chosen(group, &client).await {
+                    Ok(Ok(more)) => names.extend(more),
+                    Ok(Err((_, why))) => unknown.push(format!("{}: {why}", group.name_any())),
+                    Err(error) => unknown.push(format!("{}: asking for the clusters that it chooses: {}", group.name_any(), chain(&error))),
+                }
+            }
+            chosen.push((group, names));
+        }
+        Ok(Report { unknown, ..report(&chosen, &tries, cluster, Timestamp::now()) })
     })
 }
 
@@ -80,27 +106,27 @@ async fn list<K: Own>(client: &Client, namespace: Option<&str>, labels: &str) ->
     })
 }
 
-/// What there is to say of these objects.
+/// What there is to say of these objects: groups with the clusters that they choose, and tries, of clusters that have left their group, too.
 #[must_use]
-pub fn report(groups: &[ClusterGroupBackup], tries: &[ClusterBackup], cluster: Option<&str>, now: Timestamp) -> Report {
+pub fn report(groups: &[(&ClusterGroupBackup, Vec<String>)], tries: &[ClusterBackup], cluster: Option<&str>, now: Timestamp) -> Report {
     let mut of: BTreeMap<(String, String, String), Vec<&ClusterBackup>> = BTreeMap::new();
     for one in tries {
         let place = (one.namespace().unwrap_or_default(), one.spec.group.clone(), one.spec.cluster.clone());
         of.entry(place).or_default().push(one);
     }
     let mut clusters = Vec::new();
-    for group in groups {
+    for (group, chosen) in groups {
         let place = |cluster: &str| (group.namespace().unwrap_or_default(), group.name_any(), cluster.to_owned());
         let with_tries = of.keys().filter(|(namespace, name, _)| (namespace.as_str(), name) == (&place("").0, &place("").1));
         let mut names: BTreeSet<String> = with_tries.map(|(_, _, cluster)| cluster.clone()).collect();
-        names.extend(group.spec.clusters.iter().cloned());
+        names.extend(chosen.iter().cloned());
         for name in names.into_iter().filter(|name| cluster.is_none_or(|only| name == only)) {
             let none = Vec::new();
             let tries = of.get(&place(&name)).unwrap_or(&none);
             clusters.push(one(group, name, tries, now));
         }
     }
-    Report { clusters }
+    Report { clusters, unknown: Vec::new() }
 }
 
 fn one(group: &ClusterGroupBackup, cluster: String, tries: &[&ClusterBackup], now: Timestamp) -> Cluster {
@@ -131,6 +157,7 @@ fn one(group: &ClusterGroupBackup, cluster: String, tries: &[&ClusterBackup], no
         backup: good.and_then(|status| status.backup_id.clone()),
         release: good.and_then(|status| status.release.clone()),
         good_until: until,
-        gate: status.and_then(|status| status.gate),
+        gate: status.as_ref().and_then(|status| status.gate),
+        gate_trouble: status.map(|status| status.gate_trouble).unwrap_or_default(),
     }
 }

@@ -1,5 +1,7 @@
 //! What is said of a try in its status: a word for programs, sentences for people.
 
+use jiff::Timestamp;
+
 use super::api::{ClusterBackup, ClusterBackupStatus};
 use super::machine::{Seen, State};
 use super::spoke::{Job, JobEnd, Look, Trouble};
@@ -32,6 +34,7 @@ pub(super) fn words(backup: &ClusterBackup, status: &ClusterBackupStatus, seen: 
         }
         (Seen::Nothing, _) => word("Starting", "putting the Job onto the cluster".to_owned()),
         (Seen::Verified, _) => word("Verified", "the node has read the whole backup back and found it good".to_owned()),
+        (Seen::Stale, _) => stale(backup, job),
         (Seen::Unproven, _) => {
             let said = if heard.is_empty() { "nothing".to_owned() } else { format!("\"{heard}\"") };
             word("NotVerified", format!("the Job is complete, but the node did not say that its backup is verified: its pod said {said}"))
@@ -51,6 +54,24 @@ pub(super) fn words(backup: &ClusterBackup, status: &ClusterBackupStatus, seen: 
             word(reason, format!("{why}{until}"))
         }
         (_, Ok(_)) => word("Unknown", String::new()),
+    }
+}
+
+/// Of a backup that is verified, and not good for an upgrade all the same.
+fn stale(backup: &ClusterBackup, job: Option<&Job>) -> (String, String) {
+    let Some(result) = job.and_then(Job::result) else { return ("TooOld".to_owned(), String::new()) };
+    let named = format!("the node's backup {} is verified, but", result.backup);
+    match result.certificates_expire.filter(|expires| *expires <= Timestamp::now()) {
+        Some(expires) => {
+            ("Expired".to_owned(), format!("{named} a certificate in it has expired, {expires:.0}: no upgrade may begin with it"))
+        }
+        None => (
+            "TooOld".to_owned(),
+            format!(
+                "{named} it was begun at {:.0}, longer ago than spec.maxAge, {}: give that more than a backup takes",
+                result.taken, backup.spec.max_age
+            ),
+        ),
     }
 }
 

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use anyhow::Result;
 use futures::StreamExt;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use testing::pki::Authority;
@@ -28,12 +28,14 @@ pub(crate) enum Moment {
 }
 
 /// What becomes of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// It goes on.
     Pass,
     /// The connection is closed.
     Cut,
+    /// Whoever stands there answers itself: a status, and what is no JSON or is.
+    Answer(u16, String),
 }
 
 /// The number of a request, from 0; its method, path and query; where it is.
@@ -90,14 +92,16 @@ async fn pass(client: kube::Client, number: usize, tell: Arc<Tell>, request: Req
     let (mut parts, body) = request.into_parts();
     let body = body.collect().await.ok()?.to_bytes();
     let what = format!("{} {}", parts.method, parts.uri);
-    if tell(number, &what, Moment::Asked) == Verdict::Cut {
-        return None;
+    match tell(number, &what, Moment::Asked) {
+        Verdict::Pass => {}
+        Verdict::Cut => return None,
+        Verdict::Answer(status, text) => return Some(https::answer(StatusCode::from_u16(status).ok()?, "application/json", text)),
     }
     for own in ["host", "authorization", "connection", "content-length", "transfer-encoding"] {
         parts.headers.remove(own);
     }
     let answer = client.send(Request::from_parts(parts, kube::client::Body::from(body))).await.ok()?;
-    if tell(number, &what, Moment::Answered) == Verdict::Cut {
+    if tell(number, &what, Moment::Answered) != Verdict::Pass {
         return None;
     }
     let (parts, body) = answer.into_parts();

@@ -73,8 +73,13 @@ impl Process {
         Ok(false)
     }
 
+    /// By what it is killed from elsewhere; not to be used once it was dropped.
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(&self.0)
+    }
+
     fn signal(&self, signal: Signal) -> Result<()> {
-        Ok(kill_process(Pid::from_child(&self.0), signal)?)
+        Ok(kill_process(self.pid(), signal)?)
     }
 }
 

@@ -7,8 +7,7 @@ use anyhow::{Context, Result};
 use real_node::Limit;
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, Process, free_port, secret};
-use crate::kubelet::Play;
+use crate::cluster::{Cluster, Process, secret};
 
 /// For what the hub does: a namespace takes some seconds to go.
 pub(crate) const LIMIT: Limit = Limit::of(90);
@@ -38,6 +37,12 @@ impl Hub {
     pub(crate) fn knows(&self, cluster: &str, kubeconfig: &str) -> Result<()> {
         let secrets = "/api/v1/namespaces/recovery-hub/secrets";
         self.cluster.api.create(secrets, &secret("recovery-hub", cluster, kubeconfig)).map(drop)
+    }
+
+    /// Makes a cluster known by another kubeconfig.
+    pub(crate) fn is_known_by(&self, cluster: &str, kubeconfig: &str) -> Result<()> {
+        let path = format!("/api/v1/namespaces/recovery-hub/secrets/{cluster}-kubeconfig");
+        self.cluster.api.merge(&path, &json!({"stringData": {"value": kubeconfig}})).map(drop)
     }
 
     /// A kubeconfig with the rights of the hub's account.
@@ -106,10 +111,9 @@ pub(crate) fn run(dir: &Path, kubeconfig: &str) -> Result<Process> {
     let file = dir.join("kubeconfig");
     std::fs::write(&file, kubeconfig)?;
     let log = File::options().create(true).append(true).open(dir.join("hub.log"))?;
-    let words = ["hub", "run", "--namespace", "recovery-hub", "--image", "verified", "--listen"];
-    let listen = format!("127.0.0.1:{}", free_port()?.0);
+    let words = ["hub", "run", "--namespace", "recovery-hub", "--image", "verified", "--listen", "127.0.0.1:0"];
     let environment = format!("KUBECONFIG={}", file.display());
-    let arguments = [&environment, env!("CARGO_BIN_EXE_recovery")].into_iter().chain(words).chain([listen.as_str()]);
+    let arguments = [&environment, env!("CARGO_BIN_EXE_recovery")].into_iter().chain(words);
     Process::start(Path::new("/usr/bin/env"), log, arguments.map(str::to_owned).collect())
 }
 
@@ -120,23 +124,15 @@ pub(crate) fn path(kind: &str, name: &str) -> String {
 
 /// What the agent says at its end, when all is well.
 pub(crate) fn verified() -> String {
+    verified_until(None)
+}
+
+/// The same, of a backup with a certificate that expires then.
+pub(crate) fn verified_until(expires: Option<jiff::Timestamp>) -> String {
     let now = jiff::Timestamp::now();
     json!({
         "version": 1, "agent": "1.0.0", "backup": "20260301T021704Z-4.16.3", "verified": true, "digest": "0f", "release": "4.16.3",
-        "taken": now, "certificates_expire": null,
+        "taken": now, "certificates_expire": expires,
     })
     .to_string()
-}
-
-/// What becomes of a pod, by the image that it is to run.
-pub(crate) fn by_image(pod: &Value) -> Play {
-    match pod["spec"]["containers"][0]["image"].as_str().unwrap_or_default() {
-        "verified" => Play::exits(1500, 0, &verified()),
-        "silent" => Play::exits(300, 0, ""),
-        "fails" => {
-            Play::exits(300, 73, "error: no space on /var/recovery").with_log("looking for room\nerror: no space on /var/recovery\n")
-        }
-        "missing" => Play::NoImage,
-        _ => Play::hangs(),
-    }
 }

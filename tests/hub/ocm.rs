@@ -133,7 +133,7 @@ impl Ocm {
 fn this_try(uid: &str) -> Result<Try> {
     let backup: ClusterBackup = serde_json::from_value(json!({
         "apiVersion": "hub.recovery/v1alpha1", "kind": "ClusterBackup",
-        "metadata": {"name": format!("group-one-{uid}"), "namespace": "fleet", "uid": uid},
+        "metadata": {"name": format!("group.one.{uid}"), "namespace": "fleet", "uid": uid},
         "spec": {
             "cluster": "one", "group": "group", "attempt": 1, "reach": "ManifestWork", "image": "registry/recovery:1",
             "deadlineSeconds": 480, "giveUpAfterSeconds": 1200, "maxAge": "24h", "backupName": "hub", "keep": 3,
@@ -328,7 +328,7 @@ fn a_group_is_backed_up_by_a_hub_that_is_killed_meanwhile() -> Result<()> {
     let refused = ocm.hub.api.create(groups, &with_gate).err().map(|error| format!("{error:#}")).unwrap_or_default();
     ensure!(refused.contains("installGate is not supported with spec.reach ManifestWork"), "{refused}");
     ocm.hub.api.create(groups, &group)?;
-    let backup = "/apis/hub.recovery/v1alpha1/namespaces/recovery-hub/clusterbackups/all-one-1";
+    let backup = "/apis/hub.recovery/v1alpha1/namespaces/recovery-hub/clusterbackups/all.one.1";
     let hub_said = || std::fs::read_to_string(ocm.dir.path().join("hub.log")).unwrap_or_default();
     let state = |wanted: &'static str| move |one: &Value| (one["status"]["state"] == wanted).then(|| one["status"].clone());
     let active = ocm.hub.api.until(backup, LIMIT, state("Active")).with_context(hub_said)?;

@@ -1,18 +1,32 @@
 //! Each state of a cluster's backup, by what really leads there.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::between::{Between, Moment, Verdict};
 use crate::cluster::Cluster;
-use crate::fleet::{Hub, LIMIT, by_image, path, verified};
+use crate::fleet::{Hub, LIMIT, path, verified, verified_until};
 use crate::kubelet::{Kubelet, Play};
 
-const JOBS: &str = "/apis/batch/v1/namespaces/recovery-spoke/jobs";
+pub(crate) const JOBS: &str = "/apis/batch/v1/namespaces/recovery-spoke/jobs";
 const GATE: &str = "/api/v1/namespaces/kube-system/configmaps/recovery-upgrade-gate";
 
-fn of(cluster: &str, image: &str) -> Value {
+pub(crate) fn of(cluster: &str, image: &str) -> Value {
     json!({"clusters": [cluster], "image": image, "retries": 0, "deadlineSeconds": 60, "giveUpAfterSeconds": 90})
+}
+
+/// What becomes of a pod, by the image that it is to run.
+pub(crate) fn by_image(pod: &Value) -> Play {
+    match pod["spec"]["containers"][0]["image"].as_str().unwrap_or_default() {
+        "verified" => Play::exits(1500, 0, &verified()),
+        "slow" => Play::exits(6000, 0, &verified()),
+        "silent" => Play::exits(300, 0, ""),
+        "expired" => Play::exits(300, 0, &verified_until(jiff::Timestamp::from_second(1_700_000_000).ok())),
+        "fails" => {
+            Play::exits(300, 73, "error: no space on /var/recovery").with_log("looking for room\nerror: no space on /var/recovery\n")
+        }
+        "missing" => Play::NoImage,
+        _ => Play::hangs(),
+    }
 }
 
 #[test]
@@ -24,22 +38,22 @@ fn each_end_of_a_job_is_that_of_its_state() -> Result<()> {
 
     // The node's word; the Job goes, its events stay.
     hub.group("good", &of("one", "verified"))?;
-    let good = hub.state("good-one-1", "Succeeded")?;
+    let good = hub.state("good.one.1", "Succeeded")?;
     ensure!(good["verified"] == true && good["backupId"] == "20260301T021704Z-4.16.3" && good["digest"] == "0f", "{good}");
     hub.reason("good", "BackupSucceeded", "BackupCompleted")?;
-    hub.cluster.api.until(&path("clusterbackups", "good-one-1"), LIMIT, |one| (one["status"]["cleaned"] == true).then_some(()))?;
+    hub.cluster.api.until(&path("clusterbackups", "good.one.1"), LIMIT, |one| (one["status"]["cleaned"] == true).then_some(()))?;
     ensure!(spoke.api.list(JOBS)?.is_empty(), "the Job has stayed");
-    let told = hub.told("good-one-1")?;
+    let told = hub.told("good.one.1")?;
     ensure!(told == ["PreparingToStart", "Starting", "Active", "Succeeded"], "{told:?}");
 
     // A program that only ends with 0 is no agent.
     hub.group("silent", &of("one", "silent"))?;
-    let silent = hub.state("silent-one-1", "UnrecoverableError")?;
+    let silent = hub.state("silent.one.1", "UnrecoverableError")?;
     ensure!(silent["reason"] == "NotVerified" && silent["verified"].is_null() && silent["backupId"].is_null(), "{silent}");
 
     // Its last words, and the end of its log; the Job stays to be looked at, until the next try.
     hub.group("fails", &of("one", "fails"))?;
-    let fails = hub.state("fails-one-1", "UnrecoverableError")?;
+    let fails = hub.state("fails.one.1", "UnrecoverableError")?;
     ensure!(fails["reason"] == "BackoffLimitExceeded" && fails["message"] == "error: no space on /var/recovery", "{fails}");
     ensure!(fails["log"].as_str().is_some_and(|log| log.starts_with("looking for room")), "{fails}");
     ensure!(spoke.api.list(JOBS)?.len() == 1, "the Job is gone");
@@ -51,20 +65,20 @@ fn each_end_of_a_job_is_that_of_its_state() -> Result<()> {
     let mut late = of("one", "hangs");
     (late["deadlineSeconds"], late["retries"]) = (4.into(), 1.into());
     hub.group("late", &late)?;
-    let first = hub.state("late-one-1", "BackupTimeout")?;
+    let first = hub.state("late.one.1", "BackupTimeout")?;
     ensure!(first["reason"] == "DeadlineExceeded", "{first}");
     let jobs_before = spoke.api.list(JOBS)?;
-    hub.state("late-one-2", "Active")?;
+    hub.state("late.one.2", "Active")?;
     let jobs = spoke.api.list(JOBS)?;
     ensure!(jobs.len() == 1 && jobs_before.iter().all(|job| job["metadata"]["uid"] != jobs[0]["metadata"]["uid"]), "{jobs:?}");
-    hub.state("late-one-2", "BackupTimeout")?;
+    hub.state("late.one.2", "BackupTimeout")?;
     hub.reason("late", "BackupSucceeded", "Failed")?;
 
     // An image that is not there is named, after the pod is gone, too.
     let mut missing = of("one", "missing");
     missing["deadlineSeconds"] = 30.into();
     hub.group("missing", &missing)?;
-    let missing = hub.state("missing-one-1", "BackupTimeout")?;
+    let missing = hub.state("missing.one.1", "BackupTimeout")?;
     ensure!(
         missing["message"].as_str().is_some_and(|text| text.contains("ErrImagePull") || text.contains("ImagePullBackOff")),
         "{missing}"
@@ -72,27 +86,28 @@ fn each_end_of_a_job_is_that_of_its_state() -> Result<()> {
 
     // A Job that is gone.
     hub.group("gone", &of("one", "hangs"))?;
-    hub.state("gone-one-1", "Active")?;
+    hub.state("gone.one.1", "Active")?;
     let job = &spoke.api.list(JOBS)?[0]["metadata"]["name"];
     spoke.api.delete(&format!("{JOBS}/{}", job.as_str().unwrap_or_default()))?;
-    let gone = hub.state("gone-one-1", "UnrecoverableError")?;
+    let gone = hub.state("gone.one.1", "UnrecoverableError")?;
     ensure!(gone["reason"] == "JobVanished", "{gone}");
 
     // Two groups want the same cluster: one after the other.
     let pods = kubelet.pods();
     hub.group("left", &of("one", "verified"))?;
     hub.group("right", &of("one", "verified"))?;
-    hub.state("left-one-1", "Succeeded")?;
-    hub.state("right-one-1", "Succeeded")?;
+    hub.state("left.one.1", "Succeeded")?;
+    hub.state("right.one.1", "Succeeded")?;
     ensure!(kubelet.pods() == pods + 2, "{} pods", kubelet.pods() - pods);
 
-    // What was put there goes with the last of them.
-    for group in ["good", "silent", "fails", "late", "missing", "gone", "left", "right"] {
-        hub.forget("clustergroupbackups", group)?;
+    // What was put there goes with the last of them: as the README has it.
+    for words in [
+        "delete backupschedules,clustergroupbackups --all --all-namespaces",
+        "wait --for=delete clusterbackups --all --all-namespaces --timeout 2m",
+    ] {
+        hub.cluster.kubectl(&words.split(' ').collect::<Vec<_>>(), "")?.checked().with_context(|| hub.said())?;
     }
-    for backup in hub.cluster.api.list(&path("clusterbackups", ""))? {
-        hub.forget("clusterbackups", backup["metadata"]["name"].as_str().unwrap_or_default())?;
-    }
+    ensure!(hub.cluster.api.list(&path("clusterbackups", ""))?.is_empty(), "not all have gone");
     let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while spoke.api.get("/api/v1/namespaces/recovery-spoke")?.is_some() {
         ensure!(std::time::Instant::now() < end, "the namespace stays");
@@ -116,12 +131,12 @@ fn a_cluster_out_of_reach_is_said_to_be_and_given_up_in_time() -> Result<()> {
     let mut short = of("one", "hangs");
     (short["clusters"], short["deadlineSeconds"], short["giveUpAfterSeconds"]) = (json!(["nobody", "exec"]), 5.into(), 8.into());
     hub.group("away", &short)?;
-    let nobody = hub.state("away-nobody-1", "BackupTimeout")?;
+    let nobody = hub.state("away.nobody.1", "BackupTimeout")?;
     ensure!(
         nobody["reason"] == "GaveUp" && nobody["message"].as_str().is_some_and(|text| text.contains("no Secret nobody-kubeconfig")),
         "{nobody}"
     );
-    let exec = hub.state("away-exec-1", "BackupTimeout")?;
+    let exec = hub.state("away.exec.1", "BackupTimeout")?;
     ensure!(exec["message"].as_str().is_some_and(|text| text.contains("`exec`")), "{exec}");
     ensure!(!ran.exists(), "the hub has run a program of a kubeconfig");
     hub.reason("away", "BackupSucceeded", "Failed")?;
@@ -129,18 +144,18 @@ fn a_cluster_out_of_reach_is_said_to_be_and_given_up_in_time() -> Result<()> {
     // One that answers no more before its Job is there: said, and no state; then it is there again, and goes on.
     spoke.freeze()?;
     hub.group("hangs", &of("one", "verified"))?;
-    hub.cluster.api.until(&path("clusterbackups", "hangs-one-1"), LIMIT, |one| {
+    hub.cluster.api.until(&path("clusterbackups", "hangs.one.1"), LIMIT, |one| {
         (one["status"]["state"] == "PreparingToStart" && one["status"]["reason"] == "Unreachable").then_some(())
     })?;
     spoke.thaw()?;
-    hub.state("hangs-one-1", "Succeeded")?;
+    hub.state("hangs.one.1", "Succeeded")?;
 
     // One that is dead holds nobody up: what was put there is left behind, and said to be.
     spoke.freeze()?;
     // Its group makes no other try, which would need what is there.
     hub.forget("clustergroupbackups", "hangs")?;
-    hub.forget("clusterbackups", "hangs-one-1")?;
-    ensure!(hub.told("hangs-one-1")?.contains(&"LeftBehind".to_owned()), "{:?}", hub.told("hangs-one-1")?);
+    hub.forget("clusterbackups", "hangs.one.1")?;
+    ensure!(hub.told("hangs.one.1")?.contains(&"LeftBehind".to_owned()), "{:?}", hub.told("hangs.one.1")?);
     spoke.thaw()?;
     Ok(())
 }
@@ -153,7 +168,7 @@ fn the_second_replica_goes_on_where_the_first_was_killed() -> Result<()> {
     hub.knows("one", &spoke.kubeconfig)?;
     let first = hub.run(&hub.kubeconfig()?)?;
     hub.group("all", &of("one", "any"))?;
-    let active = hub.state("all-one-1", "Active")?;
+    let active = hub.state("all.one.1", "Active")?;
     let second = hub.run(&hub.kubeconfig()?)?;
     // It stands still for longer than its Lease lasts; the other takes over, and the first, back again, sees that and ends.
     first.stop()?;
@@ -164,7 +179,7 @@ fn the_second_replica_goes_on_where_the_first_was_killed() -> Result<()> {
     hub.cluster.api.until(leases, LIMIT, |lease| holder(lease).filter(|now| *now != was))?;
     println!("the other replica is active after {:.1} s", waited.elapsed().as_secs_f64());
     first.go_on()?;
-    let done = hub.state("all-one-1", "Succeeded")?;
+    let done = hub.state("all.one.1", "Succeeded")?;
     ensure!(done["job"] == active["job"] && kubelet.pods() == 1, "{done}");
     ensure!(first.ends(std::time::Duration::from_secs(20))?, "the first replica goes on beside the second");
     drop(second);
@@ -206,7 +221,7 @@ fn the_gate_of_a_cluster_follows_its_last_backup() -> Result<()> {
     let is = |name: &'static str, gate: &'static str| {
         hub.cluster.api.until(&path("clusterbackups", name), LIMIT, move |one| (one["status"]["gate"] == gate).then_some(()))
     };
-    is("fails-one-1", "Closed")?;
+    is("fails.one.1", "Closed")?;
     // The API server takes a policy up some seconds later.
     let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
     let refused = loop {
@@ -219,77 +234,41 @@ fn the_gate_of_a_cluster_follows_its_last_backup() -> Result<()> {
     };
     ensure!(refused.contains("waits for a good backup") && refused.contains("UnrecoverableError"), "{refused}");
     hub.group("good", &with_gate("verified"))?;
-    is("good-one-1", "Open")?;
+    is("good.one.1", "Open")?;
     upgrade("4.17.1")?;
     // The next try fails: closed again.
     hub.group("again", &with_gate("fails"))?;
-    is("again-one-1", "Closed")?;
+    is("again.one.1", "Closed")?;
     let closed = spoke.api.get(GATE)?.unwrap_or_default();
     ensure!(closed["data"]["state"] == "closed", "{closed}");
     let refused = upgrade("4.17.2").err().map(|error| format!("{error:#}")).unwrap_or_default();
     ensure!(refused.contains("waits for a good backup"), "{refused}");
-    Ok(())
-}
 
-/// The hub is killed with -9 at each of its requests to its own API, before the server sees it or before it sees the answer, and started again.
-#[test]
-fn a_hub_that_is_killed_at_any_request_comes_to_the_same_end() -> Result<()> {
-    let (hub, spoke) = (Hub::start()?, Cluster::start("one", true)?);
-    let kubelet = Kubelet::start(&spoke, "node", by_image)?;
-    hub.knows("one", &spoke.kubeconfig)?;
-    // What an untroubled run asks for, from the group on.
-    let (mut tried, mut number) = (0, 0);
-    loop {
-        let name = format!("g{number}");
-        // Two of each: lost on its way, or with its answer lost.
-        let (at, moment) = (number / 2, if number % 2 == 0 { Moment::Asked } else { Moment::Answered });
-        let (killed, seen) = std::sync::mpsc::channel();
-        let killed = std::sync::Mutex::new(killed);
-        let counted = std::sync::atomic::AtomicUsize::new(0);
-        let writes = move |_: usize, request: &str, now: Moment| {
-            // Reads change nothing; a kill before one is a kill after what came before it.
-            let is_write = !request.starts_with("GET") && !request.contains("/leases");
-            if is_write && now == moment && counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == at {
-                if let Ok(killed) = killed.lock() {
-                    killed.send(request.to_owned()).ok();
-                }
-                // The client waits for what does not come, until it is killed.
-                std::thread::sleep(std::time::Duration::from_millis(150));
-                return Verdict::Cut;
-            }
-            Verdict::Pass
-        };
-        let between = Between::start(&hub.kubeconfig()?, writes)?;
-        hub.group(&name, &of("one", "verified"))?;
-        let running = hub.run(&between.kubeconfig)?;
-        let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
-        let backup = format!("{name}-one-1");
-        let struck = loop {
-            if let Ok(request) = seen.try_recv() {
-                break Some(request);
-            }
-            let one = hub.cluster.api.get(&path("clusterbackups", &backup))?.unwrap_or_default();
-            if one["status"]["cleaned"] == true && one["status"]["gate"].is_string() {
-                break None;
-            }
-            ensure!(std::time::Instant::now() < end, "{name} does not end: {one}\n{}", hub.said());
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        };
-        drop(running);
-        drop(between);
-        let Some(request) = struck else { break };
-        tried += 1;
-        // Nobody waits a quarter of a minute for the one that is dead.
-        hub.cluster.api.delete("/apis/coordination.k8s.io/v1/namespaces/recovery-hub/leases/recovery-hub")?;
-        let again = hub.run(&hub.kubeconfig()?)?;
-        hub.state(&backup, "Succeeded")?;
-        hub.cluster.api.until(&path("clusterbackups", &backup), LIMIT, |one| (one["status"]["cleaned"] == true).then_some(()))?;
-        ensure!(kubelet.pods() == tried, "{request} ({moment:?}): {} Jobs for {tried} tries", kubelet.pods());
-        number += 1;
-        drop(again);
-        hub.cluster.api.delete("/apis/coordination.k8s.io/v1/namespaces/recovery-hub/leases/recovery-hub")?;
+    // When the one that failed is taken back, the word of the one before it counts again.
+    hub.forget("clustergroupbackups", "again")?;
+    hub.forget("clusterbackups", "again.one.1")?;
+    let opened = |config: &Value| (config["data"]["state"] == "open").then_some(());
+    spoke.api.until(GATE, LIMIT, opened)?;
+    is("good.one.1", "Open")?;
+    // Of two that begin together, the word of the one that ended last.
+    hub.group("left", &with_gate("verified"))?;
+    hub.group("right", &with_gate("fails"))?;
+    let left = hub.state("left.one.1", "Succeeded")?;
+    let right = hub.state("right.one.1", "UnrecoverableError")?;
+    let (last, gate) =
+        if left["startedAt"].as_str() > right["startedAt"].as_str() { ("left.one.1", "Open") } else { ("right.one.1", "Closed") };
+    is(last, gate)?;
+    // With the last of them the gate goes that the hub has installed.
+    for group in ["fails", "good", "left", "right"] {
+        hub.cluster.api.delete(&path("clustergroupbackups", group))?;
     }
-    println!("{tried} kills, at each of {} writes: each came to its end, with one Job", tried / 2);
-    ensure!(tried >= 12, "only {tried} requests");
+    for backup in hub.cluster.api.list(&path("clusterbackups", ""))? {
+        hub.forget("clusterbackups", backup["metadata"]["name"].as_str().unwrap_or_default())?;
+    }
+    ensure!(spoke.api.get(GATE)?.is_none(), "the gate's ConfigMap stays");
+    for kind in ["policies", "policybindings"] {
+        let left = spoke.api.list(&format!("/apis/admissionregistration.k8s.io/v1/validatingadmission{kind}"))?;
+        ensure!(!left.iter().any(|one| one["metadata"]["name"] == "recovery-upgrade-gate"), "{left:?}");
+    }
     Ok(())
 }

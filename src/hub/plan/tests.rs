@@ -31,7 +31,7 @@ fn ended(group: &ClusterGroupBackup, cluster: &str, attempt: u32, state: State, 
 }
 
 fn plan_of(group: &ClusterGroupBackup, clusters: u32, tries: &[ClusterBackup], now: Timestamp) -> Plan {
-    plan(group, &names(clusters), &tries.iter().collect::<Vec<_>>(), now)
+    plan(group, &names(clusters), &BTreeMap::new(), &tries.iter().collect::<Vec<_>>(), now)
 }
 
 /// Reason of a condition, and whether it is true.
@@ -83,6 +83,19 @@ fn a_timeout_is_gone_on_with_as_often_as_said_and_an_error_never() {
     // A good one between them: the count begins anew.
     let good = ended(&group, "c0000", 2, State::Succeeded, Some(at(5)));
     assert_eq!(plan_of(&group, 1, &[timeout(1), good, timeout(3)], at(9)).begin, [("c0000".to_owned(), 4)]);
+}
+
+#[test]
+fn one_of_which_no_try_can_be_made_has_failed_and_holds_nobody_up() {
+    let group = group(serde_json::json!({"clusters": ["x"], "maxConcurrency": 1}));
+    let refused = [("c0000".to_owned(), "not a name".to_owned())].into();
+    let plan = plan(&group, &names(2), &refused, &[], at(0));
+    assert_eq!(plan.begin, [("c0001".to_owned(), 1)]);
+    assert_eq!((plan.status.counts.failed, plan.status.counts.waiting), (1, 1));
+    assert_eq!((plan.status.failed[0].name.as_str(), plan.status.failed[0].reason.as_str()), ("c0000", "Refused: not a name"));
+    // Whatever number somebody has given a try, there is one after it or none; nobody falls over it.
+    let huge = ended(&group, "c0000", u32::MAX, State::BackupTimeout, None);
+    assert_eq!(plan_of(&group, 1, &[huge], at(9)).begin, [("c0000".to_owned(), u32::MAX)]);
 }
 
 #[test]
@@ -172,7 +185,7 @@ fn a_thousand_clusters_that_do_whatever_they_like_come_to_an_end_and_never_too_m
     let mut tries: Vec<ClusterBackup> = Vec::new();
     for second in 0.. {
         assert!(second < 100_000, "it does not end");
-        let plan = plan(&group, &clusters, &tries.iter().collect::<Vec<_>>(), at(second));
+        let plan = plan(&group, &clusters, &BTreeMap::new(), &tries.iter().collect::<Vec<_>>(), at(second));
         let counts = plan.status.counts;
         assert!(counts.running <= 40, "{counts:?}");
         assert_eq!(counts.waiting + counts.running + counts.succeeded + counts.failed, 1000);

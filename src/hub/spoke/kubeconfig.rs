@@ -15,21 +15,23 @@ use kube::core::Request;
 use kube::{Client, Config};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::kinds::{Bare, ContainerState, JobObject, List, Pod, Secret};
-use super::objects::{COMMAND, CONTAINER, NAMESPACE, TRY_LABEL, Try};
+use super::objects::{BACKUP, COMMAND, CONTAINER, INSTALLED, NAMESPACE, TRY_LABEL, Try};
 use super::request::{self, LIMIT, WATCH, ask, ask_for};
-use super::{Job, JobEnd, Look, Spoke, Trouble, unreachable, waits_for};
+use super::{Job, JobEnd, Look, Other, Spoke, Trouble, unreachable, waits_for};
 use crate::hub::FIELD_MANAGER;
 use crate::hub::api::GateState;
 use crate::kube::Upgraded;
-use crate::kube::objects::{condition, is_true};
+use crate::kube::objects::{Metadata, condition, is_true};
 use crate::kube::policy::{self, Permission};
 use crate::node::yaml;
 
 /// How much of a pod's log is kept: lines, and bytes.
 const LOG: (i64, usize) = (20, 4096);
+/// The most bytes of a log that are asked for: it has lines of any length, and the first of those bytes are what is cut.
+const MOST_LOG: i64 = 1 << 20;
 /// The most objects of a kind that are looked at: the hub itself leaves one, with its pod.
 const MOST: u32 = 50;
 
@@ -65,7 +67,8 @@ impl ByKubeconfig {
         let parameters =
             ListParams { label_selector: Some(labels.to_owned()).filter(|labels| !labels.is_empty()), ..ListParams::default() };
         let list: Option<List<T>> = ask_for(&self.client, resource.list(&parameters.limit(MOST))).await?;
-        Ok(list.map(|list| list.items).unwrap_or_default())
+        // A list is there as long as the API server is, be it empty.
+        list.map(|list| list.items).ok_or_else(|| unreachable("Unreachable", "the API server says that there is no such list"))
     }
 
     /// The Job of a try, with what its pod said.
@@ -87,7 +90,12 @@ impl ByKubeconfig {
 
     /// The last lines of a pod's log; where there is none to be had, why.
     async fn log(&self, pod: &str) -> String {
-        let last = LogParams { container: Some(CONTAINER.to_owned()), tail_lines: Some(LOG.0), ..LogParams::default() };
+        let last = LogParams {
+            container: Some(CONTAINER.to_owned()),
+            tail_lines: Some(LOG.0),
+            limit_bytes: Some(MOST_LOG),
+            ..LogParams::default()
+        };
         let why = match ask(&self.client, pods().logs(pod, &last)).await {
             Ok(Some(log)) => return crate::hub::last(String::from_utf8_lossy(&log).trim_end(), LOG.1),
             Ok(None) => "it is gone".to_owned(),
@@ -114,6 +122,12 @@ impl ByKubeconfig {
         ask(&self.client, resource.delete(name, &parameters)).await.map(drop)
     }
 
+    /// Whether it has admission policies, as Kubernetes from 1.30.
+    async fn has_policies(&self) -> Result<bool, Trouble> {
+        let of: Option<Resources> = self.get("/apis/admissionregistration.k8s.io/v1").await?;
+        Ok(of.is_some_and(|of| of.resources.iter().any(|one| one.name == "validatingadmissionpolicies")))
+    }
+
     /// What an upgrade changes in this cluster's API, where it changes anything there.
     async fn upgraded(&self) -> Result<Option<Upgraded>, Trouble> {
         #[derive(Deserialize)]
@@ -128,6 +142,23 @@ impl ByKubeconfig {
         let groups = groups.map(|all| all.groups).unwrap_or_default();
         Ok(Upgraded::ALL.into_iter().find(|upgraded| groups.iter().any(|group| group.name == upgraded.resource().0)))
     }
+}
+
+/// Whose try an object is of.
+fn other(meta: &Metadata) -> Option<Other> {
+    let (namespace, name) = meta.annotations.get(BACKUP)?.split_once('/')?;
+    Some(Other { uid: meta.labels.get(TRY_LABEL)?.clone(), namespace: namespace.to_owned(), name: name.to_owned() })
+}
+
+/// What a group of the API serves.
+#[derive(Deserialize)]
+struct Resources {
+    resources: Vec<Resource>,
+}
+
+#[derive(Deserialize)]
+struct Resource {
+    name: String,
 }
 
 fn namespaces() -> Request {
@@ -229,7 +260,10 @@ impl Spoke for ByKubeconfig {
                 match job.metadata.labels.get(TRY_LABEL) {
                     // Deleted by somebody while it runs: it is gone, only not yet.
                     Some(uid) if *uid == this.uid && job.metadata.deletion_timestamp.is_none() => own = Some(job),
-                    _ => look.leftovers.push(format!("the Job {}", job.metadata.name)),
+                    _ => {
+                        look.leftovers.push(format!("the Job {}", job.metadata.name));
+                        look.others.extend(other(&job.metadata));
+                    }
                 }
             }
             if let Some(job) = own {
@@ -239,6 +273,7 @@ impl Spoke for ByKubeconfig {
             // A Job can be gone before its pods are.
             let left = self.list::<Pod>(&pods(), "").await?;
             look.leftovers.extend(left.iter().map(|pod| format!("the pod {}", pod.metadata.name)));
+            look.others.extend(left.iter().filter_map(|pod| other(&pod.metadata)));
             if look.leftovers.is_empty() {
                 let namespace: Option<Bare> = ask_for(&self.client, namespaces().get(NAMESPACE, &GetParams::default())).await?;
                 if namespace.is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_some()) {
@@ -300,6 +335,9 @@ impl Spoke for ByKubeconfig {
     fn gate<'a>(&'a self, permission: &'a Permission, install: bool) -> BoxFuture<'a, Result<GateState, Trouble>> {
         async move {
             let Some(upgraded) = self.upgraded().await? else { return Ok(GateState::NotInstalled) };
+            if !self.has_policies().await? {
+                return Ok(GateState::NotSupported);
+            }
             let installed = self.get::<Bare>(policy::BINDING).await?.is_some();
             if !installed && !install {
                 return Ok(GateState::NotInstalled);
@@ -307,13 +345,33 @@ impl Spoke for ByKubeconfig {
             // The permission first, the binding last: nothing is refused for want of a parameter.
             self.apply(policy::PARAMETER, &policy::parameter(permission, COMMAND)).await?;
             if !installed {
-                self.apply(policy::POLICY, &policy::policy(upgraded)).await?;
+                let mut policy = policy::policy(upgraded);
+                policy["metadata"]["labels"] = json!({INSTALLED: "true"});
+                self.apply(policy::POLICY, &policy).await?;
                 self.apply(policy::BINDING, &policy::binding()).await?;
             }
             Ok(match permission {
                 Permission::Open { .. } => GateState::Open,
                 Permission::Closed { .. } => GateState::Closed,
             })
+        }
+        .boxed()
+    }
+
+    fn ungate(&self) -> BoxFuture<'_, Result<(), Trouble>> {
+        async move {
+            if self.upgraded().await?.is_none() || !self.has_policies().await? {
+                return Ok(());
+            }
+            let policy: Option<Bare> = self.get(policy::POLICY).await?;
+            if policy.is_some_and(|policy| policy.metadata.labels.contains_key(INSTALLED)) {
+                // The binding first: nothing is refused for want of the others. Last what says whose they are: done half, it is gone on with.
+                for path in [policy::BINDING, policy::PARAMETER, policy::POLICY] {
+                    let (resource, name) = at(path);
+                    self.delete(&resource, name, PropagationPolicy::Background).await?;
+                }
+            }
+            Ok(())
         }
         .boxed()
     }

@@ -21,8 +21,21 @@ pub use objects::Try;
 pub struct Look {
     /// What belongs to other tries: names, for people.
     pub leftovers: Vec<String>,
+    /// Those tries, where it says whose it is.
+    pub others: Vec<Other>,
     /// The Job of this one.
     pub job: Option<Job>,
+}
+
+/// Another try, of which something is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Other {
+    /// The uid of its `ClusterBackup`.
+    pub uid: String,
+    /// Its namespace on the hub that made it, which may be another hub.
+    pub namespace: String,
+    /// Its name there.
+    pub name: String,
 }
 
 /// The Job of a try, as a look has found it.
@@ -58,11 +71,15 @@ pub enum JobEnd {
     },
 }
 
+/// The most bytes of a termination message.
+const MOST_SAID: usize = 4096;
+
 impl Job {
     /// What the node says of the backup that it took; none where it said nothing, or nothing of the kind.
     #[must_use]
     pub fn result(&self) -> Option<job_result::V1> {
-        job_result::read(self.said.as_bytes()).ok()
+        // kubelet keeps no more of what a container says.
+        (self.said.len() <= MOST_SAID).then(|| job_result::read(self.said.as_bytes()).ok()).flatten()
     }
 }
 
@@ -111,9 +128,12 @@ pub trait Spoke: Send + Sync {
     /// An item whenever something may have changed there; ends when it cannot be watched any more.
     fn watch<'a>(&'a self, this: &'a Try) -> BoxFuture<'a, Result<BoxStream<'static, ()>, Trouble>>;
 
-    /// Removes the try's Job; with `everything`, whatever the hub has ever put there.
+    /// Removes the try's Job; with `everything`, whatever the hub has ever put there, but for the gate.
     fn remove<'a>(&'a self, this: &'a Try, everything: bool) -> BoxFuture<'a, Result<(), Trouble>>;
 
     /// Writes down whether an upgrade may begin, where the gate is installed; with `install`, installs it first.
     fn gate<'a>(&'a self, permission: &'a Permission, install: bool) -> BoxFuture<'a, Result<GateState, Trouble>>;
+
+    /// Removes the gate, if it was this that installed it.
+    fn ungate(&self) -> BoxFuture<'_, Result<(), Trouble>>;
 }

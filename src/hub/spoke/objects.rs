@@ -16,6 +16,10 @@ pub const CONTAINER: &str = "recovery";
 /// The label of a Job and its pods with the uid of their `ClusterBackup`.
 pub const TRY_LABEL: &str = "hub.recovery/try";
 const RBAC: &str = "rbac.authorization.k8s.io/v1";
+/// The annotation of the same with where that is on the hub: NAMESPACE/NAME.
+pub(super) const BACKUP: &str = "hub.recovery/cluster-backup";
+/// The label of the policy of a gate that the hub has installed.
+pub(super) const INSTALLED: &str = "hub.recovery/installed";
 /// What the gate tells people to run on the node.
 pub(super) const COMMAND: &str = "/var/recovery/recovery gate --take";
 /// How long the agent has to end in order, seconds.
@@ -114,14 +118,15 @@ impl Try {
         template["spec"]["containers"][0]["env"] = json!([{"name": "RECOVERY_JOB_UID", "value": self.uid}]);
         // By this label the node knows the pods of whoever asked.
         template["metadata"]["labels"]["batch.kubernetes.io/controller-uid"] = self.uid.clone().into();
-        let mut annotations = template["metadata"]["annotations"].take();
-        if let (Some(all), Some(more)) = (annotations.as_object_mut(), pod["metadata"]["annotations"].as_object()) {
-            all.extend(more.clone());
-        }
         json!({
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": self.job, "namespace": NAMESPACE, "labels": template["metadata"]["labels"], "annotations": annotations},
+            "metadata": {
+                "name": self.job,
+                "namespace": NAMESPACE,
+                "labels": template["metadata"]["labels"],
+                "annotations": template["metadata"]["annotations"],
+            },
             "spec": template["spec"],
         })
     }
@@ -137,7 +142,7 @@ impl Try {
                 "name": self.job,
                 "namespace": NAMESPACE,
                 "labels": self.labels(),
-                "annotations": {"hub.recovery/cluster-backup": format!("{}/{}", self.namespace, self.name)},
+                "annotations": {BACKUP: format!("{}/{}", self.namespace, self.name)},
             },
             "spec": {
                 // A backup that failed is looked at, not repeated.
@@ -146,7 +151,10 @@ impl Try {
                 "template": {
                     "metadata": {
                         "labels": self.labels(),
-                        "annotations": {"target.workload.openshift.io/management": "{\"effect\": \"PreferredDuringScheduling\"}"},
+                        "annotations": {
+                            "target.workload.openshift.io/management": "{\"effect\": \"PreferredDuringScheduling\"}",
+                            BACKUP: format!("{}/{}", self.namespace, self.name),
+                        },
                     },
                     "spec": {
                         "restartPolicy": "Never",

@@ -6,6 +6,7 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use http::Request;
 use http_body_util::{BodyExt, BodyStream, Limited};
+use hyper::body::Bytes;
 use kube::Client;
 use kube::client::Body;
 use serde::Deserialize;
@@ -18,8 +19,10 @@ use crate::hub::chain;
 pub(super) const LIMIT: Duration = Duration::from_secs(15);
 /// How long a watch lasts until it is begun anew, seconds: below what load balancers allow a silent connection.
 pub(super) const WATCH: u32 = 290;
-/// The most bytes of an answer. What the hub asks for is smaller by far, whatever a cluster has: it asks for so many objects at most.
-const LARGEST: usize = 8 << 20;
+/// The most bytes of an answer, and the most objects in it, nested ones too: those become many times as large when they are read. What the hub asks for
+/// has fewer by far, whatever a cluster has: it asks for so many objects at most.
+const LARGEST: usize = 2 << 20;
+const OBJECTS: usize = 50_000;
 
 /// A request as kube builds it.
 pub(super) type Asked = Result<Request<Vec<u8>>, kube::core::request::Error>;
@@ -28,25 +31,27 @@ pub(super) type Asked = Result<Request<Vec<u8>>, kube::core::request::Error>;
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Status {
+    kind: String,
     message: String,
     reason: String,
 }
 
 /// Asks a cluster: the bytes of its answer; `None` when what is asked for is not there.
-pub(super) async fn ask(client: &Client, request: Asked) -> Result<Option<Vec<u8>>, Trouble> {
+pub(super) async fn ask(client: &Client, request: Asked) -> Result<Option<Bytes>, Trouble> {
     let request = request.map_err(|error| Trouble::Refused(error.to_string()))?.map(Body::from);
     let answered = async {
         let answer = client.send(request).await.map_err(|error| trouble(&error))?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), LARGEST).collect().await;
         let bytes = body.map_err(|error| unreachable("Unreachable", format!("its answer cannot be read: {error}")))?.to_bytes();
-        match status.as_u16() {
-            200..300 => Ok(Some(bytes.to_vec())),
-            404 => Ok(None),
-            code => {
-                let said: Status = serde_json::from_slice(&bytes).unwrap_or_default();
-                Err(refusal(code, &said.reason, &said.message))
-            }
+        if status.is_success() {
+            return Ok(Some(bytes));
+        }
+        match (status.as_u16(), serde_json::from_slice(&bytes)) {
+            (404, Ok(Status { kind, .. })) if kind == "Status" => Ok(None),
+            (code, Ok(Status { kind, message, reason })) if kind == "Status" => Err(refusal(code, &reason, &message)),
+            // A load balancer, or an API server that does not know the path: neither knows of the object.
+            (code, _) => Err(unreachable("Unreachable", format!("something answered {code} that is not the API server's word"))),
         }
     };
     tokio::time::timeout(LIMIT, answered).await.unwrap_or_else(|_| Err(silence()))
@@ -55,6 +60,9 @@ pub(super) async fn ask(client: &Client, request: Asked) -> Result<Option<Vec<u8
 /// The same, of an answer that is JSON.
 pub(super) async fn ask_for<T: DeserializeOwned>(client: &Client, request: Asked) -> Result<Option<T>, Trouble> {
     let Some(bytes) = ask(client, request).await? else { return Ok(None) };
+    if bytes.split(|byte| *byte == b'{').nth(OBJECTS).is_some() {
+        return Err(unreachable("Unreachable", format!("its answer has more than {OBJECTS} objects")));
+    }
     let read = serde_json::from_slice(&bytes);
     read.map(Some).map_err(|error| unreachable("Unreachable", format!("its answer is not what was asked for: {error}")))
 }
@@ -64,7 +72,7 @@ pub(super) async fn watch(client: &Client, request: Asked) -> Result<BoxStream<'
     let request = request.map_err(|error| Trouble::Refused(error.to_string()))?.map(Body::from);
     let answer = tokio::time::timeout(LIMIT, client.send(request)).await.map_err(|_| silence())?.map_err(|error| trouble(&error))?;
     if !answer.status().is_success() {
-        return Err(refusal(answer.status().as_u16(), "", "it cannot be watched"));
+        return Err(unreachable("Unreachable", format!("it cannot be watched ({})", answer.status())));
     }
     let pieces = BodyStream::new(answer.into_body()).map_ok(drop);
     Ok(pieces.take_while(|piece| std::future::ready(piece.is_ok())).map(drop).boxed())
