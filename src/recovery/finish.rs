@@ -46,12 +46,12 @@ fn cluster(here: &mut Doing<'_, '_>) -> Result<()> {
         };
         let mut said = None;
         let mut show = |parts: &[Checked], _| {
-            let all_up = parts.iter().all(Checked::is_up);
-            let now = if all_up { stays.clone() } else { sentences(parts) };
+            let now = if parts.iter().all(Checked::is_up) { stays.clone() } else { sentences(parts) };
             task.note(&now);
-            // systemd keeps the last word.
-            if said.replace(all_up) != Some(all_up) {
-                unit::status(&format!("finish: {}", if all_up { &stays } else { what }));
+            // systemd keeps the last word: what `systemctl status` shows is what is waited for.
+            if said.as_ref() != Some(&now) {
+                unit::status(&format!("finish: {now}"));
+                said = Some(now);
             }
         };
         wait(node.clock(), terms, &mut look_again, &mut show)

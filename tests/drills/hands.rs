@@ -248,7 +248,9 @@ pub(crate) fn wait_recovered(node: &Node, runs: usize) -> Result<RunReport> {
         ensure!(given_up < 20, "{UNIT} has given up: {}", unit_status(node)?);
         Ok(None)
     };
-    let newest = RECOVERED.wait("the recovery to end", look, || format!("{:?}\n{}", journal(node).ok(), node.explain()))?;
+    // What it waits for, the unit says.
+    let stuck = || format!("{:?}\n{}\n{}", journal(node).ok(), unit_status(node).unwrap_or_default(), node.explain());
+    let newest = RECOVERED.wait("the recovery to end", look, stuck)?;
     let condition = r#"jsonpath={range .items[*].status.conditions[?(@.type=="Ready")]}{.status} {.lastHeartbeatTime}{end}"#;
     let ready = asked(node, &["get", "nodes", "--output", condition])?;
     let report = RunReport::of_history(node.read(&newest)?.as_bytes()).with_context(|| format!("reading {newest}"))?;
