@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 use std::sync::mpsc::{Sender, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use real_node::command::{Done, run, tail};
@@ -49,6 +49,15 @@ impl Process {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).context("reading what it takes")?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
         Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
+    }
+
+    /// How long it has had a processor.
+    pub(crate) fn busy(&self) -> Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).context("reading what it takes")?;
+        // The name, in parentheses, may hold anything; in clock ticks, of which a second has a hundred, the 12th and 13th after it.
+        let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect::<Vec<_>>()).context("no name")?;
+        let ticks: u64 = fields.get(11..13).context("too short")?.iter().map(|ticks| ticks.parse::<u64>()).sum::<Result<_, _>>()?;
+        Ok(Duration::from_millis(ticks * 10))
     }
 
     /// Has it stand still.

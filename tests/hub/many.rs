@@ -50,10 +50,11 @@ fn a_group_of_many_fills_its_slots_and_no_more() -> Result<()> {
     let memory = running.peak()?;
     println!(
         "{clusters} clusters, {slots} at a time: {took:.1} s, the slots allow {allowed:.1} s ({:.2} times); most at work {}; peak {} MiB; \
-         {} requests to the hub's API and {} to its own for each cluster",
+         {:.1} s of a processor; {} requests to the hub's API and {} to its own for each cluster",
         took / allowed,
         spokes.most_at_work(),
         memory >> 20,
+        running.busy()?.as_secs_f64(),
         asked / clusters as u64,
         spokes.all_requests() / clusters as u64,
     );
