@@ -13,7 +13,7 @@ const PAIRS: usize = 8;
 const TO: &str = "4.99.0";
 
 /// Asks for a release as people and controllers do; nothing comes of it with `dry`.
-fn ask(node: &Node, object: &[&str], change: &Value, dry: bool) -> Result<Done> {
+pub(crate) fn ask(node: &Node, object: &[&str], change: &Value, dry: bool) -> Result<Done> {
     let change = change.to_string();
     let dry = if dry { "--dry-run=server" } else { "--dry-run=none" };
     node.exec(&[&["kubectl", "patch"], object, &["--type=merge", dry, "-p", &change]].concat(), CALL)
@@ -27,9 +27,10 @@ fn refused(done: &Done, says: &[&str]) -> Result<()> {
     Ok(())
 }
 
-const VERSION: [&str; 2] = ["clusterversion", "version"];
+/// What an OpenShift upgrade changes.
+pub(crate) const VERSION: [&str; 2] = ["clusterversion", "version"];
 
-fn upgrade() -> Value {
+pub(crate) fn upgrade() -> Value {
     json!({"spec": {"desiredUpdate": {"version": TO}}})
 }
 

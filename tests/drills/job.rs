@@ -26,7 +26,7 @@ fn node(dir: &std::path::Path) -> Result<Node> {
 }
 
 /// Every published backup of the node: id and who asked for it, the newest first.
-fn backups(node: &Node) -> Result<Vec<(String, String)>> {
+pub(crate) fn backups(node: &Node) -> Result<Vec<(String, String)>> {
     let list: Value = serde_json::from_str(&node.run(&[AGENT, "list", "--json"])?)?;
     let list = list.as_array().cloned().with_context(|| format!("not a list: {list}"))?;
     let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -35,7 +35,7 @@ fn backups(node: &Node) -> Result<Vec<(String, String)>> {
 }
 
 /// The agent, stopped when it has archived what comes before, and much of what is large.
-fn in_the_middle(node: &Node) -> Result<Stopped> {
+pub(crate) fn in_the_middle(node: &Node) -> Result<Stopped> {
     let stored = || -> Result<u64> {
         let mut stored = 0;
         for backup in std::fs::read_dir(inside(node, "var/recovery/backups")?)?.filter_map(Result::ok) {
@@ -60,14 +60,14 @@ fn exceeds_its_deadline(job: &Job<'_>, node: &Node) -> Result<u64> {
     Ok(peak)
 }
 
-fn make_large(node: &Node) -> Result<()> {
+pub(crate) fn make_large(node: &Node) -> Result<()> {
     let script =
         r#"mkdir "$1" && cd "$1" && head --bytes=64M /dev/urandom >0 && for name in $(seq 40); do cp --reflink=always 0 $name; done"#;
     node.run(&["sh", "-c", script, "make", LARGE]).map(drop)
 }
 
 /// Leaves a little of it: the next backup is no longer slow.
-fn make_small(node: &Node) -> Result<()> {
+pub(crate) fn make_small(node: &Node) -> Result<()> {
     node.run(&["sh", "-c", &format!("rm {LARGE}/[1-9]*")]).map(drop)
 }
 
