@@ -57,7 +57,9 @@ impl Fleet {
         let value = value.into();
         let has = |one: &Value| (one["status"][field] == value).then(|| one["status"].clone());
         let said = self.hub.cluster.api.until(&path("clusterbackups", backup), NOTICED, has);
-        said.with_context(|| format!("{field} of {backup}; the hub said {}", self.hub.said()))
+        let said = said.with_context(|| format!("{field} of {backup}; the hub said {}", self.hub.said()))?;
+        eprintln!("{backup}: {said}");
+        Ok(said)
     }
 
     /// Asks for a backup, and stops its agent at once: the status of the try, which is at work.
@@ -163,6 +165,14 @@ fn each_end_of_a_job_is_the_state_of_its_backup() -> Result<()> {
     agent.go_on()?;
     fleet.says("gone-node-1", "gate", "Closed")?;
     fleet.refuses_an_upgrade("the last backup ended in UnrecoverableError (JobVanished)")?;
+
+    // What was put there goes with the last of them; the gate is the cluster's.
+    for group in ["good", "full", "late", "gone"] {
+        fleet.hub.forget("clustergroupbackups", group)?;
+    }
+    let is_gone = || Ok((node.exec(&["kubectl", "get", "namespace", SPOKE], SOON)?.stderr.contains("NotFound")).then_some(()));
+    SOON.wait("the namespace of the hub to be gone", is_gone, || fleet.hub.said())?;
+    fleet.refuses_an_upgrade("JobVanished")?;
     fleet.node.down()
 }
 
@@ -186,7 +196,8 @@ fn whoever_goes_away_meanwhile_is_waited_for_and_there_is_one_job() -> Result<()
     let was = fleet.hub.cluster.api.get(LEASE)?.as_ref().and_then(holder);
     drop(running);
     let _running = fleet.run()?;
-    fleet.hub.cluster.api.until(LEASE, SOON, |lease| holder(lease).filter(|now| was.as_ref() != Some(now)))?;
+    let next = fleet.hub.cluster.api.until(LEASE, SOON, |lease| holder(lease).filter(|now| was.as_ref() != Some(now)));
+    next.with_context(|| fleet.hub.said())?;
     agent.go_on()?;
     let done = fleet.says("killed-node-1", "state", "Succeeded")?;
     fleet.is_the_nodes_word(&done)?;
@@ -203,16 +214,17 @@ fn whoever_goes_away_meanwhile_is_waited_for_and_there_is_one_job() -> Result<()
     fleet.node.wait_well()?;
     fleet.relay.put_back();
     let lost = fleet.says("power-node-1", "state", "UnrecoverableError")?;
-    eprintln!("after the power cut: {lost}");
-    ensure!(lost["job"] == active["job"], "{active} became {lost}");
+    ensure!(lost["job"] == active["job"] && lost["reason"] == "BackoffLimitExceeded", "{active} became {lost}");
+    // All that the node's runtime knows of it is that it is gone.
+    let ended = Job::of(&fleet.node, SPOKE, &fleet.job()?).ended_container()?;
+    ensure!(ended == (255, String::new()), "{ended:?}");
 
     // And it does not.
-    let (_, _) = fleet.at_work("dark", &json!({"deadlineSeconds": 40, "giveUpAfterSeconds": 60}))?;
+    let _ = fleet.at_work("dark", &json!({"deadlineSeconds": 80, "giveUpAfterSeconds": 90}))?;
     fleet.relay.pull();
     fleet.node.kill()?;
     let dark = fleet.says("dark-node-1", "state", "BackupTimeout")?;
     ensure!(dark["reason"] == "GaveUp", "{dark}");
-    eprintln!("of a node that stays away: {dark}");
     fleet.node.boot()?;
     fleet.node.wait_well()?;
     fleet.relay.put_back();
