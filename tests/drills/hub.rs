@@ -66,7 +66,7 @@ impl Fleet {
     fn at_work(&self, group: &str, more: &Value) -> Result<(Stopped, Value)> {
         self.group(group, more)?;
         let agent = Stopped::when(&self.node, "an agent at work", SOON, || true)?;
-        Ok((agent, self.says(&format!("{group}-node-1"), "state", "Active")?))
+        Ok((agent, self.says(&format!("{group}.node.1"), "state", "Active")?))
     }
 
     /// The names of the Jobs that the hub has on the node.
@@ -119,9 +119,9 @@ fn each_end_of_a_job_is_the_state_of_its_backup() -> Result<()> {
 
     // What the node has said when its pod ended; a gate that nobody has installed is none.
     fleet.group("good", &json!({}))?;
-    let good = fleet.says("good-node-1", "state", "Succeeded")?;
+    let good = fleet.says("good.node.1", "state", "Succeeded")?;
     fleet.is_the_nodes_word(&good)?;
-    let over = fleet.says("good-node-1", "gate", "NotInstalled")?;
+    let over = fleet.says("good.node.1", "gate", "NotInstalled")?;
     ensure!(over["cleaned"] == true && fleet.jobs()?.is_empty(), "{over}: {:?}", fleet.jobs());
     fleet.upgrade("taken", |done| done.code() == 0)?;
 
@@ -129,14 +129,14 @@ fn each_end_of_a_job_is_the_state_of_its_backup() -> Result<()> {
     let left = "$(stat --file-system --format='%a * %S' /var/recovery)";
     node.run(&["sh", "-c", &format!("fallocate --length=$(({left} - (1 << 20))) /var/recovery/full")])?;
     fleet.group("full", &json!({"installGate": true}))?;
-    let full = fleet.says("full-node-1", "state", "UnrecoverableError")?;
+    let full = fleet.says("full.node.1", "state", "UnrecoverableError")?;
     let (message, log) = (full["message"].as_str().unwrap_or_default(), full["log"].as_str().unwrap_or_default());
     ensure!(full["reason"] == "BackoffLimitExceeded" && message.starts_with("taking a backup: "), "{full}");
     ensure!(message.contains("are missing; next: make room there") && log.contains(message.trim()), "{full}");
     let stays = Job::of(node, SPOKE, &fleet.job()?).ended_container()?;
     ensure!(stays.0 == 73, "{stays:?}");
     node.run(&["rm", "/var/recovery/full"])?;
-    fleet.says("full-node-1", "gate", "Closed")?;
+    fleet.says("full.node.1", "gate", "Closed")?;
     fleet.refuses_an_upgrade("the last backup ended in UnrecoverableError (BackoffLimitExceeded)")?;
 
     // The Job's deadline comes in the middle of its work; the next try goes on there.
@@ -144,35 +144,35 @@ fn each_end_of_a_job_is_the_state_of_its_backup() -> Result<()> {
     fleet.group("late", &json!({"installGate": true, "retries": 1}))?;
     // Stopped, so that no machine is too slow or too fast for it.
     let agent = in_the_middle(node)?;
-    fleet.says("late-node-1", "state", "Active")?;
+    fleet.says("late.node.1", "state", "Active")?;
     Job::of(node, SPOKE, &fleet.job()?).is_overdue()?;
     let partial = node.run(&["sh", "-c", "cd /var/recovery/backups && ls -d *.partial"])?;
     make_small(node)?;
     agent.go_on()?;
-    let late = fleet.says("late-node-1", "state", "BackupTimeout")?;
+    let late = fleet.says("late.node.1", "state", "BackupTimeout")?;
     ensure!(late["reason"] == "DeadlineExceeded", "{late}");
-    let done = fleet.says("late-node-2", "state", "Succeeded")?;
+    let done = fleet.says("late.node.2", "state", "Succeeded")?;
     ensure!(done["backupId"] == partial.trim().trim_end_matches(".partial"), "{done} does not go on with {partial}");
     fleet.is_the_nodes_word(&done)?;
-    fleet.says("late-node-2", "gate", "Open")?;
+    fleet.says("late.node.2", "gate", "Open")?;
     fleet.upgrade("taken", |done| done.code() == 0)?;
 
     // Somebody deletes the Job while it is at work.
     let (agent, _) = fleet.at_work("gone", &json!({}))?;
     node.kubectl(&["delete", "job", "--namespace", SPOKE, "--all"])?;
-    let gone = fleet.says("gone-node-1", "state", "UnrecoverableError")?;
+    let gone = fleet.says("gone.node.1", "state", "UnrecoverableError")?;
     ensure!(gone["reason"] == "JobVanished", "{gone}");
     agent.go_on()?;
-    fleet.says("gone-node-1", "gate", "Closed")?;
+    fleet.says("gone.node.1", "gate", "Closed")?;
     fleet.refuses_an_upgrade("the last backup ended in UnrecoverableError (JobVanished)")?;
 
-    // What was put there goes with the last of them; the gate is the cluster's.
+    // What was put there goes with the last of them, and with it the gate, which the hub has installed.
     for group in ["good", "full", "late", "gone"] {
         fleet.hub.forget("clustergroupbackups", group)?;
     }
     let is_gone = || Ok((node.exec(&["kubectl", "get", "namespace", SPOKE], SOON)?.stderr.contains("NotFound")).then_some(()));
     SOON.wait("the namespace of the hub to be gone", is_gone, || fleet.hub.said())?;
-    fleet.refuses_an_upgrade("JobVanished")?;
+    fleet.upgrade("taken", |done| done.code() == 0)?;
     fleet.node.down()
 }
 
@@ -184,10 +184,10 @@ fn whoever_goes_away_meanwhile_is_waited_for_and_there_is_one_job() -> Result<()
 
     fleet.relay.pull();
     fleet.group("line", &json!({}))?;
-    let away = fleet.says("line-node-1", "reason", "Unreachable")?;
+    let away = fleet.says("line.node.1", "reason", "Unreachable")?;
     ensure!(away["state"] == "PreparingToStart", "{away}");
     fleet.relay.put_back();
-    fleet.says("line-node-1", "state", "Succeeded")?;
+    fleet.says("line.node.1", "state", "Succeeded")?;
 
     // The hub, with -9: the next one, when the Lease of that one is over, knows the Job again.
     let taken = backups(&fleet.node)?.len();
@@ -199,7 +199,7 @@ fn whoever_goes_away_meanwhile_is_waited_for_and_there_is_one_job() -> Result<()
     let next = fleet.hub.cluster.api.until(LEASE, SOON, |lease| holder(lease).filter(|now| was.as_ref() != Some(now)));
     next.with_context(|| fleet.hub.said())?;
     agent.go_on()?;
-    let done = fleet.says("killed-node-1", "state", "Succeeded")?;
+    let done = fleet.says("killed.node.1", "state", "Succeeded")?;
     fleet.is_the_nodes_word(&done)?;
     ensure!(done["job"] == active["job"], "{active} became {done}");
     ensure!(backups(&fleet.node)?.len() == taken + 1, "{:?}", backups(&fleet.node)?);
@@ -208,13 +208,14 @@ fn whoever_goes_away_meanwhile_is_waited_for_and_there_is_one_job() -> Result<()
     let (_, active) = fleet.at_work("power", &json!({}))?;
     fleet.relay.pull();
     fleet.node.kill()?;
-    let away = fleet.says("power-node-1", "reason", "Unreachable")?;
+    let away = fleet.says("power.node.1", "reason", "Unreachable")?;
     ensure!(away["state"] == "Active", "{away}");
     fleet.node.boot()?;
     fleet.node.wait_well()?;
     fleet.relay.put_back();
-    let lost = fleet.says("power-node-1", "state", "UnrecoverableError")?;
+    let lost = fleet.says("power.node.1", "state", "UnrecoverableError")?;
     ensure!(lost["job"] == active["job"] && lost["reason"] == "BackoffLimitExceeded", "{active} became {lost}");
+    ensure!(lost["message"] == "its container exited with 255 (Unknown)", "{lost}");
     // All that the node's runtime knows of it is that it is gone.
     let ended = Job::of(&fleet.node, SPOKE, &fleet.job()?).ended_container()?;
     ensure!(ended == (255, String::new()), "{ended:?}");
@@ -223,13 +224,13 @@ fn whoever_goes_away_meanwhile_is_waited_for_and_there_is_one_job() -> Result<()
     let _ = fleet.at_work("dark", &json!({"deadlineSeconds": 80, "giveUpAfterSeconds": 90}))?;
     fleet.relay.pull();
     fleet.node.kill()?;
-    let dark = fleet.says("dark-node-1", "state", "BackupTimeout")?;
+    let dark = fleet.says("dark.node.1", "state", "BackupTimeout")?;
     ensure!(dark["reason"] == "GaveUp", "{dark}");
     fleet.node.boot()?;
     fleet.node.wait_well()?;
     fleet.relay.put_back();
     fleet.group("light", &json!({}))?;
-    let light = fleet.says("light-node-1", "state", "Succeeded")?;
+    let light = fleet.says("light.node.1", "state", "Succeeded")?;
     fleet.is_the_nodes_word(&light)?;
     fleet.node.down()
 }

@@ -46,12 +46,13 @@ pub(super) struct ContainerState {
     pub(super) terminated: Option<Said>,
 }
 
-/// What is said of a container.
+/// What is said of a container; the exit code, where it has ended.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub(super) struct Said {
     pub(super) reason: String,
     pub(super) message: String,
+    pub(super) exit_code: i64,
 }
 
 /// A Secret: its values in base64.

@@ -226,9 +226,13 @@ fn container(pod: &Pod) -> Option<&ContainerState> {
 /// What the container of a pod said when it ended, and what it waits for.
 fn heard(pod: &Pod) -> (String, String) {
     let (status, state) = (&pod.status, container(pod));
-    let ended = state.and_then(|state| state.terminated.as_ref()).map(|ended| ended.message.as_str()).unwrap_or_default();
+    let ended = state.and_then(|state| state.terminated.as_ref());
+    let words = ended.map(|ended| ended.message.as_str()).unwrap_or_default();
+    // One that was lost with its node's power says nothing more: 255, Unknown.
+    let wordless = ended.filter(|ended| ended.exit_code != 0);
+    let wordless = wordless.map(|ended| format!("its container exited with {} ({})", ended.exit_code, ended.reason)).unwrap_or_default();
     // A pod that never came to its container, or was taken off the node: kubelet says why in the pod itself.
-    let said = [ended, &status.message, &status.reason].into_iter().find(|text| !text.is_empty()).unwrap_or_default();
+    let said = [words, &status.message, &status.reason, &wordless].into_iter().find(|text| !text.is_empty()).unwrap_or_default();
     let pair = |reason: &str, message: &str| (reason.to_owned(), message.to_owned());
     let waiting = state.and_then(|state| state.waiting.as_ref()).map(|waiting| pair(&waiting.reason, &waiting.message));
     let scheduled = condition(&status.conditions, "PodScheduled").filter(|one| one.status.as_deref() == Some("False"));

@@ -56,6 +56,9 @@ fn a_pod_says_how_it_ended_or_what_it_waits_for() {
         |state: Value| heard(&pod(&json!({"containerStatuses": [{"name": "other", "state": {}}, {"name": CONTAINER, "state": state}]})));
     let pair = |said: &str, waits: &str| (said.to_owned(), waits.to_owned());
     assert_eq!(of(json!({"terminated": {"exitCode": 65, "reason": "Error", "message": "damaged"}})), pair("damaged", ""));
+    let lost = json!({"terminated": {"exitCode": 255, "reason": "Unknown"}});
+    assert_eq!(of(lost), pair("its container exited with 255 (Unknown)", ""));
+    assert_eq!(of(json!({"terminated": {"exitCode": 0, "reason": "Completed"}})), pair("", ""));
     assert_eq!(of(json!({"running": {"startedAt": "2026-01-01T00:00:00Z"}})), pair("", ""));
     assert_eq!(of(json!({"waiting": {"reason": "ContainerCreating"}})), pair("", ""));
     let pull = json!({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}});
