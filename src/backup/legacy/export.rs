@@ -109,6 +109,8 @@ impl Export<'_> {
 
     /// Removes what an export writes; the mark of an unfinished export goes last.
     fn clear(&self) -> Result<()> {
+        // Left where the list was being written.
+        durable::remove(&durable::beside(&self.to.join(EXCLUDE_LIST))?)?;
         let left = ["cluster", "etc", "local", "kubelet", EXTRAS_TGZ, EXCLUDE_LIST, EXTRAS_STAGING, UNFINISHED];
         left.iter().try_for_each(|name| durable::remove_tree(&self.to.join(name)))
     }
