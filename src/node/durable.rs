@@ -149,7 +149,7 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
 /// wrote it has not ended.
 ///
 /// # Errors
-/// When there is something with that name, or it cannot be made durable.
+/// When there is something with that name, it cannot be made durable, or the name `part` stays: nothing has got the name `file` then.
 pub fn name_new(part: &Path, file: &Path) -> Result<()> {
     match std::fs::hard_link(part, file) {
         Ok(()) => {}
@@ -161,7 +161,8 @@ pub fn name_new(part: &Path, file: &Path) -> Result<()> {
     }
     sync_dir(parent(file)?).inspect_err(|_| drop(std::fs::remove_file(file)))?;
     // Not made durable: if the name comes back after a power cut, the next call ends this one.
-    std::fs::remove_file(part).with_context(|| format!("removing {}", part.display()))
+    let removed = std::fs::remove_file(part).inspect_err(|_| drop(std::fs::remove_file(file)));
+    removed.with_context(|| format!("removing {}", part.display()))
 }
 
 /// Removes a file or a link; it is fine when there is none.
