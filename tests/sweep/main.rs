@@ -1,0 +1,77 @@
+//! Faults at each place where a command changes something: counted, tried, survived. `tests/README.md` has the table.
+#![cfg(target_arch = "x86_64")]
+
+mod disk;
+mod injector;
+#[allow(dead_code, reason = "the tests of backups use all of it")]
+#[path = "../backup/place.rs"]
+mod place;
+mod subjects;
+mod sweep;
+
+use anyhow::{Context, Result, ensure};
+
+use subjects::SUBJECTS;
+use sweep::{KINDS, Reach, sweep};
+
+/// Of each kind so many places in the tests that always run.
+const SAMPLE: usize = 8;
+
+fn sample(name: &str) -> Result<()> {
+    let subject = SUBJECTS.into_iter().find(|(subject, _)| *subject == name).context("no such subject")?;
+    let failed = sweep(subject, &KINDS, Reach::Sample(SAMPLE), 1)?;
+    ensure!(failed.is_empty(), "{} places, see above", failed.len());
+    Ok(())
+}
+
+macro_rules! samples {
+    ($($test:ident: $subject:literal),* $(,)?) => {$(
+        #[test]
+        fn $test() -> Result<()> {
+            sample($subject)
+        }
+    )*};
+}
+samples! {
+    an_archive_is_packed_whatever_goes_wrong: "archive-pack",
+    an_archive_is_restored_whatever_goes_wrong: "archive-restore",
+    etcd_is_saved_whatever_goes_wrong: "etcd-save",
+    etcd_is_restored_whatever_goes_wrong: "etcd-restore",
+    a_backup_is_deleted_whatever_goes_wrong: "delete",
+    backups_are_pruned_whatever_goes_wrong: "prune",
+    a_backup_is_exported_whatever_goes_wrong: "export",
+    a_backup_is_taken_whatever_goes_wrong: "backup",
+}
+
+/// No test among the others, for its length: every place. `SWEEP` may name a subject and kinds, the others are left out then.
+#[test]
+#[ignore = "hours: `tests/run.sh sweep`"]
+fn every_place() -> Result<()> {
+    let chosen = std::env::var("SWEEP").unwrap_or_default();
+    let words: Vec<&str> = chosen.split_whitespace().collect();
+    let threads = std::thread::available_parallelism()?.get();
+    let is_chosen = |name: &str, among: &[&str]| !among.iter().any(|name| words.contains(name)) || words.contains(&name);
+    let names = SUBJECTS.map(|(name, _)| name);
+    let kinds = KINDS.map(|(kind, _)| kind);
+    let of: Vec<_> = KINDS.into_iter().filter(|(kind, _)| is_chosen(kind, &kinds)).collect();
+    let mut failed = Vec::new();
+    for subject in SUBJECTS.into_iter().filter(|(name, _)| is_chosen(name, &names)) {
+        failed.append(&mut sweep(subject, &of, Reach::All, threads)?);
+    }
+    ensure!(failed.is_empty(), "{} places, see above", failed.len());
+    Ok(())
+}
+
+/// No test: one place, as the line of a failure names it.
+#[test]
+#[ignore = "no test: `SWEEP_POINT='SUBJECT KIND NUMBER'` says which place"]
+fn one_place() -> Result<()> {
+    let point = std::env::var("SWEEP_POINT").context("SWEEP_POINT names no place")?;
+    let words: Vec<&str> = point.split_whitespace().collect();
+    let [subject, kind, number] = words[..] else { anyhow::bail!("SWEEP_POINT is SUBJECT KIND NUMBER, not {point}") };
+    let subject = SUBJECTS.into_iter().find(|(name, _)| *name == subject).context("no such subject")?;
+    let kind = KINDS.into_iter().find(|(name, _)| *name == kind).context("no such kind")?;
+    let failed = sweep(subject, &[kind], Reach::Only(number.parse()?), 1)?;
+    ensure!(failed.is_empty(), "see above");
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! The commands that are tried.
+
+mod archive;
+mod etcd;
+mod store;
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::sweep::{Named, State};
+
+pub(crate) const SUBJECTS: [Named; 8] = [
+    ("archive-pack", archive::pack),
+    ("archive-restore", archive::restore),
+    ("etcd-save", etcd::save),
+    ("etcd-restore", etcd::restore),
+    ("delete", store::delete),
+    ("prune", store::prune),
+    ("export", store::export),
+    ("backup", store::backup),
+];
+
+/// The agent, ready to be run.
+fn agent<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+    let mut agent = Command::new(env!("CARGO_BIN_EXE_recovery"));
+    agent.args(args);
+    agent
+}
+
+/// Everything below a directory that is there, as its facts tell.
+fn tree(dir: &Path) -> State {
+    let all = testing::tree::facts(dir);
+    all.into_iter().map(|(path, facts)| (path.display().to_string(), format!("{facts:?}"))).collect()
+}
+
+/// Removes a directory with all that cannot be removed just so.
+fn remove(dir: &Path) -> Result<()> {
+    testing::tree::release(dir);
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("removing {}", dir.display())),
+        _ => Ok(()),
+    }
+}
+
+/// The facts without the time of the last change.
+fn without_time(facts: &str) -> String {
+    facts.split(", ").filter(|fact| !fact.contains("\"mtime\"")).collect::<Vec<_>>().join(", ")
+}

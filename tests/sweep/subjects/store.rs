@@ -1,0 +1,159 @@
+//! `backup`, and what is done with backups: on a small OpenShift node with a real etcd.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use recovery::backup::last_run::NOTE;
+use recovery::backup::survey::survey;
+use recovery::backup::verify;
+use recovery::report::Progress;
+use testing::node::checked;
+
+use super::{agent, remove, tree, without_time};
+use crate::place::Sno;
+use crate::sweep::{State, Subject};
+
+/// What is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leads {
+    /// The recovery directory, whole.
+    ToBackups,
+    /// What was exported.
+    ToExport,
+    /// One more backup, which is new each time.
+    ToOneMore,
+}
+
+struct Store {
+    sno: Sno,
+    /// The recovery directory as it is before.
+    before: PathBuf,
+    /// Its backups.
+    ids: Vec<String>,
+    words: Vec<String>,
+    leads: Leads,
+    /// Of those there were, what has to stay.
+    stays: usize,
+}
+
+/// A node with three backups, the oldest first.
+fn store(disk: &Path, leads: Leads, stays: usize, words: impl FnOnce(&[String]) -> Vec<String>) -> Result<Box<dyn Subject>> {
+    let sno = Sno::new();
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        checked(on(&sno).args(["backup", "--force", "--keep", "9"]))?;
+        ids = survey(&sno.place.dir)?.backups.into_iter().rev().map(|backup| backup.id).collect();
+    }
+    ensure!(ids.len() == 3, "{ids:?}");
+    let before = disk.join("before");
+    copy(sno.place.dir.path(), &before)?;
+    let words = words(&ids);
+    Ok(Box::new(Store { sno, before, ids, words, leads, stays }))
+}
+
+pub(super) fn delete(disk: &Path) -> Result<Box<dyn Subject>> {
+    store(disk, Leads::ToBackups, 2, |ids| ["--yes", "delete", &ids[0]].map(str::to_owned).to_vec())
+}
+
+pub(super) fn prune(disk: &Path) -> Result<Box<dyn Subject>> {
+    store(disk, Leads::ToBackups, 1, |_| ["--yes", "prune", "--keep", "1"].map(str::to_owned).to_vec())
+}
+
+pub(super) fn export(disk: &Path) -> Result<Box<dyn Subject>> {
+    let to = disk.join("exported");
+    store(disk, Leads::ToExport, 3, |ids| ["export", &ids[1], &to.display().to_string()].map(str::to_owned).to_vec())
+}
+
+pub(super) fn backup(disk: &Path) -> Result<Box<dyn Subject>> {
+    store(disk, Leads::ToOneMore, 2, |_| ["backup", "--force", "--keep", "3"].map(str::to_owned).to_vec())
+}
+
+/// The agent on the node, ready for a verb.
+fn on(sno: &Sno) -> Command {
+    let mut command = agent(["--root"]);
+    command.arg(sno.root()).arg("--tools").arg(sno.root().join("tools"));
+    command
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    checked(Command::new("cp").args(["-a"]).arg(from).arg(to)).map(drop)
+}
+
+impl Store {
+    /// Where the backup is exported to.
+    fn exported(&self) -> PathBuf {
+        self.before.with_file_name("exported")
+    }
+
+    /// The node's files, but for the recovery directory, etcd's data, and the note of how the last run ended.
+    fn node(&self) -> State {
+        let mut state = State::new();
+        for part in ["etc", "var/usrlocal", "var/opt", "var/lib/kubelet", "var/lib/recovery"] {
+            let all = tree(&self.sno.root().join(part)).into_iter().map(|(path, facts)| (format!("/{part}/{path}"), facts));
+            state.extend(all.filter(|(path, _)| path != NOTE));
+        }
+        state
+    }
+}
+
+impl Subject for Store {
+    fn prepare(&mut self) -> Result<()> {
+        let dir = self.sno.place.dir.path();
+        remove(dir)?;
+        copy(&self.before, dir)?;
+        remove(&self.exported())
+    }
+
+    fn command(&self) -> Command {
+        let mut command = on(&self.sno);
+        command.args(&self.words);
+        command
+    }
+
+    fn intact(&self) -> Result<()> {
+        for id in &self.ids[self.ids.len() - self.stays..] {
+            let report = verify::report(&self.sno.place.dir.backups().join(id), id, false, &Progress::hidden())?;
+            ensure!(report.good, "{id}: {report:?}");
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> Result<State> {
+        let mut state = self.node();
+        match self.leads {
+            Leads::ToBackups => {
+                let all = tree(self.sno.place.dir.path()).into_iter().map(|(path, facts)| (path, without_time(&facts)));
+                // The lock says who has had it.
+                state.extend(all.filter(|(path, _)| path != "lock"));
+            }
+            Leads::ToExport => state.extend(tree(&self.exported()).into_iter().map(|(path, facts)| (path, without_time(&facts)))),
+            Leads::ToOneMore => {
+                for entry in fs::read_dir(self.sno.place.dir.path())? {
+                    state.insert(entry?.file_name().display().to_string(), String::new());
+                }
+                for entry in fs::read_dir(self.sno.place.dir.backups())? {
+                    let path = entry?.path();
+                    state.extend(backed_up(&path).with_context(|| format!("looking at {}", path.display()))?);
+                }
+            }
+        }
+        Ok(state)
+    }
+}
+
+/// What a backup holds and says, but for what is its own; sums are checked by sha256sum(1).
+fn backed_up(backup: &Path) -> Result<State> {
+    let mut manifest: serde_json::Value = serde_json::from_slice(&fs::read(backup.join("manifest.json"))?)?;
+    let fields = manifest.as_object_mut().context("the manifest is no object")?;
+    let sequence = fields.remove("sequence").context("no sequence")?;
+    for own in ["id", "taken", "seconds"] {
+        fields.remove(own);
+    }
+    // Its log tells of what went wrong, and packed again or taken over, an archive need not be as long.
+    fields.remove("sizes");
+    let script = "sha256sum -c --quiet --strict SHA256SUMS; ls -A; for tar in *.tar.zst; do zstd -qdc $tar | sha256sum; done";
+    let content = checked(Command::new("bash").args(["-euo", "pipefail", "-c", script]).current_dir(backup))?;
+    Ok(State::from([(format!("backup {sequence}"), format!("{manifest} {content}"))]))
+}

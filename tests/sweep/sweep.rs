@@ -1,0 +1,258 @@
+//! A command, and faults at each place where it changes something: after each of them it ends as it is documented, nothing that was there before
+//! is lost, and the same command again leads to what it leads to untroubled.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use recovery::error::EXIT_CODES;
+
+use crate::disk::Disk;
+use crate::injector::{self, Ended, Fault, Point};
+
+/// What there is after a command, by name.
+pub(crate) type State = BTreeMap<String, String>;
+
+/// A command that is tried, with all that it works on.
+pub(crate) trait Subject {
+    /// Puts everything as it is before the command, whatever an earlier attempt has left.
+    fn prepare(&mut self) -> Result<()>;
+    /// The command.
+    fn command(&self) -> Command;
+    /// What was there before, and has to be as long as the command has not ended well, is there.
+    fn intact(&self) -> Result<()>;
+    /// What there is, and has to be the same in the end.
+    fn state(&self) -> Result<State>;
+}
+
+/// A subject by its name, and how it is made on a disk.
+pub(crate) type Named = (&'static str, fn(&Path) -> Result<Box<dyn Subject>>);
+
+/// The kinds of faults.
+pub(crate) const KINDS: [(&str, Fault); 12] = [
+    ("kill", Fault::Kill),
+    ("kill-started", Fault::KillAfter),
+    // A disk that is full stays so until somebody makes room.
+    ("ENOSPC", Fault::FailOn(Errno::ENOSPC)),
+    ("EDQUOT", Fault::Fail(Errno::EDQUOT)),
+    ("EIO", Fault::Fail(Errno::EIO)),
+    ("EINTR", Fault::Fail(Errno::EINTR)),
+    ("short", Fault::Short),
+    ("TERM", Fault::Signal(Signal::SIGTERM, 1)),
+    ("INT", Fault::Signal(Signal::SIGINT, 1)),
+    ("HUP", Fault::Signal(Signal::SIGHUP, 1)),
+    ("INT-twice", Fault::Signal(Signal::SIGINT, 2)),
+    ("TERM-thrice", Fault::Signal(Signal::SIGTERM, 3)),
+];
+
+/// In which time a signal ends a command.
+const AT_ONCE: Duration = Duration::from_secs(1);
+/// How often a command is run again that ends with "not now, run it again", and the pause between: as its unit does.
+const AGAIN: (u32, Duration) = (50, Duration::from_millis(200));
+/// How often a place is looked for.
+const TIMES: usize = 3;
+/// Where the numbers of a sample begin; the same for each run, so that it tries the same.
+const SEED: u64 = 14;
+
+/// How much is tried.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Reach {
+    /// Each place.
+    All,
+    /// So many of each kind at most: of every call, and of all stretches of the way.
+    Sample(usize),
+    /// One place.
+    Only(usize),
+}
+
+/// What came of a kind of fault.
+#[derive(Debug)]
+struct Count {
+    exist: usize,
+    tried: usize,
+    failed: Vec<String>,
+    took: Duration,
+}
+
+/// A subject on a disk of its own, and what it leads to untroubled.
+struct Bench {
+    name: &'static str,
+    subject: Box<dyn Subject>,
+    expected: State,
+    points: Vec<Point>,
+    // Goes last.
+    _disk: Disk,
+}
+
+impl Bench {
+    fn new((name, make): Named) -> Result<Self> {
+        let disk = Disk::make()?;
+        let subject = make(disk.path())?;
+        let mut bench = Self { name, subject, expected: State::new(), points: Vec::new(), _disk: disk };
+        // What is not the same twice would not be noticed after a fault.
+        for first in [true, false] {
+            bench.subject.prepare()?;
+            let ended = injector::run(&mut bench.subject.command(), None)?;
+            ensure!(ended.how == Ok(0), "{name}, untroubled, ended with {:?}: {}", ended.how, ended.said);
+            let state = bench.subject.state()?;
+            ensure!(!state.is_empty(), "{name} leads to nothing");
+            if first {
+                (bench.expected, bench.points) = (state, ended.points);
+            } else {
+                same(&bench.expected, &state).context("untroubled, a second time")?;
+            }
+        }
+        Ok(bench)
+    }
+
+    /// One fault. `None` where the command did not come so far: with threads, it does not do the same each time.
+    fn attempt(&mut self, number: usize, fault: Fault) -> Result<Option<(Point, Result<()>)>> {
+        for _ in 0..TIMES {
+            self.subject.prepare().with_context(|| format!("preparing {}", self.name))?;
+            let ended = injector::run(&mut self.subject.command(), Some((number, fault)))?;
+            let Some(hit) = ended.hit.clone() else { continue };
+            let how = || format!("it ended with {:?} and said: {}", ended.how, ended.said.trim_end());
+            return Ok(Some((hit, self.judge(&ended, fault).with_context(how))));
+        }
+        Ok(None)
+    }
+
+    fn judge(&self, ended: &Ended, fault: Fault) -> Result<()> {
+        is_documented(ended, fault)?;
+        if ended.how == Ok(0) {
+            return same(&self.expected, &self.subject.state()?).context("after the end with 0");
+        }
+        self.subject.intact().context("what was there before")?;
+        for _ in 0..AGAIN.0 {
+            let output = self.subject.command().output().context("running it again")?;
+            match output.status.code() {
+                Some(0) => return same(&self.expected, &self.subject.state()?).context("after the second run"),
+                Some(75) => std::thread::sleep(AGAIN.1),
+                code => bail!("the second run ended with {code:?}: {}", String::from_utf8_lossy(&output.stderr)),
+            }
+        }
+        bail!("it always ends with 75")
+    }
+}
+
+/// It ended as it is documented for such a fault.
+fn is_documented(ended: &Ended, fault: Fault) -> Result<()> {
+    let said = |words: &str| ended.said.contains(words);
+    match (fault, ended.how) {
+        (Fault::Kill | Fault::KillAfter, how) => ensure!(how == Err(Signal::SIGKILL), "it was not killed"),
+        // Until it catches them, signals end it as any program.
+        (Fault::Signal(signal, _), Err(by)) if signal == by => {}
+        (_, Err(signal)) => bail!("{signal} ended it"),
+        (Fault::Short, Ok(code)) => ensure!(code == 0, "it does not write the rest"),
+        (Fault::Signal(signal, _), Ok(code)) => {
+            let after = ended.after.context("no time")?;
+            let goes_on = signal == Signal::SIGHUP && code == 0;
+            ensure!(goes_on || after < AT_ONCE, "it ended {} ms after the signal", after.as_millis());
+            ensure!([0, 75].contains(&code), "it is interrupted, and does not end with 75");
+        }
+        (Fault::Fail(_) | Fault::FailOn(_), Ok(0)) => {}
+        (Fault::Fail(error) | Fault::FailOn(error), Ok(code)) => {
+            ensure!(EXIT_CODES.iter().any(|(documented, _)| i32::from(*documented) == code), "no documented exit code");
+            let full = [Errno::ENOSPC, Errno::EDQUOT].contains(&error);
+            ensure!(!full || code == 73, "the disk is full, and it does not end with 73");
+            let cause = std::io::Error::from_raw_os_error(error as i32).to_string();
+            ensure!(said(&cause) || (full && said("space")), "the cause is not named");
+            ensure!(said("/"), "no path is named");
+        }
+    }
+    Ok(())
+}
+
+/// Everything is the same.
+fn same(expected: &State, state: &State) -> Result<()> {
+    let mut differences = Vec::new();
+    for name in expected.keys().chain(state.keys().filter(|name| !expected.contains_key(*name))) {
+        let (was, is) = (expected.get(name), state.get(name));
+        if was != is {
+            differences.push(format!("{name} is {is:?}, and not {was:?}"));
+        }
+    }
+    ensure!(differences.is_empty(), "{} differences: {}", differences.len(), differences[..differences.len().min(3)].join("; "));
+    Ok(())
+}
+
+/// Tries a subject with the kinds of faults that are chosen, and prints what came of it. The failures, one line each.
+pub(crate) fn sweep(named: Named, kinds: &[(&'static str, Fault)], reach: Reach, threads: usize) -> Result<Vec<String>> {
+    let (name, _) = named;
+    let mut first = Bench::new(named)?;
+    let points = first.points.clone();
+    let mut counts = Vec::new();
+    let mut attempts = Vec::new();
+    for (kind, &(_, fault)) in kinds.iter().enumerate() {
+        let exist: Vec<usize> = (1..=points.len()).filter(|number| fault.can_happen(&points[number - 1])).collect();
+        counts.push(Mutex::new(Count { exist: exist.len(), tried: 0, failed: Vec::new(), took: Duration::ZERO }));
+        let chosen = match reach {
+            Reach::All => exist,
+            Reach::Sample(most) => sample(&points, &exist, most),
+            Reach::Only(number) => vec![number],
+        };
+        attempts.extend(chosen.into_iter().map(|number| (kind, number)));
+    }
+    let next = AtomicUsize::new(0);
+    let work = |bench: &mut Bench| -> Result<()> {
+        while let Some(&(kind, number)) = attempts.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let begun = Instant::now();
+            let came_to_it = bench.attempt(number, kinds[kind].1)?;
+            let mut count = counts[kind].lock().unwrap_or_else(PoisonError::into_inner);
+            count.took += begun.elapsed();
+            let Some((hit, survived)) = came_to_it else { continue };
+            count.tried += 1;
+            if let Err(error) = survived {
+                let line = format!("SWEEP_POINT='{name} {} {number}' ({hit}): {error:#}", kinds[kind].0);
+                println!("{line}");
+                count.failed.push(line);
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(|| work(&mut Bench::new(named)?))).collect();
+        work(&mut first)?;
+        others.into_iter().try_for_each(|other| other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })?;
+    let mut failed = Vec::new();
+    for ((kind, _), count) in kinds.iter().zip(counts) {
+        let Count { exist, tried, failed: mut lines, took } = count.into_inner().unwrap_or_else(PoisonError::into_inner);
+        println!("| {name} | {kind} | {exist} | {tried} | {} | {:.1} |", tried - lines.len(), took.as_secs_f64());
+        failed.append(&mut lines);
+    }
+    Ok(failed)
+}
+
+/// So many places at most: of each call in each tenth of the way one, then more of them by chance.
+fn sample(points: &[Point], exist: &[usize], most: usize) -> Vec<usize> {
+    let mut random = SEED;
+    let mut order: Vec<(usize, u64, usize)> = Vec::new();
+    let mut seen: BTreeMap<(&str, usize), usize> = BTreeMap::new();
+    let mut shuffled: Vec<(u64, usize)> = exist
+        .iter()
+        .map(|number| {
+            // Numbers that look like chance: xorshift64.
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            (random, *number)
+        })
+        .collect();
+    shuffled.sort_unstable();
+    for (chance, number) in shuffled {
+        let of_its_kind = seen.entry((points[number - 1].call.name, number * 10 / (points.len() + 1))).or_default();
+        order.push((*of_its_kind, chance, number));
+        *of_its_kind += 1;
+    }
+    order.sort_unstable();
+    let mut chosen: Vec<usize> = order.into_iter().take(most).map(|(.., number)| number).collect();
+    chosen.sort_unstable();
+    chosen
+}
