@@ -244,7 +244,7 @@ pub fn symlink(target: &Path, path: &Path) -> Result<()> {
     let temporary = beside(path)?;
     remove(&temporary)?;
     std::os::unix::fs::symlink(target, &temporary).with_context(|| format!("linking {}", path.display()))?;
-    rename(&temporary, path)
+    rename(&temporary, path).inspect_err(|_| drop(std::fs::remove_file(&temporary)))
 }
 
 /// Makes the entries of a directory durable.
