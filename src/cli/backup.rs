@@ -38,12 +38,18 @@ pub(super) fn run(context: &Context, args: &BackupArgs) -> Result<ExitCode> {
         options.asked_by = options.asked_by.by_its_job(&context.node);
         done = taken(&options.asked_by)?;
     }
-    if let Some(done) = done {
+    let begin = || context.prepared_session()?.lock("backup");
+    if let Some(mut done) = done {
+        // The attempt that took it may have been killed before it had removed what is older.
+        if !context.dir.in_recovery()
+            && let Ok(finished) = begin().and_then(|session| take(&session, &options))
+        {
+            done = finished;
+        }
         say_done(context, &done);
         context.print(&done, describe)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let begin = || context.prepared_session()?.lock("backup");
     let session = begin().inspect_err(|error| could_not_begin(context, error))?;
     let taken = take(&session, &options).context("taking a backup")?;
     say_done(context, &taken);

@@ -116,7 +116,11 @@ fn attempt(session: &Locked<'_>, options: &TakeOptions) -> Result<Taken> {
     trees::refuse_dir_inside(node, dir)?;
     let mount = recovery_mount::check(node, dir)?;
     let mut survey = finish_interrupted(session)?;
-    if let Some(done) = taken_before(node, &survey, &options.asked_by, began) {
+    if let Some(mut done) = taken_before(node, &survey, &options.asked_by, began) {
+        // The attempt that took it may have been killed before it came to them.
+        if !dir.in_recovery() && dir.old_stages().is_none() {
+            prune_older(session, options, survey, &mut done);
+        }
         return Ok(done);
     }
     refuse_during_a_recovery(dir, &options.asked_by)?;
@@ -413,6 +417,11 @@ fn make_room(session: &Locked<'_>, options: &TakeOptions, survey: Survey, taken:
         Ok(()) => {}
         Err(error) => taken.warnings.push(format!("standby deployments stay: {error:#}")),
     }
+    prune_older(session, options, survey, taken);
+}
+
+/// Removes older backups, and what an interrupted deletion has left; a failure is a warning.
+fn prune_older(session: &Locked<'_>, options: &TakeOptions, survey: Survey, taken: &mut Taken) {
     match prune(session, survey, &options.keep, Some(&taken.manifest.id)) {
         Ok(removed) => {
             taken.pruned = removed.removed;
