@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -310,7 +311,9 @@ impl Trace {
         self.points.push(point.clone());
         let lasts = matches!(fault, Fault::FailOn(_)) && self.hit.is_some() && fault.can_happen(&point);
         let again = matches!(fault, Fault::Signal(_, times) if (1..times).contains(&self.signals));
-        if self.points.len() == number || lasts || again {
+        // Where this place is another one than the last time, the next at which it can happen.
+        let first = self.hit.is_none() && self.points.len() >= number && fault.can_happen(&point);
+        if first || lasts || again {
             self.hit.get_or_insert_with(|| (point, Instant::now()));
             self.strike(thread, registers, fault)?;
         }
@@ -410,6 +413,15 @@ fn point(thread: Pid, registers: &libc::user_regs_struct) -> Result<Option<Point
         }
         Shown::Start | Shown::None => String::new(),
     };
+    // To open a file that is there changes nothing, though it may have been made if it were not.
+    let opens = match call.name {
+        "open" => Some(word(1)),
+        "openat" => Some(word(2)),
+        _ => None,
+    };
+    if opens.is_some_and(|flags| flags & MAKES_NEW == 0) && Path::new(&path).exists() {
+        return Ok(None);
+    }
     let is_on_no_disk = ["/dev/", "/proc/", "/memfd:"].iter().any(|other| path.starts_with(other));
     // Pipes and sockets have no path.
     let has_none = !path.starts_with('/') && matches!(call.shown, Shown::Open(_));
@@ -417,6 +429,8 @@ fn point(thread: Pid, registers: &libc::user_regs_struct) -> Result<Option<Point
     Ok((!is_on_no_disk && !has_none).then_some(Point { call, path, amount }))
 }
 
+/// Flags of open(2) by which a file that is there is emptied or in the way, or another one is made.
+const MAKES_NEW: u64 = (libc::O_TRUNC | libc::O_EXCL | libc::O_TMPFILE & !libc::O_DIRECTORY).cast_unsigned() as u64;
 const CLONE_THREAD: u64 = 0x0001_0000;
 
 /// True for flags by which open(2) can make or empty a file.

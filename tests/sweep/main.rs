@@ -6,8 +6,14 @@ mod injector;
 #[allow(dead_code, reason = "the tests of backups use all of it")]
 #[path = "../backup/place.rs"]
 mod place;
+#[allow(dead_code, reason = "the tests of recoveries use all of it")]
+#[path = "../recovery/place.rs"]
+mod small_node;
 mod subjects;
 mod sweep;
+#[allow(dead_code, reason = "the small node needs how the agent ended")]
+#[path = "../recovery/through.rs"]
+mod through;
 
 use anyhow::{Context, Result, ensure};
 
@@ -41,6 +47,7 @@ samples! {
     backups_are_pruned_whatever_goes_wrong: "prune",
     a_backup_is_exported_whatever_goes_wrong: "export",
     a_backup_is_taken_whatever_goes_wrong: "backup",
+    files_are_restored_whatever_goes_wrong: "restore-files",
 }
 
 /// No test among the others, for its length: every place. `SWEEP` may name a subject and kinds, the others are left out then.

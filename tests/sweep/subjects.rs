@@ -2,6 +2,7 @@
 
 mod archive;
 mod etcd;
+mod phase;
 mod store;
 
 use std::ffi::OsStr;
@@ -10,9 +11,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use testing::node::checked;
+
 use crate::sweep::{Named, State};
 
-pub(crate) const SUBJECTS: [Named; 8] = [
+pub(crate) const SUBJECTS: [Named; 9] = [
     ("archive-pack", archive::pack),
     ("archive-restore", archive::restore),
     ("etcd-save", etcd::save),
@@ -21,6 +24,7 @@ pub(crate) const SUBJECTS: [Named; 8] = [
     ("prune", store::prune),
     ("export", store::export),
     ("backup", store::backup),
+    ("restore-files", phase::restore_files),
 ];
 
 /// The agent, ready to be run.
@@ -48,4 +52,18 @@ fn remove(dir: &Path) -> Result<()> {
 /// The facts without the time of the last change.
 fn without_time(facts: &str) -> String {
     facts.split(", ").filter(|fact| !fact.contains("\"mtime\"")).collect::<Vec<_>>().join(", ")
+}
+
+/// Copies what is in one directory into another.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    checked(Command::new("cp").arg("-a").arg(from.join(".")).arg(to)).map(drop)
+}
+
+/// Removes what is in a directory.
+fn empty(dir: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() && !path.is_symlink() { remove(&path)? } else { std::fs::remove_file(&path)? }
+    }
+    Ok(())
 }

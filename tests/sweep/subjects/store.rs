@@ -8,10 +8,11 @@ use anyhow::{Context, Result, ensure};
 use recovery::backup::last_run::NOTE;
 use recovery::backup::survey::survey;
 use recovery::backup::verify;
+use recovery::node::durable;
 use recovery::report::Progress;
 use testing::node::checked;
 
-use super::{agent, remove, tree, without_time};
+use super::{agent, copy, empty, remove, tree, without_time};
 use crate::place::Sno;
 use crate::sweep::{State, Subject};
 
@@ -48,6 +49,7 @@ fn store(disk: &Path, leads: Leads, stays: usize, words: impl FnOnce(&[String]) 
     }
     ensure!(ids.len() == 3, "{ids:?}");
     let before = disk.join("before");
+    fs::create_dir(&before)?;
     copy(sno.place.dir.path(), &before)?;
     let words = words(&ids);
     Ok(Box::new(Store { sno, before, ids, words, leads, stays }))
@@ -77,10 +79,6 @@ fn on(sno: &Sno) -> Command {
     command
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    checked(Command::new("cp").args(["-a"]).arg(from).arg(to)).map(drop)
-}
-
 impl Store {
     /// Where the backup is exported to.
     fn exported(&self) -> PathBuf {
@@ -90,25 +88,31 @@ impl Store {
     /// The node's files, but for the recovery directory, etcd's data, and the note of how the last run ended.
     fn node(&self) -> State {
         let mut state = State::new();
-        for part in ["etc", "var/usrlocal", "var/opt", "var/lib/kubelet", "var/lib/recovery"] {
-            let all = tree(&self.sno.root().join(part)).into_iter().map(|(path, facts)| (format!("/{part}/{path}"), facts));
-            state.extend(all.filter(|(path, _)| path != NOTE));
+        for part in ["etc", "var/usrlocal", "var/opt", "var/lib/kubelet"] {
+            state.extend(tree(&self.sno.root().join(part)).into_iter().map(|(path, facts)| (format!("/{part}/{path}"), facts)));
         }
+        let own = tree(&self.sno.root().join("var/lib/recovery")).into_iter();
+        let own = own.map(|(path, facts)| (format!("/var/lib/recovery/{path}"), without_time(&facts)));
+        // What is left beside it goes with the next note.
+        let note = Path::new(NOTE);
+        state.extend(own.filter(|(path, _)| Some(Path::new(path)) != durable::beside(note).ok().as_deref() && path != NOTE));
         state
     }
 }
 
 impl Subject for Store {
     fn prepare(&mut self) -> Result<()> {
+        // Not the directory itself: a backup holds the time of the one above it.
         let dir = self.sno.place.dir.path();
-        remove(dir)?;
+        empty(dir)?;
         copy(&self.before, dir)?;
         remove(&self.exported())
     }
 
     fn command(&self) -> Command {
         let mut command = on(&self.sno);
-        command.args(&self.words);
+        // A Job's pod comes again until one has ended well; a person who asks twice wants two backups.
+        command.args(&self.words).env("RECOVERY_JOB_UID", "0b0c3e5a-0000-4000-8000-000000000001");
         command
     }
 
@@ -153,7 +157,7 @@ fn backed_up(backup: &Path) -> Result<State> {
     }
     // Its log tells of what went wrong, and packed again or taken over, an archive need not be as long.
     fields.remove("sizes");
-    let script = "sha256sum -c --quiet --strict SHA256SUMS; ls -A; for tar in *.tar.zst; do zstd -qdc $tar | sha256sum; done";
+    let script = "sha256sum -c --quiet --strict SHA256SUMS; ls -A; for tar in *.tar.zst; do echo $tar; zstd -qdc $tar | sha256sum; done";
     let content = checked(Command::new("bash").args(["-euo", "pipefail", "-c", script]).current_dir(backup))?;
     Ok(State::from([(format!("backup {sequence}"), format!("{manifest} {content}"))]))
 }
