@@ -4,14 +4,16 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 help() {
   cat <<'END'
-usage: tests/run.sh [all | unit | room ROOM | node | drills] [TEST...]
+usage: tests/run.sh [all | unit | room ROOM | node | drills | sweep] [TEST...]
 
   all         everything, as CI does; this is what it does without a word
   unit        the library's own tests: a minute, no root (which is given up), nothing to install beside what the build needs
   room ROOM   the tests of a room from outside: archive, backup, cli, etcd, hub, kube, machine,
-              packages, partition, recovery, schedule or tools
+              packages, partition, recovery, schedule, sweep or tools
   node        the real node by itself: it reboots, loses its power and comes back
   drills      backups and recoveries on real nodes
+  sweep       faults at every place where a command changes something, which takes hours; the room of that name tries a sample.
+              SWEEP='SUBJECT... KIND...' leaves the others out, SWEEP_POINT='SUBJECT KIND NUMBER' tries one place
 
 TEST: only tests whose names contain it (or one of several); `tests/run.sh unit --list` shows the names.
 Each word installs and builds what its tests need, and no more. All but `unit` need root: they make mounts, owners, labels and device nodes.
@@ -27,6 +29,7 @@ case "$word" in
   all) groups=(build files etcd emulated packages real go browser promtool) targets=() ;;
   unit) groups=() ;;
   node | drills) groups=(build files etcd emulated real go) targets=(--test "$word") ;;
+  sweep) groups=(build files etcd) targets=(--test sweep) ;;
   room)
     room=${1:-}
     [ $# -eq 0 ] || shift
@@ -43,6 +46,7 @@ case "$word" in
       partition) groups=(build files emulated go) ;;
       recovery) groups=(build files etcd emulated go browser promtool) ;;
       schedule) groups=(build files etcd emulated) ;;
+      sweep) groups=(build files etcd) ;;
       tools) groups=(build files etcd emulated) ;;
       *) usage "no room \"$room\"" ;;
     esac
@@ -70,6 +74,7 @@ case "$word" in
   all) ;;
   unit) unit "$@"; exit ;;
   drills) tests --test-threads=5 "$@"; exit ;;
+  sweep) tests --ignored --exact --nocapture "$([ -n "${SWEEP_POINT:-}" ] && echo one_place || echo every_place)"; exit ;;
   *) tests "$@"; exit ;;
 esac
 
