@@ -473,3 +473,35 @@ fn open(thread: Pid, number: u64) -> String {
     };
     std::fs::read_link(link).unwrap_or_default().to_string_lossy().into_owned()
 }
+
+#[test]
+fn what_changes_files_is_counted_and_struck() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("file");
+    let script = r#"open F, ">", $ARGV[0]; print STDERR syswrite(F, "abcd") // $!; system "true"; unlink $ARGV[0]; print STDERR " end""#;
+    let perl = |fault| -> Result<(Ended, Option<Vec<u8>>)> {
+        let ended = run(Command::new("perl").args(["-e", script]).arg(&file), fault)?;
+        Ok((ended, std::fs::read(&file).ok()))
+    };
+    let (untroubled, left) = perl(None)?;
+    let calls: Vec<&str> = untroubled.points.iter().map(|point| point.call.name).collect();
+    assert_eq!((&*untroubled.said, left), ("4 end", None));
+    assert!(matches!(calls[..], ["openat", "write", "clone" | "clone3" | "vfork", "unlink"]), "{calls:?}");
+    let (killed, left) = perl(Some((2, Fault::Kill)))?;
+    assert_eq!((killed.how, left.as_deref(), &*killed.said), (Err(Signal::SIGKILL), Some(&b""[..]), ""));
+    let (killed, left) = perl(Some((3, Fault::KillAfter)))?;
+    assert_eq!((killed.how, left.as_deref(), &*killed.said), (Err(Signal::SIGKILL), Some(&b"abcd"[..]), "4"));
+    let (failed, _) = perl(Some((2, Fault::Fail(Errno::EIO))))?;
+    assert_eq!((failed.how, &*failed.said), (Ok(0), "Input/output error end"));
+    let (full, left) = perl(Some((1, Fault::FailOn(Errno::ENOSPC))))?;
+    assert_eq!((full.how, left, full.hit.map(|point| point.call.name)), (Ok(0), None, Some("openat")));
+    let (short, _) = perl(Some((2, Fault::Short)))?;
+    assert_eq!((short.how, &*short.said), (Ok(0), "2 end"));
+    let (ended, left) = perl(Some((4, Fault::Signal(Signal::SIGTERM, 1))))?;
+    assert_eq!((ended.how, &*ended.said), (Err(Signal::SIGTERM), "4"));
+    // The call was made.
+    assert_eq!(left, None);
+    let (never, _) = perl(Some((5, Fault::Kill)))?;
+    assert!(never.hit.is_none() && never.how == Ok(0));
+    Ok(())
+}

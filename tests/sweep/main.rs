@@ -21,7 +21,7 @@ use subjects::SUBJECTS;
 use sweep::{KINDS, Reach, sweep};
 
 /// Of each kind so many places in the tests that always run.
-const SAMPLE: usize = 8;
+const SAMPLE: usize = 6;
 
 fn sample(name: &str) -> Result<()> {
     let subject = SUBJECTS.into_iter().find(|(subject, _)| *subject == name).context("no such subject")?;

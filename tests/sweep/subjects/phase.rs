@@ -59,7 +59,7 @@ impl Subject for RestoreFiles {
         // They tell which run it is, or who was at work and when.
         let own = ["/var/recovery/lock", "/var/recovery/progress", "/var/recovery/undo.json", NOTE];
         for told in own.into_iter().chain(["/var/lib/recovery/hold-kubelet", "/var/lib/recovery/keep-images"]) {
-            state.entry(told.to_owned()).and_modify(|facts| facts.clear());
+            state.entry(told.to_owned()).and_modify(String::clear);
         }
         for unit in ["kubelet.service", "containerd.service"] {
             state.insert(unit.to_owned(), self.place.state_of(unit));

@@ -16,15 +16,15 @@ use super::{agent, copy, empty, remove, tree, without_time};
 use crate::place::Sno;
 use crate::sweep::{State, Subject};
 
-/// What is compared.
+/// What a command leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leads {
     /// The recovery directory, whole.
-    ToBackups,
+    Backups,
     /// What was exported.
-    ToExport,
+    Export,
     /// One more backup, which is new each time.
-    ToOneMore,
+    OneMore,
 }
 
 struct Store {
@@ -56,20 +56,20 @@ fn store(disk: &Path, leads: Leads, stays: usize, words: impl FnOnce(&[String]) 
 }
 
 pub(super) fn delete(disk: &Path) -> Result<Box<dyn Subject>> {
-    store(disk, Leads::ToBackups, 2, |ids| ["--yes", "delete", &ids[0]].map(str::to_owned).to_vec())
+    store(disk, Leads::Backups, 2, |ids| ["--yes", "delete", &ids[0]].map(str::to_owned).to_vec())
 }
 
 pub(super) fn prune(disk: &Path) -> Result<Box<dyn Subject>> {
-    store(disk, Leads::ToBackups, 1, |_| ["--yes", "prune", "--keep", "1"].map(str::to_owned).to_vec())
+    store(disk, Leads::Backups, 1, |_| ["--yes", "prune", "--keep", "1"].map(str::to_owned).to_vec())
 }
 
 pub(super) fn export(disk: &Path) -> Result<Box<dyn Subject>> {
     let to = disk.join("exported");
-    store(disk, Leads::ToExport, 3, |ids| ["export", &ids[1], &to.display().to_string()].map(str::to_owned).to_vec())
+    store(disk, Leads::Export, 3, |ids| ["export", &ids[1], &to.display().to_string()].map(str::to_owned).to_vec())
 }
 
 pub(super) fn backup(disk: &Path) -> Result<Box<dyn Subject>> {
-    store(disk, Leads::ToOneMore, 2, |_| ["backup", "--force", "--keep", "3"].map(str::to_owned).to_vec())
+    store(disk, Leads::OneMore, 2, |_| ["backup", "--force", "--keep", "3"].map(str::to_owned).to_vec())
 }
 
 /// The agent on the node, ready for a verb.
@@ -127,13 +127,13 @@ impl Subject for Store {
     fn state(&self) -> Result<State> {
         let mut state = self.node();
         match self.leads {
-            Leads::ToBackups => {
+            Leads::Backups => {
                 let all = tree(self.sno.place.dir.path()).into_iter().map(|(path, facts)| (path, without_time(&facts)));
                 // The lock says who has had it.
                 state.extend(all.filter(|(path, _)| path != "lock"));
             }
-            Leads::ToExport => state.extend(tree(&self.exported()).into_iter().map(|(path, facts)| (path, without_time(&facts)))),
-            Leads::ToOneMore => {
+            Leads::Export => state.extend(tree(&self.exported()).into_iter().map(|(path, facts)| (path, without_time(&facts)))),
+            Leads::OneMore => {
                 for entry in fs::read_dir(self.sno.place.dir.path())? {
                     state.insert(entry?.file_name().display().to_string(), String::new());
                 }
