@@ -130,6 +130,7 @@ impl Bench {
             // What is only a warning is put right by the next run, but it has to be said.
             match fault {
                 Fault::Fail(error) | Fault::FailOn(error) if state.is_err() && ended.said.contains(&words(error)) => {}
+                Fault::Signal(..) if state.is_err() && ended.said.contains("interrupted by a signal") => {}
                 _ => return state,
             }
         }

@@ -139,6 +139,11 @@ impl Subject for Store {
                 }
                 for entry in fs::read_dir(self.sno.place.dir.backups())? {
                     let path = entry?.path();
+                    // Not finished, or half deleted: an untroubled run leaves none.
+                    if let Some(unfinished) = path.extension() {
+                        state.insert(unfinished.display().to_string(), String::new());
+                        continue;
+                    }
                     state.extend(backed_up(&path).with_context(|| format!("looking at {}", path.display()))?);
                 }
             }
