@@ -6,13 +6,13 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
+use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
 use serde_json::json;
 
-use super::api::{ClusterBackup, ClusterBackupStatus, FINALIZER, GateState};
+use super::api::{ClusterBackup, ClusterBackupStatus, ClusterGroupBackup, FINALIZER, GateState, Reach};
 use super::at_work::{Key, way};
 use super::backup::{AGAIN, MOST_MESSAGE, at_it};
-use super::group::of_backup;
 use super::machine::State;
 use super::own::{self, Failed};
 use super::run::Hub;
@@ -36,7 +36,8 @@ pub(super) async fn after(backup: &ClusterBackup, this: &Try, status: ClusterBac
         own::change(hub, backup, json!({"metadata": {"labels": {RELEASE_LABEL: release}}})).await?;
         return Ok(Action::requeue(Duration::from_secs(1)));
     }
-    if status.state == State::Succeeded && !status.cleaned {
+    // A Job that failed stays, to be looked at; one that nobody has ever seen is taken back before it begins some other day.
+    if (status.state == State::Succeeded || status.job.is_none()) && !status.cleaned {
         let removed = async { way(hub, backup, this).await?.remove(this, false).await };
         match removed.await {
             Ok(()) => said.cleaned = true,
@@ -44,16 +45,30 @@ pub(super) async fn after(backup: &ClusterBackup, this: &Try, status: ClusterBac
         }
     }
     let permission = permission(&status, Timestamp::now());
-    let wanted = if matches!(permission, Permission::Open { .. }) { GateState::Open } else { GateState::Closed };
-    let written = status.gate.is_some_and(|gate| gate == wanted || matches!(gate, GateState::NotInstalled | GateState::NotSupported));
+    let install = backup.spec.install_gate;
+    let written = status.gate.is_some_and(|gate| match gate {
+        GateState::NotSupported => true,
+        GateState::NotInstalled => !install,
+        gate => gate == GateState::from(&permission),
+    });
     let key = Key::of(backup);
     if !written && last_word(&key, hub).is_some_and(|newest| newest.uid() == backup.uid()) {
-        let written = async { way(hub, backup, this).await?.gate(&permission, backup.spec.install_gate).await };
+        let written = async { way(hub, backup, this).await?.gate(this, &permission, install).await };
         match written.await {
-            Ok(gate) => (said.gate, said.gate_trouble) = (Some(gate), String::new()),
+            Ok(gate) => {
+                (said.gate, said.gate_trouble) = (Some(gate), String::new());
+                // Somebody else may have had the last word meanwhile: then that is written once more.
+                speak(&key, backup, hub).await?;
+                if gate == GateState::NotInstalled && install {
+                    again = Some(about(GATE_AGAIN));
+                }
+            }
             Err(trouble) => {
-                said.gate_trouble = lines(&last(&trouble.to_string(), MOST_MESSAGE)).into_owned();
-                tracing::warn!("the gate of {}: {}", this.cluster, said.gate_trouble);
+                tracing::warn!("the gate of {}: {trouble}", this.cluster);
+                // What is said of it changes the object, which is then looked at: it is said once.
+                if said.gate_trouble.is_empty() {
+                    said.gate_trouble = lines(&last(&trouble.to_string(), MOST_MESSAGE)).into_owned();
+                }
                 again = Some(about(GATE_AGAIN));
             }
         }
@@ -101,16 +116,20 @@ pub(super) async fn farewell(backup: &ClusterBackup, this: &Try, hub: &Hub) -> R
         hub.at_work.forget(&key, &this.uid);
         return Ok(Action::await_change());
     }
-    let is_other = |other: &ClusterBackup| other.uid() != backup.uid() && key.is_of(other) && other.metadata.deletion_timestamp.is_none();
+    // One that has not begun has put nothing there, and would remove nothing.
+    let is_other = |other: &ClusterBackup| {
+        other.uid() != backup.uid() && key.is_of(other) && other.has_begun() && other.metadata.deletion_timestamp.is_none()
+    };
     let is_last = hub.backups.find(is_other).is_none();
     let is_clean = backup.status.as_ref().is_some_and(|status| status.cleaned) && !is_last;
     if backup.has_begun() && !is_clean {
+        let wants_gate = is_last && wants_gate(backup, hub).await?;
         let removed = async {
             let spoke = way(hub, backup, this).await?;
-            // Under another name, the cluster is somebody else's.
-            let everything = is_last && at_it(&spoke.look(this).await?, hub).is_none();
-            if everything && !wants_gate(backup, hub) {
-                spoke.ungate().await?;
+            // Under another name, the cluster may be somebody else's; not so a managed cluster, which need not be there for this.
+            let everything = is_last && (backup.spec.reach == Reach::ManifestWork || at_it(&spoke.look(this).await?, hub).is_none());
+            if everything && !wants_gate {
+                spoke.ungate(this).await?;
             }
             spoke.remove(this, everything).await
         };
@@ -125,18 +144,37 @@ pub(super) async fn farewell(backup: &ClusterBackup, this: &Try, hub: &Hub) -> R
         }
     }
     // The gate says what this one said; from here on it says what the one before did.
-    if let Some(before) = last_word(&key, hub).filter(|before| backup.state().is_final() && when_begun(before) < when_begun(backup))
-        && let Some(status) = before.status.as_ref().filter(|status| status.gate.is_some())
-    {
-        own::write_status(hub, &*before, &ClusterBackupStatus { gate: None, ..status.clone() }).await?;
+    if backup.state().is_final() {
+        speak(&key, backup, hub).await?;
     }
     own::set_finalizers(hub, backup, backup.finalizers().iter().filter(|one| *one != FINALIZER).cloned()).await?;
     hub.at_work.forget(&key, &this.uid);
     Ok(Action::await_change())
 }
 
-/// True while the group of a try is there and asks for the gate: where only the try goes, to be made once more, no upgrade slips through.
-fn wants_gate(backup: &ClusterBackup, hub: &Hub) -> bool {
-    let group = hub.groups.get(&of_backup(backup));
-    group.is_some_and(|group| group.spec.install_gate && group.metadata.deletion_timestamp.is_none())
+/// Has the last word of a cluster written into its gate once more, where that is another's than this try's.
+async fn speak(key: &Key, this: &ClusterBackup, hub: &Hub) -> Result<(), Failed> {
+    let Some(newest) = last_word(key, hub).filter(|newest| newest.uid() != this.uid()) else { return Ok(()) };
+    match &newest.status {
+        Some(status) if status.gate.is_some() => {
+            own::write_status(hub, &*newest, &ClusterBackupStatus { gate: None, ..status.clone() }).await
+        }
+        // It was never written: it is tried again now.
+        _ => {
+            hub.wake.unbounded_send(ObjectRef::from_obj(&*newest)).ok();
+            Ok(())
+        }
+    }
+}
+
+/// True while the group of a try is there, has its cluster, and asks for the gate: where only the try goes, to be made once more, no upgrade slips through.
+async fn wants_gate(backup: &ClusterBackup, hub: &Hub) -> Result<bool, Failed> {
+    // Not from the cache, which may be behind: it is asked once.
+    let groups = own::scoped::<ClusterGroupBackup>(&hub.client, backup.namespace().as_deref());
+    let group = groups.get_opt(&backup.spec.group).await?;
+    Ok(group.is_some_and(|group| {
+        let spec = &group.spec;
+        let has_it = spec.clusters.contains(&backup.spec.cluster) || !spec.cluster_label_selectors.is_empty();
+        spec.install_gate && has_it && group.metadata.deletion_timestamp.is_none()
+    }))
 }

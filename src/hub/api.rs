@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::machine::State;
+use crate::kube::Permission;
 
 /// The group of the resources, and the prefix of the hub's labels.
 pub const GROUP: &str = "hub.recovery";
@@ -408,6 +409,15 @@ pub enum GateState {
     Open,
     /// None may.
     Closed,
+}
+
+impl From<&Permission> for GateState {
+    fn from(permission: &Permission) -> Self {
+        match permission {
+            Permission::Open { .. } => Self::Open,
+            Permission::Closed { .. } => Self::Closed,
+        }
+    }
 }
 
 /// Backups of a group of clusters on time: makes a `ClusterGroupBackup` at each of its instants.

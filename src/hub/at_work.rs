@@ -156,7 +156,7 @@ pub(super) async fn watch(hub: &Arc<Hub>, key: &Key, this: &Try, spoke: &Arc<dyn
     // That it cannot be watched is seen by the next look.
     let Ok(mut changes) = spoke.watch(this).await else { return };
     let (wake, place) = (hub.wake.clone(), ObjectRef::<ClusterBackup>::new(&this.name).within(&this.namespace));
-    let task = tokio::spawn(async move {
+    let task = async move {
         while changes.next().await.is_some() {
             wake.unbounded_send(place.clone()).ok();
             // However much a cluster has to tell, it is not looked at without a pause.
@@ -165,9 +165,7 @@ pub(super) async fn watch(hub: &Arc<Hub>, key: &Key, this: &Try, spoke: &Arc<dyn
         // Whoever watches again at once asks a server that cannot be watched without end.
         tokio::time::sleep(about(Duration::from_secs(2))).await;
         wake.unbounded_send(place).ok();
-    });
-    let aborted = task.abort_handle();
-    if hub.at_work.with(key, &this.uid, |way| way.watch = Some(task.abort_handle())).is_none() {
-        aborted.abort();
-    }
+    };
+    // Whoever has lost its cluster meanwhile watches nothing.
+    hub.at_work.with(key, &this.uid, |way| way.watch = Some(tokio::spawn(task).abort_handle()));
 }

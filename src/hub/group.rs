@@ -70,9 +70,16 @@ pub async fn reconcile(group: Arc<ClusterGroupBackup>, hub: Arc<Hub>) -> Result<
     let mut plan = plan::plan(&group, &clusters, &refused, &tries, now);
     let mut made = true;
     for (cluster, attempt) in std::mem::take(&mut plan.begin) {
-        if let Err(why) = make(&group, &hub, &cluster, attempt).await? {
-            made = false;
-            refused.insert(cluster, why);
+        match make(&group, &hub, &cluster, attempt).await? {
+            Made::Yes => {}
+            Made::Refused(why) => {
+                made = false;
+                refused.insert(cluster, why);
+            }
+            Made::None(why) => {
+                refuse(&group, &hub, "Refused", &why, now).await?;
+                return Ok(Action::requeue(about(LISTED)));
+            }
         }
     }
     if !made {
@@ -163,13 +170,23 @@ pub(super) async fn chosen(group: &ClusterGroupBackup, hub: &Client) -> kube::Re
     Ok(Err(("NoClusterApi", why)))
 }
 
-/// Makes the `ClusterBackup` of a try; inside, why the API server does not take it.
-async fn make(group: &ClusterGroupBackup, hub: &Hub, cluster: &str, attempt: u32) -> Result<Result<(), String>, Failed> {
+/// What became of a `ClusterBackup` that was to be made.
+enum Made {
+    /// It is there.
+    Yes,
+    /// It is refused: why.
+    Refused(String),
+    /// As is every one: the hub has no rights, or a quota is used up.
+    None(String),
+}
+
+/// Makes the `ClusterBackup` of a try.
+async fn make(group: &ClusterGroupBackup, hub: &Hub, cluster: &str, attempt: u32) -> Result<Made, Failed> {
     let namespace = group.namespace().unwrap_or_default();
     let spec = plan::spec(group, cluster, attempt, &hub.image);
     // What its node would refuse.
     if let Err(error) = check_labels(&spec.labels).and_then(|()| check_name(&spec.backup_name)) {
-        return Ok(Err(format!("{error:#}")));
+        return Ok(Made::Refused(format!("{error:#}")));
     }
     let mut labels = spec.labels.clone();
     labels.extend([(GROUP_LABEL.to_owned(), spec.group.clone()), (CLUSTER_LABEL.to_owned(), cluster.to_owned())]);
@@ -188,16 +205,18 @@ async fn make(group: &ClusterGroupBackup, hub: &Hub, cluster: &str, attempt: u32
         Ok(Some(made)) => {
             let mut all = hub.known.made.lock().unwrap_or_else(PoisonError::into_inner);
             all.insert(made.uid().unwrap_or_default(), (made, Instant::now()));
-            Ok(Ok(()))
+            Ok(Made::Yes)
         }
         // It was made before, and the cache is behind; or by somebody else.
         Ok(None) => {
             let there = own::api(hub, &backup).get_opt(&backup.name_any()).await?;
             let is_own = |there: &ClusterBackup| (&there.spec.group, &there.spec.cluster) == (&backup.spec.group, &backup.spec.cluster);
             let is_in_the_way = there.is_some_and(|there| !is_own(&there));
-            Ok(if is_in_the_way { Err(format!("there is another ClusterBackup called {}: delete it", backup.name_any())) } else { Ok(()) })
+            let why = || format!("there is another ClusterBackup called {}: delete it", backup.name_any());
+            Ok(if is_in_the_way { Made::Refused(why()) } else { Made::Yes })
         }
-        Err(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 422) => Ok(Err(status.message)),
+        Err(kube::Error::Api(status)) if status.code == 403 => Ok(Made::None(status.message)),
+        Err(kube::Error::Api(status)) if matches!(status.code, 400 | 422) => Ok(Made::Refused(status.message)),
         Err(error) => Err(error.into()),
     }
 }
@@ -221,7 +240,7 @@ async fn write(group: &ClusterGroupBackup, hub: &Hub, status: &ClusterGroupBacku
     for condition in &status.conditions {
         let was = before.conditions.iter().find(|one| one.kind == condition.kind).map(|one| one.reason.as_str());
         if condition.kind == BACKUP_SUCCEEDED && was != Some(condition.reason.as_str()) {
-            let is_bad = matches!(condition.reason.as_str(), "Failed" | "PartiallyDone" | "NoRights" | "NoClusterApi");
+            let is_bad = matches!(condition.reason.as_str(), "Failed" | "PartiallyDone" | "Refused" | "NoRights" | "NoClusterApi");
             let kind = if is_bad { EventType::Warning } else { EventType::Normal };
             own::publish(hub, &group.object_ref(&()), kind, &condition.reason, &condition.message).await;
         }

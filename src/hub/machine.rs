@@ -36,7 +36,7 @@ pub enum Seen {
     Running,
     /// The Job is complete, and the node has said that its backup is verified.
     Verified,
-    /// The same, and that backup is not good for an upgrade any more: another one would not be, either.
+    /// The same, and that backup is not good for an upgrade any more; seen in time, another one would not be, either.
     Stale,
     /// The Job is complete, and the node has not said so.
     Unproven,
@@ -99,10 +99,10 @@ impl Seen {
         Self::TooLate,
     ];
 
-    /// True when the Job is over: no clock counts any more.
+    /// True when the Job is over and no clock counts any more. It does of a backup that grew stale: where nobody came to look in time, the next one need not.
     #[must_use]
     pub fn is_end(self) -> bool {
-        matches!(self, Self::Verified | Self::Stale | Self::Unproven | Self::DeadlineExceeded | Self::Failed | Self::Refused)
+        matches!(self, Self::Verified | Self::Unproven | Self::DeadlineExceeded | Self::Failed | Self::Refused)
     }
 }
 

@@ -15,6 +15,8 @@ use super::machine::State;
 const NAMED: usize = 20;
 /// The most bytes of why no try of one can be made.
 const MOST_REASON: usize = 256;
+/// What the reason of such a cluster begins with.
+pub(super) const REFUSED: &str = "Refused: ";
 /// Conditions, as the old tool's hub has them (its own `BackupSuceeded` lacks a letter).
 pub(super) const BACKUP_SUCCEEDED: &str = "BackupSucceeded";
 pub(super) const PROGRESSING: &str = "Progressing";
@@ -172,7 +174,7 @@ fn status(
             Standing::Refused(why) => {
                 counts.failed += 1;
                 counts.error += 1;
-                let reason = format!("Refused: {}", last(why, MOST_REASON));
+                let reason = format!("{REFUSED}{}", last(why, MOST_REASON));
                 failed.push(FailedCluster { name: (*cluster).clone(), state: State::UnrecoverableError, reason });
             }
         }

@@ -279,6 +279,10 @@ async fn controller<K: Own, Look>(
     let mut told: Option<(String, Instant)> = None;
     applier(look, failed, hub.clone(), store, woken.into_stream(), Pace::default().concurrency(AT_A_TIME))
         .for_each(|looked| {
+            // What is gone meanwhile is not looked at.
+            if matches!(looked, Err(kube::runtime::controller::Error::ObjectNotFound(_))) {
+                return ready(());
+            }
             hub.numbers.looked(looked.is_ok());
             if let Err(error) = looked {
                 let error = chain(&error);

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::api::{CLUSTER_LABEL, ClusterBackup, ClusterGroupBackup, GROUP_LABEL, GateState, SCHEDULE_LABEL};
 use super::machine::State;
 use super::own::{self, Own};
-use super::plan::{Standing, standing};
+use super::plan::{REFUSED, Standing, standing};
 use super::{chain, group, run};
 use crate::error::{misfit, unanswered};
 
@@ -136,11 +136,14 @@ fn one(group: &ClusterGroupBackup, cluster: String, tries: &[&ClusterBackup], no
     let status = last.and_then(|one| one.status.clone());
     let good = status.as_ref().filter(|status| status.state == State::Succeeded);
     let until = good.and_then(|status| status.good_until);
+    let refused =
+        group.status.iter().flat_map(|status| &status.failed).find(|failed| failed.name == cluster && failed.reason.starts_with(REFUSED));
     let blocked = until.is_none_or(|until| until <= now);
     let why = match (standing, until) {
         (_, Some(until)) if !blocked => format!("good until {until:.0}"),
         (_, Some(until)) => format!("its backup was good until {until:.0}"),
         (Standing::Due(_), None) if !group.spec.enable => "it waits until spec.enable of its group is true".to_owned(),
+        (Standing::Due(_), None) if refused.is_some() => refused.map(|one| one.reason.clone()).unwrap_or_default(),
         (Standing::Due(1), None) => "its turn has not come".to_owned(),
         (Standing::Due(_), None) => format!("it waits for another try: {}", status.as_ref().map_or("", |status| status.message.as_str())),
         _ => status.as_ref().map(|status| format!("{}: {}", status.reason, status.message)).unwrap_or_default(),

@@ -273,7 +273,8 @@ fn what_keeps_a_try_from_its_cluster_is_said() -> Result<()> {
 fn the_gate_is_written_where_there_is_one_and_left_to_the_node() -> Result<()> {
     let ocm = Ocm::start()?;
     let api = &ocm.spoke.api;
-    let gate = |permission: &Permission| ocm.hub.api.run(ocm.way().gate(permission, false));
+    let this = this_try("aaaaaaaa-1")?;
+    let gate = |permission: &Permission| ocm.hub.api.run(ocm.way().gate(&this, permission, false));
     let release = "4.16.3".to_owned();
     let closed = Permission::Closed { release: release.clone(), why: "the last backup failed".to_owned() };
     let open = Permission::Open { release, backup: "20261130T040000Z".to_owned(), until: "2026-12-01T04:00:00Z".parse()? };
@@ -346,5 +347,20 @@ fn a_group_is_backed_up_by_a_hub_that_is_killed_meanwhile() -> Result<()> {
     let none = |list: &Value| list["items"].as_array().is_some_and(Vec::is_empty).then_some(());
     ocm.hub.api.until(works, LIMIT, none).with_context(|| ocm.said())?;
     ensure!(ocm.spoke.api.get("/api/v1/namespaces/recovery-spoke")?.is_none(), "the namespace has stayed");
-    Ok(())
+
+    // The last try of a cluster that is not there any more waits for nobody, and its work does not wait for the agent's return.
+    ocm.hub.api.delete(&format!("{groups}/all"))?;
+    let mut last = group.clone();
+    last["metadata"]["name"] = "last".into();
+    ocm.hub.api.create(groups, &last)?;
+    let backup = backup.replace("all.one", "last.one");
+    ocm.hub.api.until(&backup, LIMIT, state("Active")).with_context(hub_said)?;
+    ocm.is_available("Unknown")?;
+    ocm.hub.api.delete(&format!("{groups}/last"))?;
+    let end = Instant::now() + LIMIT.0;
+    while ocm.hub.api.get(&backup)?.is_some() {
+        ensure!(Instant::now() < end, "it waits for a cluster that is not there: {}", hub_said());
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    ocm.hub.api.until(works, LIMIT, none).with_context(|| ocm.said())
 }

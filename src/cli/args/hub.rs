@@ -56,7 +56,7 @@ pub struct HubStatusArgs {
     /// The namespace; all unless given
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
-    /// Exit with 1 unless all of them may be upgraded
+    /// Exit with 1 unless all of them may be upgraded, as far as their own group's backups go
     #[arg(long)]
     pub check: bool,
 }

@@ -278,6 +278,7 @@ impl Spoke for ByKubeconfig {
             let left = self.list::<Pod>(&pods(), "").await?;
             look.leftovers.extend(left.iter().map(|pod| format!("the pod {}", pod.metadata.name)));
             look.others.extend(left.iter().filter_map(|pod| other(&pod.metadata)));
+            look.others.retain(|other| other.uid != this.uid);
             if look.leftovers.is_empty() {
                 let namespace: Option<Bare> = ask_for(&self.client, namespaces().get(NAMESPACE, &GetParams::default())).await?;
                 if namespace.is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_some()) {
@@ -336,39 +337,37 @@ impl Spoke for ByKubeconfig {
         .boxed()
     }
 
-    fn gate<'a>(&'a self, permission: &'a Permission, install: bool) -> BoxFuture<'a, Result<GateState, Trouble>> {
+    fn gate<'a>(&'a self, this: &'a Try, permission: &'a Permission, install: bool) -> BoxFuture<'a, Result<GateState, Trouble>> {
         async move {
-            let Some(upgraded) = self.upgraded().await? else { return Ok(GateState::NotInstalled) };
             if !self.has_policies().await? {
                 return Ok(GateState::NotSupported);
             }
             let installed = self.get::<Bare>(policy::BINDING).await?.is_some();
-            if !installed && !install {
+            // Of an API server that has just started, not all groups are known: that is asked for what is to be installed, and never of a gate that is there.
+            let upgraded = if install && !installed { self.upgraded().await? } else { None };
+            if !installed && upgraded.is_none() {
                 return Ok(GateState::NotInstalled);
             }
             // The permission first, the binding last: nothing is refused for want of a parameter.
             self.apply(policy::PARAMETER, &policy::parameter(permission, COMMAND)).await?;
-            if !installed {
+            if let Some(upgraded) = upgraded {
                 let mut policy = policy::policy(upgraded);
-                policy["metadata"]["labels"] = json!({INSTALLED: "true"});
+                policy["metadata"]["labels"] = json!({INSTALLED: this.place()});
                 self.apply(policy::POLICY, &policy).await?;
                 self.apply(policy::BINDING, &policy::binding()).await?;
             }
-            Ok(match permission {
-                Permission::Open { .. } => GateState::Open,
-                Permission::Closed { .. } => GateState::Closed,
-            })
+            Ok(GateState::from(permission))
         }
         .boxed()
     }
 
-    fn ungate(&self) -> BoxFuture<'_, Result<(), Trouble>> {
+    fn ungate<'a>(&'a self, this: &'a Try) -> BoxFuture<'a, Result<(), Trouble>> {
         async move {
-            if self.upgraded().await?.is_none() || !self.has_policies().await? {
+            if !self.has_policies().await? {
                 return Ok(());
             }
             let policy: Option<Bare> = self.get(policy::POLICY).await?;
-            if policy.is_some_and(|policy| policy.metadata.labels.contains_key(INSTALLED)) {
+            if policy.is_some_and(|policy| policy.metadata.labels.get(INSTALLED) == Some(&this.place())) {
                 // The binding first: nothing is refused for want of the others. Last what says whose they are: done half, it is gone on with.
                 for path in [policy::BINDING, policy::PARAMETER, policy::POLICY] {
                     let (resource, name) = at(path);

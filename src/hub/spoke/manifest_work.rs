@@ -161,10 +161,7 @@ impl ByManifestWork {
                 return Ok(None);
             }
             Found::Missing if !work.writes_gate() => GateState::NotInstalled,
-            _ if work.writes_gate() && work.is_applied() => match permission {
-                Permission::Open { .. } => GateState::Open,
-                Permission::Closed { .. } => GateState::Closed,
-            },
+            _ if work.writes_gate() && work.is_applied() => GateState::from(permission),
             _ => return work.not_applied().map_or(Ok(None), |why| Err(work::refusal(why))),
         };
         // Nobody but the node writes the gate from here on.
@@ -234,7 +231,7 @@ impl Spoke for ByManifestWork {
         .boxed()
     }
 
-    fn gate<'a>(&'a self, permission: &'a Permission, _: bool) -> BoxFuture<'a, Result<GateState, Trouble>> {
+    fn gate<'a>(&'a self, _: &'a Try, permission: &'a Permission, _: bool) -> BoxFuture<'a, Result<GateState, Trouble>> {
         async move {
             self.is_reached().await?;
             let end = Instant::now() + GATE_LIMIT;
@@ -252,7 +249,7 @@ impl Spoke for ByManifestWork {
     }
 
     /// This way installs none.
-    fn ungate(&self) -> BoxFuture<'_, Result<(), Trouble>> {
+    fn ungate<'a>(&'a self, _: &'a Try) -> BoxFuture<'a, Result<(), Trouble>> {
         std::future::ready(Ok(())).boxed()
     }
 }

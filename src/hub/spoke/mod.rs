@@ -132,8 +132,8 @@ pub trait Spoke: Send + Sync {
     fn remove<'a>(&'a self, this: &'a Try, everything: bool) -> BoxFuture<'a, Result<(), Trouble>>;
 
     /// Writes down whether an upgrade may begin, where the gate is installed; with `install`, installs it first.
-    fn gate<'a>(&'a self, permission: &'a Permission, install: bool) -> BoxFuture<'a, Result<GateState, Trouble>>;
+    fn gate<'a>(&'a self, this: &'a Try, permission: &'a Permission, install: bool) -> BoxFuture<'a, Result<GateState, Trouble>>;
 
-    /// Removes the gate, if it was this that installed it.
-    fn ungate(&self) -> BoxFuture<'_, Result<(), Trouble>>;
+    /// Removes the gate, where it was for this cluster, under this name, that the hub has installed it.
+    fn ungate<'a>(&'a self, this: &'a Try) -> BoxFuture<'a, Result<(), Trouble>>;
 }

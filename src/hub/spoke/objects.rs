@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::backup::names::label_value;
 use crate::hub::api::{ClusterBackup, ClusterBackupSpec};
 
 /// The namespace on the spoke.
@@ -18,7 +19,7 @@ pub const TRY_LABEL: &str = "hub.recovery/try";
 const RBAC: &str = "rbac.authorization.k8s.io/v1";
 /// The annotation of the same with where that is on the hub: NAMESPACE/NAME.
 pub(super) const BACKUP: &str = "hub.recovery/cluster-backup";
-/// The label of the policy of a gate that the hub has installed.
+/// The label of the policy of a gate that the hub has installed: for which of its clusters.
 pub(super) const INSTALLED: &str = "hub.recovery/installed";
 /// What the gate tells people to run on the node.
 pub(super) const COMMAND: &str = "/var/recovery/recovery gate --take";
@@ -55,6 +56,12 @@ impl Try {
         // Two groups may have names that are the same up to where they are cut; a uid is one of its own.
         let job = format!("backup-{uid}");
         Some(Self { uid, name, namespace, cluster, job, image, deadline: deadline_seconds, arguments })
+    }
+
+    /// What tells this cluster from others, as the value of a label.
+    #[must_use]
+    pub(super) fn place(&self) -> String {
+        label_value(&format!("{}.{}", self.namespace, self.cluster))
     }
 
     /// The labels by which everything of this try is found.
