@@ -136,7 +136,25 @@ pub(super) async fn publish(hub: &Hub, about: &ObjectReference, kind: EventType,
 
 /// Somebody else has changed the object since it was read.
 fn is_conflict(error: &Failed) -> bool {
-    matches!(error, Failed::Hub(error) if matches!(&**error, kube::Error::Api(status) if status.code == 409))
+    answered(error) == Some(409)
+}
+
+/// Somebody else has changed the object since it was read, or deleted it.
+pub(super) fn is_everyday(error: &Failed) -> bool {
+    matches!(answered(error), Some(404 | 409))
+}
+
+fn answered(error: &Failed) -> Option<u16> {
+    match error {
+        Failed::Hub(error) => {
+            if let kube::Error::Api(status) = &**error {
+                Some(status.code)
+            } else {
+                None
+            }
+        }
+        Failed::Over(_) => None,
+    }
 }
 
 /// The pause after a failure.

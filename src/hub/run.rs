@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use futures::channel::mpsc::{UnboundedSender, unbounded};
 use futures::{Stream, StreamExt, TryStreamExt};
 use http::StatusCode;
-use kube::runtime::controller::{Action, Config as Pace};
+use kube::runtime::controller::{Action, Config as Pace, Error};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, applier, watcher};
@@ -279,19 +279,20 @@ async fn controller<K: Own, Look>(
     let mut told: Option<(String, Instant)> = None;
     applier(look, failed, hub.clone(), store, woken.into_stream(), Pace::default().concurrency(AT_A_TIME))
         .for_each(|looked| {
-            // What is gone meanwhile is not looked at.
-            if matches!(looked, Err(kube::runtime::controller::Error::ObjectNotFound(_))) {
-                return ready(());
-            }
-            hub.numbers.looked(looked.is_ok());
-            if let Err(error) = looked {
-                let error = chain(&error);
-                // The same of a thousand objects is said once in a while; that somebody else was quicker is everyday.
-                let is_news = told.as_ref().is_none_or(|(last, when)| *last != error || when.elapsed() > READY);
-                if is_news && !error.contains("the object has been modified") {
-                    tracing::warn!("looking at {}: {error}", K::kind(&()));
-                    told = Some((error, Instant::now()));
-                }
+            let error = match looked {
+                // What is gone meanwhile is not looked at.
+                Err(Error::ObjectNotFound(_)) => return ready(()),
+                Ok(_) => None,
+                Err(Error::ReconcilerFailed(error, _)) if own::is_everyday(&error) => Some(None),
+                Err(error) => Some(Some(chain(&error))),
+            };
+            hub.numbers.looked(error.is_none());
+            // The same of a thousand objects is said once in a while.
+            if let Some(error) = error.flatten()
+                && told.as_ref().is_none_or(|(last, when)| *last != error || when.elapsed() > READY)
+            {
+                tracing::warn!("looking at {}: {error}", K::kind(&()));
+                told = Some((error, Instant::now()));
             }
             ready(())
         })

@@ -357,6 +357,7 @@ fn a_group_is_backed_up_by_a_hub_that_is_killed_meanwhile() -> Result<()> {
     ocm.hub.api.until(&backup, LIMIT, state("Active")).with_context(hub_said)?;
     ocm.is_available("Unknown")?;
     ocm.hub.api.delete(&format!("{groups}/last"))?;
+    ocm.hub.api.delete(&backup)?;
     let end = Instant::now() + LIMIT.0;
     while ocm.hub.api.get(&backup)?.is_some() {
         ensure!(Instant::now() < end, "it waits for a cluster that is not there: {}", hub_said());
