@@ -6,12 +6,9 @@ use anyhow::{Result, ensure};
 use recovery::node::dir::{DEFAULT, RecoveryDir};
 use recovery::node::recovery_mount::{BY_PARTLABEL, make};
 
-use crate::through::{json, may_differ, names, node, ok, over_the_reboot, run, settled};
+use crate::through::{json, may_differ, names, node, of_the_redeployment, ok, over_the_reboot, run, settled};
 use testing::node::{Kind, Node, checked};
 use testing::place::Wrong;
-
-/// What the operators' new revisions change, in files and keys.
-const REDEPLOYED: [&str; 5] = ["/static-pod-resources", "/manifests", "/kubelet/pods", "/clusteroperators/", "-pod-"];
 
 /// How far the run came in this boot, as the unit's agent reports it.
 fn by_the_unit(node: &Node) -> Result<String> {
@@ -37,7 +34,6 @@ fn one_command_rolls_back_restores_and_continues_over_both_reboots() -> Result<(
     let table = json(&node, &["platform"])?;
     ensure!(table["deployments"][0]["booted"] == true && table["deployments"][0]["pinned"] == true, "{table}");
     let mut differences = before.differences(&node.snapshot()?);
-    let of_the_redeployment = |line: &String| REDEPLOYED.iter().any(|part| line.contains(part));
     differences.retain(|line| !may_differ(line) && !of_the_redeployment(line));
     ensure!(differences.is_empty(), "{}", differences.join("\n"));
     settled(&node)

@@ -19,6 +19,9 @@ const HOLD: &str = "1";
 /// What the recovery itself writes into the cluster: operators redeploy, and everything that runs reports that it does.
 const OF_THE_RECOVERY: [&str; 4] = ["/operator.openshift.io/", "/pods/", "/certificatesigningrequests/", "/minions/"];
 
+/// What the operators' new revisions change, in files and keys.
+const REDEPLOYED: [&str; 5] = ["/static-pod-resources", "/manifests", "/kubelet/pods", "/clusteroperators/", "-pod-"];
+
 /// Directories that no archive holds, only files in them.
 const TIMES_OF_OTHERS: [&str; 3] = ["/var/lib/kubelet/pods", "/var/lib/site", "/var/opt/site"];
 
@@ -139,6 +142,11 @@ pub(crate) fn same(node: &Node, before: &Snapshot) -> Result<()> {
 pub(crate) fn may_differ(line: &str) -> bool {
     let of_the_cluster = line.starts_with("key ") && OF_THE_RECOVERY.iter().any(|part| line.contains(part));
     of_the_cluster || TIMES_OF_OTHERS.iter().any(|path| line.starts_with(&format!("{path}: was 04")))
+}
+
+/// A difference that the operators' new revisions make.
+pub(crate) fn of_the_redeployment(line: &str) -> bool {
+    REDEPLOYED.iter().any(|part| line.contains(part))
 }
 
 /// Nothing of a recovery is left on the node.

@@ -27,6 +27,8 @@ pub use crate::place::{Call, Fault, Wrong};
 use crate::place::{Config, Image, MARK, Place};
 pub use compare::Snapshot;
 
+/// The folder in the temporary directory in which nodes lock their ports.
+pub const PORTS: &str = "emulated-node-ports";
 /// How long a boot, or the cluster after it, may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// What each program of the node is called.
@@ -298,8 +300,18 @@ impl Node {
 
     /// Lets a call of a tool go wrong.
     pub fn fault(&self, tool: &str, matching: &str, times: Option<u32>, what: Wrong) -> Result<()> {
+        self.add_fault(Fault { tool: tool.to_owned(), matching: matching.to_owned(), after: 0, times, what })
+    }
+
+    /// Lets the call of a tool with this number go wrong, from 1 on and counted from now, whichever tool it is. Calls that another fault is for are
+    /// not counted.
+    pub fn fault_at(&self, number: u32, what: Wrong) -> Result<()> {
+        self.add_fault(Fault { tool: String::new(), matching: String::new(), after: number.saturating_sub(1), times: Some(1), what })
+    }
+
+    fn add_fault(&self, fault: Fault) -> Result<()> {
         self.place.change("faults.json", |faults: &mut Vec<Fault>| {
-            faults.push(Fault { tool: tool.to_owned(), matching: matching.to_owned(), times, what });
+            faults.push(fault);
             Ok(())
         })
     }
@@ -396,7 +408,7 @@ fn own_mounts() -> Result<()> {
 /// Four free ports, locked against other tests on this machine for as long as the files are open. Each file names the node that has the
 /// port: one that nobody holds any more was left by a test that was killed, and is cleaned up here.
 fn free_ports(dir: &Path, keep: bool) -> Result<(Ports, Vec<File>)> {
-    let folder = std::env::temp_dir().join("emulated-node-ports");
+    let folder = std::env::temp_dir().join(PORTS);
     std::fs::create_dir_all(&folder)?;
     // One at a time: two would clean up the same node.
     let alone = File::create(folder.join("lock"))?;

@@ -90,10 +90,12 @@ pub struct Image {
 /// What goes wrong with a tool.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Fault {
-    /// Which tool.
+    /// Which tool; every one where this is empty.
     pub tool: String,
     /// Only calls whose arguments, joined with blanks, contain this.
     pub matching: String,
+    /// So many of them go well before.
+    pub after: u32,
     /// How often; for ever where there is no number.
     pub times: Option<u32>,
     /// What happens.
@@ -114,6 +116,10 @@ pub enum Wrong {
     Slow(u64),
     /// It does its work, then says this on standard error and exits with this status.
     FailAfter(String, u8),
+    /// It does its work, and the second half of what it prints is lost.
+    Half,
+    /// It says this on standard output and on standard error, then does its work.
+    Warn(String),
 }
 
 /// One call of a tool.

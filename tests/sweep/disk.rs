@@ -1,12 +1,13 @@
 //! A temporary directory that is quickly synced.
 
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
-use testing::node::checked;
+use testing::node::{PORTS, checked};
 
 /// What is the temporary directory for the calling thread, and for all that it starts, until this is dropped: an ext4 in memory.
 pub(crate) struct Disk {
@@ -24,7 +25,13 @@ impl Disk {
         let image = below.path().join("ext4");
         std::fs::File::create(&image)?.set_len(800 << 20)?;
         checked(Command::new("mkfs.ext4").args(["-q", "-E", "lazy_itable_init=1"]).arg(&image))?;
+        // Which ports are taken by nodes is known all over the machine.
+        let ports = std::env::temp_dir().join(PORTS);
+        std::fs::create_dir_all(&ports)?;
+        let everyones = std::fs::File::open(&ports)?;
         checked(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(std::env::temp_dir()))?;
+        std::fs::create_dir(&ports)?;
+        mount_bind(format!("/proc/self/fd/{}", everyones.as_raw_fd()), &ports).context("mounting the folder of ports")?;
         Ok(Self { below, dir: Some(tempfile::tempdir()?) })
     }
 

@@ -14,11 +14,13 @@ mod sweep;
 #[allow(dead_code, reason = "the small node needs how the agent ended")]
 #[path = "../recovery/through.rs"]
 mod through;
+mod tools;
 
 use anyhow::{Context, Result, ensure};
 
-use subjects::SUBJECTS;
+use subjects::{ON_NODES, SUBJECTS};
 use sweep::{KINDS, Reach, sweep};
+use tools::KINDS as TOOL_KINDS;
 
 /// Of each kind so many places in the tests that always run.
 const SAMPLE: usize = 6;
@@ -50,7 +52,8 @@ samples! {
     files_are_restored_whatever_goes_wrong: "restore-files",
 }
 
-/// No test among the others, for its length: every place. `SWEEP` may name a subject and kinds, the others are left out then.
+/// No test among the others, for its length: every place. `SWEEP` may name subjects and kinds, the others are left out then, and so many
+/// places of each kind at most.
 #[test]
 #[ignore = "hours: `tests/run.sh sweep`"]
 fn every_place() -> Result<()> {
@@ -59,11 +62,18 @@ fn every_place() -> Result<()> {
     let threads = std::thread::available_parallelism()?.get();
     let is_chosen = |name: &str, among: &[&str]| !among.iter().any(|name| words.contains(name)) || words.contains(&name);
     let names = SUBJECTS.map(|(name, _)| name);
-    let kinds = KINDS.map(|(kind, _)| kind);
+    let kinds = [&KINDS.map(|(kind, _)| kind)[..], &TOOL_KINDS.map(|(kind, _)| kind)].concat();
+    let of_tools: Vec<_> = TOOL_KINDS.into_iter().filter(|(kind, _)| is_chosen(kind, &kinds)).collect();
     let of: Vec<_> = KINDS.into_iter().filter(|(kind, _)| is_chosen(kind, &kinds)).collect();
+    let reach = words.iter().find_map(|word| word.parse().ok()).map_or(Reach::All, Reach::Sample);
     let mut failed = Vec::new();
     for subject in SUBJECTS.into_iter().filter(|(name, _)| is_chosen(name, &names)) {
-        failed.append(&mut sweep(subject, &of, Reach::All, threads)?);
+        if !of.is_empty() {
+            failed.append(&mut sweep(subject, &of, reach, threads)?);
+        }
+        if !of_tools.is_empty() && ON_NODES.contains(&subject.0) {
+            failed.append(&mut tools::sweep(subject, &of_tools, reach, threads)?);
+        }
     }
     ensure!(failed.is_empty(), "{} places, see above", failed.len());
     Ok(())
@@ -77,8 +87,12 @@ fn one_place() -> Result<()> {
     let words: Vec<&str> = point.split_whitespace().collect();
     let [subject, kind, number] = words[..] else { anyhow::bail!("SWEEP_POINT is SUBJECT KIND NUMBER, not {point}") };
     let subject = SUBJECTS.into_iter().find(|(name, _)| *name == subject).context("no such subject")?;
-    let kind = KINDS.into_iter().find(|(name, _)| *name == kind).context("no such kind")?;
-    let failed = sweep(subject, &[kind], Reach::Only(number.parse()?), 1)?;
+    let only = Reach::Only(number.parse()?);
+    let failed = if let Some(kind) = TOOL_KINDS.into_iter().find(|(name, _)| *name == kind) {
+        tools::sweep(subject, &[kind], only, 1)?
+    } else {
+        sweep(subject, &[KINDS.into_iter().find(|(name, _)| *name == kind).context("no such kind")?], only, 1)?
+    };
     ensure!(failed.is_empty(), "see above");
     Ok(())
 }

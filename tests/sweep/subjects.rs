@@ -2,6 +2,7 @@
 
 mod archive;
 mod etcd;
+mod node;
 mod phase;
 mod store;
 
@@ -15,7 +16,7 @@ use testing::node::checked;
 
 use crate::sweep::{Named, State};
 
-pub(crate) const SUBJECTS: [Named; 9] = [
+pub(crate) const SUBJECTS: [Named; 14] = [
     ("archive-pack", archive::pack),
     ("archive-restore", archive::restore),
     ("etcd-save", etcd::save),
@@ -25,7 +26,15 @@ pub(crate) const SUBJECTS: [Named; 9] = [
     ("export", store::export),
     ("backup", store::backup),
     ("restore-files", phase::restore_files),
+    ("platform", node::platform),
+    ("resume", node::resume),
+    ("redeploy", node::redeploy),
+    ("finish", node::finish),
+    ("restart", node::restart),
 ];
+
+/// Those on an emulated node, whose programs can go wrong.
+pub(crate) const ON_NODES: [&str; 5] = ["platform", "resume", "redeploy", "finish", "restart"];
 
 /// The agent, ready to be run.
 fn agent<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use recovery::error::EXIT_CODES;
+use testing::node::Node;
 
 use crate::disk::Disk;
 use crate::injector::{self, Ended, Fault, Point};
@@ -29,6 +30,10 @@ pub(crate) trait Subject {
     fn intact(&self) -> Result<()>;
     /// What there is, and has to be the same in the end.
     fn state(&self) -> Result<State>;
+    /// The emulated node that it is on, if any.
+    fn node(&self) -> Option<&Node> {
+        None
+    }
 }
 
 /// A subject by its name, and how it is made on a disk.
@@ -74,16 +79,15 @@ pub(crate) enum Reach {
 /// What came of a kind of fault.
 #[derive(Debug)]
 struct Count {
-    exist: usize,
     tried: usize,
     failed: Vec<String>,
     took: Duration,
 }
 
 /// A subject on a disk of its own, and what it leads to untroubled.
-struct Bench {
+pub(crate) struct Bench {
     name: &'static str,
-    subject: Box<dyn Subject>,
+    pub(crate) subject: Box<dyn Subject>,
     expected: State,
     points: Vec<Point>,
     // Goes last.
@@ -91,7 +95,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new((name, make): Named) -> Result<Self> {
+    pub(crate) fn new((name, make): Named) -> Result<Self> {
         let disk = Disk::make()?;
         let subject = make(disk.path())?;
         let mut bench = Self { name, subject, expected: State::new(), points: Vec::new(), _disk: disk };
@@ -126,7 +130,7 @@ impl Bench {
     fn judge(&self, ended: &Ended, fault: Fault) -> Result<()> {
         is_documented(ended, fault)?;
         if ended.how == Ok(0) {
-            let state = same(&self.expected, &self.subject.state()?).context("after the end with 0");
+            let state = self.is_as_expected().context("after the end with 0");
             // What is only a warning is put right by the next run, but it has to be said.
             match fault {
                 Fault::Fail(error) | Fault::FailOn(error) if state.is_err() && ended.said.contains(&words(error)) => {}
@@ -134,11 +138,21 @@ impl Bench {
                 _ => return state,
             }
         }
+        self.again()
+    }
+
+    /// What there is, is what an untroubled run leads to.
+    pub(crate) fn is_as_expected(&self) -> Result<()> {
+        same(&self.expected, &self.subject.state()?)
+    }
+
+    /// What was there before is intact, and the command leads to what it leads to untroubled when it is run again.
+    pub(crate) fn again(&self) -> Result<()> {
         self.subject.intact().context("what was there before")?;
         for _ in 0..AGAIN.0 {
             let output = self.subject.command().output().context("running it again")?;
             match output.status.code() {
-                Some(0) => return same(&self.expected, &self.subject.state()?).context("after the second run"),
+                Some(0) => return self.is_as_expected().context("after the second run"),
                 Some(75) => std::thread::sleep(AGAIN.1),
                 code => bail!("the second run ended with {code:?}: {}", String::from_utf8_lossy(&output.stderr)),
             }
@@ -201,34 +215,64 @@ fn same(expected: &State, state: &State) -> Result<()> {
     Ok(())
 }
 
-/// Tries a subject with the kinds of faults that are chosen, and prints what came of it. The failures, one line each.
-pub(crate) fn sweep(named: Named, kinds: &[(&'static str, Fault)], reach: Reach, threads: usize) -> Result<Vec<String>> {
-    let (name, _) = named;
-    let mut first = Bench::new(named)?;
-    let points = first.points.clone();
-    let mut counts = Vec::new();
-    let mut attempts = Vec::new();
-    for (kind, &(_, fault)) in kinds.iter().enumerate() {
-        let exist: Vec<usize> = (1..=points.len()).filter(|number| fault.can_happen(&points[number - 1])).collect();
-        counts.push(Mutex::new(Count { exist: exist.len(), tried: 0, failed: Vec::new(), took: Duration::ZERO }));
-        let chosen = match reach {
-            Reach::All => exist,
-            Reach::Sample(most) => sample(&points, &exist, most),
+/// What is tried of one kind: the numbers of places, of those that there are.
+pub(crate) struct Chosen {
+    kind: &'static str,
+    exist: usize,
+    numbers: Vec<usize>,
+}
+
+impl Chosen {
+    /// As much as the reach says of the places that exist; each place has a name, which others of its kind have too.
+    pub(crate) fn of(kind: &'static str, names: &[&str], exist: &[usize], reach: Reach) -> Self {
+        let numbers = match reach {
+            Reach::All => exist.to_vec(),
+            Reach::Sample(most) => sample(names, exist, most),
             Reach::Only(number) => vec![number],
         };
-        attempts.extend(chosen.into_iter().map(|number| (kind, number)));
+        Self { kind, exist: exist.len(), numbers }
     }
+}
+
+/// Tries a subject with the kinds of faults that are chosen, and prints what came of it. The failures, one line each.
+pub(crate) fn sweep(named: Named, kinds: &[(&'static str, Fault)], reach: Reach, threads: usize) -> Result<Vec<String>> {
+    let first = Bench::new(named)?;
+    let points = &first.points;
+    let names: Vec<&str> = points.iter().map(|point| point.call.name).collect();
+    let chosen = kinds.iter().map(|&(kind, fault)| {
+        let exist: Vec<usize> = (1..=points.len()).filter(|number| fault.can_happen(&points[number - 1])).collect();
+        Chosen::of(kind, &names, &exist, reach)
+    });
+    let chosen = chosen.collect();
+    over(named, first, chosen, threads, &|bench, kind, number| {
+        Ok(bench.attempt(number, kinds[kind].1)?.map(|(hit, survived)| (hit.to_string(), survived)))
+    })
+}
+
+/// Makes all attempts that are chosen, each by its kind and number, and prints what came of them: where it hit, and whether that was survived.
+pub(crate) fn over(
+    named: Named,
+    mut first: Bench,
+    chosen: Vec<Chosen>,
+    threads: usize,
+    attempt: &(dyn Fn(&mut Bench, usize, usize) -> Result<Option<(String, Result<()>)>> + Sync),
+) -> Result<Vec<String>> {
+    let (name, _) = named;
+    let count = || Mutex::new(Count { tried: 0, failed: Vec::new(), took: Duration::ZERO });
+    let counts: Vec<_> = chosen.iter().map(|_| count()).collect();
+    let attempts: Vec<(usize, usize)> =
+        chosen.iter().enumerate().flat_map(|(kind, chosen)| chosen.numbers.iter().map(move |number| (kind, *number))).collect();
     let next = AtomicUsize::new(0);
     let work = |bench: &mut Bench| -> Result<()> {
         while let Some(&(kind, number)) = attempts.get(next.fetch_add(1, Ordering::Relaxed)) {
             let begun = Instant::now();
-            let came_to_it = bench.attempt(number, kinds[kind].1)?;
+            let came_to_it = attempt(bench, kind, number)?;
             let mut count = counts[kind].lock().unwrap_or_else(PoisonError::into_inner);
             count.took += begun.elapsed();
             let Some((hit, survived)) = came_to_it else { continue };
             count.tried += 1;
             if let Err(error) = survived {
-                let line = format!("SWEEP_POINT='{name} {} {number}' ({hit}): {error:#}", kinds[kind].0);
+                let line = format!("SWEEP_POINT='{name} {} {number}' ({hit}): {error:#}", chosen[kind].kind);
                 println!("{line}");
                 count.failed.push(line);
             }
@@ -241,8 +285,8 @@ pub(crate) fn sweep(named: Named, kinds: &[(&'static str, Fault)], reach: Reach,
         others.into_iter().try_for_each(|other| other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })?;
     let mut failed = Vec::new();
-    for ((kind, _), count) in kinds.iter().zip(counts) {
-        let Count { exist, tried, failed: mut lines, took } = count.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for (Chosen { kind, exist, .. }, count) in chosen.iter().zip(counts) {
+        let Count { tried, failed: mut lines, took } = count.into_inner().unwrap_or_else(PoisonError::into_inner);
         println!("| {name} | {kind} | {exist} | {tried} | {} | {:.1} |", tried - lines.len(), took.as_secs_f64());
         failed.append(&mut lines);
     }
@@ -250,7 +294,7 @@ pub(crate) fn sweep(named: Named, kinds: &[(&'static str, Fault)], reach: Reach,
 }
 
 /// So many places at most: of each call in each tenth of the way one, then more of them by chance.
-fn sample(points: &[Point], exist: &[usize], most: usize) -> Vec<usize> {
+fn sample(names: &[&str], exist: &[usize], most: usize) -> Vec<usize> {
     let mut random = SEED;
     let mut order: Vec<(usize, u64, usize)> = Vec::new();
     let mut seen: BTreeMap<(&str, usize), usize> = BTreeMap::new();
@@ -266,7 +310,7 @@ fn sample(points: &[Point], exist: &[usize], most: usize) -> Vec<usize> {
         .collect();
     shuffled.sort_unstable();
     for (chance, number) in shuffled {
-        let of_its_kind = seen.entry((points[number - 1].call.name, number * 10 / (points.len() + 1))).or_default();
+        let of_its_kind = seen.entry((names[number - 1], number * 10 / (names.len() + 1))).or_default();
         order.push((*of_its_kind, chance, number));
         *of_its_kind += 1;
     }
