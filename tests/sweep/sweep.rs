@@ -238,25 +238,22 @@ impl Chosen {
 pub(crate) fn sweep(named: Named, kinds: &[(&'static str, Fault)], reach: Reach, threads: usize) -> Result<Vec<String>> {
     let first = Bench::new(named)?;
     let points = &first.points;
-    let names: Vec<&str> = points.iter().map(|point| point.call.name).collect();
+    let calls: Vec<&str> = points.iter().map(|point| point.call.name).collect();
     let chosen = kinds.iter().map(|&(kind, fault)| {
         let exist: Vec<usize> = (1..=points.len()).filter(|number| fault.can_happen(&points[number - 1])).collect();
-        Chosen::of(kind, &names, &exist, reach)
+        Chosen::of(kind, &calls, &exist, reach)
     });
-    let chosen = chosen.collect();
-    over(named, first, chosen, threads, &|bench, kind, number| {
+    let chosen: Vec<_> = chosen.collect();
+    over(named, first, &chosen, threads, &|bench, kind, number| {
         Ok(bench.attempt(number, kinds[kind].1)?.map(|(hit, survived)| (hit.to_string(), survived)))
     })
 }
 
-/// Makes all attempts that are chosen, each by its kind and number, and prints what came of them: where it hit, and whether that was survived.
-pub(crate) fn over(
-    named: Named,
-    mut first: Bench,
-    chosen: Vec<Chosen>,
-    threads: usize,
-    attempt: &(dyn Fn(&mut Bench, usize, usize) -> Result<Option<(String, Result<()>)>> + Sync),
-) -> Result<Vec<String>> {
+/// One attempt, of a kind and at a number: where it hit, and whether that was survived; `None` where it did not come so far.
+type Attempt<'a> = dyn Fn(&mut Bench, usize, usize) -> Result<Option<(String, Result<()>)>> + Sync + 'a;
+
+/// Makes all attempts that are chosen, each by its kind and number, and prints what came of them.
+pub(crate) fn over(named: Named, mut first: Bench, chosen: &[Chosen], threads: usize, attempt: &Attempt<'_>) -> Result<Vec<String>> {
     let (name, _) = named;
     let count = || Mutex::new(Count { tried: 0, failed: Vec::new(), took: Duration::ZERO });
     let counts: Vec<_> = chosen.iter().map(|_| count()).collect();

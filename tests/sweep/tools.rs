@@ -30,9 +30,9 @@ pub(crate) fn sweep(named: Named, kinds: &[Kind], reach: Reach, threads: usize) 
     let calls = calls(&mut first)?;
     let words: Vec<String> = calls.iter().map(shown).collect();
     let all: Vec<usize> = (1..=calls.len()).collect();
-    let chosen =
-        kinds.iter().map(|(kind, _)| Chosen::of(kind, &words.iter().map(String::as_str).collect::<Vec<_>>(), &all, reach)).collect();
-    over(named, first, chosen, threads, &|bench, kind, number| attempt(bench, number, kinds[kind].1()))
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let chosen: Vec<_> = kinds.iter().map(|(kind, _)| Chosen::of(kind, &words, &all, reach)).collect();
+    over(named, first, &chosen, threads, &|bench, kind, number| attempt(bench, number, kinds[kind].1()))
 }
 
 /// The calls of an untroubled run.
@@ -57,7 +57,7 @@ fn attempt(bench: &mut Bench, number: usize, what: Wrong) -> Result<Option<(Stri
     bench.subject.prepare()?;
     let node = bench.subject.node().context("it is on no emulated node")?;
     let before = node.calls()?.len();
-    let has_to_be_well = matches!(what, Wrong::Warn(_));
+    let is_warned = matches!(what, Wrong::Warn(_));
     node.fault_at(u32::try_from(number)?, what)?;
     let mut command = bench.subject.command();
     let output = command.output()?;
@@ -71,7 +71,8 @@ fn attempt(bench: &mut Bench, number: usize, what: Wrong) -> Result<Option<(Stri
         if code == 0 {
             return bench.is_as_expected().context("after the end with 0");
         }
-        ensure!(!has_to_be_well, "it takes a warning for an answer");
+        // ostree's list is no JSON: a line in it that is not known may be of a deployment, and none is guessed.
+        ensure!(!is_warned || hit.tool == "ostree", "it takes a warning for an answer");
         ensure!(said.contains(&*hit.tool), "the program is not named");
         bench.again()
     };

@@ -13,7 +13,7 @@ use recovery::recovery::procedure::Phase;
 use recovery::report::Progress;
 use recovery::tools::crictl;
 use testing::etcd::Version;
-use testing::node::{Kind, Node, Options, Snapshot, checked};
+use testing::node::{Kind, Node, Options, Snapshot, checked, wait_for};
 use testing::place::Wrong;
 use testing::session::session;
 
@@ -113,8 +113,9 @@ fn mount(image: &Path, dir: &Path) -> Result<()> {
     checked(Command::new("mount").args(["-o", "loop"]).arg(image).arg(dir)).map(drop)
 }
 
+/// A process that was killed holds its files for a moment longer than it is to be seen.
 fn unmount(dir: &Path) -> Result<()> {
-    checked(Command::new("umount").arg(dir)).map(drop)
+    wait_for("the node's disk to be let go", || Ok(Command::new("umount").arg(dir).output()?.status.success()))
 }
 
 impl Drop for OnNode {
@@ -131,12 +132,21 @@ impl Subject for OnNode {
             unmount(&self.dir)?;
         }
         let now = self.images.join("now");
+        // A file of its own: the kernel may not be through with the one before.
+        fs::remove_file(&now).or_else(|error| if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) })?;
         checked(Command::new("cp").arg("--sparse=always").arg(self.images.join("before")).arg(&now))?;
         mount(&now, &self.dir)?;
         self.node.boot()?;
         // The node would be gone before what is on it is looked at.
         self.node.fault("systemctl", "reboot", None, Wrong::Print(String::new()))?;
-        self.node.wait_containers(&self.runs)
+        self.node.wait_containers(&self.runs).with_context(|| {
+            let state = self.node.place().state("");
+            let said = Command::new("bash")
+                .args(["-c", "tail -n 5 kubelet* machine* logs/*; cat units.json runtime.json"])
+                .current_dir(state)
+                .output();
+            said.map_or_else(|error| error.to_string(), |said| String::from_utf8_lossy(&said.stdout).into_owned())
+        })
     }
 
     fn command(&self) -> Command {
