@@ -149,10 +149,12 @@ fn undeploy_between(here: &mut Doing<'_, '_>) -> Result<()> {
 }
 
 fn roll_back(here: &mut Doing<'_, '_>) -> Result<()> {
-    match action(here)? {
-        Action::RollBack { .. } => rpm_ostree::rollback(here.run.session.node, here.run.wait),
-        _ => Ok(()),
-    }
+    let Action::RollBack { .. } = action(here)? else { return Ok(()) };
+    rpm_ostree::rollback(here.run.session.node, here.run.wait)?;
+    // A later step would find it too, but `resume` does this one again only if it has failed.
+    let after = action(here)?;
+    anyhow::ensure!(!matches!(after, Action::RollBack { .. }), "`rpm-ostree rollback` reported success, but {}", after.summary());
+    Ok(())
 }
 
 /// What could not be removed may cost its images: the target's CRI-O is of another release, and may delete those that it finds containers
