@@ -85,6 +85,18 @@ fn the_platform_by_itself_leaves_the_files_to_a_person() -> Result<()> {
 }
 
 #[test]
+fn a_rollback_that_was_only_reported_is_done_by_the_next_resume() -> Result<()> {
+    let (_dir, node) = node(Kind::OpenShift, |_| ())?;
+    ok(&node, &["backup"])?;
+    node.ruin()?;
+    node.fault("rpm-ostree", "rollback", Some(1), Wrong::Print(String::new()))?;
+    run(&node, &["recover", "--yes"])?.expect(1, &["step roll-back failed: `rpm-ostree rollback` reported success, but", "next: "])?;
+    over_the_reboot(&node, &["resume"])?;
+    ensure!(json(&node, &["platform"])?["deployments"][0]["booted"] == true);
+    Ok(())
+}
+
+#[test]
 fn another_deployment_than_the_backups_after_the_reboot_is_not_restored_into() -> Result<()> {
     let (_dir, node) = node(Kind::OpenShift, |_| ())?;
     ok(&node, &["backup"])?;
