@@ -29,7 +29,7 @@ case "$word" in
   all) groups=(build files etcd emulated packages real go browser promtool) targets=() ;;
   unit) groups=() ;;
   node | drills) groups=(build files etcd emulated real go) targets=(--test "$word") ;;
-  sweep) groups=(build files etcd) targets=(--test sweep) ;;
+  sweep) groups=(build files etcd emulated) targets=(--test sweep) ;;
   room)
     room=${1:-}
     [ $# -eq 0 ] || shift
@@ -46,7 +46,7 @@ case "$word" in
       partition) groups=(build files emulated go) ;;
       recovery) groups=(build files etcd emulated go browser promtool) ;;
       schedule) groups=(build files etcd emulated) ;;
-      sweep) groups=(build files etcd) ;;
+      sweep) groups=(build files etcd emulated) ;;
       tools) groups=(build files etcd emulated) ;;
       *) usage "no room \"$room\"" ;;
     esac
