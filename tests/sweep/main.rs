@@ -68,11 +68,7 @@ samples! {
     a_backup_is_exported_whatever_goes_wrong: sample "export",
     a_backup_is_taken_whatever_goes_wrong: sample "backup",
     files_are_restored_whatever_goes_wrong: sample "restore-files",
-    the_platform_is_rolled_back_whatever_goes_wrong: sample_on_node "platform",
     the_control_plane_is_restored_whatever_goes_wrong: sample_on_node "resume",
-    operators_redeploy_whatever_goes_wrong: sample_on_node "redeploy",
-    a_recovery_is_finished_whatever_goes_wrong: sample_on_node "finish",
-    a_recovery_is_begun_again_whatever_goes_wrong: sample_on_node "restart",
     the_platform_is_rolled_back_whatever_programs_say: sample_of_tools "platform",
     the_control_plane_is_restored_whatever_programs_say: sample_of_tools "resume",
 }
