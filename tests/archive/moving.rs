@@ -53,7 +53,11 @@ fn a_tree_that_changes_while_it_is_packed_is_packed() {
                 }
             })
         };
-        busy(&|from, _| File::options().append(true).open(from.join("05/growing")).unwrap().write_all(&[b'x'; 300]).unwrap());
+        busy(&|from, _| {
+            File::options().append(true).open(from.join("05/growing")).unwrap().write_all(&[b'x'; 300]).unwrap();
+            // Without a pause it grows faster than a busy machine packs it, until the disk is full.
+            std::thread::sleep(Duration::from_millis(1));
+        });
         busy(&|from, n| {
             let file = File::options().write(true).open(from.join("06/shrinking")).unwrap();
             file.set_len(if n % 50 == 0 { 3 << 20 } else { (3 << 20) - n % 50 * 20_000 }).unwrap();
