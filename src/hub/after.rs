@@ -10,17 +10,17 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
 use serde_json::json;
 
+use super::about;
 use super::api::{ClusterBackup, ClusterBackupStatus, ClusterGroupBackup, FINALIZER, GateState, Reach};
 use super::at_work::{Key, way};
-use super::backup::{AGAIN, MOST_MESSAGE, at_it};
+use super::backup::{AGAIN, at_it};
 use super::machine::State;
 use super::own::{self, Failed};
 use super::run::Hub;
 use super::spoke::Try;
-use super::{about, last};
+use super::words::sentences;
 use crate::backup::names::RELEASE_LABEL;
 use crate::kube::Permission;
-use crate::report::words::lines;
 
 /// The pause before a gate that could not be written is tried again.
 const GATE_AGAIN: Duration = Duration::from_secs(300);
@@ -67,7 +67,7 @@ pub(super) async fn after(backup: &ClusterBackup, this: &Try, status: ClusterBac
                 tracing::warn!("the gate of {}: {trouble}", this.cluster);
                 // What is said of it changes the object, which is then looked at: it is said once.
                 if said.gate_trouble.is_empty() {
-                    said.gate_trouble = lines(&last(&trouble.to_string(), MOST_MESSAGE)).into_owned();
+                    said.gate_trouble = sentences(&trouble.to_string());
                 }
                 again = Some(about(GATE_AGAIN));
             }

@@ -68,6 +68,11 @@ impl Key {
     }
 }
 
+/// True while a try is there, this very one, and is not over.
+pub(super) fn under_way(backups: &Store<ClusterBackup>, place: &ObjectRef<ClusterBackup>, uid: &str) -> bool {
+    backups.get(place).is_some_and(|one| one.uid().as_deref() == Some(uid) && !one.state().is_final())
+}
+
 impl AtWork {
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Way>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -93,9 +98,7 @@ impl AtWork {
         let mut ways = self.lock();
         match ways.get(key) {
             Some(way) if way.uid == this.uid => return Ok(()),
-            Some(way) if backups.get(&way.place).is_some_and(|one| one.uid().as_ref() == Some(&way.uid) && !one.state().is_final()) => {
-                return Err(way.place.name.clone());
-            }
+            Some(way) if under_way(backups, &way.place, &way.uid) => return Err(way.place.name.clone()),
             _ => {}
         }
         let place = ObjectRef::new(&this.name).within(&this.namespace);

@@ -9,17 +9,16 @@ use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
 
+use super::about;
 use super::after::{after, farewell};
 use super::api::{ClusterBackup, ClusterBackupStatus, FINALIZER};
-use super::at_work::{Key, watch, way};
+use super::at_work::{Key, under_way, watch, way};
 use super::machine::{Seen, State, transition};
 use super::own::{self, Failed};
 use super::plan::good_until;
 use super::run::Hub;
 use super::spoke::{Job, JobEnd, Look, Trouble, Try, unreachable};
-use super::words::words;
-use super::{about, last};
-use crate::report::words::{line, lines};
+use super::words::{a_word, sentences, words};
 
 /// The pause before a cluster that does not answer is asked again, and before it is looked whether leftovers are gone.
 pub(super) const AGAIN: Duration = Duration::from_secs(10);
@@ -27,10 +26,6 @@ pub(super) const AGAIN: Duration = Duration::from_secs(10);
 const BEGINS: Duration = Duration::from_secs(20);
 /// The pause after which a running Job is looked at although nothing was heard.
 const NET: Duration = Duration::from_secs(120);
-/// The most bytes that a cluster says in a status: of a message, and of a word.
-pub(super) const MOST_MESSAGE: usize = 4096;
-const MOST_WORD: usize = 100;
-
 /// The reason of one that waits for another.
 const ANOTHER: &str = "AnotherBackup";
 
@@ -131,9 +126,8 @@ async fn step(backup: &ClusterBackup, this: &Try, status: &ClusterBackupStatus, 
 /// The name of another try that is under way, of which something was seen on a cluster: that cluster has more than one name.
 pub(super) fn at_it(look: &Look, hub: &Hub) -> Option<String> {
     look.others.iter().find_map(|other| {
-        let one = hub.backups.get(&ObjectRef::new(&other.name).within(&other.namespace))?;
-        let is_at_it = one.uid().as_ref() == Some(&other.uid) && one.has_begun() && !one.state().is_final();
-        is_at_it.then(|| format!("{}/{}", other.namespace, other.name))
+        let place = ObjectRef::new(&other.name).within(&other.namespace);
+        under_way(&hub.backups, &place, &other.uid).then(|| format!("{}/{}", other.namespace, other.name))
     })
 }
 
@@ -186,13 +180,11 @@ async fn settle(
         said.since = Some(now);
     }
     (said.reason, said.message) = words(backup, status, seen, looked);
-    // Whatever a cluster says, the status is taken, and shown on terminals.
-    said.reason = line(&last(&said.reason, MOST_WORD)).into_owned();
-    said.message = lines(&last(&said.message, MOST_MESSAGE)).into_owned();
+    (said.reason, said.message) = (a_word(&said.reason), sentences(&said.message));
     if let Ok(Look { job: Some(job), .. }) = looked {
-        said.job = Some(line(&last(&job.uid, MOST_WORD)).into_owned()).filter(|uid| !uid.is_empty()).or(said.job);
+        said.job = Some(a_word(&job.uid)).filter(|uid| !uid.is_empty()).or(said.job);
         if !job.log.is_empty() && (said.log.is_empty() || next.is_final()) {
-            said.log = lines(&job.log).into_owned();
+            said.log = sentences(&job.log);
         }
         if next == State::Succeeded {
             proven(backup, &mut said, job, now);

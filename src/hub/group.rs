@@ -46,6 +46,11 @@ fn recent<T: Clone>(of: &Recent<T>, key: &str) -> Option<T> {
     all.get(key).map(|(known, _)| known.clone())
 }
 
+/// From now on it is known.
+fn remember<T>(of: &Recent<T>, key: String, known: T) {
+    of.lock().unwrap_or_else(PoisonError::into_inner).insert(key, (known, Instant::now()));
+}
+
 /// One look at a group.
 ///
 /// # Errors
@@ -85,7 +90,7 @@ pub async fn reconcile(group: Arc<ClusterGroupBackup>, hub: Arc<Hub>) -> Result<
     if !made {
         // They hold nobody up: others take their places at the next look.
         plan = plan::plan(&group, &clusters, &refused, &tries, now);
-        hub.known.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(key(&group), (refused, Instant::now()));
+        remember(&hub.known.refused, key(&group), refused);
     }
     let Plan { forget, status, next, .. } = plan;
     let backups = own::scoped::<ClusterBackup>(&hub.client, group.namespace().as_deref());
@@ -129,8 +134,7 @@ async fn clusters(group: &ClusterGroupBackup, hub: &Hub) -> Result<Result<BTreeS
         Some(names) => names,
         None => match chosen(group, &hub.client).await? {
             Ok(names) => {
-                let mut listed = hub.known.listed.lock().unwrap_or_else(PoisonError::into_inner);
-                listed.insert(key(group), (names.clone(), Instant::now()));
+                remember(&hub.known.listed, key(group), names.clone());
                 names
             }
             Err(why) => return Ok(Err(why)),
@@ -203,8 +207,7 @@ async fn make(group: &ClusterGroupBackup, hub: &Hub, cluster: &str, attempt: u32
     };
     match own::create(hub, &backup).await {
         Ok(Some(made)) => {
-            let mut all = hub.known.made.lock().unwrap_or_else(PoisonError::into_inner);
-            all.insert(made.uid().unwrap_or_default(), (made, Instant::now()));
+            remember(&hub.known.made, made.uid().unwrap_or_default(), made);
             Ok(Made::Yes)
         }
         // It was made before, and the cache is behind; or by somebody else.

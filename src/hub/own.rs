@@ -145,16 +145,8 @@ pub(super) fn is_everyday(error: &Failed) -> bool {
 }
 
 fn answered(error: &Failed) -> Option<u16> {
-    match error {
-        Failed::Hub(error) => {
-            if let kube::Error::Api(status) = &**error {
-                Some(status.code)
-            } else {
-                None
-            }
-        }
-        Failed::Over(_) => None,
-    }
+    let Failed::Hub(error) = error else { return None };
+    if let kube::Error::Api(status) = &**error { Some(status.code) } else { None }
 }
 
 /// The pause after a failure.

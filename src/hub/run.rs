@@ -279,20 +279,19 @@ async fn controller<K: Own, Look>(
     let mut told: Option<(String, Instant)> = None;
     applier(look, failed, hub.clone(), store, woken.into_stream(), Pace::default().concurrency(AT_A_TIME))
         .for_each(|looked| {
-            let error = match looked {
-                // What is gone meanwhile is not looked at.
-                Err(Error::ObjectNotFound(_)) => return ready(()),
-                Ok(_) => None,
-                Err(Error::ReconcilerFailed(error, _)) if own::is_everyday(&error) => Some(None),
-                Err(error) => Some(Some(chain(&error))),
-            };
-            hub.numbers.looked(error.is_none());
-            // The same of a thousand objects is said once in a while.
-            if let Some(error) = error.flatten()
-                && told.as_ref().is_none_or(|(last, when)| *last != error || when.elapsed() > READY)
-            {
-                tracing::warn!("looking at {}: {error}", K::kind(&()));
-                told = Some((error, Instant::now()));
+            // What is gone meanwhile is not looked at.
+            if matches!(looked, Err(Error::ObjectNotFound(_))) {
+                return ready(());
+            }
+            hub.numbers.looked(looked.is_ok());
+            let is_everyday = |error: &Error<Failed, _>| matches!(error, Error::ReconcilerFailed(failed, _) if own::is_everyday(failed));
+            if let Some(error) = looked.err().filter(|error| !is_everyday(error)) {
+                let error = chain(&error);
+                // The same of a thousand objects is said once in a while.
+                if told.as_ref().is_none_or(|(last, when)| *last != error || when.elapsed() > READY) {
+                    tracing::warn!("looking at {}: {error}", K::kind(&()));
+                    told = Some((error, Instant::now()));
+                }
             }
             ready(())
         })

@@ -3,8 +3,24 @@
 use jiff::Timestamp;
 
 use super::api::{ClusterBackup, ClusterBackupStatus};
+use super::last;
 use super::machine::{Seen, State};
 use super::spoke::{Job, JobEnd, Look, Trouble};
+use crate::report::words::{line, lines};
+
+/// The most bytes that a cluster says in a status: of a message, and of a word.
+const MOST_MESSAGE: usize = 4096;
+const MOST_WORD: usize = 100;
+
+/// A word as a status takes it, whatever a cluster says, and as a terminal may show it.
+pub(super) fn a_word(said: &str) -> String {
+    line(&last(said, MOST_WORD)).into_owned()
+}
+
+/// The same of sentences.
+pub(super) fn sentences(said: &str) -> String {
+    lines(&last(said, MOST_MESSAGE)).into_owned()
+}
 
 /// A word and sentences for what was seen.
 pub(super) fn words(backup: &ClusterBackup, status: &ClusterBackupStatus, seen: Seen, looked: &Result<Look, Trouble>) -> (String, String) {

@@ -159,10 +159,9 @@ pub fn name_new(part: &Path, file: &Path) -> Result<()> {
         }
         Err(error) => return Err(error).with_context(|| format!("linking {} to {}", file.display(), part.display())),
     }
-    sync_dir(parent(file)?).inspect_err(|_| drop(std::fs::remove_file(file)))?;
     // Not made durable: if the name comes back after a power cut, the next call ends this one.
-    let removed = std::fs::remove_file(part).inspect_err(|_| drop(std::fs::remove_file(file)));
-    removed.with_context(|| format!("removing {}", part.display()))
+    let unnamed = || std::fs::remove_file(part).with_context(|| format!("removing {}", part.display()));
+    sync_dir(parent(file)?).and_then(|()| unnamed()).inspect_err(|_| drop(std::fs::remove_file(file)))
 }
 
 /// Removes a file or a link; it is fine when there is none.
