@@ -56,11 +56,12 @@ fn remember<T>(of: &Recent<T>, key: String, known: T) {
 /// # Errors
 /// [`Failed`]; it is looked at again.
 pub async fn reconcile(group: Arc<ClusterGroupBackup>, hub: Arc<Hub>) -> Result<Action, Failed> {
-    // Kubernetes removes what belongs to it.
-    if group.metadata.deletion_timestamp.is_some() {
-        return Ok(Action::await_change());
-    }
     tokio::time::sleep(LEAST).await;
+    // As it is after the pause. What belongs to one that goes, Kubernetes removes, and nothing is made for it any more.
+    let now = hub.groups.get(&ObjectRef::from_obj(&*group));
+    let Some(group) = now.filter(|group| group.metadata.deletion_timestamp.is_none()) else {
+        return Ok(Action::await_change());
+    };
     let now = Timestamp::now();
     let clusters = match clusters(&group, &hub).await? {
         Ok(clusters) => clusters,
