@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::fleet::{Hub, path, verified};
 use crate::thousand::{Life, Thousand};
 
-/// Unless `RECOVERY_HUB_CLUSTERS` says how many: a thousand take four minutes on two busy cores.
+/// Unless `RECOVERY_HUB_CLUSTERS` says how many: a thousand take two and a half minutes, the hub built for release.
 const CLUSTERS: usize = 200;
 const SLOTS: usize = 25;
 /// How long a backup runs, seconds; of a thousand, as long as a real one at the least.
