@@ -112,6 +112,7 @@ async fn act(
             change(store, plural, |status| roll_out::say_installed(status, revision)).await?;
             conditions(store, plural, operand, false, revision).await
         }
+        Next::Nothing => settle(store, plural, operand).await,
         _ => Ok(()),
     }
 }
@@ -128,11 +129,27 @@ async fn reveal(store: &Store, plural: &str, operand: &str, revision: i64) -> Re
     change(store, plural, |status| status["latestAvailableRevision"] = json!(revision)).await
 }
 
+/// Says that a revision is there where the process was killed after it had installed that, and before it said so.
+async fn settle(store: &Store, plural: &str, operand: &str) -> Result<()> {
+    let operator = store.get(&resource(plural)?.key(None, "cluster")).await?.context("the operator's object is gone")?;
+    let cluster_operator = store.get(&cluster_operator(operand)).await?;
+    let left = roll_out::says_progress(&operator.value["status"])
+        || cluster_operator.is_some_and(|object| roll_out::says_cluster_progress(&object.value["status"]));
+    if !left || operator.value["spec"]["managementState"] == "Unmanaged" {
+        return Ok(());
+    }
+    conditions(store, plural, operand, false, roll_out::latest(&operator.value)).await
+}
+
+fn cluster_operator(operand: &str) -> String {
+    format!("config.openshift.io/clusteroperators/{operand}")
+}
+
 /// Sets what the node installer says: in the operator's own status, and in its ClusterOperator.
 async fn conditions(store: &Store, plural: &str, operand: &str, progressing: bool, revision: i64) -> Result<()> {
     let mut message = String::new();
     change(store, plural, |status| message = roll_out::say_progress(status, progressing, revision, &now())).await?;
-    let key = format!("config.openshift.io/clusteroperators/{operand}");
+    let key = cluster_operator(operand);
     let Some(mut object) = store.get(&key).await? else { return Ok(()) };
     roll_out::say_cluster_operator(&mut object.value["status"], progressing, &message, &now());
     store.put(&key, &object.value, object.revision).await?;

@@ -131,6 +131,18 @@ pub fn say_cluster_operator(status: &mut Value, progressing: bool, message: &str
     condition(status, "Progressing", is, Some(reason), message, now);
 }
 
+/// The operator's status says that the node installer is on the way.
+pub fn says_progress(status: &Value) -> bool {
+    let of_it = |condition: &Value| condition["type"] == "NodeInstallerProgressing" && condition["status"] == "True";
+    status["conditions"].as_array().is_some_and(|conditions| conditions.iter().any(of_it))
+}
+
+/// So does the status of the `ClusterOperator`.
+pub fn says_cluster_progress(status: &Value) -> bool {
+    let of_it = |condition: &Value| condition["type"] == "Progressing" && condition["reason"] == "NodeInstaller";
+    status["conditions"].as_array().is_some_and(|conditions| conditions.iter().any(of_it))
+}
+
 /// The installer of a revision has failed.
 pub fn say_stuck(status: &mut Value, revision: i64, now: &str) {
     let message = format!("installer pod of revision {revision} failed");
