@@ -19,6 +19,8 @@ use super::roll_out::{self, Next, OPERATORS, Pace};
 use super::store::Store;
 
 const TICK: Duration = Duration::from_millis(50);
+/// For how long an operator that has nothing to do sees to what it says.
+const SETTLES: Duration = Duration::from_secs(5);
 
 /// Where the operators work.
 #[derive(Debug, Clone, Default)]
@@ -112,7 +114,7 @@ async fn act(
             change(store, plural, |status| roll_out::say_installed(status, revision)).await?;
             conditions(store, plural, operand, false, revision).await
         }
-        Next::Nothing => settle(store, plural, operand).await,
+        Next::Nothing if waited < SETTLES => settle(store, plural, operand).await,
         _ => Ok(()),
     }
 }
