@@ -139,10 +139,10 @@ pub(super) fn carry_on(session: &Locked<'_>, journal: &mut Journal, mut undo: Un
         return clear_away(session, journal.reading(), undo).map(|outcome| RunReport::of(journal.reading(), outcome));
     }
     // The agent that lies here goes on after the reboot: it has to know the lines that are written from now on.
-    if journal.reading().agent.as_deref() != Some(env!("CARGO_PKG_VERSION"))
+    if journal.reading().attempted(step::HOLD)
         && let Err(error) = install::install(session.node, session.dir)
     {
-        tracing::warn!("another agent began this recovery, and this one could not be put in its place: {error:#}");
+        tracing::warn!("this agent could not be put in the recovery directory, where the unit looks for it: {error:#}");
     }
     let go_on = || {
         hold_again(session, journal.reading(), &mut undo)?;

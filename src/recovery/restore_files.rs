@@ -92,16 +92,16 @@ pub(super) fn place_hold(here: &mut Doing<'_, '_>) -> Result<()> {
     // After a boot with the hold, systemd no longer shows whether kubelet ran before.
     here.run.undo.note_unit(here.run.session, KUBELET_UNIT)?;
     here.run.undo.place_hold(here.run.session)?;
-    install_agent(here);
+    if let Err(error) = install_agent(here) {
+        here.warn(format!("the agent cannot be installed for the unit, which is tried again at the end of the phase: {error:#}"));
+    }
     // systemd must know of the condition before anyone starts kubelet in this boot.
     systemctl::daemon_reload(node)
 }
 
 /// What the unit runs after the reboot: this very agent, because an older one may not read what this one writes.
-fn install_agent(here: &mut Doing<'_, '_>) {
-    if let Err(error) = install::install(here.run.session.node, here.run.session.dir) {
-        here.warn(format!("after the reboot nothing goes on by itself, because the agent cannot be installed for the unit: call `recovery resume` then: {error:#}"));
-    }
+fn install_agent(here: &Doing<'_, '_>) -> Result<()> {
+    install::install(here.run.session.node, here.run.session.dir)
 }
 
 pub(super) fn stop_kubelet(here: &mut Doing<'_, '_>) -> Result<()> {
@@ -304,6 +304,9 @@ fn reload(here: &mut Doing<'_, '_>) -> Result<()> {
     hold::install(&node.real_path("/etc"), here.run.session.dir)?;
     timer::install(node, &node.real_path("/etc"))?;
     anyhow::ensure!(hold::is_placed(node), "the hold file {} is gone: kubelet would start after the reboot", hold::HOLD);
+    if let Err(error) = install_agent(here) {
+        here.warn(format!("after the reboot nothing goes on by itself, because the agent cannot be installed for the unit: call `recovery resume` then: {error:#}"));
+    }
     systemctl::daemon_reload(node)
 }
 

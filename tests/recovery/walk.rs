@@ -280,6 +280,18 @@ fn restart_without_journal_and_undo_needs_to_be_told_the_backup() {
 }
 
 #[test]
+fn an_agent_that_cannot_be_installed_is_when_the_recovery_goes_on() {
+    let place = Place::new();
+    let in_the_way = place.dir.path().join("upgrade-recovery.sh");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let restore = || place.agent(&["--yes", "restore-files"]);
+    restore().expect(0, &["tried again at the end of the phase", "after the reboot nothing goes on by itself"]).unwrap();
+    std::fs::remove_dir(&in_the_way).unwrap();
+    restore().expect(0, &[]).unwrap();
+    assert!(in_the_way.is_file());
+}
+
+#[test]
 fn a_recovery_that_the_old_script_left_open_is_told_from_one_of_the_agents() {
     let notes = "started\nrestore_files\n";
     let place = Place::new();
