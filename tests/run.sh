@@ -9,7 +9,7 @@ usage: tests/run.sh [all | unit | room ROOM | node | drills | sweep] [TEST...]
   all         everything, as CI does; this is what it does without a word
   unit        the library's own tests: a minute, no root (which is given up), nothing to install beside what the build needs
   room ROOM   the tests of a room from outside: archive, backup, cli, etcd, hub, kube, machine,
-              packages, partition, recovery, schedule, sweep or tools
+              packages, partition, recovery, schedule, sweep, tools or virtual
   node        the real node by itself: it reboots, loses its power and comes back
   drills      backups and recoveries on real nodes
   sweep       faults at every place where a command changes something, which takes hours; the room of that name tries a sample.
@@ -26,7 +26,7 @@ word=${1:-all}
 # What is installed, and what is handed to cargo.
 case "$word" in
   -h | --help | help) help; exit ;;
-  all) groups=(build files etcd emulated packages real go browser promtool) targets=() ;;
+  all) groups=(build files etcd emulated packages real go browser promtool virtual) targets=() ;;
   unit) groups=() ;;
   node | drills) groups=(build files etcd emulated real go) targets=(--test "$word") ;;
   sweep) groups=(build files etcd emulated) targets=(--test sweep) ;;
@@ -48,6 +48,7 @@ case "$word" in
       schedule) groups=(build files etcd emulated) ;;
       sweep) groups=(build files etcd emulated) ;;
       tools) groups=(build files etcd emulated) ;;
+      virtual) groups=(build files etcd emulated virtual) ;;
       *) usage "no room \"$room\"" ;;
     esac
     ;;

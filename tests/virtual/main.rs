@@ -1,0 +1,4 @@
+//! Power cuts, in a virtual machine.
+
+mod log;
+mod machine;
