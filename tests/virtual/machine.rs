@@ -51,7 +51,7 @@ impl Machine {
         let mut qemu = ends_with_this_thread("qemu-system-x86_64");
         // `-cpu max` has the instructions that the kernel's checksums are fast with.
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35", "-accel", "tcg", "-cpu", "max"]);
-        qemu.args(["-m", &hardware.megabytes.to_string(), "-device", "virtio-rng-pci", "-kernel"]).arg(kernel()?.join("vmlinuz"));
+        qemu.args(["-m", &hardware.megabytes.to_string(), "-device", "virtio-rng-pci", "-kernel"]).arg(kernel()?.join("vmlinux"));
         qemu.arg("-initrd").arg(initramfs).arg("-append");
         qemu.arg(format!("console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off {}", hardware.arguments));
         qemu.arg("-serial").arg(joined("file:", &console));
@@ -147,7 +147,7 @@ fn joined(before: &str, path: &Path) -> OsString {
 /// Where Debian's kernel is, with its modules.
 fn kernel() -> Result<PathBuf> {
     let dir = in_checkout("target/virtual/kernel");
-    ensure!(dir.join("vmlinuz").is_file(), "{} has no kernel: `tests/setup.sh virtual` brings it", dir.display());
+    ensure!(dir.join("vmlinux").is_file(), "{} has no kernel: `tests/setup.sh virtual` brings it", dir.display());
     Ok(dir)
 }
 
