@@ -18,10 +18,12 @@ for unit in console-getty.service dev-hugepages.mount dev-mqueue.mount getty.tar
   sys-fs-fuse-connections.mount sys-kernel-config.mount sys-kernel-debug.mount sys-kernel-tracing.mount systemd-binfmt.service \
   systemd-boot-system-token.service systemd-firstboot.service systemd-hwdb-update.service systemd-journal-catalog-update.service \
   systemd-logind.service systemd-machine-id-commit.service systemd-modules-load.service systemd-pcrphase-sysinit.service systemd-pcrphase.service \
-  systemd-pstore.service systemd-random-seed.service systemd-remount-fs.service systemd-sysusers.service systemd-tmpfiles-clean.timer \
+  systemd-pstore.service systemd-random-seed.service systemd-remount-fs.service systemd-sysctl.service systemd-sysusers.service systemd-tmpfiles-clean.timer \
   systemd-update-done.service systemd-update-utmp.service systemd-user-sessions.service timers.target; do
   ln -s /dev/null "$tree/etc/systemd/system/$unit"
 done
+# Each time that unit files are read again, all of these run.
+rm "$tree"/usr/lib/systemd/system-generators/*
 # What a test wants done is on a disk of its own; it is done as by an administrator who has logged in.
 mkdir "$tree/host"
 cat >"$tree/etc/systemd/system/host.service" <<'END'
