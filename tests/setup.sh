@@ -27,8 +27,8 @@ packages_of() {
     browser) echo chromium-headless-shell fonts-dejavu-core ;;
     # Prometheus' tool for checks, without Prometheus: below.
     promtool) ;;
-    # Virtual machines: QEMU, and what an initramfs is made of; the kernel: below.
-    virtual) echo busybox-static kmod libarchive-tools qemu-system-x86 xz-utils zstd ;;
+    # Virtual machines: QEMU, what an initramfs is made of, and a disk with SELinux's labels; the kernel: below.
+    virtual) echo binutils busybox-static debootstrap kmod libarchive-tools policycoreutils qemu-system-x86 xz-utils zstd ;;
     # What .ci/run looks at the project with.
     checks) echo python3 python3-venv shellcheck ;;
     *) echo "tests/setup.sh: no group $1: build, files, etcd, emulated, packages, real, go, release, browser, promtool, virtual, checks" >&2; exit 2 ;;

@@ -174,12 +174,13 @@ fn log(arguments: &[&str]) -> Result<String> {
     checked(Command::new("journalctl").args(["-b", "--no-pager", "-o", "cat"]).args(arguments), SOON)
 }
 
-/// The policy has kept nothing from an agent that it wanted to do. (To be able to write any label is what it asks for when it is permissive.)
-fn nothing_was_denied() -> Result<()> {
-    let denied = log(&["-g", "avc: *denied"])?;
-    let of_the_agent: Vec<&str> =
-        denied.lines().filter(|line| line.contains("comm=\"recovery\"") && !line.contains("permissive=1")).collect();
-    ensure!(of_the_agent.is_empty(), "{of_the_agent:#?}");
+/// The policy has kept nothing from the agent in this domain. (To write any label is what it is asked for, and allowed, when it is permissive.)
+fn nothing_was_denied(domain: &str) -> Result<()> {
+    let log = log(&[])?;
+    let denied = log.lines().filter(|line| line.contains("avc:  denied"));
+    let is_of_the_agent = |line: &&str| line.contains("comm=\"recovery\"") && line.contains(&format!("scontext={domain}"));
+    let kept: Vec<&str> = denied.filter(is_of_the_agent).filter(|line| !line.contains("permissive=1")).collect();
+    ensure!(kept.is_empty(), "{kept:#?}");
     Ok(())
 }
 
@@ -187,11 +188,12 @@ fn nothing_was_denied() -> Result<()> {
 fn the_unit_has_restored(place: &Place) -> Result<()> {
     let (domain, shown) = unit_ends()?;
     println!("the unit ran as {domain}: {shown}");
+    ensure!(domain == "system_u:system_r:initrc_t:s0", "not as other services: {domain}");
     ensure!(label(&place.dir.agent())? == labelled("bin_t"), "the agent has the label {}", label(&place.dir.agent())?);
     let status = checked(Command::new(AGENT).arg("status"), SOON)?;
     ensure!(status.contains("waits for the reboot at the end of restore-files"), "{status}{shown}");
     are_restored(place)?;
-    nothing_was_denied()
+    nothing_was_denied(&domain)
 }
 
 #[test]
@@ -246,9 +248,9 @@ fn archives() -> Result<()> {
     })?;
     // As the kernel shows it now, so it is packed.
     agent("pack", &tree, &known)?.checked()?;
-    agent("restore", &known, &tree)?.checked()?;
-    let unlabelled = permissive(|| label(&plain))?;
-    ensure!(unlabelled == labelled("unlabeled_t"), "packed while enforcing, it has the label {unlabelled}");
+    let packed = zstd::stream::decode_all(fs::File::open(&known)?)?;
+    let has = |kind: &str| packed.windows(kind.len()).any(|part| part == kind.as_bytes());
+    ensure!(has(":unlabeled_t:") && has(":bin_t:") && !has("of_the_next_release_t"), "packed while enforcing, it has other labels");
     Ok(())
 }
 
