@@ -48,6 +48,8 @@ impl Machine {
     pub(crate) fn start(dir: &Path, hardware: &Hardware<'_>) -> Result<Self> {
         let initramfs = initramfs(dir, hardware)?;
         let (console, said) = (dir.join("console.log"), dir.join("qemu.log"));
+        // Nobody is to read what another machine has printed.
+        File::create(&console).with_context(|| format!("making {}", console.display()))?;
         let mut qemu = ends_with_this_thread("qemu-system-x86_64");
         // `-cpu max` has the instructions that the kernel's checksums are fast with.
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35", "-accel", "tcg", "-cpu", "max"]);
