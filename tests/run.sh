@@ -4,16 +4,18 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 help() {
   cat <<'END'
-usage: tests/run.sh [all | unit | room ROOM | node | drills | sweep] [TEST...]
+usage: tests/run.sh [all | unit | room ROOM | node | drills | sweep | power] [TEST...]
 
   all         everything, as CI does; this is what it does without a word
   unit        the library's own tests: a minute, no root (which is given up), nothing to install beside what the build needs
   room ROOM   the tests of a room from outside: archive, backup, cli, etcd, hub, kube, machine,
-              packages, partition, recovery, schedule, sweep or tools
+              packages, partition, recovery, schedule, sweep, tools or virtual
   node        the real node by itself: it reboots, loses its power and comes back
   drills      backups and recoveries on real nodes
   sweep       faults at every place where a command changes something, which takes hours; the room of that name tries a sample.
               SWEEP='SUBJECT... KIND...' leaves the others out, SWEEP_POINT='SUBJECT KIND NUMBER' tries one place
+  power       power cuts in a virtual machine, 200 of each stretch of each command: half an hour; the room virtual tries some.
+              POWER='COMMAND... NUMBER' leaves the other commands out, and tries so many
 
 TEST: only tests whose names contain it (or one of several); `tests/run.sh unit --list` shows the names.
 Each word installs and builds what its tests need, and no more. All but `unit` need root: they make mounts, owners, labels and device nodes.
@@ -26,10 +28,11 @@ word=${1:-all}
 # What is installed, and what is handed to cargo.
 case "$word" in
   -h | --help | help) help; exit ;;
-  all) groups=(build files etcd emulated packages real go browser promtool) targets=() ;;
+  all) groups=(build files etcd emulated packages real go browser promtool virtual) targets=() ;;
   unit) groups=() ;;
   node | drills) groups=(build files etcd emulated real go) targets=(--test "$word") ;;
   sweep) groups=(build files etcd emulated) targets=(--test sweep) ;;
+  power) groups=(build files etcd emulated virtual) targets=(--test virtual) ;;
   room)
     room=${1:-}
     [ $# -eq 0 ] || shift
@@ -48,6 +51,7 @@ case "$word" in
       schedule) groups=(build files etcd emulated) ;;
       sweep) groups=(build files etcd emulated) ;;
       tools) groups=(build files etcd emulated) ;;
+      virtual) groups=(build files etcd emulated virtual) ;;
       *) usage "no room \"$room\"" ;;
     esac
     ;;
@@ -75,6 +79,7 @@ case "$word" in
   unit) unit "$@"; exit ;;
   drills) tests --test-threads=5 "$@"; exit ;;
   sweep) tests --ignored --exact --nocapture "$([ -n "${SWEEP_POINT:-}" ] && echo one_place || echo every_place)"; exit ;;
+  power) tests --ignored --exact --nocapture many_power_cuts; exit ;;
   *) tests "$@"; exit ;;
 esac
 

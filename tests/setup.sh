@@ -27,19 +27,22 @@ packages_of() {
     browser) echo chromium-headless-shell fonts-dejavu-core ;;
     # Prometheus' tool for checks, without Prometheus: below.
     promtool) ;;
+    # Virtual machines: QEMU, what an initramfs is made of, and a disk with SELinux's labels; the kernel: below.
+    virtual) echo binutils busybox-static debootstrap kmod libarchive-tools policycoreutils qemu-system-x86 xz-utils zstd ;;
     # What .ci/run looks at the project with.
     checks) echo python3 python3-venv shellcheck ;;
-    *) echo "tests/setup.sh: no group $1: build, files, etcd, emulated, packages, real, go, release, browser, promtool, checks" >&2; exit 2 ;;
+    *) echo "tests/setup.sh: no group $1: build, files, etcd, emulated, packages, real, go, release, browser, promtool, virtual, checks" >&2; exit 2 ;;
   esac
 }
 # etcd 3.5 and later with their tools, and Kubernetes, are built from Go modules; Debian's Go is too old for them, the one on PyPI is not.
 go_is_new() { "$1" version 2>/dev/null | grep -Eq 'go1\.(2[4-9]|[3-9][0-9])'; }
 
 groups=("$@")
-[ $# -gt 0 ] || groups=(build files etcd emulated packages real go browser promtool checks)
+[ $# -gt 0 ] || groups=(build files etcd emulated packages real go browser promtool virtual checks)
 missing=()
 needs_go=false
 needs_promtool=false
+needs_kernel=false
 for group in "${groups[@]}"; do
   packages=$(packages_of "$group")
   if [ "$group" = go ]; then
@@ -47,11 +50,12 @@ for group in "${groups[@]}"; do
     needs_go=true
   fi
   if [ "$group" = promtool ] && [ ! -x target/promtool/promtool ]; then needs_promtool=true; fi
+  if [ "$group" = virtual ] && [ ! -e target/virtual/kernel/vmlinux ]; then needs_kernel=true; fi
   for package in $packages; do
     dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
   done
 done
-if [ ${#missing[@]} -gt 0 ] || $needs_promtool; then
+if [ ${#missing[@]} -gt 0 ] || $needs_promtool || $needs_kernel; then
   [ "$(id -u)" = 0 ] || { echo "tests/setup.sh: needs root to install packages" >&2; exit 77; }
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -q
@@ -76,4 +80,26 @@ if $needs_promtool; then
   (cd $unpacked && apt-get download -q $package && dpkg-deb -x ${package}_*.deb .)
   mv $unpacked/usr/bin/promtool target/promtool/promtool
   rm -rf $unpacked
+fi
+if $needs_kernel; then
+  # Debian's kernel is unpacked and not installed: it is a virtual machine's. Of its modules, those that one has a use for.
+  package=$(apt-cache depends linux-image-amd64 | awk '$1 == "Depends:" {print $2}')
+  unpacked=target/virtual/kernel.new
+  rm -rf $unpacked target/virtual/kernel
+  mkdir -p $unpacked
+  (cd $unpacked && apt-get download -q "$package" && dpkg-deb --fsys-tarfile "$package"_*.deb |
+    tar -x --wildcards './boot/vmlinuz-*' '*/modules.*' '*/kernel/[!ds]*' '*/kernel/drivers/virtio' '*/kernel/drivers/block' \
+      '*/kernel/drivers/net/virtio_net.ko*' '*/kernel/drivers/net/net_failover.ko*' && rm "$package"_*.deb)
+  # Since Debian 13 it is in /usr.
+  [ ! -d $unpacked/usr/lib ] || mv $unpacked/usr/lib $unpacked/lib
+  depmod -b $unpacked "${package#linux-image-}"
+  # Unpacked here once, as its header says where it is packed (Documentation/arch/x86/boot.rst): an emulated processor takes six seconds for that.
+  number() { od -An -t "u$2" -j "$(($1))" -N "$2" $unpacked/boot/vmlinuz-* | tr -d ' '; }
+  from=$((($(number 0x1f1 1) + 1) * 512 + $(number 0x248 4)))
+  # Its last four bytes are its length.
+  dd status=none iflag=skip_bytes,count_bytes "skip=$from" "count=$(($(number 0x24c 4) - 4))" if="$(echo $unpacked/boot/vmlinuz-*)" of=$unpacked/packed
+  case "$(head -c 4 $unpacked/packed | od -An -t x1 | tr -d ' ')" in fd377a58) unpack=xz ;; *) unpack=zstd ;; esac
+  $unpack -dc <$unpacked/packed >$unpacked/vmlinux
+  rm -r $unpacked/packed $unpacked/boot/vmlinuz-*
+  mv $unpacked target/virtual/kernel
 fi

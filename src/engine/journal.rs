@@ -234,6 +234,12 @@ impl<T: Procedure> Reading<T> {
         asked.is_some_and(|r| kernel(&r.boot) != kernel(boot))
     }
 
+    /// True when the node has rebooted since the last line was written: `boot` is another boot, with a kernel of its own.
+    #[must_use]
+    pub fn is_of_an_earlier_boot(&self, boot: &str) -> bool {
+        kernel(&self.last().boot) != kernel(boot)
+    }
+
     /// How many bytes of a torn last line were found.
     #[must_use]
     pub fn torn(&self) -> u64 {

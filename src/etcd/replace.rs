@@ -112,6 +112,8 @@ pub(super) fn replace(file: &Path, data_dir: &Path, run: &str, options: &Options
     options.validate()?;
     let place = Place::new(data_dir, run)?;
     if let Some(restored) = place.marker(&place.member)? {
+        // It may have been killed after the last rename and before that was on disk.
+        durable::sync_dir(data_dir)?;
         return Ok(restored);
     }
     place.check_stopped()?;

@@ -41,7 +41,10 @@ pub fn abandon(session: &Session<'_>, force: bool) -> Result<Option<AbandonRepor
                      kubelet.service`. `recovery recover` makes the node whole";
         return Ok(Some(AbandonReport { run: None, put_back: vec![said.clone()], changed: Vec::new(), state: state.to_owned() }));
     }
-    let (undo, reading) = (Undo::load(dir)?, history::readable(dir));
+    let (mut undo, reading) = (Undo::load(dir)?, history::readable(dir));
+    if let (Some(undo), Some(reading)) = (&mut undo, &reading) {
+        undo.leave_mode_of_next_boot(&locked, reading, &this_boot(node)?)?;
+    }
     // First of all: what is put back from here on must not be gone on with.
     if reading.as_ref().is_some_and(|r| matches!(r.state, State::Open(_)))
         && let Some(mut journal) = Journal::open(&dir.journal(), &this_boot(node)?)?

@@ -134,6 +134,7 @@ pub(super) fn carry_on(session: &Locked<'_>, journal: &mut Journal, mut undo: Un
     // An SSH connection that drops must not leave the node held, between two releases.
     ignore_hangup()?;
     // A step that was cut short may have left SELinux permissive.
+    undo.leave_mode_of_next_boot(session, journal.reading(), journal.boot())?;
     undo.restore_selinux(session)?;
     if !matches!(journal.reading().state, State::Open(_)) {
         return clear_away(session, journal.reading(), undo).map(|outcome| RunReport::of(journal.reading(), outcome));

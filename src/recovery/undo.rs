@@ -160,6 +160,19 @@ impl Undo {
         result.and_then(|value| put_back.map(|_| value))
     }
 
+    /// Forgets the SELinux mode when the node has rebooted since the run's last line: a mode that was set ends with its boot, and an administrator
+    /// may have booted permissive on purpose.
+    ///
+    /// # Errors
+    /// When that cannot be noted.
+    pub fn leave_mode_of_next_boot(&mut self, session: &Locked<'_>, reading: &Reading, boot: &str) -> Result<()> {
+        if self.selinux.is_none() || !reading.is_of_an_earlier_boot(boot) {
+            return Ok(());
+        }
+        self.selinux = None;
+        self.save(session)
+    }
+
     /// Puts the SELinux mode back when one is noted; says so.
     ///
     /// # Errors

@@ -610,3 +610,26 @@ fn a_node_that_booted_without_selinux_has_no_mode_to_put_back() {
     std::fs::write(place.dir.undo(), undo.replacen('{', "{\"selinux\": \"enforcing\",", 1)).unwrap();
     assert_eq!(place.resume(&resumed()).unwrap().unwrap().outcome, Outcome::RebootNeeded);
 }
+
+#[test]
+fn a_mode_that_selinux_has_booted_with_is_left_as_it_is() {
+    for (boot, mode) in [("boot-1", "1"), ("boot-2", "0")] {
+        for abandons in [false, true] {
+            let place = Place::new();
+            place.put("/sys/fs/selinux/enforce", "1");
+            place.fail("systemctl stop containerd.service");
+            place.restore_files(Asked::default()).unwrap_err();
+            // Killed while it was permissive.
+            let undo = std::fs::read_to_string(place.dir.undo()).unwrap();
+            std::fs::write(place.dir.undo(), undo.replacen('{', "{\"selinux\": \"enforcing\",", 1)).unwrap();
+            place.put("/sys/fs/selinux/enforce", "0");
+            place.boot(boot);
+            if abandons {
+                place.abandon().unwrap().unwrap();
+            } else {
+                assert_eq!(place.resume(&resumed()).unwrap().unwrap().outcome, Outcome::RebootNeeded);
+            }
+            assert_eq!(place.read("/sys/fs/selinux/enforce"), mode, "in {boot}, and it was permissive");
+        }
+    }
+}

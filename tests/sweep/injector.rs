@@ -21,8 +21,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-/// For how long a command may run.
-const LIMIT: Duration = Duration::from_secs(120);
+/// For how long a command may run: on an emulated processor each stop takes long.
+const LIMIT: Duration = Duration::from_secs(900);
 
 /// What happens at a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

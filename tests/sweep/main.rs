@@ -9,6 +9,7 @@ mod place;
 #[allow(dead_code, reason = "the tests of recoveries use all of it")]
 #[path = "../recovery/place.rs"]
 mod small_node;
+mod subject;
 mod subjects;
 mod sweep;
 #[allow(dead_code, reason = "the small node needs how the agent ended")]

@@ -2,8 +2,6 @@
 //! is lost, and the same command again leads to what it leads to untroubled.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,32 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use recovery::error::EXIT_CODES;
-use testing::node::Node;
 
 use crate::disk::Disk;
 use crate::injector::{self, Ended, Fault, Point};
-
-/// What there is after a command, by name.
-pub(crate) type State = BTreeMap<String, String>;
-
-/// A command that is tried, with all that it works on.
-pub(crate) trait Subject {
-    /// Puts everything as it is before the command, whatever an earlier attempt has left.
-    fn prepare(&mut self) -> Result<()>;
-    /// The command.
-    fn command(&self) -> Command;
-    /// What was there before, and has to be as long as the command has not ended well, is there.
-    fn intact(&self) -> Result<()>;
-    /// What there is, and has to be the same in the end.
-    fn state(&self) -> Result<State>;
-    /// The emulated node that it is on, if any.
-    fn node(&self) -> Option<&Node> {
-        None
-    }
-}
-
-/// A subject by its name, and how it is made on a disk.
-pub(crate) type Named = (&'static str, fn(&Path) -> Result<Box<dyn Subject>>);
+use crate::subject::{Named, State, Subject, again, same};
 
 /// The kinds of faults.
 pub(crate) const KINDS: [(&str, Fault); 12] = [
@@ -58,8 +34,6 @@ pub(crate) const KINDS: [(&str, Fault); 12] = [
 
 /// In which time a signal ends a command.
 const AT_ONCE: Duration = Duration::from_secs(1);
-/// How often a command is run again that ends with "not now, run it again", and the pause between: as its unit does.
-const AGAIN: (u32, Duration) = (50, Duration::from_millis(200));
 /// How often a place is looked for.
 const TIMES: usize = 3;
 /// Where the numbers of a sample begin; the same for each run, so that it tries the same.
@@ -148,16 +122,7 @@ impl Bench {
 
     /// What was there before is intact, and the command leads to what it leads to untroubled when it is run again.
     pub(crate) fn again(&self) -> Result<()> {
-        self.subject.intact().context("what was there before")?;
-        for _ in 0..AGAIN.0 {
-            let output = self.subject.command().output().context("running it again")?;
-            match output.status.code() {
-                Some(0) => return self.is_as_expected().context("after the second run"),
-                Some(75) => std::thread::sleep(AGAIN.1),
-                code => bail!("the second run ended with {code:?}: {}", String::from_utf8_lossy(&output.stderr)),
-            }
-        }
-        bail!("it always ends with 75")
+        again(&*self.subject, &self.expected)
     }
 }
 
@@ -193,26 +158,6 @@ fn is_documented(ended: &Ended, fault: Fault) -> Result<()> {
 /// As the standard library says it, and the agent with it.
 fn words(error: Errno) -> String {
     std::io::Error::from_raw_os_error(error as i32).to_string()
-}
-
-/// Everything is the same.
-fn same(expected: &State, state: &State) -> Result<()> {
-    let mut differences = Vec::new();
-    for name in expected.keys().chain(state.keys().filter(|name| !expected.contains_key(*name))) {
-        match (expected.get(name), state.get(name)) {
-            (Some(was), Some(is)) if was != is => {
-                // From where they part company.
-                let at = was.chars().zip(is.chars()).take_while(|(was, is)| was == is).count().saturating_sub(20);
-                let part = |text: &str| text.chars().skip(at).take(100).collect::<String>();
-                differences.push(format!("{name} is `{}`, and not `{}`", part(is), part(was)));
-            }
-            (Some(_), None) => differences.push(format!("{name} is missing")),
-            (None, Some(_)) => differences.push(format!("{name} is too many")),
-            _ => {}
-        }
-    }
-    ensure!(differences.is_empty(), "{} differences: {}", differences.len(), differences[..differences.len().min(3)].join("; "));
-    Ok(())
 }
 
 /// What is tried of one kind: the numbers of places, of those that there are.

@@ -5,7 +5,8 @@ use anyhow::{Context, Result, ensure};
 use recovery::error::EXIT_CODES;
 use testing::place::{Call, Wrong};
 
-use crate::sweep::{Bench, Chosen, Named, Reach, over};
+use crate::subject::Named;
+use crate::sweep::{Bench, Chosen, Reach, over};
 
 /// What a program says that is none: it clears the screen, sets its title, and nests deeper than any stack.
 fn hostile() -> String {

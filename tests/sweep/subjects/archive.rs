@@ -11,7 +11,7 @@ use rustix::fs::IFlags;
 use testing::tree::{make_tree, noise, release, set_flag, set_mtime};
 
 use super::{agent, remove, tree};
-use crate::sweep::{State, Subject};
+use crate::subject::{State, Subject};
 
 /// Of the many files, those that stay: what is done to one of them is done to all.
 const FEW: u32 = 12;

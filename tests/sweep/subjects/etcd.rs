@@ -8,7 +8,7 @@ use anyhow::Result;
 use testing::etcd::{Etcd, Options, Version};
 
 use super::{agent, remove, tree, without_time};
-use crate::sweep::{State, Subject};
+use crate::subject::{State, Subject};
 
 /// An etcd with something in it, which ends with this thread.
 fn etcd(disk: &Path) -> Result<Etcd> {

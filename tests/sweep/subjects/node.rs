@@ -17,7 +17,7 @@ use testing::node::{Kind, Node, Options, Snapshot, checked, wait_for};
 use testing::place::Wrong;
 use testing::session::session;
 
-use crate::sweep::{State, Subject};
+use crate::subject::{State, Subject};
 use crate::through::{everything, may_differ, of_the_redeployment, ok, over_the_reboot};
 
 /// MiB of the node's file system, most of them holes.

@@ -11,7 +11,7 @@ use recovery::report::Progress;
 
 use super::{copy, empty, tree, without_time};
 use crate::small_node::Place;
-use crate::sweep::{State, Subject};
+use crate::subject::{State, Subject};
 
 struct RestoreFiles {
     place: Place,

@@ -14,7 +14,7 @@ use testing::node::checked;
 
 use super::{agent, copy, empty, remove, tree, without_time};
 use crate::place::Sno;
-use crate::sweep::{State, Subject};
+use crate::subject::{State, Subject};
 
 /// What a command leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +114,10 @@ impl Subject for Store {
         // A Job's pod comes again until one has ended well; a person who asks twice wants two backups.
         command.args(&self.words).env("RECOVERY_JOB_UID", "0b0c3e5a-0000-4000-8000-000000000001");
         command
+    }
+
+    fn port(&self) -> Option<u16> {
+        self.sno.etcd.client_url.rsplit(':').next()?.parse().ok()
     }
 
     fn intact(&self) -> Result<()> {

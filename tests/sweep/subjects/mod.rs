@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 
 use testing::node::checked;
 
-use crate::sweep::{Named, State};
+use crate::subject::{Named, State};
 
 pub(crate) const SUBJECTS: [Named; 14] = [
     ("archive-pack", archive::pack),
