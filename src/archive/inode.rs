@@ -1,10 +1,10 @@
 //! One inode, held open: its attributes are read and set through the handle, even if its name changes.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
-use rustix::fs::{AtFlags, IFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{AtFlags, IFlags, Mode, OFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
 use super::entry::{APPEND_ONLY, Attributes, IMMUTABLE, Kind, Time};
@@ -15,6 +15,9 @@ use crate::error::misfit;
 
 /// The flags with which files and directories are opened: no link is followed, and nothing waits for the other end of a FIFO.
 pub(super) const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+
+/// How a name in a directory is opened.
+type Open = fn(BorrowedFd<'_>, &[u8], OFlags) -> rustix::io::Result<OwnedFd>;
 
 /// One inode, held open: a file or directory for reading (or writing), anything else as a path handle (`O_PATH`), which neither opens a
 /// device nor waits for a FIFO.
@@ -28,14 +31,28 @@ pub(super) struct Inode {
 impl Inode {
     /// Opens `name` in `directory`; its kind is `kind`.
     pub(super) fn open(directory: impl AsFd, name: &[u8], kind: Kind) -> rustix::io::Result<Self> {
-        let directory = directory.as_fd();
+        Self::open_with(directory.as_fd(), name, kind, |directory, name, flags| rustix::fs::openat(directory, name, flags, Mode::empty()))
+    }
+
+    /// As [`Inode::open`], to change it: what somebody mounts there meanwhile is not opened.
+    pub(super) fn open_own(directory: impl AsFd, name: &[u8], kind: Kind) -> rustix::io::Result<Self> {
+        Self::open_with(directory.as_fd(), name, kind, |directory, name, flags| {
+            match rustix::fs::openat2(directory, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_XDEV) {
+                // Before Linux 5.6 there is no openat2.
+                Err(Errno::NOSYS) => rustix::fs::openat(directory, name, flags, Mode::empty()),
+                result => result,
+            }
+        })
+    }
+
+    fn open_with(directory: BorrowedFd<'_>, name: &[u8], kind: Kind, open: Open) -> rustix::io::Result<Self> {
         let name = if name.is_empty() { b"." } else { name };
         if matches!(kind, Kind::File | Kind::Directory) {
-            let open = |flags| rustix::fs::openat(directory, name, READ | flags, Mode::empty());
+            let open = |flags| open(directory, name, READ | flags);
             let file = open(OFlags::NOATIME).or_else(|error| if error == Errno::PERM { open(OFlags::empty()) } else { Err(error) })?;
             return Ok(Self { file, handle: None });
         }
-        let file = rustix::fs::openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let file = open(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC)?;
         let handle = Some(format!("/proc/self/fd/{}", file.as_raw_fd()));
         Ok(Self { file, handle })
     }

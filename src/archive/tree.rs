@@ -1,4 +1,5 @@
-//! A tree on disk, reached through directory handles: no path is looked up from `/`, and no symbolic link is followed.
+//! A tree on disk, reached through directory handles: no path is looked up from `/`, no symbolic link is followed, and nothing that was mounted since the
+//! tree was opened is entered.
 
 use std::collections::HashSet;
 use std::ffi::CStr;
@@ -24,6 +25,8 @@ pub(super) struct Tree {
     shown: PathBuf,
     /// The mount points below the root when it was opened, including those that a later mount hides.
     points: HashSet<Vec<u8>>,
+    /// The numbers of all mounts at that time.
+    known: HashSet<u64>,
 }
 
 impl Tree {
@@ -35,9 +38,11 @@ impl Tree {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty()).with_context(|| format!("opening the directory {}", path.display()))?;
         let real = std::fs::read_link(format!("/proc/self/fd/{}", root.as_raw_fd())).context("looking for the mounts in the tree")?;
+        let mounts = mounts()?;
+        let known = mounts.iter().map(|mount| mount.id).collect();
         let below = |mount: Mount| Some(mount.point.strip_prefix(&real).ok()?.as_os_str().as_bytes().to_vec());
-        let points = mounts()?.into_iter().filter_map(below).filter(|point| !point.is_empty()).collect();
-        Ok(Self { root, shown: path.to_owned(), points })
+        let points = mounts.into_iter().filter_map(below).filter(|point| !point.is_empty()).collect();
+        Ok(Self { root, shown: path.to_owned(), points, known })
     }
 
     /// True when something is mounted at `path`, which is `name` in `directory`. The mounted file system itself is not asked: it may be
@@ -81,11 +86,23 @@ impl Tree {
     fn open_dir(&self, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let name = if path.is_empty() { b"." } else { path };
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        match rustix::fs::openat2(&self.root, name, flags, Mode::empty(), resolve) {
+        match rustix::fs::openat2(&self.root, name, flags, Mode::empty(), resolve | ResolveFlags::NO_XDEV) {
             // Before Linux 5.6 there is no openat2.
             Err(Errno::NOSYS) => self.step_by_step(path, flags),
+            // What is selected by name may be on another file system.
+            Err(Errno::XDEV) => {
+                let directory = rustix::fs::openat2(&self.root, name, flags, Mode::empty(), resolve)?;
+                if self.is_known(&directory)? { Ok(directory) } else { Err(Errno::XDEV) }
+            }
             result => result,
         }
+    }
+
+    /// True when what it is on was mounted when the tree was opened. (Linux numbers mounts for everybody from 5.8 on.)
+    fn is_known(&self, directory: &OwnedFd) -> rustix::io::Result<bool> {
+        let found = rustix::fs::statx(directory, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+        let told = found.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+        Ok(!told || self.known.contains(&found.stx_mnt_id))
     }
 
     fn step_by_step(&self, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {

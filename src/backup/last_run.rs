@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::asked_by::AskedBy;
 use crate::error::{FailureKind, exit_code, kind, said};
-use crate::formats::{last_run as format, to_json};
+use crate::formats::{last_run as format, seal};
 use crate::node::{Node, dir::RecoveryDir, durable};
 
 /// Where it is noted: on `/var`, which every deployment shares and no recovery restores.
@@ -78,7 +78,7 @@ pub(crate) fn note(node: &Node, dir: &RecoveryDir, asked_by: &AskedBy, begun: Ti
 }
 
 fn write(node: &Node, run: &format::V1) -> Result<()> {
-    let (path, json) = (node.path(NOTE), to_json(run).context("writing it as JSON")?);
+    let (path, json) = (node.path(NOTE), seal(run).context("writing it as JSON")?);
     let above = path.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(above).with_context(|| format!("making {}", node.shown(above).display()))?;
     durable::write(&path, &json, 0o600)

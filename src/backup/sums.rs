@@ -46,23 +46,24 @@ pub fn digest(path: &Path) -> Result<String> {
 }
 
 /// Name and sum of each line of `SHA256SUMS`, in the format of sha256sum(1): with `*` before the name for `--binary`, and `./` when it was
-/// called with `./*`.
+/// called with `./*`, in each line the same. What sha256sum(1) would pass over and does not write, as a sum in capitals or a last line without its
+/// end, is damage.
 pub(super) fn read_sums(path: &Path) -> Result<BTreeMap<String, String>> {
     let text = String::from_utf8(read_small(path, SUMS, MOST_SUMS)?).map_err(|_| damaged(format!("its {SUMS} is not text")))?;
+    let between = ["  ./", " *./", "  ", " *"].into_iter().find(|between| text.get(64..).is_some_and(|rest| rest.starts_with(between)));
+    let end = if text.ends_with("\r\n") { "\r\n" } else { "\n" };
     let mut sums = BTreeMap::new();
-    for line in text.lines() {
+    for line in text.split_terminator(end) {
         let wrong = || damaged(format!("{SUMS} has a line that is not a checksum: `{}`", quoted(line)));
-        let (sum, name) = line.split_once("  ").or_else(|| line.split_once(" *")).ok_or_else(wrong)?;
-        let name = name.strip_prefix("./").unwrap_or(name);
-        let hex = sum.len() == 64 && sum.chars().all(|c| c.is_ascii_hexdigit());
-        if !hex
-            || name.is_empty()
-            || name.contains('/')
-            || name.starts_with('.')
-            || sums.insert(name.to_owned(), sum.to_lowercase()).is_some()
+        let (sum, name) = between.and_then(|between| line.split_once(between)).ok_or_else(wrong)?;
+        let hex = sum.len() == 64 && sum.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f'));
+        if !hex || name.is_empty() || name.contains('/') || name.starts_with('.') || sums.insert(name.to_owned(), sum.to_owned()).is_some()
         {
             return Err(wrong());
         }
+    }
+    if !text.ends_with('\n') {
+        return Err(damaged(format!("its {SUMS} is cut off")));
     }
     Ok(sums)
 }

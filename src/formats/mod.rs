@@ -10,6 +10,8 @@
 //!   it too.
 //! * Any change of a layout is a new version, even one more optional field: the structs of the old version stay, with a `From` into the new
 //!   ones.
+//! * What the agent acts on later, and no sum elsewhere covers, ends with a [checksum](seal) of its own: a unit with one letter changed is still a
+//!   unit's name, and would be another one.
 //!
 //! Some differ. An archive can be read without its [`index`], so that one of another version than the newest is passed over; what a restore that was
 //! killed left in its [`stage`] or for an etcd it [`made`] is, too. What an unfinished backup notes ([`partial`]) is read by the agent alone that
@@ -41,6 +43,11 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{damaged, unsupported};
+
+/// Comes before the checksum of a document, and after it.
+const SUM: (&str, &str) = (",\n  \"sum\": \"", "\"\n}\n");
+/// The end of a document without one.
+const END: &str = "\n}\n";
 
 /// A format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +81,29 @@ impl Format {
         layout(head.version, json).map_err(bad)
     }
 
+    /// Reads a JSON document of this format that ends with a [checksum](seal) from the version `since` on. `layout` reads the document without it.
+    ///
+    /// # Errors
+    /// As [`Format::read`]; [`FailureKind::Damaged`](crate::error::FailureKind::Damaged) when the checksum is missing, or is not that of the document.
+    pub fn read_sealed<T>(self, since: u32, json: &[u8], layout: impl FnOnce(u32, &[u8]) -> serde_json::Result<T>) -> Result<T> {
+        let bad = |why: &str| damaged(format!("{} is not valid: {why}", self.name));
+        let content = match checked(json) {
+            // Before its version is looked at, which may be what is damaged.
+            Some((content, matches)) => matches.then_some(content).map(Some).ok_or_else(|| bad("its checksum does not match"))?,
+            // A newer agent may have another kind of checksum.
+            None => None,
+        };
+        let is_sealed = content.is_some();
+        self.read(content.as_deref().unwrap_or(json), |version, document| Ok((version, layout(version, document)))).and_then(
+            |(version, read)| {
+                if version >= since && !is_sealed {
+                    return Err(bad("it has no checksum"));
+                }
+                read.map_err(|error| bad(&error.to_string()))
+            },
+        )
+    }
+
     /// Checks the version in a file of this format. `agent` is the version of the agent that wrote the file, for the message.
     ///
     /// # Errors
@@ -102,6 +132,33 @@ pub fn to_json(document: &impl Serialize) -> serde_json::Result<Vec<u8>> {
     let mut json = serde_json::to_vec_pretty(document)?;
     json.push(b'\n');
     Ok(json)
+}
+
+/// A document as in its file, as [`to_json`] has it, with a last field `sum`: the CRC-32C (hex) of the document without that field. Every change of
+/// one byte, and of up to four that lie together, is found by it.
+///
+/// # Errors
+/// When it cannot be serialized.
+pub fn seal(document: &impl Serialize) -> serde_json::Result<Vec<u8>> {
+    let mut json = to_json(document)?;
+    let sum = crc32c::crc32c(&json);
+    json.truncate(json.len() - END.len());
+    json.extend_from_slice(format!("{}{sum:08x}{}", SUM.0, SUM.1).as_bytes());
+    Ok(json)
+}
+
+/// The document in a file that [`seal`] has made, without its checksum; `None` where there is none, or it does not match.
+#[must_use]
+pub fn unsealed(json: &[u8]) -> Option<Vec<u8>> {
+    checked(json).and_then(|(content, matches)| matches.then_some(content))
+}
+
+/// The document in a file that ends with a checksum, without that, and whether it matches; `None` where there is none.
+fn checked(json: &[u8]) -> Option<(Vec<u8>, bool)> {
+    let (content, sum) = json.strip_suffix(SUM.1.as_bytes())?.split_last_chunk::<8>()?;
+    let content = [content.strip_suffix(SUM.0.as_bytes())?, END.as_bytes()].concat();
+    let matches = *sum == *format!("{:08x}", crc32c::crc32c(&content)).as_bytes();
+    Some((content, matches))
 }
 
 /// The samples: see the page of the [room](crate::formats).
@@ -145,6 +202,17 @@ pub(crate) mod samples {
         sample
     }
 
+    /// Checks the sample `NAME.VERSION.json` of a format whose version has a checksum, against `T`, the layout of that version; returns the sample's
+    /// bytes. Its schema is that of the version whose number the struct has.
+    pub(crate) fn check_sealed<T: Serialize + DeserializeOwned>(name: &str, version: u32) -> Vec<u8> {
+        let file = format!("{name}.{version}.json");
+        let sample = read(&file);
+        let content = super::unsealed(&sample).unwrap_or_else(|| panic!("{file}: its checksum does not match"));
+        let document: T = serde_json::from_slice(&content).unwrap_or_else(|error| panic!("{file}: {error}"));
+        same(&file, &super::seal(&document).unwrap());
+        sample
+    }
+
     /// Checks the schema of `T`, the layout of this version, against the one that was committed.
     pub(crate) fn schema<T: JsonSchema>(name: &str, version: u32) {
         let mut schema = serde_json::to_value(schemars::schema_for!(T)).unwrap();
@@ -180,6 +248,34 @@ mod tests {
         assert!(kind(&newer) == FailureKind::Unsupported && newer.to_string().contains("recovery 9.1.0"), "{newer}");
         for damaged in [r#"{"version": 0}"#, r#"{"version": "1"}"#, "{}", "", "[1]", r#"{"version": 1"#] {
             assert_eq!(kind(&read(damaged).unwrap_err()), FailureKind::Damaged, "{damaged}");
+        }
+    }
+
+    #[test]
+    fn a_checksum_finds_every_change() {
+        #[derive(Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Note {
+            version: u32,
+            units: Vec<String>,
+        }
+        let format = Format { name: "the note", version: 2 };
+        let read = |json: &[u8]| format.read_sealed(2, json, |_, json| serde_json::from_slice::<Note>(json));
+        let note = |version| Note { version, units: vec!["kubelet.service".to_owned()] };
+        let sealed = seal(&note(2)).unwrap();
+        assert_eq!(read(&sealed).unwrap().units, note(2).units);
+        // Version 1 had none.
+        assert_eq!(read(&to_json(&note(1)).unwrap()).unwrap().version, 1);
+        assert_eq!(kind(&read(&seal(&note(3)).unwrap()).err().unwrap()), FailureKind::Unsupported);
+        for plain in [to_json(&note(2)).unwrap(), sealed[..sealed.len() - 1].to_vec(), sealed[..sealed.len() / 2].to_vec()] {
+            assert_eq!(kind(&read(&plain).err().unwrap()), FailureKind::Damaged);
+        }
+        for at in 0..sealed.len() {
+            for change in 1..=255 {
+                let mut bytes = sealed.clone();
+                bytes[at] ^= change;
+                assert_eq!(read(&bytes).err().map(|error| kind(&error)), Some(FailureKind::Damaged), "{at} {change}");
+            }
         }
     }
 }

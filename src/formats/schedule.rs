@@ -7,14 +7,17 @@ use serde::{Deserialize, Serialize};
 use super::Format;
 
 /// This format.
-pub const FORMAT: Format = Format { name: "the schedule", version: 1 };
+pub const FORMAT: Format = Format { name: "the schedule", version: 2 };
 
-/// Version 1.
+/// Since which version it has a checksum.
+const SEALED: u32 = 2;
+
+/// Version 2, which has a [checksum](super::seal), and 1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct V1 {
-    /// 1.
+    /// 1 or 2.
     pub version: u32,
     /// Version of the agent that wrote it.
     pub agent: String,
@@ -96,9 +99,9 @@ pub struct RunV1 {
 /// Reads one of any version.
 ///
 /// # Errors
-/// As [`Format::read`].
+/// As [`Format::read_sealed`].
 pub fn read(json: &[u8]) -> Result<V1> {
-    FORMAT.read(json, |_, json| serde_json::from_slice(json))
+    FORMAT.read_sealed(SEALED, json, |_, json| serde_json::from_slice(json))
 }
 
 #[cfg(test)]
@@ -107,7 +110,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn version_1_is_what_is_written() {
+    fn version_1_is_read_for_ever() {
         assert_eq!(read(&samples::check_layout::<V1>("schedule", 1)).unwrap().version, 1);
+    }
+
+    #[test]
+    fn version_2_is_what_is_written() {
+        let (old, new) = (read(&samples::read("schedule.1.json")).unwrap(), read(&samples::check_sealed::<V1>("schedule", 2)).unwrap());
+        assert_eq!(new, V1 { version: FORMAT.version, ..old });
     }
 }

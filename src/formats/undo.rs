@@ -9,14 +9,17 @@ use super::Format;
 use super::journal::{AskedV1, AskedV4};
 
 /// This format.
-pub const FORMAT: Format = Format { name: "undo.json", version: 2 };
+pub const FORMAT: Format = Format { name: "undo.json", version: 3 };
 
-/// Version 2: for how long the cluster has to stay as the backup recorded it is among the options.
+/// Since which version it has a checksum.
+const SEALED: u32 = 3;
+
+/// Version 3, which has a [checksum](super::seal), and 2: for how long the cluster has to stay as the backup recorded it is among the options.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct V2 {
-    /// 2.
+    /// 2 or 3.
     pub version: u32,
     /// The runs that may have left something, oldest first.
     pub runs: Vec<String>,
@@ -86,7 +89,7 @@ impl From<V1> for V2 {
 /// # Errors
 /// As [`Format::read`].
 pub fn read(json: &[u8]) -> Result<V2> {
-    FORMAT.read(json, |version, json| match version {
+    FORMAT.read_sealed(SEALED, json, |version, json| match version {
         1 => serde_json::from_slice::<V1>(json).map(V2::from),
         _ => serde_json::from_slice(json),
     })
@@ -104,8 +107,14 @@ mod tests {
     }
 
     #[test]
-    fn version_2_is_what_is_written() {
+    fn version_2_is_read_for_ever() {
         let sample = samples::check_layout::<V2>("undo", 2);
         assert_eq!(serde_json::from_slice::<V2>(&sample).unwrap(), read(&sample).unwrap());
+    }
+
+    #[test]
+    fn version_3_is_what_is_written() {
+        let (old, new) = (read(&samples::read("undo.2.json")).unwrap(), read(&samples::check_sealed::<V2>("undo", 3)).unwrap());
+        assert_eq!(new, V2 { version: FORMAT.version, ..old });
     }
 }

@@ -2,15 +2,19 @@
 //!
 //! When a function here has returned, its effect is on disk; until then the old state is. There is nothing in between.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
+use rustix::fs::{AtFlags, Dir, FileType, IFlags, Mode, OFlags, ResolveFlags, ioctl_getflags, ioctl_setflags, statat};
 use rustix::io::Errno;
 
-use crate::error::unsupported;
+use crate::error::{misfit, unsupported};
 
 /// Larger than any of the agent's own files except the journal, bytes.
 pub const SMALL: u64 = 2 << 20;
@@ -113,7 +117,7 @@ pub fn open_regular(path: &Path) -> Result<File> {
 
 /// Opens for reading without waiting, for example for the writer of a FIFO: not even SIGTERM would end such a wait, because the standard
 /// library starts it again.
-fn open_at_once(path: &Path) -> std::io::Result<File> {
+pub(super) fn open_at_once(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed()).open(path)
 }
 
@@ -177,49 +181,80 @@ pub fn remove(path: &Path) -> Result<()> {
 }
 
 /// Removes a directory with everything below it, or whatever else is at `path`; it is fine when there is nothing. Immutable files (`chattr
-/// +i`) are removed too: a copy of a node's tree has some.
+/// +i`) are removed too: a copy of a node's tree has some. No link is followed, and nothing that is mounted below is entered, whoever puts it there
+/// meanwhile.
 ///
 /// # Errors
-/// When something in it cannot be removed, or that cannot be made durable.
+/// When something in it cannot be removed, or that cannot be made durable; [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when something is
+/// mounted there.
 pub fn remove_tree(path: &Path) -> Result<()> {
-    if path.symlink_metadata().is_ok_and(|meta| !meta.is_dir()) {
-        return remove(path);
-    }
-    let removed = match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            unlock(path)?;
-            std::fs::remove_dir_all(path)
-        }
-        removed => removed,
-    };
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else { return Err(anyhow!("{} is not removed", path.display())) };
+    let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+    let opened = rustix::fs::open(above, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let removed = opened.and_then(|above| remove_below(above.as_fd(), name));
     match removed {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("removing {}", path.display())),
-        _ => sync_name(path),
+        Ok(()) | Err(Errno::NOENT) => sync_name(path),
+        Err(Errno::XDEV | Errno::BUSY) => {
+            Err(misfit(format!("{} is not removed: something is mounted there; unmount it and run this again", path.display())))
+        }
+        Err(error) => Err(error).with_context(|| format!("removing {}", path.display())),
     }
 }
 
-/// Clears the flags that keep even root from removing what is at `path` and below.
-fn unlock(path: &Path) -> Result<()> {
-    use rustix::fs::{IFlags, Mode, OFlags, ioctl_getflags, ioctl_setflags, open};
-    for entry in walkdir::WalkDir::new(path) {
-        let entry = entry.with_context(|| format!("walking through {}", path.display()))?;
-        // Nothing else has such flags. Opening a FIFO would wait, and opening a device may set it going.
-        if !entry.file_type().is_file() && !entry.file_type().is_dir() {
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Removes what has this name in a directory.
+fn remove_below(above: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+    let directory = match open_own(above, name, DIRECTORY) {
+        Ok(directory) => directory,
+        // It is none.
+        Err(Errno::NOTDIR | Errno::LOOP) => return unlink(above, name, AtFlags::empty()),
+        Err(error) => return Err(error),
+    };
+    unlock(&directory)?;
+    for entry in Dir::read_from(&directory)? {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name == "." || name == ".." {
             continue;
         }
-        let clear = || -> rustix::io::Result<()> {
-            let file = open(entry.path(), OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-            match ioctl_getflags(&file) {
-                Ok(flags) if flags.intersects(IFlags::IMMUTABLE | IFlags::APPEND) => {
-                    ioctl_setflags(&file, flags.difference(IFlags::IMMUTABLE | IFlags::APPEND))
-                }
-                // A file system that has no such flags prevents no removal.
-                _ => Ok(()),
-            }
-        };
-        clear().with_context(|| format!("unlocking {}", entry.path().display()))?;
+        match remove_below(directory.as_fd(), name) {
+            // Somebody else removed it.
+            Err(Errno::NOENT) => {}
+            result => result?,
+        }
     }
-    Ok(())
+    unlink(above, name, AtFlags::REMOVEDIR)
+}
+
+/// Opens what has this name in a directory, and is on the same mount.
+fn open_own(above: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    match rustix::fs::openat2(above, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_XDEV) {
+        // Before Linux 5.6 there is no openat2.
+        Err(Errno::NOSYS) => rustix::fs::openat(above, name, flags, Mode::empty()),
+        opened => opened,
+    }
+}
+
+fn unlink(above: BorrowedFd<'_>, name: &OsStr, how: AtFlags) -> rustix::io::Result<()> {
+    match rustix::fs::unlinkat(above, name, how) {
+        // Nothing but files and directories has such flags. Opening a FIFO would wait, and opening a device may set it going.
+        Err(Errno::PERM) if FileType::from_raw_mode(statat(above, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode) == FileType::RegularFile => {
+            unlock(&open_own(above, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC)?)?;
+            rustix::fs::unlinkat(above, name, how)
+        }
+        result => result,
+    }
+}
+
+/// Clears the flags that keep even root from removing a file, or what is in a directory.
+fn unlock(file: &OwnedFd) -> rustix::io::Result<()> {
+    const LOCKS: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);
+    match ioctl_getflags(file) {
+        Ok(flags) if flags.intersects(LOCKS) => ioctl_setflags(file, flags.difference(LOCKS)),
+        // A file system that has no such flags prevents no removal.
+        _ => Ok(()),
+    }
 }
 
 /// Makes a directory with permissions `mode`; one that is there already is fine and keeps its own.

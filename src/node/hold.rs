@@ -132,8 +132,10 @@ pub fn check_run(node: &Node, dir: &RecoveryDir) -> Result<()> {
 /// [`FailureKind::Misfit`](crate::error::FailureKind::Misfit), with the command that shows that recovery.
 pub fn check_owner(node: &Node, dir: &RecoveryDir) -> Result<()> {
     match other_owner(node, dir) {
-        Some(owner) => Err(misfit(format!("kubelet is held by a recovery whose directory is {owner}, not {}", dir.shown().display()))
-            .and_next(run(format!("recovery --dir {owner} status"), ""))),
+        Some(owner) => {
+            Err(misfit(format!("kubelet is held by a recovery whose directory is {owner}, not {}: {HOLD} says so", dir.shown().display()))
+                .and_next(run(format!("recovery --dir {owner} status"), "")))
+        }
         None => Ok(()),
     }
 }

@@ -123,13 +123,19 @@ impl Node {
         path.strip_prefix(&self.root).map_or_else(|_| path.to_owned(), |rest| Path::new("/").join(rest))
     }
 
-    /// Reads a whole file of the node. For small files only (configuration, certificates, `/proc`).
+    /// Reads a whole file of the node. For small files only (configuration, certificates, `/proc`). Nothing is waited for: a FIFO without a writer is
+    /// empty.
     ///
     /// # Errors
     /// When it cannot be read; the message names the node's path.
     pub fn read(&self, path: impl AsRef<Path>) -> Result<Vec<u8>> {
         let path = path.as_ref();
-        std::fs::read(self.real_path(path)).with_context(|| format!("reading {}", path.display()))
+        let read = || {
+            let mut bytes = Vec::new();
+            std::io::Read::read_to_end(&mut durable::open_at_once(&self.real_path(path))?, &mut bytes)?;
+            std::io::Result::Ok(bytes)
+        };
+        read().with_context(|| format!("reading {}", path.display()))
     }
 
     /// As [`Node::read`], as text.

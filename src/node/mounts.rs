@@ -23,6 +23,8 @@ const MOUNTINFO: &str = "/proc/thread-self/mountinfo";
 /// One line of `mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
+    /// Its number, as `statx` tells it too.
+    pub id: u64,
     /// Which directory or file of the mounted file system is mounted.
     pub source_root: PathBuf,
     /// Where it is mounted.
@@ -51,8 +53,10 @@ pub fn is_mount_point(point: &Path) -> Result<bool> {
 pub fn parse(text: &[u8]) -> Vec<Mount> {
     text.split(|byte| *byte == b'\n')
         .filter_map(|line| {
-            let mut fields = line.split(|byte| *byte == b' ').skip(3);
-            Some(Mount { source_root: unescape(fields.next()?), point: unescape(fields.next()?) })
+            let mut fields = line.split(|byte| *byte == b' ');
+            let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+            let mut fields = fields.skip(2);
+            Some(Mount { id, source_root: unescape(fields.next()?), point: unescape(fields.next()?) })
         })
         .collect()
 }
@@ -173,7 +177,7 @@ mod tests {
         let text = b"36 35 98:0 /mnt1 /mnt/with\\040blank rw,noatime master:1 - ext3 /dev/root rw\n\
             37 36 8:4 /ostree/deploy/rhcos/var/lib/kubelet/pods/u-1/etc-hosts /etc/hosts rw shared:1 - xfs /dev/vda4 rw\n";
         let mounts = parse(text);
-        assert_eq!(mounts[0], Mount { source_root: "/mnt1".into(), point: "/mnt/with blank".into() });
+        assert_eq!(mounts[0], Mount { id: 36, source_root: "/mnt1".into(), point: "/mnt/with blank".into() });
         assert_eq!(mounts[1].point, Path::new("/etc/hosts"));
         assert_eq!(mounts.len(), 2);
     }

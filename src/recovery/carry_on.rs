@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::procedure::{Journal, Phase, Reading, State, this_boot};
+use super::procedure::{Journal, Phase, Reading, Recovery, State, this_boot};
 use super::report::{Outcome, RunReport};
 use super::run::{KUBELET_UNIT, Run};
 use super::undo::{Undo, Units};
 use super::{abandon, follow, history, status, step};
 use crate::agent::install;
 use crate::backup::{self, Backup, store};
+use crate::engine::Procedure as _;
 use crate::engine::driver::{self, Halt, Until, drive};
 use crate::engine::machine::{Phase as _, Stage};
-use crate::error::{AndNext, FailureKind, Next, busy, kind, run, unanswered, unsupported};
+use crate::error::{AndNext, FailureKind, Next, busy, damaged, kind, run, unanswered, unsupported};
 use crate::node::clock::ignore_hangup;
 use crate::node::{Node, hold};
 use crate::report::event::{self, About, tell};
@@ -42,7 +43,7 @@ pub struct ResumeOptions {
 /// ends with its result.
 ///
 /// # Errors
-/// [`FailureKind::Busy`] when the node has not rebooted since its files were restored;
+/// [`FailureKind::Busy`] when the node has not rebooted since its files were restored; [`FailureKind::Damaged`] when its journal cannot be read, or is gone;
 /// [`FailureKind::Unsupported`] when it is upgrade-recovery.sh that has begun a recovery; that of the step that failed.
 pub fn resume(session: &Session<'_>, options: &ResumeOptions) -> Result<Option<RunReport>> {
     let Session { node, dir, progress, .. } = *session;
@@ -56,6 +57,12 @@ pub fn resume(session: &Session<'_>, options: &ResumeOptions) -> Result<Option<R
             }
             Some(old) => {
                 Err(unsupported(format!("{old}, and this agent cannot go on with it")).and_next(status::in_place_of_the_old_script()))
+            }
+            // The hold is lifted before its journal is put away.
+            None if hold::is_placed(node) => {
+                let journal = dir.shown_journal();
+                Err(damaged(format!("the journal {} is missing, and kubelet is held by the recovery that wrote it", journal.display()))
+                    .and_next(Recovery::past_the_journal()))
             }
             None => Ok(None),
         };
@@ -196,9 +203,14 @@ pub(super) fn clear_away(session: &Locked<'_>, reading: &Reading, undo: Undo) ->
 }
 
 /// Places the hold again and stops kubelet, when somebody took the hold away or started kubelet between the steps that place and lift the hold. What
-/// the recovery had stopped may have been started with it: that is noted first, so that those steps are done again.
+/// the recovery had stopped may have been started with it: that is noted first, so that those steps are done again. The images are kept again until the
+/// recovery is over.
 fn hold_again(session: &Locked<'_>, reading: &Reading, undo: &mut Undo) -> Result<()> {
     let node = session.node;
+    if reading.attempted(step::HOLD) && !node.exists(hold::KEEP_IMAGES) {
+        tracing::warn!("{} was removed in the middle of the recovery; it is placed again", hold::KEEP_IMAGES);
+        hold::keep_images(node, &reading.run)?;
+    }
     if !reading.attempted(step::HOLD) || reading.attempted(step::LIFT_HOLD) {
         return Ok(());
     }

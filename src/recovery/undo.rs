@@ -93,7 +93,7 @@ impl Undo {
     /// # Errors
     /// When it cannot be written.
     pub fn save(&self, session: &Locked<'_>) -> Result<()> {
-        let bytes = formats::to_json(&format::V2::from(self.clone())).context("serializing what the recovery must undo")?;
+        let bytes = formats::seal(&format::V2::from(self.clone())).context("serializing what the recovery must undo")?;
         durable::write(&session.dir.undo(), &bytes, 0o600)
     }
 
@@ -341,10 +341,13 @@ mod tests {
         let (_root, node, dir) = node();
         let session = Session::unchecked(&node, &dir).lock("test").unwrap();
         Undo::of("b1", Asked::default()).save(&session).unwrap();
-        let text = std::fs::read_to_string(dir.undo()).unwrap();
-        let newer = text.replace("\"version\": 2", "\"version\": 3");
-        for (changed, code) in [(newer, 64), (text.replace("\"units\"", "\"more\": 1, \"units\""), 65), ("{".to_owned(), 65)] {
-            assert_ne!(changed, text);
+        let whole = std::fs::read(dir.undo()).unwrap();
+        let with = |field: &str, value: u32| {
+            let mut document: serde_json::Value = serde_json::from_slice(&formats::unsealed(&whole).unwrap()).unwrap();
+            document[field] = value.into();
+            formats::seal(&document).unwrap()
+        };
+        for (changed, code) in [(with("version", 4), 64), (with("more", 1), 65), (b"{".to_vec(), 65)] {
             std::fs::write(dir.undo(), changed).unwrap();
             assert_eq!(exit_code(&Undo::load(&dir).unwrap_err()), code);
         }

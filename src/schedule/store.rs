@@ -15,7 +15,7 @@ use super::cron::Cron;
 use super::zone::{UTC, zone};
 use crate::backup::names::{label_value, shortened};
 use crate::error::{AndNext, Failure, damaged, kind, misfit, next, run, said, usage};
-use crate::formats::{schedule as format, to_json};
+use crate::formats::{schedule as format, seal};
 use crate::node::dir::{RecoveryDir, check_is_roots};
 use crate::node::timer::{SCHEDULES, owner};
 use crate::node::{Node, durable};
@@ -317,7 +317,7 @@ pub fn prepare(node: &Node) -> Result<()> {
 /// # Errors
 /// When it cannot be written.
 pub fn write(node: &Node, schedule: &Schedule) -> Result<()> {
-    let json = to_json(&format::V1::from(schedule.clone())).context("writing a schedule as JSON")?;
+    let json = seal(&format::V1::from(schedule.clone())).context("writing a schedule as JSON")?;
     durable::write(&path(node, &schedule.name), &json, 0o600)
 }
 
@@ -394,7 +394,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_again() -> Result<()> {
-        let sample = format::read(&samples::read("schedule.1.json"))?;
+        let sample = format::read(&samples::read("schedule.2.json"))?;
         assert_eq!(format::V1::from(Schedule::from(sample.clone())), sample);
         let schedule = Schedule::from(sample);
         assert_eq!((schedule.zone_name()?.as_str(), schedule.label().as_str()), ("Europe/Berlin", "example-backup"));

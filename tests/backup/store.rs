@@ -62,7 +62,7 @@ fn the_order_is_the_manifests_and_latest_is_never_read() {
 
 #[test]
 fn damage_is_seen_named_and_passed_over() {
-    let damages: [(&str, &str, &str); 12] = [
+    let damages: [(&str, &str, &str); 15] = [
         ("missing", "rm etc.tar.zst", "etc.tar.zst is missing"),
         ("added", "echo x > more", "more was added"),
         ("unknown", "sed -i 's/\"version\": [0-9][0-9]*/&, \"news\": 1/' manifest.json", "news"),
@@ -74,6 +74,10 @@ fn damage_is_seen_named_and_passed_over() {
         ("binary", "printf '\\377' > SHA256SUMS", "SHA256SUMS is not text"),
         ("long", "head -c 60000 /dev/zero | tr '\\0' x > SHA256SUMS", "x…`"),
         ("hostile", "echo \"$(printf '0%.0s' {1..64})  ../../etc/passwd\" >> SHA256SUMS", "not a checksum"),
+        // What sha256sum(1) itself takes.
+        ("capitals", "sed -i '1s/^[0-9a-f]*/\\U&/' SHA256SUMS", "not a checksum"),
+        ("mixed", "sed -i '2s/  / */' SHA256SUMS", "not a checksum"),
+        ("cut", "truncate -s -1 SHA256SUMS", "SHA256SUMS is cut off"),
         ("link", "mv etc.tar.zst ../../e && ln -s ../../e etc.tar.zst", "not a regular file"),
     ];
     let place = Place::new();
@@ -419,7 +423,7 @@ fn pins_of_ours_go_with_the_last_backup_that_needs_them() {
     assert_eq!(pinned(), [false, true]);
     assert!(delete_none(&place));
     // What a newer agent keeps there is not written over.
-    let pins = place.put("/var/recovery/pins.json", r#"{"version": 2, "agent": "9.1.0", "others": []}"#);
+    let pins = place.put("/var/recovery/pins.json", r#"{"version": 3, "agent": "9.1.0", "others": []}"#);
     let error = pins::pin(&place.node, &place.dir, &all[0]).unwrap_err();
     assert!(exit_code(&error) == 64 && error.to_string().contains("written by recovery 9.1.0"), "{error}");
     assert!(std::fs::read_to_string(pins).unwrap().contains("others"));

@@ -190,6 +190,36 @@ fn journals_that_are_torn_or_garbage() {
 }
 
 #[test]
+fn a_journal_that_is_gone_and_a_hold_that_is_no_file() {
+    let place = Place::new();
+    place.agent(&["restore-files", "--yes"]).expect(0, &[]).unwrap();
+    let hold = place.at("/var/lib/recovery/hold-kubelet");
+    let text = std::fs::read(&hold).unwrap();
+    // Nobody writes into it, and nobody waits for that.
+    sh(place.temporary.path(), &format!("rm {0} && mkfifo {0}", hold.display()));
+    place.agent(&["status"]).expect(0, &[]).unwrap();
+    place.agent(&["resume"]).expect(75, &["has not rebooted"]).unwrap();
+    std::fs::remove_file(&hold).unwrap();
+    std::fs::write(&hold, text).unwrap();
+    std::fs::remove_file(place.dir.journal()).unwrap();
+    refused(&place, &["resume"], 65, &["the journal /var/recovery/progress is missing", "recovery restart", "recovery abandon"]);
+    place.agent(&["abandon", "--yes"]).expect(0, &[]).unwrap();
+    assert!(!hold.exists());
+    place.agent(&["resume"]).expect(0, &[]).unwrap();
+}
+
+#[test]
+fn images_are_kept_again_when_somebody_has_let_them_go() {
+    let place = Place::new();
+    place.fail("systemctl stop containerd.service");
+    place.agent(&["restore-files", "--yes"]).expect(1, &["stop-runtime"]).unwrap();
+    let kept = place.at("/var/lib/recovery/keep-images");
+    std::fs::remove_file(&kept).unwrap();
+    place.agent(&["resume"]).expect(0, &["keep-images was removed"]).unwrap();
+    assert!(kept.exists());
+}
+
+#[test]
 fn programs_that_are_missing_fail_or_print_garbage() {
     for (tool, how, code, says) in [
         ("systemctl", "missing", 78, "`systemctl` is missing on this node"),

@@ -6,6 +6,8 @@ use recovery::error::exit_code;
 use recovery::recovery::procedure::Phase;
 use recovery::recovery::{Asked, Options, Outcome, ResumeOptions};
 
+use testing::sealed;
+
 use crate::place::Place;
 
 const HOLD: &str = "/var/lib/recovery/hold-kubelet";
@@ -388,11 +390,10 @@ fn giving_up_that_was_cut_short_says_the_same_the_second_time() {
 fn a_run_that_was_noted_and_never_begun_is_nothing_to_worry_about() {
     let place = Place::new();
     place.plan(Options::default()).unwrap().begin().unwrap();
-    let undo = std::fs::read_to_string(place.dir.undo()).unwrap();
+    let mut undo = sealed::read(&place.dir.undo()).unwrap();
     place.abandon().unwrap().unwrap();
-    let mut undo: serde_json::Value = serde_json::from_str(&undo).unwrap();
     undo["units"] = serde_json::json!({});
-    std::fs::write(place.dir.undo(), undo.to_string()).unwrap();
+    sealed::write(&place.dir.undo(), &undo).unwrap();
     let report = place.abandon().unwrap().unwrap();
     assert!(report.state.contains("nothing on disk was changed"), "{}", report.state);
     assert!(!place.dir.undo().exists());
@@ -606,8 +607,7 @@ fn a_node_that_booted_without_selinux_has_no_mode_to_put_back() {
     let place = Place::new();
     place.fail("systemctl stop containerd.service");
     place.restore_files(Asked::default()).unwrap_err();
-    let undo = std::fs::read_to_string(place.dir.undo()).unwrap();
-    std::fs::write(place.dir.undo(), undo.replacen('{', "{\"selinux\": \"enforcing\",", 1)).unwrap();
+    sealed::edit(&place.dir.undo(), |undo| undo["selinux"] = "enforcing".into()).unwrap();
     assert_eq!(place.resume(&resumed()).unwrap().unwrap().outcome, Outcome::RebootNeeded);
 }
 

@@ -65,13 +65,11 @@ fn apply(node: &Node, text: &str, code: i32, says: &[&str]) -> Result<String> {
 
 /// Changes what is written of the schedule.
 fn edit(node: &Node, change: impl FnOnce(&mut Value)) -> Result<()> {
-    let mut schedule = written(node)?;
-    change(&mut schedule);
-    Ok(std::fs::write(node.at(FILE), serde_json::to_vec(&schedule)?)?)
+    testing::sealed::edit(&node.at(FILE), change)
 }
 
 fn written(node: &Node) -> Result<Value> {
-    Ok(serde_json::from_slice(&std::fs::read(node.at(FILE))?)?)
+    testing::sealed::read(&node.at(FILE))
 }
 
 /// As if the node had been off for a day.

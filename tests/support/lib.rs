@@ -3,7 +3,7 @@
 //! - [`node`]: an emulated node, whole; [`place`]: where its parts are, for its programs too (`tests/standin`).
 //! - [`etcd`]: real etcd of four releases.
 //! - [`api`]: an emulated API server; [`pki`], [`csr`]: certificates and requests for them.
-//! - [`agent`]: the agent as one of another version.
+//! - [`agent`]: the agent as one of another version; [`sealed`]: its files with a checksum, changed.
 //! - [`tree`]: a file tree with one of everything; [`manifest`]: a backup's manifest with nothing special in it.
 //! - [`cargo`]: the checkout, and what cargo has built in it.
 
@@ -23,6 +23,7 @@ pub mod manifest;
 pub mod node;
 pub mod pki;
 pub mod place;
+pub mod sealed;
 pub mod session;
 pub mod subject;
 pub mod tree;

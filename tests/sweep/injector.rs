@@ -39,13 +39,15 @@ pub(crate) enum Fault {
     Short,
     /// The process gets this signal here, and once more at each of the next places until it has got so many.
     Signal(Signal, usize),
+    /// Somebody else does something before the call, while the process waits.
+    Act,
 }
 
 impl Fault {
     /// True where it can happen.
     pub(crate) fn can_happen(self, Point { call, amount, .. }: &Point) -> bool {
         match self {
-            Self::Kill | Self::Signal(..) => true,
+            Self::Kill | Self::Signal(..) | Self::Act => true,
             Self::KillAfter => call.shown == Shown::Start,
             Self::Short => *amount > 1,
             Self::Fail(error) | Self::FailOn(error) => match error {
@@ -202,12 +204,23 @@ pub(crate) struct Ended {
 
 /// Runs a command to its end, with the fault at the place of this number, from 1 on.
 pub(crate) fn run(command: &mut Command, fault: Option<(usize, Fault)>) -> Result<Ended> {
+    run_counting(command, fault, false, &mut || Ok(()))
+}
+
+/// As [`run`], and `act` is what somebody else does where the fault is [`Fault::Act`]. With `looks`, places are also those where a file is opened
+/// that is there.
+pub(crate) fn run_counting(
+    command: &mut Command,
+    fault: Option<(usize, Fault)>,
+    looks: bool,
+    act: &mut (dyn FnMut() -> Result<()> + Send),
+) -> Result<Ended> {
     // A thread of its own waits for no other process than the command, and is told of no other.
-    std::thread::scope(|scope| scope.spawn(|| Trace::start(command, fault)?.run()).join())
+    std::thread::scope(|scope| scope.spawn(|| Trace::start(command, fault, looks, act)?.run()).join())
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-struct Trace {
+struct Trace<'a> {
     process: Pid,
     said: File,
     fault: Option<(usize, Fault)>,
@@ -219,10 +232,17 @@ struct Trace {
     hit: Option<(Point, Instant)>,
     signals: usize,
     is_over: bool,
+    looks: bool,
+    act: &'a mut (dyn FnMut() -> Result<()> + Send),
 }
 
-impl Trace {
-    fn start(command: &mut Command, fault: Option<(usize, Fault)>) -> Result<Self> {
+impl<'a> Trace<'a> {
+    fn start(
+        command: &mut Command,
+        fault: Option<(usize, Fault)>,
+        looks: bool,
+        act: &'a mut (dyn FnMut() -> Result<()> + Send),
+    ) -> Result<Self> {
         // No file that is counted, and no pipe that would have to be read meanwhile.
         let said = File::from(rustix::fs::memfd_create("said", rustix::fs::MemfdFlags::CLOEXEC)?);
         command.stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said.try_clone()?);
@@ -246,6 +266,8 @@ impl Trace {
             hit: None,
             signals: 0,
             is_over: false,
+            looks,
+            act,
         })
     }
 
@@ -303,7 +325,7 @@ impl Trace {
             return Ok(());
         }
         let registers = ptrace::getregs(thread)?;
-        let Some(point) = point(thread, &registers)? else { return Ok(()) };
+        let Some(point) = point(thread, &registers, self.looks)? else { return Ok(()) };
         let Some((number, fault)) = self.fault else {
             self.points.push(point);
             return Ok(());
@@ -325,6 +347,10 @@ impl Trace {
             Fault::Kill => {
                 self.is_over = true;
                 kill(self.process, Signal::SIGKILL)?;
+            }
+            Fault::Act => {
+                self.is_over = true;
+                (self.act)()?;
             }
             Fault::KillAfter => {
                 self.changed.insert(thread, (registers, None));
@@ -387,8 +413,8 @@ fn argument(registers: &mut libc::user_regs_struct, number: usize) -> &mut u64 {
     }
 }
 
-/// The place that a thread is at; none where the call changes no file.
-fn point(thread: Pid, registers: &libc::user_regs_struct) -> Result<Option<Point>> {
+/// The place that a thread is at; none where the call changes no file, nor opens one where that counts too.
+fn point(thread: Pid, registers: &libc::user_regs_struct, looks: bool) -> Result<Option<Point>> {
     let Some(call) = CALLS.iter().find(|call| call.number.cast_unsigned() == registers.orig_rax) else { return Ok(None) };
     let mut registers = *registers;
     let mut word = |number| *argument(&mut registers, number);
@@ -401,7 +427,7 @@ fn point(thread: Pid, registers: &libc::user_regs_struct) -> Result<Option<Point
         "clone3" => u64::from_ne_bytes(memory(thread, word(0), 8)?.try_into().unwrap_or_default()) & CLONE_THREAD == 0,
         _ => true,
     };
-    if !changes {
+    if !changes && !(looks && matches!(call.name, "open" | "openat" | "openat2")) {
         return Ok(None);
     }
     let path = match call.shown {
@@ -419,7 +445,7 @@ fn point(thread: Pid, registers: &libc::user_regs_struct) -> Result<Option<Point
         "openat" => Some(word(2)),
         _ => None,
     };
-    if opens.is_some_and(|flags| flags & MAKES_NEW == 0) && Path::new(&path).exists() {
+    if !looks && opens.is_some_and(|flags| flags & MAKES_NEW == 0) && Path::new(&path).exists() {
         return Ok(None);
     }
     let is_on_no_disk = ["/dev/", "/proc/", "/memfd:"].iter().any(|other| path.starts_with(other));

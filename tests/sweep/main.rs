@@ -1,11 +1,13 @@
 //! Faults at each place where a command changes something: counted, tried, survived. `tests/README.md` has the table.
 #![cfg(target_arch = "x86_64")]
 
+mod damage;
 mod disk;
 mod injector;
 #[allow(dead_code, reason = "the tests of backups use all of it")]
 #[path = "../backup/place.rs"]
 mod place;
+mod races;
 #[allow(dead_code, reason = "the tests of recoveries use all of it")]
 #[path = "../recovery/place.rs"]
 mod small_node;
@@ -22,6 +24,15 @@ use anyhow::{Context, Result, ensure};
 use subjects::{ON_NODES, SUBJECTS};
 use sweep::{KINDS, Reach, sweep};
 use tools::KINDS as TOOL_KINDS;
+
+/// What has kinds of its own, by the word that chooses it.
+const OF_THEIR_OWN: [(&str, fn(Reach) -> Result<Vec<String>>); 5] = [
+    ("damage", damage::of_a_backup),
+    ("damage-restore", damage::of_a_restore),
+    ("damage-notes", damage::of_notes_of_its_own),
+    ("swaps", races::hostile),
+    ("races", races::duels),
+];
 
 /// Of each kind so many places in the tests that always run.
 const SAMPLE: usize = 6;
@@ -62,12 +73,15 @@ fn every_place() -> Result<()> {
     let words: Vec<&str> = chosen.split_whitespace().collect();
     let threads = std::thread::available_parallelism()?.get();
     let is_chosen = |name: &str, among: &[&str]| !among.iter().any(|name| words.contains(name)) || words.contains(&name);
-    let names = SUBJECTS.map(|(name, _)| name);
+    let names = [&SUBJECTS.map(|(name, _)| name)[..], &OF_THEIR_OWN.map(|(name, _)| name)].concat();
     let kinds = [&KINDS.map(|(kind, _)| kind)[..], &TOOL_KINDS.map(|(kind, _)| kind)].concat();
     let of_tools: Vec<_> = TOOL_KINDS.into_iter().filter(|(kind, _)| is_chosen(kind, &kinds)).collect();
     let of: Vec<_> = KINDS.into_iter().filter(|(kind, _)| is_chosen(kind, &kinds)).collect();
     let reach = words.iter().find_map(|word| word.parse().ok()).map_or(Reach::All, Reach::Sample);
     let mut failed = Vec::new();
+    for (_, sweep) in OF_THEIR_OWN.into_iter().filter(|(name, _)| is_chosen(name, &names)) {
+        failed.append(&mut sweep(reach)?);
+    }
     for subject in SUBJECTS.into_iter().filter(|(name, _)| is_chosen(name, &names)) {
         if !of.is_empty() {
             failed.append(&mut sweep(subject, &of, reach, threads)?);

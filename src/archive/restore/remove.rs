@@ -30,7 +30,7 @@ pub(super) fn unlink(parent: &OwnedFd, name: &[u8], how: AtFlags) -> Result<()> 
 pub(super) fn unlock(directory: &OwnedFd, name: &[u8]) -> Result<bool> {
     match Found::at(directory, name)? {
         Some(Found { kind: Some(kind), flags, .. }) if flags != 0 => {
-            Inode::open(directory, name, kind)?.set_flags(0)?;
+            Inode::open_own(directory, name, kind)?.set_flags(0)?;
             Ok(true)
         }
         _ => Ok(false),
@@ -73,7 +73,7 @@ fn directory(parent: &OwnedFd, name: &[u8]) -> Result<Option<OwnedFd>> {
         _ => return Ok(None),
     }
     unlock(parent, name)?;
-    Ok(Some(Inode::open(parent, name, Kind::Directory)?.into_file()))
+    Ok(Some(Inode::open_own(parent, name, Kind::Directory)?.into_file()))
 }
 
 /// Removes `name`; a directory is moved, and its new name returned.

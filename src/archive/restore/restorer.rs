@@ -260,7 +260,7 @@ impl Restorer<'_> {
         let attributes = self.attributes(bench, id).with_context(|| self.making(id))?;
         let make = |stage: &OwnedFd, name: &str| -> Result<()> {
             make_empty(stage, name.as_bytes(), self.table, leader)?;
-            Inode::open(stage, name.as_bytes(), row.kind)?.set(&attributes, row.mtime, row.kind)
+            Inode::open_own(stage, name.as_bytes(), row.kind)?.set(&attributes, row.mtime, row.kind)
         };
         bench.place(self.table.path(id), make).with_context(|| self.making(id))
     }
@@ -272,8 +272,8 @@ impl Restorer<'_> {
             let (parent, name) = split(self.table.path(id)).unwrap_or((b"", b""));
             let parent = bench.enter(parent)?;
             let there = match Found::at(parent, name)?.and_then(|found| found.kind) {
-                Some(kind) => Inode::open(parent, name, kind)?,
-                None => Inode::open(parent, b"", Kind::Directory)?,
+                Some(kind) => Inode::open_own(parent, name, kind)?,
+                None => Inode::open_own(parent, b"", Kind::Directory)?,
             };
             attributes.xattrs.extend(there.xattrs()?.into_iter().find(|(name, _)| name == LABEL));
         }
@@ -311,7 +311,7 @@ impl Restorer<'_> {
         let parent = bench.enter(parent)?;
         unlock(parent, name)?;
         let row = self.table.row(self.table.leader(id));
-        Inode::open(parent, name, row.kind)?.set(&attributes, row.mtime, row.kind)
+        Inode::open_own(parent, name, row.kind)?.set(&attributes, row.mtime, row.kind)
     }
 
     /// Sets the flags of an entry that is otherwise finished: they forbid every further change.
@@ -321,7 +321,7 @@ impl Restorer<'_> {
             return Ok(());
         }
         let (parent, name) = split(self.table.path(id)).unwrap_or((b"", b""));
-        Inode::open(bench.enter(parent)?, name, row.kind)?.set_flags(flags)
+        Inode::open_own(bench.enter(parent)?, name, row.kind)?.set_flags(flags)
     }
 
     /// Gives directories their metadata and times, makes everything durable, and removes the stages.

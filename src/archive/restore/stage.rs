@@ -131,7 +131,7 @@ impl<'a> Stages<'a> {
                     // At once: where the file system could store no note, only this process knows the time.
                     Inode::of(self.tree.list(root)?).set_mtime(before.mtime)?;
                 }
-                let stage = Inode::open(&directory, STAGE, Kind::Directory)?;
+                let stage = Inode::open_own(&directory, STAGE, Kind::Directory)?;
                 let left = names(stage.file())?;
                 left.iter().filter(|name| *name != NOTES).try_for_each(|name| remove_all(stage.file(), name, interrupted))?;
                 // Nothing made in it may inherit an ACL.

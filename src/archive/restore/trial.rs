@@ -92,7 +92,7 @@ fn attempt(stage: &OwnedFd, table: &Table, id: Id) -> Result<()> {
     let (uid, gid) = (attributes.uid, attributes.gid);
     let owned = rustix::fs::chownat(stage, TRIAL, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW);
     owned.map_err(|error| not_taken(error, stage, &format!("the owner {uid}:{gid}"))).context("setting the owner")?;
-    let inode = Inode::open(stage, TRIAL, row.kind)?;
+    let inode = Inode::open_own(stage, TRIAL, row.kind)?;
     inode.set_xattrs(&attributes.xattrs)?;
     if attributes.flags != 0 {
         inode.set_flags(attributes.flags)?;
@@ -105,7 +105,7 @@ fn attempt(stage: &OwnedFd, table: &Table, id: Id) -> Result<()> {
 fn attempt_names(stage: &OwnedFd, names: u32) -> Result<()> {
     unlink(stage, TRIAL, AtFlags::empty())?;
     rustix::fs::mkdirat(stage, TRIAL, Mode::RWXU)?;
-    let directory = Inode::open(stage, TRIAL, Kind::Directory)?.into_file();
+    let directory = Inode::open_own(stage, TRIAL, Kind::Directory)?.into_file();
     rustix::fs::mknodat(&directory, "0", FileType::RegularFile, Mode::RUSR, 0)?;
     for made in 1..names.min(MOST_NAMES) {
         interrupted()?;

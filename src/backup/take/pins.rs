@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use crate::backup::manifest::DeploymentId;
 use crate::backup::survey::Survey;
 use crate::error::{AndNext, FailureKind, by_hand, damaged, kind, unsupported};
-use crate::formats::pins::{FORMAT, V1};
-use crate::formats::to_json;
+use crate::formats::pins::{self as format, FORMAT, V1};
+use crate::formats::seal;
 use crate::node::{Node, dir::RecoveryDir, durable};
 use crate::tools::ostree::{self, Deployment};
 
@@ -70,7 +70,7 @@ fn read(dir: &RecoveryDir) -> Result<Vec<DeploymentId>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
     };
-    let pins = FORMAT.read(&bytes, |_, json| serde_json::from_slice::<V1>(json)).map_err(|error| match kind(&error) {
+    let pins = format::read(&bytes).map_err(|error| match kind(&error) {
         FailureKind::Damaged => error.and_next(by_hand(format!(
             "remove {}, and look at the pins of `ostree admin status` by hand",
             dir.shown().join(FORMAT.name).display()
@@ -82,6 +82,6 @@ fn read(dir: &RecoveryDir) -> Result<Vec<DeploymentId>> {
 
 fn write(dir: &RecoveryDir, ours: Vec<DeploymentId>) -> Result<()> {
     let pins = V1 { version: FORMAT.version, ours: ours.into_iter().map(Into::into).collect() };
-    let json = to_json(&pins).context("putting the pins into JSON")?;
+    let json = seal(&pins).context("putting the pins into JSON")?;
     durable::write(&dir.path().join(FORMAT.name), &json, 0o600)
 }

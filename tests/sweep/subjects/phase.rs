@@ -43,33 +43,38 @@ impl Subject for RestoreFiles {
     }
 
     fn state(&self) -> Result<State> {
-        let mut state = State::new();
-        for part in ["etc", "usr/local", "var/lib", "var/recovery"] {
-            for (path, facts) in tree(&self.place.at(part)) {
-                let path = format!("/{part}/{path}");
-                // The journal of a run that did not come to its first step is kept there.
-                if path.starts_with("/var/recovery/history") {
-                    continue;
-                }
-                // What the recovery itself keeps there is of its own time, and so are the directories above it.
-                let own = path.starts_with("/etc/systemd") || path.starts_with("/var/") || path == "/etc/";
-                state.insert(path, if own { without_time(&facts) } else { facts });
-            }
-        }
-        // They tell which run it is, or who was at work and when.
-        let own = ["/var/recovery/lock", "/var/recovery/progress", "/var/recovery/undo.json", NOTE];
-        for told in own.into_iter().chain(["/var/lib/recovery/hold-kubelet", "/var/lib/recovery/keep-images"]) {
-            state.entry(told.to_owned()).and_modify(String::clear);
-        }
-        for unit in ["kubelet.service", "containerd.service"] {
-            state.insert(unit.to_owned(), self.place.state_of(unit));
-        }
-        let mut done: Vec<String> = self.place.done().into_iter().map(|(step, _)| step).collect();
-        done.sort();
-        state.insert("steps".to_owned(), done.join(" "));
-        let status = self.place.status();
-        let run = status.run.context("no recovery is in progress")?;
-        state.insert("status".to_owned(), format!("{:?} reboot {} hold {}", run.phase, run.needs_reboot, status.hold));
-        Ok(state)
+        state_of(&self.place)
     }
+}
+
+/// What there is after it.
+pub(crate) fn state_of(place: &Place) -> Result<State> {
+    let mut state = State::new();
+    for part in ["etc", "usr/local", "var/lib", "var/recovery"] {
+        for (path, facts) in tree(&place.at(part)) {
+            let path = format!("/{part}/{path}");
+            // The journal of a run that did not come to its first step is kept there.
+            if path.starts_with("/var/recovery/history") {
+                continue;
+            }
+            // What the recovery itself keeps there is of its own time, and so are the directories above it.
+            let own = path.starts_with("/etc/systemd") || path.starts_with("/var/") || path == "/etc/";
+            state.insert(path, if own { without_time(&facts) } else { facts });
+        }
+    }
+    // They tell which run it is, or who was at work and when.
+    let own = ["/var/recovery/lock", "/var/recovery/progress", "/var/recovery/undo.json", NOTE];
+    for told in own.into_iter().chain(["/var/lib/recovery/hold-kubelet", "/var/lib/recovery/keep-images"]) {
+        state.entry(told.to_owned()).and_modify(String::clear);
+    }
+    for unit in ["kubelet.service", "containerd.service"] {
+        state.insert(unit.to_owned(), place.state_of(unit));
+    }
+    let mut done: Vec<String> = place.done().into_iter().map(|(step, _)| step).collect();
+    done.sort();
+    state.insert("steps".to_owned(), done.join(" "));
+    let status = place.status();
+    let run = status.run.context("no recovery is in progress")?;
+    state.insert("status".to_owned(), format!("{:?} reboot {} hold {}", run.phase, run.needs_reboot, status.hold));
+    Ok(state)
 }
