@@ -22,9 +22,10 @@ use crate::disk::Disk;
 use crate::injector::{self, Fault};
 use crate::place::Sno;
 use crate::small_node::Place;
+use crate::subject::{State, same};
 use crate::subjects::phase::state_of;
 use crate::subjects::{agent, copy, empty, tree};
-use crate::sweep::{Reach, State, same};
+use crate::sweep::Reach;
 
 /// Of larger files, not every byte is tried.
 const SMALL: usize = 64 << 10;

@@ -25,8 +25,9 @@ use crate::disk::Disk;
 use crate::injector::{self, Fault};
 use crate::place::{Place as Backups, Sno};
 use crate::small_node::{Place, TOOL};
+use crate::subject::{State, same};
 use crate::subjects::{agent, copy, empty, remove, tree};
-use crate::sweep::{Reach, State, same};
+use crate::sweep::Reach;
 
 /// How long a command may take.
 const LIMIT: Duration = Duration::from_secs(60);
