@@ -620,8 +620,7 @@ fn a_mode_that_selinux_has_booted_with_is_left_as_it_is() {
             place.fail("systemctl stop containerd.service");
             place.restore_files(Asked::default()).unwrap_err();
             // Killed while it was permissive.
-            let undo = std::fs::read_to_string(place.dir.undo()).unwrap();
-            std::fs::write(place.dir.undo(), undo.replacen('{', "{\"selinux\": \"enforcing\",", 1)).unwrap();
+            sealed::edit(&place.dir.undo(), |undo| undo["selinux"] = "enforcing".into()).unwrap();
             place.put("/sys/fs/selinux/enforce", "0");
             place.boot(boot);
             if abandons {
