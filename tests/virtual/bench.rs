@@ -21,6 +21,8 @@ use crate::subject::{Named, State, Subject, again, same};
 
 /// Of a file system.
 const SIZE: u64 = 600 << 20;
+/// For all disks and logs together, of which most is never written.
+const ROOM: u64 = 64 << 30;
 /// So many disks are kept of a run.
 const KEPT: usize = 3;
 const LIMIT: Limit = Limit::of(60);
@@ -82,8 +84,12 @@ impl Bench {
         let below = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
         // A mount namespace of this thread's own, with a temporary directory in it: the subject is made there, and what it has running stays there.
         let disk = Disk::make()?;
-        let room = below.path().to_owned();
-        checked(Command::new("mount").args(["-t", "tmpfs", "-o", "size=3g", "none"]).arg(&room), LIMIT)?;
+        let (memory, room) = (below.path().join("memory"), below.path().join("room"));
+        fs::create_dir(&memory)?;
+        checked(Command::new("mount").args(["-t", "tmpfs", "-o", "size=3g", "none"]).arg(&memory), LIMIT)?;
+        // An XFS, on which the copy of a disk costs nothing.
+        real_node::disk::make(&memory.join("xfs"), ROOM, "room")?;
+        real_node::disk::mount(&memory.join("xfs"), &room)?;
         fs::create_dir(room.join("at"))?;
         let subject = make(disk.path())?;
         // Another one, in which disks are mounted over that directory.
@@ -186,7 +192,7 @@ impl Bench {
         let side = &self.sides[recorded.side];
         let (flushed, image) = (self.room.join("flushed"), self.room.join("cut"));
         copy(&side.before, &flushed)?;
-        let mut replay = Replay::new(&recorded.log, &flushed)?;
+        let mut replay = Replay::new(&recorded.log, &flushed, side.kind.whole())?;
         cuts.sort_by_key(|cut| cut.after);
         let mut count = Count::default();
         for cut in cuts {
@@ -223,7 +229,7 @@ impl Bench {
         let left = Log::read(&log)?;
         let after = Cut { after: left.len(), fate: Fate::Torn(seed) };
         copy(&side.before, &image)?;
-        Replay::new(&left, &image)?.cut(after, &cut)?;
+        Replay::new(&left, &image, side.kind.whole())?.cut(after, &cut)?;
         fs::remove_file(&log)?;
         let survives = || -> Result<()> {
             let mut machine = self.machine(vec![(recorded.side, cut.clone(), None, false)])?;
@@ -239,8 +245,10 @@ impl Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        // The directory below it is removed then.
-        Command::new("umount").arg("-l").arg(&self.room).status().ok();
+        // The directories below them are removed then.
+        for mounted in [self.room.clone(), self.room.with_file_name("memory")] {
+            Command::new("umount").arg("-l").arg(mounted).status().ok();
+        }
     }
 }
 

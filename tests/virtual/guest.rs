@@ -18,6 +18,17 @@ pub(crate) enum Kind {
     Ext4,
 }
 
+impl Kind {
+    /// What a disk has to write whole or not at all, bytes. XFS does not replay its journal over a block whose first sector is newer: where the others
+    /// are not, it cannot be mounted any more (seen with Linux 6.18), so it needs a disk whose sectors are as large as its blocks.
+    pub(crate) const fn whole(self) -> u64 {
+        match self {
+            Self::Xfs => 4096,
+            Self::Ext4 => 512,
+        }
+    }
+}
+
 impl std::fmt::Display for Kind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

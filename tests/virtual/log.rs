@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use real_node::command::{Limit, checked};
 
-/// The unit of a disk that is written whole or not at all, bytes.
+/// The unit of the log, bytes.
 pub(crate) const SECTOR: u64 = 512;
 
 const MAGIC: u64 = 0x006a_7366_7773_6872;
@@ -44,7 +44,7 @@ pub(crate) enum Fate {
     Lost,
     /// All are.
     Kept,
-    /// Of each, chance decides by this seed: it is there, it is not, or some of its sectors are.
+    /// Of each, chance decides by this seed: it is there, it is not, or some of its parts are.
     Torn(u64),
 }
 
@@ -116,12 +116,14 @@ pub(crate) struct Replay<'a> {
     image: File,
     path: &'a Path,
     done: usize,
+    /// What is written whole or not at all, bytes.
+    whole: u64,
 }
 
 impl<'a> Replay<'a> {
-    /// `image` is the disk as it was before the log began, and is changed.
-    pub(crate) fn new(log: &'a Log, image: &'a Path) -> Result<Self> {
-        Ok(Self { log, image: File::options().write(true).open(image)?, path: image, done: 0 })
+    /// `image` is the disk as it was before the log began, and is changed. It writes so many bytes whole or not at all.
+    pub(crate) fn new(log: &'a Log, image: &'a Path, whole: u64) -> Result<Self> {
+        Ok(Self { log, image: File::options().write(true).open(image)?, path: image, done: 0, whole })
     }
 
     /// Makes `to` the disk after a cut, which is not before the one before it.
@@ -144,10 +146,14 @@ impl<'a> Replay<'a> {
                 Fate::Kept => 2,
                 Fate::Torn(_) => chance.below(3),
             };
-            for (at, sector) in (entry.at..).step_by(512).zip(bytes.chunks(512)) {
+            let mut from = 0;
+            while from < entry.length {
+                let end = ((entry.at + from) / self.whole + 1) * self.whole - entry.at;
+                let part = usize::try_from(from)?..usize::try_from(end.min(entry.length))?;
                 if kept == 2 || kept == 1 && chance.below(2) == 0 {
-                    image.write_all_at(sector, at)?;
+                    image.write_all_at(&bytes[part], entry.at + from)?;
                 }
+                from = end;
             }
         }
         Ok(())
@@ -179,4 +185,36 @@ impl std::fmt::Display for Cut {
             Fate::Torn(seed) => write!(f, "torn {seed}"),
         }
     }
+}
+
+#[test]
+fn what_was_flushed_stays_and_what_was_not_is_lost_kept_or_torn() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let [path, image, to] = ["log", "image", "to"].map(|name| dir.path().join(name));
+    let sector = |numbers: &[u64]| {
+        let mut bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        bytes.resize(512, 0);
+        bytes
+    };
+    // One sector of 1, a flush, eight sectors of 2 from the second on.
+    let mut log = [sector(&[MAGIC, 1, 3, SECTOR]), sector(&[0, 1, 0, 0]), vec![1; 512], sector(&[0, 0, FLUSH, 0])].concat();
+    log.extend([sector(&[1, 8, 0, 0]), vec![2; 8 * 512]].concat());
+    std::fs::write(&path, log)?;
+    std::fs::write(&image, [0; 9 * 512])?;
+    let log = Log::read(&path)?;
+    let mut replay = Replay::new(&log, &image, 512)?;
+    let mut after = |after, fate| -> Result<Vec<u8>> {
+        replay.cut(Cut { after, fate }, &to)?;
+        // The first byte of each sector.
+        Ok(std::fs::read(&to)?.chunks(512).map(|sector| sector[0]).collect())
+    };
+    assert_eq!(after(1, Fate::Lost)?, [0; 9]);
+    assert_eq!(after(1, Fate::Kept)?, [1, 0, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(after(3, Fate::Lost)?, [1, 0, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(after(3, Fate::Kept)?, [1, 2, 2, 2, 2, 2, 2, 2, 2]);
+    let torn = (0..20).map(|seed| after(3, Fate::Torn(seed))).collect::<Result<std::collections::BTreeSet<_>>>()?;
+    assert!(torn.iter().all(|disk| disk[0] == 1) && torn.len() > 5, "{torn:?}");
+    assert_eq!(after(3, Fate::Torn(7))?, after(3, Fate::Torn(7))?);
+    assert_eq!((log.first_with(0, &[2, 2])?, log.write_to(512)?), (2, 2));
+    Ok(())
 }

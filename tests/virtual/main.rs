@@ -77,23 +77,27 @@ fn power_cuts(named: Named, stretches: &[Stretch], reach: Reach) -> Result<()> {
     let begun = Instant::now();
     let [runs, controls] = bench.record()?;
     let mut all = Count::default();
-    for (run, control) in runs.iter().zip(&controls) {
-        let kind = bench.kind(run.side);
+    for run in &runs {
         for (stretch, first) in stretches {
             let from = first.map_or(Ok(run.begun), |first| run.log.first_with(run.begun, first))?;
             let count = bench.cut(run, cuts(run, from, reach.cuts))?;
-            println!("| {stretch} | {kind} | {} | {} | {} |", run.ended - from, count.tried, count.survived());
+            println!("| {stretch} | {} | {} | {} | {} |", bench.kind(run.side), run.ended - from, count.tried, count.survived());
             all.add(count);
         }
+    }
+    for control in &controls {
+        let count = bench.cut(control, cuts(control, control.begun, reach.controls))?;
+        let (kind, exist) = (bench.kind(control.side), control.ended - control.begun);
+        println!("| {}, control | {kind} | {exist} | {} | {} |", named.0, count.tried, count.survived());
+        ensure!(!count.lost.is_empty(), "{} on {kind}: without syncing nothing is lost, so this shows nothing", named.0);
+    }
+    for run in &runs {
         let mut count = Count::default();
         for number in 0..reach.kills {
             count.add(bench.kill(run, number)?);
         }
-        println!("| {}, machine killed | {kind} | | {} | {} |", named.0, count.tried, count.survived());
+        println!("| {}, machine killed | {} | | {} | {} |", named.0, bench.kind(run.side), count.tried, count.survived());
         all.add(count);
-        let count = bench.cut(control, cuts(control, control.begun, reach.controls))?;
-        println!("| {}, control | {kind} | {} | {} | {} |", named.0, control.ended - control.begun, count.tried, count.survived());
-        ensure!(!count.lost.is_empty(), "{} on {kind}: without syncing nothing is lost, so this shows nothing", named.0);
     }
     println!("{}: {} s", named.0, begun.elapsed().as_secs());
     ensure!(all.lost.is_empty(), "{} of {} cuts were not survived:\n{}", all.lost.len(), all.tried, all.lost.join("\n"));
@@ -127,7 +131,7 @@ fn many_power_cuts() -> Result<()> {
     let chosen = std::env::var("POWER").unwrap_or_default();
     let words: Vec<&str> = chosen.split_whitespace().collect();
     let cuts = words.iter().find_map(|word| word.parse().ok()).unwrap_or(200) / 2;
-    let reach = Reach { cuts, controls: 20, kills: 5 };
+    let reach = Reach { cuts, controls: 20, kills: 3 };
     let all: [(Named, &[Stretch]); 3] = [
         (named("backup")?, &BACKUP),
         (named("archive-restore")?, &[("restore", None)]),
