@@ -174,12 +174,16 @@ fn log(arguments: &[&str]) -> Result<String> {
     checked(Command::new("journalctl").args(["-b", "--no-pager", "-o", "cat"]).args(arguments), SOON)
 }
 
-/// The policy has kept nothing from the agent in this domain. (To write any label is what it is asked for, and allowed, when it is permissive.)
+/// The policy has kept nothing from the agent in this domain: all that it would have kept was to write any label, in permissive mode.
 fn nothing_was_denied(domain: &str) -> Result<()> {
     let log = log(&[])?;
-    let denied = log.lines().filter(|line| line.contains("avc:  denied"));
-    let is_of_the_agent = |line: &&str| line.contains("comm=\"recovery\"") && line.contains(&format!("scontext={domain}"));
-    let kept: Vec<&str> = denied.filter(is_of_the_agent).filter(|line| !line.contains("permissive=1")).collect();
+    let of_the_agent =
+        |line: &&str| ["avc:  denied", "comm=\"recovery\"", &format!("scontext={domain}")].iter().all(|part| line.contains(part));
+    let (let_pass, kept): (Vec<&str>, Vec<&str>) = log.lines().filter(of_the_agent).partition(|line| line.contains("permissive=1"));
+    ensure!(
+        let_pass.iter().any(|line| line.contains("mac_admin")),
+        "the log does not show what the policy has to say of the agent: {let_pass:#?}"
+    );
     ensure!(kept.is_empty(), "{kept:#?}");
     Ok(())
 }
