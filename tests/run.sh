@@ -13,7 +13,8 @@ usage: tests/run.sh [all | unit | room ROOM | node | drills | sweep] [TEST...]
   node        the real node by itself: it reboots, loses its power and comes back
   drills      backups and recoveries on real nodes
   sweep       faults at every place where a command changes something, which takes hours; the room of that name tries a sample.
-              SWEEP='SUBJECT... KIND...' leaves the others out, SWEEP_POINT='SUBJECT KIND NUMBER' tries one place
+              SWEEP='SUBJECT... KIND...' leaves the others out, SWEEP_POINT='SUBJECT KIND NUMBER' tries one place;
+              damage, damage-restore, damage-notes, swaps and races are words for SWEEP too
 
 TEST: only tests whose names contain it (or one of several); `tests/run.sh unit --list` shows the names.
 Each word installs and builds what its tests need, and no more. All but `unit` need root: they make mounts, owners, labels and device nodes.
