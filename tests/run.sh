@@ -13,7 +13,8 @@ usage: tests/run.sh [all | unit | room ROOM | node | drills | sweep | power] [TE
   node        the real node by itself: it reboots, loses its power and comes back
   drills      backups and recoveries on real nodes
   sweep       faults at every place where a command changes something, which takes hours; the room of that name tries a sample.
-              SWEEP='SUBJECT... KIND...' leaves the others out, SWEEP_POINT='SUBJECT KIND NUMBER' tries one place
+              SWEEP='SUBJECT... KIND...' leaves the others out, SWEEP_POINT='SUBJECT KIND NUMBER' tries one place;
+              damage, damage-restore, damage-notes, swaps and races are words for SWEEP too
   power       power cuts in a virtual machine, 200 of each stretch of each command: half an hour; the room virtual tries some.
               POWER='COMMAND... NUMBER' leaves the other commands out, and tries so many
 

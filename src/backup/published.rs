@@ -34,7 +34,7 @@ impl Backup {
         }
         let manifest = complete(path)?;
         if manifest.id != id {
-            return Err(damaged(format!("its manifest says that it is {}", manifest.id)));
+            return Err(damaged(format!("its {MANIFEST} says that it is {}", manifest.id)));
         }
         Ok(Self { id: id.to_owned(), path: path.to_owned(), manifest })
     }
@@ -54,7 +54,7 @@ impl Backup {
 pub(super) fn complete(path: &Path) -> Result<Manifest> {
     let manifest = Manifest::read(path)?;
     if let Some(part) = Part::mandatory().find(|part| !manifest.sizes.contains_key(part.file)) {
-        return Err(damaged(format!("its manifest does not name {}, which every recovery needs", part.file)));
+        return Err(damaged(format!("its {MANIFEST} does not name {}, which every recovery needs", part.file)));
     }
     let listed: BTreeSet<String> = read_sums(path)?.into_keys().collect();
     let mut there = BTreeSet::new();

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::layout::{SUMS, is_file, is_gone};
+use super::layout::{MANIFEST, SUMS, is_file, is_gone};
 use super::parts::{Holds, Part};
 use super::published::{Backup, complete};
 use super::sums::{Sum, hash_all, read_sums};
@@ -98,7 +98,7 @@ pub fn report(path: &Path, id: &str, deep: bool, progress: &Progress) -> Result<
         return Ok(VerifyReport::new(id, deep, BTreeMap::new(), &wrong));
     }
     if let Some(other) = manifest.as_ref().map(|manifest| &manifest.id).filter(|other| *other != id) {
-        wrong.push(damaged(format!("its manifest says that it is {other}")));
+        wrong.push(damaged(format!("its {MANIFEST} says that it is {other}")));
     }
     let sums = read_sums(path).unwrap_or_default();
     let names: Vec<String> = sums.keys().filter(|name| is_file(&path.join(name))).cloned().collect();

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::procedure::{Beginning, Conditions, Event, Journal, MANIFEST, Phase, Plan, Reading};
-use crate::backup::layout::PARTIAL;
+use crate::backup::layout::{PARTIAL, is_file};
 use crate::backup::names;
 use crate::backup::sums::{Cached, hash};
 use crate::backup::survey::{Survey, remove};
@@ -205,6 +205,10 @@ fn is_stale(begun: u64, now: u64) -> bool {
 fn is_whole(path: &Path, reading: &Reading) -> Result<bool> {
     let Ok(archives) = archives(reading) else { return Ok(false) };
     for (name, finished) in &archives {
+        // Nobody waits for the writer of a FIFO, and what is published has no links.
+        if !is_file(&path.join(name)) {
+            return Ok(false);
+        }
         match hash(&path.join(name), Cached::Take, &|_| {}) {
             Ok(sum) if sum.bytes == finished.stored && sum.sha256 == finished.sha256 => {}
             // An interruption says nothing about the file.
