@@ -43,6 +43,7 @@ use crate::error::{damaged, usage};
 use crate::node::durable;
 
 pub use self::pack::{Packed, Skipped, pack};
+pub(crate) use self::restore::remove_all;
 pub use self::restore::{Action, Change, Counts, Extra, sweep};
 pub use self::select::Selection;
 pub use self::work::Tick;

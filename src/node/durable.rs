@@ -5,7 +5,7 @@
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow};
 use rustix::fs::{AtFlags, Dir, FileType, IFlags, Mode, OFlags, ResolveFlags, ioctl_getflags, ioctl_setflags, statat};
 use rustix::io::Errno;
 
+use crate::archive::remove_all;
 use crate::error::{misfit, unsupported};
 
 /// Larger than any of the agent's own files except the journal, bytes.
@@ -182,7 +183,7 @@ pub fn remove(path: &Path) -> Result<()> {
 
 /// Removes a directory with everything below it, or whatever else is at `path`; it is fine when there is nothing. Immutable files (`chattr
 /// +i`) are removed too: a copy of a node's tree has some. No link is followed, and nothing that is mounted below is entered, whoever puts it there
-/// meanwhile.
+/// meanwhile; what is nested deeper than a process may have files open is removed, too.
 ///
 /// # Errors
 /// When something in it cannot be removed, or that cannot be made durable; [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when something is
@@ -190,26 +191,30 @@ pub fn remove(path: &Path) -> Result<()> {
 pub fn remove_tree(path: &Path) -> Result<()> {
     let (Some(above), Some(name)) = (path.parent(), path.file_name()) else { return Err(anyhow!("{} is not removed", path.display())) };
     let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
-    let opened = rustix::fs::open(above, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let removed = opened.and_then(|above| remove_below(above.as_fd(), name));
-    match removed {
-        Ok(()) | Err(Errno::NOENT) => sync_name(path),
-        Err(Errno::XDEV | Errno::BUSY) => {
+    let remove = || remove_below(&rustix::fs::open(above, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?, name, 0);
+    match remove().map_err(|error| (error.downcast_ref::<Errno>().copied(), error)) {
+        Ok(()) | Err((Some(Errno::NOENT), _)) => sync_name(path),
+        Err((Some(Errno::XDEV | Errno::BUSY), _)) => {
             Err(misfit(format!("{} is not removed: something is mounted there; unmount it and run this again", path.display())))
         }
-        Err(error) => Err(error).with_context(|| format!("removing {}", path.display())),
+        Err((_, error)) => Err(error).with_context(|| format!("removing {}", path.display())),
     }
 }
 
+/// So many levels down a directory is held open while what is in it is removed. No real tree is that deep; any pod can nest thousands.
+const DEEP: usize = 64;
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Removes what has this name in a directory.
-fn remove_below(above: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+/// Removes what has this name in a directory, which is so many levels down.
+fn remove_below(above: &OwnedFd, name: &OsStr, level: usize) -> Result<()> {
+    if level > DEEP {
+        return remove_all(above, name.as_bytes(), || Ok(()));
+    }
     let directory = match open_own(above, name, DIRECTORY) {
         Ok(directory) => directory,
         // It is none.
-        Err(Errno::NOTDIR | Errno::LOOP) => return unlink(above, name, AtFlags::empty()),
-        Err(error) => return Err(error),
+        Err(Errno::NOTDIR | Errno::LOOP) => return Ok(unlink(above, name, AtFlags::empty())?),
+        Err(error) => return Err(error.into()),
     };
     unlock(&directory)?;
     for entry in Dir::read_from(&directory)? {
@@ -218,17 +223,17 @@ fn remove_below(above: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
         if name == "." || name == ".." {
             continue;
         }
-        match remove_below(directory.as_fd(), name) {
+        match remove_below(&directory, name, level + 1) {
             // Somebody else removed it.
-            Err(Errno::NOENT) => {}
+            Err(error) if error.downcast_ref() == Some(&Errno::NOENT) => {}
             result => result?,
         }
     }
-    unlink(above, name, AtFlags::REMOVEDIR)
+    Ok(unlink(above, name, AtFlags::REMOVEDIR)?)
 }
 
 /// Opens what has this name in a directory, and is on the same mount.
-fn open_own(above: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+fn open_own(above: &OwnedFd, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     match rustix::fs::openat2(above, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_XDEV) {
         // Before Linux 5.6 there is no openat2.
         Err(Errno::NOSYS) => rustix::fs::openat(above, name, flags, Mode::empty()),
@@ -236,7 +241,7 @@ fn open_own(above: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::R
     }
 }
 
-fn unlink(above: BorrowedFd<'_>, name: &OsStr, how: AtFlags) -> rustix::io::Result<()> {
+fn unlink(above: &OwnedFd, name: &OsStr, how: AtFlags) -> rustix::io::Result<()> {
     match rustix::fs::unlinkat(above, name, how) {
         // Nothing but files and directories has such flags. Opening a FIFO would wait, and opening a device may set it going.
         Err(Errno::PERM) if FileType::from_raw_mode(statat(above, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode) == FileType::RegularFile => {
@@ -355,6 +360,24 @@ mod tests {
         write(&path, b"new", 0o600)?;
         assert_eq!(std::fs::read(&path)?, b"new");
         assert_eq!(std::fs::read_dir(dir.path())?.count(), 2);
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_nested_deeper_than_there_may_be_files_open_is_removed() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let nested = dir.path().join("nested");
+        std::fs::create_dir_all(nested.join("1/2"))?;
+        std::fs::write(nested.join("1/file"), "")?;
+        symlink(Path::new("nowhere"), &nested.join("link"))?;
+        let mut here = rustix::fs::open(&nested, DIRECTORY, Mode::empty())?;
+        for _ in 0..10_000 {
+            rustix::fs::mkdirat(&here, "1d", Mode::RWXU)?;
+            here = rustix::fs::openat(&here, "1d", DIRECTORY, Mode::empty())?;
+        }
+        drop(here);
+        remove_tree(&nested)?;
+        assert!(!nested.exists());
         Ok(())
     }
 

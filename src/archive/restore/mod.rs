@@ -32,6 +32,7 @@ use super::work::Tick;
 
 pub use self::compare::Extra;
 pub use self::plan::{Action, Change, Counts};
+pub(crate) use self::remove::remove_all;
 
 /// Removes what an interrupted restore has left in `tree` when nobody will finish it: a directory with parts of files, some of them secret.
 /// True when there was one. It is at the root of the tree, and at the root of each other file system on the way to what was restored: call

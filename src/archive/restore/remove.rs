@@ -43,7 +43,7 @@ pub(super) fn unlock(directory: &OwnedFd, name: &[u8]) -> Result<bool> {
 /// # Errors
 /// The errors of `go_on`; when something cannot be removed; [`FailureKind::Misfit`](crate::error::FailureKind::Misfit) when something is
 /// mounted below; that stays as it is.
-pub(super) fn remove_all(parent: &OwnedFd, name: &[u8], go_on: fn() -> Result<()>) -> Result<()> {
+pub(crate) fn remove_all(parent: &OwnedFd, name: &[u8], go_on: fn() -> Result<()>) -> Result<()> {
     let Some(top) = directory(parent, name)? else { return unlink(parent, name, AtFlags::empty()) };
     let mut number = 0;
     loop {
