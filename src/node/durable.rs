@@ -177,7 +177,7 @@ pub fn remove(path: &Path) -> Result<()> {
 }
 
 /// Removes a directory with everything below it, or whatever else is at `path`; it is fine when there is nothing. Immutable files (`chattr
-/// +i`) are removed too: a copy of a node's tree has some.
+/// +i`) are removed too: a copy of a node's tree has some. So is what is nested deeper than a process may have files open.
 ///
 /// # Errors
 /// When something in it cannot be removed, or that cannot be made durable.
@@ -186,10 +186,7 @@ pub fn remove_tree(path: &Path) -> Result<()> {
         return remove(path);
     }
     let removed = match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            unlock(path)?;
-            std::fs::remove_dir_all(path)
-        }
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::PERM | Errno::ACCESS | Errno::MFILE)) => remove_by_pieces(path),
         removed => removed,
     };
     match removed {
@@ -198,28 +195,63 @@ pub fn remove_tree(path: &Path) -> Result<()> {
     }
 }
 
-/// Clears the flags that keep even root from removing what is at `path` and below.
-fn unlock(path: &Path) -> Result<()> {
-    use rustix::fs::{IFlags, Mode, OFlags, ioctl_getflags, ioctl_setflags, open};
-    for entry in walkdir::WalkDir::new(path) {
-        let entry = entry.with_context(|| format!("walking through {}", path.display()))?;
-        // Nothing else has such flags. Opening a FIFO would wait, and opening a device may set it going.
-        if !entry.file_type().is_file() && !entry.file_type().is_dir() {
-            continue;
+/// Removes a directory in which there may be immutable files, and however deep it is nested: what is in a directory is moved up before that is
+/// removed, so that nothing is ever more than two levels down.
+fn remove_by_pieces(path: &Path) -> std::io::Result<()> {
+    let mut number = 0_u64;
+    unlock(path)?;
+    loop {
+        let pieces = unlocked(path)?;
+        if pieces.is_empty() {
+            return std::fs::remove_dir(path);
         }
-        let clear = || -> rustix::io::Result<()> {
-            let file = open(entry.path(), OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-            match ioctl_getflags(&file) {
-                Ok(flags) if flags.intersects(IFlags::IMMUTABLE | IFlags::APPEND) => {
-                    ioctl_setflags(&file, flags.difference(IFlags::IMMUTABLE | IFlags::APPEND))
-                }
-                // A file system that has no such flags prevents no removal.
-                _ => Ok(()),
+        for (piece, is_directory) in pieces {
+            if !is_directory {
+                std::fs::remove_file(piece)?;
+                continue;
             }
-        };
-        clear().with_context(|| format!("unlocking {}", entry.path().display()))?;
+            for (inner, is_directory) in unlocked(&piece)? {
+                if !is_directory {
+                    std::fs::remove_file(inner)?;
+                    continue;
+                }
+                let free = || {
+                    number += 1;
+                    path.join(number.to_string())
+                };
+                let up = std::iter::repeat_with(free).find(|up| up.symlink_metadata().is_err());
+                std::fs::rename(inner, up.unwrap_or_default())?;
+            }
+            std::fs::remove_dir(piece)?;
+        }
     }
-    Ok(())
+}
+
+/// What is in a directory, and whether it is one itself, without the flags that keep even root from removing it.
+fn unlocked(directory: &Path) -> std::io::Result<Vec<(PathBuf, bool)>> {
+    let entries = std::fs::read_dir(directory)?.map(|entry| {
+        let (entry, path) = entry.map(|entry| (entry.file_type(), entry.path()))?;
+        let kind = entry?;
+        // Nothing else has such flags. Opening a FIFO would wait, and opening a device may set it going.
+        if kind.is_file() || kind.is_dir() {
+            unlock(&path)?;
+        }
+        Ok((path, kind.is_dir()))
+    });
+    entries.collect()
+}
+
+/// Clears the flags that keep even root from removing a file, or what is in a directory.
+fn unlock(path: &Path) -> std::io::Result<()> {
+    use rustix::fs::{IFlags, Mode, OFlags, ioctl_getflags, ioctl_setflags, open};
+    let file = open(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    match ioctl_getflags(&file) {
+        Ok(flags) if flags.intersects(IFlags::IMMUTABLE | IFlags::APPEND) => {
+            Ok(ioctl_setflags(&file, flags.difference(IFlags::IMMUTABLE | IFlags::APPEND))?)
+        }
+        // A file system that has no such flags prevents no removal.
+        _ => Ok(()),
+    }
 }
 
 /// Makes a directory with permissions `mode`; one that is there already is fine and keeps its own.
@@ -320,6 +352,33 @@ mod tests {
         write(&path, b"new", 0o600)?;
         assert_eq!(std::fs::read(&path)?, b"new");
         assert_eq!(std::fs::read_dir(dir.path())?.count(), 2);
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_nested_deeper_than_there_may_be_files_open_is_removed() -> Result<()> {
+        use rustix::fs::{Mode, OFlags, mkdirat, open, openat};
+        let dir = tempfile::tempdir()?;
+        let into = OFlags::RDONLY | OFlags::DIRECTORY;
+        // A unit and a session have no more than 1024 files open, and here more may be allowed: so it is by pieces.
+        for name in ["by-pieces", "whole"] {
+            let nested = dir.path().join(name);
+            std::fs::create_dir_all(nested.join("1/2"))?;
+            std::fs::write(nested.join("1/file"), "")?;
+            symlink(Path::new("nowhere"), &nested.join("link"))?;
+            let mut here = open(&nested, into, Mode::empty())?;
+            for _ in 0..2_000 {
+                mkdirat(&here, "1d", Mode::RWXU)?;
+                here = openat(&here, "1d", into, Mode::empty())?;
+            }
+            drop(here);
+            if name == "whole" {
+                remove_tree(&nested)?
+            } else {
+                remove_by_pieces(&nested)?
+            }
+            assert!(!nested.exists());
+        }
         Ok(())
     }
 
