@@ -13,7 +13,8 @@ usage: tests/run.sh [all | unit | room ROOM | node | drills | sweep] [TEST...]
   node        the real node by itself: it reboots, loses its power and comes back
   drills      backups and recoveries on real nodes
   sweep       faults at every place where a command changes something, which takes hours; the room of that name tries a sample.
-              SWEEP='SUBJECT... KIND...' leaves the others out, SWEEP_POINT='SUBJECT KIND NUMBER' tries one place
+              SWEEP='SUBJECT... KIND...' leaves the others out, SWEEP_POINT='SUBJECT KIND NUMBER' tries one place;
+              'sweep size' is load and size instead: an hour, and 14 GB of disk
 
 TEST: only tests whose names contain it (or one of several); `tests/run.sh unit --list` shows the names.
 Each word installs and builds what its tests need, and no more. All but `unit` need root: they make mounts, owners, labels and device nodes.
@@ -29,7 +30,11 @@ case "$word" in
   all) groups=(build files etcd emulated packages real go browser promtool) targets=() ;;
   unit) groups=() ;;
   node | drills) groups=(build files etcd emulated real go) targets=(--test "$word") ;;
-  sweep) groups=(build files etcd emulated) targets=(--test sweep) ;;
+  sweep)
+    groups=(build files etcd emulated) targets=(--test sweep)
+    # The large snapshot is of an etcd that is built.
+    [ "${1:-}" != size ] || groups+=(go)
+    ;;
   room)
     room=${1:-}
     [ $# -eq 0 ] || shift
@@ -74,7 +79,14 @@ case "$word" in
   all) ;;
   unit) unit "$@"; exit ;;
   drills) tests --test-threads=5 "$@"; exit ;;
-  sweep) tests --ignored --exact --nocapture "$([ -n "${SWEEP_POINT:-}" ] && echo one_place || echo every_place)"; exit ;;
+  sweep)
+    if [ "${1:-}" = size ]; then
+      # What is installed is measured.
+      cargo build --release
+      RECOVERY=${RECOVERY:-$PWD/target/x86_64-unknown-linux-gnu/release/recovery} tests --ignored --nocapture --test-threads=1 size::
+      exit
+    fi
+    tests --ignored --exact --nocapture "$([ -n "${SWEEP_POINT:-}" ] && echo one_place || echo every_place)"; exit ;;
   *) tests "$@"; exit ;;
 esac
 

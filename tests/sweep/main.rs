@@ -6,6 +6,7 @@ mod injector;
 #[allow(dead_code, reason = "the tests of backups use all of it")]
 #[path = "../backup/place.rs"]
 mod place;
+mod size;
 #[allow(dead_code, reason = "the tests of recoveries use all of it")]
 #[path = "../recovery/place.rs"]
 mod small_node;
