@@ -92,6 +92,12 @@ impl Selection {
         names
     }
 
+    /// So many names a path can have before nothing that was named or left out is below it.
+    pub(super) fn levels(&self) -> usize {
+        let only = self.only.iter().flatten().map(|path| path.split(|byte| *byte == b'/').count());
+        only.chain(self.except.iter().map(Vec::len)).max().unwrap_or(0)
+    }
+
     fn excepts(&self, path: &[u8]) -> bool {
         !path.is_empty() && self.except.iter().any(|pattern| excepted(pattern, path))
     }

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::entry::Kind;
 use super::found::{Found, mount_root};
 use super::inode::READ;
-use super::path::{shown, split};
+use super::path::{is_below, shown, split};
 use crate::node::mounts::{Mount, mounts};
 
 /// A directory, as the root of a tree.
@@ -57,6 +57,11 @@ impl Tree {
             Ok(found) => mount_root(&found).unwrap_or(true),
             Err(error) => error != Errno::NOENT,
         }
+    }
+
+    /// True when something was mounted below `path`, or at it, when the tree was opened.
+    pub(super) fn has_mount_below(&self, path: &[u8]) -> bool {
+        self.points.iter().any(|point| is_below(point, path))
     }
 
     /// True when something is mounted at `path`, where `found` is; `parent` is the directory above it.

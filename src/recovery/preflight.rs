@@ -434,18 +434,22 @@ fn existing(path: &Path) -> &Path {
     path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"))
 }
 
-fn missing_images(node: &Node, manifest: &Manifest, warnings: &mut Vec<String>) -> Vec<Image> {
+/// The images that the backup names and the container runtime has no more.
+///
+/// # Errors
+/// When the runtime does not say what it has.
+pub(super) fn images_gone(node: &Node, manifest: &Manifest) -> Result<Vec<Image>> {
     if manifest.images.is_empty() {
-        return Vec::new();
+        return Ok(Vec::new());
     }
-    let there = match crictl::images(node) {
-        Ok(there) => there,
-        Err(error) => {
-            warnings.push(format!("it is unknown whether the images are still there: {error:#}"));
-            return Vec::new();
-        }
-    };
-    let missing = images_not_among(&manifest.images, &there);
+    crictl::images(node).map(|there| images_not_among(&manifest.images, &there)).context("it is unknown whether the images are still there")
+}
+
+fn missing_images(node: &Node, manifest: &Manifest, warnings: &mut Vec<String>) -> Vec<Image> {
+    let missing = images_gone(node, manifest).unwrap_or_else(|error| {
+        warnings.push(format!("{error:#}"));
+        Vec::new()
+    });
     if !missing.is_empty() {
         warnings.push(format!(
             "{} images that the node had in use, or pinned, are gone: where they are needed, they have to be pulled",

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::preflight::images_gone;
 use super::procedure::{EtcdRestore, Phase};
 use super::run::{Doing, KUBELET_UNIT, Step};
 use super::waits::{self, PAUSE};
@@ -224,7 +225,28 @@ fn start_runtime(here: &mut Doing<'_, '_>) -> Result<()> {
         Duration::from_secs(1),
         |here| Ok(crictl::answers(here.run.session.node).then_some(())),
         |_| format!("crictl gets no answer: see `journalctl -u {unit}`"),
-    )
+    )?;
+    name_images_gone(here)
+}
+
+/// Images that are gone do not stop it: kubelet pulls them where it can. Where it cannot, the waits that follow last until their deadline, and whoever
+/// looks has to know why.
+fn name_images_gone(here: &mut Doing<'_, '_>) -> Result<()> {
+    match images_gone(here.run.session.node, &here.run.backup.manifest) {
+        Ok(gone) if gone.is_empty() => {}
+        Ok(gone) => {
+            let names: Vec<&str> = gone.iter().map(|image| image.name.as_str()).collect();
+            here.warn(format!(
+                "{} images that the node had in use, or pinned, are gone; where kubelet cannot pull them, bring them back (`podman load` for CRI-O, \
+                 `ctr -n k8s.io images import` for containerd): {}",
+                names.len(),
+                names.join(", ")
+            ));
+        }
+        Err(error) if kind(&error) == FailureKind::Interrupted => return Err(error),
+        Err(error) => here.warn(format!("{error:#}")),
+    }
+    Ok(())
 }
 
 fn lift_hold(here: &mut Doing<'_, '_>) -> Result<()> {

@@ -190,7 +190,7 @@ impl Undo {
         Ok(is_on.then(|| format!("SELinux is {mode:?} again")))
     }
 
-    /// Puts back all that is noted, and says what it did. What is noted stays in the file until [`Undo::forget`].
+    /// Puts back all that is noted, and says what it did. What is noted stays in the file until [`Undo::forget`], which keeps the images no longer.
     ///
     /// # Errors
     /// When the SELinux mode cannot be put back (the hold is lifted all the same), the hold cannot be lifted, or systemd does not answer.
@@ -205,7 +205,6 @@ impl Undo {
             said.push("the hold on kubelet is lifted".to_owned());
         }
         mode.and(lifted)?;
-        hold::release_images(node)?;
         let were_running: Vec<&String> = self.units.iter().filter(|(_, wanted)| **wanted).map(|(unit, _)| unit).collect();
         for unit in were_running {
             let now = systemctl::show(node, unit)?;
@@ -254,11 +253,13 @@ impl Undo {
         Ok(None)
     }
 
-    /// Removes the file: everything is put back.
+    /// Removes the file: everything is put back, and the run is over. Only now CRI-O's images are no longer kept: until its journal says that it is
+    /// over, a power cut would have the next boot erase them in the middle of it.
     ///
     /// # Errors
-    /// When it cannot be removed.
+    /// When it cannot be removed, or the images not be let go.
     pub fn forget(session: &Locked<'_>) -> Result<()> {
+        hold::release_images(session.node)?;
         durable::remove(&session.dir.undo())
     }
 }
@@ -381,6 +382,9 @@ mod tests {
         let said = Undo::load(&dir).unwrap().unwrap().put_back(&session, Units::Start).unwrap();
         assert_eq!(said, ["SELinux is Enforcing again", "the hold on kubelet is lifted"]);
         assert_eq!(selinux::mode(&node).unwrap(), Some(Mode::Enforcing));
-        assert!(!hold::is_placed(&node) && !node.exists(hold::KEEP_IMAGES));
+        // The run may still go on for a while, and the power may fail meanwhile.
+        assert!(!hold::is_placed(&node) && node.exists(hold::KEEP_IMAGES));
+        Undo::forget(&session).unwrap();
+        assert!(!node.exists(hold::KEEP_IMAGES) && !dir.undo().exists());
     }
 }

@@ -9,7 +9,7 @@ use recovery::archive::{Archive, Extra, Selection};
 use recovery::error::exit_code;
 use recovery::formats::index::Trailer;
 
-use crate::{pack, restore, run, stamps, text};
+use crate::{Mount, pack, restore, run, stamps, text};
 use testing::tree::{Scratch, assert_same, noise};
 
 /// One entry of a tar archive made by hand: a ustar header and its content.
@@ -334,6 +334,26 @@ fn directories_that_are_nested_too_deep_are_an_error_and_can_be_left_out_and_del
         restore(&empty, &tree).unwrap();
         assert!(fs::read_dir(&tree).unwrap().map(|entry| entry.unwrap().file_name()).eq(["file"]));
     }
+}
+
+#[test]
+fn what_is_left_out_by_name_or_mounted_stays_however_deep_it_is() {
+    let scratch = Scratch::new();
+    let (tree, empty) = (scratch.path("tree"), scratch.path("empty.tar.zst"));
+    fs::create_dir(&tree).unwrap();
+    pack(&tree, &empty);
+    nest(&tree, "d", 100);
+    let at = |levels: usize| tree.join(["d"].repeat(levels).join("/"));
+    let mount = Mount::tmpfs(&at(90), "size=1m");
+    let error = restore(&empty, &tree).unwrap_err();
+    assert_eq!(exit_code(&error), 78, "{error:#}");
+    assert!(at(89).join("file").exists() && at(1).join("file").exists(), "something went before the mount was found");
+    drop(mount);
+    let left_out = Selection::all().except([["d"].repeat(80).join("/")]).unwrap();
+    Archive::open(&empty).unwrap().restore(&tree, &left_out, Extra::Delete, &|_| ()).unwrap();
+    assert!(at(100).join("file").exists() && !at(79).join("file").exists());
+    restore(&empty, &tree).unwrap();
+    assert!(!at(1).exists());
 }
 
 #[test]

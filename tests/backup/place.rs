@@ -104,10 +104,16 @@ pub(crate) const PODS: [(&str, u32); 4] = [("etcd", 3), ("kube-apiserver", 8), (
 impl Sno {
     /// One that runs.
     pub(crate) fn new() -> Self {
+        Self::with(Version::V34, &[])
+    }
+
+    /// One that runs, with an etcd of this release that is given more arguments.
+    pub(crate) fn with(etcd: Version, args: &[String]) -> Self {
         let place = Place::new();
         let data = place.root.path().join("var/lib/etcd");
         std::fs::create_dir_all(&data).unwrap();
-        let etcd = RealEtcd::start(Version::V34, &data, &Start { name: Some("sno".to_owned()), ..Start::default() }).unwrap();
+        let start = Start { name: Some("sno".to_owned()), args: args.to_vec(), ..Start::default() };
+        let etcd = RealEtcd::start(etcd, &data, &start).unwrap();
         etcd.put_many(300).unwrap();
         let sno = Self { place, etcd };
         sno.put_configuration();

@@ -15,7 +15,7 @@ use crate::cluster;
 use crate::pods::{self, Pod, Spec};
 use crate::runtime::{Container, Runtime, STORE, Sandbox, new_id, now, remove_sandbox, stop_sandbox};
 use crate::systemctl::{self, daemon};
-use testing::place::{Config, PAUSE_IMAGE, Place};
+use testing::place::{Config, Image, PAUSE_IMAGE, Place, REGISTRY};
 
 const MANIFESTS: &str = "/etc/kubernetes/manifests";
 const ROUND: Duration = Duration::from_millis(100);
@@ -127,7 +127,18 @@ fn make_folder(place: &Place, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
+/// Pulls an image that is not there, where there is a registry that has it.
+fn pull(place: &Place, name: &str) -> Result<()> {
+    let registry: Vec<Image> = place.load(REGISTRY)?;
+    place.change(STORE, |runtime: &mut Runtime| {
+        let is_there = runtime.images.iter().any(|image| image.name == name);
+        runtime.images.extend(registry.into_iter().find(|image| image.name == name && !is_there));
+        Ok(())
+    })
+}
+
 fn make_sandbox(place: &Place, pod: &Pod) -> Result<String> {
+    pull(place, PAUSE_IMAGE)?;
     place.change(STORE, |runtime: &mut Runtime| {
         let is_there = runtime.images.iter().any(|image| image.name == PAUSE_IMAGE);
         anyhow::ensure!(is_there, "{}: creating pod sandbox: unable to pull image: {PAUSE_IMAGE}", pod.name);
@@ -151,8 +162,9 @@ fn make_sandbox(place: &Place, pod: &Pod) -> Result<String> {
 
 fn start_container(place: &Place, runtime: &Runtime, sandbox: &str, spec: &Spec, attempt: u32) -> Result<()> {
     let Some(image) = runtime.images.iter().find(|image| image.name == spec.image) else {
-        eprintln!("kubelet: {}: ErrImagePull: there is no image {} and no registry", spec.name, spec.image);
-        return Ok(());
+        // It is started in the next round, where a registry has it.
+        eprintln!("kubelet: {}: pulling {}, which is not there", spec.name, spec.image);
+        return pull(place, &spec.image);
     };
     let words: Vec<String> = spec.command.iter().chain(&spec.args).cloned().collect();
     let name = words.first().map(|word| word.rsplit('/').next().unwrap_or(word).to_owned()).unwrap_or_default();

@@ -24,7 +24,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::cargo::{example, target};
 pub use crate::place::{Call, Fault, Wrong};
-use crate::place::{Config, Image, MARK, Place};
+use crate::place::{Config, Image, MARK, Place, REGISTRY};
 pub use compare::Snapshot;
 
 /// The folder in the temporary directory in which nodes lock their ports.
@@ -223,6 +223,11 @@ impl Node {
             bootstrap: self.options.bootstrap,
             api_pods: if openshift { pods::operators() } else { Vec::new() },
         }
+    }
+
+    /// Whether a registry is reached from now on, from which kubelet pulls each image that is not there. At first, none is.
+    pub fn reach_registry(&self, reached: bool) -> Result<()> {
+        self.place.save(REGISTRY, &if reached { self.images() } else { Vec::new() })
     }
 
     fn images(&self) -> Vec<Image> {

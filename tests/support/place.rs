@@ -74,6 +74,9 @@ pub struct ApiPod {
     pub image: String,
 }
 
+/// The file with the images that a registry has; none where no registry is reached.
+pub const REGISTRY: &str = "registry.json";
+
 /// An image in the runtime's store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {

@@ -8,6 +8,7 @@ mod injector;
 #[path = "../backup/place.rs"]
 mod place;
 mod races;
+mod size;
 #[allow(dead_code, reason = "the tests of recoveries use all of it")]
 #[path = "../recovery/place.rs"]
 mod small_node;

@@ -48,6 +48,9 @@ pub enum Extra {
     Keep,
 }
 
+/// A directory that goes and is more levels down goes whole: any pod can nest thousands, and their paths are as long as they are many. A real tree has
+/// some ten, so that what is in it is told.
+const DEEP: usize = 64;
 /// Files from this size on are compared first.
 const LARGE: u64 = 4 << 20;
 /// How many names of a directory make one piece of work.
@@ -60,14 +63,9 @@ const CHUNK: usize = 256 << 10;
 pub(super) struct Surplus {
     pub(super) path: Vec<u8>,
     pub(super) directory: bool,
+    /// It is a directory whose content is not listed: it is deleted with everything below it.
+    pub(super) whole: bool,
     pub(super) flags: u8,
-}
-
-impl Surplus {
-    /// True when its path is too long for any system call, so its content is not listed: it is deleted with everything below it.
-    pub(super) fn is_beyond_reach(&self) -> bool {
-        self.directory && self.path.len() > LONGEST_PATH
-    }
 }
 
 /// An inode with several names.
@@ -401,14 +399,23 @@ impl Scan<'_> {
         if is_mount && standing == Standing::Inside {
             return Err(mounted(&path));
         }
-        let surplus = Surplus { path, directory: found.kind == Some(Kind::Directory), flags: found.flags };
-        match (surplus.directory && !surplus.is_beyond_reach(), standing == Standing::Inside) {
+        let directory = found.kind == Some(Kind::Directory);
+        let whole = directory && self.goes_whole(&path);
+        let surplus = Surplus { path, directory, whole, flags: found.flags };
+        match (directory && !whole, standing == Standing::Inside) {
             (true, inside) => {
                 self.level(surplus.path.clone(), Some(surplus).filter(|_| inside)).map(|level| Some(SurplusAt::Directory(level)))
             }
             (false, true) => Ok(Some(SurplusAt::Single(surplus))),
             (false, false) => Ok(None),
         }
+    }
+
+    /// True for a directory whose path is too long for any system call, and for a deep one of which all that is below has to go like itself.
+    fn goes_whole(&self, path: &[u8]) -> bool {
+        let Comparer { selection, tree, .. } = self.with;
+        let levels = path.split(|byte| *byte == b'/').count();
+        path.len() > LONGEST_PATH || (levels > DEEP && levels >= selection.levels() && !tree.has_mount_below(path))
     }
 
     fn level(&self, path: Vec<u8>, own: Option<Surplus>) -> Result<Listed> {

@@ -150,7 +150,7 @@ impl Restorer<'_> {
             let (parent, name) = split(&surplus.path).context("deleting the root of the tree")?;
             let parent = bench.enter(parent)?;
             let delete = || match surplus.directory {
-                true if surplus.is_beyond_reach() => remove_all(parent, name, interrupted),
+                true if surplus.whole => remove_all(parent, name, interrupted),
                 true => unlink(parent, name, AtFlags::REMOVEDIR),
                 false => unlink(parent, name, AtFlags::empty()),
             };
