@@ -26,8 +26,11 @@ use subjects::{ON_NODES, SUBJECTS};
 use sweep::{KINDS, Reach, sweep};
 use tools::KINDS as TOOL_KINDS;
 
+/// What is tried of one word, with the failures, a line each.
+type OfItsOwn = fn(Reach) -> Result<Vec<String>>;
+
 /// What has kinds of its own, by the word that chooses it.
-const OF_THEIR_OWN: [(&str, fn(Reach) -> Result<Vec<String>>); 5] = [
+const OF_THEIR_OWN: [(&str, OfItsOwn); 5] = [
     ("damage", damage::of_a_backup),
     ("damage-restore", damage::of_a_restore),
     ("damage-notes", damage::of_notes_of_its_own),

@@ -59,7 +59,7 @@ struct Attack<'a> {
 }
 
 impl Attack<'_> {
-    fn directories(&self) -> Result<Vec<PathBuf>> {
+    fn directories(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         for entry in walkdir::WalkDir::new(self.root).min_depth(self.depth).max_depth(self.depth) {
             // It is being changed.
@@ -68,12 +68,12 @@ impl Attack<'_> {
                 found.push(entry.into_path());
             }
         }
-        Ok(found)
+        found
     }
 
     /// Swaps them, and says how many.
     fn strike(&self, swap: Swap) -> Result<usize> {
-        let directories = self.directories()?;
+        let directories = self.directories();
         for (number, directory) in directories.iter().enumerate() {
             let same = self.outside.join(directory.strip_prefix(self.root)?);
             let other = if same.is_dir() { same } else { self.outside.join("a") };
@@ -420,6 +420,9 @@ pub(crate) fn hostile(reach: Reach) -> Result<Vec<String>> {
     Ok(failed)
 }
 
+/// Whether it is true, after two commands have ended so.
+type Judge<'a> = dyn Fn(&Over, &Over) -> Result<()> + 'a;
+
 /// Two commands at once.
 struct Duel<'a> {
     name: &'static str,
@@ -427,7 +430,7 @@ struct Duel<'a> {
     first: Box<dyn Fn() -> Command + 'a>,
     second: Box<dyn Fn() -> Command + 'a>,
     /// What must be true after they have ended with these codes.
-    judge: Box<dyn Fn(&Over, &Over) -> Result<()> + 'a>,
+    judge: Box<Judge<'a>>,
     /// Looks on all the time: what it sees has to be true at each moment.
     look: Box<dyn Fn() -> Result<()> + Sync + 'a>,
 }

@@ -56,7 +56,9 @@ impl Took {
     /// Fails unless it ended with this exit code within its memory, and said all of this.
     fn expect(&self, code: i32, says: &[&str]) -> Result<()> {
         ensure!(self.code == code, "it ended with {}: {}", self.code, self.said);
-        says.iter().try_for_each(|words| Ok(ensure!(self.said.contains(words), "it does not say \"{words}\": {}", self.said)))?;
+        for words in says {
+            ensure!(self.said.contains(words), "it does not say \"{words}\": {}", self.said);
+        }
         ensure!(self.memory <= MEMORY, "it took {} MiB of memory", self.memory >> 10);
         Ok(())
     }
@@ -92,14 +94,14 @@ fn measured(command: &mut Command) -> Result<Took> {
     rustix::fs::syncfs(File::open(std::env::temp_dir())?)?;
     let mut said = File::from(rustix::fs::memfd_create("said", rustix::fs::MemfdFlags::CLOEXEC)?);
     command.stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said.try_clone()?);
-    let begin = || {
+    let be_traced = || {
         // Those of a unit and of a session.
         let files = Rlimit { current: Some(1024), ..getrlimit(Resource::Nofile) };
         setrlimit(Resource::Nofile, files)?;
         Ok(ptrace::traceme()?)
     };
     // SAFETY: system calls, which allocate nothing.
-    unsafe { command.pre_exec(begin) };
+    unsafe { command.pre_exec(be_traced) };
     let begun = Instant::now();
     let child = command.spawn().with_context(|| format!("starting {command:?}"))?;
     let process = Pid::from_raw(i32::try_from(child.id())?);
