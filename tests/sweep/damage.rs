@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use recovery::backup::KUBELET;
 use recovery::backup::last_run::{LastRun, NOTE};
 use recovery::backup::verify;
 use recovery::error::{FailureKind, exit_code, next};
@@ -444,7 +445,9 @@ fn of_an_unfinished_backup(reach: Reach) -> Result<Vec<String>> {
     copy(dir, before.path())?;
     let partial = only_in(&sno.place.dir.backups())?;
     let mut failed = Vec::new();
-    for (name, was) in files_in(&partial)? {
+    // The tests that always run take what is continued, and what says so.
+    let is_chosen = |name: &str| matches!(reach, Reach::All) || [KUBELET, "journal"].contains(&name);
+    for (name, was) in files_in(&partial)?.into_iter().filter(|(name, _)| is_chosen(name)) {
         // Each takes a whole backup: not more than some hundred.
         let (exist, mut damages) = damages(was.len(), if let Reach::All = reach { Reach::Sample(20) } else { Reach::Sample(2) });
         if let Reach::Sample(_) = reach {
@@ -487,7 +490,7 @@ fn damage_to_a_backup_is_found_wherever_it_is() -> Result<()> {
 #[test]
 fn damage_to_what_the_agent_notes_is_found_or_leads_to_the_same() -> Result<()> {
     let _disk = Disk::make()?;
-    none(&[of_a_recovery(Reach::Sample(4))?, of_notes(Reach::Sample(20))?].concat())
+    none(&[of_a_recovery(Reach::Sample(2))?, of_notes(Reach::Sample(20))?].concat())
 }
 
 #[test]

@@ -697,20 +697,20 @@ fn none(failed: &[String]) -> Result<()> {
 
 #[test]
 fn nothing_outside_is_touched_whoever_swaps_directories() -> Result<()> {
-    none(&hostile(Reach::Sample(8))?)
+    none(&hostile(Reach::Sample(4))?)
 }
 
 #[test]
 fn two_backups_at_once_are_good_or_say_who_is_in_the_way() -> Result<()> {
-    none(&two_backups(6)?)
+    none(&two_backups(4)?)
 }
 
 #[test]
 fn a_backup_is_not_deleted_while_it_is_restored() -> Result<()> {
-    none(&delete_with_restore(8)?)
+    none(&delete_with_restore(4)?)
 }
 
 #[test]
 fn no_backup_is_taken_while_a_recovery_goes_on() -> Result<()> {
-    none(&backup_with_recovery(6)?)
+    none(&backup_with_recovery(4)?)
 }
