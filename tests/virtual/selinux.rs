@@ -82,7 +82,7 @@ impl Guest {
             megabytes: 512,
             modules: &["ext4"],
             script: "mount -t ext4 /dev/vda /new && mount -t ext4 -o ro /dev/vdb /new/host && exec switch_root /new /lib/systemd/systemd",
-            arguments: &format!("security=selinux systemd.show_status=no job={job} {arguments}"),
+            arguments: &format!("security=selinux audit=1 systemd.show_status=no job={job} {arguments}"),
             shares_root: false,
             is_on_network: false,
         };
