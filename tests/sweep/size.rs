@@ -94,14 +94,14 @@ fn measured(command: &mut Command) -> Result<Took> {
     rustix::fs::syncfs(File::open(std::env::temp_dir())?)?;
     let mut said = File::from(rustix::fs::memfd_create("said", rustix::fs::MemfdFlags::CLOEXEC)?);
     command.stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said.try_clone()?);
-    let be_traced = || {
+    let in_child = || {
         // Those of a unit and of a session.
         let files = Rlimit { current: Some(1024), ..getrlimit(Resource::Nofile) };
         setrlimit(Resource::Nofile, files)?;
         Ok(ptrace::traceme()?)
     };
     // SAFETY: system calls, which allocate nothing.
-    unsafe { command.pre_exec(be_traced) };
+    unsafe { command.pre_exec(in_child) };
     let begun = Instant::now();
     let child = command.spawn().with_context(|| format!("starting {command:?}"))?;
     let process = Pid::from_raw(i32::try_from(child.id())?);

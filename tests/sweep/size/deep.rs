@@ -119,7 +119,9 @@ fn what_no_backup_holds_goes_however_deep_it_is_nested() -> Result<()> {
     nest(&backups.join("old.deleting/load"), LEVELS)?;
     run(&["list"])?.expect(0, &["b1"])?;
     run(&["verify", "b1"])?.expect(65, &["load"])?;
-    run(&["--yes", "delete", "b1"])?.expect(0, &[])?;
+    for id in ["b1", "b2"] {
+        run(&["--yes", "delete", id])?.expect(0, &[])?;
+    }
     run(&["--yes", "prune", "--keep", "1"])?.expect(0, &[])?;
     run(&["backup", "--force"])?.expect(0, &[])?;
     ensure!(["b1", "b2", "old.deleting"].iter().all(|name| !backups.join(name).exists()));
