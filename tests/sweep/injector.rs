@@ -427,7 +427,8 @@ fn point(thread: Pid, registers: &libc::user_regs_struct, looks: bool) -> Result
         "clone3" => u64::from_ne_bytes(memory(thread, word(0), 8)?.try_into().unwrap_or_default()) & CLONE_THREAD == 0,
         _ => true,
     };
-    if !changes && !(looks && matches!(call.name, "open" | "openat" | "openat2")) {
+    let is_a_look = looks && matches!(call.name, "open" | "openat" | "openat2");
+    if !changes && !is_a_look {
         return Ok(None);
     }
     let path = match call.shown {

@@ -58,7 +58,7 @@ struct Attack<'a> {
 }
 
 impl Attack<'_> {
-    fn directories(&self) -> Result<Vec<PathBuf>> {
+    fn directories(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         for entry in walkdir::WalkDir::new(self.root).min_depth(self.depth).max_depth(self.depth) {
             // It is being changed.
@@ -67,12 +67,12 @@ impl Attack<'_> {
                 found.push(entry.into_path());
             }
         }
-        Ok(found)
+        found
     }
 
     /// Swaps them, and says how many.
     fn strike(&self, swap: Swap) -> Result<usize> {
-        let directories = self.directories()?;
+        let directories = self.directories();
         for (number, directory) in directories.iter().enumerate() {
             let same = self.outside.join(directory.strip_prefix(self.root)?);
             let other = if same.is_dir() { same } else { self.outside.join("a") };
