@@ -24,8 +24,10 @@ use subjects::{ON_NODES, SUBJECTS};
 use sweep::{KINDS, Reach, sweep};
 use tools::KINDS as TOOL_KINDS;
 
-/// What has kinds of its own, by the word that chooses it.
-const OF_THEIR_OWN: [(&str, fn(Reach) -> Result<Vec<String>>); 5] = [
+/// What has kinds of its own, by the word that chooses it; it returns its failures.
+type OfItsOwn = (&'static str, fn(Reach) -> Result<Vec<String>>);
+
+const OF_THEIR_OWN: [OfItsOwn; 5] = [
     ("damage", damage::of_a_backup),
     ("damage-restore", damage::of_a_restore),
     ("damage-notes", damage::of_notes_of_its_own),

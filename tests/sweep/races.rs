@@ -419,6 +419,9 @@ pub(crate) fn hostile(reach: Reach) -> Result<Vec<String>> {
     Ok(failed)
 }
 
+/// Looks at how the two have ended.
+type Judge<'a> = dyn Fn(&Over, &Over) -> Result<()> + 'a;
+
 /// Two commands at once.
 struct Duel<'a> {
     name: &'static str,
@@ -426,7 +429,7 @@ struct Duel<'a> {
     first: Box<dyn Fn() -> Command + 'a>,
     second: Box<dyn Fn() -> Command + 'a>,
     /// What must be true after they have ended with these codes.
-    judge: Box<dyn Fn(&Over, &Over) -> Result<()> + 'a>,
+    judge: Box<Judge<'a>>,
     /// Looks on all the time: what it sees has to be true at each moment.
     look: Box<dyn Fn() -> Result<()> + Sync + 'a>,
 }
