@@ -121,6 +121,7 @@ fn of_ever_more_keys(version: Version, args: &[&str], sizes: &[u64]) -> Result<(
 }
 
 #[test]
+#[ignore = "minutes, for it measures: `tests/run.sh sweep size`"]
 fn a_larger_snapshot_takes_little_memory_and_no_more_time_for_each_key() -> Result<()> {
     let _disk = Disk::make()?;
     of_ever_more_keys(Version::V34, &["--unsafe-no-fsync", "--max-txn-ops=1000"], &[16, 96])

@@ -66,6 +66,7 @@ fn of_ever_more_backups(sizes: &[u64]) -> Result<()> {
 }
 
 #[test]
+#[ignore = "minutes, for it measures: `tests/run.sh sweep size`"]
 fn more_backups_take_little_memory_and_no_more_time_for_each() -> Result<()> {
     let _disk = Disk::make()?;
     of_ever_more_backups(&[40, 200])

@@ -116,6 +116,7 @@ fn restored(curve: &mut Curve, tree: &Path, size: u64) -> Result<()> {
 }
 
 #[test]
+#[ignore = "minutes, for it measures: `tests/run.sh sweep size`"]
 fn files_by_the_ten_thousand_take_little_memory_and_no_more_time_each() -> Result<()> {
     let _disk = Disk::make()?;
     of_ever_more_files(&[2_000, 20_000])
