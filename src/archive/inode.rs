@@ -1,10 +1,11 @@
 //! One inode, held open: its attributes are read and set through the handle, even if its name changes.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use anyhow::{Context, Result};
-use rustix::fs::{AtFlags, IFlags, Mode, OFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{AtFlags, IFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
 use super::entry::{APPEND_ONLY, Attributes, IMMUTABLE, Kind, Time};
@@ -12,6 +13,7 @@ use super::file_system;
 use super::found::Found;
 use super::xattrs::{LABEL, Xattrs, is_kept};
 use crate::error::misfit;
+use crate::node::durable;
 
 /// The flags with which files and directories are opened: no link is followed, and nothing waits for the other end of a FIFO.
 pub(super) const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
@@ -37,11 +39,7 @@ impl Inode {
     /// As [`Inode::open`], to change it: what somebody mounts there meanwhile is not opened.
     pub(super) fn open_own(directory: impl AsFd, name: &[u8], kind: Kind) -> rustix::io::Result<Self> {
         Self::open_with(directory.as_fd(), name, kind, |directory, name, flags| {
-            match rustix::fs::openat2(directory, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_XDEV) {
-                // Before Linux 5.6 there is no openat2.
-                Err(Errno::NOSYS) => rustix::fs::openat(directory, name, flags, Mode::empty()),
-                result => result,
-            }
+            durable::open_own(directory, OsStr::from_bytes(name), flags)
         })
     }
 

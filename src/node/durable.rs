@@ -5,7 +5,7 @@
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -232,11 +232,11 @@ fn remove_below(above: &OwnedFd, name: &OsStr, level: usize) -> Result<()> {
     Ok(unlink(above, name, AtFlags::REMOVEDIR)?)
 }
 
-/// Opens what has this name in a directory, and is on the same mount.
-fn open_own(above: &OwnedFd, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    match rustix::fs::openat2(above, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_XDEV) {
+/// Opens what has this name in a directory, and is on the same mount: what somebody mounts there meanwhile is not opened.
+pub(crate) fn open_own(above: impl AsFd, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    match rustix::fs::openat2(&above, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_XDEV) {
         // Before Linux 5.6 there is no openat2.
-        Err(Errno::NOSYS) => rustix::fs::openat(above, name, flags, Mode::empty()),
+        Err(Errno::NOSYS) => rustix::fs::openat(&above, name, flags, Mode::empty()),
         opened => opened,
     }
 }
